@@ -1,0 +1,237 @@
+"""From a command line to a checked configuration, and from there to a run and its closing words."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.strict_yaml import read_yaml
+
+HELP_FLAGS = ("-h", "--help", "--help_all", "--help-all")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a recipe runs with."""
+
+    recipe: str
+    path: Path | None  # the YAML file that it came from
+    values: dict[str, Any]  # exactly the keys that file, flags and caller gave, as plain values
+    script: Any  # the recipe's own dataclass
+    training: Any | None  # the TrainingArguments of its trainer
+    model: Any | None  # trl.ModelConfig
+
+
+def parse(
+    recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = None
+) -> Config:
+    """Reads a recipe's configuration strictly; flags win over the file, overrides over both.
+
+    Args:
+        recipe: Name of the recipe, e.g. "ppo".
+        argv: `[ACTION] [--config FILE] [--key value ...]`.
+        overrides: Values that a calling recipe sets, by key.
+
+    Returns:
+        The configuration with its dataclasses built and checked.
+
+    Raises:
+        UserError: The file or a flag is wrong; the text names key, value and remedy.
+    """
+    from recipes.lib.fields import fields_of
+
+    module = importlib.import_module(f"recipes.{recipe}")
+    argv, positional = _take_positional(module, list(argv))
+    argv, path = _take_config(argv)
+    file = read_yaml(path) if path else None
+    types = module.arguments()
+    fields = fields_of(types)
+    values = _file_values(recipe, path, file, fields)
+    values |= _flag_values(recipe, argv, types, fields)
+    values |= positional
+    values |= _override_values(recipe, overrides or {}, fields)
+    _check_positional(recipe, module, values)
+    script, training, model = _build(recipe, path, types, fields, values)
+    return Config(recipe, path, values, script, training, model)
+
+
+def launch(recipe: str, argv: list[str] | None) -> int:
+    """Runs a recipe from the command line.
+
+    Args:
+        recipe: Name of the recipe.
+        argv: The words after the recipe's name; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user, 130 for an interrupt.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word in HELP_FLAGS for word in argv):
+        return _help(recipe, everything="--help_all" in argv or "--help-all" in argv)
+    try:
+        return _run(recipe, argv)
+    except UserError as error:
+        print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rlhf {recipe}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _help(recipe: str, everything: bool) -> int:
+    from recipes.lib.help import print_help, print_live_help
+
+    if not print_help(recipe, everything):
+        print_live_help(recipe, everything)
+    return 0
+
+
+def _run(recipe: str, argv: list[str]) -> int:
+    from recipes.lib.closing import print_closing
+    from recipes.lib.quiet import hush, restore
+
+    hush()
+    config = parse(recipe, argv)
+    if config.values.get("log_level"):
+        restore(config.values["log_level"])
+    summary = importlib.import_module(f"recipes.{recipe}").run(config)
+    if os.environ.get("RANK", "0") == "0":
+        print_closing(config, summary)
+    return 0
+
+
+def _take_positional(module: ModuleType, argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    key = _positional_key(module)
+    if key is None or not argv or argv[0].startswith("-"):
+        return argv, {}
+    return argv[1:], {key: argv[0]}
+
+
+def _positional_key(module: ModuleType) -> str | None:
+    return "action" if hasattr(module, "ACTIONS") else getattr(module, "POSITIONAL", None)
+
+
+def _check_positional(recipe: str, module: ModuleType, values: dict[str, Any]) -> None:
+    key = _positional_key(module)
+    if key is None:
+        return
+    actions = getattr(module, "ACTIONS", None)
+    if not values.get(key):
+        what = "|".join(actions) if actions else key.upper()
+        raise UserError(f"{key} is missing; write rlhf {recipe} {what}.")
+    if actions and values[key] not in actions:
+        raise UserError(f"{key}={values[key]}: must be one of {', '.join(actions)}.")
+
+
+def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+    rest: list[str] = []
+    paths: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            paths.append(next(words, ""))
+        elif word.startswith("--config="):
+            paths.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    if len(paths) > 1:
+        raise UserError(f"--config {paths[1]}: --config is given twice; name one file.")
+    if paths and (not paths[0] or paths[0].startswith("--")):
+        raise UserError("--config: the file is missing; write --config FILE.")
+    return rest, Path(paths[0]) if paths else None
+
+
+def _file_values(recipe: str, path: Path | None, file: Any, fields: Any) -> dict[str, Any]:
+    from recipes.lib.flags import unknown_key
+
+    if file is None:
+        return {}
+    if "env" in file.values:
+        raise UserError(
+            f"env ({path}, line {file.lines['env']}): a configuration may not set environment "
+            "variables; set them in the shell."
+        )
+    values = {}
+    for key, value in file.values.items():
+        where = f"{path}, line {file.lines[key]}"
+        if key not in fields:
+            raise unknown_key(recipe, key, fields, f"{key} ({where})")
+        values[key] = _admit(fields[key], value, f" ({where})")
+    return values
+
+
+def _flag_values(
+    recipe: str, argv: list[str], types: tuple[type, ...], fields: Any
+) -> dict[str, Any]:
+    from recipes.lib.flags import read_flags
+
+    return read_flags(recipe, argv, types, fields) if argv else {}
+
+
+def _override_values(recipe: str, overrides: dict[str, Any], fields: Any) -> dict[str, Any]:
+    from recipes.lib.flags import unknown_key
+
+    for key in overrides:
+        if key not in fields:
+            raise unknown_key(recipe, key, fields, key)
+    return {key: _admit(fields[key], value, "") for key, value in overrides.items()}
+
+
+def _admit(field: Any, value: Any, where: str) -> Any:
+    from recipes.lib.fields import MismatchError, admit
+
+    try:
+        return admit(field, value)
+    except MismatchError as error:
+        raise UserError(f"{field.name}={_show(value)}{where}: {error}.") from error
+
+
+def _show(value: Any) -> str:
+    text = {None: "null", True: "true", False: "false"}[value] if _is_word(value) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _build(
+    recipe: str, path: Path | None, types: tuple[type, ...], fields: Any, values: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    from recipes.lib.defaults import with_defaults
+
+    absent = [field.name for field in fields.values() if field.required]
+    for name in absent:
+        if name not in values:
+            raise UserError(f"{name} is missing; set it in the file or with --{name}.")
+    if values.get("output_dir") == "":
+        raise UserError("output_dir='': must name a folder; leave the key out for the default.")
+    filled = with_defaults(recipe, path, types, values)
+    built = [_construct(cls, filled) for cls in types]
+    training = [item for item in built[1:] if _is_a(type(item), "TrainingArguments")]
+    model = [item for item in built[1:] if _is_a(type(item), "ModelConfig")]
+    return built[0], training[0] if training else None, model[0] if model else None
+
+
+def _construct(cls: type, values: dict[str, Any]) -> Any:
+    from recipes.lib.fields import fields_of
+
+    names = fields_of((cls,))
+    try:
+        return cls(**{key: value for key, value in values.items() if key in names})
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+        # A dataclass's own check: its text may run over several lines.
+        sentence = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{sentence or type(error).__name__}.") from error
+
+
+def _is_a(cls: type, name: str) -> bool:
+    # By name, so that a recipe without a trainer need not import transformers (7 s).
+    return any(base.__name__ == name for base in cls.__mro__)

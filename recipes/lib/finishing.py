@@ -1,0 +1,75 @@
+"""How a training recipe starts its trainer's steps and ends its run: batches, final/, report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.runs import Run, is_main_process
+
+
+def set_accumulation(training: Any, global_batch_size: int | None) -> None:
+    """Derive gradient accumulation from the batch of one optimizer step.
+
+    Args:
+        training: A TrainingArguments; its gradient_accumulation_steps is set.
+        global_batch_size: Rows in one optimizer step over all processes; None leaves things be.
+
+    Raises:
+        UserError: The micro-batches of all processes do not divide it.
+    """
+    if global_batch_size is None:
+        return
+    together = training.per_device_train_batch_size * training.world_size
+    if global_batch_size < 1 or global_batch_size % together:
+        raise UserError(
+            f"global_batch_size={global_batch_size}: not a multiple of {together} "
+            f"(per_device_train_batch_size {training.per_device_train_batch_size} on "
+            f"{training.world_size} processes); change one of them."
+        )
+    training.gradient_accumulation_steps = global_batch_size // together
+
+
+def checkpoint_of(run: Run, training: Any) -> str | None:
+    """The checkpoint to go on from: the run's newest, or the one that the user named."""
+    if run.checkpoint is not None:
+        return str(run.checkpoint)
+    return training.resume_from_checkpoint or None
+
+
+def save_final(trainer: Any, run: Run) -> None:
+    """Save model and tokenizer to final/, whole or not at all.
+
+    Args:
+        trainer: A transformers Trainer.
+        run: Its run.
+    """
+    partial = run.path / ".final.partial"
+    trainer.save_model(str(partial))
+    trainer.accelerator.wait_for_everyone()
+    if is_main_process():
+        if run.final.exists():
+            shutil.rmtree(run.final)
+        os.replace(partial, run.final)
+    trainer.accelerator.wait_for_everyone()
+
+
+def finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write summary.json and then the report, from the main process.
+
+    Args:
+        run: The run.
+        summary: Its numbers.
+
+    Returns:
+        The summary.
+    """
+    if is_main_process():
+        # Late, because it imports matplotlib.
+        from recipes.lib.report import write_report
+
+        run.write_summary(summary)
+        write_report(run.path)
+    return summary

@@ -1,0 +1,131 @@
+"""Reads command-line flags: the names come from TRL's TrlParser, the types from our own checks."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from trl import TrlParser
+
+from recipes.lib.errors import UserError
+from recipes.lib.fields import Field, MismatchError, from_text
+
+NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+class StrictParser(TrlParser):  # type: ignore[misc]  # trl ships no annotations
+    """TrlParser without abbreviations, exits and defaults: it returns only what was given."""
+
+    def __init__(self, types: tuple[type, ...]) -> None:
+        super().__init__(types, allow_abbrev=False, add_help=False)
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+            action.required = False
+            action.choices = None
+            if action.type is not None:
+                action.type = str  # argparse would hide our sentence; see _convert
+
+    def error(self, message: str) -> NoReturn:
+        """Turns argparse's complaint into ours.
+
+        Args:
+            message: What argparse found.
+
+        Raises:
+            UserError: Always.
+        """
+        found = re.match(r"argument (--[\w-]+)[^:]*: (.*)", message, re.DOTALL)
+        if not found:
+            raise UserError(f"{message}.")
+        flag, problem = found.groups()
+        if problem.startswith("expected"):
+            raise UserError(f"{flag}: a value is missing; write {flag} VALUE.")
+        raise UserError(f"{flag}: {problem}.")
+
+
+def read_flags(
+    recipe: str, argv: Sequence[str], types: tuple[type, ...], fields: dict[str, Field]
+) -> dict[str, Any]:
+    """Reads the flags of a command line.
+
+    Args:
+        recipe: Name of the recipe, for the messages.
+        argv: The words after the recipe's name, without `--config FILE` and without a positional.
+        types: The recipe's dataclasses.
+        fields: Their fields by name.
+
+    Returns:
+        The values of the flags that were given, by key.
+
+    Raises:
+        UserError: A flag is unknown, abbreviated, given twice, without its value or of a wrong
+            type, or a word belongs to no flag.
+    """
+    parser = StrictParser(types)
+    words = _join_negative_numbers(argv)
+    _check_names(recipe, words, parser._option_string_actions, fields)
+    namespace, rest = parser.parse_known_args(words)
+    if rest:
+        raise UserError(f"{rest[0]!r} belongs to no flag; write --key value.")
+    return {key: _convert(fields[key], raw) for key, raw in vars(namespace).items()}
+
+
+def unknown_key(recipe: str, key: str, known: Iterable[str], shown: str) -> UserError:
+    """Makes the error for a key that no dataclass has.
+
+    Args:
+        recipe: Name of the recipe.
+        key: The unknown key.
+        known: All keys of the recipe.
+        shown: How and where the user wrote it.
+
+    Returns:
+        The error; its text names the nearest known key where one is near.
+    """
+    names = sorted(known)
+    longer = sorted((name for name in names if key and name.startswith(key)), key=len)
+    near = longer[:1] or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if near:
+        return UserError(f"{shown}: {recipe} has no such key; the nearest is {near[0]}.")
+    return UserError(f"{shown}: {recipe} has no such key; see rlhf {recipe} --help_all.")
+
+
+def _convert(field: Field, raw: str | bool | list[str]) -> Any:
+    if isinstance(raw, bool):  # `--resume` and `--no_x` stand without a value
+        return raw
+    try:
+        if isinstance(raw, list):
+            return [from_text(field, text) for text in raw]
+        return from_text(field, raw)
+    except MismatchError as error:
+        text = " ".join(raw) if isinstance(raw, list) else raw
+        raise UserError(f"--{field.name} {text}: {error}.") from error
+
+
+def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
+    # argparse takes "-1e-5" for a flag; "--key=-1e-5" it takes for what it is.
+    words: list[str] = []
+    for word in argv:
+        if NEGATIVE_NUMBER.fullmatch(word) and words and re.fullmatch(r"--[^=]+", words[-1]):
+            words[-1] = f"{words[-1]}={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def _check_names(
+    recipe: str, words: Sequence[str], actions: dict[str, Any], fields: dict[str, Field]
+) -> None:
+    seen: dict[str, str] = {}
+    for word in words:
+        if not word.startswith("-") or NEGATIVE_NUMBER.fullmatch(word) or word == "-":
+            continue
+        flag = word.split("=", 1)[0]
+        if flag not in actions:
+            key = flag.lstrip("-").replace("-", "_")
+            raise unknown_key(recipe, key, fields, flag)
+        key = actions[flag].dest
+        if key in seen:
+            raise UserError(f"{flag}: {key} is already set by {seen[key]}; give it once.")
+        seen[key] = flag

@@ -1,0 +1,240 @@
+"""Completions for evaluation and feedback: batched, left-padded, seeded, from a clean config.
+
+Shapes: B sequences, T tokens (padded prompt), C completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from recipes.lib.errors import UserError
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion; `ids` ends with the EOS token if the model ended by itself."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[str]:
+    """Complete prompts and return the texts alone; see `sample`.
+
+    Returns:
+        One text per prompt, in the order of the prompts, without special tokens.
+    """
+    completions = sample(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return [completion.text for completion in completions]
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[Completion]:
+    """Complete prompts with plain sampling over the whole vocabulary, or greedily.
+
+    The model's own `generation_config` has no say: it is set aside and put back. Prompts are
+    batched by length, so that little is padded; texts come back in the order of the prompts.
+    The same seed and batch size give the same texts; the caller's random state is untouched.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        tokenizer: its tokenizer; neither its padding side nor its pad token is used or changed.
+        prompts: texts, or lists of messages (rendered with the generation prompt).
+        max_new_tokens: longest completion, tokens.
+        temperature: divides the logits; 0 means greedy.
+        seed: of the sampling.
+        batch_size: prompts at a time.
+
+    Returns:
+        One completion per prompt, in the order of the prompts.
+
+    Raises:
+        UserError: prompt and completion are longer than the model's context, or messages come
+            to a tokenizer without a chat template.
+    """
+    rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
+    _check_context(model, rows, max_new_tokens)
+    config = _generation_config(tokenizer, max_new_tokens, temperature)
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    ids: dict[int, list[int]] = {}
+    with _seeded(seed), _evaluating(model), _own_config_aside(model):
+        progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids.update(zip(batch, _generate(model, [rows[row] for row in batch], config)))
+            progress.update(len(batch))
+        progress.close()
+    return [
+        Completion(row, ids[index], completion_text(tokenizer, row, ids[index]))
+        for index, row in enumerate(rows)
+    ]
+
+
+def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of one prompt, as TRL's trainers make them.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: a text (the tokenizer adds its special tokens) or messages (its chat template
+            does, with the generation prompt).
+
+    Returns:
+        The token ids.
+
+    Raises:
+        UserError: messages, and the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "prompt: messages were given, but the model's tokenizer has no chat template; "
+            "train it with chat_template_path, or use plain text prompts."
+        )
+    rendered = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return list(rendered["input_ids"])
+
+
+def fits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, max_new_tokens: int
+) -> bool:
+    """Whether a prompt leaves room for a completion in the model's context."""
+    context = _context(model)
+    length = len(prompt_token_ids(tokenizer, prompt))
+    return context is None or length + max_new_tokens <= context
+
+
+def completion_text(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], completion_ids: list[int]
+) -> str:
+    """Text of a completion, with the space in front that many tokenizers drop at a beginning.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt_ids: tokens before the completion.
+        completion_ids: tokens of the completion.
+
+    Returns:
+        What the completion adds to the text of the prompt, without special tokens.
+    """
+    # By id: not every tokenizer counts its EOS among the special tokens that decoding skips.
+    completion_ids = [token for token in completion_ids if token != tokenizer.eos_token_id]
+    before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    whole = tokenizer.decode(prompt_ids + completion_ids, skip_special_tokens=True)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return tokenizer.decode(completion_ids, skip_special_tokens=True)
+
+
+def _generate(
+    model: PreTrainedModel, rows: list[list[int]], config: GenerationConfig
+) -> list[list[int]]:
+    width = max(map(len, rows))
+    pad = config.pad_token_id
+    ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
+            generation_config=config,
+        )
+    return [_until_eos(row, config.eos_token_id) for row in output[:, width:].tolist()]
+
+
+def _until_eos(ids: list[int], eos: int | None) -> list[int]:
+    return ids[: ids.index(eos) + 1] if eos in ids else ids
+
+
+def _generation_config(
+    tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
+) -> GenerationConfig:
+    eos = tokenizer.eos_token_id
+    # Any id does as padding: the attention mask hides it and completions are cut at the EOS.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos or 0
+    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": eos, "pad_token_id": pad}
+    if temperature == 0:
+        return GenerationConfig(do_sample=False, **ends)
+    # top_k=0: transformers' own default would cut the distribution at the 50 likeliest tokens.
+    return GenerationConfig(do_sample=True, temperature=temperature, top_k=0, top_p=1.0, **ends)
+
+
+def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int) -> None:
+    context = _context(model)
+    longest = max(map(len, rows), default=0)
+    if context is not None and longest + max_new_tokens > context:
+        raise UserError(
+            f"max_new_tokens={max_new_tokens}: the longest prompt has {longest} tokens and the "
+            f"model's context {context}; lower max_new_tokens or shorten the prompts."
+        )
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _own_config_aside(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills every field that a config leaves open from the model's own config."""
+    holders = [model] if not hasattr(model, "peft_config") else [model, model.get_base_model()]
+    own = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = GenerationConfig()
+        yield
+    finally:
+        for holder, config in zip(holders, own):
+            holder.generation_config = config

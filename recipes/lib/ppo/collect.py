@@ -1,0 +1,371 @@
+"""Collecting episodes: sample, score, and turn scores into what the objective needs.
+
+Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded right), F functions.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch import Tensor
+
+from recipes.lib.backbone import reference_logits
+from recipes.lib.errors import UserError
+from recipes.lib.ppo.objective import logps_and_entropy
+from recipes.lib.ppo.prompts import Prompts, completion_texts
+from recipes.lib.ppo.returns import (
+    KLController,
+    RunningMoments,
+    advantages_and_returns,
+    token_rewards,
+    whiten,
+)
+from recipes.lib.ppo.rollouts import Rollout, prompt_index
+from recipes.lib.ppo.sampling import episode_uniforms, sample
+from recipes.lib.rewards import RewardFunction, function_name, score
+
+# Evaluation has its own noise: the same episode numbers under another seed.
+EVALUATION_SEED = 1 << 62
+
+
+@dataclass
+class Episode:
+    """One prompt and what was said to it.
+
+    Args:
+        row: Row of the prompt in its data set.
+        prompt_ids: Token ids of the prompt.
+        completion_ids: Token ids of the completion, the stop token included.
+        text: The completion as text.
+        score: Weighted sum of the rewards.
+        said: What each function said, NaN where it does not apply.
+        logps: Log-probabilities of the policy that sampled, nats per token.
+        ref_logps: Those of the reference.
+        values: Values of the critic.
+    """
+
+    row: int
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    text: str = ""
+    score: float = 0.0
+    said: tuple[float, ...] = ()
+    logps: Tensor | None = None
+    ref_logps: Tensor | None = None
+    values: Tensor | None = None
+
+
+class Collector:
+    """Collects the episodes of a PPOTrainer.
+
+    Args:
+        trainer: The trainer: its models, tokenizer, configuration and accelerator are used.
+        functions: Reward functions.
+        prompts: Prompts to train on.
+    """
+
+    def __init__(
+        self, trainer: Any, functions: Sequence[RewardFunction], prompts: Prompts
+    ) -> None:
+        self.trainer = trainer
+        self.functions = list(functions)
+        self.prompts = prompts
+        self.weights = trainer.args.reward_weights or [1.0] * len(self.functions)
+        if len(self.weights) != len(self.functions):
+            raise UserError(
+                f"reward_weights={self.weights} has {len(self.weights)} entries for "
+                f"{len(self.functions)} reward_funcs; give one for each."
+            )
+        args, tokenizer = trainer.args, trainer.processing_class
+        self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
+        self.moments = RunningMoments()
+        self.stop_token_id = _stop_token_id(tokenizer, args.stop_token)
+        has_pad = tokenizer.pad_token_id is not None
+        self.pad_token_id = tokenizer.pad_token_id if has_pad else self.stop_token_id
+        self.metrics: dict[str, float] = {}
+        self.samples: list[dict[str, Any]] = []
+        self.finished_at = time.monotonic()
+
+    def rollout(self, number: int) -> Rollout:
+        """Make a rollout; every process returns the whole of it.
+
+        Args:
+            number: Number of the rollout in the run.
+
+        Returns:
+            The rollout.
+        """
+        args = self.trainer.args
+        start = time.monotonic()
+        first = number * args.rollout_batch_size
+        share = args.rollout_batch_size // args.world_size
+        begin = first + args.process_index * share
+        numbers = range(begin, begin + share)
+        rows = [
+            prompt_index(args.seed, n // args.num_generations, len(self.prompts)) for n in numbers
+        ]
+        uniforms_BC = episode_uniforms(args.seed, numbers, args.max_completion_length)
+        mine = self.sample(self.prompts, rows, uniforms_BC)
+        sampled = time.monotonic()
+        self.score(self.prompts, mine)
+        episodes: list[Episode] = gather_object(mine)
+        rollout = self._finish(episodes)
+        self.finished_at = time.monotonic()
+        self.metrics["time/sampling"] = sampled - start
+        self.metrics["time/scoring"] = self.finished_at - sampled
+        self._keep_samples(first, episodes)
+        return rollout
+
+    def sample(
+        self, prompts: Prompts, rows: Sequence[int], uniforms_BC: Tensor | None
+    ) -> list[Episode]:
+        """Sample one completion for each row, prompts of like length together.
+
+        Args:
+            prompts: The prompts.
+            rows: Row of each episode's prompt.
+            uniforms_BC: Noise of each episode; None for the most probable tokens.
+
+        Returns:
+            The episodes, in the order of the rows, without scores.
+        """
+        args = self.trainer.args
+        model = self.trainer.actor_critic.policy
+        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        episodes = [Episode(row, prompts.ids[row], []) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(episodes[i].prompt_ids))
+        for start in range(0, len(order), args.sampling_batch_size):
+            batch = order[start : start + args.sampling_batch_size]
+            ids_BP, mask_BP = _pad_left(
+                [episodes[i].prompt_ids for i in batch], self.pad_token_id, args.device
+            )
+            with self.trainer.accelerator.autocast():
+                ids_BC, mask_BC = sample(
+                    model,
+                    ids_BP,
+                    mask_BP,
+                    uniforms_BC[batch] if uniforms_BC is not None else None,
+                    args.max_completion_length,
+                    args.temperature,
+                    self.stop_token_id,
+                    self.pad_token_id,
+                )
+            for i, ids_C, mask_C in zip(batch, ids_BC.tolist(), mask_BC.sum(1).tolist(), strict=True):
+                episodes[i].completion_ids = ids_C[:mask_C]
+        return episodes
+
+    @torch.no_grad()
+    def score(self, prompts: Prompts, episodes: list[Episode]) -> None:
+        """Fill in texts, rewards, log-probabilities and values of episodes."""
+        self._reward(prompts, episodes)
+        args, model = self.trainer.args, self.trainer.actor_critic
+        model.eval()
+        order = sorted(
+            range(len(episodes)),
+            key=lambda i: len(episodes[i].prompt_ids) + len(episodes[i].completion_ids),
+        )
+        for start in range(0, len(order), args.scoring_batch_size):
+            batch = [episodes[i] for i in order[start : start + args.scoring_batch_size]]
+            ids_BP, mask_BP = _pad_left(
+                [e.prompt_ids for e in batch], self.pad_token_id, args.device
+            )
+            ids_BC, mask_BC = _pad_right(
+                [e.completion_ids for e in batch], self.pad_token_id, args.device
+            )
+            ids = torch.cat([ids_BP, ids_BC], dim=1)
+            mask = torch.cat([mask_BP, mask_BC], dim=1)
+            with self.trainer.accelerator.autocast():
+                logits, values_BC = model(ids, mask, ids_BC.shape[1])
+                ref_logits = reference_logits(
+                    model.policy, self.trainer.reference, ids, mask, ids_BC.shape[1]
+                )
+            logps_BC, _ = logps_and_entropy(logits, ids_BC, args.temperature)
+            ref_logps_BC, _ = logps_and_entropy(ref_logits, ids_BC, args.temperature)
+            for row, episode in enumerate(batch):
+                length = len(episode.completion_ids)
+                episode.logps = logps_BC[row, :length].cpu()
+                episode.ref_logps = ref_logps_BC[row, :length].cpu()
+                episode.values = values_BC[row, :length].cpu()
+
+    def _reward(self, prompts: Prompts, episodes: list[Episode]) -> None:
+        if not episodes:
+            return
+        texts = completion_texts(
+            self.trainer.processing_class,
+            [e.prompt_ids for e in episodes],
+            [e.completion_ids for e in episodes],
+        )
+        rows = [e.row for e in episodes]
+        asked = [prompts.data[row]["prompt"] for row in rows]
+        spoken = isinstance(asked[0], list)
+        said = [[{"role": "assistant", "content": t}] for t in texts] if spoken else texts
+        total_B, said_BF = score(
+            self.functions,
+            self.weights,
+            asked,
+            said,
+            [e.completion_ids for e in episodes],
+            prompts.columns(rows),
+        )
+        for i, episode in enumerate(episodes):
+            episode.text = texts[i]
+            episode.score = total_B[i].item()
+            episode.said = tuple(said_BF[i].tolist())
+
+    def _finish(self, episodes: list[Episode]) -> Rollout:
+        """From the episodes of all processes to one rollout; the same on each of them."""
+        args = self.trainer.args
+        ids_BP, mask_BP = _pad_left([e.prompt_ids for e in episodes], self.pad_token_id, "cpu")
+        ids_BC, mask_BC = _pad_right([e.completion_ids for e in episodes], self.pad_token_id, "cpu")
+        logps_BC = _stack([e.logps for e in episodes])
+        ref_logps_BC = _stack([e.ref_logps for e in episodes])
+        values_BC = _stack([e.values for e in episodes])
+        scores_B = self.penalised(episodes)
+        rewards_BC, kl_BC = token_rewards(
+            scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value
+        )
+        if args.whiten_rewards:
+            rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
+        advantages_BC, returns_BC = advantages_and_returns(
+            rewards_BC, values_BC, mask_BC, args.gamma, args.lam
+        )
+        self.metrics = self._describe(episodes, scores_B, kl_BC, logps_BC, mask_BC) | {
+            "val/explained_variance": _explained(values_BC, returns_BC, mask_BC)
+        }
+        self.kl.update(self.metrics["objective/kl"], len(episodes))
+        return Rollout(
+            prompt_ids=ids_BP,
+            prompt_mask=mask_BP,
+            completion_ids=ids_BC,
+            completion_mask=mask_BC,
+            old_logps=logps_BC,
+            ref_logps=ref_logps_BC,
+            old_values=values_BC,
+            advantages=whiten(advantages_BC, mask_BC),
+            returns=returns_BC,
+        )
+
+    def penalised(self, episodes: Sequence[Episode]) -> Tensor:
+        """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""
+        args = self.trainer.args
+        scores_B = torch.tensor([e.score for e in episodes])
+        if args.normalize_rewards:
+            self.moments.update(scores_B)
+            scores_B = scores_B / self.moments.std
+        if args.reward_clip is not None:
+            scores_B = scores_B.clamp(-args.reward_clip, args.reward_clip)
+        if args.missing_eos_penalty is not None:
+            scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))
+        return scores_B
+
+    def ended(self, episodes: Sequence[Episode]) -> Tensor:
+        """1 for each episode whose completion ends with the stop token."""
+        return torch.tensor([float(e.completion_ids[-1] == self.stop_token_id) for e in episodes])
+
+    def _describe(
+        self,
+        episodes: Sequence[Episode],
+        scores_B: Tensor,
+        kl_BC: Tensor,
+        logps_BC: Tensor,
+        mask_BC: Tensor,
+    ) -> dict[str, float]:
+        kl = kl_BC.sum(1).mean().item()
+        non_score = -self.kl.value * kl
+        said_BF = torch.tensor([e.said for e in episodes])
+        metrics = {
+            "objective/kl": kl,
+            "objective/kl_coef": self.kl.value,
+            "objective/entropy": -(logps_BC * mask_BC).sum(1).mean().item(),
+            "objective/non_score_reward": non_score,
+            "objective/rlhf_reward": scores_B.mean().item() + non_score,
+            "objective/scores": scores_B.mean().item(),
+            "objective/scores_std": scores_B.std(correction=0).item(),
+            "objective/raw_scores": sum(e.score for e in episodes) / len(episodes),
+            "objective/completion_length": mask_BC.sum(1).float().mean().item(),
+            "objective/eos_fraction": self.ended(episodes).mean().item(),
+        }
+        if len(self.functions) > 1:
+            for i, function in enumerate(self.functions):
+                metrics[f"rewards/{function_name(function)}"] = said_BF[:, i].nanmean().item()
+        return metrics
+
+    def evaluate(self, prompts: Prompts, seed: int) -> dict[str, float]:
+        """Score what the policy says to held-out prompts.
+
+        Args:
+            prompts: The prompts.
+            seed: Seed of the noise; with it the same at every evaluation.
+
+        Returns:
+            Mean score, KL (nats per completion) and length at the temperature of training, and the
+            mean score of the most probable completions.
+        """
+        args = self.trainer.args
+        rows = range(args.process_index, len(prompts), args.world_size)
+        uniforms_BC = episode_uniforms(seed, rows, args.max_completion_length)
+        sampled = self.sample(prompts, rows, uniforms_BC)
+        greedy = self.sample(prompts, rows, None)
+        self.score(prompts, sampled)
+        self._reward(prompts, greedy)
+        sampled, greedy = gather_object(sampled), gather_object(greedy)
+        return {
+            "scores": sum(e.score for e in sampled) / len(sampled),
+            "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
+            "completion_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),
+            "greedy_scores": sum(e.score for e in greedy) / len(greedy),
+        }
+
+    def _keep_samples(self, first: int, episodes: Sequence[Episode], num_kept: int = 4) -> None:
+        tokenizer = self.trainer.processing_class
+        self.samples = [
+            {
+                "episode": first + i,
+                "prompt": tokenizer.decode(e.prompt_ids, skip_special_tokens=True),
+                "completion": e.text,
+                "score": e.score,
+                "kl": (e.logps - e.ref_logps).sum().item(),  # type: ignore[operator]
+                "num_tokens": len(e.completion_ids),
+            }
+            for i, e in enumerate(episodes[:num_kept])
+        ]
+
+
+def _stop_token_id(tokenizer: Any, stop_token: str | None) -> int:
+    if stop_token is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no eos token; set stop_token.")
+        return int(tokenizer.eos_token_id)
+    token_id = tokenizer.get_vocab().get(stop_token)
+    if token_id is None:
+        raise UserError(f"stop_token={stop_token!r} is not in the vocabulary of the tokenizer.")
+    return int(token_id)
+
+
+def _pad_left(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def _pad_right(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def _stack(rows: list[Any]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _explained(values_BC: Tensor, returns_BC: Tensor, mask_BC: Tensor) -> float:
+    """Share of the returns' variance that the values explain; 1 is perfect, 0 no better than a mean."""
+    kept = mask_BC.bool()
+    residual = (returns_BC - values_BC)[kept].var(correction=0)
+    return 1.0 - (residual / returns_BC[kept].var(correction=0).clamp(min=1e-8)).item()

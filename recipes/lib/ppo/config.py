@@ -1,0 +1,232 @@
+"""Arguments of PPO, on top of those of every transformers Trainer."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from recipes.lib.errors import UserError
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    """Configuration of PPOTrainer.
+
+    Names are those of TRL 1.12's PPOConfig where it had one. `per_device_train_batch_size` is the
+    micro-batch; the accumulation follows from `rollout_batch_size / num_mini_batches`, the micro-batch
+    and the number of processes. KL is in nats, lengths are in tokens.
+
+    Raises:
+        UserError: A value is out of its range, or batches do not divide.
+    """
+
+    # Defaults of TrainingArguments that do not fit a PPO run.
+    learning_rate: float = field(
+        default=3e-6, metadata={"help": "Learning rate of the policy at the start."}
+    )
+    adam_epsilon: float = field(
+        default=1e-5,  # lm-human-preferences and its successors; 1e-8 makes the first steps wild
+        metadata={"help": "Epsilon of Adam."},
+    )
+    logging_steps: float | None = field(
+        default=None,
+        metadata={"help": "Optimizer steps between two logs; default: those of one rollout."},
+    )
+    gradient_accumulation_steps: int | None = field(
+        default=None, metadata={"help": "Derived from the batch sizes; do not set it."}
+    )
+    report_to: str | list[str] | None = field(
+        default="none", metadata={"help": "Trackers to report to: tensorboard, trackio, wandb."}
+    )
+
+    # Episodes and batches.
+    total_episodes: int = field(
+        default=10_240, metadata={"help": "Completions to sample over the whole run."}
+    )
+    rollout_batch_size: int = field(
+        default=64, metadata={"help": "Episodes of one rollout, all processes together."}
+    )
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
+    num_mini_batches: int = field(
+        default=1, metadata={"help": "Optimizer steps in each pass over a rollout."}
+    )
+    num_generations: int = field(
+        default=1, metadata={"help": "Completions sampled for each prompt of a rollout."}
+    )
+    sampling_batch_size: int = field(
+        default=64, metadata={"help": "Prompts in one batch of sampling, per process."}
+    )
+    scoring_batch_size: int = field(
+        default=32,
+        metadata={"help": "Sequences in one batch of log-probabilities, values and rewards."},
+    )
+
+    # Sampling.
+    max_prompt_length: int = field(
+        default=512, metadata={"help": "Longest prompt in tokens; a longer one is an error."}
+    )
+    max_completion_length: int = field(
+        default=53, metadata={"help": "Most tokens sampled for a completion."}
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "Temperature of sampling, and of every log-probability."},
+    )
+    stop_token: str | None = field(
+        default=None,
+        metadata={"help": "Token that ends a completion; default: the tokenizer's eos token."},
+    )
+    missing_eos_penalty: float | None = field(
+        default=None,
+        metadata={"help": "Subtracted from the score of a completion that was cut off."},
+    )
+
+    # Reward.
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function; default: 1 each."}
+    )
+    reward_clip: float | None = field(
+        default=None, metadata={"help": "Clip each score to plus or minus this value."}
+    )
+    normalize_rewards: bool = field(
+        default=False,
+        metadata={"help": "Divide scores by their running standard deviation."},
+    )
+    whiten_rewards: bool = field(
+        default=False, metadata={"help": "Scale token rewards to variance 1, keeping their mean."}
+    )
+    kl_coef: float = field(
+        default=0.05, metadata={"help": "Weight of the KL to the reference in the reward."}
+    )
+    kl_estimator: str = field(
+        default="k1",
+        metadata={"help": "Estimator of the KL in the reward.", "choices": ["k1", "k3"]},
+    )
+    target_kl: float | None = field(
+        default=None,
+        metadata={"help": "KL (nats per completion) that an adaptive kl_coef steers to."},
+    )
+    kl_horizon: int = field(
+        default=10_000, metadata={"help": "Episodes over which an adaptive kl_coef reacts."}
+    )
+
+    # Objective.
+    gamma: float = field(default=1.0, metadata={"help": "Discount of rewards, per token."})
+    lam: float = field(default=0.95, metadata={"help": "Lambda of the advantage estimation."})
+    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy ratio."})
+    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+
+    # Critic and policy.
+    critic: str = field(
+        default="model",
+        metadata={
+            "help": "head: a value head on the policy's trunk; model: a model of its own.",
+            "choices": ["head", "model"],
+        },
+    )
+    critic_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where a critic of its own starts from, such as a reward run; default: the "
+            "policy's trunk with a zero head."
+        },
+    )
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the critic; default: learning_rate."}
+    )
+    critic_warmup_rollouts: int = field(
+        default=0, metadata={"help": "Rollouts at the start that train the critic alone."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Set every dropout of policy, critic and reward to 0."}
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Further arguments of the chat template."}
+    )
+    log_completions: bool = field(
+        default=False, metadata={"help": "Keep a few completions of every logged rollout."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges and derive accumulation, number of steps and logging interval."""
+        self._check_ranges()
+        given_accumulation = self.gradient_accumulation_steps
+        self.gradient_accumulation_steps = 1
+        self.remove_unused_columns = False
+        # The stream knows where it stood; skipping batches would make the rollouts again.
+        self.ignore_data_skip = True
+        self.max_steps = self.num_rollouts * self.steps_per_rollout
+        if self.logging_steps is None:
+            self.logging_steps = self.steps_per_rollout
+        super().__post_init__()
+        self.gradient_accumulation_steps = self._derived_accumulation()
+        if given_accumulation not in (None, self.gradient_accumulation_steps):
+            raise UserError(
+                f"gradient_accumulation_steps={given_accumulation} is not "
+                f"{self.gradient_accumulation_steps}, which follows from the batch sizes; leave it out."
+            )
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps that one rollout is used for."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def num_rollouts(self) -> int:
+        """Rollouts of the whole run."""
+        return self.total_episodes // self.rollout_batch_size
+
+    def _derived_accumulation(self) -> int:
+        mini_batch = self.rollout_batch_size // self.num_mini_batches
+        micro_batch = self.per_device_train_batch_size * self.world_size
+        if mini_batch % micro_batch:
+            raise UserError(
+                f"per_device_train_batch_size={self.per_device_train_batch_size} on "
+                f"{self.world_size} process(es) does not divide the mini-batch of {mini_batch} "
+                "episodes (rollout_batch_size / num_mini_batches); use "
+                f"{math.gcd(mini_batch // math.gcd(mini_batch, self.world_size), mini_batch)}"
+                " or a divisor of it."
+                if mini_batch % self.world_size == 0
+                else f"rollout_batch_size / num_mini_batches = {mini_batch} does not divide among "
+                f"{self.world_size} processes; use a multiple of {self.world_size}."
+            )
+        return mini_batch // micro_batch
+
+    def _check_ranges(self) -> None:
+        whole = "total_episodes rollout_batch_size num_ppo_epochs num_mini_batches num_generations "
+        whole += "sampling_batch_size scoring_batch_size max_prompt_length max_completion_length "
+        whole += "kl_horizon per_device_train_batch_size"
+        for key in whole.split():
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}={getattr(self, key)} must be at least 1.")
+        for key in ("temperature", "cliprange", "cliprange_value"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"{key}={getattr(self, key)} must be above 0.")
+        for key in ("gamma", "lam"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UserError(f"{key}={getattr(self, key)} must lie between 0 and 1.")
+        for key in ("kl_coef", "vf_coef", "critic_warmup_rollouts"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{key}={getattr(self, key)} must not be negative.")
+        for key, divisor in (
+            ("total_episodes", "rollout_batch_size"),
+            ("rollout_batch_size", "num_mini_batches"),
+            ("rollout_batch_size", "num_generations"),
+        ):
+            if getattr(self, key) % getattr(self, divisor):
+                raise UserError(
+                    f"{key}={getattr(self, key)} is no multiple of "
+                    f"{divisor}={getattr(self, divisor)}; change one of them."
+                )
+        if self.kl_estimator != "k1":
+            raise UserError(
+                f"kl_estimator={self.kl_estimator} in the reward biases the gradient of the KL; "
+                "use k1."
+            )
+        if self.critic_model_name_or_path is not None and self.critic != "model":
+            raise UserError(
+                f"critic_model_name_or_path={self.critic_model_name_or_path} needs critic=model, "
+                f"not critic={self.critic}."
+            )

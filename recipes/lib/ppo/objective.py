@@ -1,0 +1,111 @@
+"""What PPO minimises: pure functions of log-probabilities and values.
+
+Shapes: B episodes, C completion tokens, V vocabulary. Masks are 1 where a token counts. Every loss is
+a sum over tokens divided by a given count, so that any split of a batch gives the same gradient.
+"""
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0  # beyond it exp() is on its way to infinity, and the clip decides anyway
+
+
+def logps_and_entropy(
+    logits_BCV: Tensor, ids_BC: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token and entropy of each distribution, in fp32.
+
+    Args:
+        logits_BCV: Logits that predict each token.
+        ids_BC: The tokens.
+        temperature: Temperature they were sampled at.
+
+    Returns:
+        Log-probabilities and entropies, nats per token.
+    """
+    scaled_BCV = logits_BCV.float() / temperature
+    log_normaliser_BC = scaled_BCV.logsumexp(-1)
+    picked_BC = scaled_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
+    with torch.no_grad():
+        mean_logit_BC = (scaled_BCV.softmax(-1) * scaled_BCV).sum(-1)
+    # Only an entropy bonus needs its gradient; entropy() below gives that one.
+    return picked_BC - log_normaliser_BC, log_normaliser_BC.detach() - mean_logit_BC
+
+
+def entropy(logits_BCV: Tensor, temperature: float) -> Tensor:
+    """Entropy of each distribution with its gradient, nats per token."""
+    log_probs_BCV = (logits_BCV.float() / temperature).log_softmax(-1)
+    return -(log_probs_BCV.exp() * log_probs_BCV).sum(-1)
+
+
+def policy_loss(
+    logps_BC: Tensor,
+    old_logps_BC: Tensor,
+    advantages_BC: Tensor,
+    mask_BC: Tensor,
+    cliprange: float,
+    num_tokens: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate objective.
+
+    Args:
+        logps_BC: Log-probabilities of the policy, nats.
+        old_logps_BC: Those of the policy that sampled.
+        advantages_BC: Advantages.
+        mask_BC: 1 where a token counts.
+        cliprange: Clip range of the ratio.
+        num_tokens: Tokens of the whole optimizer step, over accumulation and processes.
+
+    Returns:
+        The loss, and sums over tokens of clip fraction, approximate KL and ratio.
+
+    Source:
+        Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equation 7.
+    """
+    log_ratio_BC = (logps_BC - old_logps_BC).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) * mask_BC
+    ratio_BC = log_ratio_BC.exp()
+    clipped_BC = ratio_BC.clamp(1.0 - cliprange, 1.0 + cliprange)
+    loss_BC = torch.max(-advantages_BC * ratio_BC, -advantages_BC * clipped_BC)
+    with torch.no_grad():
+        hit_BC = -advantages_BC * clipped_BC > -advantages_BC * ratio_BC
+        sums = {
+            "policy/clipfrac_avg": (hit_BC * mask_BC).sum(),
+            "policy/approxkl_avg": 0.5 * (log_ratio_BC.square() * mask_BC).sum(),
+            "val/ratio": (ratio_BC * mask_BC).sum(),
+        }
+    return (loss_BC * mask_BC).sum() / num_tokens, sums
+
+
+def value_loss(
+    values_BC: Tensor,
+    old_values_BC: Tensor,
+    returns_BC: Tensor,
+    mask_BC: Tensor,
+    cliprange_value: float,
+    num_tokens: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Half the squared error of the values, clipped around those of the rollout.
+
+    Args:
+        values_BC: Values of the critic.
+        old_values_BC: Its values when the rollout was made.
+        returns_BC: What it should predict.
+        mask_BC: 1 where a token counts.
+        cliprange_value: Clip range of the values.
+        num_tokens: Tokens of the whole optimizer step, over accumulation and processes.
+
+    Returns:
+        The loss, and the sum over tokens of the clip fraction.
+
+    Source:
+        The clipping is that of lm-human-preferences; it is not in the PPO paper.
+    """
+    clipped_BC = old_values_BC + (values_BC - old_values_BC).clamp(
+        -cliprange_value, cliprange_value
+    )
+    error_BC = (values_BC - returns_BC).square()
+    clipped_error_BC = (clipped_BC - returns_BC).square()
+    loss_BC = 0.5 * torch.max(error_BC, clipped_error_BC)
+    with torch.no_grad():
+        sums = {"val/clipfrac_avg": ((clipped_error_BC > error_BC) * mask_BC).sum()}
+    return (loss_BC * mask_BC).sum() / num_tokens, sums

@@ -1,0 +1,144 @@
+"""From scores to advantages: pure functions on a whole rollout.
+
+Shapes: B episodes, C completion tokens. Masks are 1 where a token counts.
+"""
+
+import torch
+from torch import Tensor
+
+
+def token_rewards(
+    scores_B: Tensor,
+    logps_BC: Tensor,
+    ref_logps_BC: Tensor,
+    completion_mask_BC: Tensor,
+    kl_coef: float,
+) -> tuple[Tensor, Tensor]:
+    """Reward of each token: the KL penalty everywhere, the score on the last token.
+
+    Args:
+        scores_B: Score of each episode.
+        logps_BC: Log-probabilities of the policy that sampled, nats.
+        ref_logps_BC: Log-probabilities of the reference, nats.
+        completion_mask_BC: 1 up to and including the token that ended the completion.
+        kl_coef: Weight of the KL.
+
+    Returns:
+        The token rewards and the KL of each token (k1 estimator, nats).
+
+    Source:
+        Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", equation 2.
+    """
+    kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC
+    rewards_BC = -kl_coef * kl_BC
+    last_B = completion_mask_BC.sum(1).long() - 1
+    rows_B = torch.arange(len(scores_B), device=scores_B.device)
+    rewards_BC[rows_B, last_B] += scores_B
+    return rewards_BC, kl_BC
+
+
+def advantages_and_returns(
+    rewards_BC: Tensor, values_BC: Tensor, completion_mask_BC: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation; the end of a completion is terminal.
+
+    Args:
+        rewards_BC: Reward of each token.
+        values_BC: Value of the state before each token.
+        completion_mask_BC: 1 where a token counts; what lies behind has no influence.
+        gamma: Discount per token.
+        lam: Lambda of the estimator.
+
+    Returns:
+        Advantages and returns, both 0 behind the end.
+
+    Source:
+        Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage
+        Estimation", equation 16.
+    """
+    values_BC = torch.where(completion_mask_BC.bool(), values_BC, 0.0)
+    rewards_BC = torch.where(completion_mask_BC.bool(), rewards_BC, 0.0)
+    advantages_BC = torch.zeros_like(rewards_BC)
+    next_value_B = torch.zeros_like(rewards_BC[:, 0])
+    advantage_B = torch.zeros_like(rewards_BC[:, 0])
+    for t in reversed(range(rewards_BC.shape[1])):
+        delta_B = rewards_BC[:, t] + gamma * next_value_B - values_BC[:, t]
+        advantage_B = (delta_B + gamma * lam * advantage_B) * completion_mask_BC[:, t]
+        advantages_BC[:, t] = advantage_B
+        next_value_B = values_BC[:, t]
+    return advantages_BC, (advantages_BC + values_BC) * completion_mask_BC
+
+
+def whiten(values_BC: Tensor, mask_BC: Tensor, shift_mean: bool = True) -> Tensor:
+    """Scale to variance 1 over the tokens of the mask.
+
+    Args:
+        values_BC: What to scale.
+        mask_BC: 1 where a token counts.
+        shift_mean: Whether the mean becomes 0; else it stays, and with it the sign of a reward.
+
+    Returns:
+        The scaled values, 0 outside the mask.
+
+    Source:
+        lm-human-preferences; the variance is the biased one (divided by n), so one token is fine.
+    """
+    count = mask_BC.sum()
+    mean = (values_BC * mask_BC).sum() / count
+    variance = ((values_BC - mean).square() * mask_BC).sum() / count
+    whitened_BC = (values_BC - mean) * torch.rsqrt(variance + 1e-8)
+    if not shift_mean:
+        whitened_BC = whitened_BC + mean
+    return whitened_BC * mask_BC
+
+
+class KLController:
+    """Weight of the KL: fixed, or steered towards a target.
+
+    Args:
+        kl_coef: Weight at the start.
+        target_kl: KL to steer to in nats per completion; None keeps the weight.
+        horizon: Episodes over which the weight reacts.
+
+    Source:
+        Ziegler et al. 2019, section 2.2: the proportional error is clipped to 0.2.
+    """
+
+    def __init__(self, kl_coef: float, target_kl: float | None, horizon: int) -> None:
+        self.value = kl_coef
+        self.target_kl = target_kl
+        self.horizon = horizon
+
+    def update(self, kl: float, num_episodes: int) -> None:
+        """Take note of a rollout's mean KL (nats per completion) over its episodes."""
+        if self.target_kl is not None:
+            error = min(max(kl / self.target_kl - 1.0, -0.2), 0.2)
+            self.value *= 1.0 + error * num_episodes / self.horizon
+
+
+class RunningMoments:
+    """Mean and variance of all scores so far, in one pass over batches.
+
+    Source:
+        Chan, Golub, LeVeque 1979, updating formulae for a pairwise algorithm.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self.mean = 0.0
+        self.sum_of_squares = 0.0
+
+    def update(self, scores_B: Tensor) -> None:
+        """Add a batch of scores."""
+        scores_B = scores_B.double()
+        count, mean = len(scores_B), scores_B.mean().item()
+        delta, total = mean - self.mean, self.count + count
+        self.sum_of_squares += (scores_B - mean).square().sum().item()
+        self.sum_of_squares += delta**2 * self.count * count / total
+        self.mean += delta * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """Standard deviation; 1 until two different scores were seen."""
+        return (self.sum_of_squares / self.count) ** 0.5 if self.sum_of_squares > 0 else 1.0

@@ -1,0 +1,150 @@
+"""Rollouts, and the stream of micro-batches that is the training dataloader of PPO.
+
+Every process holds the whole rollout (a few megabytes of ids and numbers), whoever sampled which part
+of it. So shuffles, whitening and KL control are global without a reduction, and the mini-batches are
+the same for any number of processes.
+
+Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded right).
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.runs import write_json
+
+SHUFFLE_KEY = 0x5_4FF1E  # keeps the shuffles apart from the sampling noise of the same seed
+PROMPT_KEY = 0x9_2011
+
+
+@dataclass
+class Rollout:
+    """A batch of episodes with all that the objective needs, on the CPU.
+
+    Args:
+        prompt_ids: (B, P).
+        prompt_mask: (B, P), 1 where a prompt token is.
+        completion_ids: (B, C).
+        completion_mask: (B, C), 1 up to and including the token that ended the completion.
+        old_logps: (B, C), nats, of the policy that sampled.
+        ref_logps: (B, C), nats.
+        old_values: (B, C), of the critic before the updates.
+        advantages: (B, C), whitened.
+        returns: (B, C).
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    old_logps: Tensor
+    ref_logps: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """Some episodes, without the columns in which none of them has a token."""
+        batch = {name: getattr(self, name)[index] for name in names()}
+        first = int(batch["prompt_mask"].argmax(1).min())
+        width = int(batch["completion_mask"].sum(1).max())
+        for name, tensor in batch.items():
+            batch[name] = tensor[:, first:] if name.startswith("prompt") else tensor[:, :width]
+        return batch
+
+
+def names() -> list[str]:
+    """Names of a rollout's tensors."""
+    return [field.name for field in fields(Rollout)]
+
+
+def prompt_index(seed: int, position: int, num_prompts: int) -> int:
+    """Which prompt stands at a position of the endless sequence of shuffled passes.
+
+    Args:
+        seed: Seed of the run.
+        position: 0 for the first prompt of the run.
+        num_prompts: Prompts in the data set.
+
+    Returns:
+        Index into the data set, a function of the arguments alone.
+    """
+    epoch, offset = divmod(position, num_prompts)
+    return int(permutation(seed, PROMPT_KEY, epoch, num_prompts)[offset])
+
+
+@functools.lru_cache(maxsize=8)
+def permutation(seed: int, key: int, number: int, size: int) -> np.ndarray:
+    """A shuffle of range(size) that depends on the arguments alone."""
+    return np.random.default_rng([seed % 2**64, key, number]).permutation(size)
+
+
+class RolloutStream:
+    """Makes rollouts when they are needed and yields their micro-batches, epoch after epoch.
+
+    It is handed to Trainer as it is: accelerate's wrappers would read one batch ahead, and the next
+    rollout would be sampled before the last update of this one.
+
+    Args:
+        args: The configuration.
+        make_rollout: Makes the rollout of a number.
+    """
+
+    def __init__(self, args: PPOConfig, make_rollout: Callable[[int], Rollout]) -> None:
+        self.args = args
+        self.make_rollout = make_rollout
+        self.rollout: Rollout | None = None
+        self.first_step = 0  # optimizer step of the run at which the iteration begins
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the micro-batches of this process, from `first_step` on."""
+        step = self.first_step
+        while True:
+            number, in_rollout = divmod(step, self.args.steps_per_rollout)
+            if self.rollout is None or in_rollout == 0:
+                self.rollout = self.make_rollout(number)
+            yield from self._micro_batches(self.rollout, number, in_rollout)
+            step += 1
+
+    def _micro_batches(
+        self, rollout: Rollout, number: int, in_rollout: int
+    ) -> Iterator[dict[str, Any]]:
+        args = self.args
+        epoch, mini_batch = divmod(in_rollout, args.num_mini_batches)
+        order = permutation(
+            args.seed, SHUFFLE_KEY, number * args.num_ppo_epochs + epoch, args.rollout_batch_size
+        )
+        size = args.rollout_batch_size // args.num_mini_batches
+        chosen = torch.from_numpy(order[mini_batch * size : (mini_batch + 1) * size])
+        num_tokens = float(rollout.completion_mask[chosen].sum())
+        share = chosen[args.process_index :: args.world_size]
+        for index in share.split(args.per_device_train_batch_size):
+            yield rollout.rows(index) | {
+                "num_tokens": num_tokens,
+                "rollout_number": number,
+                "is_first_step": in_rollout == 0,
+            }
+
+    def save(self, folder: Path, global_step: int) -> None:
+        """Write the rollout in hand, unless the step is the last of it."""
+        in_hand = self.rollout is not None and global_step % self.args.steps_per_rollout != 0
+        write_json(folder / "stream.json", {"global_step": global_step, "in_hand": in_hand})
+        if in_hand:
+            tensors = {n: getattr(self.rollout, n).contiguous() for n in names()}
+            save_file(tensors, folder / "rollout.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Go on where a checkpoint was written."""
+        state = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
+        self.first_step = state["global_step"]
+        tensors = load_file(folder / "rollout.safetensors") if state["in_hand"] else None
+        self.rollout = Rollout(**tensors) if tensors else None

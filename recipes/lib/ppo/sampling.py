@@ -1,0 +1,148 @@
+"""Sampling completions with noise that belongs to the episode.
+
+Every episode has its own row of uniform numbers, a function of (seed, episode, position) alone. A
+token is the inverse of the cumulative distribution at that number. So what an episode says does not
+depend on the batch it is in, on the number of processes, or on where a run was resumed.
+
+Shapes: B episodes, P prompt tokens (padded left), C completion tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+
+def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int) -> Tensor:
+    """Uniform numbers in [0, 1) of each episode and position.
+
+    Args:
+        seed: Seed of the run.
+        episodes: Number of each episode in the run.
+        num_tokens: Positions.
+
+    Returns:
+        float64 of shape (B, C).
+
+    Source:
+        Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox, NumPy's own).
+    """
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed % 2**64, episode])).random(num_tokens)
+        for episode in episodes
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, num_tokens).double()
+
+
+def invert_cdf(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> Tensor:
+    """Token at which the cumulative distribution passes each uniform number.
+
+    Args:
+        logits_BV: Logits.
+        uniforms_B: Numbers in [0, 1).
+        temperature: Temperature of the distribution.
+
+    Returns:
+        Token ids of shape (B,); never one of probability 0.
+    """
+    probs_BV = (logits_BV.double() / temperature).softmax(-1)
+    cdf_BV = probs_BV.cumsum(-1)
+    # The last entry differs from 1 by rounding; scaled by it, no number falls behind the end.
+    target_B1 = (uniforms_B.to(cdf_BV.device) * cdf_BV[:, -1]).unsqueeze(-1)
+    return torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1)
+
+
+class EpisodeNoise(LogitsProcessor):
+    """Leaves to generate's greedy choice only the token that the episode's noise picks.
+
+    Args:
+        uniforms_BC: Uniform numbers of the batch.
+        prompt_width: Columns of the prompts.
+        temperature: Temperature of sampling.
+    """
+
+    def __init__(self, uniforms_BC: Tensor, prompt_width: int, temperature: float) -> None:
+        self.uniforms_BC = uniforms_BC
+        self.prompt_width = prompt_width
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Mask all tokens but one."""
+        position = input_ids.shape[1] - self.prompt_width
+        tokens_B = invert_cdf(scores, self.uniforms_BC[:, position], self.temperature)
+        only_BV = torch.full_like(scores, float("-inf"))
+        return only_BV.scatter(1, tokens_B.unsqueeze(1), 0.0)
+
+
+@contextmanager
+def own_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Hide the model's generation_config, whose set fields would fill the unset ones of ours."""
+    stored = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = stored
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompt_ids_BP: Tensor,
+    prompt_mask_BP: Tensor,
+    uniforms_BC: Tensor | None,
+    max_new_tokens: int,
+    temperature: float,
+    stop_token_id: int,
+    pad_token_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Sample one completion for each prompt with transformers' generate.
+
+    Args:
+        model: Causal language model (of a PeftModel its base model, with the adapter in it).
+        prompt_ids_BP: Prompts, padded left.
+        prompt_mask_BP: 1 where a prompt token is.
+        uniforms_BC: The episodes' noise; None takes the most probable token.
+        max_new_tokens: Most tokens of a completion.
+        temperature: Temperature of sampling.
+        stop_token_id: Token that ends a completion.
+        pad_token_id: Token behind the end.
+
+    Returns:
+        Completion ids of shape (B, C) and their mask, 1 up to and including the stop token.
+    """
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=stop_token_id,
+        pad_token_id=pad_token_id,
+        use_cache=True,
+    )
+    processors = LogitsProcessorList()
+    if uniforms_BC is not None:
+        noise = EpisodeNoise(
+            uniforms_BC.to(prompt_ids_BP.device), prompt_ids_BP.shape[1], temperature
+        )
+        processors.append(noise)
+    was_training = model.training
+    model.eval()
+    with own_generation_config(model, config):
+        sequences = model.generate(
+            input_ids=prompt_ids_BP,
+            attention_mask=prompt_mask_BP,
+            generation_config=config,
+            logits_processor=processors,
+        )
+    model.train(was_training)
+    ids_BC = sequences[:, prompt_ids_BP.shape[1] :]
+    mask_BC = mask_through_stop(ids_BC, stop_token_id)
+    return torch.where(mask_BC.bool(), ids_BC, pad_token_id), mask_BC
+
+
+def mask_through_stop(ids_BC: Tensor, stop_token_id: int) -> Tensor:
+    """Mask that is 1 up to and including the first stop token, found by place and not by padding."""
+    stops_BC = (ids_BC == stop_token_id).long()
+    return ((stops_BC.cumsum(1) - stops_BC) == 0).long()

@@ -1,0 +1,364 @@
+"""PPO on the Trainer of transformers.
+
+    maximise  E[score(y)] - kl_coef * KL(policy || reference)
+
+The training dataloader is the stream of rollouts; loop, accumulation, schedule, callbacks, trackers
+and saving are Trainer's. Against the textbook: the KL is a reward of each token and not a loss, the
+end of a completion is terminal also where it was cut off, and values are clipped like ratios.
+
+Source:
+    Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Schulman et al. 2017.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+
+from recipes.lib.backbone import ActorCritic, disable_dropout, make_reference
+from recipes.lib.errors import UserError
+from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
+from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.ppo.critic import make_critic
+from recipes.lib.ppo.objective import entropy, logps_and_entropy, policy_loss, value_loss
+from recipes.lib.ppo.prompts import Prompts, tokenize_prompts
+from recipes.lib.ppo.rollouts import RolloutStream
+from recipes.lib.reward_models import load_reward_functions
+from recipes.lib.runs import write_json
+
+VALUE_WEIGHTS = "value.safetensors"
+# Largest |log ratio| that rounding explains before the first update of a rollout: fp32, 16 bits.
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
+
+
+class PPOTrainer(Trainer):
+    """Trains a policy against reward functions with PPO.
+
+    Args:
+        model: Causal language model, or its folder or Hub id.
+        reward_funcs: A function of TRL's signature, a reward model, its folder, run or Hub id, a
+            reference `file.py:function`, or a list of these.
+        args: The configuration.
+        train_dataset: Prompts, as text or messages in a `prompt` column; further columns are handed
+            on to the reward functions.
+        eval_dataset: Prompts to evaluate on.
+        processing_class: Tokenizer; default: the model's.
+        reward_processing_classes: Tokenizer of each reward model; default: its own.
+        callbacks: Callbacks of Trainer.
+        optimizers: Optimizer and scheduler; default: AdamW with a group for the critic.
+        quantization_config: For loading a model given by name.
+        peft_config: Adapter to train instead of the whole model.
+
+    Raises:
+        UserError: An argument is missing or does not fit the others.
+    """
+
+    loss_is_scaled_for_ga = True  # losses are divided by the tokens of the whole optimizer step
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any,
+        args: PPOConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
+    ) -> None:
+        set_seed(args.seed)
+        policy, tokenizer = _load(model, processing_class, quantization_config)
+        critic = make_critic(policy, args)
+        # The critic is made before adapters come on, and the reference after: of a full policy
+        # it is a copy, of a policy with an adapter the same model with the adapter off.
+        if peft_config is not None:
+            policy = get_peft_model(policy, peft_config)
+        self.reference = make_reference(policy)
+        actor_critic = ActorCritic(policy, critic)
+        if args.disable_dropout:
+            disable_dropout(actor_critic)
+        super().__init__(
+            model=actor_critic,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if self.reference is not None:
+            self.reference.to(args.device)
+        functions = load_reward_functions(
+            reward_funcs, reward_processing_classes, args.scoring_batch_size, args.device
+        )
+        self.collector = Collector(self, functions, self._prompts(train_dataset))
+        self.stream = RolloutStream(args, self.collector.rollout)
+        self.sums: dict[str, float] = {}  # of the updates since the last log
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        """Policy and critic, without what the launcher wrapped around them."""
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    def get_train_dataloader(self) -> Any:
+        """The stream of rollouts, unprepared: see RolloutStream."""
+        return self.stream
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW (or what `optim` says) with groups for policy and critic."""
+        if self.optimizer is None:
+            model = model if model is not None else self.model
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(self._parameter_groups(model), **kwargs)
+        return self.optimizer
+
+    def _parameter_groups(self, model: Any) -> list[dict[str, Any]]:
+        of_critic = {id(p) for p in self.actor_critic.critic_parameters()}
+        decayed = set(self.get_decay_parameter_names(model))
+        rate = self.args.critic_learning_rate or self.args.learning_rate
+        groups: dict[tuple[bool, bool], list[Any]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                key = (id(parameter) in of_critic, name in decayed)
+                groups.setdefault(key, []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "weight_decay": self.args.weight_decay if is_decayed else 0.0,
+                "lr": rate if is_critic else self.args.learning_rate,
+            }
+            for (is_critic, is_decayed), parameters in groups.items()
+        ]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Loss of one micro-batch: its share of the optimizer step's mean over tokens."""
+        args, mask_BC = self.args, inputs["completion_mask"]
+        logits_BCV, values_BC = model(
+            input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            attention_mask=torch.cat([inputs["prompt_mask"], mask_BC], dim=1),
+            num_completion_tokens=mask_BC.shape[1],
+        )
+        logps_BC, entropy_BC = logps_and_entropy(
+            logits_BCV, inputs["completion_ids"], args.temperature
+        )
+        num_tokens = inputs["num_tokens"]
+        of_policy, policy_sums = policy_loss(
+            logps_BC,
+            inputs["old_logps"],
+            inputs["advantages"],
+            mask_BC,
+            args.cliprange,
+            num_tokens,
+        )
+        of_value, value_sums = value_loss(
+            values_BC,
+            inputs["old_values"],
+            inputs["returns"],
+            mask_BC,
+            args.cliprange_value,
+            num_tokens,
+        )
+        if inputs["is_first_step"]:
+            self._check_unmoved(logps_BC, inputs)
+        self._note(
+            {name: (s / num_tokens).item() for name, s in (policy_sums | value_sums).items()}
+            | {
+                "steps": 1.0 / (args.gradient_accumulation_steps * args.world_size),
+                "loss/policy_avg": of_policy.item(),
+                "loss/value_avg": of_value.item(),
+                "policy/entropy_avg": ((entropy_BC * mask_BC).sum() / num_tokens).item(),
+            }
+        )
+        if args.entropy_coef:
+            entropy_BC = entropy(logits_BCV, args.temperature)
+            of_policy = of_policy - args.entropy_coef * (entropy_BC * mask_BC).sum() / num_tokens
+        if inputs["rollout_number"] < args.critic_warmup_rollouts:
+            of_policy = of_policy * 0.0
+        # DDP takes the mean over processes, and the parts of a step are to be added.
+        return (of_policy + args.vf_coef * of_value) * args.world_size
+
+    def _check_unmoved(self, logps_BC: Tensor, inputs: dict[str, Any]) -> None:
+        difference = (logps_BC.detach() - inputs["old_logps"]) * inputs["completion_mask"]
+        worst = difference.abs().max().item()
+        if worst > self.rounding:
+            raise RuntimeError(
+                f"The first mini-batch of rollout {inputs['rollout_number']} has a log ratio of "
+                f"{worst:.3g} nats where no update was made; the model scores a sequence "
+                "differently in another batch, or its weights moved between sampling and training."
+            )
+
+    @property
+    def rounding(self) -> float:
+        """Largest log ratio (nats) that rounding explains."""
+        if self.args.bf16:
+            return ROUNDING[torch.bfloat16]
+        if self.args.fp16:
+            return ROUNDING[torch.float16]
+        return ROUNDING.get(next(self.actor_critic.policy.parameters()).dtype, 0.5)
+
+    def _note(self, shares: dict[str, float]) -> None:
+        for name, share in shares.items():
+            self.sums[name] = self.sums.get(name, 0.0) + share
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the numbers of the rollout and of the updates since the last log."""
+        args, is_update = self.args, "loss" in logs
+        episodes = self.state.global_step * args.rollout_batch_size // args.steps_per_rollout
+        # Trainer counts its epochs wrongly after a resume without skipped batches.
+        self.state.epoch = episodes / (len(self.train_dataset) * args.num_generations)
+        if is_update:
+            logs |= self._update_metrics() | self.collector.metrics | {"episode": episodes}
+            logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
+            logs["time/training"] = time.monotonic() - self.collector.finished_at
+        super().log(logs, start_time)
+        if is_update and args.log_completions and args.should_save:
+            self._write_samples()
+
+    def _update_metrics(self) -> dict[str, float]:
+        names = sorted(self.sums)
+        totals = torch.tensor([self.sums[n] for n in names], device=self.args.device)
+        summed = self.accelerator.reduce(totals, "sum").tolist()
+        metrics = dict(zip(names, summed, strict=True))
+        self.sums = {}
+        steps = metrics.pop("steps")
+        return {name: value / steps for name, value in metrics.items()}
+
+    def _write_samples(self) -> None:
+        path = Path(self.args.output_dir) / "samples.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            for sample in self.collector.samples:
+                row = {"step": self.state.global_step} | sample
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Sample on held-out prompts and score what was said.
+
+        Args:
+            eval_dataset: Prompts; default: those the trainer was made with.
+            ignore_keys: Without effect; part of Trainer's signature.
+            metric_key_prefix: Word before each metric.
+
+        Returns:
+            Mean score, KL (nats per completion) and length at the temperature of training, and the
+            mean score of the most probable completions.
+        """
+        data = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if data is None:
+            raise UserError("evaluation needs prompts; give eval_dataset.")
+        metrics = self.collector.evaluate(self._prompts(data), self.args.seed ^ EVALUATION_SEED)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _prompts(self, data: Dataset) -> Prompts:
+        kwargs = self.args.chat_template_kwargs
+        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+        return tokenize_prompts(data, self.processing_class, self.args.max_prompt_length, kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the policy and its tokenizer; into a checkpoint the critic's weights too."""
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.actor_critic.policy.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+            if _internal_call:
+                save_file(_value_weights(self.actor_critic), folder / VALUE_WEIGHTS)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model=self.actor_critic.policy)
+        weights = load_file(Path(resume_from_checkpoint) / VALUE_WEIGHTS)
+        module = self.actor_critic.critic or self.actor_critic.value_head
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+        if unexpected or missing:
+            raise UserError(
+                f"{resume_from_checkpoint} holds a critic of another kind than "
+                f"critic={self.args.critic}; resume with the configuration of the run."
+            )
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """With the random states, keep where the stream stands and what it holds."""
+        super()._save_rng_state(output_dir)
+        collector, totals = self.collector, dict(self.sums)
+        if self.args.should_save:
+            self.stream.save(Path(output_dir), self.state.global_step)
+            state = {
+                "kl_coef": collector.kl.value,
+                "moments": vars(collector.moments),
+                "metrics": collector.metrics,
+                "samples": collector.samples,
+                "sums": totals,
+            }
+            write_json(Path(output_dir) / "ppo_state.json", state)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """With the random states, put the stream back to where it stood."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        self.stream.load(Path(checkpoint))
+        state = json.loads((Path(checkpoint) / "ppo_state.json").read_text(encoding="utf-8"))
+        self.collector.kl.value = state["kl_coef"]
+        vars(self.collector.moments).update(state["moments"])
+        self.collector.metrics, self.collector.samples = state["metrics"], state["samples"]
+        # Sums are added up over processes when they are logged, so one of them takes them on.
+        self.sums = state["sums"] if self.args.process_index == 0 else {}
+
+
+def _load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[Any, Any]:
+    if isinstance(model, PeftModel):
+        raise UserError(
+            "model is a PeftModel, whose reference would be the bare base; merge the adapter "
+            "(merge_and_unload) and give peft_config for the new one."
+        )
+    name = model if isinstance(model, str) else model.config._name_or_path
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(
+            model, quantization_config=quantization_config, dtype="auto"
+        )
+    if processing_class is None:
+        processing_class = AutoTokenizer.from_pretrained(name)
+    return model, processing_class
+
+
+def _value_weights(model: ActorCritic) -> dict[str, Tensor]:
+    module = model.critic if model.critic is not None else model.value_head
+    assert module is not None
+    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}

@@ -1,0 +1,112 @@
+"""What a trainer tells while it runs: metrics.jsonl for programs, one progress bar for people."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from recipes.lib.runs import CHECKPOINT_MARK, read_jsonl, write_json, write_jsonl
+
+# Totals of a finished training that Trainer logs once; they belong to the summary.
+TOTALS = ("train_runtime", "train_loss", "total_flos")
+
+
+class RunCallback(TrainerCallback):
+    """Appends every log to metrics.jsonl and marks a checkpoint as complete once all is in it.
+
+    Args:
+        path: The run folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.metrics = path / "metrics.jsonl"
+        self.start = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the file, or keep of it what the checkpoint has seen."""
+        if not state.is_world_process_zero:
+            return
+        known = read_jsonl(self.metrics) if self.metrics.exists() else []
+        kept = [row for row in known if row["step"] <= state.global_step and state.global_step > 0]
+        write_jsonl(self.metrics, kept)
+        self.start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one line."""
+        if not state.is_world_process_zero or not logs or any(key in logs for key in TOTALS):
+            return
+        row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 3)}
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row | logs) + "\n")
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Mark the checkpoint: Trainer calls this after the last file of it was written."""
+        folder = self.metrics.parent / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            write_json(folder / CHECKPOINT_MARK, {"step": state.global_step})
+
+
+class ProgressBar(ProgressCallback):
+    """Trainer's own progress bar, with the newest numbers behind it instead of printed dictionaries.
+
+    Args:
+        label: Word before the bar.
+        shown: Metric names to show, with the short name that stands on the bar.
+    """
+
+    def __init__(self, label: str, shown: dict[str, str]) -> None:
+        super().__init__()
+        self.label = label
+        self.shown = shown
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the label on the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.label)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the newest numbers."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            numbers = {s: f"{float(logs[n]):.3g}" for n, s in self.shown.items() if n in logs}
+            if numbers:
+                self.training_bar.set_postfix(numbers)
+
+
+def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
+    """Give a trainer the run folder's callbacks.
+
+    Args:
+        trainer: Any transformers Trainer.
+        path: The run folder.
+        label: Word before the progress bar.
+        shown: As in ProgressBar.
+    """
+    trainer.add_callback(RunCallback(path))
+    trainer.remove_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressBar(label, shown))

@@ -1,0 +1,40 @@
+"""Keeps the libraries' chatter out of a run's output; progress bars and errors stay."""
+
+import logging
+import os
+import sys
+import warnings
+
+LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "transformers")
+# Those set their own level on import, from these variables.
+VARIABLES = {
+    "datasets": "DATASETS_VERBOSITY",
+    "huggingface_hub": "HF_HUB_VERBOSITY",
+    "transformers": "TRANSFORMERS_VERBOSITY",
+}
+
+
+def hush() -> None:
+    """Lets only errors through, unless the environment asks for more."""
+    for name in LIBRARIES:
+        if VARIABLES.get(name, "") not in os.environ:
+            logging.getLogger(name).setLevel(logging.ERROR)
+    for variable in VARIABLES.values():
+        os.environ.setdefault(variable, "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"recipes\.")
+
+
+def restore(level: str) -> None:
+    """Sets the libraries to the level that the user asked for with `--log_level`.
+
+    Args:
+        level: A name that transformers knows; "passive" leaves things as they are.
+    """
+    number = {"detail": logging.DEBUG, "passive": logging.ERROR}.get(level)
+    number = number or getattr(logging, level.upper(), logging.WARNING)
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(number)
+    if number < logging.ERROR and not sys.warnoptions:
+        warnings.resetwarnings()

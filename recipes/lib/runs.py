@@ -1,0 +1,203 @@
+"""The run folder: who may write into it, what it holds, where a run goes on.
+
+Layout: config.yaml, metrics.jsonl, checkpoint-*/, final/, lineage.json, samples.jsonl, report.html,
+summary.json. A folder with a config.yaml holds a run; one with a summary.json holds a finished run.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.lib.errors import UserError
+
+CHECKPOINT_MARK = "complete.json"  # written last, so a checkpoint without it was cut off
+
+# Keys that say how a run is carried out and not what it computes: free to change on a resume.
+FREE_ON_RESUME = frozenset(
+    "resume overwrite output_dir resume_from_checkpoint per_device_train_batch_size "
+    "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
+    "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
+    "dataloader_num_workers dataset_num_proc push_to_hub hub_model_id hub_token".split()
+)
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """How a recipe treats the folder it writes to."""
+
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest complete checkpoint of the folder."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Move the run that the folder holds aside and start anew."}
+    )
+
+
+@dataclass(kw_only=True)
+class FolderArguments(RunArguments):
+    """RunArguments for recipes that have no trainer configuration with an output_dir of its own."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Run folder; default runs/<recipe>/<name of the YAML>."}
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder.
+
+    Args:
+        path: The folder.
+        checkpoint: The checkpoint to go on from, or None for a fresh start.
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+
+    @property
+    def final(self) -> Path:
+        """Folder of the finished model or data."""
+        return self.path / "final"
+
+    def write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write summary.json, which marks the run as finished, and return the summary."""
+        write_json(self.path / "summary.json", summary)
+        return summary
+
+    def write_samples(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write samples.jsonl, replacing what it held."""
+        write_jsonl(self.path / "samples.jsonl", rows)
+
+
+def open_run(config: Any) -> Run:
+    """Take possession of the output folder of a recipe.
+
+    Args:
+        config: The parsed Config of a recipe.
+
+    Returns:
+        The run; with `resume`, its checkpoint is the newest complete one (None if there is none).
+
+    Raises:
+        UserError: The folder holds a run and neither resume nor overwrite was given, holds
+            something else, cannot be written, or the configuration differs from the one to resume.
+    """
+    holder = config.training if config.training is not None else config.script
+    path = Path(holder.output_dir)
+    if is_main_process():
+        _claim(path, config.script.resume, config.script.overwrite, config.values)
+    _wait_for_main_process()
+    checkpoint = newest_checkpoint(path) if config.script.resume else None
+    return Run(path, checkpoint)
+
+
+def _claim(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
+    if resume and overwrite:
+        raise UserError("resume and overwrite exclude each other; give one of them.")
+    if is_run(path):
+        if resume:
+            _refuse_other_config(path, values)
+            return
+        if not overwrite:
+            raise UserError(
+                f"output_dir={path} holds a run; continue it with --resume, move it aside with "
+                "--overwrite, or choose another output_dir."
+            )
+        move_aside(path)
+    elif path.is_dir() and any(path.iterdir()):
+        raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / "config.yaml", config_text(values))
+    except OSError as error:
+        raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
+
+
+def _refuse_other_config(path: Path, values: dict[str, Any]) -> None:
+    if (path / "summary.json").exists():
+        raise UserError(f"output_dir={path} holds a finished run: nothing is left to resume.")
+    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+    keys = (set(before) | set(values)) - FREE_ON_RESUME
+    for key in sorted(keys):
+        if before.get(key) != values.get(key):
+            raise UserError(
+                f"{key}={values.get(key)!r} differs from {before.get(key)!r} of the run to resume "
+                f"in {path}; set it back, or start another run."
+            )
+
+
+def config_text(values: dict[str, Any]) -> str:
+    """The YAML of a configuration as it is kept in config.yaml."""
+    kept = {key: value for key, value in values.items() if key not in {"resume", "overwrite"}}
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return (path / "config.yaml").is_file()
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a run folder to the first free <name>.old-<n> and return the new path."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def newest_checkpoint(path: Path) -> Path | None:
+    """The complete checkpoint with the highest step, or None."""
+    steps = [
+        (int(folder.name.rpartition("-")[2]), folder)
+        for folder in path.glob("checkpoint-*")
+        if folder.name.rpartition("-")[2].isdigit() and (folder / CHECKPOINT_MARK).is_file()
+    ]
+    return max(steps)[1] if steps else None
+
+
+def drop_checkpoints(path: Path) -> None:
+    """Remove the checkpoints of a finished run, which nothing will resume."""
+    for folder in path.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints; true where no launcher set a rank."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _wait_for_main_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
