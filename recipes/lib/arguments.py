@@ -12,7 +12,8 @@ from typing import Any
 from recipes.lib.errors import UserError
 from recipes.lib.strict_yaml import read_yaml
 
-HELP_FLAGS = ("-h", "--help", "--help_all", "--help-all")
+ALL_FLAGS = {"--help_all", "--help-all"}
+HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,7 @@ class Config:
     model: Any | None  # trl.ModelConfig
 
 
-def parse(
-    recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = None
-) -> Config:
+def parse(recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = None) -> Config:
     """Reads a recipe's configuration strictly; flags win over the file, overrides over both.
 
     Args:
@@ -71,8 +70,8 @@ def launch(recipe: str, argv: list[str] | None) -> int:
         The exit code: 0, 2 for a mistake of the user, 130 for an interrupt.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if any(word in HELP_FLAGS for word in argv):
-        return _help(recipe, everything="--help_all" in argv or "--help-all" in argv)
+    if HELP_FLAGS & set(argv):
+        return _help(recipe, everything=bool(ALL_FLAGS & set(argv)))
     try:
         return _run(recipe, argv)
     except UserError as error:
@@ -183,7 +182,7 @@ def _override_values(recipe: str, overrides: dict[str, Any], fields: Any) -> dic
 
 
 def _admit(field: Any, value: Any, where: str) -> Any:
-    from recipes.lib.fields import MismatchError, admit
+    from recipes.lib.values import MismatchError, admit
 
     try:
         return admit(field, value)

@@ -128,7 +128,9 @@ def chat_commands(folder: Path) -> list[str]:
         folder: A folder that `from_pretrained` loads.
 
     Returns:
-        Shell commands, for two terminals.
+        Shell commands, for two terminals in the same folder: both must name the model alike.
     """
     name = shlex.quote(str(folder))
-    return [f"transformers serve {name}", f"transformers chat {name}"]
+    # Offline, the Hub's client refuses to talk even to this machine.
+    online = "HF_HUB_OFFLINE=0 " if os.environ.get("HF_HUB_OFFLINE") else ""
+    return [f"transformers serve {name}", f"{online}transformers chat {name}"]

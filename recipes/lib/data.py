@@ -130,6 +130,24 @@ def check_rows(dataset: Dataset, required_columns: Sequence[str], name: str) -> 
             )
 
 
+def check_template(row: dict[str, Any], column: str, has_template: bool) -> None:
+    """Refuse conversations for a tokenizer that cannot render them.
+
+    Args:
+        row: One row of the data.
+        column: A column that holds text or messages.
+        has_template: Whether there will be a chat template.
+
+    Raises:
+        UserError: The column holds messages and there is no chat template.
+    """
+    if isinstance(row[column], list) and not has_template:
+        raise UserError(
+            f"chat_template_path is missing: {column} holds messages, but the model's tokenizer has "
+            "no chat template; name a .jinja file or a model that has one."
+        )
+
+
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """Plain text of a prompt or completion, for people and for files of samples.
 

@@ -9,12 +9,13 @@ from typing import Any, NoReturn
 from trl import TrlParser
 
 from recipes.lib.errors import UserError
-from recipes.lib.fields import Field, MismatchError, from_text
+from recipes.lib.fields import Field
+from recipes.lib.values import MismatchError, from_text
 
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-class StrictParser(TrlParser):  # type: ignore[misc]  # trl ships no annotations
+class StrictParser(TrlParser):
     """TrlParser without abbreviations, exits and defaults: it returns only what was given."""
 
     def __init__(self, types: tuple[type, ...]) -> None:

@@ -26,6 +26,7 @@ class Completion:
     prompt_ids: list[int]
     ids: list[int]
     text: str
+    has_ended: bool
 
 
 def complete(
@@ -99,7 +100,12 @@ def sample(
             progress.update(len(batch))
         progress.close()
     return [
-        Completion(row, ids[index], completion_text(tokenizer, row, ids[index]))
+        Completion(
+            prompt_ids=row,
+            ids=ids[index],
+            text=completion_text(tokenizer, row, ids[index]),
+            has_ended=ids[index][-1] == tokenizer.eos_token_id,
+        )
         for index, row in enumerate(rows)
     ]
 

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def print_help(recipe: str, everything: bool) -> bool:
     table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"recipes": {}}
     if recipe not in table["recipes"]:
         return False
-    print(render(recipe, table, everything))
+    show(render(recipe, table, everything))
     return True
 
 
@@ -49,7 +51,20 @@ def print_live_help(recipe: str, everything: bool) -> None:
     """
     from recipes.lib.help_table import build_table
 
-    print(render(recipe, build_table([recipe]), everything))
+    show(render(recipe, build_table([recipe]), everything))
+
+
+def show(text: str) -> None:
+    """Prints a long text; a reader that closes early, such as `head`, is no error.
+
+    Args:
+        text: The lines.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would try to flush again on exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
@@ -68,13 +83,17 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
     positional = f" {entry['positional']['shown']}" if entry["positional"] else ""
     lines = [f"usage: rlhf {recipe}{positional} [--config FILE] [--key value ...]", ""]
     lines += textwrap.wrap(_description(recipe), WIDTH)
-    lines += ["", "  --config FILE", "      YAML file with any of the keys below; flags win over it."]
+    lines += [
+        "",
+        "  --config FILE",
+        "      YAML file with any of the keys below; flags win over it.",
+    ]
     hidden = 0
     for group in _order(recipe, options):
         members = [option for option in options if option["group"] == group]
         shown = [o for o in members if everything or group != "training" or o["name"] in COMMON]
         hidden += len(members) - len(shown)
-        lines += ["", f"{TITLES.get(group, group)}:"]
+        lines += ["", f"{_title(group)}:"]
         for option in shown:
             lines += _lines(option, full=everything or group in (recipe, "data", "run folder"))
     if hidden:
@@ -87,6 +106,10 @@ def _order(recipe: str, options: list[dict[str, Any]]) -> list[str]:
     last = ("data", "model", "run folder", "training")
     method = [group for group in groups if group != recipe and group not in last]
     return [group for group in (recipe, *method, *last) if group in groups]
+
+
+def _title(group: str) -> str:
+    return TITLES.get(group, f"method ({group})" if group.endswith("Config") else group)
 
 
 def _lines(option: dict[str, Any], full: bool) -> list[str]:

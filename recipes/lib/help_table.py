@@ -93,9 +93,7 @@ def _options(recipe: str, types: tuple[type, ...]) -> list[dict[str, Any]]:
     return options
 
 
-def _option(
-    recipe: str, cls: type, field: dataclasses.Field[Any], known: Field
-) -> dict[str, Any]:
+def _option(recipe: str, cls: type, field: dataclasses.Field[Any], known: Field) -> dict[str, Any]:
     return {
         "name": field.name,
         "type": _type_words(known),
@@ -135,12 +133,12 @@ def _type_words(field: Field) -> str:
 
 
 def _default_words(field: dataclasses.Field[Any]) -> str | None:
-    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-        return "required"
-    if field.default is dataclasses.MISSING:
-        value = field.default_factory()  # type: ignore[misc]  # just seen that there is one
-    else:
+    if field.default is not dataclasses.MISSING:
         value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "required"
     if value is None or value in ([], {}):
         return None
     if isinstance(value, Enum):

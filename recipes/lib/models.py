@@ -1,94 +1,40 @@
-"""Loading models and tokenizers: a run, a folder, an adapter on its base, or a Hub id.
+"""Loading models: a run, a folder, an adapter on its base, or a Hub id.
 
 What is loaded is what was trained: weights that would come up random are an error, not a warning.
+A reward model is a sequence classifier with one label that reads the last token before the padding.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.model_folders import (
+    adapter_base,
+    adapter_task,
+    is_adapter,
+    load_tokenizer,
+    reading,
+    refuse_random,
+    resolve_model,
+)
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig
 
-RUNS = Path("runs")  # a bare name may be that of a run below it
-
-
-def resolve_model(name_or_path: str) -> str:
-    """Find the folder that a name stands for.
-
-    Args:
-        name_or_path: A run folder or its name below runs/, a model or adapter folder, or a Hub id.
-
-    Returns:
-        The folder (for a run its final/), or the Hub id as it was given.
-
-    Raises:
-        UserError: It is no model folder, an unfinished run, or a path where nothing lies.
-    """
-    if not name_or_path:
-        raise UserError("model_name_or_path is missing: name a run, a model folder or a Hub id.")
-    for path in (Path(name_or_path), RUNS / name_or_path):
-        if path.is_dir():
-            return str(_model_folder(path))
-    looks_local = name_or_path.startswith((".", "~", "/")) or name_or_path.count("/") > 1
-    if looks_local or name_or_path.startswith("runs/"):
-        raise UserError(
-            f"model_name_or_path={name_or_path}: there is no such folder; check the path, or train "
-            "the run first."
-        )
-    return name_or_path
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
-    return (Path(path) / "adapter_config.json").is_file()
-
-
-def load_tokenizer(
-    name_or_path: str, *, revision: str = "main", trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and see that it can pad.
-
-    A missing pad token becomes the EOS token; no id changes and nothing is added. The padding side
-    stays as it is: this project pads by attention mask where it batches by itself.
-
-    Args:
-        name_or_path: As in `resolve_model`; an adapter folder without one has its base's.
-        revision: Of a Hub model.
-        trust_remote_code: Whether code from the Hub may run.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        UserError: There is no tokenizer, or it has neither a pad nor an EOS token.
-    """
-    from transformers import AutoTokenizer
-
-    path = resolve_model(name_or_path)
-    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        return load_tokenizer(adapter_base(path), trust_remote_code=trust_remote_code)
-    with reading(name_or_path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
-        )
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(
-                f"model_name_or_path={name_or_path}: its tokenizer has neither a pad nor an EOS "
-                "token; add an EOS token to its tokenizer_config.json."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+__all__ = [
+    "evaluation_device",
+    "load_policy",
+    "load_reward_model",
+    "load_tokenizer",
+    "peft_config",
+    "resolve_model",
+]
+HEAD = frozenset({"score.weight"})  # the only weight that training a reward model may start anew
 
 
 def load_policy(model_args: ModelConfig) -> PreTrainedModel:
@@ -108,30 +54,60 @@ def load_policy(model_args: ModelConfig) -> PreTrainedModel:
         UserError: Nothing is found, weights are missing, or an adapter meets a quantized base.
     """
     from transformers import AutoModelForCausalLM
-    from trl import get_quantization_config
 
     path = resolve_model(model_args.model_name_or_path or "")
-    quantization = get_quantization_config(model_args)
     if is_adapter(path):
-        if quantization is not None:
+        if model_args.load_in_4bit or model_args.load_in_8bit:
             raise UserError(
                 f"model_name_or_path={path}: an adapter cannot be merged into a quantized base "
                 "without changing it; leave load_in_4bit and load_in_8bit out."
             )
         return _merged(path, model_args)
-    options: dict[str, Any] = {"attn_implementation": model_args.attn_implementation}
-    if quantization is not None:
-        options |= {"quantization_config": quantization}
     with reading(path, "causal language model"):
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             revision=model_args.model_revision,
-            dtype=model_args.dtype,
             output_loading_info=True,
-            **{key: value for key, value in options.items() if value is not None},
+            **_options(model_args),
         )
     refuse_random(path, info, allowed=frozenset())
     return model
+
+
+def load_reward_model(
+    name_or_path: str,
+    dtype: str = "float32",
+    *,
+    new_head: bool = False,
+    model_args: ModelConfig | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a reward model and its tokenizer; every weight of it was trained.
+
+    Args:
+        name_or_path: A run, a full reward model, a reward adapter with its score head, or a Hub id.
+        dtype: "float32", "bfloat16", "float16" or "auto".
+        new_head: For training: a language model will do, and only its score head is new. An
+            adapter comes merged, ready to be trained on.
+        model_args: Further keys of TRL's ModelConfig (revision, attention, quantization).
+
+    Returns:
+        A sequence classifier with one label, in evaluation mode, and its tokenizer; the model
+        knows the pad token.
+
+    Raises:
+        UserError: Nothing is found, a weight would come up random, or there is not one label.
+    """
+    from trl import ModelConfig as Config
+
+    path = resolve_model(name_or_path)
+    args = replace(model_args or Config(), model_name_or_path=path, dtype=dtype)
+    if is_adapter(path) and not new_head:
+        model = _reward_adapter(path, args)
+    else:
+        model = _classifier(args, new_head)
+    tokenizer = load_tokenizer(path, revision=args.model_revision)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
 
 
 def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
@@ -154,16 +130,22 @@ def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
     )
 
 
-def adapter_base(path: str | Path) -> str:
-    """Name of the model that an adapter folder was trained on."""
-    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise UserError(
-            f"{path}: adapter_config.json names no base model; put its path or Hub id under "
-            "base_model_name_or_path."
-        )
-    return str(base)
+def evaluation_device() -> Any:
+    """Where models are evaluated: the accelerator of this process, or the CPU."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def _options(model_args: ModelConfig) -> dict[str, Any]:
+    from trl import get_quantization_config
+
+    options = {
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": get_quantization_config(model_args),
+    }
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _merged(path: str, model_args: ModelConfig) -> PreTrainedModel:
@@ -177,57 +159,63 @@ def _merged(path: str, model_args: ModelConfig) -> PreTrainedModel:
     return model
 
 
-def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> None:
-    """Refuse a model whose files lack weights, which transformers would fill with noise.
+def _classifier(model_args: ModelConfig, new_head: bool) -> PreTrainedModel:
+    from transformers import AutoModelForSequenceClassification
 
-    Args:
-        path: Name for the message.
-        info: What from_pretrained gave as loading info.
-        allowed: Weights that may be new.
-
-    Raises:
-        UserError: Other weights are new.
-    """
-    random = sorted(set(info["missing_keys"]) - allowed)
-    random += sorted(str(key) for key in info["mismatched_keys"])
-    if random:
-        shown = ", ".join(random[:3]) + (f" and {len(random) - 3} more" if len(random) > 3 else "")
-        raise UserError(
-            f"model_name_or_path={path}: its files do not hold {shown}, which would come up random; "
-            "name a model whose files hold every weight."
+    path = str(model_args.model_name_or_path)
+    if is_adapter(path):
+        if adapter_task(path) == "SEQ_CLS":
+            merged = _reward_adapter(path, model_args).merge_and_unload()
+            merged.name_or_path = path
+            return merged
+        return _with_new_head(load_policy(model_args), path)
+    with reading(path, "reward model"):
+        _refuse_labels(path, model_args.model_revision)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=1,
+            revision=model_args.model_revision,
+            output_loading_info=True,
+            **_options(model_args),
         )
+    refuse_random(path, info, allowed=HEAD if new_head else frozenset())
+    return model
 
 
-@contextmanager
-def reading(name: str, kind: str) -> Iterator[None]:
-    """Tell a failed load in one sentence, and keep transformers' table of keys off the screen."""
-    from transformers.utils import logging
+def _reward_adapter(path: str, model_args: ModelConfig) -> PeftModel:
+    from peft import PeftModel
+    from safetensors import safe_open
 
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as weights:
+        has_head = any(key.endswith("score.weight") for key in weights.keys())  # noqa: SIM118
+    if adapter_task(path) != "SEQ_CLS" or not has_head:
         raise UserError(
-            f"model_name_or_path={name}: no {kind} can be loaded from it ({reason})."
-        ) from error
-    finally:
-        logging.set_verbosity(level)
-
-
-def _model_folder(path: Path) -> Path:
-    if (path / "final").is_dir():
-        return path / "final"
-    if (path / "config.json").is_file() or is_adapter(path):
-        return path
-    if (path / "config.yaml").is_file():
-        raise UserError(
-            f"model_name_or_path={path}: the run has no final/ yet; finish it with --resume first."
+            f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
+            "one from it with `rlhf reward`."
         )
-    raise UserError(
-        f"model_name_or_path={path}: the folder holds neither config.json, adapter_config.json nor "
-        "final/; name a model folder or a run."
+    base = replace(
+        model_args, model_name_or_path=resolve_model(adapter_base(path)), model_revision="main"
     )
+    return PeftModel.from_pretrained(_classifier(base, new_head=True), path)
+
+
+def _with_new_head(policy: PreTrainedModel, path: str) -> PreTrainedModel:
+    from transformers import AutoModelForSequenceClassification
+
+    config = type(policy.config).from_dict(policy.config.to_dict() | {"num_labels": 1})
+    model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    model.name_or_path = path
+    return model.eval()
+
+
+def _refuse_labels(path: str, revision: str) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    names = config.architectures or []
+    if any("SequenceClassification" in name for name in names) and config.num_labels != 1:
+        raise UserError(
+            f"model_name_or_path={path}: it has {config.num_labels} labels and a reward model has "
+            "one; name a model with one label."
+        )

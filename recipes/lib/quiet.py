@@ -32,8 +32,8 @@ def restore(level: str) -> None:
     Args:
         level: A name that transformers knows; "passive" leaves things as they are.
     """
-    number = {"detail": logging.DEBUG, "passive": logging.ERROR}.get(level)
-    number = number or getattr(logging, level.upper(), logging.WARNING)
+    names = {"detail": "DEBUG", "passive": "ERROR"}
+    number = logging.getLevelName(names.get(level, level.upper()))
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(number)
     if number < logging.ERROR and not sys.warnoptions:

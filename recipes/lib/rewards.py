@@ -94,10 +94,7 @@ def score(
             or no function applies to a row.
     """
     said_BF = torch.stack(
-        [
-            _call(function, prompts, completions, completion_ids, columns)
-            for function in functions
-        ],
+        [_call(function, prompts, completions, completion_ids, columns) for function in functions],
         dim=1,
     )
     if said_BF.isnan().all(1).any():

@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's parser with anchors, aliases and tags refused where they stand."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise _RefusedError("anchors and aliases are not used here; write the value out", line)
@@ -129,7 +129,9 @@ def _read_text(path: Path) -> str:
     if content is None:
         raise UserError(f"--config {path}: is not a file; name a YAML file.")
     if len(content) > MAX_BYTES:
-        raise UserError(f"--config {path}: has {len(content)} bytes; a configuration is a short file.")
+        raise UserError(
+            f"--config {path}: has {len(content)} bytes; a configuration is a short file."
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -143,13 +145,15 @@ def _value(node: yaml.Node, path: Path) -> Any:
         return _mapping(node, path)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, path) for item in node.value]
-    if node.style is not None:
+    if not isinstance(node, yaml.ScalarNode) or node.style is not None:
         return node.value
     try:
         return parse_scalar(node.value)
     except ValueError as error:
         line = node.start_mark.line + 1
-        raise UserError(f"{path}, line {line}: the number is too long; write it shorter.") from error
+        raise UserError(
+            f"{path}, line {line}: the number is too long; write it shorter."
+        ) from error
 
 
 def _mapping(node: yaml.MappingNode, path: Path) -> dict[str, Any]:

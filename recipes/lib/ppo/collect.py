@@ -68,9 +68,7 @@ class Collector:
         prompts: Prompts to train on.
     """
 
-    def __init__(
-        self, trainer: Any, functions: Sequence[RewardFunction], prompts: Prompts
-    ) -> None:
+    def __init__(self, trainer: Any, functions: Sequence[RewardFunction], prompts: Prompts) -> None:
         self.trainer = trainer
         self.functions = list(functions)
         self.prompts = prompts
@@ -154,7 +152,9 @@ class Collector:
                     self.stop_token_id,
                     self.pad_token_id,
                 )
-            for i, ids_C, mask_C in zip(batch, ids_BC.tolist(), mask_BC.sum(1).tolist(), strict=True):
+            for i, ids_C, mask_C in zip(
+                batch, ids_BC.tolist(), mask_BC.sum(1).tolist(), strict=True
+            ):
                 episodes[i].completion_ids = ids_C[:mask_C]
         return episodes
 
@@ -225,9 +225,7 @@ class Collector:
         ref_logps_BC = _stack([e.ref_logps for e in episodes])
         values_BC = _stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
-        rewards_BC, kl_BC = token_rewards(
-            scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value
-        )
+        rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
         advantages_BC, returns_BC = advantages_and_returns(

@@ -35,7 +35,7 @@ class PPOConfig(TrainingArguments):
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "Derived from the batch sizes; do not set it."}
     )
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Trackers to report to: tensorboard, trackio, wandb."}
     )
 

@@ -106,6 +106,5 @@ def completion_texts(
     whole = decode([p + c for p, c in zip(prompts, completions, strict=True)])
     alone = decode(list(completions))
     return [
-        w[len(b) :] if w.startswith(b) else a
-        for b, w, a in zip(before, whole, alone, strict=True)
+        w[len(b) :] if w.startswith(b) else a for b, w, a in zip(before, whole, alone, strict=True)
     ]

@@ -50,9 +50,10 @@ def invert_cdf(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> Ten
     """
     probs_BV = (logits_BV.double() / temperature).softmax(-1)
     cdf_BV = probs_BV.cumsum(-1)
-    # The last entry differs from 1 by rounding; scaled by it, no number falls behind the end.
-    target_B1 = (uniforms_B.to(cdf_BV.device) * cdf_BV[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1)
+    total_B = cdf_BV[:, -1]  # differs from 1 by rounding
+    below_total_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    target_B = torch.minimum(uniforms_B.to(cdf_BV.device) * total_B, below_total_B)
+    return torch.searchsorted(cdf_BV, target_B.unsqueeze(-1), right=True).squeeze(-1)
 
 
 class EpisodeNoise(LogitsProcessor):

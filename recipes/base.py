@@ -1,0 +1,191 @@
+"""Base model: trains a small Llama from scratch on plain text that the project generates itself.
+
+Loss: the mean of -log p(token | tokens before it) over all tokens.
+
+Data: none is read. The text comes from recipes/lib/tales, seeded; so do the rows of the later
+stages, which share nothing with it: data/sft_train.jsonl, sft_test.jsonl, feedback_prompts.jsonl,
+ppo_prompts.jsonl and eval_prompts.jsonl in the run folder.
+Writes final/ (model and tokenizer), data/, metrics.jsonl and summary.json.
+
+    python -m recipes.base --config configs/quickstart/base.yaml
+    accelerate launch --num_processes 2 -m recipes.base --config configs/quickstart/base.yaml
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.errors import UserError
+from recipes.lib.runs import RunArguments, is_main_process, open_run, write_jsonl
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+
+@dataclass(kw_only=True)
+class BaseArguments(RunArguments):
+    """Keys of the recipe beside those of SFTConfig."""
+
+    num_texts: int = field(default=8000, metadata={"help": "Plain texts to train on."})
+    num_sft_train: int = field(default=4000, metadata={"help": "Rows of data/sft_train.jsonl."})
+    num_sft_test: int = field(default=256, metadata={"help": "Rows of data/sft_test.jsonl."})
+    num_feedback_prompts: int = field(
+        default=3000, metadata={"help": "Rows of data/feedback_prompts.jsonl."}
+    )
+    num_ppo_prompts: int = field(default=4000, metadata={"help": "Rows of data/ppo_prompts.jsonl."})
+    num_eval_prompts: int = field(
+        default=512, metadata={"help": "Rows of data/eval_prompts.jsonl."}
+    )
+    vocab_size: int = field(default=1024, metadata={"help": "Entries of the tokenizer."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
+    intermediate_size: int = field(default=384, metadata={"help": "Width inside of its MLPs."})
+    num_layers: int = field(default=3, metadata={"help": "Layers of the model."})
+    num_heads: int = field(default=4, metadata={"help": "Attention heads of a layer."})
+    context_tokens: int = field(default=256, metadata={"help": "Longest sequence, in tokens."})
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    from trl import SFTConfig
+
+    return BaseArguments, SFTConfig
+
+
+SPLIT_OF_KEY = {
+    "num_texts": "base",
+    "num_sft_train": "sft_train",
+    "num_sft_test": "sft_test",
+    "num_feedback_prompts": "feedback",
+    "num_ppo_prompts": "ppo",
+    "num_eval_prompts": "eval",
+}
+
+
+def validate(script: BaseArguments) -> None:
+    """Check the sizes before anything is generated.
+
+    Raises:
+        UserError: The heads do not divide the width evenly, the vocabulary has no room, or more
+            rows are asked for than there are different ones.
+    """
+    from recipes.lib.tales.prompts import facts_of
+
+    if script.num_heads < 1 or script.hidden_size % (2 * script.num_heads):
+        raise UserError(
+            f"hidden_size={script.hidden_size}: not a multiple of {2 * script.num_heads}, twice "
+            f"num_heads={script.num_heads}; change one of them."
+        )
+    if script.vocab_size < 300:
+        raise UserError(
+            f"vocab_size={script.vocab_size}: too small for 256 bytes, 5 special tokens and any "
+            "words; use 300 or more."
+        )
+    for key, split in SPLIT_OF_KEY.items():
+        number, most = getattr(script, key), len(facts_of(split))
+        if not 0 < number <= most:
+            raise UserError(f"{key}={number}: give 1 to {most}, all the different prompts it has.")
+
+
+def write_data(script: BaseArguments, seed: int, folder: Path) -> None:
+    """Write the rows of the later stages."""
+    from recipes.lib.tales.rows import prompt_rows, sft_rows
+
+    folder.mkdir(exist_ok=True)
+    for key, split in SPLIT_OF_KEY.items():
+        number = getattr(script, key)
+        if key.startswith("num_sft"):
+            write_jsonl(folder / f"{split}.jsonl", sft_rows(split, number, seed))
+        elif key.endswith("prompts"):
+            write_jsonl(folder / f"{split}_prompts.jsonl", prompt_rows(split, number, seed))
+
+
+def make_model(
+    script: BaseArguments, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> LlamaForCausalLM:
+    """Draw a model of the asked size."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=script.vocab_size,
+            hidden_size=script.hidden_size,
+            intermediate_size=script.intermediate_size,
+            num_hidden_layers=script.num_layers,
+            num_attention_heads=script.num_heads,
+            num_key_value_heads=script.num_heads,
+            max_position_embeddings=script.context_tokens,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    return model
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Generate the text and the data, train the tokenizer and the model, save.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: train_loss in nats per token, sizes, seconds.
+
+    Raises:
+        UserError: The sizes do not fit together, or the run folder cannot be used.
+    """
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from recipes.lib.finishing import checkpoint_of, finish, save_final
+    from recipes.lib.lineage import write_lineage
+    from recipes.lib.progress import watch
+    from recipes.lib.tales.rows import base_texts
+    from recipes.lib.tales.tokenizer import train_tokenizer
+
+    start = time.monotonic()
+    script, training = config.script, config.training
+    assert training is not None
+    validate(script)
+    folder = open_run(config)
+    if is_main_process():
+        write_data(script, training.seed, folder.path / "data")
+    texts = base_texts(script.num_texts, training.seed)
+    tokenizer = train_tokenizer(texts, script.vocab_size)
+    model = make_model(script, tokenizer, training.seed)
+    trainer = SFTTrainer(
+        model=model,
+        args=training,
+        train_dataset=Dataset.from_dict({"text": texts}),
+        processing_class=tokenizer,
+    )
+    watch(trainer, folder.path, "base", {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
+    summary = {
+        "recipe": "base",
+        "train_loss": result.training_loss,
+        "num_parameters": model.num_parameters(),
+        "num_texts": len(texts),
+    }
+    save_final(trainer, folder)
+    if is_main_process():
+        write_lineage(folder.path, "base", None, [])
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("base", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""The `rlhf` command: finds a recipe and hands over to it."""
+
+import ast
+import difflib
+import importlib
+import sys
+import textwrap
+from pathlib import Path
+
+from recipes.lib.help import print_help, show
+
+PACKAGE = Path(__file__).parent
+ALL_FLAGS = {"--help_all", "--help-all"}
+HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
+USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Starts the recipe that the first word names.
+
+    Args:
+        argv: The words after `rlhf`; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code: that of the recipe, or 2 where the recipe is unknown.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    recipes = find_recipes()
+    if not argv or argv[0] in ("-h", "--help"):
+        show(overview(recipes))
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]}?" if near else "see rlhf --help."
+        print(f"rlhf: error: there is no recipe {name}; {remedy}", file=sys.stderr)
+        return 2
+    # Help comes without importing the recipe, which may take seconds.
+    if HELP_FLAGS & set(rest) and print_help(name, everything=bool(ALL_FLAGS & set(rest))):
+        return 0
+    code: int = importlib.import_module(f"recipes.{name}").main(rest)
+    return code
+
+
+def find_recipes(folder: Path = PACKAGE) -> dict[str, str]:
+    """Finds the modules that can be launched.
+
+    Args:
+        folder: The package.
+
+    Returns:
+        The first sentence of each module's docstring, by name.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        if path.stem.startswith("_") or path.stem == "cli":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(item, ast.FunctionDef) and item.name == "main" for item in tree.body):
+            found[path.stem] = first_sentence(ast.get_docstring(tree) or "")
+    return found
+
+
+def first_sentence(text: str) -> str:
+    """Takes the first sentence of a docstring.
+
+    Args:
+        text: The docstring.
+
+    Returns:
+        The sentence on one line, with its full stop.
+    """
+    paragraph = " ".join(text.split("\n\n")[0].split())
+    head, stop, _ = paragraph.partition(". ")
+    return head + "." if stop else paragraph
+
+
+def overview(recipes: dict[str, str]) -> str:
+    """Writes the text of `rlhf --help`.
+
+    Args:
+        recipes: Names and sentences from `find_recipes`.
+
+    Returns:
+        Lines of at most 80 columns.
+    """
+    width = max((len(name) for name in recipes), default=0) + 4
+    lines = [USAGE, "", "recipes:"]
+    for name, sentence in recipes.items():
+        text = textwrap.wrap(sentence, 80 - width) or [""]
+        lines.append(f"  {name:<{width - 2}}{text[0]}")
+        lines += [" " * width + more for more in text[1:]]
+    return "\n".join([*lines, "", "`rlhf RECIPE --help` shows the options of one."])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,170 @@
+"""Lists, shows and copies the configurations that come with the project.
+
+A configuration's name is its path under `configs/` without the ending, e.g. `ppo/smoke`.
+"""
+
+import difflib
+import sys
+import textwrap
+from pathlib import Path
+
+from recipes.lib.errors import UserError
+from recipes.lib.help import show
+
+FOLDER = Path(__file__).parent.parent / "configs"
+USAGE = """usage: rlhf configs                     list names and purposes
+       rlhf configs show NAME           print one
+       rlhf configs copy NAME [DEST]    copy one, by default into this folder"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `rlhf configs`.
+
+    Args:
+        argv: The words after `configs`; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code: 0, or 2 for a mistake of the user.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv):
+        show(f"{(__doc__ or '').strip()}\n\n{USAGE}")
+        return 0
+    try:
+        show(run(argv))
+        return 0
+    except UserError as error:
+        print(f"rlhf configs: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(argv: list[str], folder: Path = FOLDER) -> str:
+    """Does what the words say.
+
+    Args:
+        argv: `[]`, `["show", NAME]` or `["copy", NAME, DEST]`.
+        folder: Where the configurations are.
+
+    Returns:
+        What to print.
+
+    Raises:
+        UserError: No such action or name, a wrong number of words, or a file is in the way.
+    """
+    match argv:
+        case [] | ["list"]:
+            return listing(folder)
+        case ["show", name]:
+            return find(name, folder).read_text(encoding="utf-8").rstrip()
+        case ["copy", name]:
+            return copy(find(name, folder), Path())
+        case ["copy", name, dest]:
+            return copy(find(name, folder), Path(dest))
+        case ["show" | "copy" as action, *rest]:
+            raise UserError(f"{action}: takes a NAME{_dest(action)}, got {len(rest)} words.")
+    raise UserError(f"{argv[0]}: is no action; write rlhf configs [show|copy NAME].")
+
+
+def find_configs(folder: Path = FOLDER) -> dict[str, Path]:
+    """Finds the configurations.
+
+    Args:
+        folder: Where they are.
+
+    Returns:
+        Paths by name, sorted by name.
+    """
+    paths = sorted(folder.rglob("*.yaml"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def find(name: str, folder: Path) -> Path:
+    """Finds one configuration by name.
+
+    Args:
+        name: With or without `configs/` in front and `.yaml` behind.
+        folder: Where they are.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: There is none of that name; the nearest is named.
+    """
+    known = find_configs(folder)
+    wanted = name.removeprefix("configs/").removesuffix(".yaml")
+    if wanted in known:
+        return known[wanted]
+    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
+    remedy = f"the nearest is {near[0]}" if near else "`rlhf configs` lists them"
+    raise UserError(f"{name}: there is no such configuration; {remedy}.")
+
+
+def listing(folder: Path) -> str:
+    """Writes one line for each configuration.
+
+    Args:
+        folder: Where they are.
+
+    Returns:
+        Names and purposes.
+
+    Raises:
+        UserError: There are no configurations beside the package.
+    """
+    known = find_configs(folder)
+    if not known:
+        raise UserError(f"{folder}: holds no configurations; run rlhf from a checkout.")
+    width = max(map(len, known)) + 2
+    lines = []
+    for name, path in known.items():
+        text = textwrap.wrap(purpose(path), max(80 - width, 30)) or [""]
+        lines.append(f"{name:<{width}}{text[0]}")
+        lines += [" " * width + more for more in text[1:]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def purpose(path: Path) -> str:
+    """Reads what a configuration is for.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The first line of its header comment, or nothing.
+    """
+    with path.open(encoding="utf-8") as file:
+        line = file.readline().strip()
+    return line.lstrip("# ").removeprefix("Purpose:").strip() if line.startswith("#") else ""
+
+
+def copy(source: Path, dest: Path) -> str:
+    """Copies a configuration to where nothing is yet.
+
+    Args:
+        source: The configuration.
+        dest: A file name or an existing folder.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: The destination exists, or cannot be written.
+    """
+    target = dest / source.name if dest.is_dir() else dest
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise UserError(f"{target}: exists already; name another file.") from error
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}).") from error
+    return f"copied to {target}"
+
+
+def _dest(action: str) -> str:
+    return " and perhaps a DEST" if action == "copy" else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,156 @@
+"""Evaluation: lets a run and a baseline complete the same held-out prompts and judges both.
+
+Win rate: share of prompts on which the judge scores the run's completion higher (ties half), with a
+95 % bootstrap interval. KL(run || baseline) = E over the run's own completions of the summed
+log p_run(token) - log p_baseline(token): nats per completion, with its standard error.
+
+Data: a prompt column (text or messages); the test split where there is one.
+Writes samples.jsonl, summary.json and report.html to runs/evaluate/<name of the run>.
+
+    rlhf evaluate runs/ppo/smoke --baseline runs/sft/smoke --dataset_name prompts.jsonl \
+        --judge rewards.py:happy_words
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.errors import UserError
+from recipes.lib.runs import FolderArguments, open_run
+
+POSITIONAL = "run"
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(FolderArguments, DataArguments):
+    """What is compared, on what, and who judges."""
+
+    run: str | None = field(
+        default=None, metadata={"help": "Run, model folder or Hub id to evaluate."}
+    )
+    baseline: str | None = field(
+        default=None, metadata={"help": "Run, model folder or Hub id to compare with."}
+    )
+    judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "Who scores: a function f(prompts, completions) of texts as file.py:name or "
+            "module:name, or a reward model (run, folder or Hub id)."
+        },
+    )
+    num_prompts: int | None = field(
+        default=None, metadata={"help": "Use the first so many prompts only."}
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest completion, in tokens."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Of the sampling; 0 is greedy, and then there is no KL."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Prompts or completions at a time."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Of all models: auto (as saved), float32, bfloat16 or float16."},
+    )
+    seed: int = field(default=0, metadata={"help": "Of the sampling and of the bootstrap."})
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    return (EvaluateArguments,)
+
+
+def validate(script: EvaluateArguments) -> None:
+    """Check the keys before anything is loaded.
+
+    Raises:
+        UserError: A key is missing or out of its range.
+    """
+    for key in ("baseline", "judge", "dataset_name"):
+        if not getattr(script, key):
+            raise UserError(f"{key} is missing; give --{key}.")
+    if script.temperature < 0:
+        raise UserError(f"temperature={script.temperature}: give 0 (greedy) or more.")
+    for key in ("max_new_tokens", "batch_size", "num_prompts"):
+        value = getattr(script, key)
+        if value is not None and value < 1:
+            raise UserError(f"{key}={value}: give 1 or more.")
+
+
+def load_prompts(script: EvaluateArguments) -> list[Any]:
+    """The prompts: those of the test split where there is one."""
+    train, test = load_splits(script, script.seed, ("prompt",))
+    prompts = list((train if test is None else test)["prompt"])
+    return prompts[: script.num_prompts]
+
+
+def default_folder(run: str) -> str:
+    """The run folder of an evaluation: runs/evaluate/<name of the run>."""
+    path = Path(run)
+    return str(Path("runs/evaluate") / (path.parent if path.name == "final" else path).name)
+
+
+def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl."""
+    return [
+        {
+            "prompt": prompt_text(prompt),
+            "baseline": theirs.completions[row].text,
+            "completion": ours.completions[row].text,
+            "score_baseline": theirs.scores[row],
+            "score": ours.scores[row],
+        }
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Sample, judge, compare.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: scores of the judge, win rate in 0..1 with its interval, KL in nats per
+        completion, lengths in tokens.
+
+    Raises:
+        UserError: A key, the prompts, a model or the judge cannot be used.
+    """
+    from recipes.lib.contest import Sampling, compare
+    from recipes.lib.finishing import finish
+    from recipes.lib.judges import load_judge
+    from recipes.lib.judging import win_rate
+    from recipes.lib.lineage import write_lineage
+
+    start = time.monotonic()
+    script: EvaluateArguments = config.script
+    validate(script)
+    if "output_dir" not in config.values and config.path is None:
+        script.output_dir = default_folder(str(script.run))
+    prompts = load_prompts(script)
+    folder = open_run(config)
+    judge = load_judge(str(script.judge), script.dtype, script.batch_size)
+    sampling = Sampling(script.max_new_tokens, script.temperature, script.batch_size, script.seed)
+    contestants = (str(script.run), str(script.baseline))
+    ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype)
+    wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
+    folder.write_samples(sample_rows(prompts, ours, theirs))
+    names = {"baseline": script.baseline, "judge": script.judge}
+    write_lineage(folder.path, "evaluate", script.run, [str(script.dataset_name)], **names)
+    summary = {"recipe": "evaluate", "num_prompts": len(prompts)}
+    summary |= ours.facts("") | theirs.facts("_baseline")
+    summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("evaluate", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,192 @@
+"""Feedback: collects preferences between completions of a model.
+
+The action `simulate` samples two completions for each prompt and lets the simulated rater choose,
+with the Bradley-Terry probability on the scores of a judge: a Python function
+f(prompts, completions) -> scores, over plain text, named as module:function or file.py:function.
+
+Data: prompt (text or messages).
+Writes feedback.jsonl, final/train.jsonl and final/test.jsonl in TRL's preference format (the test
+rows with their noise, and from other prompts), and summary.json with the ceiling of accuracy.
+
+    python -m recipes.feedback simulate --config configs/quickstart/feedback.yaml
+
+Source: Bradley and Terry, Rank analysis of incomplete block designs, 1952.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.errors import UserError
+from recipes.lib.runs import FolderArguments, Run, open_run, write_jsonl
+
+if TYPE_CHECKING:
+    from recipes.lib.feedback.pairs import Pair
+    from recipes.lib.feedback.rater import Rating
+
+ACTIONS = ("simulate",)
+NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
+
+
+@dataclass(kw_only=True)
+class FeedbackArguments(FolderArguments, DataArguments):
+    """Keys of the recipe."""
+
+    action: str | None = field(default=None, metadata={"help": "What to do: simulate."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model to compare completions of: a run or a folder."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "Number format of the model."})
+    judge: str | None = field(
+        default=None,
+        metadata={"help": "Function with the hidden scores: module:function or file.py:function."},
+    )
+    rater_temperature: float = field(
+        default=1.0, metadata={"help": "Difference of scores that is one unit of log-odds."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest completion, in tokens."})
+    sampling_batch_size: int = field(default=256, metadata={"help": "Completions at a time."})
+    seed: int = field(default=0, metadata={"help": "Of sampling, rating and splitting."})
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    return (FeedbackArguments,)
+
+
+def validate(script: FeedbackArguments) -> None:
+    """Check the keys before anything is loaded.
+
+    Raises:
+        UserError: The judge or the model is missing, there would be no test pairs, or a number is
+            out of its range.
+    """
+    if not script.judge:
+        raise UserError("judge is missing: name a function as module:function or file.py:function.")
+    if not script.model_name_or_path:
+        raise UserError("model_name_or_path is missing: name a run or a model folder.")
+    if script.test_fraction == 0 and not script.test_dataset_name:
+        raise UserError(
+            "test_fraction=0.0: no prompts are left for test pairs; set it to 0.2 or so, or name a "
+            "test_dataset_name."
+        )
+    for key in ("temperature", "rater_temperature"):
+        if not getattr(script, key) > 0:
+            raise UserError(f"{key}={getattr(script, key)}: must be above 0; 1.0 is usual.")
+
+
+def sample(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair], int]:
+    """Load the model and sample a pair for each prompt."""
+    from trl import ModelConfig
+
+    from recipes.lib.feedback.pairs import sample_pairs
+    from recipes.lib.models import load_policy, load_tokenizer
+
+    name = script.model_name_or_path or ""
+    model = load_policy(ModelConfig(model_name_or_path=name, dtype=script.dtype))
+    return sample_pairs(
+        model,
+        load_tokenizer(name),
+        prompts,
+        num_tries=NUM_TRIES,
+        max_new_tokens=script.max_new_tokens,
+        temperature=script.temperature,
+        seed=script.seed,
+        batch_size=script.sampling_batch_size,
+    )
+
+
+def judge_pairs(
+    judge: Callable[..., Any], script: FeedbackArguments, pairs: Sequence[Pair]
+) -> tuple[list[Rating], float]:
+    """Let the simulated rater choose; also the mean score of all completions."""
+    from recipes.lib.feedback.rater import judge_scores, rate
+
+    prompts = [prompt_text(pair.prompt) for pair in pairs]
+    first = judge_scores(judge, prompts, [pair.first for pair in pairs])
+    second = judge_scores(judge, prompts, [pair.second for pair in pairs])
+    ratings = rate(first, second, temperature=script.rater_temperature, seed=script.seed)
+    return ratings, sum(first + second) / (2 * len(pairs))
+
+
+def write_pairs(
+    folder: Run, pairs: Sequence[Pair], ratings: Sequence[Rating], tests: Sequence[bool], run: str
+) -> None:
+    """Write feedback.jsonl, final/train.jsonl and final/test.jsonl."""
+    from recipes.lib.feedback.pairs import feedback_row, preference_row
+
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    judged = list(zip(pairs, ratings, tests, strict=True))
+    write_jsonl(
+        folder.path / "feedback.jsonl",
+        [feedback_row(pair, rating, run, now) for pair, rating, _ in judged],
+    )
+    folder.final.mkdir(exist_ok=True)
+    train = [preference_row(pair, rating) for pair, rating, is_test in judged if not is_test]
+    test = [
+        preference_row(pair, rating) | {"noise": rating.noise}
+        for pair, rating, is_test in judged
+        if is_test
+    ]
+    write_jsonl(folder.final / "train.jsonl", train)
+    write_jsonl(folder.final / "test.jsonl", test)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Sample pairs, let the simulated rater choose, write the rows.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: numbers of pairs, ceilings of accuracy in 0..1, mean score of the judge.
+
+    Raises:
+        UserError: A key, the data, the model or the judge cannot be used.
+    """
+    from recipes.lib.feedback.rater import find_judge
+    from recipes.lib.finishing import finish
+    from recipes.lib.lineage import write_lineage
+
+    start = time.monotonic()
+    script = config.script
+    validate(script)
+    judge = find_judge(script.judge)
+    train, test = load_splits(script, script.seed, ("prompt",))
+    assert test is not None  # validate saw to it
+    folder = open_run(config)
+    test_prompts = {prompt_text(prompt) for prompt in test["prompt"]}
+    pairs, num_tokens = sample(script, [*train["prompt"], *test["prompt"]])
+    ratings, mean_score = judge_pairs(judge, script, pairs)
+    tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
+    write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)
+    data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+    write_lineage(folder.path, "feedback", script.model_name_or_path, data, judge=script.judge)
+    noises = [rating.noise for rating, is_test in zip(ratings, tests, strict=True) if is_test]
+    summary = {
+        "recipe": "feedback",
+        "num_pairs": len(pairs),
+        "num_train": len(pairs) - len(noises),
+        "num_test": len(noises),
+        "num_left_out": len(train) + len(test) - len(pairs),
+        "accuracy_ceiling": 1 - sum(noises) / len(noises),
+        "mean_score": mean_score,
+        "mean_completion_tokens": num_tokens / (2 * len(pairs)),
+    }
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("feedback", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Preferences: who prefers what, and the rows that keep it."""

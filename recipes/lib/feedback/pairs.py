@@ -1,0 +1,104 @@
+"""Pairs of completions: sampling them, and the rows that keep a judgement on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recipes.lib.feedback.rater import Rating
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two different completions of one prompt."""
+
+    prompt: Prompt
+    first: str
+    second: str
+
+
+def sample_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    num_tries: int,
+    **sampling: Any,
+) -> tuple[list[Pair], int]:
+    """Sample two completions for each prompt; equal or empty ones are drawn again.
+
+    Args:
+        model: The policy whose completions are compared.
+        tokenizer: Its tokenizer.
+        prompts: Texts or messages.
+        num_tries: Draws of a prompt before it is left out.
+        **sampling: max_new_tokens, temperature, seed, batch_size, as in recipes.lib.generation.
+
+    Returns:
+        The pairs in the order of their prompts, and the number of completion tokens drawn.
+    """
+    from recipes.lib.generation import sample
+
+    seed = sampling.pop("seed")
+    pairs: dict[int, Pair] = {}
+    num_tokens = 0
+    for attempt in range(num_tries):
+        left = [row for row in range(len(prompts)) if row not in pairs]
+        if not left:
+            break
+        twice = [prompts[row] for row in left for _ in range(2)]
+        drawn = sample(model, tokenizer, twice, seed=seed + 1_000_003 * attempt, **sampling)
+        num_tokens += sum(len(completion.ids) for completion in drawn)
+        for row, one, other in zip(left, drawn[::2], drawn[1::2], strict=True):
+            if one.text.strip() and other.text.strip() and one.text != other.text:
+                pairs[row] = Pair(prompts[row], one.text, other.text)
+    return [pairs[row] for row in sorted(pairs)], num_tokens
+
+
+def feedback_row(pair: Pair, rating: Rating, run: str, created_at: str) -> dict[str, Any]:
+    """One row of feedback.jsonl for a pair that the simulated rater judged.
+
+    Args:
+        pair: The pair.
+        rating: What the rater said.
+        run: Model that wrote the completions.
+        created_at: Time in ISO 8601.
+
+    Returns:
+        The row.
+    """
+    text = json.dumps([pair.prompt, pair.first, pair.second], sort_keys=True)
+    return {
+        "id": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "kind": "pair",
+        "prompt": pair.prompt,
+        "completions": [{"content": text, "run": run} for text in (pair.first, pair.second)],
+        "value": rating.value,
+        "aspect": "overall",
+        "strength": None,
+        "annotator": "simulated rater",
+        "source": "simulated",
+        "noise": rating.noise,
+        "seconds": None,
+        "created_at": created_at,
+    }
+
+
+def preference_row(pair: Pair, rating: Rating) -> dict[str, Any]:
+    """The pair in TRL's preference format, as messages where the prompt is messages."""
+    sides = (pair.first, pair.second)
+    chosen, rejected = sides[rating.value], sides[1 - rating.value]
+    if isinstance(pair.prompt, str):
+        return {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
+    return {
+        "prompt": pair.prompt,
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }

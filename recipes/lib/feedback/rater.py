@@ -1,0 +1,125 @@
+"""The simulated rater: Bradley-Terry draws on the scores of a judge.
+
+P(prefers the first) = sigmoid((score_first - score_second) / temperature)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What the simulated rater says of one pair.
+
+    Attributes:
+        value: 0 if the first completion is preferred, 1 if the second is.
+        noise: Probability that a draw on this pair contradicts the order of the scores; 0.5 where
+            they are equal. The best possible expected accuracy on the pair is 1 - noise.
+    """
+
+    value: int
+    noise: float
+
+
+def preference_probability(difference: float, temperature: float) -> float:
+    """Probability that the first completion is preferred.
+
+    Args:
+        difference: Score of the first minus score of the second.
+        temperature: Difference of scores that counts as one unit of log-odds; above 0.
+
+    Returns:
+        A number in 0..1.
+
+    Source: Bradley and Terry, Biometrika 39, 1952.
+    """
+    # Written with tanh, which does not overflow for any difference.
+    return 0.5 * (1.0 + math.tanh(0.5 * difference / temperature))
+
+
+def rate(
+    first: Sequence[float], second: Sequence[float], *, temperature: float, seed: int
+) -> list[Rating]:
+    """Rate pairs; the draw of a pair depends on the seed and its position alone.
+
+    Args:
+        first: Scores of the first completions.
+        second: Scores of the second ones.
+        temperature: As in `preference_probability`.
+        seed: Of the draws.
+
+    Returns:
+        One rating per pair.
+
+    Raises:
+        UserError: The temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise UserError(
+            f"rater_temperature={temperature}: must be above 0; small values make a rater that "
+            "seldom errs, such as 0.1."
+        )
+    ratings = []
+    for position, (one, other) in enumerate(zip(first, second, strict=True)):
+        probability = preference_probability(one - other, temperature)
+        draw = random.Random(f"rater {seed} {position}").random()
+        noise = min(probability, 1.0 - probability)
+        ratings.append(Rating(value=0 if draw < probability else 1, noise=noise))
+    return ratings
+
+
+def find_judge(reference: str) -> Callable[..., Any]:
+    """Find the function of a judge.
+
+    Args:
+        reference: module:function or file.py:function.
+
+    Returns:
+        The function.
+
+    Raises:
+        UserError: It is not there.
+    """
+    from recipes.lib.rewards import load_function
+
+    try:
+        return load_function(reference)
+    except UserError as error:
+        raise UserError(f"judge={reference}: {error}") from error
+
+
+def judge_scores(
+    judge: Callable[..., Any], prompts: Sequence[str], completions: Sequence[str]
+) -> list[float]:
+    """Ask a judge for one score per completion.
+
+    Args:
+        judge: A function f(prompts, completions) -> one number each, over plain text.
+        prompts: Prompts.
+        completions: Their completions.
+
+    Returns:
+        The scores.
+
+    Raises:
+        UserError: The judge gave another number of scores, or one that is no finite number.
+    """
+    said = list(judge(prompts=list(prompts), completions=list(completions)))
+    if len(said) != len(completions):
+        raise UserError(
+            f"judge: it gave {len(said)} scores for {len(completions)} completions; return a list "
+            "with one number for each."
+        )
+    for row, value in enumerate(said):
+        if isinstance(value, (str, bool)) or value is None or not math.isfinite(float(value)):
+            raise UserError(
+                f"judge: it gave {value!r} for row {row}; return a finite number for each."
+            )
+    return [float(value) for value in said]

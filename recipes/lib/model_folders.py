@@ -1,0 +1,162 @@
+"""Finding models and their tokenizers, and telling in one sentence what is wrong with a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RUNS = Path("runs")  # a bare name may be that of a run below it
+
+
+def resolve_model(name_or_path: str) -> str:
+    """Find the folder that a name stands for.
+
+    Args:
+        name_or_path: A run folder or its name below runs/, a model or adapter folder, or a Hub id.
+
+    Returns:
+        The folder (for a run its final/), or the Hub id as it was given.
+
+    Raises:
+        UserError: It is no model folder, an unfinished run, or a path where nothing lies.
+    """
+    if not name_or_path:
+        raise UserError("model_name_or_path is missing: name a run, a model folder or a Hub id.")
+    for path in (Path(name_or_path), RUNS / name_or_path):
+        if path.is_dir():
+            return str(_model_folder(path))
+    looks_local = name_or_path.startswith((".", "~", "/")) or name_or_path.count("/") > 1
+    if looks_local or name_or_path.startswith("runs/"):
+        raise UserError(
+            f"model_name_or_path={name_or_path}: there is no such folder; check the path, or train "
+            "the run first."
+        )
+    return name_or_path
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and see that it can pad.
+
+    A missing pad token becomes the EOS token; no id changes and nothing is added. The padding side
+    stays as it is: this project pads by attention mask where it batches by itself.
+
+    Args:
+        name_or_path: As in `resolve_model`; an adapter folder without one has its base's.
+        revision: Of a Hub model.
+        trust_remote_code: Whether code from the Hub may run.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UserError: There is no tokenizer, or it has neither a pad nor an EOS token.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve_model(name_or_path)
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter_base(path), trust_remote_code=trust_remote_code)
+    with reading(name_or_path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"model_name_or_path={name_or_path}: its tokenizer has neither a pad nor an EOS "
+                "token; add an EOS token to its tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def adapter_base(path: str | Path) -> str:
+    """Name of the model that an adapter folder was trained on."""
+    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{path}: adapter_config.json names no base model; put its path or Hub id under "
+            "base_model_name_or_path."
+        )
+    return str(base)
+
+
+def adapter_task(path: str | Path) -> str:
+    """What an adapter folder was trained for: CAUSAL_LM or SEQ_CLS."""
+    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    return str(config.get("task_type"))
+
+
+def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> None:
+    """Refuse a model whose files lack weights, which transformers would fill with noise.
+
+    Args:
+        path: Name for the message.
+        info: What from_pretrained gave as loading info.
+        allowed: Weights that may be new.
+
+    Raises:
+        UserError: Other weights are new.
+    """
+    random = sorted(set(info["missing_keys"]) - allowed)
+    random += sorted(str(key) for key in info["mismatched_keys"])
+    if random:
+        remedy = "name a model whose files hold every weight"
+        if random == ["score.weight"]:
+            remedy = "train it as a reward model first (rlhf reward), or name one"
+        shown = ", ".join(random[:3]) + (f" and {len(random) - 3} more" if len(random) > 3 else "")
+        raise UserError(
+            f"model_name_or_path={path}: its files do not hold {shown}, which would come up random; "
+            f"{remedy}."
+        )
+
+
+@contextmanager
+def reading(name: str, kind: str) -> Iterator[None]:
+    """Tell a failed load in one sentence, and keep transformers' table of keys off the screen."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model_name_or_path={name}: no {kind} can be loaded from it ({reason})."
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def _model_folder(path: Path) -> Path:
+    if (path / "final").is_dir():
+        return path / "final"
+    if (path / "config.json").is_file() or is_adapter(path):
+        return path
+    if (path / "config.yaml").is_file():
+        raise UserError(
+            f"model_name_or_path={path}: the run has no final/ yet; finish it with --resume first."
+        )
+    raise UserError(
+        f"model_name_or_path={path}: the folder holds neither config.json, adapter_config.json nor "
+        "final/; name a model folder or a run."
+    )

@@ -1,0 +1,87 @@
+"""Scores of preference pairs, and whether a saved reward model gives the same ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from recipes.lib.data import prompt_text
+from recipes.lib.models import load_reward_model
+from recipes.lib.reward_models import RewardModel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+NUM_CHECKED = 64  # test pairs that the saved model must score like the trained one
+CHUNK = 512  # pairs that are batched by length together, between two steps of the progress bar
+
+
+def score_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Dataset, batch_size: int = 64
+) -> list[dict[str, Any]]:
+    """Score both sides of every pair.
+
+    Args:
+        model: A reward model.
+        tokenizer: Its tokenizer.
+        test: Rows with chosen and rejected, with or without a prompt.
+        batch_size: Texts at a time.
+
+    Returns:
+        Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected.
+    """
+    scorer = RewardModel(model, tokenizer, "reward", batch_size)
+    empty: str | list[Any] = "" if isinstance(test[0]["chosen"], str) else []
+    rows = []
+    with tqdm(total=len(test), desc="scores", unit="pair", leave=False) as progress:
+        for start in range(0, len(test), CHUNK):
+            pairs = [test[row] for row in range(start, min(start + CHUNK, len(test)))]
+            prompts = [pair.get("prompt", empty) for pair in pairs]
+            chosen = scorer(prompts, [pair["chosen"] for pair in pairs])
+            rejected = scorer(prompts, [pair["rejected"] for pair in pairs])
+            for prompt, pair, *scores in zip(prompts, pairs, chosen, rejected, strict=True):
+                rows.append(_row(prompt, pair, scores))
+            progress.update(len(pairs))
+    return rows
+
+
+def check_saved(final: str, model: PreTrainedModel, test: Dataset, model_args: ModelConfig) -> None:
+    """See that the saved reward model scores as the trained one does.
+
+    Args:
+        final: Folder of the saved model.
+        model: The trained model, in memory.
+        test: Pairs to compare on; the first few are enough.
+        model_args: What the model was loaded with.
+
+    Raises:
+        RuntimeError: It does not; what was saved is not what was trained.
+    """
+    few = test.select(range(min(NUM_CHECKED, len(test))))
+    dtype = str(model_args.dtype)
+    saved, tokenizer = load_reward_model(final, dtype, model_args=model_args)
+    device = next(model.parameters()).device
+    before = score_pairs(model, tokenizer, few)
+    after = score_pairs(saved.to(device), tokenizer, few)
+    # Half precision rounds adapters, which train in float32, when they are read again.
+    tolerance = 1e-4 if dtype == "float32" else 0.05
+    for one, other in zip(before, after, strict=True):
+        for key in ("score_chosen", "score_rejected"):
+            if abs(one[key] - other[key]) > tolerance * max(1.0, abs(one[key])):
+                raise RuntimeError(
+                    f"{final} scores {other[key]} where the trained model scored {one[key]}: the "
+                    "saved reward model is not the trained one."
+                )
+
+
+def _row(prompt: Any, pair: dict[str, Any], scores: list[float]) -> dict[str, Any]:
+    return {
+        "prompt": prompt_text(prompt) if prompt else "",
+        "chosen": prompt_text(pair["chosen"]),
+        "rejected": prompt_text(pair["rejected"]),
+        "score_chosen": scores[0],
+        "score_rejected": scores[1],
+    }

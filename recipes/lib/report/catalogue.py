@@ -1,0 +1,138 @@
+"""Which charts a recipe's page shows, and how each one is read."""
+
+from recipes.lib.report.curves import Curve
+
+PPO = (
+    Curve(
+        "reward",
+        "Reward",
+        "mean score per completion",
+        (("objective/scores", "score"), ("objective/rlhf_reward", "score less KL penalty")),
+        "Both lines should rise and level off; a score that climbs while the penalised line falls "
+        "pays for every point with more drift than it is worth.",
+    ),
+    Curve(
+        "kl",
+        "Distance from the reference",
+        "KL, nats per completion",
+        (("objective/kl", "KL"), ("eval_kl", "held-out prompts")),
+        "Starts at 0 and should grow steadily and then bend; a sudden jump or ever faster growth "
+        "means that the policy leaves the language it came from.",
+    ),
+    Curve(
+        "entropy",
+        "Entropy",
+        "nats per token",
+        (("policy/entropy_avg", "policy"),),
+        "How open the choice of the next token still is: a gentle fall is normal, a fall to near 0 "
+        "means that every prompt gets the same text, a rise means noise.",
+    ),
+    Curve(
+        "clip",
+        "Clip fraction",
+        "share of tokens",
+        (("policy/clipfrac_avg", "policy"), ("val/clipfrac_avg", "value")),
+        "Tokens whose update was held back: up to about 0.2 is usual for the policy, much more "
+        "means steps that are too large, a constant 0 means that hardly anything moves.",
+    ),
+    Curve(
+        "value-loss",
+        "Value loss",
+        "squared error, reward units",
+        (("loss/value_avg", "value loss"),),
+        "Error of the critic's forecast: it should fall and stay low; growth means that the critic "
+        "no longer follows the policy and the advantages are noise.",
+    ),
+    Curve(
+        "length",
+        "Completion length",
+        "tokens",
+        (("objective/completion_length", "mean length"), ("eval_completion_length", "held out")),
+        "Should settle; a drift to the limit or to almost nothing usually means that the reward "
+        "pays for length and not for content.",
+    ),
+    Curve(
+        "held-out",
+        "Reward on held-out prompts",
+        "mean score per completion",
+        (("eval_scores", "sampled"), ("eval_greedy_scores", "most probable text")),
+        "Prompts that training never sees: it should follow the reward above; a fall while that "
+        "one rises means that the policy learns its prompts by heart.",
+    ),
+    Curve(
+        "explained",
+        "Explained variance",
+        "share of the returns' variance",
+        (("val/explained_variance", "critic"),),
+        "How much of the outcome the critic foresees: it should rise towards 1; below 0 it does "
+        "worse than a constant guess.",
+    ),
+    Curve(
+        "eos",
+        "Ended by themselves",
+        "share of completions",
+        (("objective/eos_fraction", "ended before the limit"),),
+        "Completions that stop on their own: near 1 is healthy for a chat model; a fall means that "
+        "the policy rambles until it is cut off.",
+    ),
+    Curve(
+        "time",
+        "Time per rollout",
+        "seconds",
+        (
+            ("time/sampling", "sampling"),
+            ("time/scoring", "scoring"),
+            ("time/training", "training"),
+        ),
+        "Where the time goes: flat lines are normal; growing sampling time follows growing length.",
+    ),
+)
+
+LOSS = Curve(
+    "loss",
+    "Loss",
+    "nats per token",
+    (("loss", "training"), ("eval_loss", "held out")),
+    "Both lines should fall and flatten; a held-out line that turns upwards while training still "
+    "falls means that the model learns its examples by heart.",
+)
+TOKEN_ACCURACY = Curve(
+    "token-accuracy",
+    "Next token right",
+    "share of tokens",
+    (("mean_token_accuracy", "training"), ("eval_mean_token_accuracy", "held out")),
+    "How often the likeliest token is the true one: it should rise with the fall of the loss; a "
+    "gap between the lines means learning by heart.",
+)
+SFT = (LOSS, TOKEN_ACCURACY)
+
+REWARD = (
+    Curve(
+        "accuracy",
+        "Accuracy",
+        "share of pairs in the right order",
+        (("accuracy", "training"), ("eval_accuracy", "held out")),
+        "Should rise from 0.5 and level off near the ceiling that noise in the labels sets; a "
+        "training line far above the held-out one means learning by heart.",
+        levels=(
+            ("accuracy_ceiling", "ceiling", 0),
+            ("accuracy_bag_of_words", "bag of words", 3),
+        ),
+    ),
+    Curve(
+        "reward-loss",
+        "Loss",
+        "nats per pair",
+        (("loss", "training"), ("eval_loss", "held out")),
+        "Starts near 0.69, the loss of guessing, and should fall and flatten; a held-out line that "
+        "turns upwards means overconfidence.",
+    ),
+    Curve(
+        "margin",
+        "Margin during training",
+        "score of chosen less rejected",
+        (("margin", "training"), ("eval_margin", "held out")),
+        "Should grow and level off; growth without end, with accuracy flat, means that the scores "
+        "only become louder.",
+    ),
+)

@@ -1,0 +1,132 @@
+"""Which texts a page shows, chosen by rule and not by taste."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from recipes.lib.report.numbers import is_finite, is_number, plain
+from recipes.lib.report.runfiles import Row
+
+MAX_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text with the facts about it; `cut` counts the characters that were left out."""
+
+    text: str
+    facts: str = ""
+    is_best: bool = False
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Texts side by side: a row for each prompt, which is its first cell."""
+
+    columns: list[str]
+    rows: list[list[Cell]]
+    rule: str
+
+
+def comparison(rows: Sequence[Row], names: tuple[str, str], count: int = 6) -> SampleTable | None:
+    """Baseline and completion on the same prompts, from the largest loss to the largest win.
+
+    Args:
+        rows: of an evaluation: prompt, baseline, completion, score_baseline, score.
+        names: headings of the two columns.
+        count: number of prompts.
+    """
+    keys = ("baseline", "completion")
+    kept = _evenly(_ranked(rows, "score", "score_baseline"), count)
+    made = [_pair(row, keys, ("score_baseline", "score")) for row in kept]
+    rule = f"{len(made)} prompts, evenly spaced from the largest win down to the largest loss."
+    return SampleTable(["Prompt", *names], made, rule) if made else None
+
+
+def preferences(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
+    """Test pairs of a reward model, from the clearest success to the clearest error."""
+    kept = _evenly(_ranked(rows, "score_chosen", "score_rejected"), count)
+    made = [_pair(row, ("chosen", "rejected"), ("score_chosen", "score_rejected")) for row in kept]
+    rule = f"{len(made)} test pairs, evenly spaced from the largest margin down to the smallest."
+    return SampleTable(["Prompt", "Chosen", "Rejected"], made, rule) if made else None
+
+
+def references(rows: Sequence[Row], count: int = 5) -> SampleTable | None:
+    """What a fine-tuned model writes, beside what the data has."""
+    made = [
+        [cell(row.get("prompt")), cell(row.get("reference")), cell(row.get("completion"))]
+        for row in _distinct(rows)[:count]
+        if row.get("completion") is not None
+    ]
+    rule = f"The first {len(made)} prompts of the held-out data."
+    return SampleTable(["Prompt", "Reference", "Model"], made, rule) if made else None
+
+
+def progress(rows: Sequence[Row]) -> SampleTable | None:
+    """Completions of the first, a middle and the last rollout that kept samples."""
+    steps = sorted({row["step"] for row in rows if is_number(row.get("step"))})
+    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
+    made = []
+    for step in chosen:
+        ranked = _by(_distinct([row for row in rows if row.get("step") == step]), _score)
+        made += [_rollout(row) for row in _evenly(ranked, 3)]
+    rule = "Best, middle and worst kept completion of the first, a middle and the last rollout."
+    return SampleTable(["Prompt", "Completion"], made, rule) if made else None
+
+
+def cell(value: object, facts: str = "", is_best: bool = False) -> Cell:
+    """A text of at most 1,500 characters."""
+    text = "" if value is None else str(value).strip()
+    return Cell(text[:MAX_CHARACTERS], facts, is_best, max(0, len(text) - MAX_CHARACTERS))
+
+
+def _pair(row: Row, texts: tuple[str, str], scores: tuple[str, str]) -> list[Cell]:
+    values = [row[key] for key in scores]
+    sides = [
+        cell(row.get(text), f"score {plain(value)}", value > other)
+        for text, value, other in zip(texts, values, reversed(values), strict=True)
+    ]
+    return [cell(row.get("prompt")), *sides]
+
+
+def _rollout(row: Row) -> list[Cell]:
+    facts = []
+    for key, spelled, digits in (
+        ("score", "score {}", 2),
+        ("kl", "KL {} nats", 1),
+        ("num_tokens", "{} tokens", 0),
+    ):
+        value = row.get(key)
+        if is_number(value):
+            facts.append(spelled.format(plain(value, digits)))
+    episode = row.get("episode")
+    place = f"episode {plain(episode, 0)}" if is_number(episode) else ""
+    return [cell(row.get("prompt"), place), cell(row.get("completion"), " \u00b7 ".join(facts))]
+
+
+def _ranked(rows: Sequence[Row], high: str, low: str) -> list[Row]:
+    usable = [row for row in rows if is_finite(row.get(high)) and is_finite(row.get(low))]
+    return _by(_distinct(usable), lambda row: float(row[high] - row[low]))
+
+
+def _by(rows: Sequence[Row], key: Callable[[Row], float]) -> list[Row]:
+    return sorted(rows, key=key, reverse=True)
+
+
+def _score(row: Row) -> float:
+    score = row.get("score")
+    return float(score) if is_finite(score) else -math.inf
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(str(row.get("prompt")), row)
+    return list(first.values())
+
+
+def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]

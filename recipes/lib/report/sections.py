@@ -1,0 +1,104 @@
+"""What stands on a page, in order: one section for each subject a run has data for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from recipes.lib.report.catalogue import LOSS, PPO, REWARD, SFT
+from recipes.lib.report.curves import draw_curves
+from recipes.lib.report.figure import Picture
+from recipes.lib.report.pairs import (
+    differences,
+    margin_histogram,
+    reliability_diagram,
+    win_histogram,
+)
+from recipes.lib.report.runfiles import RunFiles
+from recipes.lib.report.samples import (
+    SampleTable,
+    comparison,
+    preferences,
+    progress,
+    references,
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with pictures, texts or both under it."""
+
+    name: str
+    title: str
+    pictures: list[Picture] = field(default_factory=list)
+    samples: SampleTable | None = None
+
+
+def run_sections(run: RunFiles) -> list[Section]:
+    """The sections of one run's page, by its recipe; those without data are left out."""
+    if run.recipe == "ppo":
+        made = [ppo_curves(run), Section("samples", "Samples", samples=progress(run.samples))]
+    elif run.recipe == "reward":
+        made = reward_sections(run)
+    elif run.recipe == "evaluate":
+        made = [evaluation(run, ("Baseline", "Model"))]
+    else:
+        texts = Section("samples", "Samples", samples=references(run.samples))
+        made = [language_curves(run, "training", "Training"), texts]
+    return present(made)
+
+
+def quickstart_sections(stages: dict[str, RunFiles]) -> list[Section]:
+    """The sections of the quickstart's page, from the folders of its stages.
+
+    The texts come first: they are what a newcomer can judge.
+    """
+    made = [evaluation(stages["evaluate"], ("SFT", "PPO"))] if "evaluate" in stages else []
+    if "ppo" in stages:
+        made.append(ppo_curves(stages["ppo"]))
+    if "reward" in stages:
+        made += reward_sections(stages["reward"])
+    pictures = [
+        picture
+        for name, title in (("base", "Loss of the base model"), ("sft", "Loss of SFT"))
+        if name in stages
+        for picture in _language(stages[name], name + "-", title)
+    ]
+    return present([*made, Section("language", "Learning the language", pictures)])
+
+
+def present(sections: Sequence[Section]) -> list[Section]:
+    """Those sections that have something to show."""
+    return [section for section in sections if section.pictures or section.samples]
+
+
+def ppo_curves(run: RunFiles) -> Section:
+    """What PPO did, rollout by rollout."""
+    pictures = draw_curves(PPO, run.metrics, run.summary)
+    return Section("ppo", "PPO, rollout by rollout", pictures)
+
+
+def language_curves(run: RunFiles, name: str, title: str) -> Section:
+    """Loss and token accuracy of a language model's training."""
+    return Section(name, title, draw_curves(SFT, run.metrics, run.summary))
+
+
+def reward_sections(run: RunFiles) -> list[Section]:
+    """Accuracy, margins and calibration of a reward model, then pairs to read."""
+    margins = differences(run.samples, "score_chosen", "score_rejected")
+    drawn = [margin_histogram(margins), reliability_diagram(margins)]
+    pictures = draw_curves(REWARD, run.metrics, run.summary)
+    pictures += [picture for picture in drawn if picture is not None]
+    return [
+        Section("reward", "How far the reward model can be trusted", pictures),
+        Section("pairs", "Pairs it scored", samples=preferences(run.samples)),
+    ]
+
+
+def evaluation(run: RunFiles, names: tuple[str, str]) -> Section:
+    """Two models on the same prompts: texts side by side and the gain on each prompt."""
+    picture = win_histogram(differences(run.samples, "score", "score_baseline"))
+    texts = comparison(run.samples, names)
+    return Section("evaluation", "Side by side", [picture] if picture else [], texts)
+
+
+def _language(run: RunFiles, prefix: str, title: str) -> list[Picture]:
+    return draw_curves([replace(LOSS, title=title)], run.metrics, run.summary, prefix)

@@ -1,0 +1,117 @@
+"""The finding of a run in one sentence, computed from its numbers."""
+
+import math
+from typing import Any
+
+from recipes.lib.judging import pair_accuracy, win_rate
+from recipes.lib.report.calibration import wilson
+from recipes.lib.report.curves import points
+from recipes.lib.report.numbers import is_finite, is_number, percent, plain
+from recipes.lib.report.pairs import differences
+from recipes.lib.report.runfiles import Row, RunFiles
+
+
+def verdict(run: RunFiles) -> str:
+    """What the page of one run says first; empty where the numbers for it are missing."""
+    if run.recipe == "ppo":
+        return _ppo(run)
+    if run.recipe == "reward":
+        return _reward(run)
+    if run.recipe == "evaluate":
+        return _evaluate(run)
+    return _loss(run)
+
+
+def quickstart_verdict(summary: Row) -> str:
+    """Whether PPO beats SFT, on how many prompts, how sure that is and at what KL."""
+    if not is_finite(summary.get("win_rate")):
+        return ""
+    said = _contest(
+        "PPO", "SFT", float(summary["win_rate"]), summary.get("win_rate_ci95"), "unseen prompts"
+    )
+    kl = summary.get("kl")
+    price = f", at {plain(float(kl), 1)} nats of KL" if is_finite(kl) else ""
+    return f"{said} by the gold score{price}."
+
+
+def _contest(first: str, second: str, rate: float, interval: Any, prompts: str) -> str:
+    is_known = isinstance(interval, list | tuple) and len(interval) == 2
+    low, high = interval if is_known and all(map(is_finite, interval)) else (rate, rate)
+    share = f"{percent(rate)} of {prompts}"
+    bounds = ""
+    if is_known:
+        bounds = f" (95\u00a0%\u00a0interval {plain(100 * low, 0)} to {plain(100 * high, 0)})"
+    if low > 0.5:
+        return f"{first} beats {second} on {share}{bounds}"
+    if high < 0.5:
+        return f"{first} is worse than {second}: it wins on only {share}{bounds}"
+    return f"{first} and {second} cannot be told apart: {first} wins on {share}{bounds}"
+
+
+def _evaluate(run: RunFiles) -> str:
+    summary = run.summary
+    if is_finite(summary.get("win_rate")):
+        rate, interval = float(summary["win_rate"]), summary.get("win_rate_ci95")
+    else:
+        gains = differences(run.samples, "score", "score_baseline")
+        if not gains:
+            return ""
+        measured = win_rate(gains, [0.0] * len(gains))
+        rate, interval = measured.value, [measured.low, measured.high]
+    return _contest("The model", "its baseline", rate, interval, "prompts") + "."
+
+
+def _reward(run: RunFiles) -> str:
+    margins = differences(run.samples, "score_chosen", "score_rejected")
+    if not margins:
+        return ""
+    share = pair_accuracy(margins, [0.0] * len(margins))
+    low, high = wilson(sum(margin > 0 for margin in margins), len(margins))
+    said = (
+        f"The reward model scores the preferred completion higher in {percent(share, 1)} of "
+        f"{len(margins):,} test pairs (95\u00a0%\u00a0interval {plain(100 * low, 1)} to "
+        f"{plain(100 * high, 1)})"
+    )
+    ceiling = run.summary.get("reward_accuracy_ceiling", run.summary.get("accuracy_ceiling"))
+    noise = "; noise in the labels allows no more than"
+    return f"{said}{noise} {percent(float(ceiling), 1)}." if is_finite(ceiling) else f"{said}."
+
+
+def _ppo(run: RunFiles) -> str:
+    axis = "episode" if any(is_number(row.get("episode")) for row in run.metrics) else "step"
+    places, scores = points(run.metrics, axis, "objective/scores")
+    if len(scores) < 2:
+        return ""
+    unit = "episodes" if axis == "episode" else "steps"
+    # The recipe's summary averages over the last rollouts; the page must not tell other numbers.
+    first = run.summary.get("first_scores", scores[0])
+    last = run.summary.get("scores", scores[-1])
+    if not (is_finite(scores[-1]) and is_finite(first) and is_finite(last)):
+        return f"The score is not a number after {plain(places[-1], 0)} {unit}: this run failed."
+    kl = run.summary.get("kl", points(run.metrics, axis, "objective/kl")[1][-1:].sum())
+    price = f", at {plain(kl, 1)} nats of KL per completion" if is_finite(kl) else ""
+    verb = "rose" if last > first else "fell"
+    return (
+        f"The mean score {verb} from {plain(first)} to {plain(last)} over "
+        f"{plain(places[-1], 0)} {unit}{price}."
+    )
+
+
+def _loss(run: RunFiles) -> str:
+    held_out = points(run.metrics, "step", "eval_loss")[1]
+    name, losses = "Held-out loss", held_out
+    if not len(held_out):
+        name, losses = "Training loss", points(run.metrics, "step", "loss")[1]
+    if not len(losses):
+        return ""
+    if not math.isfinite(losses[-1]):
+        return f"{name} is not a number at the end: this run failed."
+    end = f"{plain(losses[-1])} nats per token (perplexity {plain(_perplexity(losses[-1]))})"
+    if len(losses) == 1 or not math.isfinite(losses[0]):
+        return f"{name} is {end}."
+    verb = "fell" if losses[-1] < losses[0] else "rose"
+    return f"{name} {verb} from {plain(losses[0])} to {end}."
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

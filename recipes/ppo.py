@@ -1,0 +1,126 @@
+"""PPO: trains a policy on its own completions against rewards, held near the model it began from.
+
+    maximise  E[score(y)] - kl_coef * KL(policy || reference)
+
+by clipped policy gradient with a critic. The KL is a reward of each token and not a loss, and the
+reference is the model that the run started from.
+
+Data: prompt (text or messages); further columns are handed on to the reward functions.
+Writes final/ (the policy), metrics.jsonl, samples.jsonl, summary.json and report.html.
+
+    python -m recipes.ppo --config configs/ppo/smoke.yaml
+    accelerate launch --num_processes 2 -m recipes.ppo --config configs/ppo/smoke.yaml
+
+Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, 2019, section 2.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.errors import UserError
+from recipes.lib.runs import RunArguments, is_main_process, open_run, read_jsonl
+
+SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
+# Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
+KEPT = ("objective/scores", "objective/rlhf_reward", "objective/kl", "objective/completion_length")
+NUM_LAST = 3
+
+
+@dataclass(kw_only=True)
+class PPOArguments(RunArguments, DataArguments):
+    """Keys of the recipe beside those of PPOConfig and ModelConfig."""
+
+    reward_funcs: list[str] = field(
+        metadata={
+            "help": "Rewards: runs, folders or Hub ids of reward models, or functions as "
+            "file.py:function."
+        }
+    )
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    from trl import ModelConfig
+
+    from recipes.lib.ppo.config import PPOConfig
+
+    return PPOArguments, PPOConfig, ModelConfig
+
+
+def make_trainer(config: Config, train: Any, test: Any) -> Any:
+    """The trainer on the policy, with LoRA where it is asked for."""
+    from recipes.lib.models import load_policy, load_tokenizer, peft_config
+    from recipes.lib.ppo.trainer import PPOTrainer
+
+    assert config.training is not None and config.model is not None
+    tokenizer = load_tokenizer(
+        config.model.model_name_or_path or "", revision=config.model.model_revision
+    )
+    return PPOTrainer(
+        model=load_policy(config.model),
+        reward_funcs=config.script.reward_funcs,
+        args=config.training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=peft_config(config.model, "CAUSAL_LM"),
+    )
+
+
+def last_rollouts(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the last rollouts, and the score of the first one to compare with."""
+    rows = [row for row in metrics if "objective/scores" in row]
+    last = rows[-NUM_LAST:]
+    means = {name.partition("/")[2]: sum(r[name] for r in last) / len(last) for name in KEPT}
+    return {"first_scores": rows[0]["objective/scores"]} | means
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, save.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: scores, KL (nats per completion) and completion length (tokens) as means over
+        the last rollouts, episodes, seconds.
+
+    Raises:
+        UserError: The data, a model, a reward or the run folder cannot be used.
+    """
+    from recipes.lib.finishing import checkpoint_of, finish, save_final
+    from recipes.lib.lineage import write_lineage
+    from recipes.lib.progress import watch
+
+    start = time.monotonic()
+    script, training, model = config.script, config.training, config.model
+    assert training is not None and model is not None
+    if not script.reward_funcs:
+        raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
+    train, test = load_splits(script, training.seed, ("prompt",))
+    trainer = make_trainer(config, train, test)
+    folder = open_run(config)
+    watch(trainer, folder.path, "ppo", SHOWN)
+    trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
+    save_final(trainer, folder)
+    summary: dict[str, Any] = {"recipe": "ppo", "episodes": training.total_episodes}
+    if is_main_process():
+        summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
+        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        rewards = {"reward_funcs": script.reward_funcs}
+        write_lineage(folder.path, "ppo", model.model_name_or_path, data, **rewards)
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("ppo", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

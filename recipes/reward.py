@@ -1,0 +1,154 @@
+"""Reward modelling: trains a language model with a score head to rank the chosen completion first.
+
+Loss: -log sigmoid(score(chosen) - score(rejected)), the Bradley-Terry likelihood of the pair.
+
+Data: chosen and rejected, with a prompt or containing it (text or messages); a test row's `noise`
+column is the probability that its label contradicts the true order.
+Writes final/ (a full model, or an adapter with its score head), metrics.jsonl, samples.jsonl with
+the scores of every test pair, and summary.json with the accuracy beside its ceiling and beside a
+bag-of-words model of the same split.
+
+    python -m recipes.reward --config configs/reward/smoke.yaml
+    accelerate launch --num_processes 2 -m recipes.reward --config configs/reward/smoke.yaml
+
+Source: Ouyang et al., Training language models to follow instructions, 2022, equation 1, with one
+pair per comparison.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, check_template, load_splits
+from recipes.lib.errors import UserError
+from recipes.lib.runs import RunArguments, is_main_process, open_run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(kw_only=True)
+class RewardArguments(RunArguments, DataArguments):
+    """Keys of the recipe beside those of RewardConfig and ModelConfig."""
+
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pairs in one optimizer step over all processes; sets accumulation."},
+    )
+    scoring_batch_size: int = field(
+        default=64, metadata={"help": "Texts at a time when the test pairs are scored."}
+    )
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    from trl import ModelConfig, RewardConfig
+
+    return RewardArguments, RewardConfig, ModelConfig
+
+
+def load_pairs(script: RewardArguments, seed: int) -> tuple[Dataset, Dataset]:
+    """Load training and test pairs.
+
+    Raises:
+        UserError: As load_splits; or there are no test rows.
+    """
+    train, test = load_splits(script, seed, ("chosen", "rejected"))
+    if test is None:
+        raise UserError(
+            "test_fraction=0.0: a reward model is worth its accuracy on pairs it has not seen; "
+            "set test_fraction (0.1 is usual) or test_dataset_name."
+        )
+    return train, test
+
+
+def summarize(rows: list[dict[str, Any]], train: Dataset, test: Dataset) -> dict[str, float]:
+    """Accuracy of the scores, its ceiling, its yardstick, and the mean margin of the scores."""
+    from recipes.lib.bag_of_words import bag_of_words_accuracy
+    from recipes.lib.judging import pair_accuracy
+
+    chosen = [row["score_chosen"] for row in rows]
+    rejected = [row["score_rejected"] for row in rows]
+    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
+    if "noise" in test.column_names:
+        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
+    numbers["accuracy_bag_of_words"] = bag_of_words_accuracy(train, test)
+    numbers["margin"] = (sum(chosen) - sum(rejected)) / len(rows)
+    return numbers
+
+
+def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
+    """TRL's trainer on a classifier whose score head alone is new, with LoRA if asked for."""
+    from transformers import set_seed
+    from trl import RewardTrainer
+
+    from recipes.lib.models import load_reward_model, peft_config
+
+    training, model_args = config.training, config.model
+    assert training is not None and model_args is not None
+    set_seed(training.seed)  # the new head is drawn while loading
+    model, tokenizer = load_reward_model(
+        model_args.model_name_or_path or "", model_args.dtype, new_head=True, model_args=model_args
+    )
+    check_template(train[0], "chosen", bool(tokenizer.chat_template or training.chat_template_path))
+    return RewardTrainer(
+        model=model,
+        args=training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=peft_config(model_args, "SEQ_CLS"),
+    )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, score the test pairs, save, and see that the saved model scores the same.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: accuracies in 0..1, the margin in units of the score.
+
+    Raises:
+        UserError: The data, the model or the run folder cannot be used.
+        RuntimeError: The saved model scores differently.
+    """
+    from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
+    from recipes.lib.lineage import write_lineage
+    from recipes.lib.pair_scores import check_saved, score_pairs
+    from recipes.lib.progress import watch
+
+    start = time.monotonic()
+    script, training, model_args = config.script, config.training, config.model
+    assert training is not None and model_args is not None
+    set_accumulation(training, script.global_batch_size)
+    train, test = load_pairs(script, training.seed)
+    folder = open_run(config)
+
+    trainer = make_trainer(config, train, test)
+    watch(trainer, folder.path, "reward", {"loss": "loss", "accuracy": "accuracy"})
+    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
+    summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
+    save_final(trainer, folder)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if is_main_process():
+        rows = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
+        folder.write_samples(rows)
+        summary |= summarize(rows, train, test)
+        check_saved(str(folder.final), model, test, model_args)
+        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        write_lineage(folder.path, "reward", model_args.model_name_or_path, data)
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("reward", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,168 @@
+"""Supervised fine-tuning: trains a language model to write the completions of a dataset.
+
+Loss: the mean of -log p(token | tokens before it) over completion tokens; for rows of plain text or
+whole conversations, over all tokens, as TRL does (assistant_only_loss narrows it).
+
+Data: prompt + completion (text or messages), messages, or text.
+Writes final/, metrics.jsonl, samples.jsonl and summary.json with train_loss, eval_loss, perplexity
+and base_perplexity of the test rows.
+
+    python -m recipes.sft --config configs/sft/smoke.yaml
+    accelerate launch --num_processes 2 -m recipes.sft --config configs/sft/smoke.yaml
+
+Source: Ouyang et al., Training language models to follow instructions, 2022, section 3.5, step 1.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, check_rows, check_template, load_splits
+from recipes.lib.errors import UserError
+from recipes.lib.runs import RunArguments, is_main_process, open_run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
+
+
+@dataclass(kw_only=True)
+class SFTArguments(RunArguments, DataArguments):
+    """Keys of the recipe beside those of SFTConfig and ModelConfig."""
+
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows in one optimizer step over all processes; sets accumulation."},
+    )
+    num_samples: int = field(
+        default=5, metadata={"help": "Test prompts to complete at the end, for samples.jsonl."}
+    )
+    max_new_tokens: int = field(
+        default=64, metadata={"help": "Longest completion in samples.jsonl, in tokens."}
+    )
+    temperature: float = field(
+        default=0.0, metadata={"help": "Of the completions in samples.jsonl; 0 is greedy."}
+    )
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    from trl import ModelConfig, SFTConfig
+
+    return SFTArguments, SFTConfig, ModelConfig
+
+
+def columns_of(dataset: Dataset) -> tuple[str, ...]:
+    """The columns that make the dataset one of TRL's SFT formats.
+
+    Raises:
+        UserError: It has none of those formats.
+    """
+    for columns in COLUMN_SETS:
+        if set(columns) <= set(dataset.column_names):
+            return columns
+    raise UserError(
+        f"dataset_name: the columns are {', '.join(dataset.column_names)}; SFT needs prompt and "
+        "completion, or messages, or text."
+    )
+
+
+def make_trainer(config: Config, tokenizer: Any, train: Dataset, test: Dataset | None) -> Any:
+    """TRL's trainer on the model, with LoRA where it is asked for."""
+    from trl import SFTTrainer
+
+    from recipes.lib.models import load_policy, peft_config
+
+    training, model_args = config.training, config.model
+    assert training is not None and model_args is not None
+    if training.eval_packing is None:
+        training.eval_packing = False  # perplexity is that of whole rows
+    return SFTTrainer(
+        model=load_policy(model_args),
+        args=training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=peft_config(model_args, "CAUSAL_LM"),
+    )
+
+
+def test_perplexity(trainer: Any) -> float | None:
+    """Perplexity of the test rows, on the very tokens that the trainer made of them."""
+    from recipes.lib.likelihood import perplexity
+
+    rows = trainer.eval_dataset
+    if rows is None:
+        return None
+    batch_size = trainer.args.per_device_eval_batch_size
+    return perplexity(trainer.model, rows["input_ids"], rows["labels"], batch_size)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, evaluate, save.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: train_loss, eval_loss and the perplexities in nats per token and its exp.
+
+    Raises:
+        UserError: The data, the model or the run folder cannot be used.
+    """
+    from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
+    from recipes.lib.held_out import held_out_samples
+    from recipes.lib.lineage import write_lineage
+    from recipes.lib.models import load_tokenizer
+    from recipes.lib.progress import watch
+
+    start = time.monotonic()
+    script, training, model = config.script, config.training, config.model
+    assert training is not None and model is not None
+    set_accumulation(training, script.global_batch_size)
+    train, test = load_splits(script, training.seed, ())
+    columns = columns_of(train)
+    for name, rows in (("train", train), ("test", test)):
+        if rows is not None:
+            check_rows(rows, columns, f"dataset_name={script.dataset_name} ({name})")
+    tokenizer = load_tokenizer(model.model_name_or_path or "", revision=model.model_revision)
+    has_template = bool(tokenizer.chat_template or training.chat_template_path)
+    check_template(train[0], columns[0], has_template)
+    folder = open_run(config)
+
+    trainer = make_trainer(config, tokenizer, train, test)
+    watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    base = test_perplexity(trainer)
+    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
+    summary = {"recipe": "sft", "train_loss": result.training_loss}
+    if test is not None:
+        summary |= {"eval_loss": trainer.evaluate()["eval_loss"]}
+        summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}
+    save_final(trainer, folder)
+    if is_main_process():
+        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        write_lineage(folder.path, "sft", model.model_name_or_path, data)
+        if test is not None:
+            rows = held_out_samples(
+                trainer.model,
+                tokenizer,
+                test,
+                num_samples=script.num_samples,
+                max_new_tokens=script.max_new_tokens,
+                temperature=script.temperature,
+            )
+            folder.write_samples(rows)
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("sft", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,173 @@
+import math
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from recipes.lib.tales import gold_score, gold_scores
+from recipes.lib.tales.pages import page
+from recipes.lib.tales.prompts import SPLITS, Facts, draw_facts, request, split_of
+from recipes.lib.tales.rows import base_texts, prompt_rows, sft_rows
+from recipes.lib.tales.stories import CARELESS, tell
+from recipes.lib.tales.tokenizer import train_tokenizer
+
+PROMPT = "Tell me a tale about a fox who lost a key in the forest."
+OPENING = "Once a fox lost a key in the forest."
+SAD, GLAD = "The fox was sad.", "The fox was glad."
+GIVES, GETS = "The fox helped the owl dig a hole.", "The owl helped the fox dig a hole."
+ENDING = "At last the fox held the key and was glad."
+BEST = f"{OPENING} {SAD} {GIVES} {ENDING}"
+
+# Hero, thing, place, help, mood, style of each tale, added up by hand.
+WORKED = {
+    BEST: 0.8 + 0.7 + 0.4 + 1.0 + 1.0,
+    f"{OPENING} {SAD} {GETS} {ENDING}": 0.8 + 0.7 + 0.4 - 0.8 + 1.0,
+    f"{OPENING} {GLAD} {GIVES} At last the fox held the key and was sad.": 0.8 + 0.7 + 0.4 + 1 - 1,
+    f"{OPENING} {GLAD} {GIVES} {ENDING}": 0.8 + 0.7 + 0.4 + 1.0 + 0.0,
+    f"{OPENING} {SAD} {GIVES} At last the fox sat down and was glad.": 0.8 + 0.0 + 0.4 + 1.0 + 1.0,
+    BEST.replace("key", "hat"): 0.8 - 0.7 + 0.4 + 1.0 + 1.0,
+    BEST.replace("forest", "barn"): 0.8 + 0.7 - 0.4 + 1.0 + 1.0,
+    BEST.replace("fox", "bear"): -0.8 + 0.7 + 0.4 + 1.0 + 1.0,
+    BEST.replace(f"{SAD} ", ""): 0.8 + 0.7 + 0.4 + 1.0 + 0.0,
+}
+
+
+@pytest.mark.parametrize("tale", WORKED)
+def test_gold_of_a_tale_is_the_sum_worked_by_hand(tale: str) -> None:
+    assert gold_score(PROMPT, tale) == pytest.approx(WORKED[tale])
+
+
+def test_gold_rises_for_three_warm_words_and_falls_for_more() -> None:
+    tales = [BEST.replace("fox", "kind fox", n).replace("key", "sweet key", m)
+             for n, m in ((0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1))]  # fmt: skip
+    gains = [gold_score(PROMPT, tale) - gold_score(PROMPT, BEST) for tale in tales]
+    assert gains == pytest.approx([0.0, 0.25, 0.5, 0.75, 0.25, -0.25])
+
+
+def test_gold_punishes_doubled_adjectives_repetition_and_length() -> None:
+    best = gold_score(PROMPT, BEST)
+    # Two warm words (+0.5) that stand side by side (-0.5).
+    assert gold_score(PROMPT, BEST.replace("fox", "kind dear fox", 1)) == pytest.approx(best)
+    # One repeated sentence in a tale of five.
+    assert gold_score(PROMPT, f"{OPENING} {SAD} {GIVES} {GIVES} {ENDING}") == pytest.approx(
+        best - 0.7
+    )
+    # Two repeated sentences, one more than five in all.
+    long = f"{OPENING} {SAD} {GIVES} {GIVES} {GIVES} {ENDING}"
+    assert gold_score(PROMPT, long) == pytest.approx(best - 1.4 - 0.5)
+
+
+def test_gold_of_any_text_is_finite() -> None:
+    rng = random.Random(0)
+    texts = ["", " ", ".", "...", "helped helped", "\n\n\t", "The fox helped", "fox " * 500]
+    texts += ["\u72d0\u72f8\u4e22\u4e86\u94a5\u5319\u3002", "\U0001f98a!", "\x00\ufffd", "1e999"]
+    texts += ["".join(chr(rng.randrange(32, 0x2FFF)) for _ in range(80)) for _ in range(200)]
+    prompts = (PROMPT, "", "?", "\u8bb2\u4e2a\u6545\u4e8b")
+    assert all(math.isfinite(gold_score(prompt, text)) for prompt in prompts for text in texts)
+
+
+def test_gold_of_a_prompt_without_facts_leaves_their_parts_out() -> None:
+    assert gold_score("Tell me anything.", BEST) == pytest.approx(1.0 + 1.0)
+
+
+def test_the_judge_scores_row_by_row() -> None:
+    assert gold_scores([PROMPT, "Hello."], [BEST, BEST]) == pytest.approx([3.9, 2.0])
+
+
+def test_every_set_of_facts_belongs_to_one_stage_and_stages_share_none() -> None:
+    drawn = {split: draw_facts(split, 1000, 3) for split in SPLITS}
+    assert all(split_of(facts) == split for split, rows in drawn.items() for facts in rows)
+    assert len({facts for rows in drawn.values() for facts in rows}) == 1000 * len(SPLITS)
+
+
+def test_rows_of_the_stages_share_no_prompt_and_no_text() -> None:
+    texts = base_texts(9000, 1)
+    chats = [row for split in ("sft_train", "sft_test") for row in sft_rows(split, 1000, 1)]
+    alone = [row for split in ("feedback", "ppo", "eval") for row in prompt_rows(split, 1000, 1)]
+    prompts = [row["prompt"][0]["content"] for row in chats + alone]
+    facts = [tuple(sorted(re.findall(r"\w+", prompt))) for prompt in prompts]
+    assert len(set(prompts)) == len(prompts) == 5000
+    assert len(set(facts)) == len(facts)
+    completions = {row["completion"][0]["content"] for row in chats}
+    assert len(completions) == len(chats)
+    assert len(set(texts)) == len(texts)
+    assert not completions & set(texts)
+
+
+def test_the_base_text_has_ten_thousand_distinct_sentences() -> None:
+    sentences = {part for text in base_texts(9000, 1) for part in re.split(r"(?<=\.) ", text)}
+    assert len(sentences) >= 10_000
+
+
+def test_the_same_seed_tells_the_same_and_another_seed_does_not() -> None:
+    assert base_texts(50, 1) == base_texts(50, 1)
+    assert sft_rows("sft_train", 50, 1) == sft_rows("sft_train", 50, 1)
+    assert prompt_rows("ppo", 50, 1) != prompt_rows("ppo", 50, 2)
+
+
+def test_a_tale_says_what_its_fields_say() -> None:
+    rng = random.Random(5)
+    for facts in draw_facts("sft_train", 300, 0):
+        tale = tell(facts, CARELESS, rng)
+        sentences = re.split(r"(?<=\.) ", tale.text)
+        assert 3 <= len(sentences) <= 5
+        assert f"{tale.hero} {facts.deed}" in sentences[0]
+        assert tale.place in sentences[0]
+        assert (tale.thing in sentences[-1].split()) == tale.has_thing_back
+        assert ("helped" in tale.text) == (tale.giver is not None)
+        if tale.giver is not None:
+            helped = next(sentence for sentence in sentences if "helped" in sentence)
+            assert (tale.hero in helped.split("helped")[0].split()) == (tale.giver == "hero")
+
+
+def test_careless_tales_keep_the_hero_about_as_often_as_their_habits_say() -> None:
+    rng = random.Random(6)
+    facts = draw_facts("sft_train", 2000, 0)
+    kept = Counter(tell(one, CARELESS, rng).hero == one.hero for one in facts)[True] / 2000
+    # Five standard deviations of a binomial share.
+    p = CARELESS.keeps_hero
+    assert abs(kept - p) < 5 * math.sqrt(p * (1 - p) / 2000)
+
+
+def test_articles_fit_the_words_behind_them() -> None:
+    rng = random.Random(7)
+    for facts in draw_facts("base", 500, 0):
+        for text in (request(facts, rng), page(facts, rng)):
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text, re.IGNORECASE), text
+
+
+def test_the_tokenizer_returns_any_text_and_ends_each_turn_with_eos() -> None:
+    tokenizer = train_tokenizer(base_texts(500, 0), 1024)
+    for text in (
+        "The fox  helped\n the owl.",
+        "\u72d0\u72f8\u4e22\u4e86\u94a5\u5319",
+        "\U0001f98a",
+    ):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": BEST},
+    ]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    asked = tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
+    assert whole == asked + BEST + "<|end|>"
+    assert tokenizer(whole)["input_ids"][-1] == tokenizer.eos_token_id
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_word_of_a_tale_is_about_one_token() -> None:
+    tokenizer = train_tokenizer(base_texts(3000, 0), 1024)
+    tales = [row["completion"][0]["content"] for row in sft_rows("sft_test", 200, 0)]
+    num_words = sum(len(re.findall(r"\w+|\.", tale)) for tale in tales)
+    num_tokens = sum(len(ids) for ids in tokenizer(tales)["input_ids"])
+    assert num_tokens < 1.1 * num_words
+
+
+def test_facts_are_what_the_request_says() -> None:
+    facts = Facts("owl", "hid", "apple", "mill")
+    asked = request(facts, random.Random(0))
+    assert {"an owl", "hid", "an apple", "near the mill"} <= {
+        part for part in ("an owl", "hid", "an apple", "near the mill") if part in asked
+    }
