@@ -45,6 +45,10 @@ class BaseArguments(RunArguments):
     intermediate_size: int = field(default=384, metadata={"help": "Width inside of its MLPs."})
     num_layers: int = field(default=3, metadata={"help": "Layers of the model."})
     num_heads: int = field(default=4, metadata={"help": "Attention heads of a layer."})
+    initializer_range: float = field(
+        default=0.06,
+        metadata={"help": "Standard deviation of the drawn weights; 0.02 suits wider models."},
+    )
     context_tokens: int = field(default=256, metadata={"help": "Longest sequence, in tokens."})
 
 
@@ -120,6 +124,7 @@ def make_model(
             num_key_value_heads=script.num_heads,
             max_position_embeddings=script.context_tokens,
             tie_word_embeddings=True,
+            initializer_range=script.initializer_range,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,

@@ -1,8 +1,8 @@
 """Feedback: collects preferences between completions of a model.
 
 The action `simulate` samples two completions for each prompt and lets the simulated rater choose,
-with the Bradley-Terry probability on the scores of a judge: a Python function
-f(prompts, completions) -> scores, over plain text, named as module:function or file.py:function.
+with the Bradley-Terry probability on the scores of a judge: a Python function of plain texts,
+f(prompts, completions) -> scores, named as module:function or file.py:function.
 
 Data: prompt (text or messages).
 Writes feedback.jsonl, final/train.jsonl and final/test.jsonl in TRL's preference format (the test
@@ -16,7 +16,7 @@ Source: Bradley and Terry, Rank analysis of incomplete block designs, 1952.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from recipes.lib.runs import FolderArguments, Run, open_run, write_jsonl
 if TYPE_CHECKING:
     from recipes.lib.feedback.pairs import Pair
     from recipes.lib.feedback.rater import Rating
+    from recipes.lib.judges import Judge
 
 ACTIONS = ("simulate",)
 NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
@@ -104,14 +105,14 @@ def sample(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair
 
 
 def judge_pairs(
-    judge: Callable[..., Any], script: FeedbackArguments, pairs: Sequence[Pair]
+    judge: Judge, script: FeedbackArguments, pairs: Sequence[Pair]
 ) -> tuple[list[Rating], float]:
     """Let the simulated rater choose; also the mean score of all completions."""
-    from recipes.lib.feedback.rater import judge_scores, rate
+    from recipes.lib.feedback.rater import rate
 
-    prompts = [prompt_text(pair.prompt) for pair in pairs]
-    first = judge_scores(judge, prompts, [pair.first for pair in pairs])
-    second = judge_scores(judge, prompts, [pair.second for pair in pairs])
+    prompts = [pair.prompt for pair in pairs]
+    first = judge(prompts, [pair.first for pair in pairs])
+    second = judge(prompts, [pair.second for pair in pairs])
     ratings = rate(first, second, temperature=script.rater_temperature, seed=script.seed)
     return ratings, sum(first + second) / (2 * len(pairs))
 
@@ -151,14 +152,14 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the data, the model or the judge cannot be used.
     """
-    from recipes.lib.feedback.rater import find_judge
     from recipes.lib.finishing import finish
+    from recipes.lib.judges import load_judge
     from recipes.lib.lineage import write_lineage
 
     start = time.monotonic()
     script = config.script
     validate(script)
-    judge = find_judge(script.judge)
+    judge = load_judge(script.judge)
     train, test = load_splits(script, script.seed, ("prompt",))
     assert test is not None  # validate saw to it
     folder = open_run(config)

@@ -65,13 +65,15 @@ class ActorCritic(nn.Module):
         assert module is not None
         return (p for p in module.parameters() if p.requires_grad)
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Switch activation checkpointing on in both models (called by Trainer)."""
-        self.policy.gradient_checkpointing_enable(**kwargs)
+        for model in (self.policy, self.critic):
+            if model is not None:
+                base = model.get_base_model() if isinstance(model, PeftModel) else model
+                base.activation_checkpointing_enable(**kwargs)
         if isinstance(self.policy, PeftModel):
+            # The inputs of a frozen trunk need gradients, or a checkpoint cuts the adapters off.
             self.policy.enable_input_require_grads()
-        if self.critic is not None:
-            self.critic.gradient_checkpointing_enable(**kwargs)
 
 
 def reference_logits(

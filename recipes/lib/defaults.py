@@ -28,10 +28,9 @@ def with_defaults(
         A new mapping with those keys added that the dataclasses have.
     """
     fields = fields_of(types)
-    added: dict[str, Any] = {
-        "output_dir": str(Path("runs") / recipe / (path.stem if path else "default")),
-        "report_to": "none",
-    }
+    added: dict[str, Any] = {"report_to": "none"}
+    if "output_dir" in fields and fields["output_dir"].default is None:
+        added["output_dir"] = str(Path("runs") / recipe / (path.stem if path else "default"))
     if "bf16" in fields and "fp16" in fields:
         added |= precision(values)
     return {key: value for key, value in added.items() if key in fields} | _given(values)

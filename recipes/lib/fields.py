@@ -15,6 +15,7 @@ class Field:
     hint: Any
     choices: tuple[Any, ...] | None
     required: bool
+    default: Any  # None where there is none
 
 
 def fields_of(types: tuple[type, ...]) -> dict[str, Field]:
@@ -32,13 +33,16 @@ def fields_of(types: tuple[type, ...]) -> dict[str, Field]:
         for field in dataclasses.fields(cls):
             if not field.init:
                 continue
-            choices = field.metadata.get("choices")
             missing = dataclasses.MISSING
+            default = None if field.default is missing else field.default
+            if field.default_factory is not missing:
+                default = field.default_factory()
             found[field.name] = Field(
-                field.name,
-                hints[field.name],
-                None if choices is None else tuple(choices),
-                field.default is missing and field.default_factory is missing,
+                name=field.name,
+                hint=hints[field.name],
+                choices=tuple(field.metadata.get("choices", ())) or None,
+                required=field.default is missing and field.default_factory is missing,
+                default=default,
             )
     return found
 

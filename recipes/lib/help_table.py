@@ -18,6 +18,7 @@ from recipes.lib.fields import Field, fields_of, members
 
 TABLE = Path(__file__).with_name("help.json")
 PACKAGE = Path(__file__).parent.parent
+ROOT = PACKAGE.parent
 WORDS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", dict: "JSON"}
 
 
@@ -97,7 +98,7 @@ def _option(recipe: str, cls: type, field: dataclasses.Field[Any], known: Field)
     return {
         "name": field.name,
         "type": _type_words(known),
-        "default": IN_WORDS.get(field.name) or _default_words(field),
+        "default": _default_words(known),
         "help": " ".join(str(field.metadata.get("help", "")).replace("%%", "%").split()),
         "group": _group(recipe, cls, field.name),
     }
@@ -132,18 +133,18 @@ def _type_words(field: Field) -> str:
     return "|".join(dict.fromkeys(words))
 
 
-def _default_words(field: dataclasses.Field[Any]) -> str | None:
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    else:
+def _default_words(field: Field) -> str | None:
+    value = field.default
+    if field.name in IN_WORDS and (field.name != "output_dir" or value is None):
+        return IN_WORDS[field.name]
+    if field.required:
         return "required"
     if value is None or value in ([], {}):
         return None
     if isinstance(value, Enum):
         return str(value.value)
-    return value if isinstance(value, str) else json.dumps(value)
+    # Folders of the project are shown as seen from its root.
+    return value.removeprefix(f"{ROOT}/") if isinstance(value, str) else json.dumps(value)
 
 
 def _positional(module: ModuleType) -> dict[str, str] | None:

@@ -154,8 +154,13 @@ def _merged(path: str, model_args: ModelConfig) -> PreTrainedModel:
     base = load_policy(
         replace(model_args, model_name_or_path=adapter_base(path), model_revision="main")
     )
-    model = PeftModel.from_pretrained(base, path).merge_and_unload()
-    model.name_or_path = path
+    return _merge(PeftModel.from_pretrained(base, path), path)
+
+
+def _merge(adapted: PeftModel, path: str) -> PreTrainedModel:
+    model = adapted.merge_and_unload()
+    model.requires_grad_(True)  # peft froze the base, and a merged model is a full one
+    model.name_or_path = path  # so that an adapter trained on it names this folder as its base
     return model
 
 
@@ -165,9 +170,7 @@ def _classifier(model_args: ModelConfig, new_head: bool) -> PreTrainedModel:
     path = str(model_args.model_name_or_path)
     if is_adapter(path):
         if adapter_task(path) == "SEQ_CLS":
-            merged = _reward_adapter(path, model_args).merge_and_unload()
-            merged.name_or_path = path
-            return merged
+            return _merge(_reward_adapter(path, model_args), path)
         return _with_new_head(load_policy(model_args), path)
     with reading(path, "reward model"):
         _refuse_labels(path, model_args.model_revision)

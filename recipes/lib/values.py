@@ -115,6 +115,9 @@ def _admit_one(hint: Any, value: Any) -> Any:
 
 def _admit_container(hint: Any, value: Any) -> Any:
     origin = get_origin(hint)
+    if hint == list[str] and isinstance(value, str):
+        # As the flag `--lora_target_modules all-linear` means a list of one.
+        return [_readable(value)]
     if (origin or hint) is list and isinstance(value, list):
         inner = get_args(hint)[0] if get_args(hint) else Any
         return [_admit(inner, item) for item in value]

@@ -60,6 +60,15 @@ def test_flags_take_negative_numbers_lists_json_and_bare_switches() -> None:
     }
 
 
+def test_one_text_fills_a_list_as_it_does_by_flag(tmp_path: Path) -> None:
+    path = tmp_path / "try.yaml"
+    path.write_text("lora_target_modules: all-linear\n")
+    by_file = parse("sft", ["--config", str(path)])
+    by_flag = parse("sft", ["--lora_target_modules", "all-linear"])
+    assert by_file.values == by_flag.values == {"lora_target_modules": ["all-linear"]}
+    assert by_file.model.lora_target_modules == "all-linear"
+
+
 def test_overrides_are_checked_like_everything_else() -> None:
     with pytest.raises(UserError, match=r"^max_steps=2\.5: must be a whole number\.$"):
         parse("sft", [], {"max_steps": 2.5})
@@ -77,6 +86,10 @@ def test_the_output_folder_is_named_after_recipe_and_file(tmp_path: Path) -> Non
     config = parse("sft", ["--config", str(path), "--output_dir", "elsewhere"])
     assert config.training.output_dir == "elsewhere"
     assert config.values == {"seed": 1, "output_dir": "elsewhere"}
+
+
+def test_a_recipe_may_have_an_output_folder_of_its_own() -> None:
+    assert parse("quickstart", []).script.output_dir == "runs/quickstart"
 
 
 def test_trackers_are_off_unless_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_recipes_are_found_by_their_main_function(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_closes_early_is_no_error() -> None:
-    command = f"{sys.executable} -m recipes.cli sft --help_all | head -1"
+    command = f"{shlex.quote(sys.executable)} -m recipes.cli sft --help_all | head -1"
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
     )

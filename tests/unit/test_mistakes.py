@@ -138,10 +138,10 @@ MISTAKES: dict[str, tuple[str | bytes | None, list[str], str]] = {
         ["--packing", "maybe"],
         "--packing maybe: must be true or false.",
     ),
-    "text for a list": (
-        "lora_target_modules: q_proj",
+    "number for a list": (
+        "lora_target_modules: 3",
         [],
-        "lora_target_modules='q_proj' (run.yaml, line 1): must be a list of texts or null.",
+        "lora_target_modules=3 (run.yaml, line 1): must be a list of texts or null.",
     ),
     "list of wrong items": (
         "lora_target_modules: [1]",

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.rater import judge_scores, preference_probability, rate
+from recipes.lib.feedback.rater import preference_probability, rate
 
 
 def test_preference_probability_is_the_logistic_of_the_difference_over_the_temperature() -> None:
@@ -56,14 +56,3 @@ def test_a_rating_depends_on_seed_and_position_alone() -> None:
 def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
     with pytest.raises(UserError, match="rater_temperature="):
         rate([1.0], [0.0], temperature=temperature, seed=0)
-
-
-@pytest.mark.parametrize("said", [[1.0], [1.0, math.nan], [1.0, None], [1.0, "good"], [1.0, True]])
-def test_a_judge_that_does_not_give_one_finite_number_each_is_refused(said: list[object]) -> None:
-    with pytest.raises(UserError, match="judge: it gave"):
-        judge_scores(lambda prompts, completions: said, ["a", "b"], ["c", "d"])
-
-
-def test_the_judge_sees_plain_text_in_order() -> None:
-    seen = judge_scores(lambda prompts, completions: map(len, completions), ["", ""], ["ab", "c"])
-    assert seen == [2.0, 1.0]

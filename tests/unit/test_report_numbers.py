@@ -119,11 +119,17 @@ def test_the_ppo_verdict_tells_the_means_of_the_summary_where_it_has_them() -> N
     assert "rose from 1.00 to 1.75 over 16 episodes, at 3.2 nats" in verdict(files)
 
 
-def test_the_sft_verdict_gives_the_perplexity_of_the_last_held_out_loss() -> None:
-    rows = [{"step": 1, "eval_loss": 2.5}, {"step": 2, "eval_loss": math.log(4)}]
-    assert "fell from 2.50 to 1.39 nats per token (perplexity 4.00)" in verdict(
-        run_of("sft", metrics=rows)
-    )
+def test_the_sft_verdict_tells_the_perplexities_of_the_summary() -> None:
+    files = RunFiles(Path("run"), {"recipe": "sft", "perplexity": 4.656, "base_perplexity": 5.562})
+    assert verdict(files) == "Held-out perplexity fell from 5.56 to 4.66."
+
+
+def test_without_perplexities_the_sft_verdict_tells_the_loss() -> None:
+    rows = [{"step": 1, "eval_loss": 2.5, "loss": 9.0}, {"step": 2, "eval_loss": 1.386}]
+    sentence = verdict(run_of("sft", metrics=rows))
+    assert sentence == "Held-out loss fell from 2.50 to 1.39 nats per token."
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": math.nan}]
+    assert "this run failed" in verdict(run_of("base", metrics=rows))
 
 
 def test_the_reward_verdict_counts_the_pairs_in_the_right_order() -> None:

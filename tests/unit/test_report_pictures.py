@@ -53,6 +53,14 @@ def test_an_evaluation_stands_at_the_episode_of_its_step() -> None:
     assert y.tolist() == [0.2, 0.3]
 
 
+def test_a_single_held_out_value_is_a_point_beside_the_line_of_training() -> None:
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 1.5}]
+    (picture,) = draw_curves(SFT, rows, {})
+    named = [(key.label, key.value) for key in picture.keys]
+    assert named == [("training", "2.00 \u2192 1.00"), ("held out", "1.50")]
+    assert "held out: 1.50 at 2 optimizer steps." in picture.description
+
+
 def test_levels_of_the_summary_are_drawn_and_named() -> None:
     rows = [{"step": i, "accuracy": 0.5 + i / 10} for i in (1, 2)]
     (picture,) = draw_curves(REWARD, rows, {"accuracy_ceiling": 0.875, "other": 1})

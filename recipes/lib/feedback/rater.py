@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from recipes.lib.errors import UserError
 
@@ -73,53 +72,3 @@ def rate(
         noise = min(probability, 1.0 - probability)
         ratings.append(Rating(value=0 if draw < probability else 1, noise=noise))
     return ratings
-
-
-def find_judge(reference: str) -> Callable[..., Any]:
-    """Find the function of a judge.
-
-    Args:
-        reference: module:function or file.py:function.
-
-    Returns:
-        The function.
-
-    Raises:
-        UserError: It is not there.
-    """
-    from recipes.lib.rewards import load_function
-
-    try:
-        return load_function(reference)
-    except UserError as error:
-        raise UserError(f"judge={reference}: {error}") from error
-
-
-def judge_scores(
-    judge: Callable[..., Any], prompts: Sequence[str], completions: Sequence[str]
-) -> list[float]:
-    """Ask a judge for one score per completion.
-
-    Args:
-        judge: A function f(prompts, completions) -> one number each, over plain text.
-        prompts: Prompts.
-        completions: Their completions.
-
-    Returns:
-        The scores.
-
-    Raises:
-        UserError: The judge gave another number of scores, or one that is no finite number.
-    """
-    said = list(judge(prompts=list(prompts), completions=list(completions)))
-    if len(said) != len(completions):
-        raise UserError(
-            f"judge: it gave {len(said)} scores for {len(completions)} completions; return a list "
-            "with one number for each."
-        )
-    for row, value in enumerate(said):
-        if isinstance(value, (str, bool)) or value is None or not math.isfinite(float(value)):
-            raise UserError(
-                f"judge: it gave {value!r} for row {row}; return a finite number for each."
-            )
-    return [float(value) for value in said]

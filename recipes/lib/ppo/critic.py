@@ -46,7 +46,8 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
 
 
 def _from_trunk(policy: Any) -> Any:
-    config = type(policy.config)(**policy.config.to_dict() | {"num_labels": 1})
+    one_label = {"id2label": {0: "value"}, "label2id": {"value": 0}}
+    config = type(policy.config)(**policy.config.to_dict() | one_label)
     critic = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
     trunk = getattr(critic, critic.base_model_prefix)
     trunk.load_state_dict(getattr(policy, policy.base_model_prefix).state_dict())

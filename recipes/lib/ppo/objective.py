@@ -107,5 +107,8 @@ def value_loss(
     clipped_error_BC = (clipped_BC - returns_BC).square()
     loss_BC = 0.5 * torch.max(error_BC, clipped_error_BC)
     with torch.no_grad():
-        sums = {"val/clipfrac_avg": ((clipped_error_BC > error_BC) * mask_BC).sum()}
+        # By range too: inside it the two errors differ by rounding.
+        is_outside_BC = (values_BC - old_values_BC).abs() > cliprange_value
+        hit_BC = (clipped_error_BC > error_BC) & is_outside_BC
+        sums = {"val/clipfrac_avg": (hit_BC * mask_BC).sum()}
     return (loss_BC * mask_BC).sum() / num_tokens, sums

@@ -97,8 +97,8 @@ def _draw(
     curve: Curve, rows: list[Row], axis: tuple[str, str], summary: Row, prefix: str
 ) -> Picture | None:
     found = [(label, *points(rows, axis[0], metric)) for metric, label in curve.lines]
-    lines = [line for line in found if np.isfinite(line[2]).sum() >= 2]
-    if not lines:
+    lines = [line for line in found if np.isfinite(line[2]).any()]
+    if not any(np.isfinite(line[2]).sum() >= 2 for line in lines):
         return None
     name = prefix + curve.name
     keys, said, notes = [], [], []
@@ -155,12 +155,15 @@ def _pad(axes: Axes) -> None:
 
 def _key(number: int, label: str, y: np.ndarray) -> Key:
     finite = y[np.isfinite(y)]
-    return Key(number + 1, label, f"{_short(finite[0])} \u2192 {_short(finite[-1])}")
+    first, last = _short(finite[0]), _short(finite[-1])
+    return Key(number + 1, label, last if len(finite) == 1 else f"{first} \u2192 {last}")
 
 
 def _description(label: str, x: np.ndarray, y: np.ndarray, axis_label: str) -> str:
     kept = np.isfinite(y)
     ends, values = x[kept], y[kept]
+    if len(values) == 1:
+        return f"{label}: {_short(values[0])} at {plain(ends[0], 0)} {axis_label}."
     return (
         f"{label}: from {_short(values[0])} at {plain(ends[0], 0)} {axis_label} "
         f"to {_short(values[-1])} at {plain(ends[-1], 0)}, "

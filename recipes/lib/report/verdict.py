@@ -90,28 +90,25 @@ def _ppo(run: RunFiles) -> str:
         return f"The score is not a number after {plain(places[-1], 0)} {unit}: this run failed."
     kl = run.summary.get("kl", points(run.metrics, axis, "objective/kl")[1][-1:].sum())
     price = f", at {plain(kl, 1)} nats of KL per completion" if is_finite(kl) else ""
-    verb = "rose" if last > first else "fell"
-    return (
-        f"The mean score {verb} from {plain(first)} to {plain(last)} over "
-        f"{plain(places[-1], 0)} {unit}{price}."
-    )
+    return f"The mean score {_change(first, last)} over {plain(places[-1], 0)} {unit}{price}."
 
 
 def _loss(run: RunFiles) -> str:
-    held_out = points(run.metrics, "step", "eval_loss")[1]
-    name, losses = "Held-out loss", held_out
-    if not len(held_out):
+    before, after = run.summary.get("base_perplexity"), run.summary.get("perplexity")
+    if is_finite(before) and is_finite(after):
+        return f"Held-out perplexity {_change(before, after)}."
+    name, losses = "Held-out loss", points(run.metrics, "step", "eval_loss")[1]
+    if not len(losses):
         name, losses = "Training loss", points(run.metrics, "step", "loss")[1]
     if not len(losses):
         return ""
     if not math.isfinite(losses[-1]):
         return f"{name} is not a number at the end: this run failed."
-    end = f"{plain(losses[-1])} nats per token (perplexity {plain(_perplexity(losses[-1]))})"
     if len(losses) == 1 or not math.isfinite(losses[0]):
-        return f"{name} is {end}."
-    verb = "fell" if losses[-1] < losses[0] else "rose"
-    return f"{name} {verb} from {plain(losses[0])} to {end}."
+        return f"{name} is {plain(losses[-1])} nats per token."
+    return f"{name} {_change(losses[0], losses[-1])} nats per token."
 
 
-def _perplexity(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+def _change(before: float, after: float) -> str:
+    verb = "rose" if after > before else "fell"
+    return f"{verb} from {plain(before)} to {plain(after)}"

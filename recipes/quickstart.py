@@ -1,0 +1,229 @@
+"""Quickstart: the whole loop on a CPU, offline: base, SFT, feedback, reward model, PPO, evaluation.
+
+Each stage is the ordinary run of an ordinary recipe with a YAML of configs/quickstart/. A finished
+stage is skipped, an interrupted one goes on, and one whose YAML changed is run again with all after
+it; what it held before is moved aside.
+
+Writes runs/quickstart/<stage>/, runs/quickstart/summary.json and runs/quickstart/report.html.
+
+    python -m recipes.quickstart
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import resource
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.arguments import Config, launch, parse
+from recipes.lib.errors import UserError
+from recipes.lib.runs import is_run, move_aside, read_jsonl, write_json
+from recipes.lib.strict_yaml import read_yaml
+
+STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
+ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
+CONFIGS = Path(__file__).parent.parent / "configs" / "quickstart"
+
+
+@dataclass(kw_only=True)
+class QuickstartArguments:
+    """Keys of the recipe."""
+
+    output_dir: str = field(default=ROOT, metadata={"help": "Folder of all stages."})
+    configs: str = field(
+        default=str(CONFIGS), metadata={"help": "Folder with one YAML for each stage."}
+    )
+    fresh: bool = field(
+        default=False, metadata={"help": "Move what is there aside and start over."}
+    )
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    return (QuickstartArguments,)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its recipe, its YAML, and the folder it writes to."""
+
+    recipe: str
+    config: Path
+    root: str
+
+    @property
+    def folder(self) -> Path:
+        """The run folder of the stage."""
+        return Path(self.root) / self.recipe
+
+    @property
+    def purpose(self) -> str:
+        """What the first line of the YAML says after its colon."""
+        line = self.config.read_text(encoding="utf-8").splitlines()[0]
+        return line.partition(":")[2].strip()
+
+    def values(self) -> dict[str, Any]:
+        """The keys of the YAML, with its folders below the root."""
+        return {key: self._placed(value) for key, value in read_yaml(self.config).values.items()}
+
+    def _placed(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._placed(item) for item in value]
+        is_below = isinstance(value, str) and (value + "/").startswith(ROOT + "/")
+        return self.root + value[len(ROOT) :] if is_below else value
+
+    def has_same_config(self) -> bool:
+        """Whether the folder holds a run of this very configuration."""
+        before = read_yaml(self.folder / "config.yaml").values
+        return before == self.values()
+
+    def is_finished(self) -> bool:
+        """Whether the folder holds a finished run."""
+        return (self.folder / "summary.json").is_file()
+
+    def summary(self) -> dict[str, Any]:
+        """What the finished run wrote."""
+        return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def make_stages(script: QuickstartArguments) -> list[Stage]:
+    """Find the YAML of every stage.
+
+    Raises:
+        UserError: One is not there.
+    """
+    stages = [Stage(name, Path(script.configs) / f"{name}.yaml", script.output_dir) for name in STAGES]
+    for stage in stages:
+        if not stage.config.is_file():
+            raise UserError(f"configs={script.configs}: {stage.config.name} is not there.")
+    return stages
+
+
+def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
+    """Run a stage unless it is finished and still holds.
+
+    Args:
+        stage: The stage.
+        number: Its number, from 1.
+        is_stale: Whether a stage before it ran again.
+
+    Returns:
+        Whether it ran.
+    """
+    title = f"[{number}/{len(STAGES)}] {stage.recipe}"
+    resume = False
+    if is_run(stage.folder):
+        is_same = stage.has_same_config()
+        if stage.is_finished() and is_same and not is_stale:
+            print(f"{title}: finished before, in {stage.summary()['seconds']:.0f} s", flush=True)
+            return False
+        if is_stale or not is_same:
+            reason = "its YAML changed" if not is_same else "a stage before it ran again"
+            print(f"{title}: {reason}; the old run is now {move_aside(stage.folder)}", flush=True)
+        else:
+            resume = True
+            print(f"{title}: goes on where it was interrupted", flush=True)
+    print(f"{title}: {stage.purpose}", flush=True)
+    config = parse(stage.recipe, ["--config", str(stage.config)], _changes(stage, resume))
+    importlib.import_module(f"recipes.{stage.recipe}").run(config)
+    gc.collect()  # the models of the stage, before the next one loads its own
+    return True
+
+
+def _changes(stage: Stage, resume: bool) -> dict[str, Any]:
+    written = read_yaml(stage.config).values
+    moved = {key: value for key, value in stage.values().items() if value != written[key]}
+    return moved | ({"resume": True} if resume else {})
+
+
+def summarise(stages: list[Stage], peak_rss_mb: float) -> dict[str, Any]:
+    """Put the numbers of all stages into one summary.
+
+    Args:
+        stages: The finished stages.
+        peak_rss_mb: Largest resident memory of the process, MiB.
+
+    Returns:
+        The summary: perplexities, accuracies in 0..1, mean gold scores, win rate of PPO against SFT
+        in 0..1 with its 95 % interval, KL in nats per completion, seconds of each stage.
+    """
+    of = {stage.recipe: stage.summary() for stage in stages}
+    return {
+        "base_perplexity": of["sft"]["base_perplexity"],
+        "sft_perplexity": of["sft"]["perplexity"],
+        "reward_accuracy": of["reward"]["accuracy"],
+        "reward_accuracy_ceiling": of["reward"]["accuracy_ceiling"],
+        "gold_sft": of["evaluate"]["score_baseline"],
+        "gold_ppo": of["evaluate"]["score"],
+        "win_rate": of["evaluate"]["win_rate"],
+        "win_rate_ci95": of["evaluate"]["win_rate_ci95"],
+        "kl": of["evaluate"]["kl"],
+        "seconds": {name: summary["seconds"] for name, summary in of.items()},
+        "peak_rss_mb": peak_rss_mb,
+    }
+
+
+def peak_memory(root: Path, has_skipped: bool) -> float:
+    """Peak resident memory in MiB, of this process and of the one that ran the skipped stages."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    before = root / "summary.json"
+    if has_skipped and before.is_file():
+        now = max(now, json.loads(before.read_text(encoding="utf-8"))["peak_rss_mb"])
+    return round(now)
+
+
+def print_samples(rows: list[dict[str, Any]], number: int = 5) -> None:
+    """Print a few prompts with the completions of SFT and PPO side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    for row in rows[:number]:
+        table = Table(title=row["prompt"], title_justify="left", expand=True)
+        table.add_column(f"SFT (gold {row['score_baseline']:.2f})", ratio=1)
+        table.add_column(f"PPO (gold {row['score']:.2f})", ratio=1)
+        table.add_row(row["baseline"].strip(), row["completion"].strip())
+        Console(highlight=False, markup=False).print(table)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run what is left of the stages, then summarise and report.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary; see `summarise`.
+
+    Raises:
+        UserError: A YAML is missing or wrong, or a stage cannot run.
+    """
+    from recipes.lib.report import write_quickstart_report
+
+    script = config.script
+    root = Path(script.output_dir)
+    stages = make_stages(script)
+    if script.fresh and root.exists():
+        print(f"--fresh: what was there is now {move_aside(root)}", flush=True)
+    ran: list[bool] = []
+    for number, stage in enumerate(stages, start=1):
+        ran.append(carry_out(stage, number, is_stale=any(ran)))
+    summary = summarise(stages, peak_memory(root, has_skipped=not all(ran)))
+    write_json(root / "summary.json", summary)
+    write_quickstart_report(root)
+    print_samples(read_jsonl(root / "evaluate" / "samples.jsonl"))
+    return summary
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("quickstart", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,60 @@
+"""Runs a small PPO on as many processes as the launcher started, and writes what came out.
+
+Arguments: folder with model and tokenizer, folder for the result, critic.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.ppo.trainer import PPOTrainer
+
+
+def every_fifth(completion_ids: list[list[int]], **_: object) -> list[float]:
+    return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
+
+
+def main(model: str, out: str, critic: str) -> None:
+    args = PPOConfig(
+        output_dir=out,
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        total_episodes=48,
+        rollout_batch_size=16,
+        num_ppo_epochs=2,
+        num_mini_batches=2,
+        per_device_train_batch_size=2,
+        max_completion_length=6,
+        learning_rate=1e-3,
+        target_kl=0.1,
+        critic=critic,
+    )
+    prompts = [{"prompt": " ".join("the cat sat on".split()[: 1 + i % 4])} for i in range(10)]
+    trainer = PPOTrainer(
+        AutoModelForCausalLM.from_pretrained(model),
+        every_fifth,
+        args,
+        Dataset.from_list(prompts),
+        processing_class=AutoTokenizer.from_pretrained(model),
+    )
+    trainer.train()
+    if trainer.is_world_process_zero():
+        state = trainer.actor_critic.state_dict()
+        torch.save({name: tensor.clone() for name, tensor in state.items()}, Path(out) / "w.pt")
+        rows = [r for r in trainer.state.log_history if "objective/kl" in r]
+        facts = {
+            "world_size": args.world_size,
+            "wrapped": type(trainer.model_wrapped).__name__,
+            "logs": rows,
+        }
+        (Path(out) / "facts.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
