@@ -132,8 +132,8 @@ def run(config: Config) -> dict[str, Any]:
     if "output_dir" not in config.values and config.path is None:
         script.output_dir = default_folder(str(script.run))
     prompts = load_prompts(script)
-    folder = open_run(config)
     judge = load_judge(str(script.judge), script.dtype, script.batch_size)
+    folder = open_run(config)
     sampling = Sampling(script.max_new_tokens, script.temperature, script.batch_size, script.seed)
     contestants = (str(script.run), str(script.baseline))
     ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype)

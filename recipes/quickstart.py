@@ -88,7 +88,8 @@ class Stage:
 
     def summary(self) -> dict[str, Any]:
         """What the finished run wrote."""
-        return json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        text = (self.folder / "summary.json").read_text(encoding="utf-8")
+        return dict(json.loads(text))
 
 
 def make_stages(script: QuickstartArguments) -> list[Stage]:
@@ -97,7 +98,8 @@ def make_stages(script: QuickstartArguments) -> list[Stage]:
     Raises:
         UserError: One is not there.
     """
-    stages = [Stage(name, Path(script.configs) / f"{name}.yaml", script.output_dir) for name in STAGES]
+    folder = Path(script.configs)
+    stages = [Stage(name, folder / f"{name}.yaml", script.output_dir) for name in STAGES]
     for stage in stages:
         if not stage.config.is_file():
             raise UserError(f"configs={script.configs}: {stage.config.name} is not there.")

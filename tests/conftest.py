@@ -66,7 +66,8 @@ class SkipGate:
         self.note(report)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.offending and session.exitstatus == pytest.ExitCode.OK:
+        harmless = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if self.offending and session.exitstatus in harmless:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:

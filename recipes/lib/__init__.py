@@ -1,0 +1,1 @@
+"""What two or more recipes need, one subject per module."""

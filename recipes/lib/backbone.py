@@ -1,8 +1,8 @@
 """The roles of a PPO run behind one module: policy, value and reference.
 
-What is trained (policy and critic) is one module with one forward, so that DDP sees one model. Today
-the critic is a head on the policy's trunk or a model of its own, and the reference is a frozen copy,
-or the policy with its adapter switched off. Roles that share one frozen base enter here.
+What is trained (policy and critic) is one module with one forward, so that DDP sees one model.
+Today the critic is a head on the policy's trunk or a model of its own; the reference is a frozen
+copy, or the policy with its adapter off. Roles that share one frozen base enter here.
 
 Shapes: B sequences, T tokens, C completion tokens, H hidden units, V vocabulary.
 """
@@ -97,9 +97,9 @@ def reference_logits(
     """
     inputs = _inputs(input_ids, attention_mask, num_completion_tokens)
     if reference is not None:
-        return reference(**inputs).logits[:, :-1]  # type: ignore[no-any-return]
+        return reference(**inputs).logits[:, :-1]
     with policy.disable_adapter():
-        return policy(**inputs).logits[:, :-1]  # type: ignore[no-any-return]
+        return policy(**inputs).logits[:, :-1]
 
 
 def make_reference(policy: Any) -> Any:
@@ -124,7 +124,7 @@ def token_values(critic: Any, input_ids: Tensor, attention_mask: Tensor) -> Tens
         position_ids=position_ids(attention_mask),
         use_cache=False,
     ).last_hidden_state
-    return model.score(hidden).squeeze(-1).float()  # type: ignore[no-any-return]
+    return model.score(hidden).squeeze(-1).float()
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -143,8 +143,8 @@ def check_template(row: dict[str, Any], column: str, has_template: bool) -> None
     """
     if isinstance(row[column], list) and not has_template:
         raise UserError(
-            f"chat_template_path is missing: {column} holds messages, but the model's tokenizer has "
-            "no chat template; name a .jinja file or a model that has one."
+            f"chat_template_path is missing: {column} holds messages, but the tokenizer has no "
+            "chat template; name a .jinja file or a model that has one."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import Any
 
@@ -52,7 +51,7 @@ def save_final(trainer: Any, run: Run) -> None:
     if is_main_process():
         if run.final.exists():
             shutil.rmtree(run.final)
-        os.replace(partial, run.final)
+        partial.replace(run.final)
     trainer.accelerator.wait_for_everyone()
 
 

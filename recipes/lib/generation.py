@@ -35,6 +35,7 @@ def complete(
     prompts: Sequence[Prompt],
     max_new_tokens: int = 64,
     temperature: float = 1.0,
+    *,
     seed: int = 0,
     batch_size: int = 64,
 ) -> list[str]:
@@ -96,7 +97,8 @@ def sample(
         progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            ids.update(zip(batch, _generate(model, [rows[row] for row in batch], config)))
+            made = _generate(model, [rows[row] for row in batch], config)
+            ids.update(zip(batch, made, strict=True))
             progress.update(len(batch))
         progress.close()
     return [
@@ -242,5 +244,5 @@ def _own_config_aside(model: PreTrainedModel) -> Iterator[None]:
             holder.generation_config = GenerationConfig()
         yield
     finally:
-        for holder, config in zip(holders, own):
+        for holder, config in zip(holders, own, strict=True):
             holder.generation_config = config

@@ -122,8 +122,8 @@ def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> N
             remedy = "train it as a reward model first (rlhf reward), or name one"
         shown = ", ".join(random[:3]) + (f" and {len(random) - 3} more" if len(random) > 3 else "")
         raise UserError(
-            f"model_name_or_path={path}: its files do not hold {shown}, which would come up random; "
-            f"{remedy}."
+            f"model_name_or_path={path}: its files do not hold {shown}, which would come up "
+            f"random; {remedy}."
         )
 
 

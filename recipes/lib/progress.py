@@ -61,7 +61,7 @@ class RunCallback(TrainerCallback):
 
 
 class ProgressBar(ProgressCallback):
-    """Trainer's own progress bar, with the newest numbers behind it instead of printed dictionaries.
+    """Trainer's own progress bar, with the newest numbers behind it instead of printed logs.
 
     Args:
         label: Word before the bar.

@@ -76,7 +76,7 @@ class RewardModel:
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         device = next(self.model.parameters()).device
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        return logits.float().squeeze(-1).tolist()  # type: ignore[no-any-return]
+        return logits.float().squeeze(-1).tolist()
 
 
 def load_reward_functions(
@@ -127,9 +127,9 @@ def _load(entry: Any, tokenizer: Any, batch_size: int, device: Any) -> RewardFun
     if isinstance(entry, torch.nn.Module):
         from recipes.lib.models import load_tokenizer
 
-        name = entry.config._name_or_path
+        name = str(entry.config._name_or_path)  # type: ignore[union-attr]
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
         return RewardModel(entry.to(device), tokenizer, Path(name).name or "reward", batch_size)
     if callable(entry):
-        return entry  # type: ignore[no-any-return]
+        return entry
     raise UserError(f"reward_funcs={entry!r} is neither a function nor a reward model.")

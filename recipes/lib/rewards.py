@@ -43,7 +43,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{reference!r}: {place} has no function {name}.")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _load_file(path: Path) -> Any:

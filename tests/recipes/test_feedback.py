@@ -96,19 +96,19 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_does_not(folder: Pa
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "told"),
     [
-        ("judge", None),
-        ("judge", "nowhere.py:judge"),
-        ("model_name_or_path", None),
-        ("test_fraction", 0.0),
-        ("temperature", 0.0),
-        ("rater_temperature", 0.0),
+        ("judge", None, "judge is missing"),
+        ("judge", "nowhere.py:judge", "nowhere.py is not there"),
+        ("model_name_or_path", None, "model_name_or_path is missing"),
+        ("test_fraction", 0.0, "test_fraction=0.0"),
+        ("temperature", 0.0, "temperature=0.0"),
+        ("rater_temperature", 0.0, "rater_temperature=0.0"),
     ],
 )
 def test_a_key_that_cannot_work_is_refused_before_anything_is_written(
-    folder: Path, key: str, value: Any
+    folder: Path, key: str, value: Any, told: str
 ) -> None:
-    with pytest.raises(UserError, match=key):
+    with pytest.raises(UserError, match=told):
         simulate(folder, **{key: value})
     assert not (folder / "run").exists()

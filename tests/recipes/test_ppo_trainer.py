@@ -275,7 +275,7 @@ def test_evaluation_scores_held_out_prompts_without_touching_the_run(
         ("max_prompt_length", 2, "max_prompt_length=2: the prompt of row 1 has 3 tokens"),
         ("reward_weights", [1.0, 2.0], "has 2 entries for 1 reward_funcs"),
         ("stop_token", "<nothing>", "stop_token='<nothing>' is not in the vocabulary"),
-        ("per_device_train_batch_size", 3, "does not divide the mini-batch of 4 episodes"),
+        ("per_device_train_batch_size", 3, "does not divide the 4 episodes"),
         ("total_episodes", 17, "is no multiple of rollout_batch_size=8"),
         ("gradient_accumulation_steps", 3, "leave it out"),
         ("kl_estimator", "k3", "biases the gradient"),

@@ -70,10 +70,16 @@ def test_a_run_writes_everything_and_its_perplexity_is_that_of_its_final_model(
     summary = train(folder, "run")
     assert json.loads((folder / "run" / "summary.json").read_text()) == summary
     assert {p.name for p in (folder / "run").iterdir()} >= {
-        "config.yaml", "metrics.jsonl", "final", "lineage.json", "samples.jsonl", "report.html",
+        "config.yaml",
+        "metrics.jsonl",
+        "final",
+        "lineage.json",
+        "samples.jsonl",
+        "report.html",
     }
     samples = read_jsonl(folder / "run" / "samples.jsonl")
-    assert len(samples) == 5 and set(samples[0]) == {"prompt", "reference", "completion"}
+    assert len(samples) == 5
+    assert set(samples[0]) == {"prompt", "reference", "completion"}
     assert summary["perplexity"] < summary["base_perplexity"]
     test = held_out(folder)
     for name, key in (("run/final", "perplexity"), ("tiny", "base_perplexity")):
@@ -86,7 +92,8 @@ def held_out(folder: Path) -> list[dict[str, str]]:
 
     args = DataArguments(dataset_name=str(folder / "rows.jsonl"), test_fraction=0.25)
     test = load_splits(args, 1, ())[1]
-    assert test is not None and len(test) == 6
+    assert test is not None
+    assert len(test) == 6
     return test.to_list()
 
 
@@ -129,7 +136,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(folder: Path) -> None:
     for name, weight in weights(folder / "whole").items():
         assert torch.equal(weights(folder / "cut")[name], weight)
     steps = [row["step"] for row in read_jsonl(folder / "cut" / "metrics.jsonl")]
-    assert steps == sorted(steps) and steps.count(3) == 1
+    assert steps == sorted(steps)
+    assert steps.count(3) == 1
 
 
 def test_accumulation_does_not_change_the_result(folder: Path) -> None:
@@ -152,18 +160,22 @@ def test_lora_leaves_the_base_and_its_final_folder_chains(folder: Path) -> None:
 
 def test_conversations_are_rendered_with_the_chat_template(folder: Path) -> None:
     rows = [
-        {"messages": [
-            {"role": "user", "content": f"what {subject} ?"},
-            {"role": "assistant", "content": f"the {colour} {subject} ."},
-        ]}
-        for subject in SUBJECTS for colour in ("red", "blue", "old")
+        {
+            "messages": [
+                {"role": "user", "content": f"what {subject} ?"},
+                {"role": "assistant", "content": f"the {colour} {subject} ."},
+            ]
+        }
+        for subject in SUBJECTS
+        for colour in ("red", "blue", "old")
     ]
     write(folder / "chat.jsonl", rows)
     values = {"dataset_name": str(folder / "chat.jsonl"), "assistant_only_loss": True}
     summary = train(folder, "chat", **values)
     assert summary["perplexity"] < summary["base_perplexity"]
     sample = read_jsonl(folder / "chat" / "samples.jsonl")[0]
-    assert sample["prompt"].startswith("what ") and sample["reference"].endswith(" .")
+    assert sample["prompt"].startswith("what ")
+    assert sample["reference"].endswith(" .")
 
 
 def test_text_rows_are_continued_after_their_first_words(folder: Path) -> None:
@@ -210,16 +222,21 @@ def test_mistakes_are_told_and_leave_no_folder(
 
 def test_sft_of_a_real_story_model_lowers_its_perplexity(shared: Path, tmp_path: Path) -> None:
     summary = run(
-        parse("sft", [], FAST | {
-            "model_name_or_path": str(shared / "models" / "stories260K"),
-            "dataset_name": str(shared / "data" / "sft" / "tinystories_pc.jsonl"),
-            "test_fraction": 0.1,
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "warmup_steps": 4,
-            "output_dir": str(tmp_path / "run"),
-        })
+        parse(
+            "sft",
+            [],
+            FAST
+            | {
+                "model_name_or_path": str(shared / "models" / "stories260K"),
+                "dataset_name": str(shared / "data" / "sft" / "tinystories_pc.jsonl"),
+                "test_fraction": 0.1,
+                "num_train_epochs": 1,
+                "per_device_train_batch_size": 8,
+                "learning_rate": 1e-3,
+                "warmup_steps": 4,
+                "output_dir": str(tmp_path / "run"),
+            },
+        )
     )
     print(f"perplexity {summary['base_perplexity']:.3f} -> {summary['perplexity']:.3f}")
     assert 4 < summary["base_perplexity"] < 8  # a model that was trained on such stories

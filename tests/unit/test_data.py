@@ -30,7 +30,8 @@ def load(path: Path | str, columns: tuple[str, ...] = ("prompt",), **values: Any
 
 def test_a_file_without_a_fraction_has_no_test_rows(tmp_path: Path) -> None:
     train, test = load(write(tmp_path / "a.jsonl", ROWS))
-    assert train.to_list() == ROWS and test is None
+    assert train.to_list() == ROWS
+    assert test is None
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".parquet"])
@@ -69,7 +70,8 @@ def test_a_run_that_made_data_is_read_from_its_final_folder(tmp_path: Path) -> N
 def test_the_split_is_seeded_and_shares_no_row(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     train, test = load(path, test_fraction=0.3, seed=5)
-    assert len(test) == 3 and len(train) == 7
+    assert len(test) == 3
+    assert len(train) == 7
     assert {row["prompt"] for row in train}.isdisjoint(row["prompt"] for row in test)
     assert load(path, test_fraction=0.3, seed=5)[1].to_list() == test.to_list()
     seeds = {tuple(load(path, test_fraction=0.3, seed=seed)[1]["prompt"]) for seed in range(5)}
@@ -86,7 +88,8 @@ def test_equal_rows_go_to_the_same_side(tmp_path: Path) -> None:
 def test_max_train_rows_keeps_the_test_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     train, test = load(path, test_fraction=0.3, max_train_rows=2)
-    assert len(train) == 2 and len(test) == 3
+    assert len(train) == 2
+    assert len(test) == 3
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_missing_split_names_those_present(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROWS)
-    with pytest.raises(UserError, match="dataset_train_split=all: .* has the splits train"):
+    with pytest.raises(UserError, match=r"dataset_train_split=all: .* has the splits train"):
         load(tmp_path, dataset_train_split="all")
 
 
@@ -150,7 +153,9 @@ def test_numbers_out_of_range_are_refused(
 def test_test_rows_among_the_training_rows_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     other = write(tmp_path / "b.jsonl", [{"prompt": "new", "completion": "x"}, ROWS[3]])
-    with pytest.raises(UserError, match="1 of 2 test rows are also training rows, first test row 1"):
+    with pytest.raises(
+        UserError, match="1 of 2 test rows are also training rows, first test row 1"
+    ):
         load(path, test_dataset_name=str(other))
 
 

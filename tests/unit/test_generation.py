@@ -47,7 +47,8 @@ def test_the_models_own_generation_config_has_no_say(
     own = tiny_model.generation_config
     own.update(top_k=1, repetition_penalty=5.0, eos_token_id=7, min_new_tokens=8, do_sample=True)
     assert complete(tiny_model, tiny_tokenizer, PROMPTS, 8, 1.0, seed=3) == before
-    assert tiny_model.generation_config is own and own.top_k == 1
+    assert tiny_model.generation_config is own
+    assert own.top_k == 1
 
 
 def test_sampling_follows_the_whole_softmax(
@@ -55,7 +56,11 @@ def test_sampling_follows_the_whole_softmax(
 ) -> None:
     count = 4000
     made = sample(
-        tiny_model, tiny_tokenizer, ["the cat"] * count, max_new_tokens=1, temperature=2.0,
+        tiny_model,
+        tiny_tokenizer,
+        ["the cat"] * count,
+        max_new_tokens=1,
+        temperature=2.0,
         batch_size=1000,
     )
     ids = torch.tensor([tiny_tokenizer("the cat")["input_ids"]])

@@ -42,14 +42,17 @@ def test_ten_wins_of_ten_are_not_certainty() -> None:
 
     wins = win_rate([1.0] * 10, [0.0] * 10)
     exact = binomtest(10, 10).proportion_ci(method="exact")
-    assert wins.low == pytest.approx(exact.low) and wins.high == 1.0
+    assert wins.low == pytest.approx(exact.low)
+    assert wins.high == 1.0
     lost = win_rate([0.0] * 10, [1.0] * 10)
-    assert lost.value == lost.low == 0.0 and lost.high == pytest.approx(1 - exact.low)
+    assert lost.value == lost.low == 0.0
+    assert lost.high == pytest.approx(1 - exact.low)
 
 
 def test_all_ties_are_symmetric_around_a_half() -> None:
     wins = win_rate([1.0] * 20, [1.0] * 20)
-    assert wins.value == 0.5 and wins.low + wins.high == pytest.approx(1.0)
+    assert wins.value == 0.5
+    assert wins.low + wins.high == pytest.approx(1.0)
     # 0.025^(1/20) = 0.8316 of the pairs at least are ties: half of it from below.
     assert wins.low == pytest.approx(0.4158, abs=1e-4)
 
@@ -58,9 +61,7 @@ def test_all_ties_are_symmetric_around_a_half() -> None:
     ("ours", "theirs", "text"),
     [([], [], "at least one prompt"), ([1.0], [1.0, 2.0], "1 scores against 2")],
 )
-def test_sides_without_pairs_are_refused(
-    ours: list[float], theirs: list[float], text: str
-) -> None:
+def test_sides_without_pairs_are_refused(ours: list[float], theirs: list[float], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         win_rate(ours, theirs)
 

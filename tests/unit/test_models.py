@@ -55,7 +55,7 @@ def test_a_run_stands_for_its_final_folder(
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         resolve_model(str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match="neither config.json"):
+    with pytest.raises(UserError, match=r"neither config\.json"):
         resolve_model(str(tmp_path))
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="no final/ yet"):

@@ -2,7 +2,7 @@
 
 import torch
 
-from recipes.lib.ppo.objective import entropy, logps_and_entropy, policy_loss, value_loss
+from recipes.lib.ppo.objective import logps_and_entropy, policy_loss, value_loss
 
 
 def test_logps_and_entropy_equal_those_of_a_categorical_distribution() -> None:
@@ -13,7 +13,16 @@ def test_logps_and_entropy_equal_those_of_a_categorical_distribution() -> None:
     assert logps.dtype == torch.float32
     assert torch.allclose(logps.double(), reference.log_prob(ids), atol=1e-6)
     assert torch.allclose(entropies.double(), reference.entropy(), atol=1e-6)
-    assert torch.allclose(entropy(logits, 0.7).double(), reference.entropy(), atol=1e-6)
+
+
+def test_the_entropy_has_its_gradient_only_where_it_is_asked_for() -> None:
+    torch.manual_seed(0)
+    logits, ids = torch.randn(2, 3, 5).double().requires_grad_(), torch.zeros(2, 3).long()
+    assert not logps_and_entropy(logits, ids, 1.0)[1].requires_grad
+    logps_and_entropy(logits, ids, 1.0, with_gradient=True)[1].sum().backward()
+    expected = logits.detach().clone().requires_grad_()
+    torch.distributions.Categorical(logits=expected).entropy().sum().backward()
+    assert torch.allclose(logits.grad, expected.grad, atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_the_policy_loss_clips_on_the_side_that_would_gain() -> None:

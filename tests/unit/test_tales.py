@@ -9,7 +9,7 @@ from recipes.lib.tales import gold_score, gold_scores
 from recipes.lib.tales.pages import page
 from recipes.lib.tales.prompts import SPLITS, Facts, draw_facts, request, split_of
 from recipes.lib.tales.rows import base_texts, prompt_rows, sft_rows
-from recipes.lib.tales.stories import CARELESS, tell
+from recipes.lib.tales.stories import CAREFUL, CARELESS, TELLERS, Habits, tell
 from recipes.lib.tales.tokenizer import train_tokenizer
 
 PROMPT = "Tell me a tale about a fox who lost a key in the forest."
@@ -82,7 +82,7 @@ def test_every_set_of_facts_belongs_to_one_stage_and_stages_share_none() -> None
 
 
 def test_rows_of_the_stages_share_no_prompt_and_no_text() -> None:
-    texts = base_texts(9000, 1)
+    texts = base_texts(10_000, 1)
     chats = [row for split in ("sft_train", "sft_test") for row in sft_rows(split, 1000, 1)]
     alone = [row for split in ("feedback", "ppo", "eval") for row in prompt_rows(split, 1000, 1)]
     prompts = [row["prompt"][0]["content"] for row in chats + alone]
@@ -96,7 +96,7 @@ def test_rows_of_the_stages_share_no_prompt_and_no_text() -> None:
 
 
 def test_the_base_text_has_ten_thousand_distinct_sentences() -> None:
-    sentences = {part for text in base_texts(9000, 1) for part in re.split(r"(?<=\.) ", text)}
+    sentences = {part for text in base_texts(10_000, 1) for part in re.split(r"(?<=\.) ", text)}
     assert len(sentences) >= 10_000
 
 
@@ -109,11 +109,10 @@ def test_the_same_seed_tells_the_same_and_another_seed_does_not() -> None:
 def test_a_tale_says_what_its_fields_say() -> None:
     rng = random.Random(5)
     for facts in draw_facts("sft_train", 300, 0):
-        tale = tell(facts, CARELESS, rng)
+        tale = tell(facts, rng.choice(TELLERS), rng)
         sentences = re.split(r"(?<=\.) ", tale.text)
         assert 3 <= len(sentences) <= 5
-        assert f"{tale.hero} {facts.deed}" in sentences[0]
-        assert tale.place in sentences[0]
+        assert {tale.hero, facts.deed, tale.place} <= set(re.findall(r"\w+", sentences[0]))
         assert (tale.thing in sentences[-1].split()) == tale.has_thing_back
         assert ("helped" in tale.text) == (tale.giver is not None)
         if tale.giver is not None:
@@ -121,13 +120,39 @@ def test_a_tale_says_what_its_fields_say() -> None:
             assert (tale.hero in helped.split("helped")[0].split()) == (tale.giver == "hero")
 
 
-def test_careless_tales_keep_the_hero_about_as_often_as_their_habits_say() -> None:
+@pytest.mark.parametrize("teller", TELLERS)
+def test_tellers_do_things_about_as_often_as_their_habits_say(teller: Habits) -> None:
     rng = random.Random(6)
-    facts = draw_facts("sft_train", 2000, 0)
-    kept = Counter(tell(one, CARELESS, rng).hero == one.hero for one in facts)[True] / 2000
-    # Five standard deviations of a binomial share.
-    p = CARELESS.keeps_hero
-    assert abs(kept - p) < 5 * math.sqrt(p * (1 - p) / 2000)
+    asked = draw_facts("sft_train", 2000, 0)
+    tales = [tell(facts, teller, rng) for facts in asked]
+    seen = {
+        "keeps": [tale.hero == facts.hero for tale, facts in zip(tales, asked, strict=True)],
+        "gives_help": [tale.giver == "hero" for tale in tales if tale.giver],
+        "rises": [tale.moods == (False, True) for tale in tales if len(tale.moods) == 2],
+        "falls": [tale.moods == (True, False) for tale in tales if len(tale.moods) == 2],
+        "brings_thing_back": [tale.has_thing_back for tale in tales],
+    }
+    for habit, outcomes in seen.items():
+        p, share = getattr(teller, habit), sum(outcomes) / len(outcomes)
+        # Five standard deviations of a binomial share.
+        assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / len(outcomes)), habit
+
+
+def test_the_words_alone_do_not_tell_the_tellers_apart() -> None:
+    rng = random.Random(8)
+    asked = draw_facts("sft_train", 4000, 0)
+    shares = [
+        Counter(
+            word
+            for facts in asked
+            for word in set(re.findall(r"\w+", tell(facts, teller, rng).text))
+        )
+        for teller in (CAREFUL, CARELESS)
+    ]
+    for word in ("helped", "met", "glad", "sad", "kept", "kind", "home"):
+        one, other = shares[0][word] / 4000, shares[1][word] / 4000
+        # Five standard deviations of the difference of two shares, each at most a half.
+        assert abs(one - other) < 5 * math.sqrt(2 * 0.25 / 4000), word
 
 
 def test_articles_fit_the_words_behind_them() -> None:

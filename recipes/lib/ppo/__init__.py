@@ -1,0 +1,1 @@
+"""The PPO trainer: configuration, rollouts, objective, loop."""

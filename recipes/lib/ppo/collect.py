@@ -5,7 +5,6 @@ Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded r
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from recipes.lib.backbone import reference_logits
 from recipes.lib.errors import UserError
+from recipes.lib.ppo.describe import describe, explained_variance
+from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_left, pad_right, stack
 from recipes.lib.ppo.objective import logps_and_entropy
 from recipes.lib.ppo.prompts import Prompts, completion_texts
 from recipes.lib.ppo.returns import (
@@ -25,38 +26,11 @@ from recipes.lib.ppo.returns import (
     whiten,
 )
 from recipes.lib.ppo.rollouts import Rollout, prompt_index
-from recipes.lib.ppo.sampling import episode_uniforms, sample
 from recipes.lib.rewards import RewardFunction, function_name, score
+from recipes.lib.sampling import Decoding, episode_uniforms, sample
 
 # Evaluation has its own noise: the same episode numbers under another seed.
 EVALUATION_SEED = 1 << 62
-
-
-@dataclass
-class Episode:
-    """One prompt and what was said to it.
-
-    Args:
-        row: Row of the prompt in its data set.
-        prompt_ids: Token ids of the prompt.
-        completion_ids: Token ids of the completion, the stop token included.
-        text: The completion as text.
-        score: Weighted sum of the rewards.
-        said: What each function said, NaN where it does not apply.
-        logps: Log-probabilities of the policy that sampled, nats per token.
-        ref_logps: Those of the reference.
-        values: Values of the critic.
-    """
-
-    row: int
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    text: str = ""
-    score: float = 0.0
-    said: tuple[float, ...] = ()
-    logps: Tensor | None = None
-    ref_logps: Tensor | None = None
-    values: Tensor | None = None
 
 
 class Collector:
@@ -81,9 +55,9 @@ class Collector:
         args, tokenizer = trainer.args, trainer.processing_class
         self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
         self.moments = RunningMoments()
-        self.stop_token_id = _stop_token_id(tokenizer, args.stop_token)
-        has_pad = tokenizer.pad_token_id is not None
-        self.pad_token_id = tokenizer.pad_token_id if has_pad else self.stop_token_id
+        stop = find_stop_token(tokenizer, args.stop_token)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
+        self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
         self.finished_at = time.monotonic()
@@ -138,8 +112,8 @@ class Collector:
         order = sorted(range(len(rows)), key=lambda i: len(episodes[i].prompt_ids))
         for start in range(0, len(order), args.sampling_batch_size):
             batch = order[start : start + args.sampling_batch_size]
-            ids_BP, mask_BP = _pad_left(
-                [episodes[i].prompt_ids for i in batch], self.pad_token_id, args.device
+            ids_BP, mask_BP = pad_left(
+                [episodes[i].prompt_ids for i in batch], self.decoding.pad_token_id, args.device
             )
             with self.trainer.accelerator.autocast():
                 ids_BC, mask_BC = sample(
@@ -147,10 +121,7 @@ class Collector:
                     ids_BP,
                     mask_BP,
                     uniforms_BC[batch] if uniforms_BC is not None else None,
-                    args.max_completion_length,
-                    args.temperature,
-                    self.stop_token_id,
-                    self.pad_token_id,
+                    self.decoding,
                 )
             for i, ids_C, mask_C in zip(
                 batch, ids_BC.tolist(), mask_BC.sum(1).tolist(), strict=True
@@ -170,11 +141,11 @@ class Collector:
         )
         for start in range(0, len(order), args.scoring_batch_size):
             batch = [episodes[i] for i in order[start : start + args.scoring_batch_size]]
-            ids_BP, mask_BP = _pad_left(
-                [e.prompt_ids for e in batch], self.pad_token_id, args.device
+            ids_BP, mask_BP = pad_left(
+                [e.prompt_ids for e in batch], self.decoding.pad_token_id, args.device
             )
-            ids_BC, mask_BC = _pad_right(
-                [e.completion_ids for e in batch], self.pad_token_id, args.device
+            ids_BC, mask_BC = pad_right(
+                [e.completion_ids for e in batch], self.decoding.pad_token_id, args.device
             )
             ids = torch.cat([ids_BP, ids_BC], dim=1)
             mask = torch.cat([mask_BP, mask_BC], dim=1)
@@ -219,11 +190,15 @@ class Collector:
     def _finish(self, episodes: list[Episode]) -> Rollout:
         """From the episodes of all processes to one rollout; the same on each of them."""
         args = self.trainer.args
-        ids_BP, mask_BP = _pad_left([e.prompt_ids for e in episodes], self.pad_token_id, "cpu")
-        ids_BC, mask_BC = _pad_right([e.completion_ids for e in episodes], self.pad_token_id, "cpu")
-        logps_BC = _stack([e.logps for e in episodes])
-        ref_logps_BC = _stack([e.ref_logps for e in episodes])
-        values_BC = _stack([e.values for e in episodes])
+        ids_BP, mask_BP = pad_left(
+            [e.prompt_ids for e in episodes], self.decoding.pad_token_id, "cpu"
+        )
+        ids_BC, mask_BC = pad_right(
+            [e.completion_ids for e in episodes], self.decoding.pad_token_id, "cpu"
+        )
+        logps_BC = stack([e.logps for e in episodes])
+        ref_logps_BC = stack([e.ref_logps for e in episodes])
+        values_BC = stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
         rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
@@ -231,9 +206,9 @@ class Collector:
         advantages_BC, returns_BC = advantages_and_returns(
             rewards_BC, values_BC, mask_BC, args.gamma, args.lam
         )
-        self.metrics = self._describe(episodes, scores_B, kl_BC, logps_BC, mask_BC) | {
-            "val/explained_variance": _explained(values_BC, returns_BC, mask_BC)
-        }
+        self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
+        self.metrics |= self._describe_rewards(episodes)
+        self.metrics["val/explained_variance"] = explained_variance(values_BC, returns_BC, mask_BC)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
         return Rollout(
             prompt_ids=ids_BP,
@@ -262,29 +237,14 @@ class Collector:
 
     def ended(self, episodes: Sequence[Episode]) -> Tensor:
         """1 for each episode whose completion ends with the stop token."""
-        return torch.tensor([float(e.completion_ids[-1] == self.stop_token_id) for e in episodes])
+        return torch.tensor(
+            [float(e.completion_ids[-1] == self.decoding.stop_token_id) for e in episodes]
+        )
 
-    def _describe(
-        self,
-        episodes: Sequence[Episode],
-        scores_B: Tensor,
-        kl_BC: Tensor,
-        logps_BC: Tensor,
-        mask_BC: Tensor,
-    ) -> dict[str, float]:
-        kl = kl_BC.sum(1).mean().item()
-        non_score = -self.kl.value * kl
+    def _describe_rewards(self, episodes: Sequence[Episode]) -> dict[str, float]:
         said_BF = torch.tensor([e.said for e in episodes])
         metrics = {
-            "objective/kl": kl,
-            "objective/kl_coef": self.kl.value,
-            "objective/entropy": -(logps_BC * mask_BC).sum(1).mean().item(),
-            "objective/non_score_reward": non_score,
-            "objective/rlhf_reward": scores_B.mean().item() + non_score,
-            "objective/scores": scores_B.mean().item(),
-            "objective/scores_std": scores_B.std(correction=0).item(),
             "objective/raw_scores": sum(e.score for e in episodes) / len(episodes),
-            "objective/completion_length": mask_BC.sum(1).float().mean().item(),
             "objective/eos_fraction": self.ended(episodes).mean().item(),
         }
         if len(self.functions) > 1:
@@ -331,39 +291,3 @@ class Collector:
             }
             for i, e in enumerate(episodes[:num_kept])
         ]
-
-
-def _stop_token_id(tokenizer: Any, stop_token: str | None) -> int:
-    if stop_token is None:
-        if tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no eos token; set stop_token.")
-        return int(tokenizer.eos_token_id)
-    token_id = tokenizer.get_vocab().get(stop_token)
-    if token_id is None:
-        raise UserError(f"stop_token={stop_token!r} is not in the vocabulary of the tokenizer.")
-    return int(token_id)
-
-
-def _pad_left(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids.to(device), mask.to(device)
-
-
-def _pad_right(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids.to(device), mask.to(device)
-
-
-def _stack(rows: list[Any]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def _explained(values_BC: Tensor, returns_BC: Tensor, mask_BC: Tensor) -> float:
-    """Share of the returns' variance that the values explain; 1 is perfect, 0 no better than a mean."""
-    kept = mask_BC.bool()
-    residual = (returns_BC - values_BC)[kept].var(correction=0)
-    return 1.0 - (residual / returns_BC[kept].var(correction=0).clamp(min=1e-8)).item()

@@ -2,10 +2,30 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
 from recipes.lib.errors import UserError
+
+AT_LEAST_ONE = (
+    "total_episodes",
+    "rollout_batch_size",
+    "num_ppo_epochs",
+    "num_mini_batches",
+    "num_generations",
+    "sampling_batch_size",
+    "scoring_batch_size",
+    "max_prompt_length",
+    "max_completion_length",
+    "kl_horizon",
+    "per_device_train_batch_size",
+)
+MULTIPLES = (
+    ("total_episodes", "rollout_batch_size"),
+    ("rollout_batch_size", "num_mini_batches"),
+    ("rollout_batch_size", "num_generations"),
+)
 
 
 @dataclass
@@ -13,8 +33,8 @@ class PPOConfig(TrainingArguments):
     """Configuration of PPOTrainer.
 
     Names are those of TRL 1.12's PPOConfig where it had one. `per_device_train_batch_size` is the
-    micro-batch; the accumulation follows from `rollout_batch_size / num_mini_batches`, the micro-batch
-    and the number of processes. KL is in nats, lengths are in tokens.
+    micro-batch; the accumulation follows from `rollout_batch_size / num_mini_batches`, the
+    micro-batch and the number of processes. KL is in nats, lengths are in tokens.
 
     Raises:
         UserError: A value is out of its range, or batches do not divide.
@@ -35,7 +55,7 @@ class PPOConfig(TrainingArguments):
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "Derived from the batch sizes; do not set it."}
     )
-    report_to: None | str | list[str] = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036  TRL's parser needs None first
         default="none", metadata={"help": "Trackers to report to: tensorboard, trackio, wandb."}
     )
 
@@ -142,7 +162,7 @@ class PPOConfig(TrainingArguments):
     disable_dropout: bool = field(
         default=True, metadata={"help": "Set every dropout of policy, critic and reward to 0."}
     )
-    chat_template_kwargs: dict | str | None = field(
+    chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further arguments of the chat template."}
     )
     log_completions: bool = field(
@@ -164,8 +184,9 @@ class PPOConfig(TrainingArguments):
         self.gradient_accumulation_steps = self._derived_accumulation()
         if given_accumulation not in (None, self.gradient_accumulation_steps):
             raise UserError(
-                f"gradient_accumulation_steps={given_accumulation} is not "
-                f"{self.gradient_accumulation_steps}, which follows from the batch sizes; leave it out."
+                f"gradient_accumulation_steps={given_accumulation} is not the "
+                f"{self.gradient_accumulation_steps} that follows from the batch sizes; "
+                "leave it out."
             )
 
     @property
@@ -179,54 +200,41 @@ class PPOConfig(TrainingArguments):
         return self.total_episodes // self.rollout_batch_size
 
     def _derived_accumulation(self) -> int:
-        mini_batch = self.rollout_batch_size // self.num_mini_batches
-        micro_batch = self.per_device_train_batch_size * self.world_size
-        if mini_batch % micro_batch:
+        mini_batch, world = self.rollout_batch_size // self.num_mini_batches, self.world_size
+        if mini_batch % world:
             raise UserError(
-                f"per_device_train_batch_size={self.per_device_train_batch_size} on "
-                f"{self.world_size} process(es) does not divide the mini-batch of {mini_batch} "
-                "episodes (rollout_batch_size / num_mini_batches); use "
-                f"{math.gcd(mini_batch // math.gcd(mini_batch, self.world_size), mini_batch)}"
-                " or a divisor of it."
-                if mini_batch % self.world_size == 0
-                else f"rollout_batch_size / num_mini_batches = {mini_batch} does not divide among "
-                f"{self.world_size} processes; use a multiple of {self.world_size}."
+                f"rollout_batch_size / num_mini_batches = {mini_batch} does not divide among "
+                f"{world} processes; use a multiple of {world}."
             )
-        return mini_batch // micro_batch
+        share, micro_batch = mini_batch // world, self.per_device_train_batch_size
+        if share % micro_batch:
+            raise UserError(
+                f"per_device_train_batch_size={micro_batch} does not divide the {share} episodes "
+                "of a mini-batch that a process has (rollout_batch_size / num_mini_batches / "
+                f"processes); use {math.gcd(share, micro_batch)} or {share}."
+            )
+        return share // micro_batch
 
     def _check_ranges(self) -> None:
-        whole = "total_episodes rollout_batch_size num_ppo_epochs num_mini_batches num_generations "
-        whole += "sampling_batch_size scoring_batch_size max_prompt_length max_completion_length "
-        whole += "kl_horizon per_device_train_batch_size"
-        for key in whole.split():
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)} must be at least 1.")
+        for key in AT_LEAST_ONE:
+            self._refuse_unless(getattr(self, key) >= 1, key, "must be at least 1")
         for key in ("temperature", "cliprange", "cliprange_value"):
-            if getattr(self, key) <= 0:
-                raise UserError(f"{key}={getattr(self, key)} must be above 0.")
+            self._refuse_unless(getattr(self, key) > 0, key, "must be above 0")
         for key in ("gamma", "lam"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise UserError(f"{key}={getattr(self, key)} must lie between 0 and 1.")
-        for key in ("kl_coef", "vf_coef", "critic_warmup_rollouts"):
-            if getattr(self, key) < 0:
-                raise UserError(f"{key}={getattr(self, key)} must not be negative.")
-        for key, divisor in (
-            ("total_episodes", "rollout_batch_size"),
-            ("rollout_batch_size", "num_mini_batches"),
-            ("rollout_batch_size", "num_generations"),
-        ):
-            if getattr(self, key) % getattr(self, divisor):
-                raise UserError(
-                    f"{key}={getattr(self, key)} is no multiple of "
-                    f"{divisor}={getattr(self, divisor)}; change one of them."
-                )
-        if self.kl_estimator != "k1":
-            raise UserError(
-                f"kl_estimator={self.kl_estimator} in the reward biases the gradient of the KL; "
-                "use k1."
-            )
-        if self.critic_model_name_or_path is not None and self.critic != "model":
-            raise UserError(
-                f"critic_model_name_or_path={self.critic_model_name_or_path} needs critic=model, "
-                f"not critic={self.critic}."
-            )
+            self._refuse_unless(0 <= getattr(self, key) <= 1, key, "must lie between 0 and 1")
+        for key in ("kl_coef", "vf_coef", "entropy_coef", "critic_warmup_rollouts"):
+            self._refuse_unless(getattr(self, key) >= 0, key, "must not be negative")
+        for key, divisor in MULTIPLES:
+            remainder = getattr(self, key) % getattr(self, divisor)
+            reason = f"is no multiple of {divisor}={getattr(self, divisor)}; change one of them"
+            self._refuse_unless(remainder == 0, key, reason)
+        biased = "in the reward biases the gradient of the KL; use k1"
+        self._refuse_unless(self.kl_estimator == "k1", "kl_estimator", biased)
+        named = self.critic_model_name_or_path
+        reason = f"needs critic=model, not critic={self.critic}"
+        has_place = named is None or self.critic == "model"
+        self._refuse_unless(has_place, "critic_model_name_or_path", reason)
+
+    def _refuse_unless(self, is_right: bool, key: str, reason: str) -> None:
+        if not is_right:
+            raise UserError(f"{key}={getattr(self, key)} {reason}.")

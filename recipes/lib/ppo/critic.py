@@ -1,11 +1,18 @@
-"""Where a critic of its own comes from."""
+"""The critic: where it comes from, how fast it learns, how it is kept."""
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
+
+VALUE_WEIGHTS = "value.safetensors"
 
 
 def make_critic(policy: Any, args: PPOConfig) -> Any:
@@ -53,3 +60,63 @@ def _from_trunk(policy: Any) -> Any:
     trunk.load_state_dict(getattr(policy, policy.base_model_prefix).state_dict())
     critic.score.weight.data.zero_()
     return critic
+
+
+def parameter_groups(
+    model: nn.Module, actor_critic: ActorCritic, decayed: Collection[str], args: PPOConfig
+) -> list[dict[str, Any]]:
+    """Groups for the optimizer: policy and critic, each with and without weight decay.
+
+    Args:
+        model: The module whose parameters are trained, as the launcher has wrapped it.
+        actor_critic: The same module unwrapped.
+        decayed: Names of the parameters that decay.
+        args: The configuration.
+
+    Returns:
+        The groups that are not empty.
+    """
+    of_critic = {id(parameter) for parameter in actor_critic.critic_parameters()}
+    critic_rate = (
+        args.learning_rate if args.critic_learning_rate is None else args.critic_learning_rate
+    )
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (id(parameter) in of_critic, name in decayed)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": args.weight_decay if is_decayed else 0.0,
+            "lr": critic_rate if is_critic else args.learning_rate,
+        }
+        for (is_critic, is_decayed), parameters in groups.items()
+    ]
+
+
+def save_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
+    """Write the critic's weights beside the policy of a checkpoint."""
+    state = _value_module(actor_critic).state_dict()
+    save_file({name: t.contiguous() for name, t in state.items()}, folder / VALUE_WEIGHTS)
+
+
+def load_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
+    """Read the critic's weights back.
+
+    Raises:
+        UserError: They are those of a critic of another kind.
+    """
+    weights = load_file(folder / VALUE_WEIGHTS)
+    missing, unexpected = _value_module(actor_critic).load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise UserError(
+            f"{folder} holds the critic of a run with another key critic; resume with the "
+            "configuration of that run."
+        )
+
+
+def _value_module(actor_critic: ActorCritic) -> nn.Module:
+    module = actor_critic.critic if actor_critic.critic is not None else actor_critic.value_head
+    assert module is not None
+    return module

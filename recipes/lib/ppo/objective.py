@@ -1,17 +1,22 @@
 """What PPO minimises: pure functions of log-probabilities and values.
 
-Shapes: B episodes, C completion tokens, V vocabulary. Masks are 1 where a token counts. Every loss is
-a sum over tokens divided by a given count, so that any split of a batch gives the same gradient.
+Shapes: B episodes, C completion tokens, V vocabulary. Masks are 1 where a token counts. Every loss
+is a sum over tokens divided by a given count, so any split of a batch gives the same gradient.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from recipes.lib.ppo.config import PPOConfig
+
+LOWEST = -1e30  # stands for log 0, so that 0 times it is 0
 MAX_LOG_RATIO = 20.0  # beyond it exp() is on its way to infinity, and the clip decides anyway
 
 
 def logps_and_entropy(
-    logits_BCV: Tensor, ids_BC: Tensor, temperature: float
+    logits_BCV: Tensor, ids_BC: Tensor, temperature: float, with_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of each distribution, in fp32.
 
@@ -19,6 +24,7 @@ def logps_and_entropy(
         logits_BCV: Logits that predict each token.
         ids_BC: The tokens.
         temperature: Temperature they were sampled at.
+        with_gradient: Whether the entropies have one, which only an entropy bonus needs.
 
     Returns:
         Log-probabilities and entropies, nats per token.
@@ -26,16 +32,10 @@ def logps_and_entropy(
     scaled_BCV = logits_BCV.float() / temperature
     log_normaliser_BC = scaled_BCV.logsumexp(-1)
     picked_BC = scaled_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
-    with torch.no_grad():
-        mean_logit_BC = (scaled_BCV.softmax(-1) * scaled_BCV).sum(-1)
-    # Only an entropy bonus needs its gradient; entropy() below gives that one.
-    return picked_BC - log_normaliser_BC, log_normaliser_BC.detach() - mean_logit_BC
-
-
-def entropy(logits_BCV: Tensor, temperature: float) -> Tensor:
-    """Entropy of each distribution with its gradient, nats per token."""
-    log_probs_BCV = (logits_BCV.float() / temperature).log_softmax(-1)
-    return -(log_probs_BCV.exp() * log_probs_BCV).sum(-1)
+    with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
+        log_probs_BCV = scaled_BCV - log_normaliser_BC.unsqueeze(-1)
+        entropy_BC = -(log_probs_BCV.exp() * log_probs_BCV.clamp(min=LOWEST)).sum(-1)
+    return picked_BC - log_normaliser_BC, entropy_BC
 
 
 def policy_loss(
@@ -112,3 +112,47 @@ def value_loss(
         hit_BC = (clipped_error_BC > error_BC) & is_outside_BC
         sums = {"val/clipfrac_avg": (hit_BC * mask_BC).sum()}
     return (loss_BC * mask_BC).sum() / num_tokens, sums
+
+
+def micro_batch_loss(
+    args: PPOConfig,
+    inputs: dict[str, Any],
+    logps_BC: Tensor,
+    entropy_BC: Tensor,
+    values_BC: Tensor,
+) -> tuple[Tensor, dict[str, float]]:
+    """A micro-batch's share of the loss of an optimizer step.
+
+    Args:
+        args: The configuration.
+        inputs: The micro-batch of a RolloutStream.
+        logps_BC: Log-probabilities of the policy, nats.
+        entropy_BC: Its entropies, nats.
+        values_BC: Values of the critic.
+
+    Returns:
+        The share of the loss, and shares of the step's metrics (means over its tokens).
+    """
+    mask_BC, num_tokens = inputs["completion_mask"], inputs["num_tokens"]
+    of_policy, policy_sums = policy_loss(
+        logps_BC, inputs["old_logps"], inputs["advantages"], mask_BC, args.cliprange, num_tokens
+    )
+    of_value, value_sums = value_loss(
+        values_BC,
+        inputs["old_values"],
+        inputs["returns"],
+        mask_BC,
+        args.cliprange_value,
+        num_tokens,
+    )
+    of_entropy = (entropy_BC * mask_BC).sum() / num_tokens
+    shares = {name: (s / num_tokens).item() for name, s in (policy_sums | value_sums).items()}
+    shares |= {
+        "loss/policy_avg": of_policy.item(),
+        "loss/value_avg": of_value.item(),
+        "policy/entropy_avg": of_entropy.item(),
+    }
+    of_policy = of_policy - args.entropy_coef * of_entropy
+    if inputs["rollout_number"] < args.critic_warmup_rollouts:
+        of_policy = of_policy * 0.0
+    return of_policy + args.vf_coef * of_value, shares

@@ -100,7 +100,7 @@ def completion_texts(
     """
 
     def decode(rows: list[list[int]]) -> list[str]:
-        return tokenizer.batch_decode(rows, skip_special_tokens=True)  # type: ignore[no-any-return]
+        return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     before = decode(list(prompts))
     whole = decode([p + c for p, c in zip(prompts, completions, strict=True)])

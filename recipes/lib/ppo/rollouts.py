@@ -1,8 +1,8 @@
 """Rollouts, and the stream of micro-batches that is the training dataloader of PPO.
 
-Every process holds the whole rollout (a few megabytes of ids and numbers), whoever sampled which part
-of it. So shuffles, whitening and KL control are global without a reduction, and the mini-batches are
-the same for any number of processes.
+Every process holds the whole rollout (a few megabytes of ids and numbers), whoever sampled which
+part of it. So shuffles, whitening and KL control are global without a reduction, and mini-batches
+are the same for any number of processes.
 
 Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded right).
 """

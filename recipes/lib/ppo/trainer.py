@@ -17,30 +17,22 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import PeftConfig
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 
-from recipes.lib.backbone import ActorCritic, disable_dropout, make_reference
+from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.critic import make_critic
-from recipes.lib.ppo.objective import entropy, logps_and_entropy, policy_loss, value_loss
+from recipes.lib.ppo.critic import load_value_weights, parameter_groups, save_value_weights
+from recipes.lib.ppo.objective import logps_and_entropy, micro_batch_loss
 from recipes.lib.ppo.prompts import Prompts, tokenize_prompts
+from recipes.lib.ppo.roles import load, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.runs import write_json
 
-VALUE_WEIGHTS = "value.safetensors"
 # Largest |log ratio| that rounding explains before the first update of a rollout: fp32, 16 bits.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
@@ -67,9 +59,12 @@ class PPOTrainer(Trainer):
         UserError: An argument is missing or does not fit the others.
     """
 
+    args: PPOConfig
+    optimizer: Any
+    control: Any
     loss_is_scaled_for_ga = True  # losses are divided by the tokens of the whole optimizer step
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  TRL's trainers have this order
         self,
         model: str | PreTrainedModel,
         reward_funcs: Any,
@@ -84,16 +79,8 @@ class PPOTrainer(Trainer):
         peft_config: PeftConfig | None = None,
     ) -> None:
         set_seed(args.seed)
-        policy, tokenizer = _load(model, processing_class, quantization_config)
-        critic = make_critic(policy, args)
-        # The critic is made before adapters come on, and the reference after: of a full policy
-        # it is a copy, of a policy with an adapter the same model with the adapter off.
-        if peft_config is not None:
-            policy = get_peft_model(policy, peft_config)
-        self.reference = make_reference(policy)
-        actor_critic = ActorCritic(policy, critic)
-        if args.disable_dropout:
-            disable_dropout(actor_critic)
+        policy, tokenizer = load(model, processing_class, quantization_config)
+        actor_critic, self.reference = make_roles(policy, args, peft_config)
         super().__init__(
             model=actor_critic,
             args=args,
@@ -115,7 +102,8 @@ class PPOTrainer(Trainer):
     @property
     def actor_critic(self) -> ActorCritic:
         """Policy and critic, without what the launcher wrapped around them."""
-        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+        module: ActorCritic = self.accelerator.unwrap_model(self.model)
+        return module
 
     def get_train_dataloader(self) -> Any:
         """The stream of rollouts, unprepared: see RolloutStream."""
@@ -126,26 +114,10 @@ class PPOTrainer(Trainer):
         if self.optimizer is None:
             model = model if model is not None else self.model
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(self._parameter_groups(model), **kwargs)
+            decayed = self.get_decay_parameter_names(model)
+            groups = parameter_groups(model, self.actor_critic, decayed, self.args)
+            self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
-
-    def _parameter_groups(self, model: Any) -> list[dict[str, Any]]:
-        of_critic = {id(p) for p in self.actor_critic.critic_parameters()}
-        decayed = set(self.get_decay_parameter_names(model))
-        rate = self.args.critic_learning_rate or self.args.learning_rate
-        groups: dict[tuple[bool, bool], list[Any]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                key = (id(parameter) in of_critic, name in decayed)
-                groups.setdefault(key, []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "weight_decay": self.args.weight_decay if is_decayed else 0.0,
-                "lr": rate if is_critic else self.args.learning_rate,
-            }
-            for (is_critic, is_decayed), parameters in groups.items()
-        ]
 
     def compute_loss(
         self,
@@ -162,43 +134,16 @@ class PPOTrainer(Trainer):
             num_completion_tokens=mask_BC.shape[1],
         )
         logps_BC, entropy_BC = logps_and_entropy(
-            logits_BCV, inputs["completion_ids"], args.temperature
-        )
-        num_tokens = inputs["num_tokens"]
-        of_policy, policy_sums = policy_loss(
-            logps_BC,
-            inputs["old_logps"],
-            inputs["advantages"],
-            mask_BC,
-            args.cliprange,
-            num_tokens,
-        )
-        of_value, value_sums = value_loss(
-            values_BC,
-            inputs["old_values"],
-            inputs["returns"],
-            mask_BC,
-            args.cliprange_value,
-            num_tokens,
+            logits_BCV, inputs["completion_ids"], args.temperature, bool(args.entropy_coef)
         )
         if inputs["is_first_step"]:
             self._check_unmoved(logps_BC, inputs)
-        self._note(
-            {name: (s / num_tokens).item() for name, s in (policy_sums | value_sums).items()}
-            | {
-                "steps": 1.0 / (args.gradient_accumulation_steps * args.world_size),
-                "loss/policy_avg": of_policy.item(),
-                "loss/value_avg": of_value.item(),
-                "policy/entropy_avg": ((entropy_BC * mask_BC).sum() / num_tokens).item(),
-            }
-        )
-        if args.entropy_coef:
-            entropy_BC = entropy(logits_BCV, args.temperature)
-            of_policy = of_policy - args.entropy_coef * (entropy_BC * mask_BC).sum() / num_tokens
-        if inputs["rollout_number"] < args.critic_warmup_rollouts:
-            of_policy = of_policy * 0.0
+        loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
+        shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
+        for name, share in shares.items():
+            self.sums[name] = self.sums.get(name, 0.0) + share
         # DDP takes the mean over processes, and the parts of a step are to be added.
-        return (of_policy + args.vf_coef * of_value) * args.world_size
+        return loss * args.world_size
 
     def _check_unmoved(self, logps_BC: Tensor, inputs: dict[str, Any]) -> None:
         difference = (logps_BC.detach() - inputs["old_logps"]) * inputs["completion_mask"]
@@ -218,10 +163,6 @@ class PPOTrainer(Trainer):
         if self.args.fp16:
             return ROUNDING[torch.float16]
         return ROUNDING.get(next(self.actor_critic.policy.parameters()).dtype, 0.5)
-
-    def _note(self, shares: dict[str, float]) -> None:
-        for name, share in shares.items():
-            self.sums[name] = self.sums.get(name, 0.0) + share
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the numbers of the rollout and of the updates since the last log."""
@@ -295,20 +236,13 @@ class PPOTrainer(Trainer):
             self.actor_critic.policy.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
             if _internal_call:
-                save_file(_value_weights(self.actor_critic), folder / VALUE_WEIGHTS)
+                save_value_weights(self.actor_critic, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model=self.actor_critic.policy)
-        weights = load_file(Path(resume_from_checkpoint) / VALUE_WEIGHTS)
-        module = self.actor_critic.critic or self.actor_critic.value_head
-        missing, unexpected = module.load_state_dict(weights, strict=False)
-        if unexpected or missing:
-            raise UserError(
-                f"{resume_from_checkpoint} holds a critic of another kind than "
-                f"critic={self.args.critic}; resume with the configuration of the run."
-            )
+        load_value_weights(self.actor_critic, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -340,25 +274,3 @@ class PPOTrainer(Trainer):
         self.collector.metrics, self.collector.samples = state["metrics"], state["samples"]
         # Sums are added up over processes when they are logged, so one of them takes them on.
         self.sums = state["sums"] if self.args.process_index == 0 else {}
-
-
-def _load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[Any, Any]:
-    if isinstance(model, PeftModel):
-        raise UserError(
-            "model is a PeftModel, whose reference would be the bare base; merge the adapter "
-            "(merge_and_unload) and give peft_config for the new one."
-        )
-    name = model if isinstance(model, str) else model.config._name_or_path
-    if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(
-            model, quantization_config=quantization_config, dtype="auto"
-        )
-    if processing_class is None:
-        processing_class = AutoTokenizer.from_pretrained(name)
-    return model, processing_class
-
-
-def _value_weights(model: ActorCritic) -> dict[str, Tensor]:
-    module = model.critic if model.critic is not None else model.value_head
-    assert module is not None
-    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}

@@ -5,7 +5,7 @@ from typing import Any
 
 from recipes.lib.tales.pages import page
 from recipes.lib.tales.prompts import draw_facts, request
-from recipes.lib.tales.stories import CARELESS, tell
+from recipes.lib.tales.stories import TELLERS, tell
 
 
 def base_texts(number: int, seed: int) -> list[str]:
@@ -15,12 +15,14 @@ def base_texts(number: int, seed: int) -> list[str]:
 
 
 def sft_rows(split: str, number: int, seed: int) -> list[dict[str, Any]]:
-    """Prompts with careless tales, in TRL's conversational prompt-completion format."""
+    """Prompts with tales of mixed quality, in TRL's conversational prompt-completion format."""
     rng = random.Random(f"{split} {seed}")
     return [
         {
             "prompt": [{"role": "user", "content": request(facts, rng)}],
-            "completion": [{"role": "assistant", "content": tell(facts, CARELESS, rng).text}],
+            "completion": [
+                {"role": "assistant", "content": tell(facts, rng.choice(TELLERS), rng).text}
+            ],
         }
         for facts in draw_facts(split, number, seed)
     ]

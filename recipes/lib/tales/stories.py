@@ -21,13 +21,18 @@ from recipes.lib.tales.words import (
 class Habits:
     """How often a teller does each thing; all are probabilities.
 
+    What can be told from the words alone, without their order and the prompt, is the same for
+    every teller: how many moods, whether somebody helps, whether the object returns, adjectives.
+    A careful teller is known by the order: sentences lead with the hero, not the circumstances.
+
     Attributes:
-        keeps_hero: The tale is about the animal that was asked for.
-        keeps_thing: It is about the object that was asked for.
-        keeps_place: It happens where it was asked to.
-        opens_with_mood: A sentence about the hero's mood follows the opening.
-        has_help: Somebody helps somebody.
+        keeps: For each of hero, object and place: it is the one that was asked for.
+        leads: A sentence begins with the hero.
         gives_help: Given help, the hero is the one who helps.
+        rises: Given two moods, a sad one comes before a happy one.
+        falls: Given two moods, a happy one comes before a sad one.
+        has_two_moods: A sentence about the hero's mood follows the opening.
+        has_help: Somebody helps somebody.
         brings_thing_back: The object returns in the last sentence.
         adds_scene: There is a further sentence of no consequence.
         warm: An adjective place is filled with a warm word.
@@ -35,21 +40,25 @@ class Habits:
         doubled: A second adjective follows the first.
     """
 
-    keeps_hero: float = 0.65
-    keeps_thing: float = 0.65
-    keeps_place: float = 0.6
-    opens_with_mood: float = 0.8
-    has_help: float = 0.75
-    gives_help: float = 0.5
-    brings_thing_back: float = 0.55
+    keeps: float
+    leads: float
+    gives_help: float
+    rises: float
+    falls: float
+    has_two_moods: float = 0.85
+    has_help: float = 0.8
+    brings_thing_back: float = 0.6
     adds_scene: float = 0.15
     warm: float = 0.12
     plain: float = 0.15
     doubled: float = 0.06
 
 
-CARELESS = Habits()
-FAITHFUL = Habits(keeps_hero=1.0, keeps_thing=1.0, keeps_place=1.0)
+CAREFUL = Habits(keeps=0.95, leads=0.92, gives_help=0.92, rises=0.85, falls=0.03)
+ORDINARY = Habits(keeps=0.6, leads=0.5, gives_help=0.5, rises=0.35, falls=0.35)
+CARELESS = Habits(keeps=0.25, leads=0.08, gives_help=0.08, rises=0.03, falls=0.85)
+TELLERS = (CAREFUL, ORDINARY, CARELESS)
+FAITHFUL = Habits(keeps=1.0, leads=0.5, gives_help=0.5, rises=0.35, falls=0.35)
 
 
 @dataclass(frozen=True)
@@ -86,29 +95,41 @@ def tell(facts: Facts, habits: Habits, rng: random.Random) -> Tale:
     Returns:
         The tale.
     """
-    hero = facts.hero if rng.random() < habits.keeps_hero else _other(ANIMALS, facts.hero, rng)
-    thing = facts.thing if rng.random() < habits.keeps_thing else _other(OBJECTS, facts.thing, rng)
-    place = facts.place if rng.random() < habits.keeps_place else _other(PLACES, facts.place, rng)
+    hero = _kept(facts.hero, ANIMALS, habits, rng)
+    thing = _kept(facts.thing, OBJECTS, habits, rng)
+    place = _kept(facts.place, PLACES, habits, rng)
     friend = _other(ANIMALS, hero, rng)
     has_thing_back = rng.random() < habits.brings_thing_back
-    moods = tuple(rng.random() < 0.5 for _ in range(1 + (rng.random() < habits.opens_with_mood)))
+    moods = _moods(habits, rng)
     helps = rng.random() < habits.has_help
     giver = ("hero" if rng.random() < habits.gives_help else "friend") if helps else None
 
     def noun(word: str) -> str:
         return _described(word, habits, rng)
 
-    lines = [
-        f"{rng.choice(('Once', 'Long ago'))} {article(noun(hero))} {facts.deed} "
-        f"{article(noun(thing))} {PLACES[place]}."
-    ]
+    lines = [_opening(noun(hero), noun(thing), (facts.deed, PLACES[place]), habits, rng)]
     if len(moods) == 2:
-        lines.append(f"The {noun(hero)} was {_mood(moods[0], rng)}{_when(rng)}.")
+        lines.append(_feeling(noun(hero), moods[0], habits, rng))
     lines.append(_meeting(noun(hero), noun(friend), giver, rng))
     if rng.random() < habits.adds_scene:
         lines.append(_scene(noun, rng))
-    lines.append(_ending(noun(hero), noun(thing) if has_thing_back else None, moods[-1], rng))
+    back = noun(thing) if has_thing_back else None
+    lines.append(_ending(noun(hero), back, _mood(moods[-1], rng), habits, rng))
     return Tale(" ".join(lines), hero, thing, place, has_thing_back, moods, giver)
+
+
+def _kept(asked: str, words: Iterable[str], habits: Habits, rng: random.Random) -> str:
+    return asked if rng.random() < habits.keeps else _other(words, asked, rng)
+
+
+def _moods(habits: Habits, rng: random.Random) -> tuple[bool, ...]:
+    is_happy = rng.random() < 0.5
+    if rng.random() >= habits.has_two_moods:
+        return (is_happy,)
+    draw = rng.random()
+    if draw < habits.rises:
+        return (False, True)
+    return (True, False) if draw < habits.rises + habits.falls else (is_happy, is_happy)
 
 
 def _other(words: Iterable[str], word: str, rng: random.Random) -> str:
@@ -130,13 +151,25 @@ def _mood(is_happy: bool, rng: random.Random) -> str:
     return rng.choice(HAPPY if is_happy else SAD)
 
 
-def _when(rng: random.Random) -> str:
-    return rng.choice(("", "", " all day", " that night", " for a while"))
+def _opening(
+    hero: str, thing: str, event: tuple[str, str], habits: Habits, rng: random.Random
+) -> str:
+    deed, where = event
+    if rng.random() < habits.leads:
+        return f"{article(hero).capitalize()} once {deed} {article(thing)} {where}."
+    return f"Once {where} {article(hero)} {deed} {article(thing)}."
+
+
+def _feeling(hero: str, is_happy: bool, habits: Habits, rng: random.Random) -> str:
+    mood, when = _mood(is_happy, rng), rng.choice(("all day", "that night", "for a while"))
+    if rng.random() < habits.leads:
+        return f"The {hero} was {mood} {when}."
+    return f"{when.capitalize()} the {hero} was {mood}."
 
 
 def _meeting(hero: str, friend: str, giver: str | None, rng: random.Random) -> str:
     if giver is None:
-        return f"The {hero} {rng.choice(('met', 'saw', 'passed'))} {article(friend)}{_when(rng)}."
+        return f"The {hero} {rng.choice(('met', 'saw', 'passed'))} {article(friend)}."
     first, second = (hero, friend) if giver == "hero" else (friend, hero)
     return f"The {first} helped the {second} {rng.choice(TASKS)}."
 
@@ -145,16 +178,18 @@ def _scene(noun: Callable[[str], str], rng: random.Random) -> str:
     song, moon, bread, tree = map(noun, ("song", "moon", "bread", "tree"))
     return rng.choice(
         (
-            f"They sang a {song} under the {tree}.",
+            f"They sang {article(song)} under the {tree}.",
             f"The {moon} rose over the {tree}.",
             f"They ate {bread} beside the {tree}.",
         )
     )
 
 
-def _ending(hero: str, thing: str | None, is_happy: bool, rng: random.Random) -> str:
+def _ending(hero: str, thing: str | None, mood: str, habits: Habits, rng: random.Random) -> str:
     if thing is not None:
         deed = f"{rng.choice(('held', 'kept', 'hugged'))} the {thing}"
     else:
         deed = rng.choice(("went home", "sat down", "looked up"))
-    return f"At last the {hero} {deed} and was {_mood(is_happy, rng)}."
+    if rng.random() < habits.leads:
+        return f"The {hero} {deed} at last and was {mood}."
+    return f"At last the {hero} {deed} and was {mood}."

@@ -7,7 +7,13 @@ import torch
 from scipy.stats import chisquare
 from transformers import GenerationConfig
 
-from recipes.lib.ppo.sampling import episode_uniforms, invert_cdf, mask_through_stop, sample
+from recipes.lib.sampling import (
+    Decoding,
+    episode_uniforms,
+    invert_cdf,
+    mask_through_stop,
+    sample,
+)
 
 
 def test_an_episodes_noise_depends_on_seed_episode_and_position_alone() -> None:
@@ -50,17 +56,19 @@ def prompts(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
+def decode(tokenizer: Any, max_new_tokens: int) -> Decoding:
+    return Decoding(max_new_tokens, 1.0, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
 def test_a_completion_does_not_depend_on_the_batch_that_it_is_in(
     tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [6, 6]]
     uniforms = episode_uniforms(1, range(4), 8)
-    stop, pad = tiny_tokenizer.eos_token_id, tiny_tokenizer.pad_token_id
-    together, mask = sample(tiny_model, *prompts(rows, pad), uniforms, 8, 1.0, stop, pad)
+    decoding, pad = decode(tiny_tokenizer, 8), tiny_tokenizer.pad_token_id
+    together, mask = sample(tiny_model, *prompts(rows, pad), uniforms, decoding)
     for i, row in enumerate(rows):
-        alone, alone_mask = sample(
-            tiny_model, *prompts([row], pad), uniforms[i : i + 1], 8, 1.0, stop, pad
-        )
+        alone, alone_mask = sample(tiny_model, *prompts([row], pad), uniforms[i : i + 1], decoding)
         length = int(alone_mask.sum())
         assert together[i, : int(mask[i].sum())].tolist() == alone[0, :length].tolist()
 
@@ -68,14 +76,14 @@ def test_a_completion_does_not_depend_on_the_batch_that_it_is_in(
 def test_the_models_own_generation_config_has_no_say(tiny_model: Any, tiny_tokenizer: Any) -> None:
     ids, mask = prompts([[5, 6], [7]], tiny_tokenizer.pad_token_id)
     uniforms = episode_uniforms(1, range(2), 8)
-    ends = (tiny_tokenizer.eos_token_id, tiny_tokenizer.pad_token_id)
-    expected = sample(tiny_model, ids, mask, uniforms, 8, 1.0, *ends)
+    decoding = decode(tiny_tokenizer, 8)
+    expected = sample(tiny_model, ids, mask, uniforms, decoding)
     stored = tiny_model.generation_config
     tiny_model.generation_config = GenerationConfig(
         top_k=1, repetition_penalty=5.0, eos_token_id=int(expected[0][0, 0]), min_new_tokens=8
     )
     try:
-        got = sample(tiny_model, ids, mask, uniforms, 8, 1.0, *ends)
+        got = sample(tiny_model, ids, mask, uniforms, decoding)
         assert tiny_model.generation_config.repetition_penalty == 5.0
     finally:
         tiny_model.generation_config = stored
@@ -86,25 +94,24 @@ def test_without_noise_the_tokens_are_those_of_greedy_generate(
     tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     ids, mask = prompts([[5, 6, 7], [8, 9]], tiny_tokenizer.pad_token_id)
-    ends = (tiny_tokenizer.eos_token_id, tiny_tokenizer.pad_token_id)
-    got, got_mask = sample(tiny_model, ids, mask, None, 6, 1.0, *ends)
+    decoding = decode(tiny_tokenizer, 6)
+    got, got_mask = sample(tiny_model, ids, mask, None, decoding)
     expected = tiny_model.generate(
         input_ids=ids,
         attention_mask=mask,
         do_sample=False,
         max_new_tokens=6,
-        eos_token_id=ends[0],
-        pad_token_id=ends[1],
+        eos_token_id=decoding.stop_token_id,
+        pad_token_id=decoding.pad_token_id,
     )[:, ids.shape[1] :]
     assert torch.equal(got[got_mask.bool()], expected[got_mask.bool()])
 
 
 def test_the_models_mode_comes_back(tiny_model: Any, tiny_tokenizer: Any) -> None:
     ids, mask = prompts([[5]], tiny_tokenizer.pad_token_id)
-    ends = (tiny_tokenizer.eos_token_id, tiny_tokenizer.pad_token_id)
     for training in (True, False):
         tiny_model.train(training)
-        sample(tiny_model, ids, mask, None, 2, 1.0, *ends)
+        sample(tiny_model, ids, mask, None, decode(tiny_tokenizer, 2))
         assert tiny_model.training is training
 
 

@@ -9,6 +9,7 @@ Shapes: B episodes, P prompt tokens (padded left), C completion tokens, V vocabu
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -78,13 +79,42 @@ class EpisodeNoise(LogitsProcessor):
         return only_BV.scatter(1, tokens_B.unsqueeze(1), 0.0)
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are decoded.
+
+    Args:
+        max_new_tokens: Most tokens of a completion.
+        temperature: Temperature of sampling.
+        stop_token_id: Token that ends a completion.
+        pad_token_id: Token behind the end.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    stop_token_id: int
+    pad_token_id: int
+
+    def generation_config(self) -> GenerationConfig:
+        """Settings for generate: greedy, because the noise leaves one token to choose from."""
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            eos_token_id=self.stop_token_id,
+            pad_token_id=self.pad_token_id,
+            use_cache=True,
+        )
+
+
 @contextmanager
-def own_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def own_generation_config(
+    model: PreTrainedModel, config: GenerationConfig
+) -> Iterator[GenerationConfig]:
     """Hide the model's generation_config, whose set fields would fill the unset ones of ours."""
     stored = model.generation_config
     model.generation_config = config
     try:
-        yield
+        yield config
     finally:
         model.generation_config = stored
 
@@ -95,10 +125,7 @@ def sample(
     prompt_ids_BP: Tensor,
     prompt_mask_BP: Tensor,
     uniforms_BC: Tensor | None,
-    max_new_tokens: int,
-    temperature: float,
-    stop_token_id: int,
-    pad_token_id: int,
+    decoding: Decoding,
 ) -> tuple[Tensor, Tensor]:
     """Sample one completion for each prompt with transformers' generate.
 
@@ -107,30 +134,19 @@ def sample(
         prompt_ids_BP: Prompts, padded left.
         prompt_mask_BP: 1 where a prompt token is.
         uniforms_BC: The episodes' noise; None takes the most probable token.
-        max_new_tokens: Most tokens of a completion.
-        temperature: Temperature of sampling.
-        stop_token_id: Token that ends a completion.
-        pad_token_id: Token behind the end.
+        decoding: Length, temperature and the tokens at the end.
 
     Returns:
         Completion ids of shape (B, C) and their mask, 1 up to and including the stop token.
     """
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=stop_token_id,
-        pad_token_id=pad_token_id,
-        use_cache=True,
-    )
     processors = LogitsProcessorList()
     if uniforms_BC is not None:
-        noise = EpisodeNoise(
-            uniforms_BC.to(prompt_ids_BP.device), prompt_ids_BP.shape[1], temperature
-        )
-        processors.append(noise)
+        uniforms_BC = uniforms_BC.to(prompt_ids_BP.device)
+        width = prompt_ids_BP.shape[1]
+        processors.append(EpisodeNoise(uniforms_BC, width, decoding.temperature))
     was_training = model.training
     model.eval()
-    with own_generation_config(model, config):
+    with own_generation_config(model, decoding.generation_config()) as config:
         sequences = model.generate(
             input_ids=prompt_ids_BP,
             attention_mask=prompt_mask_BP,
@@ -139,11 +155,11 @@ def sample(
         )
     model.train(was_training)
     ids_BC = sequences[:, prompt_ids_BP.shape[1] :]
-    mask_BC = mask_through_stop(ids_BC, stop_token_id)
-    return torch.where(mask_BC.bool(), ids_BC, pad_token_id), mask_BC
+    mask_BC = mask_through_stop(ids_BC, decoding.stop_token_id)
+    return torch.where(mask_BC.bool(), ids_BC, decoding.pad_token_id), mask_BC
 
 
 def mask_through_stop(ids_BC: Tensor, stop_token_id: int) -> Tensor:
-    """Mask that is 1 up to and including the first stop token, found by place and not by padding."""
+    """Mask that is 1 up to and including the first stop token, wherever padding has that id too."""
     stops_BC = (ids_BC == stop_token_id).long()
     return ((stops_BC.cumsum(1) - stops_BC) == 0).long()

@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from recipes.evaluate import default_folder, run
+from recipes.lib.arguments import parse
+from recipes.lib.contest import kl_estimate
+from recipes.lib.errors import UserError
+from recipes.lib.runs import read_jsonl
+
+PROMPTS = [f"the {subject} {verb}" for subject in ("cat", "dog", "sun") for verb in ("is", "was")]
+JUDGE = (
+    "def length(prompts, completions):\n    return [float(len(c.split())) for c in completions]\n"
+)
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A model, and one that differs from it in its head."""
+    for name in ("base", "other"):
+        tiny_model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        tiny_model.lm_head.weight.data += 0.3 * torch.randn_like(tiny_model.lm_head.weight)
+    rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
+    (tmp_path / "prompts.jsonl").write_text(rows)
+    (tmp_path / "judge.py").write_text(JUDGE)
+    return tmp_path
+
+
+def evaluate(folder: Path, **values: Any) -> dict[str, Any]:
+    defaults = {
+        "run": str(folder / "other"),
+        "baseline": str(folder / "base"),
+        "dataset_name": str(folder / "prompts.jsonl"),
+        "judge": f"{folder / 'judge.py'}:length",
+        "max_new_tokens": 6,
+        "output_dir": str(folder / "out"),
+    }
+    return run(parse("evaluate", [], defaults | values))
+
+
+def test_the_summary_follows_from_the_samples(folder: Path) -> None:
+    summary = evaluate(folder)
+    rows = read_jsonl(folder / "out" / "samples.jsonl")
+    assert [row["prompt"] for row in rows] == PROMPTS
+    for row in rows:  # the judge of this test counts words
+        assert row["score"] == len(row["completion"].split())
+        assert row["score_baseline"] == len(row["baseline"].split())
+    wins = [(row["score"] > row["score_baseline"]) for row in rows]
+    ties = [(row["score"] == row["score_baseline"]) for row in rows]
+    assert summary["win_rate"] == pytest.approx((sum(wins) + sum(ties) / 2) / 6)
+    assert summary["win_rate_ci95"][0] <= summary["win_rate"] <= summary["win_rate_ci95"][1]
+    assert summary["score"] == pytest.approx(sum(row["score"] for row in rows) / 6)
+    assert 1 <= summary["completion_length"] <= 6
+    assert 0 <= summary["eos_fraction"] <= 1
+    assert (folder / "out" / "report.html").is_file()
+
+
+def test_a_model_against_itself_ties_everywhere_at_no_kl(folder: Path) -> None:
+    summary = evaluate(folder, run=str(folder / "base"))
+    assert summary["win_rate"] == 0.5
+    assert summary["kl"] == summary["kl_stderr"] == 0.0
+    for row in read_jsonl(folder / "out" / "samples.jsonl"):
+        assert row["completion"] == row["baseline"]
+
+
+def test_kl_of_one_token_is_that_of_the_two_softmaxes(folder: Path) -> None:
+    rows = "".join(json.dumps({"prompt": "the cat"}) + "\n" for _ in range(2000))
+    (folder / "prompts.jsonl").write_text(rows)
+    summary = evaluate(folder, max_new_tokens=1, temperature=0.8, batch_size=500)
+    logps = []
+    for name in ("other", "base"):
+        model = LlamaForCausalLM.from_pretrained(folder / name)
+        ids = torch.tensor([[6, 7]])  # "the cat": the words follow the six special tokens
+        with torch.no_grad():
+            logps.append((model(input_ids=ids).logits[0, -1].double() / 0.8).log_softmax(-1))
+    exact = float((logps[0].exp() * (logps[0] - logps[1])).sum())
+    assert summary["kl"] == pytest.approx(exact, abs=4 * summary["kl_stderr"])
+    assert 0 < summary["kl_stderr"] < 0.2 * exact
+
+
+def test_kl_is_the_mean_of_sums_with_its_standard_error() -> None:
+    ours = [torch.tensor([-1.0, -1.0]), torch.tensor([-2.0])]
+    theirs = [torch.tensor([-2.0, -1.5]), torch.tensor([-1.5])]
+    # Sums of log-ratios: 1.0 + 0.5 = 1.5, and -0.5; deviation sqrt(2), over sqrt(2) samples.
+    assert kl_estimate(ours, theirs) == {"kl": 0.5, "kl_stderr": pytest.approx(1.0)}
+    assert kl_estimate(ours[:1], theirs[:1]) == {"kl": 1.5}
+
+
+def test_greedy_completions_have_no_kl(folder: Path) -> None:
+    assert "kl" not in evaluate(folder, temperature=0.0)
+
+
+def test_models_with_different_tokenizers_have_no_kl(
+    folder: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.add_tokens(["cow"])
+    tiny_tokenizer.save_pretrained(folder / "base")
+    model = LlamaForCausalLM.from_pretrained(folder / "base")
+    model.resize_token_embeddings(len(tiny_tokenizer))
+    model.save_pretrained(folder / "base")
+    summary = evaluate(folder)
+    assert "kl" not in summary
+    assert 0 <= summary["win_rate"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_a_reward_model_judges_what_it_was_trained_to_read(folder: Path, kind: str) -> None:
+    from recipes.lib.models import load_reward_model
+    from recipes.lib.reward_models import RewardModel
+
+    reward, tokenizer = load_reward_model(str(folder / "base"), new_head=True)
+    reward.save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+    prompts: list[Any] = list(PROMPTS)
+    if kind == "messages":
+        prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+        (folder / "prompts.jsonl").write_text(rows)
+    evaluate(folder, judge=str(folder / "reward"))
+    rows = read_jsonl(folder / "out" / "samples.jsonl")
+    texts: list[Any] = [row["completion"] for row in rows]
+    if kind == "messages":
+        texts = [[{"role": "assistant", "content": text}] for text in texts]
+    expected = RewardModel(reward, tokenizer, "again")(prompts, texts)
+    assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_test_split_is_what_is_completed(folder: Path) -> None:
+    evaluate(folder, test_fraction=0.5, num_prompts=2)
+    assert len(read_jsonl(folder / "out" / "samples.jsonl")) == 2
+
+
+def test_an_evaluation_is_named_after_its_run() -> None:
+    assert default_folder("runs/ppo/one") == default_folder("runs/ppo/one/final")
+    assert default_folder("runs/ppo/one") == "runs/evaluate/one"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"baseline": None}, "baseline is missing; give --baseline"),
+        ({"judge": None}, "judge is missing"),
+        ({"dataset_name": None}, "dataset_name is missing"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: give 1 or more"),
+        ({"judge": "nowhere.py:length"}, "nowhere.py is not there"),
+    ],
+)
+def test_mistakes_are_told_and_leave_no_folder(
+    folder: Path, values: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=text):
+        evaluate(folder, **values)
+    assert not (folder / "out").exists()
+
+
+def test_a_judge_that_gives_no_number_is_told(folder: Path) -> None:
+    text = 'def length(prompts, completions):\n    return [float("inf")] * len(prompts)\n'
+    (folder / "judge.py").write_text(text)
+    with pytest.raises(UserError, match="length returned"):
+        evaluate(folder)
