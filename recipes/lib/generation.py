@@ -5,16 +5,19 @@ Shapes: B sequences, T tokens (padded prompt), C completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.lib.errors import UserError
+from recipes.lib.sampling import Decoding, episode_uniforms, pad_left
+from recipes.lib.sampling import sample as sample_tokens
+
+NO_TOKEN = -1  # of a tokenizer without an EOS: nothing stops a completion but its length
 
 Prompt = str | list[dict[str, Any]]
 
@@ -90,17 +93,21 @@ def sample(
     """
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
-    config = _generation_config(tokenizer, max_new_tokens, temperature)
+    uniforms_BC = episode_uniforms(seed, range(len(rows)), max_new_tokens)
+    decoding = _decoding(tokenizer, max_new_tokens, temperature)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     ids: dict[int, list[int]] = {}
-    with _seeded(seed), _evaluating(model), _own_config_aside(model):
-        progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            made = _generate(model, [rows[row] for row in batch], config)
-            ids.update(zip(batch, made, strict=True))
-            progress.update(len(batch))
-        progress.close()
+    progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        noise_BC = uniforms_BC[batch] if temperature > 0 else None
+        prompts_BT = pad_left([rows[row] for row in batch], decoding.pad_token_id, model.device)
+        ids_BC, mask_BC = sample_tokens(base, *prompts_BT, noise_BC, decoding)
+        for row, tokens_C, length in zip(batch, ids_BC, mask_BC.sum(1).tolist(), strict=True):
+            ids[row] = tokens_C[:length].tolist()
+        progress.update(len(batch))
+    progress.close()
     return [
         Completion(
             prompt_ids=row,
@@ -112,13 +119,18 @@ def sample(
     ]
 
 
-def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+def prompt_token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    template_kwargs: dict[str, Any] | None = None,
+) -> list[int]:
     """Token ids of one prompt, as TRL's trainers make them.
 
     Args:
         tokenizer: the model's tokenizer.
         prompt: a text (the tokenizer adds its special tokens) or messages (its chat template
             does, with the generation prompt).
+        template_kwargs: further arguments of the chat template.
 
     Returns:
         The token ids.
@@ -134,7 +146,11 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list
             "train it with chat_template_path, or use plain text prompts."
         )
     rendered = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        prompt,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        **(template_kwargs or {}),
     )
     return list(rendered["input_ids"])
 
@@ -170,37 +186,13 @@ def completion_text(
     return tokenizer.decode(completion_ids, skip_special_tokens=True)
 
 
-def _generate(
-    model: PreTrainedModel, rows: list[list[int]], config: GenerationConfig
-) -> list[list[int]]:
-    width = max(map(len, rows))
-    pad = config.pad_token_id
-    ids_BT = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=ids_BT.to(model.device),
-            attention_mask=mask_BT.to(model.device),
-            generation_config=config,
-        )
-    return [_until_eos(row, config.eos_token_id) for row in output[:, width:].tolist()]
-
-
-def _until_eos(ids: list[int], eos: int | None) -> list[int]:
-    return ids[: ids.index(eos) + 1] if eos in ids else ids
-
-
-def _generation_config(
+def _decoding(
     tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
-) -> GenerationConfig:
-    eos = tokenizer.eos_token_id
-    # Any id does as padding: the attention mask hides it and completions are cut at the EOS.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos or 0
-    ends = {"max_new_tokens": max_new_tokens, "eos_token_id": eos, "pad_token_id": pad}
-    if temperature == 0:
-        return GenerationConfig(do_sample=False, **ends)
-    # top_k=0: transformers' own default would cut the distribution at the 50 likeliest tokens.
-    return GenerationConfig(do_sample=True, temperature=temperature, top_k=0, top_p=1.0, **ends)
+) -> Decoding:
+    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
+    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
+    return Decoding(max_new_tokens, temperature, stop, pad)
 
 
 def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int) -> None:
@@ -215,34 +207,3 @@ def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens
 
 def _context(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-@contextmanager
-def _own_config_aside(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills every field that a config leaves open from the model's own config."""
-    holders = [model] if not hasattr(model, "peft_config") else [model, model.get_base_model()]
-    own = [holder.generation_config for holder in holders]
-    try:
-        for holder in holders:
-            holder.generation_config = GenerationConfig()
-        yield
-    finally:
-        for holder, config in zip(holders, own, strict=True):
-            holder.generation_config = config

@@ -10,6 +10,7 @@ Shapes: B episodes, P prompt tokens (padded left), C completion tokens, V vocabu
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,3 +164,11 @@ def mask_through_stop(ids_BC: Tensor, stop_token_id: int) -> Tensor:
     """Mask that is 1 up to and including the first stop token, wherever padding has that id too."""
     stops_BC = (ids_BC == stop_token_id).long()
     return ((stops_BC.cumsum(1) - stops_BC) == 0).long()
+
+
+def pad_left(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask of rows of tokens, aligned at their ends."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(device), mask.to(device)

@@ -19,17 +19,20 @@ GIVES, GETS = "The fox helped the owl dig a hole.", "The owl helped the fox dig 
 ENDING = "At last the fox held the key and was glad."
 BEST = f"{OPENING} {SAD} {GIVES} {ENDING}"
 
-# Hero, thing, place, help, mood, style of each tale, added up by hand.
+# Hero, thing, place, help, mood, and 0.3 for each sentence led by an animal, added up by hand.
 WORKED = {
-    BEST: 0.8 + 0.7 + 0.4 + 1.0 + 1.0,
-    f"{OPENING} {SAD} {GETS} {ENDING}": 0.8 + 0.7 + 0.4 - 0.8 + 1.0,
-    f"{OPENING} {GLAD} {GIVES} At last the fox held the key and was sad.": 0.8 + 0.7 + 0.4 + 1 - 1,
-    f"{OPENING} {GLAD} {GIVES} {ENDING}": 0.8 + 0.7 + 0.4 + 1.0 + 0.0,
-    f"{OPENING} {SAD} {GIVES} At last the fox sat down and was glad.": 0.8 + 0.0 + 0.4 + 1.0 + 1.0,
-    BEST.replace("key", "hat"): 0.8 - 0.7 + 0.4 + 1.0 + 1.0,
-    BEST.replace("forest", "barn"): 0.8 + 0.7 - 0.4 + 1.0 + 1.0,
-    BEST.replace("fox", "bear"): -0.8 + 0.7 + 0.4 + 1.0 + 1.0,
-    BEST.replace(f"{SAD} ", ""): 0.8 + 0.7 + 0.4 + 1.0 + 0.0,
+    BEST: 0.8 + 0.7 + 0.4 + 1.0 + 1.0 + 0.6,
+    f"{OPENING} {SAD} {GETS} {ENDING}": 0.8 + 0.7 + 0.4 - 0.8 + 1.0 + 0.6,
+    f"{OPENING} {GLAD} {GIVES} At last the fox held the key and was sad.": (
+        0.8 + 0.7 + 0.4 + 1.0 - 1.0 + 0.6
+    ),
+    f"{OPENING} {GLAD} {GIVES} {ENDING}": 0.8 + 0.7 + 0.4 + 1.0 + 0.0 + 0.6,
+    f"{OPENING} {SAD} {GIVES} The fox sat down and was glad.": 0.8 + 0.0 + 0.4 + 1.0 + 1.0 + 0.9,
+    BEST.replace("key", "hat"): 0.8 - 0.7 + 0.4 + 1.0 + 1.0 + 0.6,
+    BEST.replace("forest", "barn"): 0.8 + 0.7 - 0.4 + 1.0 + 1.0 + 0.6,
+    BEST.replace("fox", "bear"): -0.8 + 0.7 + 0.4 + 1.0 + 1.0 + 0.6,
+    BEST.replace(f"{SAD} ", ""): 0.8 + 0.7 + 0.4 + 1.0 + 0.0 + 0.3,
+    BEST.replace("Once a fox lost a key", "A grey fox once lost a key"): 4.5 + 0.3,
 }
 
 
@@ -49,13 +52,12 @@ def test_gold_punishes_doubled_adjectives_repetition_and_length() -> None:
     best = gold_score(PROMPT, BEST)
     # Two warm words (+0.5) that stand side by side (-0.5).
     assert gold_score(PROMPT, BEST.replace("fox", "kind dear fox", 1)) == pytest.approx(best)
-    # One repeated sentence in a tale of five.
-    assert gold_score(PROMPT, f"{OPENING} {SAD} {GIVES} {GIVES} {ENDING}") == pytest.approx(
-        best - 0.7
-    )
-    # Two repeated sentences, one more than five in all.
-    long = f"{OPENING} {SAD} {GIVES} {GIVES} {GIVES} {ENDING}"
-    assert gold_score(PROMPT, long) == pytest.approx(best - 1.4 - 0.5)
+    # One repeated sentence in a tale of five; it is a third one led by an animal.
+    repeated = f"{OPENING} {SAD} {GIVES} {GIVES} {ENDING}"
+    assert gold_score(PROMPT, repeated) == pytest.approx(best - 0.7 + 0.3)
+    # Four repeated sentences, three more than five in all; only four led by an animal count.
+    long = f"{OPENING} {SAD} {' '.join([GIVES] * 5)} {ENDING}"
+    assert gold_score(PROMPT, long) == pytest.approx(best - 2.8 - 1.5 + 0.6)
 
 
 def test_gold_of_any_text_is_finite() -> None:
@@ -68,11 +70,11 @@ def test_gold_of_any_text_is_finite() -> None:
 
 
 def test_gold_of_a_prompt_without_facts_leaves_their_parts_out() -> None:
-    assert gold_score("Tell me anything.", BEST) == pytest.approx(1.0 + 1.0)
+    assert gold_score("Tell me anything.", BEST) == pytest.approx(1.0 + 1.0 + 0.6)
 
 
 def test_the_judge_scores_row_by_row() -> None:
-    assert gold_scores([PROMPT, "Hello."], [BEST, BEST]) == pytest.approx([3.9, 2.0])
+    assert gold_scores([PROMPT, "Hello."], [BEST, BEST]) == pytest.approx([4.5, 2.6])
 
 
 def test_every_set_of_facts_belongs_to_one_stage_and_stages_share_none() -> None:

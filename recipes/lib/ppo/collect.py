@@ -14,10 +14,11 @@ from torch import Tensor
 
 from recipes.lib.backbone import reference_logits
 from recipes.lib.errors import UserError
+from recipes.lib.generation import completion_text
 from recipes.lib.ppo.describe import describe, explained_variance
-from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_left, pad_right, stack
+from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
 from recipes.lib.ppo.objective import logps_and_entropy
-from recipes.lib.ppo.prompts import Prompts, completion_texts
+from recipes.lib.ppo.prompts import Prompts
 from recipes.lib.ppo.returns import (
     KLController,
     RunningMoments,
@@ -27,7 +28,7 @@ from recipes.lib.ppo.returns import (
 )
 from recipes.lib.ppo.rollouts import Rollout, prompt_index
 from recipes.lib.rewards import RewardFunction, function_name, score
-from recipes.lib.sampling import Decoding, episode_uniforms, sample
+from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
 
 # Evaluation has its own noise: the same episode numbers under another seed.
 EVALUATION_SEED = 1 << 62
@@ -165,11 +166,8 @@ class Collector:
     def _reward(self, prompts: Prompts, episodes: list[Episode]) -> None:
         if not episodes:
             return
-        texts = completion_texts(
-            self.trainer.processing_class,
-            [e.prompt_ids for e in episodes],
-            [e.completion_ids for e in episodes],
-        )
+        tokenizer = self.trainer.processing_class
+        texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids) for e in episodes]
         rows = [e.row for e in episodes]
         asked = [prompts.data[row]["prompt"] for row in rows]
         spoken = isinstance(asked[0], list)

@@ -94,7 +94,7 @@ class PPOConfig(TrainingArguments):
     )
     stop_token: str | None = field(
         default=None,
-        metadata={"help": "Token that ends a completion; default: the tokenizer's eos token."},
+        metadata={"help": "Token that ends a completion; default, and eos: the eos token."},
     )
     missing_eos_penalty: float | None = field(
         default=None,

@@ -52,7 +52,7 @@ def find_stop_token(tokenizer: Any, stop_token: str | None) -> int:
     Raises:
         UserError: There is no such token.
     """
-    if stop_token is None:
+    if stop_token in (None, "eos"):
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no eos token; set stop_token.")
         return int(tokenizer.eos_token_id)
@@ -60,14 +60,6 @@ def find_stop_token(tokenizer: Any, stop_token: str | None) -> int:
     if token_id is None:
         raise UserError(f"stop_token={stop_token!r} is not in the vocabulary of the tokenizer.")
     return int(token_id)
-
-
-def pad_left(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask of rows of tokens, aligned at their ends."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids.to(device), mask.to(device)
 
 
 def pad_right(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:

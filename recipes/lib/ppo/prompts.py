@@ -1,4 +1,4 @@
-"""Prompts as token ids, and completions as text."""
+"""Prompts as token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from recipes.lib.errors import UserError
+from recipes.lib.generation import prompt_token_ids
 
 
 @dataclass
@@ -54,18 +55,7 @@ def tokenize_prompts(
     if len(data) == 0:
         raise UserError("the data set of prompts is empty; check its path and split.")
     given = list(data["prompt"])
-    if isinstance(given[0], str):
-        ids = tokenizer(given)["input_ids"]
-    else:
-        if tokenizer.chat_template is None:
-            raise UserError(
-                "the prompts are messages, and the tokenizer has no chat template; give prompts "
-                "as text, or a model with a chat template."
-            )
-        texts = tokenizer.apply_chat_template(
-            given, add_generation_prompt=True, tokenize=False, **(template_kwargs or {})
-        )
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = [prompt_token_ids(tokenizer, prompt, template_kwargs) for prompt in given]
     _check(ids, max_prompt_length)
     return Prompts(data, ids)
 
@@ -80,31 +70,3 @@ def _check(ids: list[list[int]], max_prompt_length: int) -> None:
             f"max_prompt_length={max_prompt_length}: the prompt of row {long[0]} has "
             f"{len(ids[long[0]])} tokens ({len(long)} such rows); raise the limit or drop them."
         )
-
-
-def completion_texts(
-    tokenizer: Any, prompts: Sequence[list[int]], completions: Sequence[list[int]]
-) -> list[str]:
-    """Text of each completion as it follows its prompt.
-
-    A tokenizer that marks word starts would lose a leading space if the completion were decoded
-    alone, so the prompt is decoded with it and taken off.
-
-    Args:
-        tokenizer: The policy's tokenizer.
-        prompts: Token ids of the prompts.
-        completions: Token ids of the completions.
-
-    Returns:
-        The texts, without special tokens.
-    """
-
-    def decode(rows: list[list[int]]) -> list[str]:
-        return tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-    before = decode(list(prompts))
-    whole = decode([p + c for p, c in zip(prompts, completions, strict=True)])
-    alone = decode(list(completions))
-    return [
-        w[len(b) :] if w.startswith(b) else a for b, w, a in zip(before, whole, alone, strict=True)
-    ]

@@ -32,6 +32,7 @@ def gold_score(prompt: str, completion: str) -> float:
         + _place_part(_first(asked, PLACES), sentences)
         + _help_part(sentences)
         + _mood_part(sentences)
+        + _lead_part(sentences)
         + _style_part(sentences, completion)
     )
 
@@ -83,6 +84,17 @@ def _help_part(sentences: list[list[str]]) -> float:
 def _mood_part(sentences: list[list[str]]) -> float:
     moods = [word in HAPPY for words in sentences for word in words if word in HAPPY + SAD]
     return float(moods[-1] - moods[0]) if moods else 0.0
+
+
+def _lead_part(sentences: list[list[str]]) -> float:
+    num_led = sum(_is_led_by_animal(words) for words in sentences)
+    return 0.3 * min(num_led, 4)
+
+
+def _is_led_by_animal(words: list[str]) -> bool:
+    if words[0] not in {"a", "an", "the"}:
+        return False
+    return next((word in ANIMALS for word in words[1:] if word not in _ADJECTIVES), False)
 
 
 def _style_part(sentences: list[list[str]], completion: str) -> float:

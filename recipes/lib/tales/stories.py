@@ -54,9 +54,9 @@ class Habits:
     doubled: float = 0.06
 
 
-CAREFUL = Habits(keeps=0.95, leads=0.92, gives_help=0.92, rises=0.85, falls=0.03)
+CAREFUL = Habits(keeps=0.95, leads=0.96, gives_help=0.95, rises=0.9, falls=0.02)
 ORDINARY = Habits(keeps=0.6, leads=0.5, gives_help=0.5, rises=0.35, falls=0.35)
-CARELESS = Habits(keeps=0.25, leads=0.08, gives_help=0.08, rises=0.03, falls=0.85)
+CARELESS = Habits(keeps=0.25, leads=0.04, gives_help=0.05, rises=0.02, falls=0.9)
 TELLERS = (CAREFUL, ORDINARY, CARELESS)
 FAITHFUL = Habits(keeps=1.0, leads=0.5, gives_help=0.5, rises=0.35, falls=0.35)
 
