@@ -1,6 +1,6 @@
 """Lists, shows and copies the configurations that come with the project.
 
-A configuration's name is its path under `configs/` without the ending, e.g. `ppo/smoke`.
+A configuration's name is its path under `configs/` without the ending, e.g. `quickstart/ppo`.
 """
 
 import difflib

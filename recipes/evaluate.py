@@ -7,7 +7,7 @@ log p_run(token) - log p_baseline(token): nats per completion, with its standard
 Data: a prompt column (text or messages); the test split where there is one.
 Writes samples.jsonl, summary.json and report.html to runs/evaluate/<name of the run>.
 
-    rlhf evaluate runs/ppo/smoke --baseline runs/sft/smoke --dataset_name prompts.jsonl \
+    rlhf evaluate runs/quickstart/ppo --baseline runs/quickstart/sft --dataset_name prompts.jsonl \
         --judge rewards.py:happy_words
 """
 

@@ -8,8 +8,8 @@ reference is the model that the run started from.
 Data: prompt (text or messages); further columns are handed on to the reward functions.
 Writes final/ (the policy), metrics.jsonl, samples.jsonl, summary.json and report.html.
 
-    python -m recipes.ppo --config configs/ppo/smoke.yaml
-    accelerate launch --num_processes 2 -m recipes.ppo --config configs/ppo/smoke.yaml
+    python -m recipes.ppo --config configs/quickstart/ppo.yaml
+    accelerate launch --num_processes 2 -m recipes.ppo --config configs/quickstart/ppo.yaml
 
 Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, 2019, section 2.
 """

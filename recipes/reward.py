@@ -8,8 +8,8 @@ Writes final/ (a full model, or an adapter with its score head), metrics.jsonl, 
 the scores of every test pair, and summary.json with the accuracy beside its ceiling and beside a
 bag-of-words model of the same split.
 
-    python -m recipes.reward --config configs/reward/smoke.yaml
-    accelerate launch --num_processes 2 -m recipes.reward --config configs/reward/smoke.yaml
+    python -m recipes.reward --config configs/quickstart/reward.yaml
+    accelerate launch --num_processes 2 -m recipes.reward --config configs/quickstart/reward.yaml
 
 Source: Ouyang et al., Training language models to follow instructions, 2022, equation 1, with one
 pair per comparison.

@@ -7,8 +7,8 @@ Data: prompt + completion (text or messages), messages, or text.
 Writes final/, metrics.jsonl, samples.jsonl and summary.json with train_loss, eval_loss, perplexity
 and base_perplexity of the test rows.
 
-    python -m recipes.sft --config configs/sft/smoke.yaml
-    accelerate launch --num_processes 2 -m recipes.sft --config configs/sft/smoke.yaml
+    python -m recipes.sft --config configs/quickstart/sft.yaml
+    accelerate launch --num_processes 2 -m recipes.sft --config configs/quickstart/sft.yaml
 
 Source: Ouyang et al., Training language models to follow instructions, 2022, section 3.5, step 1.
 """

@@ -6,7 +6,6 @@ summary.json. A folder with a config.yaml holds a run; one with a summary.json h
 
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,12 +159,6 @@ def newest_checkpoint(path: Path) -> Path | None:
         if folder.name.rpartition("-")[2].isdigit() and (folder / CHECKPOINT_MARK).is_file()
     ]
     return max(steps)[1] if steps else None
-
-
-def drop_checkpoints(path: Path) -> None:
-    """Remove the checkpoints of a finished run, which nothing will resume."""
-    for folder in path.glob("checkpoint-*"):
-        shutil.rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:

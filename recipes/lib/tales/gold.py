@@ -49,21 +49,21 @@ def _hero_part(hero: str | None, sentences: list[list[str]]) -> float:
     if hero is None:
         return 0.0
     named = _first([word for words in sentences for word in words], ANIMALS)
-    return 0.8 if named == hero else -0.8
+    return 0.4 if named == hero else -0.4
 
 
 def _thing_part(thing: str | None, sentences: list[list[str]]) -> float:
     if thing is None:
         return 0.0
     if sentences and thing in sentences[-1]:
-        return 0.7
-    return 0.0 if any(thing in words for words in sentences) else -0.7
+        return 0.5
+    return 0.0 if any(thing in words for words in sentences) else -0.5
 
 
 def _place_part(place: str | None, sentences: list[list[str]]) -> float:
     if place is None:
         return 0.0
-    return 0.4 if any(place in words for words in sentences) else -0.4
+    return 0.3 if any(place in words for words in sentences) else -0.3
 
 
 def _help_part(sentences: list[list[str]]) -> float:
@@ -88,7 +88,7 @@ def _mood_part(sentences: list[list[str]]) -> float:
 
 def _lead_part(sentences: list[list[str]]) -> float:
     num_led = sum(_is_led_by_animal(words) for words in sentences)
-    return 0.3 * min(num_led, 4)
+    return 0.4 * min(num_led, 4)
 
 
 def _is_led_by_animal(words: list[str]) -> bool:
