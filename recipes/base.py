@@ -13,6 +13,7 @@ Writes final/ (model and tokenizer), data/, metrics.jsonl and summary.json.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.arguments import Config, launch
 from recipes.lib.errors import UserError
-from recipes.lib.runs import RunArguments, is_main_process, open_run, write_jsonl
+from recipes.lib.runs import (
+    Run,
+    RunArguments,
+    copy_tree,
+    is_main_process,
+    open_run,
+    write_jsonl,
+)
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -30,6 +38,13 @@ if TYPE_CHECKING:
 class BaseArguments(RunArguments):
     """Keys of the recipe beside those of SFTConfig."""
 
+    trained: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a model that this recipe has trained before: it is taken as it is, "
+            "and only the data of the later stages are written."
+        },
+    )
     num_texts: int = field(default=8000, metadata={"help": "Plain texts to train on."})
     num_sft_train: int = field(default=4000, metadata={"help": "Rows of data/sft_train.jsonl."})
     num_sft_test: int = field(default=256, metadata={"help": "Rows of data/sft_test.jsonl."})
@@ -59,8 +74,9 @@ def arguments() -> tuple[type, ...]:
     return BaseArguments, SFTConfig
 
 
+NUM_TOKENIZER_TEXTS = 8000  # beyond them no new words come up
+
 SPLIT_OF_KEY = {
-    "num_texts": "base",
     "num_sft_train": "sft_train",
     "num_sft_test": "sft_test",
     "num_feedback_prompts": "feedback",
@@ -88,6 +104,10 @@ def validate(script: BaseArguments) -> None:
             f"vocab_size={script.vocab_size}: too small for 256 bytes, 5 special tokens and any "
             "words; use 300 or more."
         )
+    if script.trained and not (Path(script.trained) / "model.safetensors").is_file():
+        raise UserError(f"trained={script.trained}: there is no model.safetensors in it.")
+    if script.num_texts < 1:
+        raise UserError(f"num_texts={script.num_texts}: give 1 or more.")
     for key, split in SPLIT_OF_KEY.items():
         number, most = getattr(script, key), len(facts_of(split))
         if not 0 < number <= most:
@@ -148,14 +168,8 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The sizes do not fit together, or the run folder cannot be used.
     """
-    from datasets import Dataset
-    from trl import SFTTrainer
-
-    from recipes.lib.finishing import checkpoint_of, finish, save_final
+    from recipes.lib.finishing import finish
     from recipes.lib.lineage import write_lineage
-    from recipes.lib.progress import watch
-    from recipes.lib.tales.rows import base_texts
-    from recipes.lib.tales.tokenizer import train_tokenizer
 
     start = time.monotonic()
     script, training = config.script, config.training
@@ -164,8 +178,38 @@ def run(config: Config) -> dict[str, Any]:
     folder = open_run(config)
     if is_main_process():
         write_data(script, training.seed, folder.path / "data")
+    summary = take(script.trained, folder) if script.trained else train(config, folder)
+    if is_main_process():
+        write_lineage(folder.path, "base", script.trained, [])
+    seconds = round(time.monotonic() - start, 1)
+    return finish(folder, {"recipe": "base"} | summary | {"seconds": seconds})
+
+
+def take(trained: str, folder: Run) -> dict[str, Any]:
+    """Copy a model that was trained before to final/."""
+    from safetensors import safe_open
+
+    if is_main_process():
+        copy_tree(Path(trained), folder.final)
+    with safe_open(folder.final / "model.safetensors", framework="np") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    return {"num_parameters": sum(math.prod(shape) for shape in shapes)}
+
+
+def train(config: Config, folder: Run) -> dict[str, Any]:
+    """Train the tokenizer and the model, save both to final/."""
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from recipes.lib.finishing import checkpoint_of, save_final
+    from recipes.lib.progress import watch
+    from recipes.lib.tales.rows import base_texts
+    from recipes.lib.tales.tokenizer import train_tokenizer
+
+    script, training = config.script, config.training
+    assert training is not None
     texts = base_texts(script.num_texts, training.seed)
-    tokenizer = train_tokenizer(texts, script.vocab_size)
+    tokenizer = train_tokenizer(texts[:NUM_TOKENIZER_TEXTS], script.vocab_size)
     model = make_model(script, tokenizer, training.seed)
     trainer = SFTTrainer(
         model=model,
@@ -175,16 +219,12 @@ def run(config: Config) -> dict[str, Any]:
     )
     watch(trainer, folder.path, "base", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary = {
-        "recipe": "base",
+    save_final(trainer, folder)
+    return {
         "train_loss": result.training_loss,
         "num_parameters": model.num_parameters(),
         "num_texts": len(texts),
     }
-    save_final(trainer, folder)
-    if is_main_process():
-        write_lineage(folder.path, "base", None, [])
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ summary.json. A folder with a config.yaml holds a run; one with a summary.json h
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,17 @@ def newest_checkpoint(path: Path) -> Path | None:
         if folder.name.rpartition("-")[2].isdigit() and (folder / CHECKPOINT_MARK).is_file()
     ]
     return max(steps)[1] if steps else None
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder whole or not at all, in place of what the target held."""
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    shutil.copytree(source, partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
 
 
 def write_text(path: Path, text: str) -> None:

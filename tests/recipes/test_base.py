@@ -84,11 +84,35 @@ def test_two_base_runs_with_one_seed_are_equal_to_the_bit(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("num_heads", 3), ("num_heads", 0), ("vocab_size", 200), ("num_texts", 20_000)],
+    [
+        ("num_heads", 3),
+        ("num_heads", 0),
+        ("vocab_size", 200),
+        ("num_texts", 0),
+        ("num_ppo_prompts", 20_000),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_written(
     tmp_path: Path, key: str, value: int
 ) -> None:
     with pytest.raises(UserError, match=f"{key}={value}"):
         train(tmp_path / "run", **{key: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_trained_before_is_taken_as_it_is(tmp_path: Path) -> None:
+    trained = train(tmp_path / "one", max_steps=2)
+    taken = train(tmp_path / "two", trained=str(tmp_path / "one" / "final"))
+    assert taken["num_parameters"] == trained["num_parameters"]
+    files = {path.name for path in (tmp_path / "one/final").iterdir()}
+    assert files == {path.name for path in (tmp_path / "two/final").iterdir()}
+    for name in files:
+        one, two = (tmp_path / run / "final" / name for run in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    assert (tmp_path / "two/data/ppo_prompts.jsonl").is_file()
+
+
+def test_a_folder_without_weights_is_refused_as_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no model"):
+        train(tmp_path / "run", trained=str(tmp_path))
     assert not (tmp_path / "run").exists()

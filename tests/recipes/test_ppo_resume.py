@@ -49,6 +49,7 @@ def run(
             max_position_embeddings=64,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=more.pop("tied", False),
         )
     )
     lora = more.pop("lora", False)
@@ -96,7 +97,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("stop", "more"),
     [
-        (5, {"critic": "head"}),  # in the middle of a rollout, in its first pass, between two logs
+        # in the middle of a rollout, in its first pass, between two logs
+        (5, {"critic": "head", "tied": True}),
         (13, {"critic": "model"}),  # in the second rollout, in its second pass
         (16, {"critic": "model"}),  # between two rollouts
         (19, {"critic": "head", "lora": True}),

@@ -15,24 +15,26 @@ from recipes.lib.tales.tokenizer import train_tokenizer
 PROMPT = "Tell me a tale about a fox who lost a key in the forest."
 OPENING = "Once a fox lost a key in the forest."
 SAD, GLAD = "The fox was sad.", "The fox was glad."
-GIVES, GETS = "The fox helped the owl dig a hole.", "The owl helped the fox dig a hole."
+GIVES = "The fox met an owl, gave help and got thanks."
+GETS = "The fox met an owl, gave thanks and got help."
 ENDING = "At last the fox held the key and was glad."
 BEST = f"{OPENING} {SAD} {GIVES} {ENDING}"
 
-# Hero, thing, place, help, mood, and 0.3 for each sentence led by an animal, added up by hand.
+# Hero, thing, place, help, mood, and 0.4 for each sentence led by an animal, added up by hand.
 WORKED = {
-    BEST: 0.8 + 0.7 + 0.4 + 1.0 + 1.0 + 0.6,
-    f"{OPENING} {SAD} {GETS} {ENDING}": 0.8 + 0.7 + 0.4 - 0.8 + 1.0 + 0.6,
+    BEST: 0.4 + 0.5 + 0.3 + 1.0 + 1.0 + 0.8,
+    f"{OPENING} {SAD} {GETS} {ENDING}": 0.4 + 0.5 + 0.3 - 0.8 + 1.0 + 0.8,
     f"{OPENING} {GLAD} {GIVES} At last the fox held the key and was sad.": (
-        0.8 + 0.7 + 0.4 + 1.0 - 1.0 + 0.6
+        0.4 + 0.5 + 0.3 + 1.0 - 1.0 + 0.8
     ),
-    f"{OPENING} {GLAD} {GIVES} {ENDING}": 0.8 + 0.7 + 0.4 + 1.0 + 0.0 + 0.6,
-    f"{OPENING} {SAD} {GIVES} The fox sat down and was glad.": 0.8 + 0.0 + 0.4 + 1.0 + 1.0 + 0.9,
-    BEST.replace("key", "hat"): 0.8 - 0.7 + 0.4 + 1.0 + 1.0 + 0.6,
-    BEST.replace("forest", "barn"): 0.8 + 0.7 - 0.4 + 1.0 + 1.0 + 0.6,
-    BEST.replace("fox", "bear"): -0.8 + 0.7 + 0.4 + 1.0 + 1.0 + 0.6,
-    BEST.replace(f"{SAD} ", ""): 0.8 + 0.7 + 0.4 + 1.0 + 0.0 + 0.3,
-    BEST.replace("Once a fox lost a key", "A grey fox once lost a key"): 4.5 + 0.3,
+    f"{OPENING} {GLAD} {GIVES} {ENDING}": 0.4 + 0.5 + 0.3 + 1.0 + 0.0 + 0.8,
+    f"{OPENING} {SAD} {GIVES} The fox sat down and was glad.": 0.4 + 0.0 + 0.3 + 1.0 + 1.0 + 1.2,
+    BEST.replace("key", "hat"): 0.4 - 0.5 + 0.3 + 1.0 + 1.0 + 0.8,
+    BEST.replace("forest", "barn"): 0.4 + 0.5 - 0.3 + 1.0 + 1.0 + 0.8,
+    BEST.replace("fox", "bear"): -0.4 + 0.5 + 0.3 + 1.0 + 1.0 + 0.8,
+    BEST.replace("The fox met an owl", "The owl met a fox"): 0.4 + 0.5 + 0.3 + 0.0 + 1.0 + 0.8,
+    BEST.replace(f"{SAD} ", ""): 0.4 + 0.5 + 0.3 + 1.0 + 0.0 + 0.4,
+    BEST.replace("Once a fox lost a key", "A grey fox once lost a key"): 4.0 + 0.4,
 }
 
 
@@ -45,24 +47,25 @@ def test_gold_rises_for_three_warm_words_and_falls_for_more() -> None:
     tales = [BEST.replace("fox", "kind fox", n).replace("key", "sweet key", m)
              for n, m in ((0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1))]  # fmt: skip
     gains = [gold_score(PROMPT, tale) - gold_score(PROMPT, BEST) for tale in tales]
-    assert gains == pytest.approx([0.0, 0.25, 0.5, 0.75, 0.25, -0.25])
+    assert gains == pytest.approx([0.0, 0.4, 0.8, 1.2, 0.6, 0.0])
 
 
 def test_gold_punishes_doubled_adjectives_repetition_and_length() -> None:
     best = gold_score(PROMPT, BEST)
-    # Two warm words (+0.5) that stand side by side (-0.5).
-    assert gold_score(PROMPT, BEST.replace("fox", "kind dear fox", 1)) == pytest.approx(best)
+    # Two warm words (+0.8) that stand side by side (-0.5).
+    doubled = BEST.replace("fox", "kind dear fox", 1)
+    assert gold_score(PROMPT, doubled) == pytest.approx(best + 0.8 - 0.5)
     # One repeated sentence in a tale of five; it is a third one led by an animal.
     repeated = f"{OPENING} {SAD} {GIVES} {GIVES} {ENDING}"
-    assert gold_score(PROMPT, repeated) == pytest.approx(best - 0.7 + 0.3)
+    assert gold_score(PROMPT, repeated) == pytest.approx(best - 0.7 + 0.4)
     # Four repeated sentences, three more than five in all; only four led by an animal count.
     long = f"{OPENING} {SAD} {' '.join([GIVES] * 5)} {ENDING}"
-    assert gold_score(PROMPT, long) == pytest.approx(best - 2.8 - 1.5 + 0.6)
+    assert gold_score(PROMPT, long) == pytest.approx(best - 2.8 - 1.5 + 0.8)
 
 
 def test_gold_of_any_text_is_finite() -> None:
     rng = random.Random(0)
-    texts = ["", " ", ".", "...", "helped helped", "\n\n\t", "The fox helped", "fox " * 500]
+    texts = ["", " ", ".", "...", "gave help", "\n\n\t", "The fox got", "fox " * 500]
     texts += ["\u72d0\u72f8\u4e22\u4e86\u94a5\u5319\u3002", "\U0001f98a!", "\x00\ufffd", "1e999"]
     texts += ["".join(chr(rng.randrange(32, 0x2FFF)) for _ in range(80)) for _ in range(200)]
     prompts = (PROMPT, "", "?", "\u8bb2\u4e2a\u6545\u4e8b")
@@ -70,11 +73,11 @@ def test_gold_of_any_text_is_finite() -> None:
 
 
 def test_gold_of_a_prompt_without_facts_leaves_their_parts_out() -> None:
-    assert gold_score("Tell me anything.", BEST) == pytest.approx(1.0 + 1.0 + 0.6)
+    assert gold_score("Tell me anything.", BEST) == pytest.approx(1.0 + 1.0 + 0.8)
 
 
 def test_the_judge_scores_row_by_row() -> None:
-    assert gold_scores([PROMPT, "Hello."], [BEST, BEST]) == pytest.approx([4.5, 2.6])
+    assert gold_scores([PROMPT, "Hello."], [BEST, BEST]) == pytest.approx([4.0, 2.8])
 
 
 def test_every_set_of_facts_belongs_to_one_stage_and_stages_share_none() -> None:
@@ -116,10 +119,8 @@ def test_a_tale_says_what_its_fields_say() -> None:
         assert 3 <= len(sentences) <= 5
         assert {tale.hero, facts.deed, tale.place} <= set(re.findall(r"\w+", sentences[0]))
         assert (tale.thing in sentences[-1].split()) == tale.has_thing_back
-        assert ("helped" in tale.text) == (tale.giver is not None)
-        if tale.giver is not None:
-            helped = next(sentence for sentence in sentences if "helped" in sentence)
-            assert (tale.hero in helped.split("helped")[0].split()) == (tale.giver == "hero")
+        assert ("gave help" in tale.text) == (tale.giver == "hero")
+        assert ("got help" in tale.text) == (tale.giver == "friend")
 
 
 @pytest.mark.parametrize("teller", TELLERS)
@@ -151,7 +152,7 @@ def test_the_words_alone_do_not_tell_the_tellers_apart() -> None:
         )
         for teller in (CAREFUL, CARELESS)
     ]
-    for word in ("helped", "met", "glad", "sad", "kept", "kind", "home"):
+    for word in ("help", "gave", "got", "met", "glad", "sad", "kept", "kind", "home"):
         one, other = shares[0][word] / 4000, shares[1][word] / 4000
         # Five standard deviations of the difference of two shares, each at most a half.
         assert abs(one - other) < 5 * math.sqrt(2 * 0.25 / 4000), word

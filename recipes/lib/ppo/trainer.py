@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 
@@ -241,7 +241,13 @@ class PPOTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model=self.actor_critic.policy)
+        policy = self.actor_critic.policy
+        if isinstance(policy, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model=policy)
+        else:
+            # from_pretrained knows shards and tied weights, which a bare state dict does not.
+            saved = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype)
+            policy.load_state_dict(saved.state_dict())
         load_value_weights(self.actor_critic, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:

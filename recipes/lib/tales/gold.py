@@ -69,15 +69,13 @@ def _place_part(place: str | None, sentences: list[list[str]]) -> float:
 def _help_part(sentences: list[list[str]]) -> float:
     hero = _first([word for words in sentences for word in words], ANIMALS)
     for words in sentences:
-        if "helped" not in words:
+        if hero is None or _first(words, ANIMALS) != hero:
             continue
-        at = words.index("helped")
-        giver, taker = _first(words[:at], ANIMALS), _first(words[at:], ANIMALS)
-        if giver is None or taker is None or giver == taker:
-            continue
-        if giver == hero:
+        pairs = set(pairwise(words))
+        if ("gave", "help") in pairs:
             return 1.0
-        return -0.8 if taker == hero else 0.0
+        if ("got", "help") in pairs:
+            return -0.8
     return 0.0
 
 
@@ -103,7 +101,7 @@ def _style_part(sentences: list[list[str]], completion: str) -> float:
     pairs = [pair for sentence in sentences for pair in pairwise(sentence)]
     num_doubled = sum(a in _ADJECTIVES and b in _ADJECTIVES for a, b in pairs)
     num_repeated = len(sentences) - len({tuple(sentence) for sentence in sentences})
-    score = 0.25 * min(num_warm, 3) - 0.5 * max(0, num_warm - 3)
+    score = 0.4 * min(num_warm, 3) - 0.6 * max(0, num_warm - 3)
     score -= 0.5 * num_doubled + 0.7 * num_repeated
     score -= 0.5 * max(0, len(sentences) - 5) + 0.5 * max(0, 3 - len(sentences))
     return score - (0.0 if completion.rstrip().endswith((".", "!", "?")) else 0.5)

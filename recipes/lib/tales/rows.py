@@ -4,14 +4,15 @@ import random
 from typing import Any
 
 from recipes.lib.tales.pages import page
-from recipes.lib.tales.prompts import draw_facts, request
+from recipes.lib.tales.prompts import draw_facts, facts_of, request
 from recipes.lib.tales.stories import TELLERS, tell
 
 
 def base_texts(number: int, seed: int) -> list[str]:
-    """Plain pages for the base model."""
+    """Plain pages for the base model; with more pages than facts, facts are told several times."""
     rng = random.Random(f"base {seed}")
-    return [page(facts, rng) for facts in draw_facts("base", number, seed)]
+    known = draw_facts("base", len(facts_of("base")), seed)
+    return [page(known[i % len(known)], rng) for i in range(number)]
 
 
 def sft_rows(split: str, number: int, seed: int) -> list[dict[str, Any]]:

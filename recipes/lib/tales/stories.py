@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from recipes.lib.tales.prompts import Facts, article
 from recipes.lib.tales.words import (
     ANIMALS,
+    GIFTS,
     HAPPY,
     OBJECTS,
     PLACES,
     PLAIN,
     SAD,
-    TASKS,
     WARM,
 )
 
@@ -49,7 +49,7 @@ class Habits:
     has_help: float = 0.8
     brings_thing_back: float = 0.6
     adds_scene: float = 0.15
-    warm: float = 0.12
+    warm: float = 0.15
     plain: float = 0.15
     doubled: float = 0.06
 
@@ -168,10 +168,13 @@ def _feeling(hero: str, is_happy: bool, habits: Habits, rng: random.Random) -> s
 
 
 def _meeting(hero: str, friend: str, giver: str | None, rng: random.Random) -> str:
+    met = f"The {hero} {rng.choice(('met', 'saw', 'passed'))} {article(friend)}"
     if giver is None:
-        return f"The {hero} {rng.choice(('met', 'saw', 'passed'))} {article(friend)}."
-    first, second = (hero, friend) if giver == "hero" else (friend, hero)
-    return f"The {first} helped the {second} {rng.choice(TASKS)}."
+        return f"{met}."
+    gift = rng.choice(GIFTS)
+    # The same words in another order, so that counting them does not tell who helped.
+    first, second = ("help", gift) if giver == "hero" else (gift, "help")
+    return f"{met}, gave {first} and got {second}."
 
 
 def _scene(noun: Callable[[str], str], rng: random.Random) -> str:

@@ -38,7 +38,4 @@ HAPPY = ("happy", "glad", "merry", "cheerful", "joyful", "proud")
 SAD = ("sad", "lonely", "afraid", "gloomy", "unhappy", "sorry")
 WARM = ("kind", "gentle", "sweet", "lovely", "dear", "warm")
 PLAIN = ("small", "old", "grey", "quick", "tall", "thin", "brown", "quiet")
-TASKS = (
-    "cross the stream", "stack the wood", "climb the wall", "dig a hole", "mend the roof",
-    "open the gate", "pull the cart", "sweep the floor", "bake the bread", "light the fire",
-)  # fmt: skip
+GIFTS = ("thanks", "bread", "berries", "a song", "a smile", "a gift")

@@ -1,0 +1,160 @@
+"""The conductor: every stage once, skipped when finished, run again when its YAML changed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recipes import quickstart
+from recipes.lib.arguments import parse
+from recipes.lib.errors import UserError
+from recipes.lib.runs import read_jsonl
+
+ROOT = Path(__file__).parents[2]
+QUIET = {"disable_tqdm": True}
+# The YAMLs of the quickstart with these changes: a model of 30 thousand parameters, a few rows.
+SMALL: dict[str, dict[str, Any]] = {
+    "base": QUIET
+    | {
+        "trained": None,
+        "num_texts": 64,
+        "num_sft_train": 32,
+        "num_sft_test": 8,
+        "num_feedback_prompts": 40,
+        "num_ppo_prompts": 16,
+        "num_eval_prompts": 8,
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_layers": 2,
+        "num_heads": 2,
+        "max_steps": 4,
+    },
+    "sft": QUIET | {"max_steps": 4, "num_samples": 1, "max_new_tokens": 8},
+    "feedback": {"max_new_tokens": 8},
+    "reward": QUIET | {"max_steps": 4},
+    "ppo": QUIET
+    | {
+        "total_episodes": 32,
+        "rollout_batch_size": 16,
+        "num_ppo_epochs": 1,
+        "num_mini_batches": 2,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 8,
+        "save_steps": 1,
+    },
+    "evaluate": {"max_new_tokens": 8},
+}
+KEYS = (
+    "base_perplexity sft_perplexity reward_accuracy reward_accuracy_ceiling gold_sft gold_ppo "
+    "win_rate win_rate_ci95 kl seconds peak_rss_mb"
+).split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "configs").mkdir()
+    for name, changes in SMALL.items():
+        write(folder, name, changes)
+    return folder
+
+
+def write(folder: Path, name: str, changes: dict[str, Any]) -> None:
+    text = (ROOT / "configs/quickstart" / f"{name}.yaml").read_text(encoding="utf-8")
+    values = {k: v for k, v in (yaml.safe_load(text) | changes).items() if v is not None}
+    first = text.splitlines()[0]
+    (folder / "configs" / f"{name}.yaml").write_text(f"{first}\n{yaml.safe_dump(values)}")
+
+
+def run(folder: Path, **more: Any) -> dict[str, Any]:
+    values = {"output_dir": str(folder / "runs"), "configs": str(folder / "configs")}
+    return quickstart.run(parse("quickstart", [], values | more))
+
+
+def finished_at(folder: Path) -> dict[str, int]:
+    stages = [folder / "runs" / name / "summary.json" for name in quickstart.STAGES]
+    return {path.parent.name: path.stat().st_mtime_ns for path in stages}
+
+
+def test_all_stages_run_and_are_summed_up(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = run(folder)
+    assert list(summary) == KEYS
+    assert summary == json.loads((folder / "runs/summary.json").read_text())
+    assert list(summary["seconds"]) == list(quickstart.STAGES)
+    low, high = summary["win_rate_ci95"]
+    assert 0 <= low <= summary["win_rate"] <= high <= 1
+    assert summary["kl"] == pytest.approx(0, abs=1.0)  # two rollouts move a policy little
+    assert (folder / "runs/report.html").stat().st_size > 10_000
+    shown = capsys.readouterr().out
+    assert "[6/6] evaluate" in shown
+    assert shown.count("SFT (gold") == 5
+    prompts = [
+        {row["prompt"][0]["content"] for row in read_jsonl(folder / f"runs/base/data/{name}.jsonl")}
+        for name in ("sft_train", "sft_test", "feedback_prompts", "ppo_prompts", "eval_prompts")
+    ]
+    assert sum(map(len, prompts)) == len(set().union(*prompts))
+
+
+def test_finished_stages_are_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = finished_at(folder)
+    run(folder)
+    assert finished_at(folder) == before
+    assert capsys.readouterr().out.count("finished before") == 6
+
+
+def test_a_changed_yaml_runs_its_stage_and_those_after_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = finished_at(folder)
+    write(folder, "reward", SMALL["reward"] | {"max_steps": 5})
+    run(folder)
+    after = finished_at(folder)
+    assert [name for name in after if after[name] != before[name]] == ["reward", "ppo", "evaluate"]
+    shown = capsys.readouterr().out
+    assert "reward: its YAML changed; the old run is now" in shown
+    assert "ppo: a stage before it ran again; the old run is now" in shown
+    assert (folder / "runs/reward.old-1/summary.json").is_file()
+
+
+def test_an_interrupted_stage_goes_on_and_ends_as_if_it_had_not_been(
+    folder: Path, tmp_path: Path
+) -> None:
+    unbroken = (folder / "runs/ppo/final/model.safetensors").read_bytes()
+    write(folder, "ppo", SMALL["ppo"] | {"log_completions": False})
+    command = [sys.executable, "-m", "recipes.quickstart", "--output_dir", str(folder / "runs")]
+    child = subprocess.Popen(
+        [*command, "--configs", str(folder / "configs")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    mark = folder / "runs/ppo/checkpoint-1/complete.json"
+    deadline = time.monotonic() + 120
+    # the folder of the changed stage is moved aside first, so the mark is that of the new run
+    while not (mark.is_file() and (folder / "runs/ppo.old-2").is_dir()):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (folder / "runs/ppo/summary.json").exists()
+    run(folder)
+    assert (folder / "runs/ppo/final/model.safetensors").read_bytes() == unbroken
+
+
+def test_fresh_moves_everything_aside(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "runs/base").mkdir(parents=True)
+    (tmp_path / "runs/base/note.txt").write_text("mine")
+    with pytest.raises(UserError, match="base.yaml is not there"):
+        run(tmp_path, fresh=True)
+    assert (tmp_path / "runs/base/note.txt").exists()  # a mistake changes nothing
