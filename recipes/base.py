@@ -41,8 +41,8 @@ class BaseArguments(RunArguments):
     trained: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of a model that this recipe has trained before: it is taken as it is, "
-            "and only the data of the later stages are written."
+            "help": "A model that this recipe has trained before, as a folder, or shipped for the one "
+            "that comes with the project: it is taken as it is, and only the data are written."
         },
     )
     num_texts: int = field(default=8000, metadata={"help": "Plain texts to train on."})
@@ -74,6 +74,7 @@ def arguments() -> tuple[type, ...]:
     return BaseArguments, SFTConfig
 
 
+SHIPPED = Path(__file__).parent / "lib/tales/trained"
 NUM_TOKENIZER_TEXTS = 8000  # beyond them no new words come up
 
 SPLIT_OF_KEY = {
@@ -104,7 +105,7 @@ def validate(script: BaseArguments) -> None:
             f"vocab_size={script.vocab_size}: too small for 256 bytes, 5 special tokens and any "
             "words; use 300 or more."
         )
-    if script.trained and not (Path(script.trained) / "model.safetensors").is_file():
+    if script.trained and not (trained_folder(script.trained) / "model.safetensors").is_file():
         raise UserError(f"trained={script.trained}: there is no model.safetensors in it.")
     if script.num_texts < 1:
         raise UserError(f"num_texts={script.num_texts}: give 1 or more.")
@@ -112,6 +113,11 @@ def validate(script: BaseArguments) -> None:
         number, most = getattr(script, key), len(facts_of(split))
         if not 0 < number <= most:
             raise UserError(f"{key}={number}: give 1 to {most}, all the different prompts it has.")
+
+
+def trained_folder(trained: str) -> Path:
+    """The folder of a model that was trained before."""
+    return SHIPPED if trained == "shipped" else Path(trained)
 
 
 def write_data(script: BaseArguments, seed: int, folder: Path) -> None:
@@ -190,7 +196,7 @@ def take(trained: str, folder: Run) -> dict[str, Any]:
     from safetensors import safe_open
 
     if is_main_process():
-        copy_tree(Path(trained), folder.final)
+        copy_tree(trained_folder(trained), folder.final)
     with safe_open(folder.final / "model.safetensors", framework="np") as weights:
         shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
     return {"num_parameters": sum(math.prod(shape) for shape in shapes)}

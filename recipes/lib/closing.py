@@ -32,7 +32,7 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         if (folder / name).exists():
             _print_line(console, f"{name:<14}{_shown(folder / name)}")
     if is_chat_model(folder / "final"):
-        console.print("Talk to it (needs: pip install 'transformers[serving]'):")
+        _print_line(console, "Talk to it (needs: pip install 'transformers[serving]'):")
         for command in chat_commands(folder / "final"):
             _print_line(console, f"  {command}")
 

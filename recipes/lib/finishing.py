@@ -49,6 +49,8 @@ def save_final(trainer: Any, run: Run) -> None:
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if is_main_process():
+        # A pickle of the trainer's arguments; config.yaml says the same in plain text.
+        (partial / "training_args.bin").unlink(missing_ok=True)
         if run.final.exists():
             shutil.rmtree(run.final)
         partial.replace(run.final)

@@ -49,21 +49,21 @@ def _hero_part(hero: str | None, sentences: list[list[str]]) -> float:
     if hero is None:
         return 0.0
     named = _first([word for words in sentences for word in words], ANIMALS)
-    return 0.4 if named == hero else -0.4
+    return 0.3 if named == hero else -0.3
 
 
 def _thing_part(thing: str | None, sentences: list[list[str]]) -> float:
     if thing is None:
         return 0.0
     if sentences and thing in sentences[-1]:
-        return 0.5
-    return 0.0 if any(thing in words for words in sentences) else -0.5
+        return 0.4
+    return 0.0 if any(thing in words for words in sentences) else -0.4
 
 
 def _place_part(place: str | None, sentences: list[list[str]]) -> float:
     if place is None:
         return 0.0
-    return 0.3 if any(place in words for words in sentences) else -0.3
+    return 0.25 if any(place in words for words in sentences) else -0.25
 
 
 def _help_part(sentences: list[list[str]]) -> float:
@@ -73,15 +73,15 @@ def _help_part(sentences: list[list[str]]) -> float:
             continue
         pairs = set(pairwise(words))
         if ("gave", "help") in pairs:
-            return 1.0
+            return 1.2
         if ("got", "help") in pairs:
-            return -0.8
+            return -1.0
     return 0.0
 
 
 def _mood_part(sentences: list[list[str]]) -> float:
     moods = [word in HAPPY for words in sentences for word in words if word in HAPPY + SAD]
-    return float(moods[-1] - moods[0]) if moods else 0.0
+    return 1.3 * (moods[-1] - moods[0]) if moods else 0.0
 
 
 def _lead_part(sentences: list[list[str]]) -> float:
