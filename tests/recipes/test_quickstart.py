@@ -153,6 +153,6 @@ def test_an_interrupted_stage_goes_on_and_ends_as_if_it_had_not_been(
 def test_fresh_moves_everything_aside(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "runs/base").mkdir(parents=True)
     (tmp_path / "runs/base/note.txt").write_text("mine")
-    with pytest.raises(UserError, match="base.yaml is not there"):
+    with pytest.raises(UserError, match="is not there"):
         run(tmp_path, fresh=True)
     assert (tmp_path / "runs/base/note.txt").exists()  # a mistake changes nothing
