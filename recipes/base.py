@@ -41,7 +41,7 @@ class BaseArguments(RunArguments):
     trained: str | None = field(
         default=None,
         metadata={
-            "help": "A model that this recipe has trained before: its folder, or shipped for the one "
+            "help": "A model this recipe has trained before: its folder, or shipped for the one "
             "that comes with the project: it is taken as it is, and only the data are written."
         },
     )
