@@ -22,6 +22,7 @@ from typing import Any
 
 from recipes.lib.arguments import Config, launch, parse
 from recipes.lib.errors import UserError
+from recipes.lib.quiet import hide_short_bars
 from recipes.lib.runs import is_run, move_aside, read_jsonl, write_json
 from recipes.lib.strict_yaml import read_yaml
 
@@ -131,6 +132,7 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
             resume = True
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
+    hide_short_bars()
     config = parse(stage.recipe, ["--config", str(stage.config)], _changes(stage, resume))
     importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own

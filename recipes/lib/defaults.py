@@ -10,6 +10,7 @@ IN_WORDS = {
     "bf16": "true on CUDA hardware that has it",
     "fp16": "true on CUDA hardware without bf16",
     "report_to": "none",
+    "disable_tqdm": "false",
 }
 
 
@@ -28,7 +29,8 @@ def with_defaults(
         A new mapping with those keys added that the dataclasses have.
     """
     fields = fields_of(types)
-    added: dict[str, Any] = {"report_to": "none"}
+    # disable_tqdm left open would follow the log level, and ours is quiet.
+    added: dict[str, Any] = {"report_to": "none", "disable_tqdm": False}
     if "output_dir" in fields and fields["output_dir"].default is None:
         added["output_dir"] = str(Path("runs") / recipe / (path.stem if path else "default"))
     if "bf16" in fields and "fp16" in fields:

@@ -38,3 +38,15 @@ def restore(level: str) -> None:
         logging.getLogger(name).setLevel(number)
     if number < logging.ERROR and not sys.warnoptions:
         warnings.resetwarnings()
+
+
+def hide_short_bars() -> None:
+    """Hides the libraries' bars for what takes a second: reading, tokenizing and writing.
+
+    Those of training and sampling stay. For a conductor, whose data are known to be small.
+    """
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
