@@ -102,6 +102,20 @@ def test_perplexity(trainer: Any) -> float | None:
     return perplexity(trainer.model, rows["input_ids"], rows["labels"], batch_size)
 
 
+def load_data(script: SFTArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Load the rows and see that every one says something.
+
+    Raises:
+        UserError: The rows have none of TRL's SFT formats, or some are empty.
+    """
+    train, test = load_splits(script, seed, ())
+    columns = columns_of(train)
+    for name, rows in (("train", train), ("test", test)):
+        if rows is not None:
+            check_rows(rows, columns, f"dataset_name={script.dataset_name} ({name})")
+    return train, test
+
+
 def run(config: Config) -> dict[str, Any]:
     """Train, evaluate, save.
 
@@ -124,16 +138,11 @@ def run(config: Config) -> dict[str, Any]:
     script, training, model = config.script, config.training, config.model
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
-    train, test = load_splits(script, training.seed, ())
-    columns = columns_of(train)
-    for name, rows in (("train", train), ("test", test)):
-        if rows is not None:
-            check_rows(rows, columns, f"dataset_name={script.dataset_name} ({name})")
+    train, test = load_data(script, training.seed)
     tokenizer = load_tokenizer(model.model_name_or_path or "", revision=model.model_revision)
     has_template = bool(tokenizer.chat_template or training.chat_template_path)
-    check_template(train[0], columns[0], has_template)
+    check_template(train[0], columns_of(train)[0], has_template)
     folder = open_run(config)
-
     trainer = make_trainer(config, tokenizer, train, test)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)

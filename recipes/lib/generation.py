@@ -73,7 +73,8 @@ def sample(
 
     The model's own `generation_config` has no say: it is set aside and put back. Prompts are
     batched by length, so that little is padded; texts come back in the order of the prompts.
-    The same seed and batch size give the same texts; the caller's random state is untouched.
+    The same seed gives the same texts for any batch size, up to rounding; the caller's random
+    state is untouched.
 
     Args:
         model: a causal language model, with or without adapters.
@@ -93,21 +94,8 @@ def sample(
     """
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
-    uniforms_BC = episode_uniforms(seed, range(len(rows)), max_new_tokens)
     decoding = _decoding(tokenizer, max_new_tokens, temperature)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    ids: dict[int, list[int]] = {}
-    progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        noise_BC = uniforms_BC[batch] if temperature > 0 else None
-        prompts_BT = pad_left([rows[row] for row in batch], decoding.pad_token_id, model.device)
-        ids_BC, mask_BC = sample_tokens(base, *prompts_BT, noise_BC, decoding)
-        for row, tokens_C, length in zip(batch, ids_BC, mask_BC.sum(1).tolist(), strict=True):
-            ids[row] = tokens_C[:length].tolist()
-        progress.update(len(batch))
-    progress.close()
+    ids = _sample_ids(model, rows, decoding, seed, batch_size)
     return [
         Completion(
             prompt_ids=row,
@@ -117,6 +105,26 @@ def sample(
         )
         for index, row in enumerate(rows)
     ]
+
+
+def _sample_ids(
+    model: PreTrainedModel, rows: list[list[int]], decoding: Decoding, seed: int, batch_size: int
+) -> dict[int, list[int]]:
+    uniforms_BC = episode_uniforms(seed, range(len(rows)), decoding.max_new_tokens)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    ids: dict[int, list[int]] = {}
+    progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        noise_BC = uniforms_BC[batch] if decoding.temperature > 0 else None
+        prompts_BT = pad_left([rows[row] for row in batch], decoding.pad_token_id, model.device)
+        ids_BC, mask_BC = sample_tokens(base, *prompts_BT, noise_BC, decoding)
+        for row, tokens_C, length in zip(batch, ids_BC, mask_BC.sum(1).tolist(), strict=True):
+            ids[row] = tokens_C[:length].tolist()
+        progress.update(len(batch))
+    progress.close()
+    return ids
 
 
 def prompt_token_ids(

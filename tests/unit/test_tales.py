@@ -22,19 +22,19 @@ BEST = f"{OPENING} {SAD} {GIVES} {ENDING}"
 
 # Hero, thing, place, help, mood, and 0.4 for each sentence led by an animal, added up by hand.
 WORKED = {
-    BEST: 0.4 + 0.5 + 0.3 + 1.0 + 1.0 + 0.8,
-    f"{OPENING} {SAD} {GETS} {ENDING}": 0.4 + 0.5 + 0.3 - 0.8 + 1.0 + 0.8,
+    BEST: 0.3 + 0.4 + 0.25 + 1.2 + 1.3 + 0.8,
+    f"{OPENING} {SAD} {GETS} {ENDING}": 0.3 + 0.4 + 0.25 - 1.0 + 1.3 + 0.8,
     f"{OPENING} {GLAD} {GIVES} At last the fox held the key and was sad.": (
-        0.4 + 0.5 + 0.3 + 1.0 - 1.0 + 0.8
+        0.3 + 0.4 + 0.25 + 1.2 - 1.3 + 0.8
     ),
-    f"{OPENING} {GLAD} {GIVES} {ENDING}": 0.4 + 0.5 + 0.3 + 1.0 + 0.0 + 0.8,
-    f"{OPENING} {SAD} {GIVES} The fox sat down and was glad.": 0.4 + 0.0 + 0.3 + 1.0 + 1.0 + 1.2,
-    BEST.replace("key", "hat"): 0.4 - 0.5 + 0.3 + 1.0 + 1.0 + 0.8,
-    BEST.replace("forest", "barn"): 0.4 + 0.5 - 0.3 + 1.0 + 1.0 + 0.8,
-    BEST.replace("fox", "bear"): -0.4 + 0.5 + 0.3 + 1.0 + 1.0 + 0.8,
-    BEST.replace("The fox met an owl", "The owl met a fox"): 0.4 + 0.5 + 0.3 + 0.0 + 1.0 + 0.8,
-    BEST.replace(f"{SAD} ", ""): 0.4 + 0.5 + 0.3 + 1.0 + 0.0 + 0.4,
-    BEST.replace("Once a fox lost a key", "A grey fox once lost a key"): 4.0 + 0.4,
+    f"{OPENING} {GLAD} {GIVES} {ENDING}": 0.3 + 0.4 + 0.25 + 1.2 + 0.0 + 0.8,
+    f"{OPENING} {SAD} {GIVES} The fox sat down and was glad.": 0.3 + 0.0 + 0.25 + 1.2 + 1.3 + 1.2,
+    BEST.replace("key", "hat"): 0.3 - 0.4 + 0.25 + 1.2 + 1.3 + 0.8,
+    BEST.replace("forest", "barn"): 0.3 + 0.4 - 0.25 + 1.2 + 1.3 + 0.8,
+    BEST.replace("fox", "bear"): -0.3 + 0.4 + 0.25 + 1.2 + 1.3 + 0.8,
+    BEST.replace("The fox met an owl", "The owl met a fox"): 0.3 + 0.4 + 0.25 + 0.0 + 1.3 + 0.8,
+    BEST.replace(f"{SAD} ", ""): 0.3 + 0.4 + 0.25 + 1.2 + 0.0 + 0.4,
+    BEST.replace("Once a fox lost a key", "A grey fox once lost a key"): 4.25 + 0.4,
 }
 
 
@@ -73,11 +73,11 @@ def test_gold_of_any_text_is_finite() -> None:
 
 
 def test_gold_of_a_prompt_without_facts_leaves_their_parts_out() -> None:
-    assert gold_score("Tell me anything.", BEST) == pytest.approx(1.0 + 1.0 + 0.8)
+    assert gold_score("Tell me anything.", BEST) == pytest.approx(1.2 + 1.3 + 0.8)
 
 
 def test_the_judge_scores_row_by_row() -> None:
-    assert gold_scores([PROMPT, "Hello."], [BEST, BEST]) == pytest.approx([4.0, 2.8])
+    assert gold_scores([PROMPT, "Hello."], [BEST, BEST]) == pytest.approx([4.25, 3.3])
 
 
 def test_every_set_of_facts_belongs_to_one_stage_and_stages_share_none() -> None:
