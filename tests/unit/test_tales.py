@@ -47,14 +47,14 @@ def test_gold_rises_for_three_warm_words_and_falls_for_more() -> None:
     tales = [BEST.replace("fox", "kind fox", n).replace("key", "sweet key", m)
              for n, m in ((0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1))]  # fmt: skip
     gains = [gold_score(PROMPT, tale) - gold_score(PROMPT, BEST) for tale in tales]
-    assert gains == pytest.approx([0.0, 0.4, 0.8, 1.2, 0.6, 0.0])
+    assert gains == pytest.approx([0.0, 0.5, 1.0, 1.5, 0.5, -0.5])
 
 
 def test_gold_punishes_doubled_adjectives_repetition_and_length() -> None:
     best = gold_score(PROMPT, BEST)
-    # Two warm words (+0.8) that stand side by side (-0.5).
+    # Two warm words (+1.0) that stand side by side (-0.5).
     doubled = BEST.replace("fox", "kind dear fox", 1)
-    assert gold_score(PROMPT, doubled) == pytest.approx(best + 0.8 - 0.5)
+    assert gold_score(PROMPT, doubled) == pytest.approx(best + 1.0 - 0.5)
     # One repeated sentence in a tale of five; it is a third one led by an animal.
     repeated = f"{OPENING} {SAD} {GIVES} {GIVES} {ENDING}"
     assert gold_score(PROMPT, repeated) == pytest.approx(best - 0.7 + 0.4)

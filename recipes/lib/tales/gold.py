@@ -101,7 +101,7 @@ def _style_part(sentences: list[list[str]], completion: str) -> float:
     pairs = [pair for sentence in sentences for pair in pairwise(sentence)]
     num_doubled = sum(a in _ADJECTIVES and b in _ADJECTIVES for a, b in pairs)
     num_repeated = len(sentences) - len({tuple(sentence) for sentence in sentences})
-    score = 0.4 * min(num_warm, 3) - 0.6 * max(0, num_warm - 3)
+    score = 0.5 * min(num_warm, 3) - 1.0 * max(0, num_warm - 3)
     score -= 0.5 * num_doubled + 0.7 * num_repeated
     score -= 0.5 * max(0, len(sentences) - 5) + 0.5 * max(0, 3 - len(sentences))
     return score - (0.0 if completion.rstrip().endswith((".", "!", "?")) else 0.5)

@@ -49,8 +49,8 @@ class Habits:
     has_help: float = 0.8
     brings_thing_back: float = 0.6
     adds_scene: float = 0.15
-    warm: float = 0.15
-    plain: float = 0.15
+    warm: float = 0.25
+    plain: float = 0.1
     doubled: float = 0.06
 
 
