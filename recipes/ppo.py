@@ -23,7 +23,13 @@ from typing import Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.errors import UserError
-from recipes.lib.runs import RunArguments, is_main_process, open_run, read_jsonl
+from recipes.lib.runs import (
+    RunArguments,
+    check_folder,
+    is_main_process,
+    open_run,
+    read_jsonl,
+)
 
 SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
 # Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
@@ -102,6 +108,7 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     if not script.reward_funcs:
         raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
+    check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     trainer = make_trainer(config, train, test)
     folder = open_run(config)

@@ -75,6 +75,20 @@ class Run:
         write_jsonl(self.path / "samples.jsonl", rows)
 
 
+def check_folder(config: Any) -> None:
+    """Refuse an output folder that may not be written to, before anything heavy is loaded.
+
+    Args:
+        config: The parsed Config of a recipe.
+
+    Raises:
+        UserError: The folder holds a run and neither resume nor overwrite was given, holds
+            something else, or the configuration differs from the one to resume.
+    """
+    if is_main_process():
+        _check(_folder_of(config), config.script.resume, config.script.overwrite, config.values)
+
+
 def open_run(config: Any) -> Run:
     """Take possession of the output folder of a recipe.
 
@@ -85,34 +99,43 @@ def open_run(config: Any) -> Run:
         The run; with `resume`, its checkpoint is the newest complete one (None if there is none).
 
     Raises:
-        UserError: The folder holds a run and neither resume nor overwrite was given, holds
-            something else, cannot be written, or the configuration differs from the one to resume.
+        UserError: As in `check_folder`, or the folder cannot be written.
     """
-    holder = config.training if config.training is not None else config.script
-    path = Path(holder.output_dir)
+    path = _folder_of(config)
     if is_main_process():
-        _claim(path, config.script.resume, config.script.overwrite, config.values)
+        _check(path, config.script.resume, config.script.overwrite, config.values)
+        _take(path, config.script.resume, config.values)
     _wait_for_main_process()
     checkpoint = newest_checkpoint(path) if config.script.resume else None
     return Run(path, checkpoint)
 
 
-def _claim(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
+def _folder_of(config: Any) -> Path:
+    holder = config.training if config.training is not None else config.script
+    return Path(holder.output_dir)
+
+
+def _check(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; give one of them.")
     if is_run(path):
         if resume:
             _refuse_other_config(path, values)
-            return
-        if not overwrite:
+        elif not overwrite:
             raise UserError(
                 f"output_dir={path} holds a run; continue it with --resume, move it aside with "
                 "--overwrite, or choose another output_dir."
             )
-        move_aside(path)
     elif path.is_dir() and any(path.iterdir()):
         raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
+
+
+def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
     try:
+        if is_run(path):
+            if resume:
+                return
+            move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "config.yaml", config_text(values))
     except OSError as error:

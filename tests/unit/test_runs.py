@@ -1,0 +1,110 @@
+"""The run folder: who may write, what a resume accepts, which checkpoint it takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.lib.errors import UserError
+from recipes.lib.runs import (
+    FolderArguments,
+    check_folder,
+    newest_checkpoint,
+    open_run,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+
+
+@dataclass
+class Config:
+    script: FolderArguments
+    values: dict[str, Any]
+    training: None = None
+
+
+def config(path: Path, resume: bool = False, overwrite: bool = False, **values: Any) -> Config:
+    script = FolderArguments(output_dir=str(path), resume=resume, overwrite=overwrite)
+    return Config(script, values | {"resume": resume, "overwrite": overwrite})
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_new_folder_is_taken_and_keeps_its_configuration(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path / "a/b", lr=1e-5, name="\u72d0"))
+    assert run.checkpoint is None
+    assert (run.path / "config.yaml").read_text(encoding="utf-8") == "lr: 1.0e-05\nname: \u72d0\n"
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    open_run(config(tmp_path / "run", lr=1))
+    before = everything(tmp_path)
+    for act in (open_run, check_folder):
+        with pytest.raises(UserError, match="holds a run; continue it with --resume"):
+            act(config(tmp_path / "run", lr=1))
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UserError, match="is not empty and holds no run"):
+            open_run(config(tmp_path, **flags))
+    assert everything(tmp_path) == {"thesis.txt": b"mine"}
+
+
+def test_overwrite_moves_the_old_run_aside(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        open_run(config(tmp_path / "run", lr=number, overwrite=number > 1))
+    assert everything(tmp_path) == {
+        "run/config.yaml": b"lr: 3\n",
+        "run.old-1/config.yaml": b"lr: 1\n",
+        "run.old-2/config.yaml": b"lr: 2\n",
+    }
+
+
+def test_a_resume_takes_the_newest_checkpoint_that_was_written_to_its_end(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path, lr=1))
+    for step, is_complete in ((9, True), (10, True), (11, False)):
+        (run.path / f"checkpoint-{step}").mkdir()
+        if is_complete:
+            write_json(run.path / f"checkpoint-{step}" / "complete.json", {"step": step})
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert open_run(config(tmp_path, lr=1, resume=True)).checkpoint == tmp_path / "checkpoint-10"
+
+
+def test_a_resume_refuses_another_configuration_by_name_but_not_how_it_is_carried_out(
+    tmp_path: Path,
+) -> None:
+    open_run(config(tmp_path, lr=1, per_device_train_batch_size=8))
+    open_run(config(tmp_path, lr=1, per_device_train_batch_size=2, save_steps=5, resume=True))
+    with pytest.raises(UserError, match="lr=2 differs from 1 of the run to resume"):
+        open_run(config(tmp_path, lr=2, per_device_train_batch_size=8, resume=True))
+    with pytest.raises(UserError, match="seed=3 differs from None"):
+        open_run(config(tmp_path, lr=1, seed=3, resume=True))
+
+
+def test_a_finished_run_has_nothing_to_resume(tmp_path: Path) -> None:
+    open_run(config(tmp_path, lr=1)).write_summary({"recipe": "sft"})
+    with pytest.raises(UserError, match="nothing is left to resume"):
+        open_run(config(tmp_path, lr=1, resume=True))
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exclude each other"):
+        open_run(config(tmp_path / "run", resume=True, overwrite=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_lines_come_back_as_written_and_leave_no_temporary_file(tmp_path: Path) -> None:
+    rows = [{"text": "\u72d0\n\u2028x", "value": 0.1}, {}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    with pytest.raises(TypeError):
+        write_jsonl(tmp_path / "rows.jsonl", [{"value": object()}])
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
