@@ -43,8 +43,8 @@ class PPOArguments(RunArguments, DataArguments):
 
     reward_funcs: list[str] = field(
         metadata={
-            "help": "Rewards: runs, folders or Hub ids of reward models, or functions as "
-            "file.py:function."
+            "help": "Rewards: runs, folders or Hub ids of reward models, functions as "
+            "file.py:function, or names of TRL's such as accuracy_reward."
         }
     )
 

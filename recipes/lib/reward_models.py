@@ -86,7 +86,7 @@ def load_reward_functions(
 
     Args:
         reward_funcs: A function, a classifier, its folder, run or Hub id, a reference
-            `file.py:function`, or a list of these.
+            `file.py:function`, a name of TRL's such as `accuracy_reward`, or a list of these.
         processing_classes: Tokenizer of each classifier that is given as a model; None elsewhere.
         batch_size: Rows in one forward pass of a reward model.
         device: Where reward models run.

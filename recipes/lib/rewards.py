@@ -3,16 +3,21 @@
     f(prompts, completions, completion_ids, **columns) -> list[float | None]
 
 Prompts and completions are text, or messages where the prompts are messages. None means that the
-function does not apply to that row, which is then left out of the weighted sum.
+function does not apply to that row, which is then left out of the weighted sum. Functions may be
+async; those wait for their answers at the same time.
 
 Shapes: B rows, F reward functions.
 """
 
+import asyncio
+import functools
 import importlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +25,27 @@ import torch
 from torch import Tensor
 
 from recipes.lib.errors import UserError
+from recipes.lib.named_rewards import is_name, trl_reward
 
 RewardFunction = Callable[..., Any]
 
 
 def load_function(reference: str) -> Callable[..., Any]:
-    """Find a function by `file.py:name` or `package.module:name`.
+    """Find a function by where it is.
 
     Args:
-        reference: Where the function is.
+        reference: `file.py:name`, `package.module:name`, `package.module.name`, or a name that
+            TRL's scripts know, such as `accuracy_reward`.
 
     Returns:
         The function.
 
     Raises:
-        UserError: The file, module or name is not there.
+        UserError: The file, module or name is not there, or a package that it needs.
     """
-    place, _, name = reference.rpartition(":")
+    if (reward := trl_reward(reference)) is not None:
+        return reward
+    place, _, name = reference.rpartition(":" if ":" in reference else ".")
     if not place or not name:
         raise UserError(f"{reference!r} names no function; write file.py:function.")
     module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
@@ -52,11 +61,18 @@ def _load_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} needs a package that is not installed: {error}.") from error
     return module
 
 
 def _load_module(name: str) -> Any:
+    # As with TRL's scripts, modules beside the configuration are found; installed ones come first.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -64,8 +80,10 @@ def _load_module(name: str) -> Any:
 
 
 def is_function_reference(name: str) -> bool:
-    """Whether a name means a function (`file.py:name`, `module:name`) and no model."""
-    return ":" in name and not Path(name).exists()
+    """Whether a name means a function (`file.py:name`, `module:name`, TRL's) and no model."""
+    if Path(name).exists():
+        return False
+    return ":" in name or is_name(name)
 
 
 def score(
@@ -93,10 +111,17 @@ def score(
         UserError: A function returned something else than one finite number or None for each row,
             or no function applies to a row.
     """
-    said_BF = torch.stack(
-        [_call(function, prompts, completions, completion_ids, columns) for function in functions],
-        dim=1,
-    )
+    given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    said = [ask(function, given | columns) for function in functions]
+    waiting = [i for i, answer in enumerate(said) if inspect.isawaitable(answer)]
+    answers = wait_for([said[i] for i in waiting], [functions[i] for i in waiting])
+    for i, answer in zip(waiting, answers, strict=True):
+        said[i] = answer
+    rows_F = [
+        checked(function, answer, len(prompts))
+        for function, answer in zip(functions, said, strict=True)
+    ]
+    said_BF = torch.tensor(rows_F, dtype=torch.float32).T
     if said_BF.isnan().all(1).any():
         row = int(said_BF.isnan().all(1).nonzero()[0])
         raise UserError(
@@ -106,25 +131,89 @@ def score(
     return (said_BF * weights_F).nansum(1), said_BF
 
 
-def _call(
-    function: RewardFunction,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    completion_ids: Sequence[list[int]],
-    columns: dict[str, list[Any]],
-) -> Tensor:
-    name = function_name(function)
-    said = function(
-        prompts=prompts, completions=completions, completion_ids=completion_ids, **columns
-    )
-    if inspect.isawaitable(said):
-        import asyncio
+def ask(function: RewardFunction, given: dict[str, Any]) -> Any:
+    """Call a reward function.
 
-        said = asyncio.run(_wait(said))
-    if not isinstance(said, (list, tuple, Tensor)) or len(said) != len(prompts):
+    Args:
+        function: The function.
+        given: Its arguments by name.
+
+    Returns:
+        What it returned, which may be something to wait for.
+
+    Raises:
+        UserError: A package that it needs is not installed.
+    """
+    try:
+        return function(**given)
+    except ImportError as error:
+        raise _absent(function, error) from error
+
+
+def wait_for(awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFunction]) -> list[Any]:
+    """Wait for the answers of async reward functions, all at the same time.
+
+    One event loop on a thread of its own serves the whole process: it works inside a notebook,
+    which has a running loop already, and a client that a function keeps stays usable.
+
+    Args:
+        awaited: What the functions returned.
+        functions: The functions, for messages.
+
+    Returns:
+        The answers, in order.
+
+    Raises:
+        UserError: A package that a function needs is not installed.
+    """
+
+    async def one(waited: Awaitable[Any], function: RewardFunction) -> Any:
+        try:
+            return await waited
+        except ImportError as error:
+            raise _absent(function, error) from error
+
+    async def every() -> list[Any]:
+        pairs = zip(awaited, functions, strict=True)
+        return list(await asyncio.gather(*(one(waited, function) for waited, function in pairs)))
+
+    return asyncio.run_coroutine_threadsafe(every(), _event_loop()).result() if awaited else []
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async-rewards", daemon=True).start()
+    return loop
+
+
+def _absent(function: RewardFunction, error: ImportError) -> UserError:
+    sentence = " ".join(str(error).split()).rstrip(".")
+    return UserError(
+        f"reward function {function_name(function)} needs a package that is not installed: "
+        f"{sentence}."
+    )
+
+
+def checked(function: RewardFunction, said: Any, num_rows: int) -> list[float]:
+    """What a reward function said, if it is one number or None for each row.
+
+    Args:
+        function: The function, for the message.
+        said: What it returned.
+        num_rows: Completions that it was asked about.
+
+    Returns:
+        One number for each row, NaN for None.
+
+    Raises:
+        UserError: It is something else.
+    """
+    name = function_name(function)
+    if not isinstance(said, (list, tuple, Tensor)) or len(said) != num_rows:
         got = f"{len(said)} values" if isinstance(said, (list, tuple, Tensor)) else repr(said)
         raise UserError(
-            f"reward function {name} returned {got} for {len(prompts)} completions; "
+            f"reward function {name} returned {got} for {num_rows} completions; "
             "return a list with one number for each."
         )
     values = said.tolist() if isinstance(said, Tensor) else list(said)
@@ -136,13 +225,11 @@ def _call(
                 f"reward function {name} returned {value!r} for row {row}; "
                 "return a finite number, or None where it does not apply."
             )
-    return torch.tensor([float(value) for value in values], dtype=torch.float32)
-
-
-async def _wait(said: Any) -> Any:
-    return await said
+    return [float(value) for value in values]
 
 
 def function_name(function: RewardFunction) -> str:
     """Name of a reward function in messages and metrics."""
+    while isinstance(function, functools.partial):
+        function = function.func
     return getattr(function, "__name__", type(function).__name__)

@@ -1,0 +1,156 @@
+"""DPO: trains a policy on preferred and rejected completions, without a reward model.
+
+    loss = -log sigmoid(r(chosen) - r(rejected)),  r(y) = beta * log(policy(y) / start(y))
+
+by TRL's DPOTrainer (loss_type names its other losses). The start is the model that the run began
+from: a second copy of it, or with LoRA the model with its adapter off.
+
+Data: chosen and rejected, with a prompt or containing it (text or messages), as `rlhf feedback`
+writes them; a test row's `noise` column is the probability that its label is wrong.
+Writes final/ (the policy), metrics.jsonl, samples.jsonl with the implicit reward r of every test
+pair, and summary.json with their accuracy (before training every r is 0, a coin's 0.5) and margin.
+
+    python -m recipes.dpo --config configs/dpo/qwen3-0.6b-ultrafeedback.yaml
+    accelerate launch --num_processes 2 -m recipes.dpo --config configs/dpo/...
+
+Source: Rafailov et al., Direct Preference Optimization, 2023, equation 7.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+
+SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(kw_only=True)
+class DPOArguments(RunArguments, DataArguments):
+    """Keys of the recipe beside those of DPOConfig and ModelConfig."""
+
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pairs in one optimizer step over all processes; sets accumulation."},
+    )
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    from trl import DPOConfig, ModelConfig
+
+    return DPOArguments, DPOConfig, ModelConfig
+
+
+def make_trainer(config: Config, train: Any, test: Any) -> Any:
+    """TRL's trainer on the policy, with LoRA where it is asked for."""
+    from trl import DPOTrainer
+
+    from recipes.lib.generation import prompt_token_ids
+    from recipes.lib.models import load_policy, load_tokenizer, peft_config
+    from recipes.lib.trl_trainers import make
+
+    training, model_args = config.training, config.model
+    assert training is not None and model_args is not None
+    name = model_args.model_name_or_path or ""
+    tokenizer = load_tokenizer(name, revision=model_args.model_revision)
+    first = "prompt" if "prompt" in train.column_names else "chosen"
+    prompt_token_ids(tokenizer, train[0][first])  # refuses messages without a template
+    return make(
+        DPOTrainer,
+        load_policy(model_args),
+        model_args,
+        args=training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=peft_config(model_args, "CAUSAL_LM"),
+    )
+
+
+def test_logps(trainer: Any) -> dict[str, list[float]]:
+    """Log-probabilities (nats) of both sides of the test pairs under the model as it is now."""
+    from recipes.lib.implicit_rewards import sequence_logps
+
+    rows = trainer.eval_dataset
+    return {side: sequence_logps(trainer, rows, f"{side}_ids") for side in SIDES} if rows else {}
+
+
+def scored_rows(trainer: Any, before: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl: the test pairs as plain text with their implicit rewards."""
+    from recipes.lib.implicit_rewards import implicit_rewards
+
+    after = test_logps(trainer)
+    rewards = {
+        side: implicit_rewards(trainer.args.beta, after[side], before[side]) for side in SIDES
+    }
+    eos = trainer.processing_class.eos_token or ""  # which TRL added to plain text
+    return [
+        {name: prompt_text(pair[name]).removesuffix(eos) for name in ("prompt", *SIDES)}
+        | {f"score_{side}": rewards[side][row] for side in SIDES}
+        for row, pair in enumerate(trainer.eval_dataset)
+    ]
+
+
+def summarize(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:
+    """Accuracy and mean margin of the implicit rewards, and the ceiling of the accuracy."""
+    from recipes.lib.judging import pair_accuracy
+
+    chosen, rejected = ([row[f"score_{side}"] for row in rows] for side in SIDES)
+    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
+    if "noise" in test.column_names:
+        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
+    return numbers | {"margin": (sum(chosen) - sum(rejected)) / len(rows)}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, save, score the test pairs.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: train_loss; with test pairs their accuracy in 0..1 and margin (beta * nats).
+
+    Raises:
+        UserError: The data, the model or the run folder cannot be used.
+    """
+    from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
+    from recipes.lib.lineage import write_lineage
+    from recipes.lib.progress import watch
+
+    start = time.monotonic()
+    script, training, model = config.script, config.training, config.model
+    assert training is not None and model is not None
+    set_accumulation(training, script.global_batch_size)
+    check_folder(config)
+    train, test = load_splits(script, training.seed, SIDES)
+    trainer = make_trainer(config, train, test)
+    folder = open_run(config)
+    watch(trainer, folder.path, "dpo", SHOWN)
+    before = test_logps(trainer)
+    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
+    summary: dict[str, Any] = {"recipe": "dpo", "train_loss": result.training_loss}
+    save_final(trainer, folder)
+    rows = scored_rows(trainer, before) if test is not None else []
+    if is_main_process():
+        if rows:
+            folder.write_samples(rows)
+            summary |= summarize(rows, trainer.eval_dataset)
+        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        write_lineage(folder.path, "dpo", model.model_name_or_path, data)
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("dpo", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

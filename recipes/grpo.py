@@ -1,0 +1,129 @@
+"""GRPO: trains a policy without a critic; advantages are scores within the group of a prompt.
+
+    advantage_i = (r_i - mean of the group) / standard deviation of the group
+
+by TRL's GRPOTrainer with its default loss (dapo: clipped ratios of tokens, every token weighing
+the same). beta, 0 by default, adds the KL to the start as a loss; scale_rewards says what the
+advantages are divided by.
+
+Data: prompt (text or messages); further columns are handed on to the reward functions.
+Writes final/ (the policy), metrics.jsonl, samples.jsonl with log_completions, summary.json and
+report.html.
+
+A run goes on from its newest checkpoint, but not bit for bit: TRL keeps neither the completions in
+hand nor the place in its order of prompts, which starts over in later epochs.
+
+    python -m recipes.grpo --config configs/grpo/qwen3-0.6b-ultrafeedback.yaml
+    accelerate launch --num_processes 2 -m recipes.grpo --config configs/grpo/...
+
+Source: Shao et al., DeepSeekMath, 2024, equation 3.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+
+SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
+
+
+@dataclass(kw_only=True)
+class GRPOArguments(RunArguments, DataArguments):
+    """Keys of the recipe beside those of GRPOConfig and ModelConfig."""
+
+    reward_funcs: list[str] = field(
+        metadata={
+            "help": "Rewards: runs, folders or Hub ids of reward models, functions as "
+            "file.py:function, or names of TRL's such as accuracy_reward."
+        }
+    )
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    from trl import ModelConfig
+
+    from recipes.lib.group_batches import GRPOBatchConfig
+
+    return GRPOArguments, GRPOBatchConfig, ModelConfig
+
+
+def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
+    """TRL's trainer on the policy, with LoRA where it is asked for; and its rewards."""
+    from trl import GRPOTrainer
+
+    from recipes.lib.models import load_policy, load_tokenizer, peft_config
+    from recipes.lib.sampled_rewards import load_rewards
+    from recipes.lib.trl_trainers import make
+
+    training, model_args = config.training, config.model
+    assert training is not None and model_args is not None
+    name = model_args.model_name_or_path or ""
+    tokenizer = load_tokenizer(name, revision=model_args.model_revision)
+    rewards = load_rewards(config.script.reward_funcs, training, tokenizer, train[0]["prompt"])
+    trainer = make(
+        GRPOTrainer,
+        load_policy(model_args),
+        model_args,
+        reward_funcs=rewards.functions,
+        args=training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=peft_config(model_args, "CAUSAL_LM"),
+    )
+    return trainer, rewards
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, save.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: scores, KL (nats per token, with a beta) and completion length (tokens) as
+        means over the last logs, episodes, seconds.
+
+    Raises:
+        UserError: The data, a model, a reward or the run folder cannot be used.
+    """
+    from recipes.lib.finishing import checkpoint_of, finish, save_final
+    from recipes.lib.group_batches import num_episodes
+    from recipes.lib.lineage import write_lineage
+    from recipes.lib.progress import watch
+    from recipes.lib.sampled_rewards import keep_samples, last_numbers
+
+    start = time.monotonic()
+    script, training, model = config.script, config.training, config.model
+    assert training is not None and model is not None
+    check_folder(config)
+    train, test = load_splits(script, training.seed, ("prompt",))
+    trainer, rewards = make_trainer(config, train, test)
+    folder = open_run(config)
+    watch(trainer, folder.path, "grpo", SHOWN)
+    keep_samples(trainer, rewards, folder.path)
+    trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
+    save_final(trainer, folder)
+    summary: dict[str, Any] = {"recipe": "grpo"}
+    if is_main_process():
+        summary["episodes"] = num_episodes(training, trainer.state.global_step)
+        summary |= last_numbers(folder.path)
+        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        told = {"reward_funcs": script.reward_funcs}
+        write_lineage(folder.path, "grpo", model.model_name_or_path, data, **told)
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("grpo", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

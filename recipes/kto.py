@@ -1,0 +1,188 @@
+"""KTO: trains a policy on single completions that were liked or disliked, without pairs.
+
+    loss = w * (1 - sigmoid(+-(r(y) - z))),  r(y) = beta * log(policy(y) / start(y))
+
+with + for a desirable completion and - for an undesirable one, z an estimate of the KL from the
+completions of other prompts in the batch, w desirable_weight or undesirable_weight; by TRL's
+KTOTrainer. The start is the model that the run began from: a second copy of it, or with LoRA the
+model with its adapter off.
+
+Data: prompt, completion (text or messages) and label (true or false); or chosen and rejected,
+which become one desirable and one undesirable row. Rows are shuffled once, since TRL takes them in
+order.
+Writes final/ (the policy), metrics.jsonl, samples.jsonl with the implicit reward r of every test
+row, and summary.json with auc (the probability that a desirable test row has the higher r; a coin's
+0.5 before training) and margin.
+
+    python -m recipes.kto --config configs/kto/qwen3-0.6b-ultrafeedback.yaml
+    accelerate launch --num_processes 2 -m recipes.kto --config configs/kto/...
+
+Source: Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization, 2024, section 4.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, check_rows, load_splits, prompt_text
+from recipes.lib.errors import UserError
+from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+
+SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
+PAIR = ("chosen", "rejected")
+COLUMNS = ("prompt", "completion", "label")
+
+
+@dataclass(kw_only=True)
+class KTOArguments(RunArguments, DataArguments):
+    """Keys of the recipe beside those of KTOConfig and ModelConfig."""
+
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows in one optimizer step over all processes; sets accumulation."},
+    )
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    from trl import KTOConfig, ModelConfig
+
+    return KTOArguments, KTOConfig, ModelConfig
+
+
+def load_rows(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
+    """Load training and test rows, unpaired and shuffled.
+
+    Raises:
+        UserError: As load_splits; or a label is not true or false.
+    """
+    train, test = load_splits(script, seed, ())
+    rows = _unpaired(train, f"dataset_name={script.dataset_name} (train)")
+    held_out = None
+    if test is not None:
+        held_out = _unpaired(test, f"dataset_name={script.dataset_name} (test)")
+    return rows.shuffle(seed=seed), held_out
+
+
+def _unpaired(rows: Any, name: str) -> Any:
+    from trl import extract_prompt, unpair_preference_dataset
+
+    if set(PAIR) <= set(rows.column_names):
+        check_rows(rows, PAIR, name)
+        rows = rows if "prompt" in rows.column_names else rows.map(extract_prompt)
+        return unpair_preference_dataset(rows)
+    check_rows(rows, COLUMNS, name)
+    wrong = [value for value in rows["label"] if value not in (True, False)]
+    if wrong:
+        raise UserError(f"{name}: column 'label' has {wrong[0]!r}; it must be true or false.")
+    return rows
+
+
+def make_trainer(config: Config, train: Any, test: Any) -> Any:
+    """TRL's trainer on the policy, with LoRA where it is asked for."""
+    from trl import KTOTrainer
+
+    from recipes.lib.generation import prompt_token_ids
+    from recipes.lib.models import load_policy, load_tokenizer, peft_config
+    from recipes.lib.trl_trainers import make
+
+    training, model_args = config.training, config.model
+    assert training is not None and model_args is not None
+    name = model_args.model_name_or_path or ""
+    tokenizer = load_tokenizer(name, revision=model_args.model_revision)
+    prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
+    return make(
+        KTOTrainer,
+        load_policy(model_args),
+        model_args,
+        args=training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        peft_config=peft_config(model_args, "CAUSAL_LM"),
+    )
+
+
+def test_logps(trainer: Any) -> list[float]:
+    """Log-probabilities (nats) of the test rows under the model as it is now."""
+    from recipes.lib.implicit_rewards import sequence_logps
+
+    rows = trainer.eval_dataset
+    return sequence_logps(trainer, rows, "completion_ids") if rows else []
+
+
+def scored_rows(trainer: Any, before: list[float]) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl: the test rows as plain text with their implicit rewards."""
+    from recipes.lib.implicit_rewards import implicit_rewards
+
+    rewards = implicit_rewards(trainer.args.beta, test_logps(trainer), before)
+    eos = trainer.processing_class.eos_token or ""  # which TRL added to plain text
+    return [
+        {name: prompt_text(row[name]).removesuffix(eos) for name in ("prompt", "completion")}
+        | {"label": bool(row["label"]), "score": reward}
+        for row, reward in zip(trainer.eval_dataset, rewards, strict=True)
+    ]
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Area under the curve and margin of the implicit rewards; nothing if one label is absent."""
+    from sklearn.metrics import roc_auc_score
+
+    liked = [row["score"] for row in rows if row["label"]]
+    disliked = [row["score"] for row in rows if not row["label"]]
+    if not liked or not disliked:
+        return {}
+    auc = roc_auc_score([row["label"] for row in rows], [row["score"] for row in rows])
+    margin = sum(liked) / len(liked) - sum(disliked) / len(disliked)
+    return {"auc": float(auc), "margin": margin}
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train, save, score the test rows.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: train_loss; with test rows of both labels auc in 0..1 and margin (beta * nats).
+
+    Raises:
+        UserError: The data, the model or the run folder cannot be used.
+    """
+    from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
+    from recipes.lib.lineage import write_lineage
+    from recipes.lib.progress import watch
+
+    start = time.monotonic()
+    script, training, model = config.script, config.training, config.model
+    assert training is not None and model is not None
+    set_accumulation(training, script.global_batch_size)
+    check_folder(config)
+    train, test = load_rows(script, training.seed)
+    trainer = make_trainer(config, train, test)
+    folder = open_run(config)
+    watch(trainer, folder.path, "kto", SHOWN)
+    before = test_logps(trainer)
+    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
+    summary: dict[str, Any] = {"recipe": "kto", "train_loss": result.training_loss}
+    save_final(trainer, folder)
+    rows = scored_rows(trainer, before) if test is not None else []
+    if is_main_process():
+        if rows:
+            folder.write_samples(rows)
+            summary |= summarize(rows)
+        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        write_lineage(folder.path, "kto", model.model_name_or_path, data)
+    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("kto", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""RLOO and GRPO with the batch stated as everywhere here: completions of one optimizer step."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig, RLOOConfig
+
+from recipes.lib.errors import UserError
+
+
+@dataclass
+class StatedBatch:
+    """One key on top of TRL's; what TRL derives from the accumulation follows it."""
+
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Completions in one optimizer step over all processes; sets accumulation."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Set the accumulation before TRL derives its generation batch from it."""
+        if self.global_batch_size is not None:
+            micro_batch = self.per_device_train_batch_size  # type: ignore[attr-defined]
+            num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+            accumulation, rest = divmod(self.global_batch_size, micro_batch * num_processes)
+            if accumulation < 1 or rest:
+                raise UserError(
+                    f"global_batch_size={self.global_batch_size}: not a multiple of "
+                    f"{micro_batch * num_processes} (per_device_train_batch_size {micro_batch} on "
+                    f"{num_processes} processes); change one of them."
+                )
+            self.gradient_accumulation_steps = accumulation
+        super().__post_init__()  # type: ignore[misc]
+
+
+@dataclass
+class RLOOBatchConfig(StatedBatch, RLOOConfig):
+    """TRL's RLOOConfig and global_batch_size."""
+
+
+@dataclass
+class GRPOBatchConfig(StatedBatch, GRPOConfig):
+    """TRL's GRPOConfig and global_batch_size."""
+
+
+def num_episodes(training: RLOOConfig | GRPOConfig, num_steps: int) -> int:
+    """Completions that were sampled for so many optimizer steps.
+
+    Args:
+        training: The configuration.
+        num_steps: Optimizer steps.
+
+    Returns:
+        The completions of all generations begun; each serves num_iterations times.
+    """
+    micro_steps = num_steps * training.gradient_accumulation_steps
+    served = training.steps_per_generation * training.num_iterations
+    return -(-micro_steps // served) * training.generation_batch_size
