@@ -111,7 +111,7 @@ def _group(recipe: str, cls: type, name: str) -> str:
         return "training"
     if definer.__name__ in ("RunArguments", "FolderArguments"):
         return "run folder"
-    if definer.__module__ == f"recipes.{recipe}":
+    if definer.__module__ == f"recipes.{recipe}" or definer.__name__ == "StatedBatch":
         return recipe
     return {"DataArguments": "data", "ModelConfig": "model"}.get(definer.__name__, definer.__name__)
 

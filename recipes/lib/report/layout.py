@@ -6,6 +6,10 @@ TITLES = {
     "feedback": "Feedback",
     "reward": "Reward model",
     "ppo": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "dpo": "DPO",
+    "kto": "KTO",
     "evaluate": "Evaluation",
 }
 
@@ -15,10 +19,12 @@ RUN_TILES = [
     ("score", "score_baseline"),
     ("scores", "first_scores"),
     ("kl",),
+    ("kl_per_token",),
     ("rlhf_reward",),
     ("completion_length",),
     ("accuracy", "accuracy_ceiling"),
     ("accuracy_bag_of_words",),
+    ("auc",),
     ("margin",),
     ("perplexity", "base_perplexity"),
     ("eval_loss", "train_loss"),

@@ -52,6 +52,18 @@ def preferences(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
     return SampleTable(["Prompt", "Chosen", "Rejected"], made, rule) if made else None
 
 
+def rated(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
+    """Single completions with their label, from the highest implicit reward to the lowest."""
+    usable = [row for row in rows if is_finite(row.get("score"))]
+    made = []
+    for row in _evenly(_by(_distinct(usable), _score), count):
+        label = "desirable" if row.get("label") else "undesirable"
+        facts = f"{label} \u00b7 reward {plain(row['score'])}"
+        made.append([cell(row.get("prompt")), cell(row.get("completion"), facts)])
+    rule = f"{len(made)} test rows, evenly spaced from the highest reward down to the lowest."
+    return SampleTable(["Prompt", "Completion"], made, rule) if made else None
+
+
 def references(rows: Sequence[Row], count: int = 5) -> SampleTable | None:
     """What a fine-tuned model writes, beside what the data has."""
     made = [

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from recipes.lib.report.catalogue import LOSS, PPO, REWARD, SFT
-from recipes.lib.report.curves import draw_curves
+from recipes.lib.report.catalogue_trl import DPO, GROUPS, KTO
+from recipes.lib.report.curves import Curve, draw_curves
 from recipes.lib.report.figure import Picture
 from recipes.lib.report.pairs import (
     differences,
@@ -18,6 +19,7 @@ from recipes.lib.report.samples import (
     comparison,
     preferences,
     progress,
+    rated,
     references,
 )
 
@@ -36,8 +38,21 @@ def run_sections(run: RunFiles) -> list[Section]:
     """The sections of one run's page, by its recipe; those without data are left out."""
     if run.recipe == "ppo":
         made = [ppo_curves(run), Section("samples", "Samples", samples=progress(run.samples))]
+    elif run.recipe in ("rloo", "grpo"):
+        pictures = draw_curves(GROUPS, run.metrics, run.summary)
+        made = [
+            Section("training", f"{run.recipe.upper()}, step by step", pictures),
+            Section("samples", "Samples", samples=progress(run.samples)),
+        ]
     elif run.recipe == "reward":
         made = reward_sections(run)
+    elif run.recipe == "dpo":
+        made = reward_sections(run, DPO, "How the policy tells chosen from rejected")
+    elif run.recipe == "kto":
+        made = [
+            Section("training", "Training", draw_curves(KTO, run.metrics, run.summary)),
+            Section("samples", "Samples", samples=rated(run.samples)),
+        ]
     elif run.recipe == "evaluate":
         made = [evaluation(run, ("Baseline", "Model"))]
     else:
@@ -81,14 +96,18 @@ def language_curves(run: RunFiles, name: str, title: str) -> Section:
     return Section(name, title, draw_curves(SFT, run.metrics, run.summary))
 
 
-def reward_sections(run: RunFiles) -> list[Section]:
-    """Accuracy, margins and calibration of a reward model, then pairs to read."""
+def reward_sections(
+    run: RunFiles,
+    curves: Sequence[Curve] = REWARD,
+    title: str = "How far the reward model can be trusted",
+) -> list[Section]:
+    """Accuracy, margins and calibration of a reward, learned or implicit, then pairs to read."""
     margins = differences(run.samples, "score_chosen", "score_rejected")
     drawn = [margin_histogram(margins), reliability_diagram(margins)]
-    pictures = draw_curves(REWARD, run.metrics, run.summary)
+    pictures = draw_curves(curves, run.metrics, run.summary)
     pictures += [picture for picture in drawn if picture is not None]
     return [
-        Section("reward", "How far the reward model can be trusted", pictures),
+        Section("reward", title, pictures),
         Section("pairs", "Pairs it scored", samples=preferences(run.samples)),
     ]
 

@@ -13,10 +13,14 @@ from recipes.lib.report.runfiles import Row, RunFiles
 
 def verdict(run: RunFiles) -> str:
     """What the page of one run says first; empty where the numbers for it are missing."""
-    if run.recipe == "ppo":
-        return _ppo(run)
+    if run.recipe in ("ppo", "rloo", "grpo"):
+        return _scores(run)
     if run.recipe == "reward":
-        return _reward(run)
+        return _pairs(run, "The reward model scores the preferred completion higher")
+    if run.recipe == "dpo":
+        return _pairs(run, "Training raised the chosen completion above the rejected one")
+    if run.recipe == "kto":
+        return _kto(run)
     if run.recipe == "evaluate":
         return _evaluate(run)
     return _loss(run)
@@ -61,25 +65,35 @@ def _evaluate(run: RunFiles) -> str:
     return _contest("The model", "its baseline", rate, interval, "prompts") + "."
 
 
-def _reward(run: RunFiles) -> str:
+def _pairs(run: RunFiles, claim: str) -> str:
     margins = differences(run.samples, "score_chosen", "score_rejected")
     if not margins:
         return ""
     share = pair_accuracy(margins, [0.0] * len(margins))
     low, high = wilson(sum(margin > 0 for margin in margins), len(margins))
     said = (
-        f"The reward model scores the preferred completion higher in {percent(share, 1)} of "
-        f"{len(margins):,} test pairs (95\u00a0%\u00a0interval {plain(100 * low, 1)} to "
-        f"{plain(100 * high, 1)})"
+        f"{claim} in {percent(share, 1)} of {len(margins):,} test pairs "
+        f"(95\u00a0%\u00a0interval {plain(100 * low, 1)} to {plain(100 * high, 1)})"
     )
     ceiling = run.summary.get("reward_accuracy_ceiling", run.summary.get("accuracy_ceiling"))
     noise = "; noise in the labels allows no more than"
     return f"{said}{noise} {percent(float(ceiling), 1)}." if is_finite(ceiling) else f"{said}."
 
 
-def _ppo(run: RunFiles) -> str:
+def _kto(run: RunFiles) -> str:
+    auc = run.summary.get("auc")
+    if not is_finite(auc):
+        return _loss(run)
+    return (
+        f"A desirable test completion was raised above an undesirable one in {percent(auc, 1)} of "
+        f"all such pairs; chance is {percent(0.5)}."
+    )
+
+
+def _scores(run: RunFiles) -> str:
     axis = "episode" if any(is_number(row.get("episode")) for row in run.metrics) else "step"
-    places, scores = points(run.metrics, axis, "objective/scores")
+    metric = "objective/scores" if run.recipe == "ppo" else "reward"
+    places, scores = points(run.metrics, axis, metric)
     if len(scores) < 2:
         return ""
     unit = "episodes" if axis == "episode" else "steps"
@@ -90,6 +104,9 @@ def _ppo(run: RunFiles) -> str:
         return f"The score is not a number after {plain(places[-1], 0)} {unit}: this run failed."
     kl = run.summary.get("kl", points(run.metrics, axis, "objective/kl")[1][-1:].sum())
     price = f", at {plain(kl, 1)} nats of KL per completion" if is_finite(kl) else ""
+    if run.recipe != "ppo":  # TRL logs the KL of tokens
+        kl = run.summary.get("kl_per_token")
+        price = f", at {plain(kl, 3)} nats of KL per token" if is_finite(kl) else ""
     return f"The mean score {_change(first, last)} over {plain(places[-1], 0)} {unit}{price}."
 
 

@@ -1,0 +1,73 @@
+"""PPO on the real sums of GSM8K with the reward that checks the last number."""
+
+import json
+from pathlib import Path
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from recipes import ppo
+from recipes.lib.arguments import parse
+from recipes.lib.gsm8k import correct_number, prompt_rows
+from recipes.lib.runs import read_jsonl
+
+FAST = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "seed": 1}
+
+
+def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
+    shared: Path,
+    tmp_path: Path,
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    # Ten of the model's words become the answers of sums, so that a random model is right at times.
+    rows = [
+        row
+        for row in prompt_rows(read_jsonl(shared / "data/prompt/gsm8k_test.jsonl"))
+        if int(row["answer"]) in range(1, 11) and len(row["prompt"][0]["content"].split()) < 60
+    ][:16]
+    vocabulary = tiny_tokenizer.get_vocab()
+    words = sorted(vocabulary, key=vocabulary.__getitem__)[-10:]
+    text = tiny_tokenizer.backend_tokenizer.to_str()
+    state = json.loads(text)
+    for number, word in enumerate(words, start=1):
+        state["model"]["vocab"][str(number)] = state["model"]["vocab"].pop(word)
+    (tmp_path / "tiny").mkdir()
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "tiny/tokenizer.json").write_text(json.dumps(state))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "model_name_or_path": str(tmp_path / "tiny"),
+        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "reward_funcs": ["recipes.lib.gsm8k:correct_number"],
+        "total_episodes": 128,
+        "rollout_batch_size": 64,
+        "num_ppo_epochs": 1,
+        "num_mini_batches": 2,
+        "per_device_train_batch_size": 32,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "log_completions": True,
+        "output_dir": str(tmp_path / "run"),
+    }
+    summary = ppo.run(parse("ppo", [], FAST | values))
+    assert summary["episodes"] == 128
+    assert 0 < summary["scores"] < 0.5  # at times, and no more
+    samples = read_jsonl(tmp_path / "run/samples.jsonl")
+    assert len(samples) == 8
+    # The prompt of a sample is what the tiny model could read of it: find its row the same way.
+    answers = {_read(tiny_tokenizer, tmp_path, row): row["answer"] for row in rows}
+    assert len(answers) == len(rows)
+    for sample in samples:
+        answer = answers[sample["prompt"]]
+        assert [sample["score"]] == correct_number([sample["completion"]], answer=[answer])
+
+
+def _read(tokenizer: PreTrainedTokenizerFast, folder: Path, row: dict[str, object]) -> str:
+    from transformers import AutoTokenizer
+
+    from recipes.lib.generation import prompt_token_ids
+
+    saved = AutoTokenizer.from_pretrained(folder / "tiny")
+    ids = prompt_token_ids(saved, row["prompt"])  # type: ignore[arg-type]
+    return str(saved.decode(ids, skip_special_tokens=True))

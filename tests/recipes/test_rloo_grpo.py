@@ -1,0 +1,231 @@
+"""RLOO and GRPO learn a reward that is easy to see, write a whole run, and go on from it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from recipes import grpo, rloo
+from recipes.lib.arguments import launch, parse
+from recipes.lib.errors import UserError
+from recipes.lib.runs import read_jsonl
+
+RECIPES = {"rloo": rloo, "grpo": grpo}
+FAST = {
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "seed": 1,
+}
+REWARDS = """
+import asyncio
+
+def colours(completions, **columns):
+    words = [text.split() for text in completions]
+    return [sum(word in ("red", "blue") for word in said) / 8 for said in words]
+
+async def length(completion_ids, **columns):
+    await asyncio.sleep(0)
+    return [float(len(ids)) for ids in completion_ids]
+
+def only_dogs(prompts, completions, **columns):
+    return [1.0 if "dog" in prompt else None for prompt in prompts]
+
+def starts(completions, **columns):
+    return [float(text.startswith(" ")) for text in completions]
+"""
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    prompts = [f"the {noun} {verb} the" for noun in ("cat", "dog") for verb in ("saw", "found")]
+    rows = [json.dumps({"prompt": prompt}) for prompt in prompts]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    return tmp_path
+
+
+def values_of(folder: Path, name: str, *rewards: str, **more: Any) -> dict[str, Any]:
+    tiny = {
+        "model_name_or_path": str(folder / "tiny"),
+        "dataset_name": str(folder / "rows.jsonl"),
+        "reward_funcs": [f"{folder / 'rewards.py'}:{reward}" for reward in rewards or ["colours"]],
+        "max_steps": 3,
+        "per_device_train_batch_size": 16,
+        "num_generations": 8,
+        "max_completion_length": 8,
+        "beta": 0.01,
+        "learning_rate": 2e-2,
+        "log_completions": True,
+        "output_dir": str(folder / name),
+    }
+    return FAST | tiny | more
+
+
+def train(recipe: str, folder: Path, name: str, *rewards: str, **more: Any) -> dict[str, Any]:
+    return RECIPES[recipe].run(parse(recipe, [], values_of(folder, name, *rewards, **more)))
+
+
+def colour_probability(path: Path) -> float:
+    """Of a colour after "the cat saw the", by plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    with torch.no_grad():
+        logits = model(**tokenizer("the cat saw the", return_tensors="pt")).logits[0, -1]
+    ids = tokenizer.convert_tokens_to_ids(["red", "blue"])
+    return float(logits.softmax(-1)[ids].sum())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_reward_rises_and_what_was_learned_lies_in_final(recipe: str, folder: Path) -> None:
+    summary = train(recipe, folder, "run", max_steps=24)
+    run = folder / "run"
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "lineage.json",
+        "summary.json",
+        "report.html",
+        "final",
+    }
+    assert summary["episodes"] == 24 * 16
+    assert summary["scores"] > 0.2 > 0.1 > summary["first_scores"]
+    assert 0 < summary["kl_per_token"] < 5
+    # The two colours are 2 of 60 tokens, and the model is random.
+    assert colour_probability(folder / "tiny") < 0.05
+    assert colour_probability(run / "final") > 0.2
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert f"The mean score rose from {summary['first_scores']:.2f}" in page
+    for title in ("Reward", "Distance from the start", "Prompts without a signal", "Samples"):
+        assert f">{title}<" in page
+    assert json.loads((run / "lineage.json").read_text())["reward_funcs"] == [
+        f"{folder / 'rewards.py'}:colours"
+    ]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_samples_are_what_the_rewards_saw_with_their_weighted_sum(
+    recipe: str, folder: Path
+) -> None:
+    train(recipe, folder, "run", "colours", "length", "only_dogs", reward_weights=[8.0, 0.5, 3.0])
+    rows = read_jsonl(folder / "run/samples.jsonl")
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [3] * 4
+    for row in rows:
+        words = row["completion"].split()
+        colours = sum(word in ("red", "blue") for word in words)
+        dog = 3.0 if "dog" in row["prompt"] else 0.0
+        assert row["score"] == pytest.approx(colours + 0.5 * row["num_tokens"] + dog)
+        assert not words or row["completion"].startswith(" ")
+        assert len(words) <= row["num_tokens"] <= 8
+    logged = read_jsonl(folder / "run/metrics.jsonl")[0]
+    parts = 8 * logged["rewards/colours/mean"] + 0.5 * logged["rewards/length/mean"]
+    # Both prompts of a step are about a dog, one is, or none; the function says 1 where it applies.
+    assert any(logged["reward"] == pytest.approx(parts + 3 * share) for share in (0, 0.5, 1))
+
+
+def test_a_reward_reads_the_text_that_continues_the_prompt(shared: Path, tmp_path: Path) -> None:
+    # This tokenizer drops the space in front of a completion that is decoded by itself.
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    values = {
+        "model_name_or_path": str(shared / "models/stories260K"),
+        "dataset_name": str(shared / "data/prompt/tinystories.jsonl"),
+        "max_train_rows": 4,
+        "max_steps": 1,
+    }
+    summary = train("rloo", tmp_path, "run", "starts", **values)
+    assert summary["scores"] > 0.5
+
+
+def test_the_stated_batch_sets_accumulation_and_generation(folder: Path) -> None:
+    config = parse(
+        "grpo",
+        [],
+        values_of(folder, "run", per_device_train_batch_size=4, global_batch_size=32),
+    )
+    training = config.training
+    assert training is not None
+    assert (training.gradient_accumulation_steps, training.generation_batch_size) == (8, 32)
+    summary = train(
+        "grpo", folder, "run", per_device_train_batch_size=4, global_batch_size=32, max_steps=2
+    )
+    assert summary["episodes"] == 64
+
+
+def test_the_reference_of_a_merged_adapter_is_the_merged_model(folder: Path) -> None:
+    lora = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_r": 4}
+    train("rloo", folder, "lora", **lora)
+    assert (folder / "lora/final/adapter_config.json").is_file()
+    # TRL would take the base, from which the merged adapter is far away from the first step on.
+    train("rloo", folder, "next", model_name_or_path=str(folder / "lora"), max_steps=1)
+    assert read_jsonl(folder / "next/metrics.jsonl")[0]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_goes_on_and_in_its_first_epoch_ends_where_the_whole_one_does(
+    recipe: str, folder: Path
+) -> None:
+    # One epoch: 2 prompts a step of 4. Later epochs and half-used generations are not exact.
+    keep = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    train(recipe, folder, "whole", **keep)
+    train(recipe, folder, "cut", **keep)
+    for name in ("checkpoint-2", "final"):
+        shutil.rmtree(folder / "cut" / name)
+    (folder / "cut/summary.json").unlink()
+    train(recipe, folder, "cut", **keep, resume=True)
+    steps = [row["step"] for row in read_jsonl(folder / "cut/metrics.jsonl")]
+    assert steps == [1, 2]
+    whole, again = (
+        AutoModelForCausalLM.from_pretrained(folder / name / "final") for name in ("whole", "cut")
+    )
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"reward_funcs": []}, r"reward_funcs=\[\] names no reward"),
+        ({"reward_funcs": ["rewards.py:colours"]}, r"reward function file rewards\.py is not"),
+        ({"reward_weights": [1.0, 2.0]}, r"reward_weights=\[1\.0, 2\.0\] has 2 entries for 1"),
+        ({"dataset_name": "nothing.jsonl"}, "there is no such file"),
+        ({"global_batch_size": 24}, "global_batch_size=24: not a multiple of 16"),
+        ({"num_generations": 5}, "must be evenly divisible|must be divisible"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_no_run(
+    folder: Path, values: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UserError, match=text) as caught:
+        train("rloo", folder, "run", **values)
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "run").glob("*"))
+
+
+def test_a_row_without_any_reward_ends_the_run_with_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values_of(folder, "run", "only_dogs")))
+    assert launch("grpo", ["--config", str(path)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("rlhf grpo: error: every reward function returned None for row")
