@@ -1,8 +1,9 @@
-"""PPO on the real sums of GSM8K with the reward that checks the last number."""
+"""PPO on the real sums of GSM8K: a checkable reward, one by TRL's name, an async one together."""
 
 import json
 from pathlib import Path
 
+import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import ppo
@@ -11,6 +12,15 @@ from recipes.lib.gsm8k import correct_number, prompt_rows
 from recipes.lib.runs import read_jsonl
 
 FAST = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "seed": 1}
+
+
+ASYNC = """
+import asyncio
+
+async def length(completion_ids, **columns):
+    await asyncio.sleep(0)
+    return [float(len(ids)) for ids in completion_ids]
+"""
 
 
 def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
@@ -27,8 +37,7 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
     ][:16]
     vocabulary = tiny_tokenizer.get_vocab()
     words = sorted(vocabulary, key=vocabulary.__getitem__)[-10:]
-    text = tiny_tokenizer.backend_tokenizer.to_str()
-    state = json.loads(text)
+    state = json.loads(tiny_tokenizer.backend_tokenizer.to_str())
     for number, word in enumerate(words, start=1):
         state["model"]["vocab"][str(number)] = state["model"]["vocab"].pop(word)
     (tmp_path / "tiny").mkdir()
@@ -36,10 +45,16 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
     (tmp_path / "tiny/tokenizer.json").write_text(json.dumps(state))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text(ASYNC)
     values = {
         "model_name_or_path": str(tmp_path / "tiny"),
         "dataset_name": str(tmp_path / "rows.jsonl"),
-        "reward_funcs": ["recipes.lib.gsm8k:correct_number"],
+        "reward_funcs": [
+            "recipes.lib.gsm8k:correct_number",
+            "get_soft_overlong_punishment",
+            f"{tmp_path / 'mine.py'}:length",
+        ],
+        "reward_weights": [1.0, 5.0, 0.25],
         "total_episodes": 128,
         "rollout_batch_size": 64,
         "num_ppo_epochs": 1,
@@ -52,7 +67,9 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
     }
     summary = ppo.run(parse("ppo", [], FAST | values))
     assert summary["episodes"] == 128
-    assert 0 < summary["scores"] < 0.5  # at times, and no more
+    logged = read_jsonl(tmp_path / "run/metrics.jsonl")
+    assert all(0 < row["rewards/correct_number"] < 0.5 for row in logged)  # at times, and no more
+    assert all(row["rewards/soft_overlong_punishment_reward"] == 0 for row in logged)  # 8 tokens
     samples = read_jsonl(tmp_path / "run/samples.jsonl")
     assert len(samples) == 8
     # The prompt of a sample is what the tiny model could read of it: find its row the same way.
@@ -60,7 +77,9 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
     assert len(answers) == len(rows)
     for sample in samples:
         answer = answers[sample["prompt"]]
-        assert [sample["score"]] == correct_number([sample["completion"]], answer=[answer])
+        (right,) = correct_number([sample["completion"]], answer=[answer])
+        assert right is not None
+        assert sample["score"] == pytest.approx(right + 0.25 * sample["num_tokens"])
 
 
 def _read(tokenizer: PreTrainedTokenizerFast, folder: Path, row: dict[str, object]) -> str:

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes import grpo, rloo
+from recipes import grpo, reward, rloo
 from recipes.lib.arguments import launch, parse
 from recipes.lib.errors import UserError
 from recipes.lib.runs import read_jsonl
@@ -152,6 +152,58 @@ def test_a_reward_reads_the_text_that_continues_the_prompt(shared: Path, tmp_pat
     }
     summary = train("rloo", tmp_path, "run", "starts", **values)
     assert summary["scores"] > 0.5
+
+
+def test_a_run_of_the_reward_recipe_scores_as_it_does_by_itself(folder: Path) -> None:
+    from recipes.lib.models import load_reward_model
+
+    pairs = [{"prompt": "the cat", "chosen": " was red .", "rejected": " was old ."}] * 8
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in pairs))
+    small = {"dataset_name": str(folder / "pairs.jsonl"), "test_fraction": 0.0, "max_steps": 2}
+    small |= {"model_name_or_path": str(folder / "tiny"), "learning_rate": 1e-2}
+    small |= {"test_dataset_name": str(folder / "test.jsonl"), "output_dir": str(folder / "judge")}
+    test = {"prompt": "the dog", "chosen": " is blue .", "rejected": " is cold ."}
+    (folder / "test.jsonl").write_text(json.dumps(test))
+    reward.run(parse("reward", [], FAST | small))
+    funcs = [str(folder / "judge"), f"{folder / 'rewards.py'}:length"]
+    train("grpo", folder, "run", reward_funcs=funcs, reward_weights=[2.0, 0.5], max_steps=1)
+    model, tokenizer = load_reward_model(str(folder / "judge"))
+    for row in read_jsonl(folder / "run/samples.jsonl"):
+        ids = tokenizer(row["prompt"] + row["completion"] + tokenizer.eos_token)["input_ids"]
+        with torch.no_grad():
+            score = model(input_ids=torch.tensor([ids])).logits.item()
+        assert row["score"] == pytest.approx(2 * score + 0.5 * row["num_tokens"], abs=1e-4)
+
+
+def test_prompts_of_messages_give_messages_and_held_out_prompts_are_evaluated(folder: Path) -> None:
+    (folder / "rewards.py").write_text(
+        "def spoken(prompts, completions, fact, **columns):\n"
+        "    assert all(p[-1]['role'] == 'user' for p in prompts)\n"
+        "    assert all(c[0]['role'] == 'assistant' and len(c) == 1 for c in completions)\n"
+        "    return [f + len(c[0]['content'].split()) / 8 for f, c in zip(fact, completions)]\n"
+    )
+    rows = [
+        {"prompt": [{"role": "user", "content": f"tell me {word}"}], "fact": 10.0}
+        for word in ("cat", "dog", "sun", "moon", "rain", "tree")
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = {"test_fraction": 0.3, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    summary = train("rloo", folder, "run", "spoken", **more)
+    assert 10 < summary["scores"] <= 11
+    logs = read_jsonl(folder / "run/metrics.jsonl")
+    assert [10 < row["eval_reward"] <= 11 for row in logs if "eval_reward" in row] == [True]
+    samples = read_jsonl(folder / "run/samples.jsonl")
+    assert len(samples) == 4
+    assert "tell me" in samples[0]["prompt"]
+
+
+def test_a_generation_that_serves_twice_is_counted_once(folder: Path) -> None:
+    # 3 steps of 16 rows, each generation for 2: two generations, the second half used.
+    summary = train("grpo", folder, "run", num_iterations=2)
+    assert summary["episodes"] == 32
+    rows = read_jsonl(folder / "run/samples.jsonl")
+    said = [[row["completion"] for row in rows if row["step"] == step] for step in (1, 2, 3)]
+    assert said[0] == said[1] != said[2]
 
 
 def test_the_stated_batch_sets_accumulation_and_generation(folder: Path) -> None:
