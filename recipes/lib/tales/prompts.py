@@ -14,7 +14,7 @@ REQUESTS = (
     "Can you tell how {hero} {deed} {thing} {place}?",
 )
 # Shares of a hundred, upper bounds: every set of facts belongs to one stage and to no other.
-SPLITS = {"base": 35, "sft_train": 55, "sft_test": 60, "feedback": 76, "ppo": 92, "eval": 100}
+SPLITS = {"base": 35, "sft_train": 50, "sft_test": 54, "feedback": 75, "ppo": 92, "eval": 100}
 
 
 @dataclass(frozen=True)
