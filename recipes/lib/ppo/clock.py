@@ -11,7 +11,7 @@ OTHERS = ("evaluation", "saving")
 
 
 class Clock:
-    """Adds up seconds by phase; a phase that begins inside another one interrupts it."""
+    """Adds up seconds by phase; a phase that is measured inside another one interrupts it."""
 
     def __init__(self) -> None:
         self.phase = ""  # outside of every phase nothing is added up
@@ -23,11 +23,15 @@ class Clock:
     def measure(self, phase: str) -> Iterator[None]:
         """Count the time inside the block as that of a phase, and of no other."""
         outer = self.phase
-        self._switch(phase)
+        self.begin(phase)
         try:
             yield
         finally:
-            self._switch(outer)
+            self.begin(outer)
+
+    def begin(self, phase: str) -> None:
+        """Count the time from now on as that of a phase, until another one begins."""
+        self._switch(phase)
 
     def count(self, phase: str, tokens: int) -> None:
         """Note that a phase has processed so many tokens."""

@@ -67,6 +67,8 @@ def find(rows: Sequence[Row]) -> list[Finding]:
         At most one finding of each kind.
     """
     said = {kind: rule(rows) for kind, rule in RULES.items()}
+    if said["same_completions"]:
+        said["constant_reward"] = ""  # follows from it
     return [Finding(kind, message) for kind, message in said.items() if message]
 
 
@@ -79,8 +81,8 @@ def _negative_kl(rows: Sequence[Row]) -> str:
     if not pool[0]["is_full"] or not is_negative:
         return ""
     return (
-        f"KL is {kl:.3g} +- {error:.1g} nats per completion, and no true KL is negative: texts are "
-        "sampled and scored differently. Try bf16=false, attn_implementation=eager."
+        f"KL is {kl:.3g} +- {error:.1g} nats per completion; no true KL is negative, so sampling "
+        "and scoring differ. Try bf16=false or attn_implementation=eager."
     )
 
 
@@ -170,7 +172,8 @@ def _episodes(rows: Sequence[Row]) -> int:
 
 
 def _entropy(row: Row) -> float:
-    return row["objective/entropy"] / row["objective/completion_length"]
+    # Sampled, so rounding can leave a zero with a minus in front.
+    return max(0.0, row["objective/entropy"] / row["objective/completion_length"])
 
 
 def _zero_loss(row: Row) -> float:

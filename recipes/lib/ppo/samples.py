@@ -70,21 +70,22 @@ def token_texts(
     Returns:
         One text for each token, empty for the first parts of a character.
     """
-    ids = [*prompt_ids[-NUM_CONTEXT:], *completion_ids]
-    begin = len(ids) - len(completion_ids)
+    ids = [*prompt_ids, *completion_ids]
+    told = len(prompt_ids)  # tokens before this one have been given their text
+    starts = [0, told]  # where a whole character begins: context from elsewhere may be garbage
     pieces: list[str] = []
-    told = begin  # tokens before this one have been given their text
-    for end in range(begin + 1, len(ids) + 1):
-        start = max(0, told - NUM_CONTEXT)
+    for end in range(told + 1, len(ids) + 1):
+        start = max((s for s in starts if s <= told - NUM_CONTEXT), default=starts[0])
         before, text = tokenizer.decode(ids[start:told]), tokenizer.decode(ids[start:end])
-        is_part = text.endswith(BROKEN) and end - told < MAX_PARTS and end < len(ids)
-        if is_part:
+        if text.endswith(BROKEN) and end - told < MAX_PARTS and end < len(ids):
             pieces.append("")
             continue
-        # Where the tokenizer rewrites what stood before, the new tokens are decoded by themselves.
+        # Where new tokens rewrite what stood before them, they are decoded by themselves.
         is_added = text.startswith(before)
         pieces.append(text[len(before) :] if is_added else tokenizer.decode(ids[told:end]))
         told = end
+        # Some decoders give up a whole run of bytes for one that is wrong: go on without it.
+        starts = [end] if BROKEN in pieces[-1] else [*starts[-NUM_CONTEXT:], end]
     return pieces
 
 

