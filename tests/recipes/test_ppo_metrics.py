@@ -34,7 +34,7 @@ def run(folder: Path, model: Any, tokenizer: Any) -> Path:
     tokenizer.save_pretrained(folder / "model")
     rows = [json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS]
     (folder / "train.jsonl").write_text("".join(rows * 4))
-    (folder / "test.jsonl").write_text("".join(rows[:2]))
+    (folder / "test.jsonl").write_text('{"prompt": "the moon"}\n{"prompt": "old house"}\n')
     (folder / "rewards.py").write_text(REWARDS)
     given = {
         "model_name_or_path": folder / "model",
