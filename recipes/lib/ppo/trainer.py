@@ -19,6 +19,7 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
@@ -49,7 +50,7 @@ class PPOTrainer(Trainer):
         args: The configuration.
         train_dataset: Prompts, as text or messages in a `prompt` column; further columns are handed
             on to the reward functions.
-        eval_dataset: Prompts to evaluate on.
+        eval_dataset: Prompts to evaluate on; several sets by name have metrics of their own.
         processing_class: Tokenizer; default: the model's.
         reward_processing_classes: Tokenizer of each reward model; default: its own.
         callbacks: Callbacks of Trainer.
@@ -72,7 +73,7 @@ class PPOTrainer(Trainer):
         reward_funcs: Any,
         args: PPOConfig,
         train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -208,7 +209,7 @@ class PPOTrainer(Trainer):
 
     def evaluate(
         self,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -226,6 +227,9 @@ class PPOTrainer(Trainer):
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         if data is None:
             raise UserError("evaluation needs prompts; give eval_dataset.")
+        if isinstance(data, dict):
+            parts = [self.evaluate(d, None, f"{metric_key_prefix}_{n}") for n, d in data.items()]
+            return {name: value for part in parts for name, value in part.items()}
         with self.clock.measure("evaluation"):
             seed = self.args.seed ^ EVALUATION_SEED
             metrics = self.collector.evaluate(self._prompts(data), seed)
@@ -248,7 +252,7 @@ class PPOTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             self.actor_critic.policy.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
-            if _internal_call:
+            if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
                 save_value_weights(self.actor_critic, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
