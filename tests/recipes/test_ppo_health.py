@@ -1,6 +1,7 @@
 """A PPO run that goes wrong says so: each fault is planted in a real run of a tiny model."""
 
 import copy
+import importlib.util
 import json
 import re
 from dataclasses import fields
@@ -73,7 +74,7 @@ def told(trainer: PPOTrainer) -> list[str]:
 
 GREEDY = {"learning_rate": 2e-2, "num_ppo_epochs": 16, "kl_coef": 0.0, "reward_funcs": one_word}
 FAULTS: dict[str, dict[str, Any]] = {
-    "clip_fraction": GREEDY,
+    "clip_fraction": GREEDY | {"total_episodes": 96},
     "entropy_collapse": GREEDY | {"total_episodes": 320, "lr_scheduler_type": "constant"},
     "same_completions": {"temperature": 1e-4, "prompts": PROMPTS[:1]},
     "constant_reward": {"reward_funcs": constant},
@@ -157,6 +158,42 @@ def test_a_healthy_run_is_told_nothing(
     assert trainer.health.warnings == []
     assert "Warning" not in capfd.readouterr().err
     assert all(r["health/warnings"] == 0 for r in trainer.state.log_history if "loss" in r)
+
+
+def test_a_run_that_comes_close_to_its_known_optimum_is_told_nothing(
+    shared: Path, tmp_path: Path
+) -> None:
+    spec = importlib.util.spec_from_file_location("exact_task", shared / "bench/exact_task.py")
+    assert spec is not None
+    assert spec.loader is not None
+    task = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(task)
+
+    def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        firsts = [3 + int(prompt.removeprefix("p")) for prompt in prompts]
+        return [task.reward(p, tuple(c)) for p, c in zip(firsts, completion_ids, strict=True)]
+
+    model, tokenizer = task.build()
+    reference = copy.deepcopy(model)
+    trainer = make(
+        model,
+        tokenizer,
+        tmp_path,
+        reward_funcs=reward,
+        prompts=[f"p{i % task.PROMPTS}" for i in range(256)],
+        total_episodes=4096,
+        rollout_batch_size=256,
+        num_ppo_epochs=4,
+        num_mini_batches=4,
+        per_device_train_batch_size=64,
+        sampling_batch_size=256,
+        max_completion_length=task.T,
+        kl_coef=0.1,
+        seed=5,
+    )
+    trainer.train()
+    assert task.evaluate(trainer.actor_critic.policy, reference, 0.1)["optimality"] > 0.9
+    assert trainer.health.warnings == []
 
 
 def test_a_warning_is_not_repeated_after_a_resume(

@@ -18,6 +18,7 @@ MIN_EPISODES = 32
 NUM_ERRORS = 3.0  # standard errors below 0 at which a mean KL counts as negative
 MIN_NEGATIVE_KL = 1e-3  # nats; below it rounding explains a negative mean
 MAX_CLIP_FRACTION = 0.4
+NUM_CLIPPED = 3  # rollouts in a row that are above it
 COLLAPSED_SHARE = 0.1  # of the entropy per token that the run began with
 COLLAPSED_ENTROPY = 0.01  # nats per token, whatever the run began with
 ROUNDING = 1e-6  # relative, of the mean and the standard deviation of equal fp32 numbers
@@ -97,11 +98,12 @@ def _collapsed_entropy(rows: Sequence[Row]) -> str:
 
 
 def _clipped(rows: Sequence[Row]) -> str:
-    share = rows[-1]["policy/clipfrac_avg"]
-    if not share > MAX_CLIP_FRACTION:
+    # A few rollouts may have it: a high learning rate at the very start can still end well.
+    shares = [row["policy/clipfrac_avg"] for row in rows[-NUM_CLIPPED:]]
+    if len(shares) < NUM_CLIPPED or not min(shares) > MAX_CLIP_FRACTION:
         return ""
     return (
-        f"clip fraction is {share:.2f}: the updates are too large for their rollout. Lower "
+        f"clip fraction is {shares[-1]:.2f}: the updates are too large for their rollout. Lower "
         "learning_rate or num_ppo_epochs, or raise rollout_batch_size."
     )
 
@@ -214,7 +216,7 @@ class Health:
         row = {name: metrics[name] for name in USED} | {"rollout": rollout, "episodes": episodes}
         if self.rows and self.rows[-1]["rollout"] == rollout:
             self.rows.pop()
-        num_kept = math.ceil(MIN_EPISODES / episodes)
+        num_kept = max(math.ceil(MIN_EPISODES / episodes), NUM_CLIPPED) - 1
         self.rows = [*self.rows[:1], *self.rows[1:][-num_kept:], row]
         known = {warning["kind"] for warning in self.warnings}
         place = {"step": step, "episode": (rollout + 1) * episodes}
