@@ -10,9 +10,10 @@ from datasets import Dataset
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.samples import token_texts
 from recipes.lib.ppo.trainer import PPOTrainer
+from recipes.lib.report import write_report
 from recipes.lib.report.tokens import MAX_TOKENS, Scale, grouped, has_tokens, pieces, scales
 from recipes.lib.runs import read_jsonl
-from tests.report_runs import ARABIC, CHINESE, EMOJI
+from tests.report_runs import ARABIC, CHINESE, EMOJI, write_run
 
 FLAG = "\U0001f1ea\U0001f1fa"
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
@@ -112,9 +113,21 @@ def test_a_long_text_is_cut_in_the_middle_and_says_how_much() -> None:
     row = sample([f" {i}" for i in range(300)])
     made = pieces(row, scales([row]))
     assert len(made) == MAX_TOKENS
-    assert [piece.numbers[0].place for piece in made] == [*range(1, 151), *range(251, 301)]
-    assert [piece.left_out for piece in made if piece.left_out] == [100]
-    assert made[150].left_out == 100
+    assert [piece.numbers[0].place for piece in made] == [*range(1, 121), *range(261, 301)]
+    assert [piece.left_out for piece in made if piece.left_out] == [140]
+    assert made[120].left_out == 140
+
+
+def test_a_page_of_long_texts_stays_small(tmp_path: Path) -> None:
+    tokens = [f" {word}" for word in range(1000)]
+    rows = [
+        sample(tokens) | {"step": step, "prompt": f"{step} {n}", "completion": "".join(tokens)}
+        for step in (1, 2, 3)
+        for n in range(4)
+    ]
+    page = write_report(write_run(tmp_path, {"recipe": "ppo"}, samples=rows))
+    assert page.read_text().count('class="t"') == 9 * MAX_TOKENS
+    assert len(page.read_bytes()) < 400_000
 
 
 def test_a_sample_without_numbers_for_each_token_is_shown_as_plain_text() -> None:

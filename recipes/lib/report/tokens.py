@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from recipes.lib.report.numbers import MINUS, is_finite, plain
 from recipes.lib.report.runfiles import Row
 
-MAX_TOKENS = 200  # shown of a text; a page with all of a long one would be megabytes
-NUM_LAST = 50  # of these from its end, where the score is
+MAX_TOKENS = 160  # shown of a text; a page with all of a long one would be megabytes
+NUM_LAST = 40  # of these from its end, where the score is
 JOINER = "\u200d"  # makes one emoji of its two neighbours
 
 
