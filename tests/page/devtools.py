@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0  # seconds for an answer
+PATIENCE = 120.0  # seconds for an answer
 
 
 class Browser:

@@ -119,7 +119,7 @@ def check_times(rows: list[dict[str, Any]]) -> None:
     phases = ("sampling", "scoring", "training", "evaluation", "saving")
     known = sum(row.get(f"time/{phase}", 0.0) for row in updates[1:] for phase in phases)
     whole = updates[-1]["seconds"] - updates[0]["seconds"]
-    assert 0.9 * whole < known <= whole + 0.01
+    assert known == pytest.approx(whole, rel=0.1, abs=0.2)
 
 
 def check_the_report(folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -139,17 +139,20 @@ def check_the_report(folder: Path, rows: list[dict[str, Any]], summary: dict[str
 
 
 def test_a_phase_inside_another_interrupts_it() -> None:
-    clock = Clock()
+    clock, start = Clock(), time.monotonic()
     clock.begin("training")
     time.sleep(0.02)
     with clock.measure("saving"):
         time.sleep(0.06)
     clock.count("training", 100)
     clock.begin("")
+    wall = time.monotonic() - start
     time.sleep(0.05)
     taken = clock.take()
-    assert 0.02 <= taken["time/training"] < 0.05
-    assert 0.06 <= taken["time/saving"] < 0.1
+    assert taken["time/training"] >= 0.02
+    assert taken["time/saving"] >= 0.06
+    # nothing is counted twice, and nothing after the end
+    assert taken["time/training"] + taken["time/saving"] <= wall
     assert taken["time/training_tokens_per_second"] == pytest.approx(100 / taken["time/training"])
     assert taken["time/sampling"] == 0.0
     assert "time/evaluation" not in taken

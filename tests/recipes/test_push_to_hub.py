@@ -58,7 +58,7 @@ def recipe(folder: Path, address: str) -> subprocess.CompletedProcess[str]:
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "recipes.ppo", *flags]
     return subprocess.run(
-        command, cwd=folder, env=os.environ | online, capture_output=True, text=True, timeout=300
+        command, cwd=folder, env=os.environ | online, capture_output=True, text=True, timeout=600
     )
 
 
