@@ -94,7 +94,7 @@ def run(config: Config) -> dict[str, Any]:
 
     Returns:
         The summary: scores, KL (nats per completion) and completion length (tokens) as means over
-        the last rollouts, episodes, seconds.
+        the last rollouts, episodes, seconds, and the warnings that were given.
 
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
@@ -118,6 +118,7 @@ def run(config: Config) -> dict[str, Any]:
     summary: dict[str, Any] = {"recipe": "ppo", "episodes": training.total_episodes}
     if is_main_process():
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
+        summary["warnings"] = trainer.health.warnings
         data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
         rewards = {"reward_funcs": script.reward_funcs}
         write_lineage(folder.path, "ppo", model.model_name_or_path, data, **rewards)

@@ -25,6 +25,8 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
     console = console or Console(highlight=False)
     console.print()
     console.print(_numbers_table(config.recipe, summary))
+    for warning in summary.get("warnings", []):
+        _print_line(console, f"Warning at step {warning['step']}: {warning['message']}")
     folder = output_folder(config)
     if folder is None:
         return

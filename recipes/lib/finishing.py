@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
@@ -39,15 +40,24 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
 
 
 def save_final(trainer: Any, run: Run) -> None:
-    """Save model and tokenizer to final/, whole or not at all.
+    """Save model and tokenizer to final/, whole or not at all, and push them where that is asked.
 
     Args:
         trainer: A transformers Trainer.
         run: Its run.
     """
-    partial = run.path / ".final.partial"
-    trainer.save_model(str(partial))
+    partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
+    # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
+    trainer.save_model(str(partial), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
+    try:
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+    finally:
+        _move_to_final(trainer, run, partial)
+
+
+def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:
     if is_main_process():
         # A pickle of the trainer's arguments; config.yaml says the same in plain text.
         (partial / "training_args.bin").unlink(missing_ok=True)

@@ -233,3 +233,21 @@ def function_name(function: RewardFunction) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
+
+
+def distinct_names(functions: Sequence[RewardFunction]) -> list[str]:
+    """Names of reward functions for metrics, numbered where several have the same.
+
+    Args:
+        functions: The reward functions.
+
+    Returns:
+        For example `final`, `final-2`, `short`.
+    """
+    names: list[str] = []
+    for function in functions:
+        name, number = function_name(function), 1
+        while (numbered := name if number == 1 else f"{name}-{number}") in names:
+            number += 1
+        names.append(numbered)
+    return names

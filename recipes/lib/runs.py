@@ -157,7 +157,9 @@ def _refuse_other_config(path: Path, values: dict[str, Any]) -> None:
 
 def config_text(values: dict[str, Any]) -> str:
     """The YAML of a configuration as it is kept in config.yaml."""
-    kept = {key: value for key, value in values.items() if key not in {"resume", "overwrite"}}
+    # A token is a secret: the file goes into reports and to the Hub.
+    left_out = {"resume", "overwrite", "hub_token"}
+    kept = {key: value for key, value in values.items() if key not in left_out}
     return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 

@@ -231,6 +231,18 @@ def test_the_name_of_a_run_is_escaped(tmp_path: Path) -> None:
     assert page.all("h1")[0].text == "a<b>&c"
 
 
+def test_warnings_stand_on_top_of_the_run_and_of_the_quickstart(tmp_path: Path) -> None:
+    report_runs.quickstart_run(tmp_path)
+    warning = {"kind": "value_loss", "step": 12, "episode": 1280, "message": "value loss is <b>"}
+    summary = json.loads((tmp_path / "ppo/summary.json").read_text()) | {"warnings": [warning]}
+    (tmp_path / "ppo/summary.json").write_text(json.dumps(summary))
+    for page in (Page(write_report(tmp_path / "ppo")), Page(write_quickstart_report(tmp_path))):
+        assert page.headings[0] == "One warning"
+        (line,) = page.all("li", class_="warning")
+        assert line.text == "From episode 1,280, step 12: value loss is <b>"
+    assert not Page(write_report(tmp_path / "sft")).all("li", class_="warning")
+
+
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     report_runs.reward_run(tmp_path)
     first = write_report(tmp_path).read_bytes()

@@ -3,7 +3,6 @@
 Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded right), F functions.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from recipes.lib.backbone import reference_logits
 from recipes.lib.errors import UserError
 from recipes.lib.generation import completion_text
-from recipes.lib.ppo.describe import describe, explained_variance
+from recipes.lib.ppo.describe import describe, describe_episodes, describe_values
 from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
 from recipes.lib.ppo.objective import logps_and_entropy
 from recipes.lib.ppo.prompts import Prompts
@@ -27,7 +26,8 @@ from recipes.lib.ppo.returns import (
     whiten,
 )
 from recipes.lib.ppo.rollouts import Rollout, prompt_index
-from recipes.lib.rewards import RewardFunction, function_name, score
+from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
+from recipes.lib.rewards import RewardFunction, distinct_names, score
 from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
 
 # Evaluation has its own noise: the same episode numbers under another seed.
@@ -61,7 +61,6 @@ class Collector:
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
-        self.finished_at = time.monotonic()
 
     def rollout(self, number: int) -> Rollout:
         """Make a rollout; every process returns the whole of it.
@@ -72,8 +71,7 @@ class Collector:
         Returns:
             The rollout.
         """
-        args = self.trainer.args
-        start = time.monotonic()
+        args, clock = self.trainer.args, self.trainer.clock
         first = number * args.rollout_batch_size
         share = args.rollout_batch_size // args.world_size
         begin = first + args.process_index * share
@@ -81,16 +79,16 @@ class Collector:
         rows = [
             prompt_index(args.seed, n // args.num_generations, len(self.prompts)) for n in numbers
         ]
-        uniforms_BC = episode_uniforms(args.seed, numbers, args.max_completion_length)
-        mine = self.sample(self.prompts, rows, uniforms_BC)
-        sampled = time.monotonic()
-        self.score(self.prompts, mine)
-        episodes: list[Episode] = gather_object(mine)
-        rollout = self._finish(episodes)
-        self.finished_at = time.monotonic()
-        self.metrics["time/sampling"] = sampled - start
-        self.metrics["time/scoring"] = self.finished_at - sampled
-        self._keep_samples(first, episodes)
+        with clock.measure("sampling"):
+            uniforms_BC = episode_uniforms(args.seed, numbers, args.max_completion_length)
+            mine = self.sample(self.prompts, rows, uniforms_BC)
+        with clock.measure("scoring"):
+            self.score(self.prompts, mine)
+            episodes: list[Episode] = gather_object(mine)
+            rollout = self._finish(episodes, first)
+        sampled = sum(len(e.completion_ids) for e in episodes)
+        clock.count("sampling", sampled)
+        clock.count("scoring", sampled + sum(len(e.prompt_ids) for e in episodes))
         return rollout
 
     def sample(
@@ -185,7 +183,7 @@ class Collector:
             episode.score = total_B[i].item()
             episode.said = tuple(said_BF[i].tolist())
 
-    def _finish(self, episodes: list[Episode]) -> Rollout:
+    def _finish(self, episodes: list[Episode], first: int) -> Rollout:
         """From the episodes of all processes to one rollout; the same on each of them."""
         args = self.trainer.args
         ids_BP, mask_BP = pad_left(
@@ -204,10 +202,22 @@ class Collector:
         advantages_BC, returns_BC = advantages_and_returns(
             rewards_BC, values_BC, mask_BC, args.gamma, args.lam
         )
+        whitened_BC = whiten(advantages_BC, mask_BC)
+        names, ended_B = distinct_names(self.functions), self.ended(episodes)
         self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
-        self.metrics |= self._describe_rewards(episodes)
-        self.metrics["val/explained_variance"] = explained_variance(values_BC, returns_BC, mask_BC)
+        self.metrics |= describe_episodes(episodes, ended_B, names)
+        self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
+        if args.log_completions:
+            of_tokens = {
+                "kl": kl_BC,
+                "value": values_BC,
+                "advantage": whitened_BC,
+                "reward": rewards_BC,
+            }
+            self.samples = keep_samples(
+                self.trainer.processing_class, first, episodes[:NUM_KEPT], of_tokens
+            )
         return Rollout(
             prompt_ids=ids_BP,
             prompt_mask=mask_BP,
@@ -216,7 +226,7 @@ class Collector:
             old_logps=logps_BC,
             ref_logps=ref_logps_BC,
             old_values=values_BC,
-            advantages=whiten(advantages_BC, mask_BC),
+            advantages=whitened_BC,
             returns=returns_BC,
         )
 
@@ -238,17 +248,6 @@ class Collector:
         return torch.tensor(
             [float(e.completion_ids[-1] == self.decoding.stop_token_id) for e in episodes]
         )
-
-    def _describe_rewards(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        said_BF = torch.tensor([e.said for e in episodes])
-        metrics = {
-            "objective/raw_scores": sum(e.score for e in episodes) / len(episodes),
-            "objective/eos_fraction": self.ended(episodes).mean().item(),
-        }
-        if len(self.functions) > 1:
-            for i, function in enumerate(self.functions):
-                metrics[f"rewards/{function_name(function)}"] = said_BF[:, i].nanmean().item()
-        return metrics
 
     def evaluate(self, prompts: Prompts, seed: int) -> dict[str, float]:
         """Score what the policy says to held-out prompts.
@@ -275,17 +274,3 @@ class Collector:
             "completion_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),
             "greedy_scores": sum(e.score for e in greedy) / len(greedy),
         }
-
-    def _keep_samples(self, first: int, episodes: Sequence[Episode], num_kept: int = 4) -> None:
-        tokenizer = self.trainer.processing_class
-        self.samples = [
-            {
-                "episode": first + i,
-                "prompt": tokenizer.decode(e.prompt_ids, skip_special_tokens=True),
-                "completion": e.text,
-                "score": e.score,
-                "kl": (e.logps - e.ref_logps).sum().item(),  # type: ignore[operator]
-                "num_tokens": len(e.completion_ids),
-            }
-            for i, e in enumerate(episodes[:num_kept])
-        ]

@@ -3,7 +3,12 @@
 Shapes: B episodes, C completion tokens. Masks are 1 where a token counts.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+from recipes.lib.ppo.episodes import Episode
 
 
 def describe(
@@ -20,11 +25,13 @@ def describe(
 
     Returns:
         KL, entropy (both nats per completion), scores, their sum with the KL penalty, and the
-        length of completions in tokens.
+        length of completions in tokens; `_std` are standard deviations over episodes.
     """
-    kl = kl_BC.sum(1).mean().item()
+    kl_B = kl_BC.sum(1)
+    kl = kl_B.mean().item()
     return {
         "objective/kl": kl,
+        "objective/kl_std": kl_B.std(correction=0).item(),
         "objective/kl_coef": kl_coef,
         "objective/entropy": -(logps_BC * mask_BC).sum(1).mean().item(),
         "objective/non_score_reward": -kl_coef * kl,
@@ -32,6 +39,53 @@ def describe(
         "objective/scores": scores_B.mean().item(),
         "objective/scores_std": scores_B.std(correction=0).item(),
         "objective/completion_length": mask_BC.sum(1).float().mean().item(),
+    }
+
+
+def describe_episodes(
+    episodes: Sequence[Episode], ended_B: Tensor, names: Sequence[str]
+) -> dict[str, float]:
+    """Scores as the rewards gave them, and how the completions are.
+
+    Args:
+        episodes: The episodes of a rollout.
+        ended_B: 1 where a completion ended with the stop token.
+        names: Names of the reward functions.
+
+    Returns:
+        Mean and standard deviation of the scores before normalising, clipping and penalty, the
+        share of completions that ended, the number of different completions as a share of all, and
+        of several rewards the mean of each over the episodes to which it applies, if to any.
+    """
+    raw_B = torch.tensor([e.score for e in episodes])
+    metrics = {
+        "objective/raw_scores": sum(e.score for e in episodes) / len(episodes),
+        "objective/raw_scores_std": raw_B.std(correction=0).item(),
+        "objective/eos_fraction": ended_B.mean().item(),
+        "objective/distinct_fraction": len({tuple(e.completion_ids) for e in episodes})
+        / len(episodes),
+    }
+    if len(names) > 1:
+        said_BF = torch.tensor([e.said for e in episodes])
+        for name, said_B in zip(names, said_BF.T, strict=True):
+            if not said_B.isnan().all():
+                metrics[f"rewards/{name}"] = said_B.nanmean().item()
+    return metrics
+
+
+def describe_values(values_BC: Tensor, returns_BC: Tensor, mask_BC: Tensor) -> dict[str, float]:
+    """Values of the critic before the updates, and what they should have been.
+
+    Returns:
+        Mean of the values, mean and standard deviation of the returns, all over tokens, and the
+        explained variance.
+    """
+    kept = mask_BC.bool()
+    return {
+        "val/explained_variance": explained_variance(values_BC, returns_BC, mask_BC),
+        "val/values_mean": values_BC[kept].mean().item(),
+        "val/returns_mean": returns_BC[kept].mean().item(),
+        "val/returns_std": returns_BC[kept].std(correction=0).item(),
     }
 
 

@@ -11,7 +11,6 @@ Source:
 """
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,22 @@ from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
+from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import load_value_weights, parameter_groups, save_value_weights
+from recipes.lib.ppo.health import Health, tell
 from recipes.lib.ppo.objective import logps_and_entropy, micro_batch_loss
 from recipes.lib.ppo.prompts import Prompts, tokenize_prompts
 from recipes.lib.ppo.roles import load, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
+from recipes.lib.ppo.samples import append_samples
+from recipes.lib.ppo.state import read_state, write_state
 from recipes.lib.reward_models import load_reward_functions
-from recipes.lib.runs import write_json
 
 # Largest |log ratio| that rounding explains before the first update of a rollout: fp32, 16 bits.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
@@ -47,7 +50,7 @@ class PPOTrainer(Trainer):
         args: The configuration.
         train_dataset: Prompts, as text or messages in a `prompt` column; further columns are handed
             on to the reward functions.
-        eval_dataset: Prompts to evaluate on.
+        eval_dataset: Prompts to evaluate on; several sets by name have metrics of their own.
         processing_class: Tokenizer; default: the model's.
         reward_processing_classes: Tokenizer of each reward model; default: its own.
         callbacks: Callbacks of Trainer.
@@ -70,7 +73,7 @@ class PPOTrainer(Trainer):
         reward_funcs: Any,
         args: PPOConfig,
         train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
         reward_processing_classes: Any = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -95,6 +98,7 @@ class PPOTrainer(Trainer):
         functions = load_reward_functions(
             reward_funcs, reward_processing_classes, args.scoring_batch_size, args.device
         )
+        self.clock, self.health = Clock(), Health()
         self.collector = Collector(self, functions, self._prompts(train_dataset))
         self.stream = RolloutStream(args, self.collector.rollout)
         self.sums: dict[str, float] = {}  # of the updates since the last log
@@ -104,6 +108,11 @@ class PPOTrainer(Trainer):
         """Policy and critic, without what the launcher wrapped around them."""
         module: ActorCritic = self.accelerator.unwrap_model(self.model)
         return module
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as Trainer does; what comes before the first update is no phase of the run."""
+        with self.clock.measure(""):
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
         """The stream of rollouts, unprepared: see RolloutStream."""
@@ -128,6 +137,7 @@ class PPOTrainer(Trainer):
     ) -> Tensor:
         """Loss of one micro-batch: its share of the optimizer step's mean over tokens."""
         args, mask_BC = self.args, inputs["completion_mask"]
+        self.clock.begin("training")
         logits_BCV, values_BC = model(
             input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             attention_mask=torch.cat([inputs["prompt_mask"], mask_BC], dim=1),
@@ -142,6 +152,8 @@ class PPOTrainer(Trainer):
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
         for name, share in shares.items():
             self.sums[name] = self.sums.get(name, 0.0) + share
+        num_tokens = int((inputs["prompt_mask"].sum() + mask_BC.sum()).item())
+        self.clock.count("training", num_tokens * args.world_size)
         # DDP takes the mean over processes, and the parts of a step are to be added.
         return loss * args.world_size
 
@@ -173,10 +185,18 @@ class PPOTrainer(Trainer):
         if is_update:
             logs |= self._update_metrics() | self.collector.metrics | {"episode": episodes}
             logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
-            logs["time/training"] = time.monotonic() - self.collector.finished_at
+            logs |= self.clock.take() | self._check_health(logs)
         super().log(logs, start_time)
         if is_update and args.log_completions and args.should_save:
-            self._write_samples()
+            append_samples(Path(args.output_dir), self.state.global_step, self.collector.samples)
+
+    def _check_health(self, logs: dict[str, float]) -> dict[str, float]:
+        step, args = self.state.global_step, self.args
+        rollout = (step - 1) // args.steps_per_rollout
+        new = self.health.note(logs, rollout, args.rollout_batch_size, step)
+        if self.is_world_process_zero():
+            tell(new)
+        return {"health/warnings": len(self.health.warnings)}
 
     def _update_metrics(self) -> dict[str, float]:
         names = sorted(self.sums)
@@ -187,17 +207,9 @@ class PPOTrainer(Trainer):
         steps = metrics.pop("steps")
         return {name: value / steps for name, value in metrics.items()}
 
-    def _write_samples(self) -> None:
-        path = Path(self.args.output_dir) / "samples.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for sample in self.collector.samples:
-                row = {"step": self.state.global_step} | sample
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
     def evaluate(
         self,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -215,7 +227,12 @@ class PPOTrainer(Trainer):
         data = eval_dataset if eval_dataset is not None else self.eval_dataset
         if data is None:
             raise UserError("evaluation needs prompts; give eval_dataset.")
-        metrics = self.collector.evaluate(self._prompts(data), self.args.seed ^ EVALUATION_SEED)
+        if isinstance(data, dict):
+            parts = [self.evaluate(d, None, f"{metric_key_prefix}_{n}") for n, d in data.items()]
+            return {name: value for part in parts for name, value in part.items()}
+        with self.clock.measure("evaluation"):
+            seed = self.args.seed ^ EVALUATION_SEED
+            metrics = self.collector.evaluate(self._prompts(data), seed)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
@@ -235,10 +252,14 @@ class PPOTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             self.actor_critic.policy.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
-            if _internal_call:
+            if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
                 save_value_weights(self.actor_critic, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.clock.measure("saving"):
+            super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         policy = self.actor_critic.policy
@@ -256,17 +277,9 @@ class PPOTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """With the random states, keep where the stream stands and what it holds."""
         super()._save_rng_state(output_dir)
-        collector, totals = self.collector, dict(self.sums)
         if self.args.should_save:
             self.stream.save(Path(output_dir), self.state.global_step)
-            state = {
-                "kl_coef": collector.kl.value,
-                "moments": vars(collector.moments),
-                "metrics": collector.metrics,
-                "samples": collector.samples,
-                "sums": totals,
-            }
-            write_json(Path(output_dir) / "ppo_state.json", state)
+            write_state(self, Path(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """With the random states, put the stream back to where it stood."""
@@ -274,9 +287,4 @@ class PPOTrainer(Trainer):
         if checkpoint is None:
             return
         self.stream.load(Path(checkpoint))
-        state = json.loads((Path(checkpoint) / "ppo_state.json").read_text(encoding="utf-8"))
-        self.collector.kl.value = state["kl_coef"]
-        vars(self.collector.moments).update(state["moments"])
-        self.collector.metrics, self.collector.samples = state["metrics"], state["samples"]
-        # Sums are added up over processes when they are logged, so one of them takes them on.
-        self.sums = state["sums"] if self.args.process_index == 0 else {}
+        read_state(self, Path(checkpoint))

@@ -46,6 +46,7 @@ def write_report(run: Path) -> Path:
         "eyebrow": TITLES.get(files.recipe, files.recipe or "Run"),
         "title": files.path.resolve().name,
         "verdict": verdict(files),
+        "warnings": _warnings(files),
         "tiles": tiles(files.summary, RUN_TILES),
         "sections": run_sections(files),
         "numbers": list(_all_numbers(files.summary)),
@@ -70,6 +71,7 @@ def write_quickstart_report(root: Path) -> Path:
         "eyebrow": "RLHF quickstart",
         "title": "From a base model to PPO",
         "verdict": quickstart_verdict(summary),
+        "warnings": [line for run in stages.values() for line in _warnings(run)],
         "tiles": tiles({**summary, **_total(summary)}, QUICKSTART_TILES, QUICKSTART_LABELS),
         "stages": [_stage(root, name, summary) for name in stages],
         "sections": quickstart_sections(stages),
@@ -126,6 +128,14 @@ def _total(summary: Row) -> Row:
     listed = times.values() if isinstance(times, dict) else []
     values = [value for value in listed if is_number(value)]
     return {"total_seconds": sum(values)} if values else {}
+
+
+def _warnings(run: RunFiles) -> list[str]:
+    told = run.summary.get("warnings")
+    return [
+        f"From episode {warning['episode']:,}, step {warning['step']:,}: {warning['message']}"
+        for warning in (told if isinstance(told, list) else [])
+    ]
 
 
 def _all_numbers(summary: Row) -> Iterator[Number]:

@@ -2,31 +2,40 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from recipes.lib.report.numbers import is_finite, is_number, plain
 from recipes.lib.report.runfiles import Row
+from recipes.lib.report.tokens import SHADES, Piece, Scale, Shade, ends, has_tokens, pieces, scales
 
 MAX_CHARACTERS = 1500
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text with the facts about it; `cut` counts the characters that were left out."""
+    """A text with the facts about it; `cut` counts the characters that were left out.
+
+    `pieces` are the text token by token, where it is known that way.
+    """
 
     text: str
     facts: str = ""
     is_best: bool = False
     cut: int = 0
+    pieces: list[Piece] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """Texts side by side: a row for each prompt, which is its first cell."""
+    """Texts side by side: a row for each prompt, which is its first cell.
+
+    `shades` are the numbers of tokens to choose from, each with the ends of its colours.
+    """
 
     columns: list[str]
     rows: list[list[Cell]]
     rule: str
+    shades: list[tuple[Shade, str, str]] = field(default_factory=list)
 
 
 def comparison(rows: Sequence[Row], names: tuple[str, str], count: int = 6) -> SampleTable | None:
@@ -79,12 +88,16 @@ def progress(rows: Sequence[Row]) -> SampleTable | None:
     """Completions of the first, a middle and the last rollout that kept samples."""
     steps = sorted({row["step"] for row in rows if is_number(row.get("step"))})
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
-    made = []
+    kept: list[Row] = []
     for step in chosen:
         ranked = _by(_distinct([row for row in rows if row.get("step") == step]), _score)
-        made += [_rollout(row) for row in _evenly(ranked, 3)]
+        kept += _evenly(ranked, 3)
+    told = [row for row in kept if has_tokens(row)]
+    colours = scales(told) if told else []
+    made = [_rollout(row, colours) for row in kept]
     rule = "Best, middle and worst kept completion of the first, a middle and the last rollout."
-    return SampleTable(["Prompt", "Completion"], made, rule) if made else None
+    shades = [(shade, *ends(scale)) for shade, scale in zip(SHADES, colours, strict=False)]
+    return SampleTable(["Prompt", "Completion"], made, rule, shades) if made else None
 
 
 def cell(value: object, facts: str = "", is_best: bool = False) -> Cell:
@@ -102,7 +115,7 @@ def _pair(row: Row, texts: tuple[str, str], scores: tuple[str, str]) -> list[Cel
     return [cell(row.get("prompt")), *sides]
 
 
-def _rollout(row: Row) -> list[Cell]:
+def _rollout(row: Row, colours: Sequence[Scale]) -> list[Cell]:
     facts = []
     for key, spelled, digits in (
         ("score", "score {}", 2),
@@ -114,7 +127,10 @@ def _rollout(row: Row) -> list[Cell]:
             facts.append(spelled.format(plain(value, digits)))
     episode = row.get("episode")
     place = f"episode {plain(episode, 0)}" if is_number(episode) else ""
-    return [cell(row.get("prompt"), place), cell(row.get("completion"), " \u00b7 ".join(facts))]
+    said = cell(row.get("completion"), " \u00b7 ".join(facts))
+    if has_tokens(row):
+        said = replace(said, pieces=pieces(row, colours))
+    return [cell(row.get("prompt"), place), said]
 
 
 def _ranked(rows: Sequence[Row], high: str, low: str) -> list[Row]:

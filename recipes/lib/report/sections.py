@@ -22,22 +22,26 @@ from recipes.lib.report.samples import (
     rated,
     references,
 )
+from recipes.lib.report.times import Spent, times
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with pictures, texts or both under it."""
+    """A heading with pictures, texts or a table of times under it."""
 
     name: str
     title: str
     pictures: list[Picture] = field(default_factory=list)
     samples: SampleTable | None = None
+    times: list[Spent] = field(default_factory=list)
 
 
 def run_sections(run: RunFiles) -> list[Section]:
     """The sections of one run's page, by its recipe; those without data are left out."""
     if run.recipe == "ppo":
-        made = [ppo_curves(run), Section("samples", "Samples", samples=progress(run.samples))]
+        texts = Section("samples", "Samples", samples=progress(run.samples))
+        spent = times(run.metrics, run.summary.get("seconds"))
+        made = [ppo_curves(run), texts, Section("times", "Where the time went", times=spent)]
     elif run.recipe in ("rloo", "grpo"):
         pictures = draw_curves(GROUPS, run.metrics, run.summary)
         made = [
@@ -82,7 +86,7 @@ def quickstart_sections(stages: dict[str, RunFiles]) -> list[Section]:
 
 def present(sections: Sequence[Section]) -> list[Section]:
     """Those sections that have something to show."""
-    return [section for section in sections if section.pictures or section.samples]
+    return [section for section in sections if section.pictures or section.samples or section.times]
 
 
 def ppo_curves(run: RunFiles) -> Section:
