@@ -1,4 +1,4 @@
-"""Checklist 34 to 43: any split is the same step, and steps, rates and metrics are counted right."""
+"""Checklist 34 to 43: any split is the same step; steps, rates and metrics are counted right."""
 
 import math
 from pathlib import Path

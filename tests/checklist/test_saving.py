@@ -105,7 +105,7 @@ def test_item_46_adapters_and_value_head_keep_fp32_on_a_16_or_4_bit_base(
     more: dict[str, Any] = {}
     if loading == "nf4":
         model: Any = str(tmp_path / "base")
-        # bitsandbytes packs weights for some CPUs in blocks of 32 by 64
+        # 64 is a block of quantization
         tiny.llama(hidden_size=64, intermediate_size=64, initializer_range=0.1).save_pretrained(
             model
         )
@@ -122,16 +122,13 @@ def test_item_46_adapters_and_value_head_keep_fp32_on_a_16_or_4_bit_base(
     assert before["value_head.weight"] == torch.float32
     stored = torch.uint8 if loading == "nf4" else torch.bfloat16
     assert stored in before.values()
-    frozen = {  # but for 4-bit weights, which bitsandbytes packs anew on some CPUs
-        name: p.clone()
-        for name, p in trainer.model.named_parameters()
-        if not p.requires_grad and p.dtype != torch.uint8
-    }
+    frozen = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}
     trainer.train()
     assert dtypes(trainer) == before
     now = dict(trainer.model.named_parameters())
     assert all(torch.equal(frozen[name], now[name]) for name in frozen)
-    assert any(now[name].abs().max() > 0 for name in adapters if "lora_B" in name)
+    # also those of the first layer, to which gradients come through all that is frozen
+    assert all(now[name].abs().max() > 0 for name in adapters if "lora_B" in name)
 
 
 @pytest.mark.parametrize("adapted", [False, True])
