@@ -144,3 +144,20 @@ def test_item_32_reward_model_and_reference_do_not_move_by_a_bit(tmp_path: Path)
     for name, module in frozen.items():
         assert tiny.same(before[name], tiny.state(module)), name
         assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize("critic", ["head", "model"])
+def test_item_31_a_warm_up_moves_the_critic_and_not_one_bit_of_the_policy(
+    tmp_path: Path, critic: str
+) -> None:
+    settings = {"critic_warmup_rollouts": 1, "weight_decay": 0.1, "critic": critic}
+    trainer = tiny.trainer(tmp_path, total_episodes=8, **settings)
+    before = tiny.state(trainer.model)
+    trainer.train()
+    moved = {n for n, t in tiny.state(trainer.model).items() if not torch.equal(before[n], t)}
+    assert "value_head.weight" in moved or "critic.score.weight" in moved
+    assert not any(name.startswith("policy.") for name in moved)
+    longer = tiny.trainer(tmp_path, **settings)
+    before = tiny.state(longer.model)
+    longer.train()  # one rollout more, which trains both
+    assert not torch.equal(before["policy.lm_head.weight"], longer.model.policy.lm_head.weight)

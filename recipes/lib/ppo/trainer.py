@@ -119,6 +119,16 @@ class PPOTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
+        """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
+        is_warm_up = inputs["rollout_number"] < self.args.critic_warmup_rollouts
+        loss = super().training_step(model, inputs, *more, **named)
+        if is_warm_up:
+            # None and not 0: the value loss moves a shared trunk, and weight decay all there is.
+            for parameter in self.actor_critic.policy.parameters():
+                parameter.grad = None
+        return loss
+
     def compute_loss(
         self,
         model: Any,
