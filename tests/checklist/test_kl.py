@@ -105,14 +105,21 @@ def test_item_03_no_key_can_truncate_the_sampling_distribution() -> None:
 def test_item_04_the_coefficient_reacts_to_nats_per_completion_and_counts_episodes(
     tmp_path: Path,
 ) -> None:
-    trainer = tiny.trainer(tmp_path, kl_coef=0.2, target_kl=1e-3, kl_horizon=100)
-    tiny.shake(trainer.actor_critic.policy, 0.3)
-    rollout = trainer.collector.rollout(0)
-    kl = ((rollout.old_logps - rollout.ref_logps) * rollout.completion_mask).sum(1).mean().item()
-    assert kl > 2e-3  # far above the target, so that the error is clipped to 0.2
-    # the rollout was rewarded with the old coefficient; eight episodes of a horizon of 100
-    assert trainer.collector.metrics["objective/kl_coef"] == 0.2
-    assert trainer.collector.kl.value == pytest.approx(0.2 * (1 + 0.2 * 8 / 100), rel=1e-12)
+    def coefficient(target: float | None) -> tuple[float, float]:
+        trainer = tiny.trainer(tmp_path, kl_coef=0.2, target_kl=target, kl_horizon=100)
+        tiny.shake(trainer.actor_critic.policy, 0.3)
+        rollout = trainer.collector.rollout(0)
+        # the rollout itself was rewarded with the old coefficient
+        assert trainer.collector.metrics["objective/kl_coef"] == 0.2
+        difference = (rollout.old_logps - rollout.ref_logps) * rollout.completion_mask
+        return trainer.collector.kl.value, difference.sum(1).mean().item()
+
+    value, kl = coefficient(None)
+    assert value == 0.2
+    assert kl > 0.1
+    # eight episodes of a horizon of 100; an error of 0.1, and one that is clipped to 0.2
+    assert coefficient(kl / 1.1)[0] == pytest.approx(0.2 * (1 + 0.1 * 8 / 100), rel=1e-6)
+    assert coefficient(kl / 9.0)[0] == pytest.approx(0.2 * (1 + 0.2 * 8 / 100), rel=1e-12)
 
 
 def widened(tensor: torch.Tensor, value: float) -> torch.Tensor:

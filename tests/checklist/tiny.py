@@ -31,6 +31,9 @@ SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_completion_length": 6,
     "learning_rate": 1e-2,
+    "gamma": 1.0,
+    "critic": "model",
+    "critic_warmup_rollouts": 0,
 }
 
 

@@ -1,0 +1,921 @@
+"""The ways in which scripts/bench/mutants breaks PPO: one substitution each, and its tests.
+
+An entry reads: item of the checklist, what is broken, file, text (found exactly once), replacement,
+modules of the tests that could notice. The tests are those named for the item.
+"""
+
+from dataclasses import dataclass, field
+
+LIB = "recipes/lib"
+PPO = "recipes/lib/ppo"
+MODULES = {
+    "kl": "tests/checklist/test_kl.py",
+    "logps": "tests/checklist/test_logps.py",
+    "rewards": "tests/checklist/test_rewards.py",
+    "values": "tests/checklist/test_values.py",
+    "batching": "tests/checklist/test_batching.py",
+    "saving": "tests/checklist/test_saving.py",
+    "objective": "tests/unit/test_ppo_objective.py",
+    "returns": "tests/unit/test_ppo_returns.py",
+    "trainer": "tests/recipes/test_ppo_trainer.py",
+    "resume": "tests/recipes/test_ppo_resume.py",
+    "distributed": "tests/distributed/test_two_processes.py",
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way to break the trainer."""
+
+    item: int
+    what: str
+    file: str
+    old: str
+    new: str
+    modules: str
+    keyword: str = field(default="")
+
+    def __post_init__(self) -> None:
+        """The tests of the item, unless others are named."""
+        if not self.keyword:
+            object.__setattr__(self, "keyword", f"item_{self.item:02}")
+
+
+RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{PPO}/collect.py"
+TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
+ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{PPO}/describe.py"
+BACKBONE, SAMPLING = f"{LIB}/backbone.py", f"{LIB}/sampling.py"
+REWARD_MODELS, MODELS = f"{LIB}/reward_models.py", f"{LIB}/models.py"
+
+K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
+LOSS = "    return of_policy + args.vf_coef * of_value, shares"
+OLD_LOGPS = "            logps_BC, _ = logps_and_entropy(logits, ids_BC, args.temperature)"
+REF_LOGPS = "ref_logps_BC, _ = logps_and_entropy(ref_logits, ids_BC, args.temperature)"
+PROBS = "probs_BV = (logits_BV.double() / temperature).softmax(-1)"
+ENDED = "float(e.completion_ids[-1] == self.decoding.stop_token_id)"
+PENALTY = "scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))"
+REF_LORA = "    with policy.disable_adapter():\n        return policy(**inputs).logits[:, :-1]"
+TEXTS = "[p + c if c.endswith(end) else p + c + end for p, c in pairs]"
+
+# fmt: off  (a mutant to a few lines: the list is read from top to bottom)
+OF_KL = [
+    Mutant(
+        1,
+        "KL twice in the reward",
+        RETURNS,
+        "rewards_BC = -kl_coef * kl_BC",
+        "rewards_BC = -2 * kl_coef * kl_BC",
+        "kl",
+    ),
+    Mutant(
+        1,
+        "KL in the loss too",
+        OBJECTIVE,
+        LOSS,
+        '    of_kl = ((logps_BC - inputs["ref_logps"]) * mask_BC).sum() / num_tokens\n'
+        "    return of_policy + args.vf_coef * of_value + args.kl_coef * of_kl, shares",
+        "kl",
+    ),
+    Mutant(
+        2,
+        "k3 instead of k1 in the reward",
+        RETURNS,
+        K1,
+        "kl_BC = (torch.expm1(ref_logps_BC - logps_BC) - ref_logps_BC + logps_BC) "
+        "* completion_mask_BC",
+        "kl",
+    ),
+    Mutant(
+        2,
+        "k3 accepted",
+        CONFIG,
+        'self.kl_estimator == "k1"',
+        'self.kl_estimator in ("k1", "k3")',
+        "kl",
+    ),
+    Mutant(
+        3,
+        "KL with the other sign",
+        RETURNS,
+        K1,
+        "kl_BC = (ref_logps_BC - logps_BC) * completion_mask_BC",
+        "kl",
+    ),
+    Mutant(
+        3,
+        "negative KL clamped away",
+        RETURNS,
+        K1,
+        "kl_BC = (logps_BC - ref_logps_BC).clamp(min=0) * completion_mask_BC",
+        "kl",
+    ),
+    Mutant(
+        3,
+        "the reference is the policy itself",
+        BACKBONE,
+        "return copy.deepcopy(policy).eval().requires_grad_(False)",
+        "return policy",
+        "kl",
+    ),
+    Mutant(
+        4,
+        "error of the controller not clipped",
+        RETURNS,
+        "min(max(kl / self.target_kl - 1.0, -0.2), 0.2)",
+        "kl / self.target_kl - 1.0",
+        "kl returns",
+    ),
+    Mutant(
+        4,
+        "controller counts updates, not episodes",
+        RETURNS,
+        "error * num_episodes / self.horizon",
+        "error / self.horizon",
+        "returns kl",
+    ),
+    Mutant(
+        4,
+        "controller counts tokens, not episodes",
+        COLLECT,
+        'self.kl.update(self.metrics["objective/kl"], len(episodes))',
+        'self.kl.update(self.metrics["objective/kl"], int(mask_BC.sum()))',
+        "kl",
+    ),
+    Mutant(
+        4,
+        "controller sees the KL per token",
+        COLLECT,
+        'self.kl.update(self.metrics["objective/kl"], len(episodes))',
+        "self.kl.update(kl_BC.sum().item() / int(mask_BC.sum()), len(episodes))",
+        "kl",
+    ),
+    Mutant(
+        5,
+        "entropy of padding logged",
+        DESCRIBE,
+        "-(logps_BC * mask_BC).sum(1)",
+        "-logps_BC.sum(1)",
+        "kl",
+    ),
+    Mutant(
+        5,
+        "entropy of padding in the loss",
+        OBJECTIVE,
+        "(entropy_BC * mask_BC).sum()",
+        "entropy_BC.sum()",
+        "kl",
+    ),
+    Mutant(5, "KL of padding rewarded", RETURNS, K1, "kl_BC = logps_BC - ref_logps_BC", "kl"),
+]
+OF_LOGPS = [
+    Mutant(
+        6,
+        "sampler without temperature",
+        SAMPLING,
+        "EpisodeNoise(uniforms_BC, width, decoding.temperature)",
+        "EpisodeNoise(uniforms_BC, width, 1.0)",
+        "logps",
+    ),
+    Mutant(
+        6,
+        "old log-probabilities without temperature",
+        COLLECT,
+        OLD_LOGPS,
+        OLD_LOGPS.replace("args.temperature", "1.0"),
+        "logps",
+    ),
+    Mutant(
+        6,
+        "reference without temperature",
+        COLLECT,
+        REF_LOGPS,
+        REF_LOGPS.replace("args.temperature", "1.0"),
+        "logps",
+    ),
+    Mutant(
+        6,
+        "training without temperature",
+        TRAINER,
+        'inputs["completion_ids"], args.temperature,',
+        'inputs["completion_ids"], 1.0,',
+        "logps",
+    ),
+    Mutant(
+        7,
+        "top-k of 20 in the sampler",
+        SAMPLING,
+        PROBS,
+        PROBS + "\n    probs_BV = probs_BV * (probs_BV >= probs_BV.topk(20).values[:, -1:])",
+        "logps",
+    ),
+    Mutant(
+        7,
+        "a least length forced on completions",
+        SAMPLING,
+        "            use_cache=True,\n",
+        "            use_cache=True,\n            min_new_tokens=1,\n",
+        "logps",
+    ),
+    Mutant(
+        8,
+        "the model's own generation_config seen",
+        SAMPLING,
+        "    model.generation_config = config\n    try:",
+        "    try:",
+        "logps",
+    ),
+    Mutant(
+        9,
+        "old log-probabilities rounded to 16 bits",
+        COLLECT,
+        OLD_LOGPS,
+        OLD_LOGPS.replace("(logits,", "(logits.bfloat16(),") + "\n            logps_BC = "
+        "logps_BC.bfloat16().float()",
+        "logps",
+    ),
+    Mutant(
+        9,
+        "nobody looks at the first ratio",
+        TRAINER,
+        "if worst > self.rounding:",
+        "if worst > 1e9:",
+        "trainer",
+    ),
+    Mutant(
+        10,
+        "log-softmax in the dtype of the model",
+        OBJECTIVE,
+        "logits_BCV.float() / temperature",
+        "logits_BCV / temperature",
+        "logps",
+    ),
+    Mutant(
+        11,
+        "tied embeddings untied",
+        BACKBONE,
+        "        self.policy = policy\n",
+        "        self.policy = policy\n        "
+        "policy.lm_head.weight = nn.Parameter(policy.lm_head.weight.detach().clone())\n",
+        "logps",
+    ),
+    Mutant(
+        11,
+        "a tied model loaded from its bare file",
+        TRAINER,
+        "policy.load_state_dict(saved.state_dict())",
+        "policy.load_state_dict({n: t for n, t in saved.state_dict().items() "
+        'if "lm_head" not in n})',
+        "logps",
+    ),
+    Mutant(
+        12,
+        "dropout modules left on",
+        BACKBONE,
+        "            module.p = 0.0\n",
+        "            pass\n",
+        "logps",
+    ),
+    Mutant(
+        12,
+        "attention dropout left on",
+        BACKBONE,
+        'if "dropout" in name and',
+        'if "drop_out" in name and',
+        "trainer",
+    ),
+    Mutant(
+        12,
+        "training in evaluation mode",
+        TRAINER,
+        '        args, mask_BC = self.args, inputs["completion_mask"]\n        logits_BCV',
+        '        model.eval()\n        args, mask_BC = self.args, inputs["completion_mask"]\n'
+        "        logits_BCV",
+        "logps",
+    ),
+    Mutant(
+        13,
+        "positions of the policy count padding",
+        BACKBONE,
+        '"position_ids": position_ids(attention_mask),',
+        '"position_ids": torch.arange(input_ids.shape[1]).expand_as(input_ids),',
+        "logps",
+    ),
+    Mutant(
+        13,
+        "positions of the critic count padding",
+        BACKBONE,
+        "position_ids=position_ids(attention_mask),",
+        "position_ids=torch.arange(input_ids.shape[1]).expand_as(input_ids),",
+        "logps",
+    ),
+    Mutant(
+        13,
+        "the sampler reads the padding",
+        SAMPLING,
+        "attention_mask=prompt_mask_BP,",
+        "attention_mask=torch.ones_like(prompt_mask_BP),",
+        "logps",
+    ),
+    Mutant(
+        14,
+        "masks from the pad token",
+        SAMPLING,
+        "mask_BC = mask_through_stop(ids_BC, decoding.stop_token_id)",
+        "mask_BC = (ids_BC != decoding.pad_token_id).long()",
+        "logps",
+    ),
+    Mutant(
+        15,
+        "log ratio not clamped",
+        OBJECTIVE,
+        "MAX_LOG_RATIO = 20.0",
+        "MAX_LOG_RATIO = 1e9",
+        "objective",
+    ),
+    Mutant(
+        16,
+        "scoring keeps its graph",
+        COLLECT,
+        "    @torch.no_grad()\n    def score(",
+        "    def score(",
+        "logps",
+    ),
+    Mutant(
+        17,
+        "the sampler leaves ids out",
+        SAMPLING,
+        PROBS,
+        PROBS.replace("logits_BV.double()", "logits_BV[:, :16].double()"),
+        "logps",
+    ),
+    Mutant(
+        17,
+        "the scorer leaves ids out",
+        OBJECTIVE,
+        "scaled_BCV.logsumexp(-1)",
+        "scaled_BCV[..., :16].logsumexp(-1)",
+        "logps",
+    ),
+]
+OF_REWARDS = [
+    Mutant(
+        18,
+        "score on the last column",
+        RETURNS,
+        "rewards_BC[rows_B, last_B] += scores_B",
+        "rewards_BC[:, -1] += scores_B",
+        "rewards",
+    ),
+    Mutant(
+        18,
+        "score on the token behind the end",
+        RETURNS,
+        "last_B = completion_mask_BC.sum(1).long() - 1",
+        "last_B = completion_mask_BC.sum(1).long().clamp(max=rewards_BC.shape[1] - 1)",
+        "rewards",
+    ),
+    Mutant(
+        19, "penalty added", COLLECT, PENALTY, PENALTY.replace("B - args", "B + args"), "rewards"
+    ),
+    Mutant(
+        19,
+        "penalty in the score's place",
+        COLLECT,
+        PENALTY,
+        "scores_B = torch.where(self.ended(episodes) > 0, scores_B, -args.missing_eos_penalty)",
+        "rewards",
+    ),
+    Mutant(
+        19,
+        "the tokenizer's end token asked for",
+        COLLECT,
+        ENDED,
+        "float(e.completion_ids[-1] == self.trainer.processing_class.eos_token_id)",
+        "rewards",
+    ),
+    Mutant(
+        19,
+        "the end looked for in the prompt too",
+        COLLECT,
+        ENDED,
+        "float(self.decoding.stop_token_id in e.prompt_ids + e.completion_ids)",
+        "rewards",
+    ),
+    Mutant(
+        20,
+        "the last value as a bootstrap",
+        RETURNS,
+        "next_value_B = torch.zeros_like(rewards_BC[:, 0])",
+        "next_value_B = values_BC[:, -1]",
+        "rewards",
+    ),
+    Mutant(
+        21,
+        "completions not cut at their end",
+        COLLECT,
+        "episodes[i].completion_ids = ids_C[:mask_C]",
+        "episodes[i].completion_ids = ids_C",
+        "rewards",
+    ),
+    Mutant(
+        21,
+        "the mask leaves the stop token out",
+        SAMPLING,
+        "return ((stops_BC.cumsum(1) - stops_BC) == 0).long()",
+        "return (stops_BC.cumsum(1) == 0).long()",
+        "rewards",
+    ),
+    Mutant(
+        22,
+        "no end token for the reward model",
+        REWARD_MODELS,
+        TEXTS,
+        "[p + c for p, c in pairs]",
+        "rewards",
+    ),
+    Mutant(
+        22,
+        "the end token twice",
+        REWARD_MODELS,
+        TEXTS,
+        "[p + c + end for p, c in pairs]",
+        "rewards",
+    ),
+    Mutant(
+        22,
+        "the start token twice in conversations",
+        REWARD_MODELS,
+        "add_special_tokens=is_plain",
+        "add_special_tokens=True",
+        "rewards",
+    ),
+    Mutant(
+        22,
+        "padding that the reward model reads",
+        REWARD_MODELS,
+        "pad = self.model.config.get_text_config().pad_token_id",
+        "pad = 5",
+        "rewards",
+    ),
+    Mutant(
+        23,
+        "a classifier of two labels accepted",
+        REWARD_MODELS,
+        "if model.config.num_labels != 1:",
+        "if model.config.num_labels < 1:",
+        "rewards",
+    ),
+    Mutant(
+        23,
+        "a random head accepted",
+        MODELS,
+        "allowed=HEAD if new_head else frozenset()",
+        "allowed=HEAD",
+        "rewards",
+    ),
+    Mutant(
+        23,
+        "a trainable reward model",
+        REWARD_MODELS,
+        "model.eval().requires_grad_(False)",
+        "model.eval()",
+        "rewards",
+    ),
+    Mutant(
+        24,
+        "scores divided by a deviation of 0",
+        RETURNS,
+        " if self.sum_of_squares > 0 else 1.0",
+        "",
+        "rewards returns",
+    ),
+    Mutant(
+        24,
+        "scores clipped above only",
+        COLLECT,
+        "scores_B.clamp(-args.reward_clip, args.reward_clip)",
+        "scores_B.clamp(max=args.reward_clip)",
+        "trainer",
+    ),
+    Mutant(
+        24,
+        "the mean of the scores subtracted",
+        COLLECT,
+        "scores_B = scores_B / self.moments.std",
+        "scores_B = (scores_B - self.moments.mean) / self.moments.std",
+        "rewards",
+    ),
+    Mutant(
+        25,
+        "whitened rewards lose their mean",
+        COLLECT,
+        "whiten(rewards_BC, mask_BC, shift_mean=False)",
+        "whiten(rewards_BC, mask_BC)",
+        "rewards",
+    ),
+    Mutant(
+        25,
+        "the flag for the mean inverted",
+        RETURNS,
+        "if not shift_mean:",
+        "if shift_mean:",
+        "rewards",
+    ),
+]
+OF_VALUES = [
+    Mutant(
+        26,
+        "values behind the end in the recursion",
+        RETURNS,
+        "values_BC = torch.where(completion_mask_BC.bool(), values_BC, 0.0)",
+        "values_BC = values_BC.clone()",
+        "values",
+    ),
+    Mutant(
+        27,
+        "no lambda in the recursion",
+        RETURNS,
+        "gamma * lam * advantage_B",
+        "gamma * advantage_B",
+        "returns",
+    ),
+    Mutant(
+        27,
+        "no discount of the next value",
+        RETURNS,
+        "gamma * next_value_B",
+        "next_value_B",
+        "returns",
+    ),
+    Mutant(
+        27,
+        "the next token's value, one too far",
+        RETURNS,
+        "        next_value_B = values_BC[:, t]\n",
+        "        next_value_B = values_BC[:, min(t + 1, values_BC.shape[1] - 1)]\n",
+        "returns",
+    ),
+    Mutant(
+        28,
+        "the head reads the token it values",
+        BACKBONE,
+        "hidden = caught[0][:, :-1]",
+        "hidden = caught[0][:, 1:]",
+        "values",
+    ),
+    Mutant(
+        28,
+        "the critic reads the token it values",
+        BACKBONE,
+        ":, -num_completion_tokens - 1 : -1\n",
+        ":, -num_completion_tokens:\n",
+        "values",
+    ),
+    Mutant(
+        29,
+        "the smaller of the two errors",
+        OBJECTIVE,
+        "torch.max(error_BC, clipped_error_BC)",
+        "torch.min(error_BC, clipped_error_BC)",
+        "values",
+    ),
+    Mutant(
+        29,
+        "the value loss without its half",
+        OBJECTIVE,
+        "loss_BC = 0.5 * torch.max(error_BC",
+        "loss_BC = torch.max(error_BC",
+        "values",
+    ),
+    Mutant(
+        30,
+        "padding in the mean",
+        RETURNS,
+        "mean = (values_BC * mask_BC).sum() / count",
+        "mean = values_BC.mean()",
+        "values",
+    ),
+    Mutant(
+        30,
+        "the unbiased variance",
+        RETURNS,
+        "* mask_BC).sum() / count\n    whitened",
+        "* mask_BC).sum() / (count - 1)\n    whitened",
+        "values",
+    ),
+    Mutant(
+        30,
+        "each process whitens its own episodes",
+        COLLECT,
+        "advantages=whiten(advantages_BC, mask_BC),",
+        "advantages=torch.cat([whiten(a, m) for a, m in zip(advantages_BC.chunk("
+        "args.world_size), mask_BC.chunk(args.world_size))]),",
+        "distributed",
+    ),
+    Mutant(
+        31, "a random score head", CRITIC, "    critic.score.weight.data.zero_()\n", "", "values"
+    ),
+    Mutant(
+        31,
+        "a random value head",
+        BACKBONE,
+        "nn.init.zeros_(head.weight)",
+        "nn.init.normal_(head.weight)",
+        "values",
+    ),
+    Mutant(
+        31,
+        "the critic's warm-up moves the policy",
+        TRAINER,
+        "                parameter.grad = None\n",
+        "                pass\n",
+        "values",
+    ),
+    Mutant(
+        32,
+        "the value loss has no gradient",
+        OBJECTIVE,
+        LOSS,
+        LOSS.replace("of_value,", "of_value.detach(),"),
+        "values",
+    ),
+    Mutant(
+        32,
+        "the critic is not in the optimizer",
+        CRITIC,
+        "        if parameter.requires_grad:\n",
+        "        if parameter.requires_grad and id(parameter) not in of_critic:\n",
+        "values",
+    ),
+    Mutant(
+        33,
+        "the adapter comes back frozen",
+        TRAINER,
+        "super()._load_from_checkpoint(resume_from_checkpoint, model=policy)",
+        'policy.load_adapter(resume_from_checkpoint, "default")',
+        "saving",
+    ),
+]
+OF_BATCHING = [
+    Mutant(
+        34,
+        "each micro-batch has its own mean",
+        ROLLOUTS,
+        '"num_tokens": num_tokens,',
+        '"num_tokens": float(rollout.completion_mask[index].sum()),',
+        "batching",
+    ),
+    Mutant(
+        34,
+        "the loss divided by the accumulation again",
+        TRAINER,
+        "loss_is_scaled_for_ga = True",
+        "loss_is_scaled_for_ga = False",
+        "batching",
+    ),
+    Mutant(
+        34,
+        "the mean over processes, not their sum",
+        TRAINER,
+        "return loss * args.world_size",
+        "return loss",
+        "distributed",
+    ),
+    Mutant(
+        35,
+        "mini-batches not counted as steps",
+        CONFIG,
+        "return self.num_ppo_epochs * self.num_mini_batches",
+        "return self.num_ppo_epochs",
+        "batching",
+    ),
+    Mutant(
+        36,
+        "one order for all epochs of a rollout",
+        ROLLOUTS,
+        "number * args.num_ppo_epochs + epoch,",
+        "number,",
+        "batching",
+    ),
+    Mutant(
+        37,
+        "sums of earlier steps in the log",
+        TRAINER,
+        "        self.sums = {}\n        steps",
+        "        steps",
+        "batching",
+    ),
+    Mutant(
+        38,
+        "Adam's settings do not arrive",
+        TRAINER,
+        "optimizer_class(groups, **kwargs)",
+        "optimizer_class(groups)",
+        "batching",
+    ),
+    Mutant(
+        38, "Adam's usual epsilon", CONFIG, "default=1e-5,  # lm", "default=1e-8,  # lm", "batching"
+    ),
+    Mutant(
+        39,
+        "the schedule counts episodes",
+        CONFIG,
+        "self.max_steps = self.num_rollouts * self.steps_per_rollout",
+        "self.max_steps = self.total_episodes",
+        "batching",
+    ),
+    Mutant(
+        39,
+        "the critic's rate does not arrive",
+        CRITIC,
+        '"lr": critic_rate if is_critic else args.learning_rate,',
+        '"lr": args.learning_rate,',
+        "batching",
+    ),
+    Mutant(
+        40,
+        "one noise for all episodes",
+        SAMPLING,
+        "key=[seed % 2**64, episode]",
+        "key=[seed % 2**64, 0]",
+        "batching",
+    ),
+    Mutant(
+        40,
+        "one noise and prompts for all processes",
+        COLLECT,
+        "begin = first + args.process_index * share",
+        "begin = first",
+        "distributed",
+    ),
+    Mutant(
+        41,
+        "each process logs its own updates",
+        TRAINER,
+        'self.accelerator.reduce(totals, "sum").tolist()',
+        "totals.tolist()",
+        "distributed",
+    ),
+    Mutant(
+        42,
+        "KL per token under the name of that per completion",
+        DESCRIBE,
+        "kl = kl_BC.sum(1).mean().item()",
+        "kl = kl_BC.mean().item()",
+        "batching",
+    ),
+    Mutant(
+        42,
+        "raw scores with the penalty",
+        COLLECT,
+        '"objective/raw_scores": sum(e.score for e in episodes) / len(episodes),',
+        '"objective/raw_scores": self.penalised(episodes).mean().item(),',
+        "batching",
+    ),
+    Mutant(
+        42,
+        "entropy of what was sampled only",
+        OBJECTIVE,
+        "return picked_BC - log_normaliser_BC, entropy_BC",
+        "return picked_BC - log_normaliser_BC, -0.5 * entropy_BC.detach() + picked_BC",
+        "batching",
+    ),
+    Mutant(
+        43,
+        "logits of the prompt too",
+        BACKBONE,
+        "return reference(**inputs).logits[:, :-1]",
+        'return reference(**(inputs | {"logits_to_keep": 0})).logits'
+        "[:, -num_completion_tokens - 1 : -1]",
+        "batching",
+    ),
+    Mutant(
+        43,
+        "activation checkpointing of the policy only",
+        BACKBONE,
+        "for model in (self.policy, self.critic):",
+        "for model in (self.policy,):",
+        "logps",
+        "item_12",
+    ),
+]
+OF_SAVING = [
+    Mutant(
+        44,
+        "a policy with an adapter accepted",
+        ROLES,
+        "if isinstance(model, PeftModel):",
+        "if False:",
+        "saving",
+    ),
+    Mutant(
+        44,
+        "the reference is the adapted policy",
+        BACKBONE,
+        REF_LORA,
+        "    return policy(**inputs).logits[:, :-1]",
+        "saving",
+    ),
+    Mutant(
+        45,
+        "the adapter stays off",
+        BACKBONE,
+        REF_LORA,
+        "    policy.base_model.disable_adapter_layers()\n"
+        "    return policy(**inputs).logits[:, :-1]",
+        "saving",
+    ),
+    Mutant(
+        45,
+        "the adapter stays off after an error",
+        BACKBONE,
+        REF_LORA,
+        "    policy.base_model.disable_adapter_layers()\n"
+        "    logits = policy(**inputs).logits[:, :-1]\n"
+        "    policy.base_model.enable_adapter_layers()\n    return logits",
+        "saving",
+    ),
+    Mutant(
+        46,
+        "a value head in the dtype of the trunk",
+        BACKBONE,
+        "1, dtype=torch.float32)",
+        "1, dtype=policy.dtype)",
+        "saving",
+    ),
+    Mutant(
+        46,
+        "the sampler casts the model",
+        SAMPLING,
+        "    model.eval()\n    with own",
+        "    model.eval().bfloat16()\n    with own",
+        "saving",
+    ),
+    Mutant(
+        47,
+        "the reference saved",
+        TRAINER,
+        "self.actor_critic.policy.save_pretrained(folder)",
+        "(self.reference or self.actor_critic.policy).save_pretrained(folder)",
+        "saving",
+    ),
+    Mutant(
+        47,
+        "no tokenizer saved",
+        TRAINER,
+        "            self.processing_class.save_pretrained(folder)\n",
+        "",
+        "saving",
+    ),
+    Mutant(
+        48,
+        "the KL coefficient starts anew",
+        TRAINER,
+        '        self.collector.kl.value = state["kl_coef"]\n',
+        "",
+        "saving",
+    ),
+    Mutant(
+        48,
+        "the reward moments start anew",
+        TRAINER,
+        '        vars(self.collector.moments).update(state["moments"])\n',
+        "",
+        "saving",
+    ),
+    Mutant(
+        48,
+        "the critic starts anew",
+        TRAINER,
+        "        load_value_weights(self.actor_critic, Path(resume_from_checkpoint))\n",
+        "",
+        "resume",
+    ),
+    Mutant(
+        48,
+        "the rollout in hand sampled again",
+        ROLLOUTS,
+        "self.rollout = Rollout(**tensors) if tensors else None",
+        "self.rollout = None",
+        "resume",
+    ),
+    Mutant(
+        48,
+        "the stream starts anew",
+        ROLLOUTS,
+        'self.first_step = state["global_step"]',
+        "self.first_step = 0",
+        "resume",
+    ),
+    Mutant(
+        49,
+        "the sampler keeps older weights",
+        SAMPLING,
+        "    was_training = model.training\n",
+        '    model = vars(model).setdefault("_kept", __import__("copy").deepcopy(model))\n'
+        "    was_training = model.training\n",
+        "saving",
+    ),
+]
+# fmt: on
+MUTANTS = OF_KL + OF_LOGPS + OF_REWARDS + OF_VALUES + OF_BATCHING + OF_SAVING
