@@ -1,7 +1,9 @@
 """Thirty optimizer steps equal the recorded ones, number by number."""
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,11 @@ REMEDY = (
 )
 
 
-@pytest.mark.parametrize("name", trajectory.RUNS)
-def test_thirty_steps_are_those_that_were_recorded(tmp_path: Path, name: str) -> None:
-    record = json.loads(trajectory.RECORD.read_text(encoding="utf-8"))
-    expected, got = record["runs"][name], trajectory.metrics(name, tmp_path)
+Rows = list[dict[str, float]]
+
+
+def compare(name: str, got: Rows, record: dict[str, Any]) -> None:
+    expected = record["runs"][name]
     assert len(got) == len(expected) == 30
     differing = [
         f"{key} at step {row['step']}: {row.get(key)} instead of {value}"
@@ -33,3 +36,25 @@ def test_thirty_steps_are_those_that_were_recorded(tmp_path: Path, name: str) ->
     assert not differing, REMEDY.format(
         count=len(differing), name=name, first=differing[0], versions=record["versions"]
     )
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    return json.loads(trajectory.RECORD.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", trajectory.RUNS)
+def test_thirty_steps_are_those_that_were_recorded(
+    tmp_path: Path, record: dict[str, Any], name: str
+) -> None:
+    compare(name, trajectory.metrics(name, tmp_path), record)
+
+
+def test_a_number_that_moved_is_told_with_the_remedy(record: dict[str, Any]) -> None:
+    got = copy.deepcopy(record["runs"]["head"])
+    got[7]["val/ratio"] *= 1.001
+    got[9].pop("objective/kl")
+    with pytest.raises(
+        AssertionError, match=r"2 numbers of the run head.*val/ratio at step 8.*Num"
+    ):
+        compare("head", got, record)
