@@ -137,7 +137,7 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def keep_unpacked(model: nn.Module) -> None:
+def keep_unpacked(model: Any) -> None:
     """Stop bitsandbytes from packing 4-bit weights for evaluation, which lets no gradient through.
 
     On CPUs with AVX512-BF16 it packs at the first evaluation and does not undo it for training.
