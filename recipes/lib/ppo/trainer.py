@@ -121,12 +121,10 @@ class PPOTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
         """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
-        is_warm_up = inputs["rollout_number"] < self.args.critic_warmup_rollouts
         loss = super().training_step(model, inputs, *more, **named)
-        if is_warm_up:
+        if inputs["rollout_number"] < self.args.critic_warmup_rollouts:
             # None and not 0: the value loss moves a shared trunk, and weight decay all there is.
-            for parameter in self.actor_critic.policy.parameters():
-                parameter.grad = None
+            self.actor_critic.policy.zero_grad(set_to_none=True)
         return loss
 
     def compute_loss(
