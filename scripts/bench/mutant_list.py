@@ -57,7 +57,6 @@ PENALTY = "scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(ep
 REF_LORA = "    with policy.disable_adapter():\n        return policy(**inputs).logits[:, :-1]"
 TEXTS = "[p + c if c.endswith(end) else p + c + end for p, c in pairs]"
 
-# fmt: off  (a mutant to a few lines: the list is read from top to bottom)
 OF_KL = [
     Mutant(
         1,
@@ -627,8 +626,8 @@ OF_VALUES = [
         31,
         "the critic's warm-up moves the policy",
         TRAINER,
-        "                parameter.grad = None\n",
-        "                pass\n",
+        "            self.actor_critic.policy.zero_grad(set_to_none=True)\n",
+        "            pass\n",
         "values",
     ),
     Mutant(
@@ -917,5 +916,4 @@ OF_SAVING = [
         "saving",
     ),
 ]
-# fmt: on
 MUTANTS = OF_KL + OF_LOGPS + OF_REWARDS + OF_VALUES + OF_BATCHING + OF_SAVING
