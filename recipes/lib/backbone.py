@@ -137,6 +137,16 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def keep_unpacked(model: Any) -> None:
+    """Stop bitsandbytes from packing 4-bit weights for evaluation, which lets no gradient through.
+
+    On CPUs with AVX512-BF16 it packs at the first evaluation and does not undo it for training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def _inputs(
     input_ids: Tensor, attention_mask: Tensor, num_completion_tokens: int
 ) -> dict[str, Any]:

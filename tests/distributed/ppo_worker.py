@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
 
+SEEN: list[tuple[str, list[int]]] = []  # by this process, in the order of sampling
 
-def every_fifth(completion_ids: list[list[int]], **_: object) -> list[float]:
+
+def every_fifth(prompts: list[str], completion_ids: list[list[int]], **_: object) -> list[float]:
+    SEEN.extend(zip(prompts, completion_ids, strict=True))
     return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
 
 
@@ -35,7 +38,7 @@ def main(model: str, out: str, critic: str) -> None:
         target_kl=0.1,
         critic=critic,
     )
-    prompts = [{"prompt": " ".join("the cat sat on".split()[: 1 + i % 4])} for i in range(10)]
+    prompts = [{"prompt": " ".join("a b c d".split()[: 1 + i % 4])} for i in range(10)]
     trainer = PPOTrainer(
         AutoModelForCausalLM.from_pretrained(model),
         every_fifth,
@@ -44,6 +47,15 @@ def main(model: str, out: str, critic: str) -> None:
         processing_class=AutoTokenizer.from_pretrained(model),
     )
     trainer.train()
+    rollout = trainer.stream.rollout
+    assert rollout is not None
+    own = {
+        "seen": SEEN,
+        "kl_coef": trainer.collector.kl.value,
+        "advantages": rollout.advantages.tolist(),
+        "mask": rollout.completion_mask.tolist(),
+    }
+    (Path(out) / f"rank{args.process_index}.json").write_text(json.dumps(own))
     if trainer.is_world_process_zero():
         state = trainer.actor_critic.state_dict()
         torch.save({name: tensor.clone() for name, tensor in state.items()}, Path(out) / "w.pt")

@@ -4,17 +4,29 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.checklist import tiny
+
 WORKER = Path(__file__).parent / "ppo_worker.py"
 ROOT = WORKER.parent.parent.parent
 
 
-def launch(num_processes: int, model: Path, out: Path, critic: str) -> tuple[dict[str, Any], Any]:
+@dataclass
+class Result:
+    """What a run wrote: facts and weights of its first process, and what each process saw."""
+
+    facts: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    ranks: list[dict[str, Any]]
+
+
+def launch(num_processes: int, model: Path, out: Path, critic: str) -> Result:
     out.mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
@@ -27,25 +39,73 @@ def launch(num_processes: int, model: Path, out: Path, critic: str) -> tuple[dic
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / "facts.json").read_text()), torch.load(out / "w.pt")
+    ranks = [json.loads((out / f"rank{i}.json").read_text()) for i in range(num_processes)]
+    return Result(json.loads((out / "facts.json").read_text()), torch.load(out / "w.pt"), ranks)
 
 
-@pytest.mark.parametrize("critic", ["model"])
-def test_two_processes_equal_one(
-    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, critic: str
-) -> None:
-    model = tmp_path / "model"
-    tiny_model.save_pretrained(model)
-    tiny_tokenizer.save_pretrained(model)
-    one, weights_of_one = launch(1, model, tmp_path / "one", critic)
-    two, weights_of_two = launch(2, model, tmp_path / "two", critic)
-    assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert two["wrapped"] == "DistributedDataParallel"
-    for name, weight in weights_of_one.items():
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
+    """The same run on one process and on two."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny.llama().save_pretrained(folder / "model")
+    tiny.tokenizer().save_pretrained(folder / "model")
+    return (
+        launch(1, folder / "model", folder / "one", "model"),
+        launch(2, folder / "model", folder / "two", "model"),
+    )
+
+
+def test_item_34_two_processes_make_the_updates_of_one(runs: tuple[Result, Result]) -> None:
+    one, two = runs
+    assert (one.facts["world_size"], two.facts["world_size"]) == (1, 2)
+    assert two.facts["wrapped"] == "DistributedDataParallel"
+    for name, weight in one.weights.items():
         # sums over tokens in another order: fp32 rounding, carried through twelve Adam steps
-        assert torch.allclose(weight, weights_of_two[name], atol=1e-4), name
-    assert len(one["logs"]) == len(two["logs"]) == 3
-    for of_one, of_two in zip(one["logs"], two["logs"], strict=True):
+        assert torch.allclose(weight, two.weights[name], atol=1e-4), name
+
+
+def test_item_41_two_processes_log_the_numbers_of_one(runs: tuple[Result, Result]) -> None:
+    one, two = runs
+    assert len(one.facts["logs"]) == len(two.facts["logs"]) == 3
+    for of_one, of_two in zip(one.facts["logs"], two.facts["logs"], strict=True):
         timeless = {key for key in of_one if not key.startswith("time/")}
         for key in timeless:
             assert of_two[key] == pytest.approx(of_one[key], rel=1e-3, abs=1e-4), key
+    # the score that is logged is the mean over both processes, which saw different ones
+    means = [
+        sum(sum(token % 5 == 0 for token in ids) / 3 for _, ids in rank["seen"][:8]) / 8
+        for rank in two.ranks
+    ]
+    assert means[0] != means[1]
+    assert two.facts["logs"][0]["objective/scores"] == pytest.approx(sum(means) / 2)
+
+
+def test_item_04_two_processes_keep_one_kl_coefficient(runs: tuple[Result, Result]) -> None:
+    one, two = runs
+    assert two.ranks[0]["kl_coef"] == two.ranks[1]["kl_coef"] != 0.05
+    assert two.ranks[0]["kl_coef"] == pytest.approx(one.ranks[0]["kl_coef"], rel=1e-6)
+
+
+def test_item_30_two_processes_whiten_over_the_episodes_of_both(
+    runs: tuple[Result, Result],
+) -> None:
+    one, two = runs
+    assert two.ranks[0]["advantages"] == two.ranks[1]["advantages"]
+    ours, mask = (torch.tensor(two.ranks[0][name]) for name in ("advantages", "mask"))
+    assert ours.shape[0] == 16
+    # the third rollout, behind eight updates that differ by rounding
+    assert torch.allclose(ours, torch.tensor(one.ranks[0]["advantages"]), atol=1e-3)
+    kept = ours[mask.bool()].double()
+    assert kept.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert kept.var(correction=0).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_item_40_two_processes_sample_different_episodes(runs: tuple[Result, Result]) -> None:
+    one, two = runs
+    for first in (0, 16, 32):  # each rollout: the first half is of one process, the second of two
+        half = first // 2
+        seen = [rank["seen"][half : half + 8] for rank in two.ranks]
+        assert seen[0] + seen[1] == one.ranks[0]["seen"][first : first + 16]
+        assert [ids for _, ids in seen[0]] != [ids for _, ids in seen[1]]
+    prompts = {prompt for prompt, _ in two.ranks[0]["seen"]}
+    assert prompts & {prompt for prompt, _ in two.ranks[1]["seen"]}  # the same prompts too

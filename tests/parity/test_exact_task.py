@@ -92,7 +92,7 @@ def test_ppo_comes_close_to_the_known_optimum(
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["head", "model"])
-def test_stopped_at_step_37_of_96_and_resumed_it_is_bit_equal(
+def test_item_48_stopped_at_step_37_of_96_and_resumed_it_is_bit_equal(
     task: ModuleType, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     weights = []

@@ -105,7 +105,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         (21, {"critic": "model", "lora": True}),
     ],
 )
-def test_a_resumed_run_is_bit_equal_to_the_unbroken_one(
+def test_item_48_a_resumed_run_is_bit_equal_to_the_unbroken_one(
     tmp_path: Path, tiny_tokenizer: Any, stop: int, more: dict[str, Any]
 ) -> None:
     whole = run(tmp_path / "whole", tiny_tokenizer, **more)

@@ -53,7 +53,7 @@ def state(module: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("critic", ["head", "model"])
 @pytest.mark.parametrize("lora", [False, True])
-def test_policy_and_critic_move_and_nothing_frozen_does(
+def test_item_32_policy_and_critic_move_and_nothing_frozen_does(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, critic: str, lora: bool
 ) -> None:
     trainer = make(tiny_model, tiny_tokenizer, tmp_path, lora, critic=critic)
@@ -76,7 +76,7 @@ def test_policy_and_critic_move_and_nothing_frozen_does(
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_before_the_first_update_kl_and_values_are_exactly_zero(
+def test_item_03_before_the_first_update_kl_and_values_are_exactly_zero(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, lora: bool
 ) -> None:
     trainer = make(tiny_model, tiny_tokenizer, tmp_path, lora)
@@ -87,7 +87,7 @@ def test_before_the_first_update_kl_and_values_are_exactly_zero(
     assert not any(t.requires_grad for t in vars(rollout).values())
 
 
-def test_the_first_mini_batch_of_every_rollout_has_ratio_one(
+def test_item_09_the_first_mini_batch_of_every_rollout_has_ratio_one(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     trainer = make(tiny_model, tiny_tokenizer, tmp_path, logging_steps=1, total_episodes=24)
@@ -103,7 +103,7 @@ def test_the_first_mini_batch_of_every_rollout_has_ratio_one(
     assert any(row["policy/approxkl_avg"] > 1e-6 for row in others)
 
 
-def test_a_policy_that_moved_between_sampling_and_training_is_noticed(
+def test_item_09_a_policy_that_moved_before_training_is_noticed(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     trainer = make(tiny_model, tiny_tokenizer, tmp_path)
@@ -121,7 +121,7 @@ def test_a_policy_that_moved_between_sampling_and_training_is_noticed(
         trainer.train()
 
 
-def test_any_micro_batch_gives_the_same_updates(
+def test_item_34_any_micro_batch_gives_the_same_updates(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     weights = []
@@ -155,30 +155,7 @@ def test_a_run_repeats_bit_for_bit_and_another_seed_does_not(
     assert any(not torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
 
 
-def test_a_frozen_critic_warm_up_leaves_the_policy_alone(
-    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    trainer = make(tiny_model, tiny_tokenizer, tmp_path, critic_warmup_rollouts=2)
-    before = state(trainer.model)
-    trainer.train()
-    after = state(trainer.model)
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved
-    assert all(name.startswith("critic.") for name in moved)
-
-
-def test_the_missing_eos_penalty_is_subtracted_from_cut_off_completions_only(
-    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    trainer = make(tiny_model, tiny_tokenizer, tmp_path, missing_eos_penalty=1.5)
-    stop = tiny_tokenizer.eos_token_id
-    episode = type(trainer.collector.sample(trainer.collector.prompts, [0], None)[0])
-    # the stop token in the prompt does not count
-    episodes = [episode(0, [stop], [7, stop], score=2.0), episode(0, [stop], [7, 8], score=2.0)]
-    assert trainer.collector.penalised(episodes).tolist() == [2.0, 0.5]
-
-
-def test_reward_clip_and_normalisation_act_on_scores(
+def test_item_24_reward_clip_and_normalisation_act_on_scores(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     trainer = make(tiny_model, tiny_tokenizer, tmp_path, reward_clip=1.0, normalize_rewards=True)
@@ -190,7 +167,7 @@ def test_reward_clip_and_normalisation_act_on_scores(
     assert trainer.collector.penalised(episodes).tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_attention_dropout_is_switched_off_too(tiny_model: Any) -> None:
+def test_item_12_attention_dropout_is_switched_off_too(tiny_model: Any) -> None:
     for module in tiny_model.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
@@ -204,7 +181,7 @@ def test_attention_dropout_is_switched_off_too(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_activation_checkpointing_leaves_the_updates_as_they_are(
+def test_item_12_activation_checkpointing_leaves_the_updates_as_they_are(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, lora: bool
 ) -> None:
     weights = []

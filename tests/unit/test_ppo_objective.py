@@ -5,7 +5,7 @@ import torch
 from recipes.lib.ppo.objective import logps_and_entropy, policy_loss, value_loss
 
 
-def test_logps_and_entropy_equal_those_of_a_categorical_distribution() -> None:
+def test_item_10_logps_and_entropy_are_those_of_a_categorical_distribution() -> None:
     torch.manual_seed(0)
     logits, ids = torch.randn(3, 4, 7, dtype=torch.bfloat16), torch.randint(7, (3, 4))
     reference = torch.distributions.Categorical(logits=logits.double() / 0.7)
@@ -37,7 +37,7 @@ def test_the_policy_loss_clips_on_the_side_that_would_gain() -> None:
     assert torch.isclose(sums["val/ratio"], torch.tensor(4.0))
 
 
-def test_a_huge_log_ratio_gives_a_finite_loss_and_gradient() -> None:
+def test_item_15_a_huge_log_ratio_gives_a_finite_loss_and_gradient() -> None:
     new = torch.tensor([[100.0, -100.0]], requires_grad=True)
     loss, _ = policy_loss(
         new, torch.zeros(1, 2), torch.tensor([[-1.0, 1.0]]), torch.ones(1, 2), 0.2, num_tokens=2
@@ -47,7 +47,7 @@ def test_a_huge_log_ratio_gives_a_finite_loss_and_gradient() -> None:
     assert torch.isfinite(new.grad).all()  # type: ignore[arg-type]
 
 
-def test_the_value_loss_takes_the_larger_of_the_two_errors() -> None:
+def test_item_29_the_value_loss_takes_the_larger_of_the_two_errors() -> None:
     values, old = torch.tensor([[1.0, 0.1]]), torch.zeros(1, 2)
     returns = torch.tensor([[1.0, 1.0]])
     loss, sums = value_loss(values, old, returns, torch.ones(1, 2), 0.2, num_tokens=2)
@@ -56,7 +56,7 @@ def test_the_value_loss_takes_the_larger_of_the_two_errors() -> None:
     assert sums["val/clipfrac_avg"].item() == 1
 
 
-def test_any_split_of_a_batch_gives_the_same_loss_and_gradient() -> None:
+def test_item_34_any_split_of_a_batch_gives_the_same_loss_and_gradient() -> None:
     torch.manual_seed(0)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
     old, advantages, returns = torch.randn(3, 4, 5).unbind(0)

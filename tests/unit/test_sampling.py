@@ -11,7 +11,6 @@ from recipes.lib.sampling import (
     Decoding,
     episode_uniforms,
     invert_cdf,
-    mask_through_stop,
     sample,
 )
 
@@ -26,7 +25,7 @@ def test_an_episodes_noise_depends_on_seed_episode_and_position_alone() -> None:
     assert ((together >= 0) & (together < 1)).all()
 
 
-def test_tokens_follow_the_distribution() -> None:
+def test_item_07_tokens_follow_the_distribution() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, float("-inf"), 0.5])
     expected = (logits.double() / 0.7).softmax(-1)
     number = 20_000
@@ -45,11 +44,6 @@ def test_the_ends_of_the_unit_interval_pick_tokens_of_positive_probability() -> 
     assert picked.tolist() == [1, 2]
 
 
-def test_the_mask_ends_with_the_first_stop_token_also_where_padding_is_the_same_id() -> None:
-    ids = torch.tensor([[5, 2, 2, 2], [5, 6, 7, 8], [2, 5, 2, 2]])
-    assert mask_through_stop(ids, 2).tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
-
-
 def prompts(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
@@ -60,7 +54,7 @@ def decode(tokenizer: Any, max_new_tokens: int) -> Decoding:
     return Decoding(max_new_tokens, 1.0, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
-def test_a_completion_does_not_depend_on_the_batch_that_it_is_in(
+def test_item_13_a_completion_does_not_depend_on_the_batch_that_it_is_in(
     tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [6, 6]]
@@ -73,7 +67,9 @@ def test_a_completion_does_not_depend_on_the_batch_that_it_is_in(
         assert together[i, : int(mask[i].sum())].tolist() == alone[0, :length].tolist()
 
 
-def test_the_models_own_generation_config_has_no_say(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_item_08_the_models_own_generation_config_has_no_say(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
     ids, mask = prompts([[5, 6], [7]], tiny_tokenizer.pad_token_id)
     uniforms = episode_uniforms(1, range(2), 8)
     decoding = decode(tiny_tokenizer, 8)
@@ -116,7 +112,7 @@ def test_the_models_mode_comes_back(tiny_model: Any, tiny_tokenizer: Any) -> Non
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_temperature_scales_the_logits(temperature: float) -> None:
+def test_item_06_temperature_scales_the_logits(temperature: float) -> None:
     logits = torch.tensor([[1.0, 2.0, 4.0]])
     probability = (logits / temperature).softmax(-1)[0, 0].item()
     just_below, just_above = probability - 1e-6, probability + 1e-6

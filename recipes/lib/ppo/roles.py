@@ -5,7 +5,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.lib.backbone import ActorCritic, disable_dropout, make_reference
+from recipes.lib.backbone import ActorCritic, disable_dropout, keep_unpacked, make_reference
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import make_critic
@@ -60,6 +60,7 @@ def make_roles(
         policy = get_peft_model(policy, peft_config)
     reference = make_reference(policy)
     actor_critic = ActorCritic(policy, critic)
+    keep_unpacked(actor_critic)
     if args.disable_dropout:
         disable_dropout(actor_critic)
     return actor_critic, reference

@@ -128,6 +128,14 @@ class PPOTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
+        """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
+        loss = super().training_step(model, inputs, *more, **named)
+        if inputs["rollout_number"] < self.args.critic_warmup_rollouts:
+            # None and not 0: the value loss moves a shared trunk, and weight decay all there is.
+            self.actor_critic.policy.zero_grad(set_to_none=True)
+        return loss
+
     def compute_loss(
         self,
         model: Any,
