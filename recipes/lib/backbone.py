@@ -25,11 +25,15 @@ class ActorCritic(nn.Module):
         critic: None for a head on the policy's trunk; else a sequence classifier with one output.
     """
 
+    value_offset: Tensor
+
     def __init__(self, policy: Any, critic: Any = None) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic
         self.value_head = None if critic is not None else _zero_head(policy)
+        # Added to every value: where a critic starts that knows nothing yet.
+        self.register_buffer("value_offset", torch.zeros(()))
         self.config = policy.config  # Trainer looks here
 
     def forward(
@@ -49,15 +53,14 @@ class ActorCritic(nn.Module):
         inputs = _inputs(input_ids, attention_mask, num_completion_tokens)
         if self.critic is not None:
             logits = self.policy(**inputs).logits[:, :-1]
-            return logits, token_values(self.critic, input_ids, attention_mask)[
-                :, -num_completion_tokens - 1 : -1
-            ]
+            values = token_values(self.critic, input_ids, attention_mask)
+            return logits, values[:, -num_completion_tokens - 1 : -1] + self.value_offset
         with _head_input(self.policy) as caught:
             logits = self.policy(**inputs).logits[:, :-1]
         assert self.value_head is not None
         hidden = caught[0][:, :-1].to(self.value_head.weight.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            return logits, self.value_head(hidden).squeeze(-1).float()
+            return logits, self.value_head(hidden).squeeze(-1).float() + self.value_offset
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters that only the value loss moves."""

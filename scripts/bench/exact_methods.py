@@ -48,21 +48,22 @@ def train(
     reference = copy.deepcopy(model)
     settings = dict(settings)
     rank = settings.pop("lora", None)
-    peft_config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear") if rank else None
+    peft_config = (
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear") if rank else None
+    )
     with tempfile.TemporaryDirectory() as folder:
         kwargs = {"output_dir": folder, "seed": seed, "learning_rate": 1e-3} | settings
+        start = {"model": model, "processing_class": tokenizer, "peft_config": peft_config}
         make = make_ppo if method == "ppo" else make_group
-        trainer = make(task, method, model, tokenizer, episodes, peft_config, kwargs)
-        start = time.monotonic()
+        trainer = make(task, method, episodes, start, kwargs)
+        began = time.monotonic()
         trainer.train()
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - began
     policy = trainer.actor_critic.policy if method == "ppo" else trainer.model
     return judge(task, policy, reference) | {"seconds": seconds}
 
 
-def make_ppo(
-    task: Task, method: str, model: Any, tokenizer: Any, episodes: int, peft: Any, kwargs: Any
-) -> Any:
+def make_ppo(task: Task, method: str, episodes: int, start: Any, kwargs: Any) -> Any:
     """This project's PPO."""
     from recipes.lib.ppo.config import PPOConfig
     from recipes.lib.ppo.trainer import PPOTrainer
@@ -70,23 +71,23 @@ def make_ppo(
     def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         return task.rewards(prompts, completion_ids)
 
-    args = PPOConfig(**COMMON | {
-        "total_episodes": episodes,
-        "rollout_batch_size": EPISODES_PER_ROLLOUT,
-        "num_mini_batches": 4,
-        "sampling_batch_size": 256,
-        "scoring_batch_size": 256,
-        "max_completion_length": task.max_tokens,
-        "kl_coef": task.beta,
-    } | kwargs)
-    return PPOTrainer(
-        model, reward, args, data_set(task), processing_class=tokenizer, peft_config=peft
+    args = PPOConfig(
+        **COMMON
+        | {
+            "total_episodes": episodes,
+            "rollout_batch_size": EPISODES_PER_ROLLOUT,
+            "num_mini_batches": 4,
+            "sampling_batch_size": 256,
+            "scoring_batch_size": 256,
+            "max_completion_length": task.max_tokens,
+            "kl_coef": task.beta,
+        }
+        | kwargs
     )
+    return PPOTrainer(reward_funcs=reward, args=args, train_dataset=data_set(task), **start)
 
 
-def make_group(
-    task: Task, method: str, model: Any, tokenizer: Any, episodes: int, peft: Any, kwargs: Any
-) -> Any:
+def make_group(task: Task, method: str, episodes: int, start: Any, kwargs: Any) -> Any:
     """TRL's RLOO or GRPO, on as many episodes, with four passes over each rollout."""
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -94,14 +95,18 @@ def make_group(
         return task.rewards(prompts, completion_ids)
 
     passes = kwargs.pop("num_iterations", 4)
-    settings = COMMON | {
-        "steps_per_generation": 4,
-        "num_iterations": passes,
-        "max_steps": episodes // EPISODES_PER_ROLLOUT * 4 * passes,
-        "max_completion_length": task.max_tokens,
-        "beta": task.beta,
-        "temperature": 1.0,
-    } | kwargs
+    settings = (
+        COMMON
+        | {
+            "steps_per_generation": 4,
+            "num_iterations": passes,
+            "max_steps": episodes // EPISODES_PER_ROLLOUT * 4 * passes,
+            "max_completion_length": task.max_tokens,
+            "beta": task.beta,
+            "temperature": 1.0,
+        }
+        | kwargs
+    )
     if method == "rloo":
         config, trainer = RLOOConfig(**settings), RLOOTrainer
     else:
@@ -109,13 +114,7 @@ def make_group(
         config, trainer = GRPOConfig(**settings), GRPOTrainer
     # by name, so that TRL's trainers make their own reference
     folder = settings["output_dir"] + "/model"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return trainer(
-        model=folder,
-        reward_funcs=[reward],
-        args=config,
-        train_dataset=data_set(task),
-        processing_class=tokenizer,
-        peft_config=peft,
-    )
+    start["model"].save_pretrained(folder)
+    start["processing_class"].save_pretrained(folder)
+    start = start | {"model": folder}
+    return trainer(reward_funcs=[reward], args=config, train_dataset=data_set(task), **start)

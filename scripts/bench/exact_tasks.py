@@ -1,8 +1,8 @@
 """Tasks small enough to enumerate every completion, so that the best policy is known.
 
-    J(policy) = E[reward] - beta * KL(policy || reference)          nats per completion
-    J* = beta * log E_reference[exp(reward / beta)]                 reached by ref * exp(reward / beta)
-    optimality = (J - J_ref) / (J* - J_ref)                         0: nothing learned, 1: the optimum
+    J(policy) = E[reward] - beta * KL(policy || reference), the KL in nats per completion
+    J* = beta * log E_reference[exp(reward / beta)], reached by reference * exp(reward / beta)
+    optimality = (J - J_ref) / (J* - J_ref): 0 is no learning, 1 the optimum
 
 Ids: 0 pad, 1 eos, then prompt words p0, p1, ..., then symbols s0, s1, ... A completion may hold any
 id, pad and prompt words too; it ends at eos or after T tokens.
@@ -10,7 +10,7 @@ id, pad and prompt words too; it ends at eos or after T tokens.
 Shapes: B prefixes, T tokens, V vocabulary.
 
 Source:
-    The optimum: Korbak et al. 2022, "On Reinforcement Learning and Distribution Matching", section 3.
+    The optimum: Korbak et al. 2022, "RL with KL penalties is better viewed as Bayesian inference".
 """
 
 import importlib.util
@@ -44,6 +44,7 @@ class Task:
         reward: Reward of a completion for a prompt, both as ids.
         sharpness: Factor on the reference's logits; higher is further from uniform.
         first_word: Id of the first prompt word.
+        episodes: Completions to sample in a training.
         make: Makes reference and tokenizer instead of `build`.
     """
 
@@ -56,6 +57,7 @@ class Task:
     reward: Reward
     sharpness: float = 3.0
     first_word: int = 2
+    episodes: int = 10_240
     make: Callable[[], Any] | None = None
 
     @property
@@ -225,10 +227,10 @@ def pair_reward(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
 
 
 def sparse_reward(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
-    """1 for an ended completion whose symbols never fall and hold three kinds; else 0."""
+    """1 for an ended completion whose ids never fall and are of two kinds or more; else 0."""
     body = [token for token in completion if token != EOS]
     is_sorted = all(a <= b for a, b in itertools.pairwise(body))
-    return float(completion[-1] == EOS and is_sorted and len(set(body)) >= 3)
+    return float(completion[-1] == EOS and is_sorted and len(set(body)) >= 2)
 
 
 def wide_reward(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
@@ -248,11 +250,11 @@ TASKS = {
     task.name: task
     for task in (
         Task("order", 6, 2, ((0,), (1,)), 3, 0.1, order_reward),
-        Task("pairs, T=6", 3, 2, RAGGED, 6, 0.1, pair_reward),
-        Task("sparse, T=6", 4, 2, ((0,), (1, 0)), 6, 0.1, sparse_reward, 4.0),
         Task("wide scale", 6, 2, ((0,), (1,), (1, 1)), 3, 0.8, wide_reward),
-        Task("many symbols", 28, 3, ((0,), (1, 2), (2,)), 3, 0.2, order_reward),
-        Task("length, T=6", 3, 2, RAGGED, 6, 0.05, length_reward),
+        Task("many symbols", 28, 3, ((0,), (1, 2), (2,)), 3, 0.2, order_reward, episodes=20_480),
+        Task("pairs", 3, 2, RAGGED, 6, 0.1, pair_reward, episodes=20_480),
+        Task("sparse", 4, 2, ((0,), (1, 0)), 6, 0.1, sparse_reward, 4.0, episodes=20_480),
+        Task("length", 3, 2, RAGGED, 6, 0.05, length_reward, episodes=20_480),
     )
 }
 
@@ -268,7 +270,8 @@ def load_task(path: Path) -> Task:
         The task.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return Task(

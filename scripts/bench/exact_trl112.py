@@ -66,9 +66,7 @@ def main() -> int:
     critic_config.num_labels = 1
     critic = LlamaForSequenceClassification(critic_config)
     critic.model.load_state_dict(model.model.state_dict())
-    rows = [
-        {"input_ids": task.prompt_ids(task.prompts[i % len(task.prompts)])} for i in range(256)
-    ]
+    rows = [{"input_ids": task.prompt_ids(task.prompts[i % len(task.prompts)])} for i in range(256)]
     with tempfile.TemporaryDirectory() as folder:
         args = PPOConfig(
             output_dir=folder,

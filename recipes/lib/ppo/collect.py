@@ -55,7 +55,7 @@ class Collector:
             )
         args, tokenizer = trainer.args, trainer.processing_class
         self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
-        self.moments = RunningMoments()
+        self.moments, self.returns = RunningMoments(), RunningMoments()
         stop = find_stop_token(tokenizer, args.stop_token)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad)
@@ -196,12 +196,16 @@ class Collector:
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
+        if not values_BC.any():  # a critic of zeros: the mean score is the better first guess
+            offset = self.trainer.actor_critic.value_offset.fill_(scores_B.mean())
+            values_BC = offset.cpu() * mask_BC
         rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
         advantages_BC, returns_BC = advantages_and_returns(
             rewards_BC, values_BC, mask_BC, args.gamma, args.lam
         )
+        self.returns.update(returns_BC[mask_BC.bool()])
         whitened_BC = whiten(advantages_BC, mask_BC)
         names, ended_B = distinct_names(self.functions), self.ended(episodes)
         self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)

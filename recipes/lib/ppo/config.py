@@ -134,13 +134,19 @@ class PPOConfig(TrainingArguments):
     gamma: float = field(default=1.0, metadata={"help": "Discount of rewards, per token."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of the advantage estimation."})
     cliprange: float = field(default=0.2, metadata={"help": "Clip range of the policy ratio."})
-    cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values."})
-    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss."})
+    cliprange_value: float | None = field(
+        default=None,
+        metadata={"help": "Clip range of the values, in standard deviations of the returns."},
+    )
+    vf_coef: float = field(
+        default=0.5,
+        metadata={"help": "Weight of the value loss, which has the returns' scale out."},
+    )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
 
     # Critic and policy.
     critic: str = field(
-        default="model",
+        default="head",
         metadata={
             "help": "head: a value head on the policy's trunk; model: a model of its own.",
             "choices": ["head", "model"],
@@ -219,7 +225,8 @@ class PPOConfig(TrainingArguments):
         for key in AT_LEAST_ONE:
             self._refuse_unless(getattr(self, key) >= 1, key, "must be at least 1")
         for key in ("temperature", "cliprange", "cliprange_value"):
-            self._refuse_unless(getattr(self, key) > 0, key, "must be above 0")
+            value = getattr(self, key)
+            self._refuse_unless(value is None or value > 0, key, "must be above 0")
         for key in ("gamma", "lam"):
             self._refuse_unless(0 <= getattr(self, key) <= 1, key, "must lie between 0 and 1")
         for key in ("kl_coef", "vf_coef", "entropy_coef", "critic_warmup_rollouts"):

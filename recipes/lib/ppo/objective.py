@@ -4,6 +4,7 @@ Shapes: B episodes, C completion tokens, V vocabulary. Masks are 1 where a token
 is a sum over tokens divided by a given count, so any split of a batch gives the same gradient.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -81,18 +82,24 @@ def value_loss(
     old_values_BC: Tensor,
     returns_BC: Tensor,
     mask_BC: Tensor,
-    cliprange_value: float,
+    cliprange_value: float | None,
     num_tokens: float,
+    *,
+    scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Half the squared error of the values, clipped around those of the rollout.
+    """Half the squared error of the values, in units of the returns' spread.
+
+    So the loss and its clip mean the same for rewards of any scale.
 
     Args:
         values_BC: Values of the critic.
         old_values_BC: Its values when the rollout was made.
         returns_BC: What it should predict.
         mask_BC: 1 where a token counts.
-        cliprange_value: Clip range of the values.
+        cliprange_value: How far the values may move from those of the rollout, in units of the
+            scale, before the loss stops falling; None for no limit.
         num_tokens: Tokens of the whole optimizer step, over accumulation and processes.
+        scale: Standard deviation of the returns.
 
     Returns:
         The loss, and the sum over tokens of the clip fraction.
@@ -100,15 +107,14 @@ def value_loss(
     Source:
         The clipping is that of lm-human-preferences; it is not in the PPO paper.
     """
-    clipped_BC = old_values_BC + (values_BC - old_values_BC).clamp(
-        -cliprange_value, cliprange_value
-    )
-    error_BC = (values_BC - returns_BC).square()
-    clipped_error_BC = (clipped_BC - returns_BC).square()
+    limit = math.inf if cliprange_value is None else cliprange_value * scale
+    clipped_BC = old_values_BC + (values_BC - old_values_BC).clamp(-limit, limit)
+    error_BC = ((values_BC - returns_BC) / scale).square()
+    clipped_error_BC = ((clipped_BC - returns_BC) / scale).square()
     loss_BC = 0.5 * torch.max(error_BC, clipped_error_BC)
     with torch.no_grad():
         # By range too: inside it the two errors differ by rounding.
-        is_outside_BC = (values_BC - old_values_BC).abs() > cliprange_value
+        is_outside_BC = (values_BC - old_values_BC).abs() > limit
         hit_BC = (clipped_error_BC > error_BC) & is_outside_BC
         sums = {"val/clipfrac_avg": (hit_BC * mask_BC).sum()}
     return (loss_BC * mask_BC).sum() / num_tokens, sums
@@ -144,6 +150,7 @@ def micro_batch_loss(
         mask_BC,
         args.cliprange_value,
         num_tokens,
+        scale=inputs["value_scale"],
     )
     of_entropy = (entropy_BC * mask_BC).sum() / num_tokens
     shares = {name: (s / num_tokens).item() for name, s in (policy_sums | value_sums).items()}

@@ -21,6 +21,7 @@ def write_state(trainer: Any, folder: Path) -> None:
     state = {
         "kl_coef": collector.kl.value,
         "moments": vars(collector.moments),
+        "returns": vars(collector.returns),
         "metrics": collector.metrics,
         "samples": collector.samples,
         "sums": trainer.sums,
@@ -41,6 +42,7 @@ def read_state(trainer: Any, folder: Path) -> None:
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]
     vars(collector.moments).update(state["moments"])
+    vars(collector.returns).update(state["returns"])
     collector.metrics, collector.samples = state["metrics"], state["samples"]
     # Sums are added up over processes when they are logged, so one of them takes them on.
     trainer.sums = state["sums"] if trainer.args.process_index == 0 else {}

@@ -156,6 +156,7 @@ class PPOTrainer(Trainer):
         )
         if inputs["is_first_step"]:
             self._check_unmoved(logps_BC, inputs)
+        inputs["value_scale"] = self.collector.returns.std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
         for name, share in shares.items():

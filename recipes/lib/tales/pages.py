@@ -1,4 +1,4 @@
-"""Plain text for the base model: a title or a request and a tale, some of them faithful, some not."""
+"""Plain text for the base model: a title or a request, and a tale that is faithful to it or not."""
 
 import random
 
