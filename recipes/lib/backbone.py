@@ -26,14 +26,16 @@ class ActorCritic(nn.Module):
     """
 
     value_offset: Tensor
+    value_scale: Tensor
 
     def __init__(self, policy: Any, critic: Any = None) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic
         self.value_head = None if critic is not None else _zero_head(policy)
-        # Added to every value: where a critic starts that knows nothing yet.
+        # What a critic that starts from nothing says is in these units: see `begin_values`.
         self.register_buffer("value_offset", torch.zeros(()))
+        self.register_buffer("value_scale", torch.ones(()))
         self.config = policy.config  # Trainer looks here
 
     def forward(
@@ -54,13 +56,29 @@ class ActorCritic(nn.Module):
         if self.critic is not None:
             logits = self.policy(**inputs).logits[:, :-1]
             values = token_values(self.critic, input_ids, attention_mask)
-            return logits, values[:, -num_completion_tokens - 1 : -1] + self.value_offset
+            return logits, self._in_units(values[:, -num_completion_tokens - 1 : -1])
         with _head_input(self.policy) as caught:
             logits = self.policy(**inputs).logits[:, :-1]
         assert self.value_head is not None
         hidden = caught[0][:, :-1].to(self.value_head.weight.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            return logits, self.value_head(hidden).squeeze(-1).float() + self.value_offset
+            return logits, self._in_units(self.value_head(hidden).squeeze(-1).float())
+
+    def _in_units(self, values: Tensor) -> Tensor:
+        return values * self.value_scale + self.value_offset
+
+    def begin_values(self, scores: Tensor) -> None:
+        """Let a critic of zeros begin at the mean of the first scores, in units of their spread.
+
+        So it learns as fast whatever the centre and the scale of the rewards. A critic from a
+        reward model has its units already.
+
+        Args:
+            scores: Scores of the first rollout.
+        """
+        spread = scores.std(correction=0)
+        self.value_offset.fill_(scores.mean())
+        self.value_scale.fill_(spread if spread > 0 else 1.0)
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters that only the value loss moves."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
+from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.objective import value_loss
 from recipes.lib.ppo.returns import advantages_and_returns, whiten
 from tests.checklist import tiny
@@ -124,9 +125,43 @@ def test_item_32_the_critic_comes_closer_to_the_returns_of_a_frozen_rollout(
     trainer.stream.make_rollout = lambda n: rollouts.append(make_rollout(n)) or rollouts[-1]  # type: ignore[func-returns-value]
     trainer.train()
     (rollout,) = rollouts
-    at_zero = (rollout.returns.square().sum() / rollout.completion_mask.sum()).item()
-    # the values began at 0, so what was left of the error at the start is the mean square
-    assert value_error(trainer, rollout) < 0.7 * at_zero
+    off = (rollout.old_values - rollout.returns) * rollout.completion_mask
+    at_start = (off.square().sum() / rollout.completion_mask.sum()).item()
+    assert value_error(trainer, rollout) < 0.7 * at_start
+
+
+@pytest.mark.parametrize("critic", ["head", "model"])
+def test_item_31_a_critic_of_zeros_begins_at_the_mean_score(tmp_path: Path, critic: str) -> None:
+    def far_off(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [len(ids) - 40.0 for ids in completion_ids]
+
+    trainer = tiny.trainer(tmp_path, reward=far_off, critic=critic, total_episodes=8)
+    rollout = next(iter(trainer.stream)) and trainer.stream.rollout
+    mean = (rollout.completion_mask.sum(1).float() - 40.0).mean()
+    assert torch.allclose(rollout.old_values, mean * rollout.completion_mask)
+    # the trainer's own forward says the same, and a checkpoint keeps it
+    save_value_weights(trainer.actor_critic, tmp_path)
+    fresh = tiny.trainer(tmp_path, reward=far_off, critic=critic, total_episodes=8)
+    load_value_weights(fresh.actor_critic, tmp_path)
+    for one in (trainer, fresh):
+        _, values = one.actor_critic.eval()(torch.ones(1, 4).long(), torch.ones(1, 4).long(), 2)
+        assert values.flatten().tolist() == pytest.approx([mean.item()] * 2)
+
+
+def test_item_24_rewards_of_another_scale_and_centre_train_the_same_policy(tmp_path: Path) -> None:
+    def trained(scale: float, shift: float) -> dict[str, torch.Tensor]:
+        def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+            return [scale * (sum(ids) % 5) + shift for ids in completion_ids]
+
+        # powers of two, and no KL: what differs is the scale and nothing else
+        settings = {"kl_coef": 0.0, "total_episodes": 16, "critic": "model", "lam": 1.0}
+        trainer = tiny.trainer(tmp_path, reward=reward, **settings)
+        trainer.train()
+        return tiny.state(trainer.actor_critic.policy)
+
+    plain, other = trained(1.0, 0.0), trained(8.0, -64.0)
+    for name, weight in plain.items():
+        assert torch.allclose(weight, other[name], atol=2e-3), name
 
 
 def test_item_32_reward_model_and_reference_do_not_move_by_a_bit(tmp_path: Path) -> None:

@@ -103,9 +103,11 @@ def update(
     """Loss of one optimizer step over all episodes and its gradient by logits and values."""
     count = sum(len(episode.tokens) for episode in episodes)
     loss, logit_gradients, value_gradients = 0.0, [], []
+    # the first rollout's own; later the spread of all returns so far
+    scale = np.concatenate([target.returns for target in targets]).std()
     for episode, target, logits_TV, value_T in zip(episodes, targets, logits, values, strict=True):
         of_policy, logit_gradient = policy_term(episode, target, logits_TV, settings)
-        of_value, value_gradient = value_term(target, value_T.astype(np.float64), settings)
+        of_value, value_gradient = value_term(target, value_T.astype(np.float64), scale, settings)
         loss += (of_policy + settings.vf_coef * of_value) / count
         logit_gradients.append(logit_gradient / count)
         value_gradients.append(settings.vf_coef * value_gradient / count)
@@ -134,12 +136,12 @@ def policy_term(
     return float(total), gradient / settings.temperature
 
 
-def value_term(target: Targets, values: Row, settings: Settings) -> tuple[float, Row]:
-    """Half the larger of two squared errors, summed over tokens, and its gradient."""
-    reach = settings.cliprange_value
+def value_term(target: Targets, values: Row, scale: float, settings: Settings) -> tuple[float, Row]:
+    """Half the larger of two squared errors over the scale, summed over tokens; its gradient."""
+    reach = settings.cliprange_value * scale
     clipped = np.clip(values, target.old_values - reach, target.old_values + reach)
     error, clipped_error = values - target.returns, clipped - target.returns
     is_inside = np.abs(values - target.old_values) < reach
     takes_clipped = clipped_error**2 > error**2
-    total = 0.5 * np.maximum(error**2, clipped_error**2).sum()
-    return float(total), np.where(takes_clipped & ~is_inside, 0.0, error)
+    total = 0.5 * np.maximum(error**2, clipped_error**2).sum() / scale**2
+    return float(total), np.where(takes_clipped & ~is_inside, 0.0, error) / scale**2

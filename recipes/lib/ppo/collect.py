@@ -196,9 +196,9 @@ class Collector:
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
-        if not values_BC.any():  # a critic of zeros: the mean score is the better first guess
-            offset = self.trainer.actor_critic.value_offset.fill_(scores_B.mean())
-            values_BC = offset.cpu() * mask_BC
+        if not values_BC.any():  # a critic of zeros
+            self.trainer.actor_critic.begin_values(scores_B)
+            values_BC = scores_B.mean() * mask_BC
         rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)

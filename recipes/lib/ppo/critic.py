@@ -13,7 +13,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
 
 VALUE_WEIGHTS = "value.safetensors"
-OFFSET = "value_offset"
+UNITS = ("value_offset", "value_scale")
 
 
 def make_critic(policy: Any, args: PPOConfig) -> Any:
@@ -98,7 +98,8 @@ def parameter_groups(
 
 def save_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
     """Write the critic's weights beside the policy of a checkpoint."""
-    state = _value_module(actor_critic).state_dict() | {OFFSET: actor_critic.value_offset}
+    units = {name: getattr(actor_critic, name) for name in UNITS}
+    state = _value_module(actor_critic).state_dict() | units
     save_file({name: t.contiguous() for name, t in state.items()}, folder / VALUE_WEIGHTS)
 
 
@@ -109,7 +110,8 @@ def load_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
         UserError: They are those of a critic of another kind.
     """
     weights = load_file(folder / VALUE_WEIGHTS)
-    actor_critic.value_offset.copy_(weights.pop(OFFSET))
+    for name in UNITS:
+        getattr(actor_critic, name).copy_(weights.pop(name))
     missing, unexpected = _value_module(actor_critic).load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise UserError(

@@ -22,7 +22,8 @@ NUM_CLIPPED = 3  # rollouts in a row that are above it
 COLLAPSED_SHARE = 0.1  # of the entropy per token that the run began with
 COLLAPSED_ENTROPY = 0.01  # nats per token, whatever the run began with
 ROUNDING = 1e-6  # relative, of the mean and the standard deviation of equal fp32 numbers
-EXPLODED_FACTOR = 10.0  # times what a critic that always says 0 loses
+MEAN_LOSS = 0.5  # value loss of a critic that always says the mean return
+EXPLODED_FACTOR = 10.0  # times that, or times what the run's critic lost at its start
 
 # Metrics that the rules read; nothing else is kept.
 USED = (
@@ -140,11 +141,11 @@ def _is_constant(rows: Sequence[Row], name: str) -> bool:
 def _exploded_value_loss(rows: Sequence[Row]) -> str:
     loss = rows[-1]["loss/value_avg"]
     # A critic from a reward model may begin far off; that is no explosion if it comes closer.
-    bound = max(_zero_loss(rows[-1]), _start_loss(rows[0]), 1e-6)
+    bound = max(MEAN_LOSS, _start_loss(rows[0]))
     if math.isfinite(loss) and loss <= EXPLODED_FACTOR * bound:
         return ""
     return (
-        f"value loss is {loss:.3g}, where a critic that always says 0 has {bound:.2g}: its updates "
+        f"value loss is {loss:.3g}, where a critic that knows nothing has {bound:.2g}: its updates "
         "diverge. Lower critic_learning_rate or learning_rate."
     )
 
@@ -178,15 +179,10 @@ def _entropy(row: Row) -> float:
     return max(0.0, row["objective/entropy"] / row["objective/completion_length"])
 
 
-def _zero_loss(row: Row) -> float:
-    """Value loss of a critic that says 0 everywhere: half the mean squared return."""
-    return 0.5 * (row["val/returns_mean"] ** 2 + row["val/returns_std"] ** 2)
-
-
 def _start_loss(row: Row) -> float:
-    """Value loss of a rollout before its updates: variance of the error, and its mean squared."""
-    unexplained = (1.0 - row["val/explained_variance"]) * row["val/returns_std"] ** 2
-    return 0.5 * (unexplained + (row["val/returns_mean"] - row["val/values_mean"]) ** 2)
+    """Value loss of the first rollout before its updates: variance of the error, mean squared."""
+    offset = (row["val/returns_mean"] - row["val/values_mean"]) / max(row["val/returns_std"], 1e-6)
+    return 0.5 * (1.0 - row["val/explained_variance"] + offset**2)
 
 
 @dataclass
