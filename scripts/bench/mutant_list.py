@@ -651,7 +651,8 @@ OF_VALUES = [
         "the adapter comes back frozen",
         TRAINER,
         "super()._load_from_checkpoint(resume_from_checkpoint, model=policy)",
-        'policy.load_adapter(resume_from_checkpoint, "default")',
+        "super()._load_from_checkpoint(resume_from_checkpoint, model=policy)\n"
+        "            policy.requires_grad_(False)",
         "saving",
     ),
 ]
