@@ -142,6 +142,7 @@ def test_item_42_metrics_are_what_their_names_say() -> None:
     described = describe(torch.tensor([3.0, 1.0]), kl, logps, mask, 0.1)
     expected = {
         "objective/kl": 0.3,
+        "objective/kl_std": 0.1,  # 0.4 and 0.2
         "objective/kl_coef": 0.1,
         "objective/entropy": 3.5,  # (1 + 2 + 4) / 2, per completion
         "objective/non_score_reward": -0.03,

@@ -154,9 +154,9 @@ def test_item_11_tied_embeddings_stay_tied_through_start_training_saving_and_loa
     assert is_tied(trainer.actor_critic.policy)
     trainer.train()
     assert is_tied(trainer.actor_critic.policy)
-    trainer.save_model(str(tmp_path / "out"), _internal_call=True)
+    trainer.save_model(str(tmp_path / "checkpoint-1"), _internal_call=True)
     other = tiny.trainer(tmp_path, tiny.llama(seed=5, tie_word_embeddings=True))
-    other._load_from_checkpoint(str(tmp_path / "out"))
+    other._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
     assert is_tied(other.actor_critic.policy)
     assert tiny.same(tiny.state(other.model), tiny.state(trainer.model))
 

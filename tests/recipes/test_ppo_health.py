@@ -72,13 +72,13 @@ def told(trainer: PPOTrainer) -> list[str]:
     return [warning["kind"] for warning in trainer.health.warnings]
 
 
-GREEDY = {"learning_rate": 2e-2, "num_ppo_epochs": 16, "kl_coef": 0.0, "reward_funcs": one_word}
+GREEDY = {"critic": "model", "learning_rate": 2e-2, "num_ppo_epochs": 16, "kl_coef": 0.0, "reward_funcs": one_word}
 FAULTS: dict[str, dict[str, Any]] = {
     "clip_fraction": GREEDY | {"total_episodes": 96},
     "entropy_collapse": GREEDY | {"total_episodes": 320, "lr_scheduler_type": "constant"},
     "same_completions": {"temperature": 1e-4, "prompts": PROMPTS[:1]},
     "constant_reward": {"reward_funcs": constant},
-    "value_loss": {"critic_learning_rate": 10.0},
+    "value_loss": {"critic": "model", "critic_learning_rate": 10.0},
 }
 # What else has to follow from the fault, and nothing besides.
 WITH_IT = {"entropy_collapse": {"clip_fraction"}, "same_completions": {"entropy_collapse"}}
