@@ -45,6 +45,7 @@ RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{PPO
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{PPO}/describe.py"
 BACKBONE, SAMPLING = f"{LIB}/backbone.py", f"{LIB}/sampling.py"
+STATE = f"{PPO}/state.py"
 REWARD_MODELS, MODELS = f"{LIB}/reward_models.py", f"{LIB}/models.py"
 
 K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
@@ -286,9 +287,8 @@ OF_LOGPS = [
         12,
         "training in evaluation mode",
         TRAINER,
-        '        args, mask_BC = self.args, inputs["completion_mask"]\n        logits_BCV',
-        '        model.eval()\n        args, mask_BC = self.args, inputs["completion_mask"]\n'
-        "        logits_BCV",
+        '        self.clock.begin("training")\n',
+        '        self.clock.begin("training")\n        model.eval()\n',
         "logps",
     ),
     Mutant(
@@ -566,8 +566,8 @@ OF_VALUES = [
         28,
         "the critic reads the token it values",
         BACKBONE,
-        ":, -num_completion_tokens - 1 : -1\n",
-        ":, -num_completion_tokens:\n",
+        "values[:, -num_completion_tokens - 1 : -1]",
+        "values[:, -num_completion_tokens:]",
         "values",
     ),
     Mutant(
@@ -606,9 +606,9 @@ OF_VALUES = [
         30,
         "each process whitens its own episodes",
         COLLECT,
-        "advantages=whiten(advantages_BC, mask_BC),",
-        "advantages=torch.cat([whiten(a, m) for a, m in zip(advantages_BC.chunk("
-        "args.world_size), mask_BC.chunk(args.world_size))]),",
+        "whitened_BC = whiten(advantages_BC, mask_BC)",
+        "whitened_BC = torch.cat([whiten(a, m) for a, m in zip(advantages_BC.chunk("
+        "args.world_size), mask_BC.chunk(args.world_size))])",
         "distributed",
     ),
     Mutant(
@@ -637,6 +637,39 @@ OF_VALUES = [
         LOSS,
         LOSS.replace("of_value,", "of_value.detach(),"),
         "values",
+    ),
+    Mutant(
+        31,
+        "a fresh critic begins at zero",
+        COLLECT,
+        "            self.trainer.actor_critic.begin_values(scores_B)\n",
+        "",
+        "values",
+    ),
+    Mutant(
+        24,
+        "the critic learns in units of the reward",
+        BACKBONE,
+        "self.value_scale.fill_(spread if spread > 0 else 1.0)",
+        "self.value_scale.fill_(1.0)",
+        "values",
+    ),
+    Mutant(
+        24,
+        "the value loss in units of the reward",
+        OBJECTIVE,
+        '        scale=inputs["value_scale"],\n',
+        "",
+        "values",
+    ),
+    Mutant(
+        48,
+        "the units of the values are not saved",
+        CRITIC,
+        ".state_dict() | units",
+        ".state_dict() | {n: u * 0 for n, u in units.items()}",
+        "values",
+        "item_31",
     ),
     Mutant(
         32,
@@ -760,16 +793,16 @@ OF_BATCHING = [
         42,
         "KL per token under the name of that per completion",
         DESCRIBE,
-        "kl = kl_BC.sum(1).mean().item()",
+        "kl = kl_B.mean().item()",
         "kl = kl_BC.mean().item()",
         "batching",
     ),
     Mutant(
         42,
         "raw scores with the penalty",
-        COLLECT,
+        DESCRIBE,
         '"objective/raw_scores": sum(e.score for e in episodes) / len(episodes),',
-        '"objective/raw_scores": self.penalised(episodes).mean().item(),',
+        '"objective/raw_scores": raw_B.mean().item() - 5.0 * (1.0 - ended_B.mean().item()),',
         "batching",
     ),
     Mutant(
@@ -870,16 +903,16 @@ OF_SAVING = [
     Mutant(
         48,
         "the KL coefficient starts anew",
-        TRAINER,
-        '        self.collector.kl.value = state["kl_coef"]\n',
+        STATE,
+        '    collector.kl.value = state["kl_coef"]\n',
         "",
         "saving",
     ),
     Mutant(
         48,
         "the reward moments start anew",
-        TRAINER,
-        '        vars(self.collector.moments).update(state["moments"])\n',
+        STATE,
+        '    vars(collector.moments).update(state["moments"])\n',
         "",
         "saving",
     ),

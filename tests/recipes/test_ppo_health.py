@@ -72,7 +72,13 @@ def told(trainer: PPOTrainer) -> list[str]:
     return [warning["kind"] for warning in trainer.health.warnings]
 
 
-GREEDY = {"critic": "model", "learning_rate": 2e-2, "num_ppo_epochs": 16, "kl_coef": 0.0, "reward_funcs": one_word}
+GREEDY = {
+    "critic": "model",
+    "learning_rate": 2e-2,
+    "num_ppo_epochs": 16,
+    "kl_coef": 0.0,
+    "reward_funcs": one_word,
+}
 FAULTS: dict[str, dict[str, Any]] = {
     "clip_fraction": GREEDY | {"total_episodes": 96},
     "entropy_collapse": GREEDY | {"total_episodes": 320, "lr_scheduler_type": "constant"},
