@@ -38,7 +38,7 @@ PPO = (
     Curve(
         "value-loss",
         "Value loss",
-        "squared error, reward units",
+        "squared error in variances of the returns",
         (("loss/value_avg", "value loss"),),
         "Error of the critic's forecast: it should fall and stay low; growth means that the critic "
         "no longer follows the policy and the advantages are noise.",
