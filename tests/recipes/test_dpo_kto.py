@@ -18,28 +18,15 @@ from transformers import (
 from recipes import dpo, kto
 from recipes.lib.arguments import launch, parse
 from recipes.lib.runs import read_jsonl
+from tests.tiny_runs import FAST, LORA, write
 
 RECIPES = {"dpo": dpo, "kto": kto}
-FAST = {
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "seed": 1,
-}
-LORA = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_r": 4}
 SUBJECTS = ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")
 PAIRS = [
     {"prompt": f"the {subject}", "chosen": f" {verb} happy .", "rejected": f" {verb} sad ."}
     for subject in SUBJECTS
     for verb in ("was", "sat", "ran", "is")
 ]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture

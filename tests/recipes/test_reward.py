@@ -1,4 +1,3 @@
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,8 @@ from recipes.lib.models import load_reward_model
 from recipes.lib.reward_models import RewardModel
 from recipes.lib.runs import read_jsonl
 from recipes.reward import run
+from tests.tiny_runs import FAST, LORA, write
 
-FAST = {
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "seed": 1,
-}
-LORA = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_r": 4}
 SUBJECTS = ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")
 
 
@@ -40,10 +30,6 @@ def folder(
     ]
     write(tmp_path / "rows.jsonl", rows)
     return tmp_path
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def train(folder: Path, name: str, **values: Any) -> dict[str, Any]:

@@ -18,17 +18,9 @@ from recipes import grpo, reward, rloo
 from recipes.lib.arguments import launch, parse
 from recipes.lib.errors import UserError
 from recipes.lib.runs import read_jsonl
+from tests.tiny_runs import FAST
 
 RECIPES = {"rloo": rloo, "grpo": grpo}
-FAST = {
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "seed": 1,
-}
 REWARDS = """
 import asyncio
 

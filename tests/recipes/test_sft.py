@@ -11,16 +11,8 @@ from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
 from recipes.lib.runs import read_jsonl
 from recipes.sft import run
+from tests.tiny_runs import FAST, write
 
-FAST = {
-    "gradient_checkpointing": False,
-    "bf16": False,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "logging_steps": 1,
-    "seed": 1,
-}
 SUBJECTS = ("cat", "dog", "bird", "child")
 
 
@@ -38,10 +30,6 @@ def folder(
     ]
     write(tmp_path / "rows.jsonl", rows)
     return tmp_path
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def train(folder: Path, name: str, **values: Any) -> dict[str, Any]:
