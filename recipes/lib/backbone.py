@@ -16,6 +16,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+ROUNDING = 1e-6  # relative, of equal fp32 numbers
+
 
 class ActorCritic(nn.Module):
     """Policy and critic.
@@ -71,14 +73,13 @@ class ActorCritic(nn.Module):
         """Let a critic of zeros begin at the mean of the first scores, in units of their spread.
 
         So it learns as fast whatever the centre and the scale of the rewards. A critic from a
-        reward model has its units already.
+        reward model keeps the units of that model, and takes time to find others.
 
         Args:
-            scores: Scores of the first rollout.
+            scores: Scores of a rollout.
         """
-        spread = scores.std(correction=0)
         self.value_offset.fill_(scores.mean())
-        self.value_scale.fill_(spread if spread > 0 else 1.0)
+        self.value_scale.fill_(spread(scores))
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters that only the value loss moves."""
@@ -128,6 +129,12 @@ def make_reference(policy: Any) -> Any:
     if isinstance(policy, PeftModel):
         return None
     return copy.deepcopy(policy).eval().requires_grad_(False)
+
+
+def spread(values: Tensor) -> float:
+    """Standard deviation of numbers, and 1 where all of them are the same but for rounding."""
+    deviation = values.double().std(correction=0).item()
+    return deviation if deviation > ROUNDING * max(1.0, abs(values.mean().item())) else 1.0
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -129,6 +129,9 @@ def _load(entry: Any, tokenizer: Any, batch_size: int, device: Any) -> RewardFun
 
         name = str(entry.config._name_or_path)  # type: ignore[union-attr]
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
+        config = entry.config.get_text_config()  # type: ignore[union-attr,operator]
+        if config.pad_token_id is None:
+            config.pad_token_id = tokenizer.pad_token_id
         return RewardModel(entry.to(device), tokenizer, Path(name).name or "reward", batch_size)
     if callable(entry):
         return entry

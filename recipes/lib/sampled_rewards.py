@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from recipes.lib.errors import UserError
 from recipes.lib.generation import completion_text, prompt_token_ids
 from recipes.lib.reward_models import load_reward_functions
-from recipes.lib.rewards import RewardFunction, ask, checked, function_name, wait_for
+from recipes.lib.rewards import RewardFunction, ask, checked, distinct_names, wait_for
 from recipes.lib.runs import read_jsonl
 
 NUM_KEPT = 4  # completions of a generation that samples.jsonl gets, as under PPO
@@ -53,7 +53,7 @@ class SampledRewards:
         *,
         is_kept: bool = False,
     ) -> None:
-        self.names = [function_name(function) for function in functions]
+        self.names = distinct_names(functions)
         self.weights = list(weights or [1.0] * len(functions))
         self.tokenizer = tokenizer
         self.template_kwargs = template_kwargs

@@ -70,8 +70,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         args = PPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=64,
-            gradient_accumulation_steps=4,
+            per_device_train_batch_size=256,  # in mini-batches of 64, each an optimizer step
+            gradient_accumulation_steps=1,
             total_episodes=episodes,
             response_length=task.max_tokens,
             stop_token="eos",

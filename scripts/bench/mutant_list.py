@@ -45,7 +45,7 @@ RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{PPO
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{PPO}/describe.py"
 BACKBONE, SAMPLING = f"{LIB}/backbone.py", f"{LIB}/sampling.py"
-STATE = f"{PPO}/state.py"
+STATE, UNMOVED = f"{PPO}/state.py", f"{PPO}/unmoved.py"
 REWARD_MODELS, MODELS = f"{LIB}/reward_models.py", f"{LIB}/models.py"
 
 K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
@@ -236,9 +236,9 @@ OF_LOGPS = [
     Mutant(
         9,
         "nobody looks at the first ratio",
-        TRAINER,
-        "if worst > self.rounding:",
-        "if worst > 1e9:",
+        UNMOVED,
+        "if not off <= allowed:",
+        "if False:",
         "trainer",
     ),
     Mutant(
@@ -650,7 +650,7 @@ OF_VALUES = [
         24,
         "the critic learns in units of the reward",
         BACKBONE,
-        "self.value_scale.fill_(spread if spread > 0 else 1.0)",
+        "self.value_scale.fill_(spread(scores))",
         "self.value_scale.fill_(1.0)",
         "values",
     ),
@@ -658,7 +658,7 @@ OF_VALUES = [
         24,
         "the value loss in units of the reward",
         OBJECTIVE,
-        '        scale=inputs["value_scale"],\n',
+        '        scale=inputs["returns_std"],\n',
         "",
         "values",
     ),
@@ -734,8 +734,8 @@ OF_BATCHING = [
         37,
         "sums of earlier steps in the log",
         TRAINER,
-        "        self.sums = {}\n        steps",
-        "        steps",
+        "metrics, self.sums = self._total_sums(), {}",
+        "metrics = self._total_sums()",
         "batching",
     ),
     Mutant(

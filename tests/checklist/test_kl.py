@@ -152,7 +152,7 @@ def test_item_05_more_padding_changes_no_loss_and_no_metric() -> None:
             "returns": returns,
             "old_values": pad(old_values, 50.0),
             "rollout_number": 0,
-            "value_scale": 1.3,
+            "returns_std": 1.3,
         }
         loss, shares = micro_batch_loss(
             args, inputs, logps_BC, pad(entropy, 9.0), pad(values, 70.0)

@@ -47,6 +47,8 @@ def test_item_44_a_policy_with_an_adapter_on_it_is_refused_with_the_remedy(
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), sft)
     with pytest.raises(UserError, match=r"bare base; merge the adapter \(merge_and_unload\)"):
         tiny.trainer(tmp_path, model, peft_config=lora())
+    with pytest.raises(UserError, match="is an adapter"):
+        tiny.trainer(tmp_path, str(sft))
     with pytest.raises(UserError, match="is a PeftModel"):
         tiny.trainer(tmp_path, model)
 

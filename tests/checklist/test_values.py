@@ -141,6 +141,24 @@ def test_item_31_a_critic_of_zeros_begins_at_the_mean_score(tmp_path: Path, crit
         assert values.flatten().tolist() == pytest.approx([mean.item()] * 2)
 
 
+def test_item_31_equal_first_scores_do_not_fix_the_units_of_the_values(tmp_path: Path) -> None:
+    calls = []
+
+    def late(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        calls.append(1)
+        # 0.1 has no exact fp32, so its mean and deviation are off by rounding
+        return [0.1 + 100.0 * (len(calls) > 1) * (sum(ids) % 3) for ids in completion_ids]
+
+    trainer = tiny.trainer(tmp_path, reward=late, kl_coef=0.0, total_episodes=16)
+    stream = iter(trainer.stream)
+    next(stream)
+    assert trainer.actor_critic.value_scale.item() == 1.0
+    assert trainer.collector.returns_std == 1.0
+    trainer.collector.rollout(1)
+    assert trainer.actor_critic.value_scale.item() > 50.0
+    assert trainer.collector.returns_std > 50.0
+
+
 def test_item_24_rewards_of_another_scale_and_centre_train_the_same_policy(tmp_path: Path) -> None:
     def trained(scale: float, shift: float) -> dict[str, torch.Tensor]:
         def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:

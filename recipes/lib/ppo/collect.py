@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor
 
-from recipes.lib.backbone import reference_logits
+from recipes.lib.backbone import reference_logits, spread
 from recipes.lib.errors import UserError
 from recipes.lib.generation import completion_text
 from recipes.lib.ppo.describe import describe, describe_episodes, describe_values
@@ -32,6 +32,7 @@ from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
 
 # Evaluation has its own noise: the same episode numbers under another seed.
 EVALUATION_SEED = 1 << 62
+LEAST_SPREAD = 0.1  # of the returns, in units of the first scores, for the value loss
 
 
 class Collector:
@@ -55,7 +56,8 @@ class Collector:
             )
         args, tokenizer = trainer.args, trainer.processing_class
         self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
-        self.moments, self.returns = RunningMoments(), RunningMoments()
+        self.moments = RunningMoments()
+        self.returns_std = 1.0  # of the rollout in hand
         stop = find_stop_token(tokenizer, args.stop_token)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad)
@@ -196,7 +198,7 @@ class Collector:
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
-        if not values_BC.any():  # a critic of zeros
+        if self._has_learned_nothing(values_BC, mask_BC):
             self.trainer.actor_critic.begin_values(scores_B)
             values_BC = scores_B.mean() * mask_BC
         rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
@@ -205,7 +207,7 @@ class Collector:
         advantages_BC, returns_BC = advantages_and_returns(
             rewards_BC, values_BC, mask_BC, args.gamma, args.lam
         )
-        self.returns.update(returns_BC[mask_BC.bool()])
+        self.returns_std = self._spread_of_returns(returns_BC[mask_BC.bool()])
         whitened_BC = whiten(advantages_BC, mask_BC)
         names, ended_B = distinct_names(self.functions), self.ended(episodes)
         self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
@@ -233,6 +235,17 @@ class Collector:
             advantages=whitened_BC,
             returns=returns_BC,
         )
+
+    def _spread_of_returns(self, returns: Tensor) -> float:
+        # A floor, so that a critic is not driven by what is next to nothing in its units.
+        least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
+        return max(spread(returns), least)
+
+    def _has_learned_nothing(self, values_BC: Tensor, mask_BC: Tensor) -> bool:
+        """Whether a critic that began with zeros says the same of every state still."""
+        said = values_BC[mask_BC.bool()]
+        begins_with_zeros = self.trainer.args.critic_model_name_or_path is None
+        return begins_with_zeros and bool(said.max() == said.min())
 
     def penalised(self, episodes: Sequence[Episode]) -> Tensor:
         """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""

@@ -140,7 +140,7 @@ class PPOConfig(TrainingArguments):
     )
     vf_coef: float = field(
         default=0.5,
-        metadata={"help": "Weight of the value loss, which has the returns' scale out."},
+        metadata={"help": "Weight of the value loss, which is in variances of the returns."},
     )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
 
@@ -224,7 +224,8 @@ class PPOConfig(TrainingArguments):
     def _check_ranges(self) -> None:
         for key in AT_LEAST_ONE:
             self._refuse_unless(getattr(self, key) >= 1, key, "must be at least 1")
-        for key in ("temperature", "cliprange", "cliprange_value"):
+        above_0 = ("temperature", "cliprange", "cliprange_value", "target_kl", "reward_clip")
+        for key in above_0:
             value = getattr(self, key)
             self._refuse_unless(value is None or value > 0, key, "must be above 0")
         for key in ("gamma", "lam"):

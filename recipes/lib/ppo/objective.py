@@ -150,7 +150,7 @@ def micro_batch_loss(
         mask_BC,
         args.cliprange_value,
         num_tokens,
-        scale=inputs["value_scale"],
+        scale=inputs["returns_std"],
     )
     of_entropy = (entropy_BC * mask_BC).sum() / num_tokens
     shares = {name: (s / num_tokens).item() for name, s in (policy_sums | value_sums).items()}

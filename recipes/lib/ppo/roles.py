@@ -35,6 +35,11 @@ def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[A
         model = AutoModelForCausalLM.from_pretrained(
             model, quantization_config=quantization_config, dtype="auto"
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"model={name} is an adapter; load its base, merge the adapter (merge_and_unload) and "
+            "give peft_config for the new one."
+        )
     if processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(name)
     return model, processing_class

@@ -10,21 +10,22 @@ from recipes.lib.runs import write_json
 FILE = "ppo_state.json"
 
 
-def write_state(trainer: Any, folder: Path) -> None:
+def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
     """Write controllers, metrics that are not logged yet, and what was told.
 
     Args:
         trainer: The PPOTrainer.
+        sums: Its sums since the last log, of all processes.
         folder: The checkpoint.
     """
     collector = trainer.collector
     state = {
         "kl_coef": collector.kl.value,
         "moments": vars(collector.moments),
-        "returns": vars(collector.returns),
+        "returns_std": collector.returns_std,
         "metrics": collector.metrics,
         "samples": collector.samples,
-        "sums": trainer.sums,
+        "sums": sums,
         "clock": trainer.clock.state(),
         "health": vars(trainer.health),
     }
@@ -42,7 +43,7 @@ def read_state(trainer: Any, folder: Path) -> None:
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]
     vars(collector.moments).update(state["moments"])
-    vars(collector.returns).update(state["returns"])
+    collector.returns_std = state["returns_std"]
     collector.metrics, collector.samples = state["metrics"], state["samples"]
     # Sums are added up over processes when they are logged, so one of them takes them on.
     trainer.sums = state["sums"] if trainer.args.process_index == 0 else {}

@@ -34,10 +34,8 @@ from recipes.lib.ppo.roles import load, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.state import read_state, write_state
+from recipes.lib.ppo.unmoved import check_unmoved
 from recipes.lib.reward_models import load_reward_functions
-
-# Largest |log ratio| that rounding explains before the first update of a rollout: fp32, 16 bits.
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5, torch.float16: 0.1}
 
 
 class PPOTrainer(Trainer):
@@ -93,6 +91,10 @@ class PPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UserError(
+                "PPO runs on several processes with DDP; FSDP and DeepSpeed cannot yet."
+            )
         if self.reference is not None:
             self.reference.to(args.device)
         functions = load_reward_functions(
@@ -154,9 +156,9 @@ class PPOTrainer(Trainer):
         logps_BC, entropy_BC = logps_and_entropy(
             logits_BCV, inputs["completion_ids"], args.temperature, bool(args.entropy_coef)
         )
-        if inputs["is_first_step"]:
-            self._check_unmoved(logps_BC, inputs)
-        inputs["value_scale"] = self.collector.returns.std
+        if inputs["is_first_step"] and args.disable_dropout:
+            check_unmoved(logps_BC, inputs, self._dtype)
+        inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
         for name, share in shares.items():
@@ -166,24 +168,12 @@ class PPOTrainer(Trainer):
         # DDP takes the mean over processes, and the parts of a step are to be added.
         return loss * args.world_size
 
-    def _check_unmoved(self, logps_BC: Tensor, inputs: dict[str, Any]) -> None:
-        difference = (logps_BC.detach() - inputs["old_logps"]) * inputs["completion_mask"]
-        worst = difference.abs().max().item()
-        if worst > self.rounding:
-            raise RuntimeError(
-                f"The first mini-batch of rollout {inputs['rollout_number']} has a log ratio of "
-                f"{worst:.3g} nats where no update was made; the model scores a sequence "
-                "differently in another batch, or its weights moved between sampling and training."
-            )
-
     @property
-    def rounding(self) -> float:
-        """Largest log ratio (nats) that rounding explains."""
-        if self.args.bf16:
-            return ROUNDING[torch.bfloat16]
-        if self.args.fp16:
-            return ROUNDING[torch.float16]
-        return ROUNDING.get(next(self.actor_critic.policy.parameters()).dtype, 0.5)
+    def _dtype(self) -> torch.dtype:
+        """Number format of the policy's forward pass in training."""
+        if self.args.bf16 or self.args.fp16:
+            return torch.bfloat16 if self.args.bf16 else torch.float16
+        return next(self.actor_critic.policy.parameters()).dtype
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the numbers of the rollout and of the updates since the last log."""
@@ -207,12 +197,16 @@ class PPOTrainer(Trainer):
             tell(new)
         return {"health/warnings": len(self.health.warnings)}
 
-    def _update_metrics(self) -> dict[str, float]:
+    def _total_sums(self) -> dict[str, float]:
+        """Sums of the updates since the last log, those of all processes added up."""
         names = sorted(self.sums)
-        totals = torch.tensor([self.sums[n] for n in names], device=self.args.device)
-        summed = self.accelerator.reduce(totals, "sum").tolist()
-        metrics = dict(zip(names, summed, strict=True))
-        self.sums = {}
+        sums = [self.sums[n] for n in names]
+        # float64, or a checkpoint between two logs would round them
+        totals = torch.tensor(sums, device=self.args.device, dtype=torch.float64)
+        return dict(zip(names, self.accelerator.reduce(totals, "sum").tolist(), strict=True))
+
+    def _update_metrics(self) -> dict[str, float]:
+        metrics, self.sums = self._total_sums(), {}
         steps = metrics.pop("steps")
         return {name: value / steps for name, value in metrics.items()}
 
@@ -286,9 +280,10 @@ class PPOTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """With the random states, keep where the stream stands and what it holds."""
         super()._save_rng_state(output_dir)
+        sums = self._total_sums()
         if self.args.should_save:
             self.stream.save(Path(output_dir), self.state.global_step)
-            write_state(self, Path(output_dir))
+            write_state(self, sums, Path(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """With the random states, put the stream back to where it stood."""
