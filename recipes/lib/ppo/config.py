@@ -183,6 +183,7 @@ class PPOConfig(TrainingArguments):
         self.remove_unused_columns = False
         # The stream knows where it stood; skipping batches would make the rollouts again.
         self.ignore_data_skip = True
+        self._refuse_other_lengths()
         self.max_steps = self.num_rollouts * self.steps_per_rollout
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
@@ -220,6 +221,13 @@ class PPOConfig(TrainingArguments):
                 f"processes); use {math.gcd(share, micro_batch)} or {share}."
             )
         return share // micro_batch
+
+    def _refuse_other_lengths(self) -> None:
+        # The length of a run has one key here; Trainer's two others would be ignored.
+        derived = self.num_rollouts * self.steps_per_rollout
+        for key, unused in (("max_steps", (-1, derived)), ("num_train_epochs", (3.0,))):
+            reason = "does not set the length of a PPO run; leave it out and set total_episodes"
+            self._refuse_unless(getattr(self, key) in unused, key, reason)
 
     def _check_ranges(self) -> None:
         for key in AT_LEAST_ONE:
