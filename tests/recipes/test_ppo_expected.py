@@ -220,6 +220,7 @@ def test_the_entropy_bonus_raises_the_entropy(
             tiny_tokenizer,
             tmp_path,
             entropy_coef=coef,
+            critic="model",  # with a trunk of its own to learn on, so that the policy goes further
             total_episodes=320,
             rollout_batch_size=32,
             per_device_train_batch_size=32,
