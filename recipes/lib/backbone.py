@@ -69,7 +69,7 @@ class ActorCritic(nn.Module):
     def _in_units(self, values: Tensor) -> Tensor:
         return values * self.value_scale + self.value_offset
 
-    def begin_values(self, scores: Tensor) -> None:
+    def begin_values(self, scores: Tensor, values: Tensor) -> Tensor:
         """Let a critic of zeros begin at the mean of the first scores, in units of their spread.
 
         So it learns as fast whatever the centre and the scale of the rewards. A critic from a
@@ -77,9 +77,15 @@ class ActorCritic(nn.Module):
 
         Args:
             scores: Scores of a rollout.
+            values: What the critic said of it in its units until now, on the CPU.
+
+        Returns:
+            The same in the units from now on.
         """
+        plain = (values - self.value_offset.cpu()) / self.value_scale.cpu()
         self.value_offset.fill_(scores.mean())
         self.value_scale.fill_(spread(scores))
+        return plain * self.value_scale.cpu() + self.value_offset.cpu()
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters that only the value loss moves."""
@@ -131,10 +137,11 @@ def make_reference(policy: Any) -> Any:
     return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
-def spread(values: Tensor) -> float:
-    """Standard deviation of numbers, and 1 where all of them are the same but for rounding."""
+def spread(values: Tensor, if_equal: float = 1.0) -> float:
+    """Standard deviation of numbers; another number where all are equal but for rounding."""
     deviation = values.double().std(correction=0).item()
-    return deviation if deviation > ROUNDING * max(1.0, abs(values.mean().item())) else 1.0
+    least = ROUNDING * max(1.0, abs(values.mean().item()))
+    return deviation if deviation > least else if_equal
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

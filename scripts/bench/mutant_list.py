@@ -642,8 +642,8 @@ OF_VALUES = [
         31,
         "a fresh critic begins at zero",
         COLLECT,
-        "            self.trainer.actor_critic.begin_values(scores_B)\n",
-        "",
+        "self.trainer.actor_critic.begin_values(scores_B, values_BC) * mask_BC",
+        "values_BC",
         "values",
     ),
     Mutant(

@@ -110,7 +110,7 @@ def test_item_32_the_critic_comes_closer_to_the_returns_of_a_frozen_rollout(
     tmp_path: Path, critic: str
 ) -> None:
     # a warm-up, so that only the critic moves and the rollout stays what it was
-    settings = {"critic_warmup_rollouts": 9, "total_episodes": 8, "num_ppo_epochs": 8}
+    settings = {"critic_warmup_rollouts": 9, "total_episodes": 8, "num_ppo_epochs": 24}
     more = {"cliprange_value": 10.0, "critic": critic, "learning_rate": 1e-2, "vf_coef": 1.0}
     trainer = tiny.trainer(tmp_path, **settings, **more)
     rollouts: list[Any] = []
@@ -120,7 +120,7 @@ def test_item_32_the_critic_comes_closer_to_the_returns_of_a_frozen_rollout(
     (rollout,) = rollouts
     off = (rollout.old_values - rollout.returns) * rollout.completion_mask
     at_start = (off.square().sum() / rollout.completion_mask.sum()).item()
-    assert value_error(trainer, rollout) < 0.9 * at_start
+    assert value_error(trainer, rollout) < 0.7 * at_start
 
 
 @pytest.mark.parametrize("critic", ["head", "model"])
@@ -142,21 +142,46 @@ def test_item_31_a_critic_of_zeros_begins_at_the_mean_score(tmp_path: Path, crit
 
 
 def test_item_31_equal_first_scores_do_not_fix_the_units_of_the_values(tmp_path: Path) -> None:
-    calls = []
+    calls: list[int] = []
 
     def late(completion_ids: list[list[int]], **_: Any) -> list[float]:
         calls.append(1)
         # 0.1 has no exact fp32, so its mean and deviation are off by rounding
         return [0.1 + 100.0 * (len(calls) > 1) * (sum(ids) % 3) for ids in completion_ids]
 
-    trainer = tiny.trainer(tmp_path, reward=late, kl_coef=0.0, total_episodes=16)
-    stream = iter(trainer.stream)
-    next(stream)
-    assert trainer.actor_critic.value_scale.item() == 1.0
-    assert trainer.collector.returns_std == 1.0
-    trainer.collector.rollout(1)
-    assert trainer.actor_critic.value_scale.item() > 50.0
-    assert trainer.collector.returns_std > 50.0
+    trainer = tiny.trainer(tmp_path, reward=late, total_episodes=24, log_completions=True)
+    units, rollouts, make = [], [], trainer.stream.make_rollout
+
+    def noted(number: int) -> Any:
+        rollouts.append(make(number))
+        units.append(trainer.actor_critic.value_scale.item())
+        return rollouts[-1]
+
+    trainer.stream.make_rollout = noted
+    trainer.train()  # in the first rollout the critic learns from the KL and from rounding alone
+    assert units[0] == 1.0
+    assert units[1] > 50.0
+    assert units[2] == units[1]
+    # what was said in the old units is told in the new ones, as the forward pass says it
+    assert rollouts[1].old_values.abs().max() > 50.0
+
+
+def test_item_31_one_state_alone_does_not_begin_the_values_again(tmp_path: Path) -> None:
+    def first_id(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [float(ids[0]) for ids in completion_ids]
+
+    settings = {"prompts": ["a b"], "max_completion_length": 1, "total_episodes": 24}
+    trainer = tiny.trainer(tmp_path, reward=first_id, **settings)
+    offsets, make = [], trainer.stream.make_rollout
+
+    def noted(number: int) -> Any:
+        rollout = make(number)
+        offsets.append(trainer.actor_critic.value_offset.item())
+        return rollout
+
+    trainer.stream.make_rollout = noted
+    trainer.train()
+    assert len(set(offsets)) == 1
 
 
 def test_item_24_rewards_of_another_scale_and_centre_train_the_same_policy(tmp_path: Path) -> None:

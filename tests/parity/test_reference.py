@@ -49,6 +49,7 @@ def step(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     )
     module = trainer.actor_critic
     tiny.shake(module, 0.05)
+    trainer.collector.has_units = True  # a critic that has learned has them already
     old = copy.deepcopy(module)
     stream = iter(trainer.stream)
     next(stream)  # the first pass has ratio 1 everywhere

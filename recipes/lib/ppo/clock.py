@@ -31,7 +31,10 @@ class Clock:
 
     def begin(self, phase: str) -> None:
         """Count the time from now on as that of a phase, until another one begins."""
-        self._switch(phase)
+        now = time.monotonic()
+        if self.phase:
+            self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.since
+        self.phase, self.since = phase, now
 
     def count(self, phase: str, tokens: int) -> None:
         """Note that a phase has processed so many tokens."""
@@ -43,7 +46,7 @@ class Clock:
         Returns:
             `time/<phase>` in seconds and `time/<phase>_tokens_per_second`.
         """
-        self._switch(self.phase)
+        self.begin(self.phase)
         happened = [phase for phase in OTHERS if self.seconds.get(phase)]
         metrics = {f"time/{p}": self.seconds.get(p, 0.0) for p in (*COUNTED, *happened)}
         for phase in COUNTED:
@@ -55,16 +58,10 @@ class Clock:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that the log after a resume covers its whole interval."""
-        self._switch(self.phase)
+        self.begin(self.phase)
         return {"seconds": self.seconds, "tokens": self.tokens}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from the state of a checkpoint."""
         self.seconds, self.tokens = dict(state["seconds"]), dict(state["tokens"])
         self.since = time.monotonic()
-
-    def _switch(self, phase: str) -> None:
-        now = time.monotonic()
-        if self.phase:
-            self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.since
-        self.phase, self.since = phase, now

@@ -58,6 +58,8 @@ class Collector:
         self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
         self.moments = RunningMoments()
         self.returns_std = 1.0  # of the rollout in hand
+        # A critic of zeros gets its units from the first scores that differ.
+        self.has_units = args.critic_model_name_or_path is not None
         stop = find_stop_token(tokenizer, args.stop_token)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad)
@@ -198,9 +200,9 @@ class Collector:
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
-        if self._has_learned_nothing(values_BC, mask_BC):
-            self.trainer.actor_critic.begin_values(scores_B)
-            values_BC = scores_B.mean() * mask_BC
+        if not self.has_units:
+            values_BC = self.trainer.actor_critic.begin_values(scores_B, values_BC) * mask_BC
+            self.has_units = spread(scores_B, 0.0) > 0.0
         rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
@@ -240,12 +242,6 @@ class Collector:
         # A floor, so that a critic is not driven by what is next to nothing in its units.
         least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
         return max(spread(returns), least)
-
-    def _has_learned_nothing(self, values_BC: Tensor, mask_BC: Tensor) -> bool:
-        """Whether a critic that began with zeros says the same of every state still."""
-        said = values_BC[mask_BC.bool()]
-        begins_with_zeros = self.trainer.args.critic_model_name_or_path is None
-        return begins_with_zeros and bool(said.max() == said.min())
 
     def penalised(self, episodes: Sequence[Episode]) -> Tensor:
         """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""

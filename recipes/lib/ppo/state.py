@@ -23,6 +23,7 @@ def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
         "kl_coef": collector.kl.value,
         "moments": vars(collector.moments),
         "returns_std": collector.returns_std,
+        "has_units": collector.has_units,
         "metrics": collector.metrics,
         "samples": collector.samples,
         "sums": sums,
@@ -43,7 +44,7 @@ def read_state(trainer: Any, folder: Path) -> None:
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]
     vars(collector.moments).update(state["moments"])
-    collector.returns_std = state["returns_std"]
+    collector.returns_std, collector.has_units = state["returns_std"], state["has_units"]
     collector.metrics, collector.samples = state["metrics"], state["samples"]
     # Sums are added up over processes when they are logged, so one of them takes them on.
     trainer.sums = state["sums"] if trainer.args.process_index == 0 else {}
