@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.arguments import Config, launch
 from recipes.lib.errors import UserError
+from recipes.lib.guard import guarded
 from recipes.lib.runs import (
     Run,
     RunArguments,
@@ -162,6 +163,7 @@ def make_model(
     return model
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Generate the text and the data, train the tokenizer and the model, save.
 

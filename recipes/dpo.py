@@ -24,6 +24,7 @@ from typing import Any
 
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.guard import guarded
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
@@ -58,12 +59,13 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     name = model_args.model_name_or_path or ""
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision)
+    trusted = training.trust_remote_code
+    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
     first = "prompt" if "prompt" in train.column_names else "chosen"
     prompt_token_ids(tokenizer, train[0][first])  # refuses messages without a template
     return make(
         DPOTrainer,
-        load_policy(model_args),
+        load_policy(model_args, trust_remote_code=trusted),
         model_args,
         args=training,
         train_dataset=train,
@@ -108,6 +110,7 @@ def summarize(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:
     return numbers | {"margin": (sum(chosen) - sum(rejected)) / len(rows)}
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save, score the test pairs.
 
@@ -143,7 +146,8 @@ def run(config: Config) -> dict[str, Any]:
             folder.write_samples(rows)
             summary |= summarize(rows, trainer.eval_dataset)
         data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
-        write_lineage(folder.path, "dpo", model.model_name_or_path, data)
+        trusted = training.trust_remote_code
+        write_lineage(folder.path, "dpo", model.model_name_or_path, data, trust_remote_code=trusted)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

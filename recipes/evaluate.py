@@ -21,6 +21,7 @@ from typing import Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.errors import UserError
+from recipes.lib.guard import guarded
 from recipes.lib.runs import FolderArguments, open_run
 
 POSITIONAL = "run"
@@ -107,6 +108,7 @@ def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, An
     ]
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Sample, judge, compare.
 

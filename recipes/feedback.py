@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.errors import UserError
+from recipes.lib.guard import guarded
 from recipes.lib.runs import FolderArguments, Run, open_run, write_jsonl
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def write_pairs(
     write_jsonl(folder.final / "test.jsonl", test)
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Sample pairs, let the simulated rater choose, write the rows.
 

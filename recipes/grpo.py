@@ -27,6 +27,7 @@ from typing import Any
 
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.guard import guarded
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
@@ -64,11 +65,12 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     name = model_args.model_name_or_path or ""
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision)
+    trusted = training.trust_remote_code
+    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
     rewards = load_rewards(config.script.reward_funcs, training, tokenizer, train[0]["prompt"])
     trainer = make(
         GRPOTrainer,
-        load_policy(model_args),
+        load_policy(model_args, trust_remote_code=trusted),
         model_args,
         reward_funcs=rewards.functions,
         args=training,
@@ -80,6 +82,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     return trainer, rewards
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save.
 
@@ -115,7 +118,10 @@ def run(config: Config) -> dict[str, Any]:
         summary["episodes"] = num_episodes(training, trainer.state.global_step)
         summary |= last_numbers(folder.path)
         data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
-        told = {"reward_funcs": script.reward_funcs}
+        told = {
+            "reward_funcs": script.reward_funcs,
+            "trust_remote_code": training.trust_remote_code,
+        }
         write_lineage(folder.path, "grpo", model.model_name_or_path, data, **told)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 

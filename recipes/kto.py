@@ -29,6 +29,7 @@ from typing import Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, check_rows, load_splits, prompt_text
 from recipes.lib.errors import UserError
+from recipes.lib.guard import guarded
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
@@ -92,11 +93,12 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     name = model_args.model_name_or_path or ""
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision)
+    trusted = training.trust_remote_code
+    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
     prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
     return make(
         KTOTrainer,
-        load_policy(model_args),
+        load_policy(model_args, trust_remote_code=trusted),
         model_args,
         args=training,
         train_dataset=train,
@@ -140,6 +142,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"auc": float(auc), "margin": margin}
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save, score the test rows.
 
@@ -175,7 +178,8 @@ def run(config: Config) -> dict[str, Any]:
             folder.write_samples(rows)
             summary |= summarize(rows)
         data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
-        write_lineage(folder.path, "kto", model.model_name_or_path, data)
+        trusted = training.trust_remote_code
+        write_lineage(folder.path, "kto", model.model_name_or_path, data, trust_remote_code=trusted)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, check_template, load_splits
 from recipes.lib.errors import UserError
-from recipes.lib.runs import RunArguments, is_main_process, open_run
+from recipes.lib.guard import guarded
+from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,25 +86,37 @@ def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
     from transformers import set_seed
     from trl import RewardTrainer
 
+    from recipes.lib.fit import check_fit
     from recipes.lib.models import load_reward_model, peft_config
+    from recipes.lib.trl_trainers import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
+    adapter = peft_config(model_args, "SEQ_CLS")
     set_seed(training.seed)  # the new head is drawn while loading
     model, tokenizer = load_reward_model(
-        model_args.model_name_or_path or "", model_args.dtype, new_head=True, model_args=model_args
+        model_args.model_name_or_path or "",
+        model_args.dtype,
+        new_head=True,
+        model_args=model_args,
+        trust_remote_code=training.trust_remote_code,
     )
     check_template(train[0], "chosen", bool(tokenizer.chat_template or training.chat_template_path))
-    return RewardTrainer(
-        model=model,
+    trainer = make(
+        RewardTrainer,
+        model,
+        model_args,
         args=training,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=peft_config(model_args, "SEQ_CLS"),
+        peft_config=adapter,
     )
+    check_fit(trainer, train[0])
+    return trainer
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, score the test pairs, save, and see that the saved model scores the same.
 
@@ -126,10 +139,10 @@ def run(config: Config) -> dict[str, Any]:
     script, training, model_args = config.script, config.training, config.model
     assert training is not None and model_args is not None
     set_accumulation(training, script.global_batch_size)
+    check_folder(config)
     train, test = load_pairs(script, training.seed)
-    folder = open_run(config)
-
     trainer = make_trainer(config, train, test)
+    folder = open_run(config)
     watch(trainer, folder.path, "reward", {"loss": "loss", "accuracy": "accuracy"})
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
@@ -141,7 +154,10 @@ def run(config: Config) -> dict[str, Any]:
         summary |= summarize(rows, train, test)
         check_saved(str(folder.final), model, test, model_args)
         data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
-        write_lineage(folder.path, "reward", model_args.model_name_or_path, data)
+        trusted = training.trust_remote_code
+        write_lineage(
+            folder.path, "reward", model_args.model_name_or_path, data, trust_remote_code=trusted
+        )
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

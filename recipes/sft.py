@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, check_rows, check_template, load_splits
 from recipes.lib.errors import UserError
-from recipes.lib.runs import RunArguments, is_main_process, open_run
+from recipes.lib.guard import guarded
+from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,23 +73,38 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
 
 
 def make_trainer(config: Config, tokenizer: Any, train: Dataset, test: Dataset | None) -> Any:
-    """TRL's trainer on the model, with LoRA where it is asked for."""
+    """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
 
+    from recipes.lib.fit import check_fit
     from recipes.lib.models import load_policy, peft_config
+    from recipes.lib.trl_trainers import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     if training.eval_packing is None:
         training.eval_packing = False  # perplexity is that of whole rows
-    return SFTTrainer(
-        model=load_policy(model_args),
+    adapter = peft_config(model_args, "CAUSAL_LM")
+    trainer = make(
+        SFTTrainer,
+        load_policy(model_args, trust_remote_code=training.trust_remote_code),
+        model_args,
         args=training,
-        train_dataset=train,
-        eval_dataset=test,
+        train_dataset=_tokenized(train, tokenizer),
+        eval_dataset=_tokenized(test, tokenizer),
         processing_class=tokenizer,
-        peft_config=peft_config(model_args, "CAUSAL_LM"),
+        peft_config=adapter,
     )
+    check_fit(trainer, train[0])
+    return trainer
+
+
+def _tokenized(rows: Dataset | None, tokenizer: Any) -> Dataset | None:
+    from recipes.lib.boundaries import keep_boundary
+
+    if rows is None or columns_of(rows) != COLUMN_SETS[0] or not isinstance(rows[0]["prompt"], str):
+        return rows
+    return keep_boundary(rows, tokenizer)
 
 
 def test_perplexity(trainer: Any) -> float | None:
@@ -116,6 +132,7 @@ def load_data(script: SFTArguments, seed: int) -> tuple[Dataset, Dataset | None]
     return train, test
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, evaluate, save.
 
@@ -138,12 +155,16 @@ def run(config: Config) -> dict[str, Any]:
     script, training, model = config.script, config.training, config.model
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
+    check_folder(config)
     train, test = load_data(script, training.seed)
-    tokenizer = load_tokenizer(model.model_name_or_path or "", revision=model.model_revision)
+    trusted = training.trust_remote_code
+    tokenizer = load_tokenizer(
+        model.model_name_or_path or "", revision=model.model_revision, trust_remote_code=trusted
+    )
     has_template = bool(tokenizer.chat_template or training.chat_template_path)
     check_template(train[0], columns_of(train)[0], has_template)
-    folder = open_run(config)
     trainer = make_trainer(config, tokenizer, train, test)
+    folder = open_run(config)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
@@ -154,7 +175,7 @@ def run(config: Config) -> dict[str, Any]:
     save_final(trainer, folder)
     if is_main_process():
         data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
-        write_lineage(folder.path, "sft", model.model_name_or_path, data)
+        write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
         if test is not None:
             rows = held_out_samples(
                 trainer.model,

@@ -8,6 +8,7 @@ from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.runs import Run, is_main_process
+from recipes.lib.trust import check_checkpoint
 
 
 def set_accumulation(training: Any, global_batch_size: int | None) -> None:
@@ -33,10 +34,23 @@ def set_accumulation(training: Any, global_batch_size: int | None) -> None:
 
 
 def checkpoint_of(run: Run, training: Any) -> str | None:
-    """The checkpoint to go on from: the run's newest, or the one that the user named."""
-    if run.checkpoint is not None:
-        return str(run.checkpoint)
-    return training.resume_from_checkpoint or None
+    """The checkpoint to go on from: the run's newest, or the one that the user named.
+
+    Args:
+        run: The opened run.
+        training: A TrainingArguments.
+
+    Returns:
+        Its folder; None for a fresh start.
+
+    Raises:
+        UserError: It holds something that could run code.
+    """
+    named = run.checkpoint or training.resume_from_checkpoint
+    if not named:
+        return None
+    check_checkpoint(Path(named))
+    return str(named)
 
 
 def save_final(trainer: Any, run: Run) -> None:
@@ -48,7 +62,11 @@ def save_final(trainer: Any, run: Run) -> None:
     """
     partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
     # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
-    trainer.save_model(str(partial), _internal_call=True)
+    try:
+        trainer.save_model(str(partial), _internal_call=True)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # half a model is none
+        raise
     trainer.accelerator.wait_for_everyone()
     try:
         if trainer.args.push_to_hub:

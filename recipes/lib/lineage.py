@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.model_folders import resolve_model
 from recipes.lib.runs import write_json
 
 PACKAGES = "torch transformers trl peft accelerate datasets bitsandbytes".split()
@@ -20,8 +21,10 @@ def write_lineage(run: Path, recipe: str, model: str | None, data: list[str], **
         recipe: Name of the recipe.
         model: Model the run started from: folder, run or Hub id.
         data: Paths or Hub ids of the data.
-        more: Further facts, such as the reward functions.
+        more: Further facts, such as the reward functions; trust_remote_code where it is true.
     """
+    if not more.get("trust_remote_code", True):
+        del more["trust_remote_code"]
     write_json(
         run / "lineage.json",
         {
@@ -38,9 +41,12 @@ def write_lineage(run: Path, recipe: str, model: str | None, data: list[str], **
 def _parent(model: str | None) -> dict[str, Any] | None:
     if model is None:
         return None
-    folder = Path(model)
+    folder = Path(resolve_model(model))
     lineage = (folder.parent if folder.name == "final" else folder) / "lineage.json"
-    known = json.loads(lineage.read_text(encoding="utf-8")) if lineage.is_file() else None
+    try:
+        known = json.loads(lineage.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or one that says nothing; the run itself is done
+        known = None
     return {"name": model, "lineage": known}
 
 

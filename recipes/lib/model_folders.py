@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.failures import is_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +70,10 @@ def load_tokenizer(
 
     path = resolve_model(name_or_path)
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        return load_tokenizer(adapter_base(path), trust_remote_code=trust_remote_code)
+        from recipes.lib.adapters import adapter_base
+
+        base, revision = adapter_base(path)
+        return load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
     with reading(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
@@ -83,24 +86,6 @@ def load_tokenizer(
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def adapter_base(path: str | Path) -> str:
-    """Name of the model that an adapter folder was trained on."""
-    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise UserError(
-            f"{path}: adapter_config.json names no base model; put its path or Hub id under "
-            "base_model_name_or_path."
-        )
-    return str(base)
-
-
-def adapter_task(path: str | Path) -> str:
-    """What an adapter folder was trained for: CAUSAL_LM or SEQ_CLS."""
-    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-    return str(config.get("task_type"))
 
 
 def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> None:
@@ -138,13 +123,27 @@ def reading(name: str, kind: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model_name_or_path={name}: no {kind} can be loaded from it ({reason})."
-        ) from error
+    except Exception as error:
+        if is_memory(error):
+            raise UserError(
+                f"model_name_or_path={name}: there is not enough memory to load it; choose "
+                "dtype=bfloat16, load_in_4bit with use_peft, or a smaller model."
+            ) from error
+        if not isinstance(error, (OSError, ValueError)):
+            raise
+        raise UserError(_no_model(name, kind, error)) from error
     finally:
         logging.set_verbosity(level)
+
+
+def _no_model(name: str, kind: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"model_name_or_path={name}: its {kind} needs code that lies beside it; read that code "
+            "and set trust_remote_code, or name a model of a class that transformers has."
+        )
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"model_name_or_path={name}: no {kind} can be loaded from it ({reason})."
 
 
 def _model_folder(path: Path) -> Path:

@@ -7,19 +7,26 @@ A reward model is a sequence classifier with one label that reads the last token
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.adapters import adapter_base, adapter_keys, adapter_task, put_on
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import (
-    adapter_base,
-    adapter_task,
     is_adapter,
     load_tokenizer,
     reading,
     refuse_random,
     resolve_model,
 )
+from recipes.lib.policies import (
+    is_quantized,
+    load_policy,
+    merge,
+    options,
+    refuse_hub_adapter,
+    unpacked,
+)
+from recipes.lib.vocabulary import refuse_vocabulary
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -37,49 +44,13 @@ __all__ = [
 HEAD = frozenset({"score.weight"})  # the only weight that training a reward model may start anew
 
 
-def load_policy(model_args: ModelConfig) -> PreTrainedModel:
-    """Load a causal language model.
-
-    An adapter is loaded on its base (which may be an adapter in turn) and merged, so that a run
-    can go on from any other run. The merged model is named after the adapter's folder: an adapter
-    trained on it finds its way back.
-
-    Args:
-        model_args: TRL's model keys: name, revision, dtype, attention, quantization.
-
-    Returns:
-        The model, in evaluation mode, on the CPU or where quantization put it.
-
-    Raises:
-        UserError: Nothing is found, weights are missing, or an adapter meets a quantized base.
-    """
-    from transformers import AutoModelForCausalLM
-
-    path = resolve_model(model_args.model_name_or_path or "")
-    if is_adapter(path):
-        if model_args.load_in_4bit or model_args.load_in_8bit:
-            raise UserError(
-                f"model_name_or_path={path}: an adapter cannot be merged into a quantized base "
-                "without changing it; leave load_in_4bit and load_in_8bit out."
-            )
-        return _merged(path, model_args)
-    with reading(path, "causal language model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=model_args.model_revision,
-            output_loading_info=True,
-            **_options(model_args),
-        )
-    refuse_random(path, info, allowed=frozenset())
-    return model
-
-
 def load_reward_model(
     name_or_path: str,
     dtype: str = "float32",
     *,
     new_head: bool = False,
     model_args: ModelConfig | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a reward model and its tokenizer; every weight of it was trained.
 
@@ -89,6 +60,7 @@ def load_reward_model(
         new_head: For training: a language model will do, and only its score head is new. An
             adapter comes merged, ready to be trained on.
         model_args: Further keys of TRL's ModelConfig (revision, attention, quantization).
+        trust_remote_code: Whether code beside a model may run.
 
     Returns:
         A sequence classifier with one label, in evaluation mode, and its tokenizer; the model
@@ -102,12 +74,15 @@ def load_reward_model(
     path = resolve_model(name_or_path)
     args = replace(model_args or Config(), model_name_or_path=path, dtype=dtype)
     if is_adapter(path) and not new_head:
-        model = _reward_adapter(path, args)
+        model: Any = _reward_adapter(path, args, trust_remote_code)
     else:
-        model = _classifier(args, new_head)
-    tokenizer = load_tokenizer(path, revision=args.model_revision)
+        model = _classifier(args, new_head, trust_remote_code)
+    tokenizer = load_tokenizer(
+        path, revision=args.model_revision, trust_remote_code=trust_remote_code
+    )
+    refuse_vocabulary(model, path, args.model_revision, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer
+    return unpacked(model).eval(), tokenizer
 
 
 def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
@@ -119,15 +94,23 @@ def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
 
     Returns:
         The configuration, or None without use_peft.
+
+    Raises:
+        UserError: The whole model would be trained in a format that is too coarse for it.
     """
     from trl import get_peft_config
 
+    if not model_args.use_peft:
+        _refuse_coarse(model_args)
     saved = list(model_args.lora_modules_to_save or [])
     if task_type == "SEQ_CLS" and "score" not in saved:
         saved.append("score")
-    return get_peft_config(
+    config = get_peft_config(
         replace(model_args, lora_task_type=task_type, lora_modules_to_save=saved or None)
     )
+    if config is not None and model_args.model_revision != "main":
+        config.revision = model_args.model_revision  # so that the adapter finds the same base
+    return config
 
 
 def evaluation_device() -> Any:
@@ -137,69 +120,59 @@ def evaluation_device() -> Any:
     return PartialState().device
 
 
-def _options(model_args: ModelConfig) -> dict[str, Any]:
-    from trl import get_quantization_config
-
-    options = {
-        "dtype": model_args.dtype,
-        "attn_implementation": model_args.attn_implementation,
-        "quantization_config": get_quantization_config(model_args),
-    }
-    return {key: value for key, value in options.items() if value is not None}
-
-
-def _merged(path: str, model_args: ModelConfig) -> PreTrainedModel:
-    from peft import PeftModel
-
-    base = load_policy(
-        replace(model_args, model_name_or_path=adapter_base(path), model_revision="main")
-    )
-    return _merge(PeftModel.from_pretrained(base, path), path)
+def _refuse_coarse(model_args: ModelConfig) -> None:
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model_args, key):
+            raise UserError(
+                f"{key}=true: quantized weights cannot be trained; set use_peft to train an "
+                "adapter on them."
+            )
+    if model_args.dtype == "float16":
+        raise UserError(
+            "dtype=float16: steps of a full fine-tuning vanish or overflow in 16-bit floats of "
+            "that kind; choose bfloat16 or float32 (fp16=true computes in it), or set use_peft."
+        )
 
 
-def _merge(adapted: PeftModel, path: str) -> PreTrainedModel:
-    model = adapted.merge_and_unload()
-    model.requires_grad_(True)  # peft froze the base, and a merged model is a full one
-    model.name_or_path = path  # so that an adapter trained on it names this folder as its base
-    return model
-
-
-def _classifier(model_args: ModelConfig, new_head: bool) -> PreTrainedModel:
+def _classifier(
+    model_args: ModelConfig, new_head: bool, trust_remote_code: bool
+) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
     path = str(model_args.model_name_or_path)
     if is_adapter(path):
         if adapter_task(path) == "SEQ_CLS":
-            return _merge(_reward_adapter(path, model_args), path)
-        return _with_new_head(load_policy(model_args), path)
+            return merge(_reward_adapter(path, model_args, trust_remote_code), path)
+        return _with_new_head(load_policy(model_args, trust_remote_code=trust_remote_code), path)
     with reading(path, "reward model"):
-        _refuse_labels(path, model_args.model_revision)
+        _refuse_labels(path, model_args.model_revision, trust_remote_code)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=1,
             revision=model_args.model_revision,
             output_loading_info=True,
-            **_options(model_args),
+            trust_remote_code=trust_remote_code,
+            **options(model_args),
         )
+    refuse_hub_adapter(model, path)
+    if new_head and set(info["missing_keys"]) - HEAD and not is_quantized(model_args):
+        # A tied checkpoint may store its embeddings under the language model's head alone, which
+        # a classifier does not read; the language model itself knows what is tied to what.
+        return _with_new_head(load_policy(model_args, trust_remote_code=trust_remote_code), path)
     refuse_random(path, info, allowed=HEAD if new_head else frozenset())
     return model
 
 
-def _reward_adapter(path: str, model_args: ModelConfig) -> PeftModel:
-    from peft import PeftModel
-    from safetensors import safe_open
-
-    with safe_open(Path(path) / "adapter_model.safetensors", "pt") as weights:
-        has_head = any(key.endswith("score.weight") for key in weights.keys())  # noqa: SIM118
+def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PeftModel:
+    has_head = any(key.endswith("score.weight") for key in adapter_keys(path))
     if adapter_task(path) != "SEQ_CLS" or not has_head:
         raise UserError(
             f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
             "one from it with `rlhf reward`."
         )
-    base = replace(
-        model_args, model_name_or_path=resolve_model(adapter_base(path)), model_revision="main"
-    )
-    return PeftModel.from_pretrained(_classifier(base, new_head=True), path)
+    name, revision = adapter_base(path)
+    base = replace(model_args, model_name_or_path=name, model_revision=revision)
+    return put_on(_classifier(base, True, trust_remote_code), path)
 
 
 def _with_new_head(policy: PreTrainedModel, path: str) -> PreTrainedModel:
@@ -212,10 +185,12 @@ def _with_new_head(policy: PreTrainedModel, path: str) -> PreTrainedModel:
     return model.eval()
 
 
-def _refuse_labels(path: str, revision: str) -> None:
+def _refuse_labels(path: str, revision: str, trust_remote_code: bool) -> None:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path, revision=revision)
+    config = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code
+    )
     names = config.architectures or []
     if any("SequenceClassification" in name for name in names) and config.num_labels != 1:
         raise UserError(

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from recipes.lib.runs import CHECKPOINT_MARK, read_jsonl, write_json, write_jsonl
+from recipes.lib.trust import keep_secret
 
 # Totals of a finished training that Trainer logs once; they belong to the summary.
 TOTALS = ("train_runtime", "train_loss", "total_flos")
@@ -57,6 +58,8 @@ class RunCallback(TrainerCallback):
         """Mark the checkpoint: Trainer calls this after the last file of it was written."""
         folder = self.metrics.parent / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
+            # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
+            (folder / "training_args.bin").unlink(missing_ok=True)
             write_json(folder / CHECKPOINT_MARK, {"step": state.global_step})
 
 
@@ -105,6 +108,7 @@ def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
         label: Word before the progress bar.
         shown: As in ProgressBar.
     """
+    keep_secret(trainer.args)
     trainer.add_callback(RunCallback(path))
     trainer.remove_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:

@@ -86,7 +86,7 @@ def check_folder(config: Any) -> None:
             something else, or the configuration differs from the one to resume.
     """
     if is_main_process():
-        _check(_folder_of(config), config.script.resume, config.script.overwrite, config.values)
+        _check(folder_of(config), config.script.resume, config.script.overwrite, config.values)
 
 
 def open_run(config: Any) -> Run:
@@ -101,7 +101,7 @@ def open_run(config: Any) -> Run:
     Raises:
         UserError: As in `check_folder`, or the folder cannot be written.
     """
-    path = _folder_of(config)
+    path = folder_of(config)
     if is_main_process():
         _check(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
@@ -110,7 +110,8 @@ def open_run(config: Any) -> Run:
     return Run(path, checkpoint)
 
 
-def _folder_of(config: Any) -> Path:
+def folder_of(config: Any) -> Path:
+    """The output folder of a recipe's configuration."""
     holder = config.training if config.training is not None else config.script
     return Path(holder.output_dir)
 
@@ -118,8 +119,10 @@ def _folder_of(config: Any) -> Path:
 def _check(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; give one of them.")
+    _refuse_unwritable(path)
     if is_run(path):
         if resume:
+            _refuse_links(path)
             _refuse_other_config(path, values)
         elif not overwrite:
             raise UserError(
@@ -128,6 +131,32 @@ def _check(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) ->
             )
     elif path.is_dir() and any(path.iterdir()):
         raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
+
+
+def _refuse_unwritable(path: Path) -> None:
+    # Asked of the file system and not of the permissions, which the superuser does not need.
+    there = next(
+        folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()
+    )
+    if not there.is_dir():
+        raise UserError(
+            f"output_dir={path} cannot be written: {there.name} is a file, not a folder."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"output_dir={path} cannot be written: {there} is read-only; choose another output_dir."
+        )
+
+
+def _refuse_links(path: Path) -> None:
+    # A run that came from elsewhere could lead what is written out of its folder.
+    home = path.resolve()
+    for entry in path.rglob("*"):
+        if entry.is_symlink() and not entry.resolve().is_relative_to(home):
+            raise UserError(
+                f"output_dir={path}: {entry.relative_to(path)} is a link that leads out of it; "
+                "replace it by what it leads to."
+            )
 
 
 def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
@@ -201,8 +230,12 @@ def copy_tree(source: Path, target: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

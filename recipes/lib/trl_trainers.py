@@ -29,10 +29,34 @@ def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> A
     except UserError:
         raise
     except ValueError as error:  # what TRL finds wrong with keys and data; it may run over lines
-        raise UserError(f"{' '.join(str(error).split()).rstrip('.')}.") from error
+        raise UserError(_sentence(error)) from error
+    _keep_dtype(trainer)
     if getattr(trainer, "ref_model", None) is not None:
         _align_reference(trainer, model, model_args)
     return trainer
+
+
+def _sentence(error: ValueError) -> str:
+    said = " ".join(str(error).split()).rstrip(".")
+    if "No `target_modules`" in said:
+        return (
+            "lora_target_modules is missing: peft knows no default for this class of models; name "
+            "the layers, or all-linear."
+        )
+    if "lora_dropout" in said:
+        return f"lora_dropout: {said}; set lora_dropout=0 or name other lora_target_modules."
+    return f"{said}."
+
+
+def _keep_dtype(trainer: Any) -> None:
+    # TRL rounds what is trained on quantized weights to bfloat16, for its autocast. Without
+    # autocast small steps of an adapter would be lost, and a score head would not fit the trunk.
+    args, model = trainer.args, trainer.model
+    if getattr(model, "is_quantized", False) and not (args.bf16 or args.fp16):
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                dtype = torch.float32 if "lora_" in name else model.get_base_model().dtype
+                parameter.data = parameter.data.to(dtype)
 
 
 def _align_reference(trainer: Any, model: Any, model_args: Any) -> None:

@@ -97,11 +97,31 @@ def test_an_adapter_on_an_adapter_finds_its_way_back(folder: Path, tmp_path: Pat
     torch.testing.assert_close(logits(second), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_adapter_meets_no_quantized_base(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
+def test_an_adapter_is_merged_before_its_base_is_quantized(
+    folder: Path, tmp_path: Path, key: str
+) -> None:
     adapter(load_policy(ModelConfig(model_name_or_path=str(folder))), tmp_path / "adapter")
-    args = ModelConfig(model_name_or_path=str(tmp_path / "adapter"), load_in_4bit=True)
-    with pytest.raises(UserError, match="cannot be merged into a quantized base"):
-        load_policy(args)
+    load_policy(ModelConfig(model_name_or_path=str(tmp_path / "adapter"))).save_pretrained(
+        tmp_path / "merged"
+    )
+    stacked, whole = (
+        load_policy(ModelConfig(model_name_or_path=str(tmp_path / name), **{key: True}))
+        for name in ("adapter", "merged")
+    )
+    assert stacked.is_quantized
+    assert stacked.name_or_path == str(tmp_path / "adapter")
+    assert torch.equal(logits(stacked), logits(whole))
+
+
+def test_an_adapter_is_not_merged_into_stored_quantized_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    adapter(load_policy(ModelConfig(model_name_or_path=str(folder))), tmp_path / "adapter")
+    quantized = load_policy(ModelConfig(model_name_or_path=str(folder), load_in_4bit=True))
+    quantized.save_pretrained(folder)
+    with pytest.raises(UserError, match="is stored quantized, and merging would round"):
+        load_policy(ModelConfig(model_name_or_path=str(tmp_path / "adapter")))
 
 
 def test_a_language_model_is_no_reward_model_but_may_become_one(folder: Path) -> None:
@@ -115,11 +135,24 @@ def test_a_language_model_is_no_reward_model_but_may_become_one(folder: Path) ->
         assert torch.equal(model.model.state_dict()[name], parameter)
 
 
-def test_a_backbone_weight_that_is_not_stored_is_refused_by_name(shared: Path) -> None:
+def test_a_tied_embedding_that_is_stored_as_the_head_reaches_a_classifier(
+    shared: Path, tmp_path: Path
+) -> None:
     # This model stores its tied embedding under lm_head only, which a classifier does not have.
+    name = str(shared / "models" / "TinyStories-656K")
+    with pytest.raises(UserError, match=r"do not hold model\.embed_tokens\.weight"):
+        load_reward_model(name)
+    policy = load_policy(ModelConfig(model_name_or_path=name))
+    model, tokenizer = load_reward_model(name, new_head=True)
+    assert torch.equal(model.model.embed_tokens.weight, policy.lm_head.weight)
+    model.save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    again, _ = load_reward_model(str(tmp_path / "reward"))
+    assert torch.equal(logits(again), logits(model))
+    # Where the weights cannot be carried over by hand, it is refused and not trained on.
+    args = ModelConfig(load_in_4bit=True)
     with pytest.raises(UserError, match=r"do not hold model\.embed_tokens\.weight, which would"):
-        load_reward_model(str(shared / "models" / "TinyStories-656K"), new_head=True)
-    load_policy(ModelConfig(model_name_or_path=str(shared / "models" / "TinyStories-656K")))
+        load_reward_model(name, new_head=True, model_args=args)
 
 
 def test_a_classifier_of_two_labels_is_no_reward_model(folder: Path, tmp_path: Path) -> None:

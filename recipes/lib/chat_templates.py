@@ -1,0 +1,103 @@
+"""Whether a chat template fits what a model is trained on and how it will be asked.
+
+A policy is asked with the prompt rendered alone. What it is trained on has to begin with the same
+text, has to end with the token at which sampling stops, and has to have one beginning-of-sequence
+token and no second one.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from recipes.lib.errors import UserError
+
+KEY = "chat_template_path"
+
+
+def check_conversation(
+    tokenizer: Any, messages: list[dict[str, Any]], template: str | None = None, **kwargs: Any
+) -> None:
+    """Check a chat template on one conversation that a policy is trained on.
+
+    Args:
+        tokenizer: With its chat template.
+        messages: The conversation; one that does not end with the assistant is let through.
+        template: Used instead of the tokenizer's, where the trainer has one of its own.
+        kwargs: Further arguments of the template.
+
+    Raises:
+        UserError: The prompt alone is rendered otherwise (thinking templates do that), the answer
+            does not end with the EOS token, or the BOS token is there twice.
+    """
+    whole = _render(tokenizer, messages, template, kwargs)
+    check_bos(tokenizer, tokenizer(whole, add_special_tokens=False)["input_ids"])
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        return
+    prompt = _render(tokenizer, messages[:-1], template, kwargs | {"add_generation_prompt": True})
+    if not whole.startswith(prompt):
+        raise UserError(
+            f"{KEY} is missing: the model's chat template renders a prompt alone as "
+            f"...{prompt[-40:]!r} but not so before its answer, and the model would be trained on "
+            "something else than it is asked; name a template that renders both alike."
+        )
+    answer = whole[len(prompt) :]
+    if tokenizer.eos_token not in answer:
+        raise UserError(
+            f"eos_token={tokenizer.eos_token}: the chat template does not end an answer with it, "
+            f"so the model would not learn to stop; {_remedy(tokenizer, answer)}."
+        )
+
+
+def check_bos(tokenizer: Any, ids: list[int]) -> None:
+    """Refuse a second BOS token at the start of a rendered conversation; tell where none is.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Token ids of the conversation.
+
+    Raises:
+        UserError: There are two.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return
+    if ids[:2] == [bos, bos]:
+        raise UserError(
+            f"{KEY} is missing: the model's chat template begins with {tokenizer.bos_token} twice; "
+            "name a template that writes it once."
+        )
+    adds_bos = list(tokenizer("a")["input_ids"])[:1] == [bos]
+    if adds_bos and bos not in ids:
+        tqdm.write(
+            f"Warning: the chat template writes no {tokenizer.bos_token}, which the tokenizer puts "
+            f"before plain text; if the model was trained with it, set {KEY}.",
+            file=sys.stderr,
+        )
+
+
+def _render(
+    tokenizer: Any, messages: list[dict[str, Any]], template: str | None, kwargs: dict[str, Any]
+) -> str:
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, **kwargs
+            )
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"{KEY} is missing: the model's chat template cannot render the data "
+            f"({' '.join(str(error).split())}); name a template that can."
+        ) from error
+
+
+def _remedy(tokenizer: Any, answer: str) -> str:
+    added = [str(token) for token in tokenizer.get_added_vocab() if str(token) in answer]
+    if added:
+        return f"set eos_token={max(added, key=answer.rfind)}, which it does write"
+    return f"set {KEY} to a template that does"

@@ -1,0 +1,61 @@
+"""What the machine runs out of, memory and disk, told in one sentence."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recipes.lib.errors import UserError
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# What libraries say in exceptions that carry no number.
+DISK_WORDS = ("No space left on device", "PytorchStreamWriter failed", "Disk quota exceeded")
+MEMORY_WORDS = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, of the machine or of the accelerator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(
+        words in str(error) for words in MEMORY_WORDS
+    )
+
+
+def is_disk(error: BaseException) -> bool:
+    """Whether an exception says that a file could not be written: no space, or read-only."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return True
+    return any(words in str(error) for words in DISK_WORDS)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Tell in one sentence that memory or disk ran out while a run was under way.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        UserError: One of them ran out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_memory(error):
+            raise UserError(
+                "there is not enough memory for this run; lower per_device_train_batch_size, set "
+                "gradient_checkpointing, or train an adapter (use_peft, load_in_4bit)."
+            ) from error
+        if is_disk(error):
+            raise UserError(
+                f"output_dir={path} cannot be written: the disk is full or read-only; make room "
+                "and go on with --resume, or choose another output_dir."
+            ) from error
+        raise

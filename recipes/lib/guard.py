@@ -1,0 +1,71 @@
+"""What stands around every run: mistakes leave no half-made folder, failures are one sentence."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.failures import told
+from recipes.lib.runs import folder_of, is_main_process
+
+Recipe = Callable[[Any], dict[str, Any]]
+
+
+def guarded(run: Recipe) -> Recipe:
+    """Wrap a recipe's `run`.
+
+    Where a UserError ends a run before it logged or saved anything, its folder is taken away
+    again, with the parents that were made for it; a run that `overwrite` moved aside comes back.
+
+    Args:
+        run: The function of a recipe that takes its configuration.
+
+    Returns:
+        The same function with that care.
+    """
+
+    @functools.wraps(run)
+    def wrapped(config: Any) -> dict[str, Any]:
+        path = folder_of(config)
+        absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+        was_empty = path.is_dir() and not any(path.iterdir())
+        aside = _set_aside(path)
+        try:
+            with told(path):
+                return run(config)
+        except UserError:
+            moved = sorted(_set_aside(path) - aside)
+            is_new = path in absent or was_empty or bool(moved)
+            if is_main_process() and is_new and not _has_begun(path):
+                _take_back(path, absent, moved)
+            raise
+
+    return wrapped
+
+
+def _take_back(path: Path, absent: list[Path], moved: list[Path]) -> None:
+    was_there = path not in absent
+    shutil.rmtree(path, ignore_errors=True)
+    if moved:
+        moved[0].rename(path)
+    elif was_there:
+        path.mkdir(exist_ok=True)
+    for folder in absent[1:]:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _set_aside(path: Path) -> set[Path]:
+    return set(path.parent.glob(f"{glob.escape(path.name)}.old-*"))
+
+
+def _has_begun(path: Path) -> bool:
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        return True
+    return (path / "final").exists() or any(path.glob("checkpoint-*/complete.json"))

@@ -1,0 +1,126 @@
+"""Loading policies: a run, a folder, an adapter on its base, or a Hub id, quantized or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.adapters import adapter_base, put_on
+from recipes.lib.errors import UserError
+from recipes.lib.model_folders import is_adapter, reading, refuse_random, resolve_model
+from recipes.lib.vocabulary import refuse_vocabulary
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+    from trl import ModelConfig
+
+
+def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model.
+
+    An adapter is loaded on its base (which may be an adapter in turn) and merged, so that a run
+    can go on from any other run; quantization comes after that. The merged model is named after
+    the adapter's folder: an adapter trained on it finds its way back.
+
+    Args:
+        model_args: TRL's model keys: name, revision, dtype, attention, quantization.
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        The model, in evaluation mode, on the CPU or where quantization put it.
+
+    Raises:
+        UserError: Nothing is found, weights are missing, the adapter has another base or one that
+            is stored quantized, or the tokenizer has tokens that the model lacks.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_model(model_args.model_name_or_path or "")
+    if is_adapter(path):
+        model = _merged(path, model_args, trust_remote_code)
+    else:
+        with reading(path, "causal language model"):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=model_args.model_revision,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **options(model_args),
+            )
+        refuse_hub_adapter(model, path)
+        refuse_random(path, info, allowed=frozenset())
+    refuse_vocabulary(model, path, model_args.model_revision)
+    return unpacked(model)
+
+
+def options(model_args: ModelConfig) -> dict[str, Any]:
+    """What from_pretrained gets from TRL's model keys."""
+    from trl import get_quantization_config
+
+    given = {
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": get_quantization_config(model_args),
+        "use_safetensors": True,  # other formats can run code
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
+    name, revision = adapter_base(path)
+    plain = replace(
+        model_args,
+        model_name_or_path=name,
+        model_revision=revision,
+        load_in_4bit=False,
+        load_in_8bit=False,
+    )
+    base = load_policy(plain, trust_remote_code=trust_remote_code)
+    if getattr(base, "is_quantized", False):
+        raise UserError(
+            f"model_name_or_path={path}: its base {name} is stored quantized, and merging would "
+            "round the adapter away; put the base in 16 bits under base_model_name_or_path of "
+            "adapter_config.json."
+        )
+    merged = merge(put_on(base, path), path)
+    return _quantized(merged, model_args) if is_quantized(model_args) else merged
+
+
+def is_quantized(model_args: ModelConfig) -> bool:
+    """Whether the model is loaded with 4-bit or 8-bit weights."""
+    return bool(model_args.load_in_4bit or model_args.load_in_8bit)
+
+
+def merge(adapted: PeftModel, path: str) -> PreTrainedModel:
+    """Merge an adapter into its base, as the full model of a name."""
+    model = adapted.merge_and_unload()
+    model.requires_grad_(True)  # peft froze the base, and a merged model is a full one
+    model.name_or_path = path  # so that an adapter trained on it names this folder as its base
+    return model
+
+
+def _quantized(model: PreTrainedModel, model_args: ModelConfig) -> PreTrainedModel:
+    # Merged in full precision first: a merge into 4-bit weights would round what was learned.
+    given = {"config": model.config, "state_dict": model.state_dict()}
+    loaded = type(model).from_pretrained(None, **given, **options(model_args))
+    loaded.name_or_path = model.name_or_path
+    return loaded
+
+
+def unpacked(model: Any) -> Any:
+    """The same model; if quantized, kept in the form that gradients pass on every machine."""
+    if getattr(model, "is_quantized", False):
+        from recipes.lib.backbone import keep_unpacked
+
+        keep_unpacked(model)
+    return model
+
+
+def refuse_hub_adapter(model: PreTrainedModel, path: str) -> None:
+    """Refuse an adapter by Hub id, which transformers would load in its own way."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"model_name_or_path={path}: it is an adapter on the Hub; download it (hf download "
+            f"{path} --local-dir FOLDER) and name that folder."
+        )

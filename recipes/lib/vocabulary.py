@@ -1,0 +1,74 @@
+"""Whether a tokenizer and a model speak of the same tokens, and whether the model ever saw them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.model_folders import is_adapter, load_tokenizer
+
+FAINT = 1e-2  # of the median length of the embeddings: what no training has moved is far below
+
+
+def refuse_vocabulary(model: Any, path: str, revision: str = "main", tokenizer: Any = None) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding of.
+
+    Args:
+        model: A model, loaded.
+        path: Where it was loaded from.
+        revision: Of a Hub model.
+        tokenizer: Its tokenizer; None for the one that lies beside it, if one does.
+
+    Raises:
+        UserError: The tokenizer has more tokens than the model.
+    """
+    if tokenizer is None:
+        if not _has_tokenizer(path):
+            return
+        tokenizer = load_tokenizer(path, revision=revision)
+    rows = _embeddings(model).shape[0]
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise UserError(
+            f"model_name_or_path={path}: its tokenizer has {highest + 1} tokens (the last is "
+            f"{token!r}) and the model {rows}; use the tokenizer that the model was trained with, "
+            "or resize the model's embeddings."
+        )
+
+
+def untrained_tokens(model: Any, tokenizer: Any, ids: set[int]) -> list[str]:
+    """Tokens whose embeddings were left as they were when the vocabulary was made.
+
+    Such a row is nearly zero or equal to that of another token.
+
+    Args:
+        model: A model, loaded and not quantized in its embeddings.
+        tokenizer: Its tokenizer.
+        ids: The ids to look at.
+
+    Returns:
+        The tokens, in the order of their ids.
+    """
+    import torch
+
+    rows = _embeddings(model).detach().float()
+    lengths = rows.norm(dim=1)
+    few = torch.tensor(sorted(ids))
+    faint = lengths[few] < FAINT * lengths.median()
+    twins = torch.stack([(rows == rows[i]).all(1).sum() > 1 for i in few])
+    named = [int(i) for i, is_odd in zip(few, faint | twins, strict=True) if is_odd]
+    return list(tokenizer.convert_ids_to_tokens(named))
+
+
+def _embeddings(model: Any) -> Any:
+    return model.get_input_embeddings().weight
+
+
+def _has_tokenizer(path: str) -> bool:
+    folder = Path(path)
+    # Of a Hub id or a bare adapter there is no cheap way to tell; the recipe loads it anyway.
+    return (folder / "tokenizer_config.json").is_file() or (
+        folder.is_dir() and is_adapter(path) and (folder / "tokenizer.json").is_file()
+    )

@@ -1,0 +1,310 @@
+"""Tokenizers, templates and vocabularies as they come: each trap is met, told or refused.
+
+Positions under left padding (GPT-2) are items 13 of tests/checklist/test_logps.py; a tied checkpoint
+as a classifier is in tests/unit/test_models.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import ModelConfig
+
+from recipes import reward, sft
+from recipes.lib.arguments import parse
+from recipes.lib.errors import UserError
+from recipes.lib.generation import prompt_token_ids, sample
+from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
+from tests.checklist import tiny
+from tests.tiny_models import save_model
+from tests.tiny_runs import FAST, LORA, write
+
+ROW = {"prompt": "the cat", "completion": " sat ."}
+TURNS = [{"role": "user", "content": "who sat ?"}, {"role": "assistant", "content": "the cat ."}]
+EOS = 1
+
+
+def sft_trainer(folder: Path, row: dict[str, Any], model: str = "", **values: Any) -> Any:
+    write(folder / "rows.jsonl", [row] * 4)
+    own = {
+        "model_name_or_path": model or str(folder / "model"),
+        "dataset_name": str(folder / "rows.jsonl"),
+        "output_dir": str(folder / "run"),
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+    }
+    config = parse("sft", [], FAST | own | values)
+    tokenizer = load_tokenizer(own["model_name_or_path"])
+    return sft.make_trainer(config, tokenizer, sft.load_data(config.script, 1)[0], None)
+
+
+def with_bos(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:
+    number = tokenizer.convert_tokens_to_ids(token)
+    tokenizer.bos_token = token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, number)]
+    )
+    return tokenizer
+
+
+def labelled(trainer: Any) -> list[int]:
+    return [label for label in trainer.train_dataset[0]["labels"] if label != -100]
+
+
+def test_without_a_pad_token_the_end_is_learned_and_padding_is_not(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.pad_token = None
+    save_model(tmp_path / "model", tiny_tokenizer, pad_token_id=None)
+    trainer = sft_trainer(tmp_path, ROW)
+    tokenizer = trainer.processing_class
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
+    assert labelled(trainer)[-1] == EOS
+    rows = [trainer.train_dataset[0], {"input_ids": [6, 7], "labels": [6, 7]}]
+    batch = trainer.data_collator(rows)
+    width = len(rows[0]["input_ids"])
+    assert batch["labels"][0].tolist() == rows[0]["labels"]  # its own end still counts
+    assert batch["labels"][1].tolist() == [6, 7] + [-100] * (width - 2)
+    assert batch["attention_mask"][1].tolist() == [1, 1] + [0] * (width - 2)
+    trainer.train()
+    model, tokenizer = load_reward_model(str(tmp_path / "model"), new_head=True)
+    assert model.config.pad_token_id == EOS
+
+
+def test_bos_that_equals_eos_begins_the_prompt_and_ends_the_completion(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tmp_path / "model", with_bos(tiny_tokenizer, "<eos>"), bos_token_id=EOS)
+    trainer = sft_trainer(tmp_path, ROW)
+    ids = trainer.train_dataset[0]["input_ids"]
+    words = tiny_tokenizer.convert_tokens_to_ids("the cat sat .".split())
+    assert ids == [EOS, *words, EOS]
+    assert trainer.train_dataset[0]["labels"] == [-100] * 3 + [*words[2:], EOS]
+    # The sampler does not take the bos of a prompt for its end.
+    said = sample(trainer.model, tiny_tokenizer, ["the cat"], max_new_tokens=3)[0]
+    assert said.prompt_ids == [EOS, *words[:2]]
+    assert len(said.ids) == 3 or said.has_ended
+
+
+def fixed(model: Any, token: int) -> Any:
+    """A model that says one token whatever it reads."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.model.norm.weight.fill_(1.0)
+        model.model.embed_tokens.weight.fill_(1.0)
+        model.lm_head.weight[token].fill_(1.0)
+    return model
+
+
+@pytest.mark.parametrize("last", [1, 5])
+def test_sampling_ends_with_each_of_several_eos_ids(
+    last: int, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tmp_path / "model", tiny_tokenizer, tie_word_embeddings=False)
+    model = load_policy(ModelConfig(model_name_or_path=str(tmp_path / "model")))
+    fixed(model, last)
+    model.generation_config.eos_token_id = [1, 5]
+    said = sample(model, tiny_tokenizer, ["the cat"], max_new_tokens=4, temperature=0)[0]
+    assert (said.ids, said.has_ended, said.text) == ([last], True, "")
+
+
+def test_an_eos_that_never_comes_is_cut_off_and_said(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tmp_path / "model", tiny_tokenizer, tie_word_embeddings=False)
+    model = fixed(load_policy(ModelConfig(model_name_or_path=str(tmp_path / "model"))), 7)
+    said = sample(model, tiny_tokenizer, ["the cat"], max_new_tokens=4, temperature=0)[0]
+    assert (said.ids, said.has_ended) == ([7] * 4, False)
+
+
+def test_a_template_that_ends_answers_otherwise_asks_for_that_token(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<eos>", "<end>")
+    save_model(tmp_path / "model", tiny_tokenizer)
+    with pytest.raises(UserError, match="would not learn to stop; set eos_token=<end>, which it"):
+        sft_trainer(tmp_path, {"messages": TURNS})
+    trainer = sft_trainer(tmp_path, {"messages": TURNS}, eos_token="<end>")
+    assert trainer.train_dataset[0]["input_ids"][-1] == len(tiny_tokenizer) - 1
+    assert trainer.processing_class.eos_token == "<end>"
+    assert trainer.model.generation_config.eos_token_id == [len(tiny_tokenizer) - 1, EOS]
+
+
+def test_a_template_without_any_end_is_refused(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<eos>", "")
+    save_model(tmp_path / "model", tiny_tokenizer)
+    with pytest.raises(UserError, match="set chat_template_path to a template that does"):
+        sft_trainer(tmp_path, {"messages": TURNS})
+
+
+def test_without_a_template_one_is_asked_for(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    template, tiny_tokenizer.chat_template = tiny_tokenizer.chat_template, None
+    save_model(tmp_path / "model", tiny_tokenizer)
+    write(tmp_path / "rows.jsonl", [{"messages": TURNS}] * 4)
+    values = {
+        "model_name_or_path": str(tmp_path / "model"),
+        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "output_dir": str(tmp_path / "run"),
+        "max_steps": 1,
+    }
+    with pytest.raises(UserError, match="chat_template_path is missing: messages holds messages"):
+        sft.run(parse("sft", [], FAST | values))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine.jinja").write_text(template)
+    trainer = sft_trainer(
+        tmp_path, {"messages": TURNS}, chat_template_path=str(tmp_path / "mine.jinja")
+    )
+    words = trainer.processing_class.decode(trainer.train_dataset[0]["input_ids"]).split()
+    assert words == "<user> who sat ? <assistant> the cat . <eos>".split()
+
+
+def test_a_template_that_repeats_bos_is_refused_and_one_that_drops_it_is_told(
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = tiny_tokenizer.chat_template
+    with_bos(tiny_tokenizer, "<system>").chat_template = "{{ bos_token }} {{ bos_token }} " + plain
+    save_model(tmp_path / "model", tiny_tokenizer, bos_token_id=3)
+    with pytest.raises(UserError, match="template begins with <system> twice"):
+        sft_trainer(tmp_path, {"messages": TURNS})
+    pairs = [
+        {"chosen": TURNS, "rejected": [TURNS[0], TURNS[1] | {"content": text}]} for text in "?!"
+    ]
+    write(tmp_path / "pairs.jsonl", pairs * 2)
+    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "run")}
+    values |= {"model_name_or_path": str(tmp_path / "model"), "test_fraction": 0.5, "max_steps": 1}
+    with pytest.raises(UserError, match="template begins with <system> twice"):
+        reward.run(parse("reward", [], FAST | values))
+    assert not (tmp_path / "run").exists()
+    tiny_tokenizer.chat_template = plain
+    save_model(tmp_path / "model", tiny_tokenizer, bos_token_id=3)
+    sft_trainer(tmp_path, {"messages": TURNS})
+    assert "the chat template writes no <system>, which" in capsys.readouterr().err
+    tiny_tokenizer.chat_template = "{{ bos_token }} " + plain
+    save_model(tmp_path / "model", tiny_tokenizer, bos_token_id=3)
+    trainer = sft_trainer(tmp_path, {"messages": TURNS})
+    assert trainer.train_dataset[0]["input_ids"].count(3) == 1
+    # Prompts and what a reward model reads: once too.
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    assert prompt_token_ids(tokenizer, TURNS[:1]).count(3) == 1
+
+
+THINKS = "{% if add_generation_prompt %}<assistant> <system> {% endif %}"
+
+
+def test_a_thinking_template_that_asks_otherwise_than_it_trains_is_refused(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    head, _, _ = tiny_tokenizer.chat_template.partition("{% if add_generation_prompt %}")
+    tiny_tokenizer.chat_template = head + THINKS
+    save_model(tmp_path / "model", tiny_tokenizer)
+    spoken = {"prompt": TURNS[:1], "completion": TURNS[1:]}
+    for row in (spoken, {"messages": TURNS}):
+        with pytest.raises(UserError, match=r"renders a prompt alone as .* but not so before"):
+            sft_trainer(tmp_path, row)
+    # Qwen3's way: an empty thought in both places, switched by an argument of the template.
+    answer = "<assistant> {% generation %}"
+    assert answer in head
+    tiny_tokenizer.chat_template = head.replace(answer, "<assistant> <system> {% generation %}") + (
+        "{% if add_generation_prompt %}<assistant> {% if not enable_thinking|default(true) %}"
+        "<system> {% endif %}{% endif %}"
+    )
+    save_model(tmp_path / "model", tiny_tokenizer)
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
+    trainer = sft_trainer(tmp_path, spoken | kwargs)
+    asked = prompt_token_ids(trainer.processing_class, TURNS[:1], {"enable_thinking": False})
+    row = trainer.train_dataset[0]
+    assert row["input_ids"][: len(asked)] == asked
+    assert [label != -100 for label in row["labels"]].index(True) == len(asked)
+
+
+def test_tokens_that_span_prompt_and_completion_are_split_in_sft(
+    shared: Path, tmp_path: Path
+) -> None:
+    name = str(shared / "models" / "TinyStories-656K")
+    row = {"prompt": "Once upon a time there was", "completion": " a little girl named Lily."}
+    tokenizer = load_tokenizer(name)
+    prompt, whole = (
+        tokenizer(text)["input_ids"] for text in (row["prompt"], "".join(row.values()))
+    )
+    assert whole[: len(prompt)] != prompt  # or the model is none of that kind any more
+    trainer = sft_trainer(tmp_path, row, name)
+    made = trainer.train_dataset[0]
+    assert made["input_ids"][: len(prompt)] == prompt == prompt_token_ids(tokenizer, row["prompt"])
+    assert made["labels"] == [-100] * len(prompt) + made["input_ids"][len(prompt) :]
+    end = tokenizer.eos_token_id
+    assert made["labels"][-1] == end
+    assert tokenizer.decode(labelled(trainer)[:-1]) == row["completion"]
+    trainer.train()
+
+
+def test_tokens_that_span_prompt_and_completion_in_sampling_and_ppo(
+    shared: Path, tmp_path: Path
+) -> None:
+    name = str(shared / "models" / "TinyStories-656K")
+    tokenizer = load_tokenizer(name)
+    policy = load_policy(ModelConfig(model_name_or_path=name))
+    prompt = "Once upon a time there was"
+    said = sample(policy, tokenizer, [prompt], max_new_tokens=8, seed=1)[0]
+    assert tokenizer.decode(said.prompt_ids + said.ids, skip_special_tokens=True) == (
+        tokenizer.decode(said.prompt_ids, skip_special_tokens=True) + said.text
+    )
+    trainer = tiny.trainer(tmp_path, policy, tokenizer=tokenizer, prompts=[prompt], critic="head")
+    rollout = trainer.collector.rollout(0)
+    ids = tokenizer(prompt)["input_ids"]
+    for asked, answer in tiny.sequences(rollout):
+        assert asked == ids
+        assert 1 <= len(answer) <= tiny.SETTINGS["max_completion_length"]
+    # The log-probabilities that are kept are those of these very ids, none more and none less.
+    asked, answer = tiny.sequences(rollout)[0]
+    expected = tiny.log_probs(policy, asked + answer)[len(asked) - 1 : -1]
+    expected = expected.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+    kept = rollout.old_logps[0][rollout.completion_mask[0].bool()].double()
+    torch.testing.assert_close(kept, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "twins"])
+def test_added_tokens_without_training_are_refused_under_an_adapter(
+    kind: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<user>", "<assistant>"]})
+    save_model(tmp_path / "model", tiny_tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        rows = model.model.embed_tokens.weight
+        rows[4:6] = 0.0 if kind == "zeros" else rows[7]
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="the data uses <user>, <assistant>, whose embeddings"):
+        sft_trainer(tmp_path, {"messages": TURNS}, **LORA)
+    learned = {"lora_modules_to_save": ["embed_tokens", "lm_head"]}
+    sft_trainer(tmp_path, {"messages": TURNS}, **LORA, **learned)
+    sft_trainer(tmp_path, {"messages": TURNS})  # full fine-tuning trains them
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_rows_longer_than_the_context_name_the_length_to_set(
+    name: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    short = {"n_positions": 8} if name == "gpt2" else {"max_position_embeddings": 8}
+    save_model(tmp_path / "model", tiny_tokenizer, name, **short)
+    row = {"prompt": "the cat", "completion": " sat on the warm hill and sang ."}
+    with pytest.raises(UserError, match=r"has 11 tokens and the model's context 8; set max_length"):
+        sft_trainer(tmp_path, row)
+    trainer = sft_trainer(tmp_path, row, max_length=8)
+    assert len(trainer.train_dataset[0]["input_ids"]) == 8
+    write(tmp_path / "pairs.jsonl", [{"chosen": f"{n} cat" * 9, "rejected": "a"} for n in "abcd"])
+    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "run")}
+    values |= {"model_name_or_path": str(tmp_path / "model"), "test_fraction": 0.5, "max_steps": 1}
+    with pytest.raises(UserError, match=r"the model's context 8; set max_length to 8 or less"):
+        reward.run(parse("reward", [], FAST | values))
+    assert not (tmp_path / "run").exists()
