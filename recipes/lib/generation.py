@@ -24,7 +24,7 @@ Prompt = str | list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion; `ids` ends with the EOS token if the model ended by itself."""
+    """One sampled completion; `ids` ends with an EOS token if the model ended by itself."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -71,8 +71,9 @@ def sample(
 ) -> list[Completion]:
     """Complete prompts with plain sampling over the whole vocabulary, or greedily.
 
-    The model's own `generation_config` has no say: it is set aside and put back. Prompts are
-    batched by length, so that little is padded; texts come back in the order of the prompts.
+    The model's own `generation_config` has no say: it is set aside and put back. Only where it
+    lists several eos ids, and the tokenizer's among them, each of them ends a completion. Prompts
+    are batched by length, so that little is padded; texts come back in the order of the prompts.
     The same seed gives the same texts for any batch size, up to rounding; the caller's random
     state is untouched.
 
@@ -94,17 +95,14 @@ def sample(
     """
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
-    decoding = _decoding(tokenizer, max_new_tokens, temperature)
+    decoding = _decoding(model, tokenizer, max_new_tokens, temperature)
     ids = _sample_ids(model, rows, decoding, seed, batch_size)
-    return [
-        Completion(
-            prompt_ids=row,
-            ids=ids[index],
-            text=completion_text(tokenizer, row, ids[index]),
-            has_ended=ids[index][-1] == tokenizer.eos_token_id,
-        )
-        for index, row in enumerate(rows)
-    ]
+    completions = []
+    for index, row in enumerate(rows):
+        said, has_ended = ids[index], ids[index][-1] in decoding.stops
+        text = completion_text(tokenizer, row, said[:-1] if has_ended else said)
+        completions.append(Completion(row, said, text, has_ended))
+    return completions
 
 
 def _sample_ids(
@@ -195,12 +193,17 @@ def completion_text(
 
 
 def _decoding(
-    tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float,
 ) -> Decoding:
     stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
     # Any id does as padding: the attention mask hides it and completions are cut at the stop.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
-    return Decoding(max_new_tokens, temperature, stop, pad)
+    stored = getattr(model.generation_config, "eos_token_id", None)
+    others = tuple(stored) if isinstance(stored, list) and stop in stored else ()
+    return Decoding(max_new_tokens, temperature, stop, pad, others)
 
 
 def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int) -> None:

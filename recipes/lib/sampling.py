@@ -89,19 +89,26 @@ class Decoding:
         temperature: Temperature of sampling.
         stop_token_id: Token that ends a completion.
         pad_token_id: Token behind the end.
+        other_stop_token_ids: Further tokens that end a completion.
     """
 
     max_new_tokens: int
     temperature: float
     stop_token_id: int
     pad_token_id: int
+    other_stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def stops(self) -> list[int]:
+        """All tokens that end a completion."""
+        return [self.stop_token_id, *self.other_stop_token_ids]
 
     def generation_config(self) -> GenerationConfig:
         """Settings for generate: greedy, because the noise leaves one token to choose from."""
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            eos_token_id=self.stop_token_id,
+            eos_token_id=self.stops,
             pad_token_id=self.pad_token_id,
             use_cache=True,
         )
@@ -156,13 +163,13 @@ def sample(
         )
     model.train(was_training)
     ids_BC = sequences[:, prompt_ids_BP.shape[1] :]
-    mask_BC = mask_through_stop(ids_BC, decoding.stop_token_id)
+    mask_BC = mask_through_stop(ids_BC, *decoding.stops)
     return torch.where(mask_BC.bool(), ids_BC, decoding.pad_token_id), mask_BC
 
 
-def mask_through_stop(ids_BC: Tensor, stop_token_id: int) -> Tensor:
+def mask_through_stop(ids_BC: Tensor, *stop_token_ids: int) -> Tensor:
     """Mask that is 1 up to and including the first stop token, wherever padding has that id too."""
-    stops_BC = (ids_BC == stop_token_id).long()
+    stops_BC = torch.isin(ids_BC, torch.tensor(stop_token_ids, device=ids_BC.device)).long()
     return ((stops_BC.cumsum(1) - stops_BC) == 0).long()
 
 

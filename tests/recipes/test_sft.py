@@ -218,6 +218,7 @@ def test_sft_of_a_real_story_model_lowers_its_perplexity(shared: Path, tmp_path:
                 "model_name_or_path": str(shared / "models" / "stories260K"),
                 "dataset_name": str(shared / "data" / "sft" / "tinystories_pc.jsonl"),
                 "test_fraction": 0.1,
+                "max_length": 512,
                 "max_steps": 14,
                 "per_device_train_batch_size": 8,
                 "learning_rate": 1e-3,

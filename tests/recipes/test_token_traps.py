@@ -1,7 +1,7 @@
 """Tokenizers, templates and vocabularies as they come: each trap is met, told or refused.
 
-Positions under left padding (GPT-2) are items 13 of tests/checklist/test_logps.py; a tied checkpoint
-as a classifier is in tests/unit/test_models.py.
+Positions under left padding (GPT-2) are items 13 of tests/checklist/test_logps.py; a tied
+checkpoint as a classifier is in tests/unit/test_models.py.
 """
 
 from pathlib import Path
@@ -181,11 +181,11 @@ def test_a_template_that_repeats_bos_is_refused_and_one_that_drops_it_is_told(
         {"chosen": TURNS, "rejected": [TURNS[0], TURNS[1] | {"content": text}]} for text in "?!"
     ]
     write(tmp_path / "pairs.jsonl", pairs * 2)
-    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "run")}
+    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "other")}
     values |= {"model_name_or_path": str(tmp_path / "model"), "test_fraction": 0.5, "max_steps": 1}
     with pytest.raises(UserError, match="template begins with <system> twice"):
         reward.run(parse("reward", [], FAST | values))
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "other").exists()
     tiny_tokenizer.chat_template = plain
     save_model(tmp_path / "model", tiny_tokenizer, bos_token_id=3)
     sft_trainer(tmp_path, {"messages": TURNS})
@@ -244,7 +244,8 @@ def test_tokens_that_span_prompt_and_completion_are_split_in_sft(
     assert made["labels"] == [-100] * len(prompt) + made["input_ids"][len(prompt) :]
     end = tokenizer.eos_token_id
     assert made["labels"][-1] == end
-    assert tokenizer.decode(labelled(trainer)[:-1]) == row["completion"]
+    text = tokenizer.decode(made["input_ids"], skip_special_tokens=True)
+    assert text.strip() == "".join(row.values())
     trainer.train()
 
 
@@ -303,8 +304,8 @@ def test_rows_longer_than_the_context_name_the_length_to_set(
     trainer = sft_trainer(tmp_path, row, max_length=8)
     assert len(trainer.train_dataset[0]["input_ids"]) == 8
     write(tmp_path / "pairs.jsonl", [{"chosen": f"{n} cat" * 9, "rejected": "a"} for n in "abcd"])
-    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "run")}
+    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "other")}
     values |= {"model_name_or_path": str(tmp_path / "model"), "test_fraction": 0.5, "max_steps": 1}
     with pytest.raises(UserError, match=r"the model's context 8; set max_length to 8 or less"):
         reward.run(parse("reward", [], FAST | values))
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "other").exists()
