@@ -19,3 +19,22 @@ LORA = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_r":
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every path below a folder with its time and content."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in folder.rglob("*")
+        if "__pycache__" not in str(path)
+    }
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    """The words of a command line for a tiny model in `model` and a run in `run`."""
+    pairs = {"model_name_or_path": "model", "output_dir": "run"} | FAST | values
+    flat: list[str] = []
+    for key, value in pairs.items():
+        given = value if isinstance(value, list) else [value]
+        flat += [f"--{key}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in given)]
+    return flat

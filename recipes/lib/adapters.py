@@ -7,6 +7,8 @@ its file has to find its place, and every place that its configuration makes has
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,16 @@ def adapter_base(path: str | Path) -> tuple[str, str]:
             "put the base model under base_model_name_or_path."
         )
     return found, str(config.get("revision") or "main")
+
+
+@contextmanager
+def as_base_of(path: str | Path) -> Iterator[None]:
+    """Name the adapter where its base cannot be loaded."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).removeprefix("model_name_or_path=")
+        raise UserError(f"model_name_or_path={path}: its base {told}") from error
 
 
 def adapter_task(path: str | Path) -> str:

@@ -11,7 +11,12 @@ from recipes.lib.errors import UserError
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # What libraries say in exceptions that carry no number.
-DISK_WORDS = ("No space left on device", "PytorchStreamWriter failed", "Disk quota exceeded")
+DISK_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "iostream error",
+    "inline_container.cc",
+)
 MEMORY_WORDS = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
 

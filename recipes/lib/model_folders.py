@@ -13,6 +13,7 @@ from recipes.lib.failures import is_memory
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MISMATCH = "ignore_mismatched_sizes"  # what transformers tells to set where shapes differ
 RUNS = Path("runs")  # a bare name may be that of a run below it
 
 
@@ -70,10 +71,11 @@ def load_tokenizer(
 
     path = resolve_model(name_or_path)
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        from recipes.lib.adapters import adapter_base
+        from recipes.lib.adapters import adapter_base, as_base_of
 
         base, revision = adapter_base(path)
-        return load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
+        with as_base_of(path):
+            return load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
     with reading(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
@@ -129,7 +131,7 @@ def reading(name: str, kind: str) -> Iterator[None]:
                 f"model_name_or_path={name}: there is not enough memory to load it; choose "
                 "dtype=bfloat16, load_in_4bit with use_peft, or a smaller model."
             ) from error
-        if not isinstance(error, (OSError, ValueError)):
+        if not isinstance(error, (OSError, ValueError)) and MISMATCH not in str(error):
             raise
         raise UserError(_no_model(name, kind, error)) from error
     finally:
@@ -141,6 +143,11 @@ def _no_model(name: str, kind: str, error: Exception) -> str:
         return (
             f"model_name_or_path={name}: its {kind} needs code that lies beside it; read that code "
             "and set trust_remote_code, or name a model of a class that transformers has."
+        )
+    if MISMATCH in str(error):
+        return (
+            f"model_name_or_path={name}: weights in its files have other shapes than its "
+            "config.json says; use the two that belong together."
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"model_name_or_path={name}: no {kind} can be loaded from it ({reason})."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.adapters import adapter_base, put_on
+from recipes.lib.adapters import adapter_base, as_base_of, put_on
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import is_adapter, reading, refuse_random, resolve_model
 from recipes.lib.vocabulary import refuse_vocabulary
@@ -76,7 +76,8 @@ def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreT
         load_in_4bit=False,
         load_in_8bit=False,
     )
-    base = load_policy(plain, trust_remote_code=trust_remote_code)
+    with as_base_of(path):
+        base = load_policy(plain, trust_remote_code=trust_remote_code)
     if getattr(base, "is_quantized", False):
         raise UserError(
             f"model_name_or_path={path}: its base {name} is stored quantized, and merging would "

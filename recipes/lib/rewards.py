@@ -17,6 +17,7 @@ import inspect
 import math
 import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from recipes.lib.errors import UserError
+from recipes.lib.failures import is_memory
 from recipes.lib.named_rewards import is_name, trl_reward
 
 RewardFunction = Callable[..., Any]
@@ -142,12 +144,12 @@ def ask(function: RewardFunction, given: dict[str, Any]) -> Any:
         What it returned, which may be something to wait for.
 
     Raises:
-        UserError: A package that it needs is not installed.
+        UserError: It raised, or a package that it needs is not installed.
     """
     try:
         return function(**given)
-    except ImportError as error:
-        raise _absent(function, error) from error
+    except Exception as error:
+        raise _fault(function, error) from error
 
 
 def wait_for(awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFunction]) -> list[Any]:
@@ -164,14 +166,14 @@ def wait_for(awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFuncti
         The answers, in order.
 
     Raises:
-        UserError: A package that a function needs is not installed.
+        UserError: A function raised, or a package that it needs is not installed.
     """
 
     async def one(waited: Awaitable[Any], function: RewardFunction) -> Any:
         try:
             return await waited
-        except ImportError as error:
-            raise _absent(function, error) from error
+        except Exception as error:
+            raise _fault(function, error) from error
 
     async def every() -> list[Any]:
         pairs = zip(awaited, functions, strict=True)
@@ -187,8 +189,18 @@ def _event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _absent(function: RewardFunction, error: ImportError) -> UserError:
+def _fault(function: RewardFunction, error: Exception) -> Exception:
+    """What a reward function raised, in one sentence; what ran out is told by others."""
+    if isinstance(error, UserError) or is_memory(error):
+        return error
     sentence = " ".join(str(error).split()).rstrip(".")
+    if not isinstance(error, ImportError):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return UserError(
+            f"reward function {function_name(function)} raised {type(error).__name__}: {sentence} "
+            f"({Path(last.filename).name}, line {last.lineno}); mend it, or let it return None "
+            "where it does not apply."
+        )
     return UserError(
         f"reward function {function_name(function)} needs a package that is not installed: "
         f"{sentence}."

@@ -1,0 +1,337 @@
+"""Each mistake with a model, a reward or a place is one sentence, exit code 2, and no new file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from trl import ModelConfig
+
+from recipes.lib.arguments import launch
+from recipes.lib.models import load_policy, peft_config
+from tests.tiny_models import save_model
+from tests.tiny_runs import flags, snapshot, write
+
+LORA = ModelConfig(use_peft=True, lora_target_modules=["q_proj", "v_proj"], lora_r=2)
+STEP = {"max_steps": 1, "per_device_train_batch_size": 2}
+SFT = {"dataset_name": "rows.jsonl", **STEP}
+RLOO = {"dataset_name": "rows.jsonl", "num_generations": 2, "max_completion_length": 4, **STEP}
+PPO = {
+    "dataset_name": "rows.jsonl",
+    "total_episodes": 4,
+    "rollout_batch_size": 4,
+    "per_device_train_batch_size": 4,
+    "max_completion_length": 4,
+}
+REWARDS = """
+def raises(completions, **_):
+    return [1 / 0 for _ in completions]
+def short(completions, **_):
+    return [0.5]
+def nan(completions, **_):
+    return [float("nan") for _ in completions]
+def text(completions, **_):
+    return ["good" for _ in completions]
+def none(completions, **_):
+    return [None for _ in completions]
+"""
+
+
+def adapter(folder: Path, name: str, **shape: Any) -> None:
+    """An adapter on the model, and then another model in the model's place."""
+    from peft import get_peft_model
+
+    model = load_policy(ModelConfig(model_name_or_path="model"))
+    get_peft_model(model, peft_config(LORA, "CAUSAL_LM")).save_pretrained(folder / "adapter")
+    save_model(folder / "model", tokenizer(folder), name, **shape)
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(folder / "model")
+
+
+def of_another_width(folder: Path) -> None:
+    adapter(folder, "llama", hidden_size=32)
+
+
+def of_another_depth(folder: Path) -> None:
+    adapter(folder, "llama", num_hidden_layers=1)
+
+
+def of_another_class(folder: Path) -> None:
+    adapter(folder, "gpt2")
+
+
+def without_its_base(folder: Path) -> None:
+    adapter(folder, "llama")
+    (folder / "model").rename(folder / "elsewhere")
+
+
+def on_itself(folder: Path) -> None:
+    adapter(folder, "llama")
+    change(folder / "adapter" / "adapter_config.json", base_model_name_or_path="adapter")
+
+
+def with_two_labels(folder: Path) -> None:
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=2)
+    classifier.save_pretrained(folder / "two")
+    tokenizer(folder).save_pretrained(folder / "two")
+
+
+def with_more_tokens(folder: Path) -> None:
+    words = tokenizer(folder)
+    words.add_tokens(["zebra", "yak"])
+    words.save_pretrained(folder / "model")
+
+
+def with_a_wider_head(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    model.resize_token_embeddings(80)
+    model.save_pretrained(folder / "wide")
+    tokenizer(folder).save_pretrained(folder / "wide")
+    change(folder / "wide" / "config.json", vocab_size=61)
+
+
+def with_a_run(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").write_text("seed: 1\n")
+
+
+def with_other_files(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "letters.txt").write_text("mine")
+
+
+def with_a_file_in_its_place(folder: Path) -> None:
+    (folder / "run").write_text("mine")
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def nothing(folder: Path) -> None:
+    """The plain model is mistake enough."""
+
+
+ADAPTER = {"model_name_or_path": "adapter"}
+QUANTIZED = {"load_in_4bit": True}
+Case = tuple[str, Callable[[Path], None], dict[str, Any], str]
+# id: recipe, what is prepared, keys, what is said (a part)
+MISTAKES: dict[str, Case] = {
+    "adapter of a base of another width": (
+        "sft",
+        of_another_width,
+        SFT | ADAPTER,
+        "model_name_or_path=adapter: the adapter does not fit its base model (",
+    ),
+    "adapter of a deeper base": (
+        "sft",
+        of_another_depth,
+        SFT | ADAPTER,
+        "does not fit its base model (4 weights find no counterpart, first ",
+    ),
+    "adapter of another class": (
+        "sft",
+        of_another_class,
+        SFT | ADAPTER,
+        "does not fit its base model (Target modules ",
+    ),
+    "adapter whose base is gone": (
+        "sft",
+        without_its_base,
+        SFT | ADAPTER,
+        "model_name_or_path=adapter: its base model: no tokenizer can be loaded from it (",
+    ),
+    "adapter on itself": (
+        "sft",
+        on_itself,
+        SFT | ADAPTER,
+        "adapter_config.json names the adapter itself as its base; put the base model under",
+    ),
+    "language model as a reward": (
+        "rloo",
+        nothing,
+        RLOO | {"reward_funcs": ["model"]},
+        "model_name_or_path=model: its files do not hold score.weight, which would come up random;"
+        " train it as a reward model first (rlhf reward), or name one.",
+    ),
+    "reward model with two labels": (
+        "rloo",
+        with_two_labels,
+        RLOO | {"reward_funcs": ["two"]},
+        "model_name_or_path=two: it has 2 labels and a reward model has one; name a model with one"
+        " label.",
+    ),
+    "tokenizer with tokens of its own": (
+        "sft",
+        with_more_tokens,
+        SFT,
+        "model_name_or_path=model: its tokenizer has 63 tokens (the last is 'yak') and the model "
+        "61; use the tokenizer that the model was trained with, or resize the model's embeddings.",
+    ),
+    "tokenizer with tokens of its own, in PPO": (
+        "ppo",
+        with_more_tokens,
+        PPO | {"reward_funcs": ["rewards.py:short"]},
+        "its tokenizer has 63 tokens (the last is 'yak') and the model 61",
+    ),
+    "embeddings that the configuration denies": (
+        "sft",
+        with_a_wider_head,
+        SFT | {"model_name_or_path": "wide"},
+        "model_name_or_path=wide: weights in its files have other shapes than its config.json "
+        "says; use the two that belong together.",
+    ),
+    "reward that raises": (
+        "rloo",
+        nothing,
+        RLOO | {"reward_funcs": ["rewards.py:raises"]},
+        "reward function raises raised ZeroDivisionError: division by zero (rewards.py, line 3); ",
+    ),
+    "reward of the wrong count": (
+        "rloo",
+        nothing,
+        RLOO | {"reward_funcs": ["rewards.py:short"]},
+        "reward function short returned 1 values for 2 completions; return a list with one number "
+        "for each.",
+    ),
+    "reward that is NaN": (
+        "rloo",
+        nothing,
+        RLOO | {"reward_funcs": ["rewards.py:nan"]},
+        "reward function nan returned nan for row 0; return a finite number, or None where it does "
+        "not apply.",
+    ),
+    "reward that is text": (
+        "rloo",
+        nothing,
+        RLOO | {"reward_funcs": ["rewards.py:text"]},
+        "reward function text returned 'good' for row 0; return a finite number",
+    ),
+    "reward that never applies": (
+        "rloo",
+        nothing,
+        RLOO | {"reward_funcs": ["rewards.py:none"]},
+        "every reward function returned None for row 0; one has to apply to each row.",
+    ),
+    "batch that does not divide": (
+        "sft",
+        nothing,
+        SFT | {"global_batch_size": 3},
+        "global_batch_size=3: not a multiple of 2 (per_device_train_batch_size 2 on 1 processes); "
+        "change one of them.",
+    ),
+    "rollout that does not divide": (
+        "ppo",
+        nothing,
+        PPO | {"rollout_batch_size": 3, "reward_funcs": ["rewards.py:short"]},
+        "total_episodes=4 is no multiple of rollout_batch_size=3; change one of them.",
+    ),
+    "folder of another run": (
+        "sft",
+        with_a_run,
+        SFT,
+        "output_dir=run holds a run; continue it with --resume, move it aside with --overwrite, or "
+        "choose another output_dir.",
+    ),
+    "folder of something else": (
+        "reward",
+        with_other_files,
+        SFT | {"test_fraction": 0.5},
+        "output_dir=run is not empty and holds no run; choose another folder.",
+    ),
+    "file where the folder should be": (
+        "sft",
+        with_a_file_in_its_place,
+        SFT,
+        "output_dir=run cannot be written: run is a file, not a folder.",
+    ),
+    "quantized weights without an adapter": (
+        "sft",
+        nothing,
+        SFT | QUANTIZED,
+        "load_in_4bit=true: quantized weights cannot be trained; set use_peft to train an adapter "
+        "on them.",
+    ),
+    "full fine-tuning in half precision": (
+        "sft",
+        nothing,
+        SFT | {"dtype": "float16"},
+        "dtype=float16: steps of a full fine-tuning vanish or overflow",
+    ),
+    "mixture with dropout on its experts": (
+        "sft",
+        lambda folder: adapter(folder, "qwen3_moe") or None,
+        SFT | {"use_peft": True, "lora_target_modules": "all-linear"},
+        "lora_dropout: lora.ParamWrapper does not work with lora_dropout != 0; set lora_dropout=0",
+    ),
+    "adapter without known places": (
+        "sft",
+        lambda folder: adapter(folder, "qwen3_moe") or None,
+        SFT | {"use_peft": True, "lora_dropout": 0.0},
+        "lora_target_modules is missing: peft knows no default for this class of models; name the "
+        "layers, or all-linear.",
+    ),
+}
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("model"), tiny_tokenizer)
+    write(
+        Path("rows.jsonl"),
+        [
+            {"prompt": f"the {w}", "completion": " sat .", "chosen": " ran", "rejected": " is"}
+            for w in ("cat", "dog", "bird", "child")
+        ],
+    )
+    Path("rewards.py").write_text(REWARDS)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file", "ignore:Found missing adapter")
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_with_exit_code_2_and_nothing_on_disk(
+    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, prepare, values, sentence = MISTAKES[name]
+    prepare(place)
+    before = snapshot(place)
+    capsys.readouterr()
+    code = launch(recipe, flags(values))
+    said = capsys.readouterr().err
+    told = [line for line in said.splitlines() if line.startswith(f"rlhf {recipe}: error: ")]
+    assert len(told) == 1, said
+    assert sentence in told[0]
+    assert told[0].endswith(".")
+    assert "Traceback" not in said
+    assert code == 2
+    assert snapshot(place) == before
+
+
+def test_a_run_that_was_moved_aside_for_a_mistake_comes_back(place: Path) -> None:
+    with_a_run(place)
+    before = snapshot(place)
+    values = RLOO | {"reward_funcs": ["rewards.py:nan"], "overwrite": True}
+    assert launch("rloo", flags(values)) == 2
+    assert snapshot(place) == before
+
+
+def test_a_mistake_after_the_first_step_keeps_what_was_done(place: Path) -> None:
+    Path("rewards.py").write_text(
+        "calls = []\ndef later(completions, **_):\n    calls.append(1)\n"
+        "    return ['' if len(calls) > 1 else 1.0 for _ in completions]\n"
+    )
+    values = RLOO | {"reward_funcs": ["rewards.py:later"], "max_steps": 2}
+    assert launch("rloo", flags(values)) == 2
+    assert (place / "run" / "metrics.jsonl").read_text().count("\n") == 1
