@@ -152,9 +152,9 @@ def run(config: Config) -> dict[str, Any]:
         rows = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
         folder.write_samples(rows)
         summary |= summarize(rows, train, test)
-        check_saved(str(folder.final), model, test, model_args)
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
         trusted = training.trust_remote_code
+        check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
+        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
         write_lineage(
             folder.path, "reward", model_args.model_name_or_path, data, trust_remote_code=trusted
         )

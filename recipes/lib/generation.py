@@ -142,7 +142,8 @@ def prompt_token_ids(
         The token ids.
 
     Raises:
-        UserError: messages, and the tokenizer has no chat template.
+        UserError: messages, and the tokenizer has no chat template, or one that cannot render
+            them.
     """
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
@@ -151,13 +152,21 @@ def prompt_token_ids(
             "prompt: messages were given, but the model's tokenizer has no chat template; "
             "train it with chat_template_path, or use plain text prompts."
         )
-    rendered = tokenizer.apply_chat_template(
-        prompt,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        **(template_kwargs or {}),
-    )
+    from jinja2.exceptions import TemplateError
+
+    try:
+        rendered = tokenizer.apply_chat_template(
+            prompt,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(template_kwargs or {}),
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"prompt: the model's chat template cannot render it ({' '.join(str(error).split())}); "
+            "train the model with another chat_template_path."
+        ) from error
     return list(rendered["input_ids"])
 
 

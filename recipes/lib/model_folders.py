@@ -65,7 +65,8 @@ def load_tokenizer(
         The tokenizer.
 
     Raises:
-        UserError: There is no tokenizer, or it has neither a pad nor an EOS token.
+        UserError: There is no tokenizer, it has neither a pad nor an EOS token, or its files name
+            a place to write to.
     """
     from transformers import AutoTokenizer
 
@@ -80,6 +81,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
+    _refuse_names(tokenizer, name_or_path)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
@@ -88,6 +90,17 @@ def load_tokenizer(
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _refuse_names(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    # Each named template is saved as a file of that name, at the end of a training.
+    templates = tokenizer.chat_template
+    for key in templates if isinstance(templates, dict) else ():
+        if Path(key).name != key:
+            raise UserError(
+                f"model_name_or_path={name}: a chat template of its tokenizer is named {key!r}, "
+                "which is a path; rename it in tokenizer_config.json."
+            )
 
 
 def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> None:

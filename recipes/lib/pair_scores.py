@@ -48,7 +48,14 @@ def score_pairs(
     return rows
 
 
-def check_saved(final: str, model: PreTrainedModel, test: Dataset, model_args: ModelConfig) -> None:
+def check_saved(
+    final: str,
+    model: PreTrainedModel,
+    test: Dataset,
+    model_args: ModelConfig,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
     """See that the saved reward model scores as the trained one does.
 
     Args:
@@ -56,13 +63,16 @@ def check_saved(final: str, model: PreTrainedModel, test: Dataset, model_args: M
         model: The trained model, in memory.
         test: Pairs to compare on; the first few are enough.
         model_args: What the model was loaded with.
+        trust_remote_code: The same.
 
     Raises:
         RuntimeError: It does not; what was saved is not what was trained.
     """
     few = test.select(range(min(NUM_CHECKED, len(test))))
     dtype = str(model_args.dtype)
-    saved, tokenizer = load_reward_model(final, dtype, model_args=model_args)
+    saved, tokenizer = load_reward_model(
+        final, dtype, model_args=model_args, trust_remote_code=trust_remote_code
+    )
     device = next(model.parameters()).device
     before = score_pairs(model, tokenizer, few)
     after = score_pairs(saved.to(device), tokenizer, few)

@@ -174,7 +174,13 @@ def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
 def _refuse_other_config(path: Path, values: dict[str, Any]) -> None:
     if (path / "summary.json").exists():
         raise UserError(f"output_dir={path} holds a finished run: nothing is left to resume.")
-    before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+    try:
+        before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:  # the reader of plain values: tags of others are refused
+        raise UserError(
+            f"{path / 'config.yaml'} is not the configuration of a run "
+            f"({' '.join(str(error).split())}); restore it, or start another run."
+        ) from error
     keys = (set(before) | set(values)) - FREE_ON_RESUME
     for key in sorted(keys):
         if before.get(key) != values.get(key):

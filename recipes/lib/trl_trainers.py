@@ -24,12 +24,19 @@ def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> A
     Raises:
         UserError: TRL refuses an argument, or the reference cannot be made.
     """
+    from jinja2.exceptions import TemplateError
+
     try:
         trainer = trainer_class(model=model, **arguments)
     except UserError:
         raise
     except ValueError as error:  # what TRL finds wrong with keys and data; it may run over lines
         raise UserError(_sentence(error)) from error
+    except TemplateError as error:
+        raise UserError(
+            f"the chat template cannot render the data ({' '.join(str(error).split())}); name "
+            "another as chat_template_path."
+        ) from error
     _keep_dtype(trainer)
     if getattr(trainer, "ref_model", None) is not None:
         _align_reference(trainer, model, model_args)
