@@ -107,6 +107,26 @@ def _tokenized(rows: Dataset | None, tokenizer: Any) -> Dataset | None:
     return keep_boundary(rows, tokenizer)
 
 
+def load_tokenizer(config: Config, train: Dataset) -> Any:
+    """The model's tokenizer, which can render the rows.
+
+    Raises:
+        UserError: There is none, or it lacks a chat template where the rows hold messages.
+    """
+    from recipes.lib import models
+
+    training, model = config.training, config.model
+    assert training is not None and model is not None
+    tokenizer = models.load_tokenizer(
+        model.model_name_or_path or "",
+        revision=model.model_revision,
+        trust_remote_code=training.trust_remote_code,
+    )
+    has_template = bool(tokenizer.chat_template or training.chat_template_path)
+    check_template(train[0], columns_of(train)[0], has_template)
+    return tokenizer
+
+
 def test_perplexity(trainer: Any) -> float | None:
     """Perplexity of the test rows, on the very tokens that the trainer made of them."""
     from recipes.lib.likelihood import perplexity
@@ -148,7 +168,6 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
     from recipes.lib.held_out import held_out_samples
     from recipes.lib.lineage import write_lineage
-    from recipes.lib.models import load_tokenizer
     from recipes.lib.progress import watch
 
     start = time.monotonic()
@@ -158,11 +177,7 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(config)
     train, test = load_data(script, training.seed)
     trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(
-        model.model_name_or_path or "", revision=model.model_revision, trust_remote_code=trusted
-    )
-    has_template = bool(tokenizer.chat_template or training.chat_template_path)
-    check_template(train[0], columns_of(train)[0], has_template)
+    tokenizer = load_tokenizer(config, train)
     trainer = make_trainer(config, tokenizer, train, test)
     folder = open_run(config)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})

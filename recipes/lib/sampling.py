@@ -108,7 +108,7 @@ class Decoding:
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=False,
-            eos_token_id=self.stops,
+            eos_token_id=self.stops if self.other_stop_token_ids else self.stop_token_id,
             pad_token_id=self.pad_token_id,
             use_cache=True,
         )

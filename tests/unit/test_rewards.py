@@ -85,7 +85,7 @@ def test_an_error_of_an_async_function_arrives_and_the_others_do_not_hold_it_up(
         return []
 
     start = time.monotonic()
-    with pytest.raises(ZeroDivisionError, match="mine"):
+    with pytest.raises(UserError, match="function wrong raised ZeroDivisionError: mine"):
         call([slow, wrong], [1.0, 1.0])
     assert time.monotonic() - start < 10
 
