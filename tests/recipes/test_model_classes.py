@@ -168,6 +168,22 @@ def check_adapter(trainer: Any, rows: Path, quantized: dict[str, Any]) -> None:
         torch.testing.assert_close(logits(merged), logits(model), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("recipe", ["sft", "reward"])
+def test_an_evaluation_before_the_first_step_lets_every_4_bit_layer_learn(
+    recipe: str, rows: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    # Some CPUs pack 4-bit weights at the first evaluation into a form that no gradient passes.
+    folder = save_model(rows / "model", tiny_tokenizer, "llama", hidden_size=128)
+    targets = {"lora_target_modules": ["q_proj", "v_proj"]}
+    trainer = make(recipe, rows, folder, **LORA, **targets, load_in_4bit=True)
+    model = trained(trainer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    logits(model)
+    trainer.train()
+    learned = {name for name in moved(before, model) if "lora_B" in name}
+    assert learned == {name for name in before if "lora_B" in name}
+
+
 @pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
 @pytest.mark.parametrize("recipe", ["reward", "ppo"])
 def test_reward_and_ppo_train_adapters_on_quantized_weights(
