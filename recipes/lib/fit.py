@@ -44,16 +44,22 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]] | None:
 def _check_context(trainer: Any, columns: list[str]) -> None:
     config = trainer.model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
-    if context is None:
+    limit = trainer.args.max_length
+    if context is None or (limit is not None and limit <= context):
         return
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
         for name in columns if dataset is not None else ():
-            longest = max(map(len, dataset[name]), default=0)
+            longest = _longest(dataset, name)
             if longest > context:
                 raise UserError(
-                    f"max_length={trainer.args.max_length}: the longest row has {longest} tokens "
+                    f"max_length={limit}: the longest row has {longest} tokens "
                     f"and the model's context {context}; set max_length to {context} or less."
                 )
+
+
+def _longest(dataset: Any, name: str) -> int:
+    batches = dataset.with_format("numpy", columns=[name]).iter(1000)
+    return max((len(row) for batch in batches for row in batch[name]), default=0)
 
 
 def _check_tokens(trainer: Any, columns: list[str]) -> None:

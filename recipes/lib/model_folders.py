@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MISMATCH = "ignore_mismatched_sizes"  # what transformers tells to set where shapes differ
+ADAPTER_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 RUNS = Path("runs")  # a bare name may be that of a run below it
 
 
@@ -48,6 +49,28 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
+def fetch_adapter(name: str, revision: str = "main") -> str:
+    """Folder of an adapter that is named by its Hub id.
+
+    Args:
+        name: What `resolve_model` gave.
+        revision: Of the adapter.
+
+    Returns:
+        The folder that the adapter was downloaded to, without what could run code; the name as it
+        is for everything else.
+    """
+    if Path(name).is_dir():
+        return name
+    from huggingface_hub import snapshot_download
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(name, revision=revision) is None:
+        return name
+    with reading(name, "adapter"):
+        return snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES)
+
+
 def load_tokenizer(
     name_or_path: str, *, revision: str = "main", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
@@ -70,7 +93,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    path = resolve_model(name_or_path)
+    path = fetch_adapter(resolve_model(name_or_path), revision)
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
         from recipes.lib.adapters import adapter_base, as_base_of
 

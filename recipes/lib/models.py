@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.adapters import adapter_base, adapter_keys, adapter_task, put_on
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import (
+    fetch_adapter,
     is_adapter,
     load_tokenizer,
     reading,
@@ -23,7 +24,6 @@ from recipes.lib.policies import (
     load_policy,
     merge,
     options,
-    refuse_hub_adapter,
     unpacked,
 )
 from recipes.lib.vocabulary import refuse_vocabulary
@@ -71,7 +71,9 @@ def load_reward_model(
     """
     from trl import ModelConfig as Config
 
-    path = resolve_model(name_or_path)
+    name = resolve_model(name_or_path)
+    revision = model_args.model_revision if model_args is not None else "main"
+    path = fetch_adapter(name, revision)
     args = replace(model_args or Config(), model_name_or_path=path, dtype=dtype)
     if is_adapter(path) and not new_head:
         model: Any = _reward_adapter(path, args, trust_remote_code)
@@ -81,6 +83,8 @@ def load_reward_model(
         path, revision=args.model_revision, trust_remote_code=trust_remote_code
     )
     refuse_vocabulary(model, path, args.model_revision, tokenizer)
+    if path != name:  # the Hub id of an adapter, and not where it was downloaded to
+        model.name_or_path = name
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return unpacked(model).eval(), tokenizer
 
@@ -154,7 +158,6 @@ def _classifier(
             trust_remote_code=trust_remote_code,
             **options(model_args),
         )
-    refuse_hub_adapter(model, path)
     if new_head and set(info["missing_keys"]) - HEAD and not is_quantized(model_args):
         # A tied checkpoint may store its embeddings under the language model's head alone, which
         # a classifier does not read; the language model itself knows what is tied to what.

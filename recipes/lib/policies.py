@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.adapters import adapter_base, as_base_of, put_on
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import is_adapter, reading, refuse_random, resolve_model
+from recipes.lib.model_folders import (
+    fetch_adapter,
+    is_adapter,
+    reading,
+    refuse_random,
+    resolve_model,
+)
 from recipes.lib.vocabulary import refuse_vocabulary
 
 if TYPE_CHECKING:
@@ -37,8 +43,10 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     from transformers import AutoModelForCausalLM
 
     path = resolve_model(model_args.model_name_or_path or "")
-    if is_adapter(path):
-        model = _merged(path, model_args, trust_remote_code)
+    folder = fetch_adapter(path, model_args.model_revision)
+    if is_adapter(folder):
+        model = _merged(folder, model_args, trust_remote_code)
+        model.name_or_path = path  # the Hub id of an adapter, and not where it was downloaded to
     else:
         with reading(path, "causal language model"):
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -48,9 +56,8 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
                 trust_remote_code=trust_remote_code,
                 **options(model_args),
             )
-        refuse_hub_adapter(model, path)
         refuse_random(path, info, allowed=frozenset())
-    refuse_vocabulary(model, path, model_args.model_revision)
+    refuse_vocabulary(model, folder, model_args.model_revision)
     return unpacked(model)
 
 
@@ -116,12 +123,3 @@ def unpacked(model: Any) -> Any:
 
         keep_unpacked(model)
     return model
-
-
-def refuse_hub_adapter(model: PreTrainedModel, path: str) -> None:
-    """Refuse an adapter by Hub id, which transformers would load in its own way."""
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise UserError(
-            f"model_name_or_path={path}: it is an adapter on the Hub; download it (hf download "
-            f"{path} --local-dir FOLDER) and name that folder."
-        )

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 from trl import ModelConfig
 
+from recipes.lib.adapters import adapter_base
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import load_tokenizer, resolve_model
 from recipes.lib.models import load_policy, load_reward_model, peft_config
@@ -95,6 +96,32 @@ def test_an_adapter_on_an_adapter_finds_its_way_back(folder: Path, tmp_path: Pat
     expected = adapter(first, tmp_path / "second", seed=2)
     second = load_policy(ModelConfig(model_name_or_path=str(tmp_path / "second")))
     torch.testing.assert_close(logits(second), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file")  # peft, of the base's vocabulary
+def test_an_adapter_by_hub_id_is_merged_and_keeps_that_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "cache" / "models--someone--adapter" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    expected = adapter(load_policy(ModelConfig(model_name_or_path=str(folder))), snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    merged = load_policy(ModelConfig(model_name_or_path="someone/adapter"))
+    assert type(merged) is LlamaForCausalLM
+    assert merged.name_or_path == "someone/adapter"
+    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-5)
+    assert load_tokenizer("someone/adapter").eos_token == "<eos>"
+    model, _ = load_reward_model("someone/adapter", new_head=True)
+    assert model.name_or_path == "someone/adapter"
+
+
+def test_an_adapter_remembers_the_revision_of_its_base(tmp_path: Path) -> None:
+    config = peft_config(ModelConfig(use_peft=True, model_revision="v2"), "CAUSAL_LM")
+    config.base_model_name_or_path = "someone/model"
+    config.save_pretrained(tmp_path)
+    assert adapter_base(tmp_path) == ("someone/model", "v2")
 
 
 @pytest.mark.parametrize("key", ["load_in_4bit", "load_in_8bit"])
