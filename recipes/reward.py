@@ -86,6 +86,7 @@ def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
     from transformers import set_seed
     from trl import RewardTrainer
 
+    from recipes.lib.chat_templates import check_template_path
     from recipes.lib.fit import check_fit
     from recipes.lib.models import load_reward_model, peft_config
     from recipes.lib.trl_trainers import make
@@ -93,6 +94,7 @@ def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     adapter = peft_config(model_args, "SEQ_CLS")
+    check_template_path(training.chat_template_path)
     set_seed(training.seed)  # the new head is drawn while loading
     model, tokenizer = load_reward_model(
         model_args.model_name_or_path or "",

@@ -114,9 +114,11 @@ def load_tokenizer(config: Config, train: Dataset) -> Any:
         UserError: There is none, or it lacks a chat template where the rows hold messages.
     """
     from recipes.lib import models
+    from recipes.lib.chat_templates import check_template_path
 
     training, model = config.training, config.model
     assert training is not None and model is not None
+    check_template_path(training.chat_template_path)
     tokenizer = models.load_tokenizer(
         model.model_name_or_path or "",
         revision=model.model_revision,

@@ -8,13 +8,38 @@ token and no second one.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from recipes.lib.errors import UserError
+from recipes.lib.model_folders import load_tokenizer
 
 KEY = "chat_template_path"
+
+
+def check_template_path(path: str | None) -> None:
+    """See that a chat template can be had from where the user says, and runs no code to be had.
+
+    Args:
+        path: A .jinja file, or a model whose tokenizer has the template; None is let through.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path is None:
+        return
+    if path.endswith((".jinja", ".j2")):
+        if not Path(path).is_file():
+            raise UserError(f"{KEY}={path}: there is no such file; check the path.")
+        return
+    try:
+        tokenizer = load_tokenizer(path)
+    except UserError as error:
+        raise UserError(str(error).replace("model_name_or_path", KEY, 1)) from error
+    if not tokenizer.chat_template:
+        raise UserError(f"{KEY}={path}: its tokenizer has no chat template; name one that has.")
 
 
 def check_conversation(

@@ -27,7 +27,8 @@ def refuse_vocabulary(model: Any, path: str, revision: str = "main", tokenizer: 
         if not _has_tokenizer(path):
             return
         tokenizer = load_tokenizer(path, revision=revision)
-    rows = _embeddings(model).shape[0]
+    # Sharded over processes, the embeddings here are empty.
+    rows = _embeddings(model).shape[0] or model.config.get_text_config().vocab_size
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= rows:
         token = tokenizer.convert_ids_to_tokens(highest)
@@ -53,7 +54,10 @@ def untrained_tokens(model: Any, tokenizer: Any, ids: set[int]) -> list[str]:
     """
     import torch
 
-    rows = _embeddings(model).detach().float()
+    weight = _embeddings(model)
+    if weight.is_meta or not weight.numel():  # it is on another process
+        return []
+    rows = weight.detach().float()
     lengths = rows.norm(dim=1)
     few = torch.tensor(sorted(ids))
     faint = lengths[few] < FAINT * lengths.median()

@@ -237,11 +237,18 @@ def test_half_precision_is_for_what_an_adapter_leaves_alone(
 
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file")  # peft, of the base's vocabulary
-def test_runs_chain_without_a_merge(rows: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [{}, pytest.param({"load_in_4bit": True, "dtype": "bfloat16"}, marks=pytest.mark.slow)],
+    ids=["plain", "4-bit"],
+)
+def test_runs_chain_without_a_merge(
+    method: dict[str, Any], rows: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     import json
 
-    folder = save_model(rows / "model", tiny_tokenizer)
-    given = FAST | LORA | {"dataset_name": str(rows / "rows.jsonl")}
+    folder = save_model(rows / "model", tiny_tokenizer, hidden_size=64)
+    given = FAST | LORA | method | {"dataset_name": str(rows / "rows.jsonl")}
     own = {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]} | ONE_ROLLOUT
     steps = (("sft", ONE_STEP), ("ppo", own), ("sft", ONE_STEP))
     policies = [load_policy(ModelConfig(model_name_or_path=folder))]

@@ -253,6 +253,18 @@ MISTAKES: dict[str, Case] = {
         SFT,
         "output_dir=run cannot be written: run is a file, not a folder.",
     ),
+    "chat template that is not there": (
+        "sft",
+        nothing,
+        SFT | {"chat_template_path": "mine.jinja"},
+        "chat_template_path=mine.jinja: there is no such file; check the path.",
+    ),
+    "chat template of no model": (
+        "reward",
+        nothing,
+        SFT | {"test_fraction": 0.5, "chat_template_path": "elsewhere/mine"},
+        "chat_template_path=elsewhere/mine: no tokenizer can be loaded from it (",
+    ),
     "quantized weights without an adapter": (
         "sft",
         nothing,
