@@ -319,7 +319,7 @@ OF_LOGPS = [
         14,
         "masks from the pad token",
         SAMPLING,
-        "mask_BC = mask_through_stop(ids_BC, decoding.stop_token_id)",
+        "mask_BC = mask_through_stop(ids_BC, *decoding.stops)",
         "mask_BC = (ids_BC != decoding.pad_token_id).long()",
         "logps",
     ),
