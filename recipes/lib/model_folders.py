@@ -95,7 +95,7 @@ def load_tokenizer(
 
     path = fetch_adapter(resolve_model(name_or_path), revision)
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        from recipes.lib.adapters import adapter_base, as_base_of
+        from recipes.lib.adapter_folders import adapter_base, as_base_of
 
         base, revision = adapter_base(path)
         with as_base_of(path):

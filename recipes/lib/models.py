@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.adapters import adapter_base, adapter_keys, adapter_task, put_on
+from recipes.lib.adapter_folders import adapter_base, adapter_keys, adapter_task, put_on
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import (
     fetch_adapter,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.adapters import adapter_base, as_base_of, put_on
+from recipes.lib.adapter_folders import adapter_base, as_base_of, put_on
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import (
     fetch_adapter,

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 from trl import ModelConfig
 
-from recipes.lib.adapters import adapter_base
+from recipes.lib.adapter_folders import adapter_base
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import load_tokenizer, resolve_model
 from recipes.lib.models import load_policy, load_reward_model, peft_config
