@@ -85,14 +85,20 @@ def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from recipes.lib.models import load_reward_model, peft_config
+    from recipes.lib.continuing import goes_on, load_adapted_classifier
+    from recipes.lib.models import load_reward_model, load_tokenizer, peft_config
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     set_seed(training.seed)  # the new head is drawn while loading
-    model, tokenizer = load_reward_model(
-        model_args.model_name_or_path or "", model_args.dtype, new_head=True, model_args=model_args
-    )
+    name, going_on = model_args.model_name_or_path or "", goes_on(model_args)
+    if going_on:
+        model, tokenizer = load_adapted_classifier(model_args), load_tokenizer(name)
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    else:
+        model, tokenizer = load_reward_model(
+            name, model_args.dtype, new_head=True, model_args=model_args
+        )
     check_template(train[0], "chosen", bool(tokenizer.chat_template or training.chat_template_path))
     return RewardTrainer(
         model=model,
@@ -100,7 +106,7 @@ def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=peft_config(model_args, "SEQ_CLS"),
+        peft_config=None if going_on else peft_config(model_args, "SEQ_CLS"),
     )
 
 
