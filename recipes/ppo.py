@@ -23,6 +23,7 @@ from typing import Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.errors import UserError
+from recipes.lib.guard import guarded
 from recipes.lib.runs import (
     RunArguments,
     check_folder,
@@ -60,6 +61,7 @@ def arguments() -> tuple[type, ...]:
 
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
+    from recipes.lib.continuing import goes_on, load_adapted_policy
     from recipes.lib.models import load_policy, load_tokenizer, peft_config
     from recipes.lib.ppo.trainer import PPOTrainer
 
@@ -67,14 +69,15 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     tokenizer = load_tokenizer(
         config.model.model_name_or_path or "", revision=config.model.model_revision
     )
+    going_on = goes_on(config.model)
     return PPOTrainer(
-        model=load_policy(config.model),
+        model=load_adapted_policy(config.model) if going_on else load_policy(config.model),
         reward_funcs=config.script.reward_funcs,
         args=config.training,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=peft_config(config.model, "CAUSAL_LM"),
+        peft_config=None if going_on else peft_config(config.model, "CAUSAL_LM"),
     )
 
 
@@ -86,6 +89,7 @@ def last_rollouts(metrics: list[dict[str, Any]]) -> dict[str, float]:
     return {"first_scores": rows[0]["objective/scores"]} | means
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save.
 
@@ -101,6 +105,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.finishing import checkpoint_of, finish, save_final
     from recipes.lib.lineage import write_lineage
+    from recipes.lib.ppo.origin import roles_of
     from recipes.lib.progress import watch
 
     start = time.monotonic()
@@ -120,8 +125,8 @@ def run(config: Config) -> dict[str, Any]:
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
         summary["warnings"] = trainer.health.warnings
         data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
-        rewards = {"reward_funcs": script.reward_funcs}
-        write_lineage(folder.path, "ppo", model.model_name_or_path, data, **rewards)
+        more = {"reward_funcs": script.reward_funcs, "roles": roles_of(trainer)}
+        write_lineage(folder.path, "ppo", model.model_name_or_path, data, **more)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

@@ -87,22 +87,30 @@ def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
     from trl import RewardTrainer
 
     from recipes.lib.chat_templates import check_template_path
+    from recipes.lib.continuing import goes_on, load_adapted_classifier
     from recipes.lib.fit import check_fit
-    from recipes.lib.models import load_reward_model, peft_config
+    from recipes.lib.models import load_reward_model, load_tokenizer, peft_config
     from recipes.lib.trl_trainers import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
-    adapter = peft_config(model_args, "SEQ_CLS")
+    name, going_on = model_args.model_name_or_path or "", goes_on(model_args)
+    adapter = None if going_on else peft_config(model_args, "SEQ_CLS")
+    trusted = training.trust_remote_code
     check_template_path(training.chat_template_path)
     set_seed(training.seed)  # the new head is drawn while loading
-    model, tokenizer = load_reward_model(
-        model_args.model_name_or_path or "",
-        model_args.dtype,
-        new_head=True,
-        model_args=model_args,
-        trust_remote_code=training.trust_remote_code,
-    )
+    if going_on:
+        model: Any = load_adapted_classifier(model_args, trust_remote_code=trusted)
+        tokenizer = load_tokenizer(name, trust_remote_code=trusted)
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    else:
+        model, tokenizer = load_reward_model(
+            name,
+            str(model_args.dtype),
+            new_head=True,
+            model_args=model_args,
+            trust_remote_code=trusted,
+        )
     check_template(train[0], "chosen", bool(tokenizer.chat_template or training.chat_template_path))
     trainer = make(
         RewardTrainer,

@@ -95,12 +95,13 @@ def adapter_keys(path: str | Path) -> set[str]:
         ) from error
 
 
-def put_on(base: PreTrainedModel, path: str) -> PeftModel:
+def put_on(base: PreTrainedModel, path: str, *, trainable: bool = False) -> PeftModel:
     """Load an adapter onto the model that it was trained on.
 
     Args:
         base: The base; it is changed.
         path: The adapter folder.
+        trainable: Whether it is trained on.
 
     Returns:
         The adapted model.
@@ -112,7 +113,7 @@ def put_on(base: PreTrainedModel, path: str) -> PeftModel:
 
     stored = adapter_keys(path)
     try:
-        model = PeftModel.from_pretrained(base, path)
+        model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
         raise _other_base(path, str(base.name_or_path), str(error)) from error
     places = {

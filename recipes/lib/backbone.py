@@ -1,20 +1,24 @@
 """The roles of a PPO run behind one module: policy, value and reference.
 
 What is trained (policy and critic) is one module with one forward, so that DDP sees one model.
-Today the critic is a head on the policy's trunk or a model of its own; the reference is a frozen
-copy, or the policy with its adapter off. Roles that share one frozen base enter here.
+The critic is a head on the policy's trunk, an adapter with a head, or a model of its own; the
+reference is a frozen copy, a frozen adapter, or the policy with its adapter off.
 
-Shapes: B sequences, T tokens, C completion tokens, H hidden units, V vocabulary.
+Shapes: B sequences, T tokens, C completion tokens, H hidden units.
 """
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import noop_context_fn
+
+from recipes.lib.adapters import REFERENCE, VALUE, Adapters
+from recipes.lib.errors import UserError
+from recipes.lib.forward import Batch, base_model, has_plain_head, said_of, trunk_of
 
 ROUNDING = 1e-6  # relative, of equal fp32 numbers
 
@@ -23,8 +27,9 @@ class ActorCritic(nn.Module):
     """Policy and critic.
 
     Args:
-        policy: Causal language model.
-        critic: None for a head on the policy's trunk; else a sequence classifier with one output.
+        policy: Causal language model; a PeftModel with a `value` adapter brings its critic along.
+        critic: A sequence classifier with one output; None for a value head on the policy's trunk,
+            seen through the `value` adapter where there is one.
     """
 
     value_offset: Tensor
@@ -34,37 +39,60 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy = policy
         self.critic = critic
+        self.adapters = Adapters(policy) if isinstance(policy, PeftModel) else None
+        keep_unpacked(self)
+        self.has_plain_head = has_plain_head(base_model(policy))
         self.value_head = None if critic is not None else _zero_head(policy)
         # What a critic that starts from nothing says is in these units: see `begin_values`.
         self.register_buffer("value_offset", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
         self.config = policy.config  # Trainer looks here
 
+    @property
+    def has_value_adapter(self) -> bool:
+        """Whether the critic is an adapter on the policy's base."""
+        return self.adapters is not None and VALUE in self.adapters.model.peft_config
+
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, num_completion_tokens: int
-    ) -> tuple[Tensor, Tensor]:
-        """Logits and values of the completions.
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_completion_tokens: int,
+        temperature: float,
+        with_entropy_gradient: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What policy and critic say of the completions.
 
         Args:
             input_ids: Prompts and completions, (B, T).
             attention_mask: 1 where a token is, (B, T).
             num_completion_tokens: C, the columns of the completions at the end.
+            temperature: Temperature that the completions were sampled at.
+            with_entropy_gradient: Whether the entropies have a gradient.
 
         Returns:
-            Logits (B, C, V) that predict each completion token and values (B, C) of the state
-            before each, in fp32.
+            Log-probability of each completion token and entropy of the policy before it (nats per
+            token), and the value of the state before it, each (B, C) and in fp32.
         """
-        inputs = _inputs(input_ids, attention_mask, num_completion_tokens)
+        batch = Batch(input_ids, attention_mask, num_completion_tokens)
+        logps, entropy, hidden = said_of(
+            self.policy, batch, temperature, with_entropy_gradient, self.has_plain_head, self._again
+        )
         if self.critic is not None:
-            logits = self.policy(**inputs).logits[:, :-1]
             values = token_values(self.critic, input_ids, attention_mask)
-            return logits, self._in_units(values[:, -num_completion_tokens - 1 : -1])
-        with _head_input(self.policy) as caught:
-            logits = self.policy(**inputs).logits[:, :-1]
+            return logps, entropy, self._in_units(batch.before(values))
+        if self.has_value_adapter:
+            assert self.adapters is not None
+            with self.adapters.role(VALUE):
+                hidden = batch.before(trunk_of(self.policy)(**batch.inputs).last_hidden_state)
         assert self.value_head is not None
-        hidden = caught[0][:, :-1].to(self.value_head.weight.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            return logits, self._in_units(self.value_head(hidden).squeeze(-1).float())
+            values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
+        return logps, entropy, self._in_units(values.float())
+
+    def _again(self) -> Any:
+        """Contexts of a checkpointed forward pass and of its recomputation."""
+        return self.adapters.checkpoint_contexts() if self.adapters else noop_context_fn()
 
     def _in_units(self, values: Tensor) -> Tensor:
         return values * self.value_scale + self.value_offset
@@ -91,43 +119,56 @@ class ActorCritic(nn.Module):
         """The trainable parameters that only the value loss moves."""
         module = self.critic if self.critic is not None else self.value_head
         assert module is not None
-        return (p for p in module.parameters() if p.requires_grad)
+        yield from (p for p in module.parameters() if p.requires_grad)
+        if self.has_value_adapter:
+            assert self.adapters is not None
+            yield from self.adapters.parameters(VALUE)
 
-    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Switch activation checkpointing on in both models (called by Trainer)."""
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Switch activation checkpointing on in both models (called by Trainer).
+
+        Raises:
+            UserError: It is reentrant and several adapters are trained.
+        """
+        how = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
+        if self.has_value_adapter:
+            if how["use_reentrant"]:
+                raise UserError(
+                    "gradient_checkpointing_kwargs={'use_reentrant': True} loses gradients where "
+                    "several adapters are trained (critic=adapter); leave use_reentrant out."
+                )
+            how["context_fn"] = self._again
         for model in (self.policy, self.critic):
             if model is not None:
-                base = model.get_base_model() if isinstance(model, PeftModel) else model
-                base.activation_checkpointing_enable(**kwargs)
+                base_model(model).activation_checkpointing_enable(how, **kwargs)
         if isinstance(self.policy, PeftModel):
             # The inputs of a frozen trunk need gradients, or a checkpoint cuts the adapters off.
             self.policy.enable_input_require_grads()
 
 
-def reference_logits(
-    policy: Any,
-    reference: Any,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    num_completion_tokens: int,
+def reference_logps(
+    actor_critic: ActorCritic, reference: Any, batch: Batch, temperature: float
 ) -> Tensor:
-    """Logits of the model that the run started from.
+    """Log-probabilities of the model that the run started from.
 
     Args:
-        policy: The policy.
-        reference: A frozen copy, or None to switch the policy's adapter off.
-        input_ids: Prompts and completions, (B, T).
-        attention_mask: 1 where a token is, (B, T).
-        num_completion_tokens: C, the columns of the completions at the end.
+        actor_critic: Policy and critic.
+        reference: A frozen copy of the policy; None where adapters are trained: then it is the
+            `reference` adapter, or the bare base.
+        batch: Prompts and completions.
+        temperature: Temperature that the completions were sampled at.
 
     Returns:
-        Logits (B, C, V) that predict each completion token.
+        Log-probability of each completion token, (B, C), nats.
     """
-    inputs = _inputs(input_ids, attention_mask, num_completion_tokens)
+    plain, adapters = actor_critic.has_plain_head, actor_critic.adapters
     if reference is not None:
-        return reference(**inputs).logits[:, :-1]
-    with policy.disable_adapter():
-        return policy(**inputs).logits[:, :-1]
+        return said_of(reference, batch, temperature, False, plain)[0]
+    assert adapters is not None
+    with adapters.role(REFERENCE if REFERENCE in adapters.model.peft_config else None):
+        return said_of(actor_critic.policy, batch, temperature, False, plain)[0]
 
 
 def make_reference(policy: Any) -> Any:
@@ -144,22 +185,11 @@ def spread(values: Tensor, if_equal: float = 1.0) -> float:
     return deviation if deviation > least else if_equal
 
 
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count tokens and not padding: equal for a sequence in any batch."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
-
-
 def token_values(critic: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Output of a sequence classifier's head at every token, (B, T), in fp32."""
-    model = critic.get_base_model() if isinstance(critic, PeftModel) else critic
-    trunk = getattr(model, model.base_model_prefix)
-    hidden = trunk(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
-    return model.score(hidden).squeeze(-1).float()
+    batch = Batch(input_ids, attention_mask, 1)
+    hidden = trunk_of(critic)(**batch.inputs).last_hidden_state
+    return base_model(critic).score(hidden).squeeze(-1).float()
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -182,34 +212,9 @@ def keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _inputs(
-    input_ids: Tensor, attention_mask: Tensor, num_completion_tokens: int
-) -> dict[str, Any]:
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "position_ids": position_ids(attention_mask),
-        "logits_to_keep": num_completion_tokens + 1,
-        "use_cache": False,
-    }
-
-
 def _zero_head(policy: Any) -> nn.Linear:
     # Zero, so that the first values are 0 and not noise; fp32 whatever the trunk is.
     head = nn.Linear(policy.config.get_text_config().hidden_size, 1, dtype=torch.float32)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
-
-
-@contextmanager
-def _head_input(policy: Any) -> Iterator[list[Tensor]]:
-    """Catch what goes into the language model's head: the trunk's output at the kept positions."""
-    caught: list[Tensor] = []
-    handle = policy.get_output_embeddings().register_forward_pre_hook(
-        lambda _, inputs: caught.append(inputs[0])
-    )
-    try:
-        yield caught
-    finally:
-        handle.remove()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from recipes.lib.errors import UserError
+from recipes.lib.model_folders import is_adapter, resolve_model
+from recipes.lib.reward_roles import SharedBase
 from recipes.lib.rewards import RewardFunction, is_function_reference, load_function
 
 
@@ -80,7 +82,11 @@ class RewardModel:
 
 
 def load_reward_functions(
-    reward_funcs: Any, processing_classes: Any, batch_size: int, device: Any
+    reward_funcs: Any,
+    processing_classes: Any,
+    batch_size: int,
+    device: Any,
+    shared: SharedBase | None = None,
 ) -> list[RewardFunction]:
     """Turn what a user gave as rewards into functions of one signature.
 
@@ -90,6 +96,7 @@ def load_reward_functions(
         processing_classes: Tokenizer of each classifier that is given as a model; None elsewhere.
         batch_size: Rows in one forward pass of a reward model.
         device: Where reward models run.
+        shared: The policy's base, for reward adapters that are given by name.
 
     Returns:
         The functions, in order.
@@ -111,15 +118,19 @@ def load_reward_functions(
             "reward_funcs; give one for each, None for a function."
         )
     return [
-        _load(entry, tokenizer, batch_size, device)
+        _load(entry, tokenizer, batch_size, device, shared)
         for entry, tokenizer in zip(given, tokenizers, strict=True)
     ]
 
 
-def _load(entry: Any, tokenizer: Any, batch_size: int, device: Any) -> RewardFunction:
+def _load(
+    entry: Any, tokenizer: Any, batch_size: int, device: Any, shared: SharedBase | None
+) -> RewardFunction:
     if isinstance(entry, str) and is_function_reference(entry):
         return load_function(entry)
     if isinstance(entry, (str, Path)):
+        if shared is not None and is_adapter(resolve_model(str(entry))):
+            return RewardModel(*shared.reward(str(entry)), Path(entry).name, batch_size)
         from recipes.lib.models import load_reward_model
 
         model, tokenizer = load_reward_model(str(entry))

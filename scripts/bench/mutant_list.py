@@ -19,6 +19,8 @@ MODULES = {
     "returns": "tests/unit/test_ppo_returns.py",
     "trainer": "tests/recipes/test_ppo_trainer.py",
     "resume": "tests/recipes/test_ppo_resume.py",
+    "roles": "tests/parity/test_roles.py",
+    "four_roles": "tests/recipes/test_four_roles.py",
     "distributed": "tests/distributed/test_two_processes.py",
 }
 
@@ -45,17 +47,20 @@ RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{PPO
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{PPO}/describe.py"
 BACKBONE, SAMPLING = f"{LIB}/backbone.py", f"{LIB}/sampling.py"
+ADAPTERS, FORWARD, LOGPS = f"{LIB}/adapters.py", f"{LIB}/forward.py", f"{LIB}/logps.py"
 STATE, UNMOVED = f"{PPO}/state.py", f"{PPO}/unmoved.py"
 REWARD_MODELS, MODELS = f"{LIB}/reward_models.py", f"{LIB}/models.py"
 
 K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
 LOSS = "    return of_policy + args.vf_coef * of_value, shares"
-OLD_LOGPS = "            logps_BC, _ = logps_and_entropy(logits, ids_BC, args.temperature)"
-REF_LOGPS = "ref_logps_BC, _ = logps_and_entropy(ref_logits, ids_BC, args.temperature)"
+OLD_LOGPS = "                logps_BC, _, values_BC = model(ids, mask, width, args.temperature)"
+REF_LOGPS = "model, self.trainer.reference, Batch(ids, mask, width), args.temperature"
 PROBS = "probs_BV = (logits_BV.double() / temperature).softmax(-1)"
 ENDED = "float(e.completion_ids[-1] == self.decoding.stop_token_id)"
 PENALTY = "scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))"
-REF_LORA = "    with policy.disable_adapter():\n        return policy(**inputs).logits[:, :-1]"
+REF_LORA = "    with adapters.role(REFERENCE if REFERENCE in adapters.model.peft_config else None):"
+PLAIN = "hidden = batch.before(trunk_of(model)(**batch.inputs).last_hidden_state)"
+POSITIONS = '"position_ids": position_ids(attention_mask),'
 TEXTS = "[p + c if c.endswith(end) else p + c + end for p, c in pairs]"
 
 OF_KL = [
@@ -196,8 +201,8 @@ OF_LOGPS = [
         6,
         "training without temperature",
         TRAINER,
-        'inputs["completion_ids"], args.temperature,',
-        'inputs["completion_ids"], 1.0,',
+        "temperature=args.temperature,",
+        "temperature=1.0,",
         "logps",
     ),
     Mutant(
@@ -229,8 +234,7 @@ OF_LOGPS = [
         "old log-probabilities rounded to 16 bits",
         COLLECT,
         OLD_LOGPS,
-        OLD_LOGPS.replace("(logits,", "(logits.bfloat16(),") + "\n            logps_BC = "
-        "logps_BC.bfloat16().float()",
+        OLD_LOGPS + "\n                logps_BC = logps_BC.bfloat16().float()",
         "logps",
     ),
     Mutant(
@@ -244,7 +248,7 @@ OF_LOGPS = [
     Mutant(
         10,
         "log-softmax in the dtype of the model",
-        OBJECTIVE,
+        LOGPS,
         "logits_BCV.float() / temperature",
         "logits_BCV / temperature",
         "logps",
@@ -261,7 +265,7 @@ OF_LOGPS = [
     Mutant(
         11,
         "a tied model loaded from its bare file",
-        TRAINER,
+        ROLES,
         "policy.load_state_dict(saved.state_dict())",
         "policy.load_state_dict({n: t for n, t in saved.state_dict().items() "
         'if "lm_head" not in n})',
@@ -293,9 +297,9 @@ OF_LOGPS = [
     ),
     Mutant(
         13,
-        "positions of the policy count padding",
-        BACKBONE,
-        '"position_ids": position_ids(attention_mask),',
+        "positions count padding",
+        FORWARD,
+        POSITIONS,
         '"position_ids": torch.arange(input_ids.shape[1]).expand_as(input_ids),',
         "logps",
     ),
@@ -303,8 +307,9 @@ OF_LOGPS = [
         13,
         "positions of the critic count padding",
         BACKBONE,
-        "position_ids=position_ids(attention_mask),",
-        "position_ids=torch.arange(input_ids.shape[1]).expand_as(input_ids),",
+        "hidden = trunk_of(critic)(**batch.inputs).last_hidden_state",
+        'plain = batch.inputs | {"position_ids": None}\n    '
+        "hidden = trunk_of(critic)(**plain).last_hidden_state",
         "logps",
     ),
     Mutant(
@@ -350,7 +355,7 @@ OF_LOGPS = [
     Mutant(
         17,
         "the scorer leaves ids out",
-        OBJECTIVE,
+        LOGPS,
         "scaled_BCV.logsumexp(-1)",
         "scaled_BCV[..., :16].logsumexp(-1)",
         "logps",
@@ -557,17 +562,17 @@ OF_VALUES = [
     Mutant(
         28,
         "the head reads the token it values",
-        BACKBONE,
-        "hidden = caught[0][:, :-1]",
-        "hidden = caught[0][:, 1:]",
+        FORWARD,
+        "    return logps, entropy, hidden\n",
+        "    return logps, entropy, hidden.roll(-1, 1)\n",
         "values",
     ),
     Mutant(
         28,
         "the critic reads the token it values",
         BACKBONE,
-        "values[:, -num_completion_tokens - 1 : -1]",
-        "values[:, -num_completion_tokens:]",
+        "self._in_units(batch.before(values))",
+        "self._in_units(values[:, -num_completion_tokens:])",
         "values",
     ),
     Mutant(
@@ -666,8 +671,8 @@ OF_VALUES = [
         48,
         "the units of the values are not saved",
         CRITIC,
-        ".state_dict() | units",
-        ".state_dict() | {n: u * 0 for n, u in units.items()}",
+        "state = {name: getattr(actor_critic, name) for name in UNITS}",
+        "state = {name: getattr(actor_critic, name) * 0 for name in UNITS}",
         "values",
         "item_31",
     ),
@@ -681,12 +686,11 @@ OF_VALUES = [
     ),
     Mutant(
         33,
-        "the adapter comes back frozen",
-        TRAINER,
-        "super()._load_from_checkpoint(resume_from_checkpoint, model=policy)",
-        "super()._load_from_checkpoint(resume_from_checkpoint, model=policy)\n"
-        "            policy.requires_grad_(False)",
-        "saving",
+        "the adapters come back frozen",
+        ROLES,
+        "adapters.load_state(POLICY, load_file(folder / WEIGHTS))",
+        'adapters.model.load_adapter(str(folder), "default", is_trainable=False)',
+        "saving four_roles",
     ),
 ]
 OF_BATCHING = [
@@ -808,7 +812,7 @@ OF_BATCHING = [
     Mutant(
         42,
         "entropy of what was sampled only",
-        OBJECTIVE,
+        LOGPS,
         "return picked_BC - log_normaliser_BC, entropy_BC",
         "return picked_BC - log_normaliser_BC, -0.5 * entropy_BC.detach() + picked_BC",
         "batching",
@@ -816,10 +820,9 @@ OF_BATCHING = [
     Mutant(
         43,
         "logits of the prompt too",
-        BACKBONE,
-        "return reference(**inputs).logits[:, :-1]",
-        'return reference(**(inputs | {"logits_to_keep": 0})).logits'
-        "[:, -num_completion_tokens - 1 : -1]",
+        FORWARD,
+        PLAIN,
+        PLAIN + "\n        head(trunk_of(model)(**batch.inputs).last_hidden_state)",
         "batching",
     ),
     Mutant(
@@ -835,9 +838,9 @@ OF_BATCHING = [
 OF_SAVING = [
     Mutant(
         44,
-        "a policy with an adapter accepted",
+        "a second adapter on a policy accepted",
         ROLES,
-        "if isinstance(model, PeftModel):",
+        "if goes_on and peft_config is not None:",
         "if False:",
         "saving",
     ),
@@ -846,27 +849,48 @@ OF_SAVING = [
         "the reference is the adapted policy",
         BACKBONE,
         REF_LORA,
-        "    return policy(**inputs).logits[:, :-1]",
+        '    with adapters.role("default"):',
+        "saving",
+    ),
+    Mutant(
+        44,
+        "the reference of a trained adapter is the bare base",
+        BACKBONE,
+        REF_LORA,
+        "    with adapters.role(None):",
         "saving",
     ),
     Mutant(
         45,
         "the adapter stays off",
-        BACKBONE,
-        REF_LORA,
-        "    policy.base_model.disable_adapter_layers()\n"
-        "    return policy(**inputs).logits[:, :-1]",
+        ADAPTERS,
+        "        finally:\n            self._switch(before)\n",
+        "        finally:\n            pass\n",
         "saving",
     ),
     Mutant(
         45,
         "the adapter stays off after an error",
-        BACKBONE,
-        REF_LORA,
-        "    policy.base_model.disable_adapter_layers()\n"
-        "    logits = policy(**inputs).logits[:, :-1]\n"
-        "    policy.base_model.enable_adapter_layers()\n    return logits",
+        ADAPTERS,
+        "        try:\n            yield\n        finally:\n            self._switch(before)\n",
+        "        yield\n        self._switch(before)\n",
         "saving",
+    ),
+    Mutant(
+        45,
+        "PEFT's flags stay as it sets them",
+        ADAPTERS,
+        "                    parameter.requires_grad_(flag)\n",
+        "                    pass\n",
+        "roles",
+    ),
+    Mutant(
+        33,
+        "the recomputation does not enter the role",
+        ADAPTERS,
+        "return nullcontext(), self.role(self.active)",
+        "return nullcontext(), nullcontext()",
+        "roles",
     ),
     Mutant(
         46,
@@ -888,7 +912,7 @@ OF_SAVING = [
         47,
         "the reference saved",
         TRAINER,
-        "self.actor_critic.policy.save_pretrained(folder)",
+        "save_policy(self.actor_critic, folder)",
         "(self.reference or self.actor_critic.policy).save_pretrained(folder)",
         "saving",
     ),

@@ -180,11 +180,11 @@ def test_item_43_the_head_sees_completions_and_the_token_before_them_only(
     tmp_path: Path, critic: str
 ) -> None:
     trainer = tiny.trainer(tmp_path, critic=critic, prompts=["a b c d e f g h i j k l"])
-    widths: list[int] = []
+    sizes: list[torch.Size] = []
     for model in (trainer.actor_critic.policy, trainer.reference):
-        model.lm_head.register_forward_hook(lambda _, x, y: widths.append(y.shape[1]))
+        model.lm_head.register_forward_hook(lambda _, x, y: sizes.append(y.shape[:-1]))
     rollout = trainer.collector.rollout(0)
-    longest = rollout.completion_mask.shape[1]
-    # sampling reads one position at a time; scoring at most a completion and one more
-    assert set(widths) <= {1, longest + 1}
-    assert longest + 1 in widths
+    # sampling reads one position of each row; scoring the tokens of the completions, and no more
+    scored = [size[0] for size in sizes if len(size) == 1]
+    assert {size[1] for size in sizes if len(size) == 2} == {1}
+    assert sum(scored) == 2 * int(rollout.completion_mask.sum())

@@ -10,8 +10,9 @@ import torch
 from scipy.stats import chisquare
 from transformers import GPT2ForSequenceClassification, TrainerCallback
 
-from recipes.lib.backbone import reference_logits, token_values
-from recipes.lib.ppo.objective import logps_and_entropy
+from recipes.lib.backbone import reference_logps, token_values
+from recipes.lib.forward import Batch
+from recipes.lib.logps import logps_and_entropy
 from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
 from tests.checklist import tiny
 
@@ -201,12 +202,12 @@ def test_item_12_dropout_is_off_while_training_mode_and_checkpointing_are_on(
         callbacks=[witness],
     )
     trainer.model.train()
-    inputs = torch.tensor([[4, 5, 6, 7, 8]] * 2), torch.ones(2, 5).long(), 3
+    inputs = torch.tensor([[4, 5, 6, 7, 8]] * 2), torch.ones(2, 5).long(), 3, 1.0
     tiny.shake(trainer.actor_critic.critic.score)
     once, twice = trainer.model(*inputs), trainer.model(*inputs)
     assert torch.equal(once[0], twice[0])
-    assert torch.equal(once[1], twice[1])
-    assert once[1].abs().max() > 0
+    assert torch.equal(once[2], twice[2])
+    assert once[2].abs().max() > 0
     trainer.train()
     assert witness.modes == {True}
     # two layers, eight micro-batches; the backward pass recomputes without calling again
@@ -228,16 +229,16 @@ def test_item_13_absolute_positions_count_tokens_and_not_padding(
     trainer = tiny.trainer(tmp_path, tiny.gpt2(), critic=critic)
     module = trainer.actor_critic.eval()
     tiny.shake(module)
-    rows = [[*row, 4, 5, 6] for row in LONG]
+    rows, ids = [[*row, 4, 5, 6] for row in LONG], torch.tensor([4, 5, 6])
     with torch.no_grad():
-        logits, values = module(*padded(rows), 3)
-        reference = reference_logits(module.policy, trainer.reference, *padded(rows), 3)
+        logps, _, values = module(*padded(rows), 3, 1.0)
+        reference = reference_logps(module, trainer.reference, Batch(*padded(rows), 3), 1.0)
         for i, row in enumerate(rows):
             plain = module.policy(input_ids=torch.tensor([row])).logits[0, -4:-1]
-            assert torch.allclose(logits[i], plain, atol=1e-5)
+            assert torch.allclose(logps[i], logps_and_entropy(plain, ids, 1.0)[0], atol=1e-5)
             plain = trainer.reference(input_ids=torch.tensor([row])).logits[0, -4:-1]
-            assert torch.allclose(reference[i], plain, atol=1e-5)
-            alone = module(torch.tensor([row]), torch.ones(1, len(row)).long(), 3)[1]
+            assert torch.allclose(reference[i], logps_and_entropy(plain, ids, 1.0)[0], atol=1e-5)
+            alone = module(torch.tensor([row]), torch.ones(1, len(row)).long(), 3, 1.0)[2]
             assert torch.allclose(values[i], alone[0], atol=1e-5)
             if critic == "model":
                 hidden = module.critic.transformer(input_ids=torch.tensor([row]))

@@ -11,8 +11,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import ModelConfig
 
-from recipes.lib.backbone import reference_logits
+from recipes.lib.backbone import reference_logps
+from recipes.lib.continuing import load_adapted_policy
 from recipes.lib.errors import UserError
+from recipes.lib.forward import Batch
 from recipes.lib.models import load_policy
 from recipes.lib.sampling import Decoding, episode_uniforms, sample
 from tests.checklist import tiny
@@ -41,26 +43,29 @@ def sft(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_item_44_a_policy_with_an_adapter_on_it_is_refused_with_the_remedy(
+def test_item_44_a_second_adapter_on_a_policy_is_refused_with_the_remedy(
     tmp_path: Path, base: Path, sft: Path
 ) -> None:
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), sft)
-    with pytest.raises(UserError, match=r"bare base; merge the adapter \(merge_and_unload\)"):
+    with pytest.raises(UserError, match=r"merge the adapter \(merge_and_unload\)"):
         tiny.trainer(tmp_path, model, peft_config=lora())
-    with pytest.raises(UserError, match="is an adapter"):
+    with pytest.raises(UserError, match=r"put it on with PeftModel\.from_pretrained"):
         tiny.trainer(tmp_path, str(sft))
-    with pytest.raises(UserError, match="is a PeftModel"):
+    model.add_adapter("other", lora())
+    with pytest.raises(UserError, match="has the adapters default, other"):
         tiny.trainer(tmp_path, model)
 
 
-@pytest.mark.parametrize("peft_config", [None, lora()], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "goes on"])
 def test_item_44_from_an_sft_adapter_the_reference_is_the_sft_model(
-    tmp_path: Path, base: Path, sft: Path, peft_config: Any
+    tmp_path: Path, base: Path, sft: Path, kind: str
 ) -> None:
     expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), sft)
     bare = AutoModelForCausalLM.from_pretrained(base)
-    model = load_policy(ModelConfig(model_name_or_path=str(sft)))
-    trainer = tiny.trainer(tmp_path, model, peft_config=peft_config)
+    given = ModelConfig(model_name_or_path=str(sft))
+    model = load_adapted_policy(given) if kind == "goes on" else load_policy(given)
+    more = {"critic": "head"} if kind == "goes on" else {}
+    trainer = tiny.trainer(tmp_path, model, peft_config=lora() if kind == "lora" else None, **more)
     rollout = trainer.collector.rollout(0)
     assert trainer.collector.metrics["objective/kl"] == 0.0
     tiny.shake(trainer.actor_critic.policy)
@@ -79,17 +84,18 @@ def test_item_45_the_adapter_is_back_after_the_reference_spoke_also_after_an_err
     tmp_path: Path,
 ) -> None:
     trainer = tiny.trainer(tmp_path, peft_config=lora())
-    policy = trainer.actor_critic.policy
+    module = trainer.actor_critic
+    policy = module.policy
     tiny.shake(policy)
     ids, mask = torch.tensor([[4, 5, 6, 7]]), torch.ones(1, 4).long()
     trainable = [n for n, p in trainer.model.named_parameters() if p.requires_grad]
     with torch.no_grad():
         before = policy(ids).logits
         trainer.collector.rollout(0)
-        theirs = reference_logits(policy, None, ids, mask, 3)
-        assert not torch.equal(theirs, before[:, :-1])
+        theirs = reference_logps(module, None, Batch(ids, mask, 3), 1.0)
+        assert not torch.equal(theirs, module(ids, mask, 3, 1.0)[0])
         with pytest.raises(IndexError):
-            reference_logits(policy, None, ids + 1000, mask, 3)
+            reference_logps(module, None, Batch(ids + 1000, mask, 3), 1.0)
         assert torch.equal(policy(ids).logits, before)
     assert policy.active_adapters == ["default"]
     assert [n for n, p in trainer.model.named_parameters() if p.requires_grad] == trainable

@@ -30,15 +30,16 @@ def test_item_28_the_value_of_a_token_is_that_of_the_state_before_it(
     tiny.shake(module)
     prompt, completion = [4, 5, 6], [7, 8, 9, 10]
     with torch.no_grad():
-        logits, values = module(torch.tensor([prompt + completion]), torch.ones(1, 7).long(), 4)
+        ids = torch.tensor([prompt + completion])
+        logps, _, values = module(ids, torch.ones(1, 7).long(), 4, 1.0)
         assert values.shape == (1, 4)
         for t in range(4):
             changed = [*completion[:t], 12, *completion[t + 1 :]]
             ids = torch.tensor([prompt + changed])
-            others, moved = module(ids, torch.ones(1, 7).long(), 4)
+            others, _, moved = module(ids, torch.ones(1, 7).long(), 4, 1.0)
             # all up to the state before token t is untouched by it, all after it moves
             assert torch.equal(values[0, : t + 1], moved[0, : t + 1])
-            assert torch.equal(logits[0, : t + 1], others[0, : t + 1])
+            assert torch.equal(logps[0, :t], others[0, :t])
             assert (values[0, t + 1 :] != moved[0, t + 1 :]).all()
 
 
@@ -87,8 +88,8 @@ def test_item_31_a_critic_from_a_reward_model_starts_with_its_scores(tmp_path: P
     trainer = tiny.trainer(tmp_path, critic_model_name_or_path=str(tmp_path / "reward"))
     prompt, completion = [4, 5, 6], [7, 8, 9]
     with torch.no_grad():
-        _, values = trainer.actor_critic.eval()(
-            torch.tensor([prompt + completion]), torch.ones(1, 6).long(), 3
+        _, _, values = trainer.actor_critic.eval()(
+            torch.tensor([prompt + completion]), torch.ones(1, 6).long(), 3, 1.0
         )
         for t in range(3):
             expected = model(input_ids=torch.tensor([prompt + completion[:t]])).logits[0, 0]
@@ -101,7 +102,7 @@ def value_error(trainer: Any, rollout: Any) -> float:
     inputs = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
     attention = torch.cat([rollout.prompt_mask, mask], 1)
     with torch.no_grad():
-        _, values = trainer.actor_critic.eval()(inputs, attention, mask.shape[1])
+        _, _, values = trainer.actor_critic.eval()(inputs, attention, mask.shape[1], 1.0)
     return (((values - rollout.returns) * mask).square().sum() / mask.sum()).item()
 
 
@@ -137,7 +138,8 @@ def test_item_31_a_critic_of_zeros_begins_at_the_mean_score(tmp_path: Path, crit
     fresh = tiny.trainer(tmp_path, reward=far_off, critic=critic, total_episodes=8)
     load_value_weights(fresh.actor_critic, tmp_path)
     for one in (trainer, fresh):
-        _, values = one.actor_critic.eval()(torch.ones(1, 4).long(), torch.ones(1, 4).long(), 2)
+        ones = torch.ones(1, 4).long()
+        _, _, values = one.actor_critic.eval()(ones, ones, 2, 1.0)
         assert values.flatten().tolist() == pytest.approx([mean.item()] * 2)
 
 

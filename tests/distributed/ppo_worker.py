@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.lib.ppo.config import PPOConfig
@@ -45,6 +46,7 @@ def main(model: str, out: str, critic: str) -> None:
         args,
         Dataset.from_list(prompts),
         processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if critic == "adapter" else None,
     )
     trainer.train()
     rollout = trainer.stream.rollout

@@ -43,15 +43,17 @@ def launch(num_processes: int, model: Path, out: Path, critic: str) -> Result:
     return Result(json.loads((out / "facts.json").read_text()), torch.load(out / "w.pt"), ranks)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
+@pytest.fixture(scope="module", params=["model", "adapter"])
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Result, Result]:
     """The same run on one process and on two."""
     folder = tmp_path_factory.mktemp("runs")
     tiny.llama().save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
     return (
-        launch(1, folder / "model", folder / "one", "model"),
-        launch(2, folder / "model", folder / "two", "model"),
+        launch(1, folder / "model", folder / "one", request.param),
+        launch(2, folder / "model", folder / "two", request.param),
     )
 
 

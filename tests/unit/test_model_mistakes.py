@@ -209,6 +209,12 @@ MISTAKES: dict[str, Case] = {
         "reward function nan returned nan for row 0; return a finite number, or None where it does "
         "not apply.",
     ),
+    "reward that is NaN, in PPO": (
+        "ppo",
+        nothing,
+        PPO | {"reward_funcs": ["rewards.py:nan"]},
+        "reward function nan returned nan for row 0; return a finite number",
+    ),
     "reward that is text": (
         "rloo",
         nothing,

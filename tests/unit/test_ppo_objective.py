@@ -2,7 +2,8 @@
 
 import torch
 
-from recipes.lib.ppo.objective import logps_and_entropy, policy_loss, value_loss
+from recipes.lib.logps import logps_and_entropy
+from recipes.lib.ppo.objective import policy_loss, value_loss
 
 
 def test_item_10_logps_and_entropy_are_those_of_a_categorical_distribution() -> None:

@@ -11,12 +11,12 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor
 
-from recipes.lib.backbone import reference_logits, spread
+from recipes.lib.backbone import reference_logps, spread
 from recipes.lib.errors import UserError
+from recipes.lib.forward import Batch
 from recipes.lib.generation import completion_text
 from recipes.lib.ppo.describe import describe, describe_episodes, describe_values
 from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
-from recipes.lib.ppo.objective import logps_and_entropy
 from recipes.lib.ppo.prompts import Prompts
 from recipes.lib.ppo.returns import (
     KLController,
@@ -135,9 +135,9 @@ class Collector:
     @torch.no_grad()
     def score(self, prompts: Prompts, episodes: list[Episode]) -> None:
         """Fill in texts, rewards, log-probabilities and values of episodes."""
-        self._reward(prompts, episodes)
         args, model = self.trainer.args, self.trainer.actor_critic
         model.eval()
+        self._reward(prompts, episodes)
         order = sorted(
             range(len(episodes)),
             key=lambda i: len(episodes[i].prompt_ids) + len(episodes[i].completion_ids),
@@ -153,12 +153,11 @@ class Collector:
             ids = torch.cat([ids_BP, ids_BC], dim=1)
             mask = torch.cat([mask_BP, mask_BC], dim=1)
             with self.trainer.accelerator.autocast():
-                logits, values_BC = model(ids, mask, ids_BC.shape[1])
-                ref_logits = reference_logits(
-                    model.policy, self.trainer.reference, ids, mask, ids_BC.shape[1]
+                width = ids_BC.shape[1]
+                logps_BC, _, values_BC = model(ids, mask, width, args.temperature)
+                ref_logps_BC = reference_logps(
+                    model, self.trainer.reference, Batch(ids, mask, width), args.temperature
                 )
-            logps_BC, _ = logps_and_entropy(logits, ids_BC, args.temperature)
-            ref_logps_BC, _ = logps_and_entropy(ref_logits, ids_BC, args.temperature)
             for row, episode in enumerate(batch):
                 length = len(episode.completion_ids)
                 episode.logps = logps_BC[row, :length].cpu()

@@ -151,8 +151,9 @@ class PPOConfig(TrainingArguments):
     critic: str = field(
         default="head",
         metadata={
-            "help": "head: a value head on the policy's trunk; model: a model of its own.",
-            "choices": ["head", "model"],
+            "help": "head: a value head on the policy's trunk; adapter: an adapter of its own on "
+            "the policy's base; model: a model of its own.",
+            "choices": ["head", "adapter", "model"],
         },
     )
     critic_model_name_or_path: str | None = field(
@@ -161,6 +162,10 @@ class PPOConfig(TrainingArguments):
             "help": "Where a critic of its own starts from, such as a reward run; default: the "
             "policy's trunk with a zero head."
         },
+    )
+    share_backbone: bool = field(
+        default=True,
+        metadata={"help": "Under LoRA, put reward adapters on the policy's base."},
     )
     critic_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the critic; default: learning_rate."}
@@ -250,8 +255,8 @@ class PPOConfig(TrainingArguments):
         biased = "in the reward biases the gradient of the KL; use k1"
         self._refuse_unless(self.kl_estimator == "k1", "kl_estimator", biased)
         named = self.critic_model_name_or_path
-        reason = f"needs critic=model, not critic={self.critic}"
-        has_place = named is None or self.critic == "model"
+        reason = f"needs critic=model or critic=adapter, not critic={self.critic}"
+        has_place = named is None or self.critic != "head"
         self._refuse_unless(has_place, "critic_model_name_or_path", reason)
 
     def _refuse_unless(self, is_right: bool, key: str, reason: str) -> None:

@@ -4,14 +4,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from recipes.lib.adapters import POLICY, VALUE
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
+from recipes.lib.model_folders import is_adapter, resolve_model
 from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.reward_roles import check_head, check_same_base
 
+ADAPTER = "adapter."  # before the names of the critic's adapter weights
 VALUE_WEIGHTS = "value.safetensors"
 UNITS = ("value_offset", "value_scale")
 
@@ -24,14 +29,14 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
         args: The configuration.
 
     Returns:
-        None for a head on the policy's trunk; else a sequence classifier with one output, from a
+        None for a critic on the policy's trunk; else a sequence classifier with one output, from a
         reward model or from the policy's trunk with a head of zeros, so that the first values are
         0 and not noise.
 
     Raises:
         UserError: The policy is quantized and no critic model is named, or the vocabularies differ.
     """
-    if args.critic == "head":
+    if args.critic != "model":
         return None
     if args.critic_model_name_or_path is not None:
         from recipes.lib.models import load_reward_model
@@ -45,12 +50,42 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
                 "policy's tokens, so use a model with the same tokenizer."
             )
         return critic.requires_grad_(True)
-    if getattr(policy, "is_quantized", False):
+    if isinstance(policy, PeftModel) or getattr(policy, "is_quantized", False):
         raise UserError(
-            "critic=model cannot copy a quantized policy; use critic=head, or name a reward model "
-            "as critic_model_name_or_path."
+            "critic=model cannot copy a policy that is quantized or has an adapter; use "
+            "critic=adapter, or name a reward model as critic_model_name_or_path."
         )
     return _from_trunk(policy)
+
+
+def add_value_adapter(actor_critic: ActorCritic, args: PPOConfig) -> None:
+    """Put the critic's adapter on the policy's base; that of a reward model brings its head along.
+
+    Args:
+        actor_critic: The policy under LoRA, with a value head of zeros.
+        args: The configuration.
+
+    Raises:
+        UserError: The policy is trained whole, or the reward adapter does not fit it.
+    """
+    adapters, given = actor_critic.adapters, args.critic_model_name_or_path
+    if adapters is None:
+        raise UserError("critic=adapter needs LoRA; set use_peft, or use critic=head or model.")
+    if given is None:
+        adapters.add(VALUE, adapters.model.peft_config[POLICY], trainable=True)
+        return
+    path = resolve_model(given)
+    if not is_adapter(path):
+        raise UserError(
+            f"critic_model_name_or_path={given} is no adapter; use critic=model for a whole model."
+        )
+    check_same_base(adapters, path, "critic_model_name_or_path", given)
+    head = adapters.load(VALUE, path, trainable=True)
+    check_head(head, path, "critic_model_name_or_path", given)
+    assert actor_critic.value_head is not None
+    actor_critic.value_head.load_state_dict(
+        actor_critic.value_head.state_dict() | {name: t.float() for name, t in head.items()}
+    )
 
 
 def _from_trunk(policy: Any) -> Any:
@@ -98,8 +133,12 @@ def parameter_groups(
 
 def save_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
     """Write the critic's weights beside the policy of a checkpoint."""
-    units = {name: getattr(actor_critic, name) for name in UNITS}
-    state = _value_module(actor_critic).state_dict() | units
+    state = {name: getattr(actor_critic, name) for name in UNITS}
+    state |= _value_module(actor_critic).state_dict()
+    if actor_critic.has_value_adapter:
+        assert actor_critic.adapters is not None
+        of_adapter = actor_critic.adapters.state(VALUE)
+        state |= {ADAPTER + name: tensor for name, tensor in of_adapter.items()}
     save_file({name: t.contiguous() for name, t in state.items()}, folder / VALUE_WEIGHTS)
 
 
@@ -112,12 +151,19 @@ def load_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
     weights = load_file(folder / VALUE_WEIGHTS)
     for name in UNITS:
         getattr(actor_critic, name).copy_(weights.pop(name))
-    missing, unexpected = _value_module(actor_critic).load_state_dict(weights, strict=False)
-    if missing or unexpected:
+    of_adapter = {n: weights.pop(n) for n in list(weights) if n.startswith(ADAPTER)}
+    module = _value_module(actor_critic)
+    fits = set(weights) == set(module.state_dict())
+    if not fits or bool(of_adapter) != actor_critic.has_value_adapter:
         raise UserError(
             f"{folder} holds the critic of a run with another key critic; resume with the "
             "configuration of that run."
         )
+    module.load_state_dict(weights)
+    if of_adapter:
+        assert actor_critic.adapters is not None
+        plain = {name.removeprefix(ADAPTER): tensor for name, tensor in of_adapter.items()}
+        actor_critic.adapters.load_state(VALUE, plain)
 
 
 def _value_module(actor_critic: ActorCritic) -> nn.Module:

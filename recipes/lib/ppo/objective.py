@@ -12,31 +12,7 @@ from torch import Tensor
 
 from recipes.lib.ppo.config import PPOConfig
 
-LOWEST = -1e30  # stands for log 0, so that 0 times it is 0
 MAX_LOG_RATIO = 20.0  # beyond it exp() is on its way to infinity, and the clip decides anyway
-
-
-def logps_and_entropy(
-    logits_BCV: Tensor, ids_BC: Tensor, temperature: float, with_gradient: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token and entropy of each distribution, in fp32.
-
-    Args:
-        logits_BCV: Logits that predict each token.
-        ids_BC: The tokens.
-        temperature: Temperature they were sampled at.
-        with_gradient: Whether the entropies have one, which only an entropy bonus needs.
-
-    Returns:
-        Log-probabilities and entropies, nats per token.
-    """
-    scaled_BCV = logits_BCV.float() / temperature
-    log_normaliser_BC = scaled_BCV.logsumexp(-1)
-    picked_BC = scaled_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
-    with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
-        log_probs_BCV = scaled_BCV - log_normaliser_BC.unsqueeze(-1)
-        entropy_BC = -(log_probs_BCV.exp() * log_probs_BCV.clamp(min=LOWEST)).sum(-1)
-    return picked_BC - log_normaliser_BC, entropy_BC
 
 
 def policy_loss(

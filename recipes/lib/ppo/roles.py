@@ -1,14 +1,17 @@
 """From a model by name or by value to policy, critic and reference."""
 
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recipes.lib.adapters import POLICY, REFERENCE, WEIGHTS
 from recipes.lib.backbone import ActorCritic, disable_dropout, keep_unpacked, make_reference
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.critic import make_critic
+from recipes.lib.ppo.critic import add_value_adapter, make_critic
 
 
 def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[Any, Any]:
@@ -23,13 +26,18 @@ def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[A
         Model and tokenizer.
 
     Raises:
-        UserError: The model carries an adapter already.
+        UserError: The model carries an adapter that PEFT does not know of, or several.
     """
     if isinstance(model, PeftModel):
-        raise UserError(
-            "model is a PeftModel, whose reference would be the bare base; merge the adapter "
-            "(merge_and_unload) and give peft_config for the new one."
-        )
+        if list(model.peft_config) != [POLICY]:
+            raise UserError(
+                f"model has the adapters {', '.join(model.peft_config)}; give it with one, called "
+                f"{POLICY}, which is then trained on."
+            )
+        name = model.get_base_model().name_or_path
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name)
+        return model, processing_class
     name = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(
@@ -37,8 +45,8 @@ def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[A
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
-            f"model={name} is an adapter; load its base, merge the adapter (merge_and_unload) and "
-            "give peft_config for the new one."
+            f"model={name} is an adapter that PEFT has not wrapped; load its base, put it on with "
+            "PeftModel.from_pretrained, and give that to train it on."
         )
     if processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(name)
@@ -51,13 +59,23 @@ def make_roles(
     """Make what is trained and what it is held to.
 
     Args:
-        policy: The model that the run starts from.
+        policy: The model that the run starts from; the adapter of a PeftModel is trained on, and a
+            frozen copy of it is the reference.
         args: The configuration.
-        peft_config: Adapter to train instead of the whole model.
+        peft_config: New adapter to train instead of the whole model.
 
     Returns:
-        Policy and critic as one module, and the reference (None: the policy, its adapter off).
+        Policy and critic as one module, and the reference (None: an adapter, or the bare base).
+
+    Raises:
+        UserError: A role cannot be made.
     """
+    goes_on = isinstance(policy, PeftModel)
+    if goes_on and peft_config is not None:
+        raise UserError(
+            "model is a PeftModel, whose adapter is trained on; leave peft_config out, or merge "
+            "the adapter (merge_and_unload) to put another one on."
+        )
     # The critic is made before an adapter comes on, and the reference after: of a full policy it
     # is a copy, of a policy with an adapter the same model with the adapter off.
     critic = make_critic(policy, args)
@@ -65,7 +83,33 @@ def make_roles(
         policy = get_peft_model(policy, peft_config)
     reference = make_reference(policy)
     actor_critic = ActorCritic(policy, critic)
+    if goes_on:
+        assert actor_critic.adapters is not None
+        for parameter in actor_critic.adapters.parameters(POLICY):
+            parameter.requires_grad_(True)  # PEFT loads adapters frozen where it is not told
+        actor_critic.adapters.copy(REFERENCE, POLICY, trainable=False)
+    if args.critic == "adapter":
+        add_value_adapter(actor_critic, args)
     keep_unpacked(actor_critic)
     if args.disable_dropout:
         disable_dropout(actor_critic)
     return actor_critic, reference
+
+
+def save_policy(actor_critic: ActorCritic, folder: Path) -> None:
+    """Write the policy: a whole model, or its adapter alone."""
+    # Of several adapters the policy's; those of reference and reward lie where they came from.
+    own = {"selected_adapters": [POLICY]} if actor_critic.adapters is not None else {}
+    actor_critic.policy.save_pretrained(folder, **own)
+
+
+def load_policy(actor_critic: ActorCritic, folder: Path) -> None:
+    """Read the policy of a checkpoint back; what is trained stays trainable."""
+    policy, adapters = actor_critic.policy, actor_critic.adapters
+    if adapters is not None:
+        # Trainer's way would freeze every adapter but the active one.
+        adapters.load_state(POLICY, load_file(folder / WEIGHTS))
+    else:
+        # from_pretrained knows shards and tied weights, which a bare state dict does not.
+        saved = type(policy).from_pretrained(folder, dtype=policy.dtype)
+        policy.load_state_dict(saved.state_dict())

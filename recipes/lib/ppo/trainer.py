@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -28,21 +28,23 @@ from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import load_value_weights, parameter_groups, save_value_weights
 from recipes.lib.ppo.health import Health, tell
-from recipes.lib.ppo.objective import logps_and_entropy, micro_batch_loss
+from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.prompts import Prompts, tokenize_prompts
-from recipes.lib.ppo.roles import load, make_roles
+from recipes.lib.ppo.roles import load, load_policy, make_roles, save_policy
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.state import read_state, write_state
 from recipes.lib.ppo.unmoved import check_unmoved
 from recipes.lib.reward_models import load_reward_functions
+from recipes.lib.reward_roles import SharedBase
 
 
 class PPOTrainer(Trainer):
     """Trains a policy against reward functions with PPO.
 
     Args:
-        model: Causal language model, or its folder or Hub id.
+        model: Causal language model, or its folder or Hub id; the adapter of a PeftModel is
+            trained on, held to a frozen copy of itself.
         reward_funcs: A function of TRL's signature, a reward model, its folder, run or Hub id, a
             reference `file.py:function`, or a list of these.
         args: The configuration.
@@ -97,8 +99,13 @@ class PPOTrainer(Trainer):
             )
         if self.reference is not None:
             self.reference.to(args.device)
+        adapters = actor_critic.adapters if args.share_backbone else None
         functions = load_reward_functions(
-            reward_funcs, reward_processing_classes, args.scoring_batch_size, args.device
+            reward_funcs,
+            reward_processing_classes,
+            args.scoring_batch_size,
+            args.device,
+            SharedBase(adapters, tokenizer) if adapters is not None else None,
         )
         self.clock, self.health = Clock(), Health()
         self.collector = Collector(self, functions, self._prompts(train_dataset))
@@ -148,13 +155,12 @@ class PPOTrainer(Trainer):
         """Loss of one micro-batch: its share of the optimizer step's mean over tokens."""
         args, mask_BC = self.args, inputs["completion_mask"]
         self.clock.begin("training")
-        logits_BCV, values_BC = model(
+        logps_BC, entropy_BC, values_BC = model(
             input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             attention_mask=torch.cat([inputs["prompt_mask"], mask_BC], dim=1),
             num_completion_tokens=mask_BC.shape[1],
-        )
-        logps_BC, entropy_BC = logps_and_entropy(
-            logits_BCV, inputs["completion_ids"], args.temperature, bool(args.entropy_coef)
+            temperature=args.temperature,
+            with_entropy_gradient=bool(args.entropy_coef),
         )
         if inputs["is_first_step"] and args.disable_dropout:
             check_unmoved(logps_BC, inputs, self._dtype)
@@ -253,7 +259,7 @@ class PPOTrainer(Trainer):
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            self.actor_critic.policy.save_pretrained(folder)
+            save_policy(self.actor_critic, folder)
             self.processing_class.save_pretrained(folder)
             if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
                 save_value_weights(self.actor_critic, folder)
@@ -265,13 +271,7 @@ class PPOTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        policy = self.actor_critic.policy
-        if isinstance(policy, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model=policy)
-        else:
-            # from_pretrained knows shards and tied weights, which a bare state dict does not.
-            saved = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype)
-            policy.load_state_dict(saved.state_dict())
+        load_policy(self.actor_critic, Path(resume_from_checkpoint))
         load_value_weights(self.actor_critic, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:

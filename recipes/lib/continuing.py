@@ -1,0 +1,119 @@
+"""Going on with a saved adapter where `use_peft` meets one, instead of putting another on it.
+
+So a chain of runs stays one adapter on one base, also on a quantized base, which nothing can be
+merged into.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.adapter_folders import adapter_base, adapter_task, as_base_of, put_on
+from recipes.lib.errors import UserError
+from recipes.lib.model_folders import is_adapter, resolve_model
+from recipes.lib.models import load_policy, load_reward_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from trl import ModelConfig
+
+# Keys of ModelConfig that give a new adapter its shape, and their names in an adapter's own file.
+# Its layers are not among them: the file has their full names, whatever word they were asked by.
+SHAPE = {"lora_r": "r"} | {key: key for key in ("lora_alpha", "use_dora", "use_rslora")}
+
+
+def goes_on(model_args: ModelConfig) -> bool:
+    """Whether a run goes on training the adapter that it starts from."""
+    return bool(model_args.use_peft) and is_adapter(
+        resolve_model(model_args.model_name_or_path or "")
+    )
+
+
+def load_adapted_policy(model_args: ModelConfig) -> PeftModel:
+    """Load a policy whose adapter is trained on.
+
+    Args:
+        model_args: TRL's model keys; the name is that of an adapter's run or folder.
+
+    Returns:
+        The adapter, trainable, on its base.
+
+    Raises:
+        UserError: A lora key contradicts the adapter's shape, or it is no language model's.
+    """
+    from peft import PeftConfig
+
+    name = model_args.model_name_or_path
+    path = resolve_model(name or "")
+    if adapter_task(path) == "SEQ_CLS":
+        raise UserError(
+            f"model_name_or_path={name} is the adapter of a reward model; name a language model."
+        )
+    _refuse_other_shape(PeftConfig.from_pretrained(path), model_args)
+    base, revision = adapter_base(path)
+    with as_base_of(path):
+        model = load_policy(replace(model_args, model_name_or_path=base, model_revision=revision))
+    return put_on(model, path, trainable=True)
+
+
+def load_adapted_classifier(
+    model_args: ModelConfig, *, trust_remote_code: bool = False
+) -> PeftModel:
+    """Load a reward model to be, whose adapter begins as that of a language model or goes on.
+
+    Args:
+        model_args: TRL's model keys; the name is that of an adapter's run or folder.
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        The adapter, trainable, on a classifier with the same base; the score head is new, or that
+        of the reward adapter.
+
+    Raises:
+        UserError: A lora key contradicts the adapter's shape, or the weights do not fit.
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    from recipes.lib.adapters import WEIGHTS
+
+    path = resolve_model(model_args.model_name_or_path or "")
+    config = peft.PeftConfig.from_pretrained(path)
+    _refuse_other_shape(config, model_args)
+    base, revision = adapter_base(path)
+    of_base = replace(model_args, model_name_or_path=base, model_revision=revision)
+    with as_base_of(path):
+        model, _ = load_reward_model(
+            base,
+            str(model_args.dtype),
+            new_head=True,
+            model_args=of_base,
+            trust_remote_code=trust_remote_code,
+        )
+    if adapter_task(path) == "SEQ_CLS":
+        return put_on(model, path, trainable=True)
+    saved = [*(getattr(config, "modules_to_save", None) or []), "score"]
+    changes = {"task_type": "SEQ_CLS", "modules_to_save": saved, "inference_mode": False}
+    adapted = peft.get_peft_model(model, replace(config, **changes))
+    weights = load_file(Path(path) / WEIGHTS)
+    state = peft.get_peft_model_state_dict(adapted)
+    if odd := sorted(set(weights) - set(state)):
+        raise UserError(
+            f"model_name_or_path={path}: a classifier has no place for {odd[0]}; leave use_peft "
+            "out, so that the adapter is merged."
+        )
+    peft.set_peft_model_state_dict(adapted, state | weights)
+    return adapted
+
+
+def _refuse_other_shape(config: Any, model_args: ModelConfig) -> None:
+    for key, field in SHAPE.items():
+        asked, default = getattr(model_args, key), type(model_args)().__dict__[key]
+        has = getattr(config, field, None)
+        if asked not in (default, has):
+            raise UserError(
+                f"{key}={asked}: the run goes on with the adapter of "
+                f"{model_args.model_name_or_path}, which has {has}; leave {key} out."
+            )

@@ -1,0 +1,116 @@
+"""One forward pass of a model over prompts with their completions.
+
+Shapes: B sequences, T tokens, C completion tokens, H hidden units.
+"""
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import noop_context_fn
+
+from recipes.lib.logps import in_pieces
+
+
+class Batch:
+    """Prompts with their completions, as the models take them.
+
+    Args:
+        input_ids: Prompts and completions, (B, T).
+        attention_mask: 1 where a token is, (B, T).
+        num_completion_tokens: C, the columns of the completions at the end.
+    """
+
+    def __init__(
+        self, input_ids: Tensor, attention_mask: Tensor, num_completion_tokens: int
+    ) -> None:
+        self.num_completion_tokens = num_completion_tokens
+        self.completion_ids = input_ids[:, -num_completion_tokens:]
+        self.completion_mask = attention_mask[:, -num_completion_tokens:]
+        self.inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids(attention_mask),
+            "use_cache": False,
+        }
+
+    def before(self, of_tokens: Tensor) -> Tensor:
+        """Of something for every token, what stands before each completion token."""
+        return of_tokens[:, -self.num_completion_tokens - 1 : -1]
+
+
+def said_of(
+    policy: Any,
+    batch: Batch,
+    temperature: float,
+    with_gradient: bool,
+    plain_head: bool,
+    contexts: Any = noop_context_fn,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a language model says of completions.
+
+    Args:
+        policy: The model.
+        batch: Prompts and completions.
+        temperature: Temperature that the completions were sampled at.
+        with_gradient: Whether the entropies have a gradient.
+        plain_head: What `has_plain_head` said of the model.
+        contexts: As in `in_pieces`.
+
+    Returns:
+        Log-probabilities and entropies (B, C), nats per token, and the trunk's output (B, C, H)
+        before each completion token.
+    """
+    model, kept = base_model(policy), batch.num_completion_tokens + 1
+    head = model.get_output_embeddings()
+    if plain_head:
+        hidden = batch.before(trunk_of(model)(**batch.inputs).last_hidden_state)
+        from_hidden = hidden
+    else:
+        caught: list[Tensor] = []
+        handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        try:
+            from_hidden = model(**batch.inputs, logits_to_keep=kept).logits[:, :-1]
+        finally:
+            handle.remove()
+        hidden, head = batch.before(caught[0]), nn.Identity()
+    logps, entropy = in_pieces(
+        head,
+        from_hidden,
+        batch.completion_ids,
+        batch.completion_mask,
+        temperature=temperature,
+        with_gradient=with_gradient,
+        vocab_size=model.config.get_text_config().vocab_size,
+        contexts=contexts,
+    )
+    return logps, entropy, hidden
+
+
+def base_model(model: Any) -> Any:
+    """The model below PEFT's wrapper, its adapters in it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def trunk_of(model: Any) -> Any:
+    """The part of a model that comes before its head."""
+    model = base_model(model)
+    return getattr(model, model.base_model_prefix)
+
+
+@torch.no_grad()
+def has_plain_head(model: Any) -> bool:
+    """Whether logits are what the head makes of the trunk's output, with nothing done to them."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    hidden = trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model(input_ids=ids, use_cache=False).logits
+    head = model.get_output_embeddings()
+    if hidden.shape[-1] != head.in_features:
+        return False
+    return torch.equal(head(hidden), logits)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that count tokens and not padding: equal for a sequence in any batch."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
