@@ -49,12 +49,13 @@ def guarded(run: Recipe) -> Recipe:
 
 
 def _take_back(path: Path, absent: list[Path], moved: list[Path]) -> None:
-    was_there = path not in absent
-    shutil.rmtree(path, ignore_errors=True)
+    if path in absent or moved:
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.is_dir():
+        for entry in path.iterdir():  # the folder itself may be where the user stands
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     if moved:
         moved[0].rename(path)
-    elif was_there:
-        path.mkdir(exist_ok=True)
     for folder in absent[1:]:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -345,6 +345,14 @@ def test_a_run_that_was_moved_aside_for_a_mistake_comes_back(place: Path) -> Non
     assert snapshot(place) == before
 
 
+def test_an_empty_folder_that_was_there_stays_there(place: Path) -> None:
+    (place / "run").mkdir()
+    number = (place / "run").stat().st_ino
+    assert launch("rloo", flags(RLOO | {"reward_funcs": ["rewards.py:nan"]})) == 2
+    assert (place / "run").stat().st_ino == number
+    assert list((place / "run").iterdir()) == []
+
+
 def test_a_mistake_after_the_first_step_keeps_what_was_done(place: Path) -> None:
     Path("rewards.py").write_text(
         "calls = []\ndef later(completions, **_):\n    calls.append(1)\n"
