@@ -11,6 +11,7 @@ from trl import ModelConfig
 
 from recipes import ppo, reward, sft
 from recipes.lib.arguments import parse
+from recipes.lib.data import load_splits
 from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
 from tests.tiny_models import CLASSES, save_model
 from tests.tiny_runs import FAST, write
@@ -74,7 +75,7 @@ def make(recipe: str, rows: Path, name: str, **values: Any) -> Any:
     if recipe == "sft":
         given |= ONE_STEP | {"dataset_name": str(rows / "rows.jsonl")}
         config = parse("sft", [], given | values)
-        train, test = sft.load_data(config.script, 1)
+        train, test = load_splits(config.script, 1, ())
         return sft.make_trainer(config, load_tokenizer(name), train, test)
     if recipe == "reward":
         given |= ONE_STEP | {"dataset_name": str(rows / "pairs.jsonl")}
@@ -84,7 +85,7 @@ def make(recipe: str, rows: Path, name: str, **values: Any) -> Any:
     given |= ONE_ROLLOUT | {"dataset_name": str(rows / "rows.jsonl")}
     given |= {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]}
     config = parse("ppo", [], given | values)
-    return ppo.make_trainer(config, *ppo.load_splits(config.script, 1, ("prompt",)))
+    return ppo.make_trainer(config, *load_splits(config.script, 1, ("prompt",)))
 
 
 def trained(trainer: Any) -> Any:

@@ -15,6 +15,7 @@ from trl import ModelConfig
 
 from recipes import reward, sft
 from recipes.lib.arguments import parse
+from recipes.lib.data import load_splits
 from recipes.lib.errors import UserError
 from recipes.lib.generation import prompt_token_ids, sample
 from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
@@ -38,7 +39,7 @@ def sft_trainer(folder: Path, row: dict[str, Any], model: str = "", **values: An
     }
     config = parse("sft", [], FAST | own | values)
     tokenizer = load_tokenizer(own["model_name_or_path"])
-    return sft.make_trainer(config, tokenizer, sft.load_data(config.script, 1)[0], None)
+    return sft.make_trainer(config, tokenizer, load_splits(config.script, 1, ())[0], None)
 
 
 def with_bos(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:
