@@ -21,6 +21,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.forward import Batch, base_model, has_plain_head, said_of, trunk_of
 
 ROUNDING = 1e-6  # relative, of equal fp32 numbers
+MOST_UNITS = 1024  # of the value head's hidden layer, so that its optimizer stays small
 
 
 class ActorCritic(nn.Module):
@@ -42,7 +43,7 @@ class ActorCritic(nn.Module):
         self.adapters = Adapters(policy) if isinstance(policy, PeftModel) else None
         keep_unpacked(self)
         self.has_plain_head = has_plain_head(base_model(policy))
-        self.value_head = None if critic is not None else _zero_head(policy)
+        self.value_head = None if critic is not None else make_value_head(policy, hidden=True)
         # What a critic that starts from nothing says is in these units: see `begin_values`.
         self.register_buffer("value_offset", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
@@ -87,8 +88,8 @@ class ActorCritic(nn.Module):
                 hidden = batch.before(trunk_of(self.policy)(**batch.inputs).last_hidden_state)
         assert self.value_head is not None
         with torch.autocast(hidden.device.type, enabled=False):
-            values = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1)
-        return logps, entropy, self._in_units(values.float())
+            values = self.value_head(hidden.float()).squeeze(-1)
+        return logps, entropy, self._in_units(values)
 
     def _again(self) -> Any:
         """Contexts of a checkpointed forward pass and of its recomputation."""
@@ -212,9 +213,21 @@ def keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _zero_head(policy: Any) -> nn.Linear:
-    # Zero, so that the first values are 0 and not noise; fp32 whatever the trunk is.
-    head = nn.Linear(policy.config.get_text_config().hidden_size, 1, dtype=torch.float32)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
+def make_value_head(policy: Any, *, hidden: bool) -> nn.Sequential:
+    """A value head whose first values are 0 and not noise, in fp32 whatever the trunk is.
+
+    Args:
+        policy: The model whose trunk it reads.
+        hidden: Whether there is a hidden layer. A trunk that the policy owns is not moved far for
+            the values' sake, so its head has to do more; a trunk of its own needs none.
+
+    Returns:
+        The head.
+    """
+    size = policy.config.get_text_config().hidden_size
+    last = nn.Linear(min(4 * size, MOST_UNITS) if hidden else size, 1, dtype=torch.float32)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    if not hidden:
+        return nn.Sequential(last)
+    return nn.Sequential(nn.Linear(size, last.in_features, dtype=torch.float32), nn.GELU(), last)

@@ -623,8 +623,8 @@ OF_VALUES = [
         31,
         "a random value head",
         BACKBONE,
-        "nn.init.zeros_(head.weight)",
-        "nn.init.normal_(head.weight)",
+        "nn.init.zeros_(last.weight)",
+        "nn.init.normal_(last.weight)",
         "values",
     ),
     Mutant(
@@ -896,8 +896,8 @@ OF_SAVING = [
         46,
         "a value head in the dtype of the trunk",
         BACKBONE,
-        "1, dtype=torch.float32)",
-        "1, dtype=policy.dtype)",
+        "last.in_features, dtype=torch.float32)",
+        "last.in_features, dtype=policy.dtype)",
         "saving",
     ),
     Mutant(

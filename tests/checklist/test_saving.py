@@ -127,7 +127,7 @@ def test_item_46_adapters_and_value_head_keep_fp32_on_a_16_or_4_bit_base(
     adapters = {name for name in before if "lora_" in name}
     assert adapters
     assert {before[name] for name in adapters} == {torch.float32}
-    assert before["value_head.weight"] == torch.float32
+    assert before["value_head.0.weight"] == torch.float32
     stored = torch.uint8 if loading == "nf4" else torch.bfloat16
     assert stored in before.values()
     frozen = {n: p.clone() for n, p in trainer.model.named_parameters() if not p.requires_grad}

@@ -31,8 +31,8 @@ def task(shared: Path) -> ModuleType:
 
 
 SETTINGS = [
-    {"critic": "head", "vf_coef": 0.5},
-    {"critic": "model", "critic_learning_rate": 3e-3},
+    {"critic": "head"},
+    {"critic": "model"},
 ]
 
 

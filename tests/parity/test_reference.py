@@ -33,7 +33,7 @@ def values_of(module: Any, prompt: list[int], completion: list[int]) -> torch.Te
         hidden = module.critic.base_model(input_ids=ids).last_hidden_state
         return module.critic.score(hidden)[0, places, 0]
     hidden = module.policy.base_model(input_ids=ids).last_hidden_state
-    return module.value_head(hidden.to(module.value_head.weight.dtype))[0, places, 0]
+    return module.value_head(hidden.float())[0, places, 0]
 
 
 @pytest.fixture(scope="module", params=["head", "model"])

@@ -95,7 +95,7 @@ def test_item_33_gradients_of_both_trained_roles_are_those_of_separate_models(
             off = (mine[key] - gradient).norm() / gradient.norm()
             assert off < bound, (key, off)
     head = critic.score.modules_to_save["default"].weight.grad
-    assert torch.allclose(module.value_head.weight.grad, head, rtol=bound, atol=bound)
+    assert torch.allclose(module.value_head[0].weight.grad, head, rtol=bound, atol=bound)
     frozen = [p for p in module.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in frozen)
 
@@ -152,11 +152,8 @@ def test_item_45_a_role_gives_back_the_adapter_and_every_flag_also_on_an_error(
 ) -> None:
     module = four_roles.trainer(folders, tmp_path).actor_critic
     flags = {name: p.requires_grad for name, p in module.named_parameters()}
-    assert {n.split(".")[-2] for n, flag in flags.items() if flag} == {
-        POLICY,
-        VALUE,
-        "value_head",
-    }
+    assert {n.split(".")[-2] for n, flag in flags.items() if flag} == {POLICY, VALUE, "0"}
+    assert flags["value_head.0.weight"]
     adapters: Adapters = module.adapters
 
     def fail_as(name: str | None) -> None:

@@ -142,7 +142,7 @@ class PPOConfig(TrainingArguments):
         metadata={"help": "Clip range of the values, in standard deviations of the returns."},
     )
     vf_coef: float = field(
-        default=0.5,
+        default=0.1,  # more moves a shared trunk for the values' sake: docs/log.md
         metadata={"help": "Weight of the value loss, which is in variances of the returns."},
     )
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
@@ -168,7 +168,8 @@ class PPOConfig(TrainingArguments):
         metadata={"help": "Under LoRA, put reward adapters on the policy's base."},
     )
     critic_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the critic; default: learning_rate."}
+        default=None,
+        metadata={"help": "Learning rate of the critic; default: three times learning_rate."},
     )
     critic_warmup_rollouts: int = field(
         default=0, metadata={"help": "Rollouts at the start that train the critic alone."}

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from recipes.lib.adapters import POLICY, VALUE
-from recipes.lib.backbone import ActorCritic
+from recipes.lib.backbone import ActorCritic, make_value_head
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import is_adapter, resolve_model
 from recipes.lib.ppo.config import PPOConfig
@@ -18,6 +18,7 @@ from recipes.lib.reward_roles import check_head, check_same_base
 
 ADAPTER = "adapter."  # before the names of the critic's adapter weights
 VALUE_WEIGHTS = "value.safetensors"
+CRITIC_HASTE = 3.0  # what the critic knows lags behind the policy, so it learns faster: docs/log.md
 UNITS = ("value_offset", "value_scale")
 
 
@@ -71,6 +72,7 @@ def add_value_adapter(actor_critic: ActorCritic, args: PPOConfig) -> None:
     adapters, given = actor_critic.adapters, args.critic_model_name_or_path
     if adapters is None:
         raise UserError("critic=adapter needs LoRA; set use_peft, or use critic=head or model.")
+    actor_critic.value_head = make_value_head(actor_critic.policy, hidden=False)
     if given is None:
         adapters.add(VALUE, adapters.model.peft_config[POLICY], trainable=True)
         return
@@ -82,10 +84,8 @@ def add_value_adapter(actor_critic: ActorCritic, args: PPOConfig) -> None:
     check_same_base(adapters, path, "critic_model_name_or_path", given)
     head = adapters.load(VALUE, path, trainable=True)
     check_head(head, path, "critic_model_name_or_path", given)
-    assert actor_critic.value_head is not None
-    actor_critic.value_head.load_state_dict(
-        actor_critic.value_head.state_dict() | {name: t.float() for name, t in head.items()}
-    )
+    last = actor_critic.value_head[0]
+    last.load_state_dict(last.state_dict() | {name: t.float() for name, t in head.items()})
 
 
 def _from_trunk(policy: Any) -> Any:
@@ -113,9 +113,9 @@ def parameter_groups(
         The groups that are not empty.
     """
     of_critic = {id(parameter) for parameter in actor_critic.critic_parameters()}
-    critic_rate = (
-        args.learning_rate if args.critic_learning_rate is None else args.critic_learning_rate
-    )
+    critic_rate = args.critic_learning_rate
+    if critic_rate is None:
+        critic_rate = CRITIC_HASTE * args.learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
