@@ -167,8 +167,7 @@ def reading(name: str, kind: str) -> Iterator[None]:
                 f"model_name_or_path={name}: there is not enough memory to load it; choose "
                 "dtype=bfloat16, load_in_4bit with use_peft, or a smaller model."
             ) from error
-        if not isinstance(error, (OSError, ValueError)) and MISMATCH not in str(error):
-            raise
+        # Broken files raise whatever the reader of their format raises, bare Exception among it.
         raise UserError(_no_model(name, kind, error)) from error
     finally:
         logging.set_verbosity(level)

@@ -1,24 +1,17 @@
 """Each mistake with a model, a reward or a place is one sentence, exit code 2, and no new file."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
-from trl import ModelConfig
+from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.arguments import launch
-from recipes.lib.models import load_policy, peft_config
+from tests import spoiled
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, snapshot, write
 
-LORA = ModelConfig(use_peft=True, lora_target_modules=["q_proj", "v_proj"], lora_r=2)
 STEP = {"max_steps": 1, "per_device_train_batch_size": 2}
 SFT = {"dataset_name": "rows.jsonl", **STEP}
 RLOO = {"dataset_name": "rows.jsonl", "num_generations": 2, "max_completion_length": 4, **STEP}
@@ -43,83 +36,6 @@ def none(completions, **_):
 """
 
 
-def adapter(folder: Path, name: str, **shape: Any) -> None:
-    """An adapter on the model, and then another model in the model's place."""
-    from peft import get_peft_model
-
-    model = load_policy(ModelConfig(model_name_or_path="model"))
-    get_peft_model(model, peft_config(LORA, "CAUSAL_LM")).save_pretrained(folder / "adapter")
-    save_model(folder / "model", tokenizer(folder), name, **shape)
-
-
-def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(folder / "model")
-
-
-def of_another_width(folder: Path) -> None:
-    adapter(folder, "llama", hidden_size=32)
-
-
-def of_another_depth(folder: Path) -> None:
-    adapter(folder, "llama", num_hidden_layers=1)
-
-
-def of_another_class(folder: Path) -> None:
-    adapter(folder, "gpt2")
-
-
-def without_its_base(folder: Path) -> None:
-    adapter(folder, "llama")
-    (folder / "model").rename(folder / "elsewhere")
-
-
-def on_itself(folder: Path) -> None:
-    adapter(folder, "llama")
-    change(folder / "adapter" / "adapter_config.json", base_model_name_or_path="adapter")
-
-
-def with_two_labels(folder: Path) -> None:
-    classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=2)
-    classifier.save_pretrained(folder / "two")
-    tokenizer(folder).save_pretrained(folder / "two")
-
-
-def with_more_tokens(folder: Path) -> None:
-    words = tokenizer(folder)
-    words.add_tokens(["zebra", "yak"])
-    words.save_pretrained(folder / "model")
-
-
-def with_a_wider_head(folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder / "model")
-    model.resize_token_embeddings(80)
-    model.save_pretrained(folder / "wide")
-    tokenizer(folder).save_pretrained(folder / "wide")
-    change(folder / "wide" / "config.json", vocab_size=61)
-
-
-def with_a_run(folder: Path) -> None:
-    (folder / "run").mkdir()
-    (folder / "run" / "config.yaml").write_text("seed: 1\n")
-
-
-def with_other_files(folder: Path) -> None:
-    (folder / "run").mkdir()
-    (folder / "run" / "letters.txt").write_text("mine")
-
-
-def with_a_file_in_its_place(folder: Path) -> None:
-    (folder / "run").write_text("mine")
-
-
-def change(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
-def nothing(folder: Path) -> None:
-    """The plain model is mistake enough."""
-
-
 ADAPTER = {"model_name_or_path": "adapter"}
 QUANTIZED = {"load_in_4bit": True}
 Case = tuple[str, Callable[[Path], None], dict[str, Any], str]
@@ -127,172 +43,196 @@ Case = tuple[str, Callable[[Path], None], dict[str, Any], str]
 MISTAKES: dict[str, Case] = {
     "adapter of a base of another width": (
         "sft",
-        of_another_width,
+        spoiled.of_another_width,
         SFT | ADAPTER,
         "model_name_or_path=adapter: the adapter does not fit its base model (",
     ),
     "adapter of a deeper base": (
         "sft",
-        of_another_depth,
+        spoiled.of_another_depth,
         SFT | ADAPTER,
         "does not fit its base model (4 weights find no counterpart, first ",
     ),
     "adapter of another class": (
         "sft",
-        of_another_class,
+        spoiled.of_another_class,
         SFT | ADAPTER,
         "does not fit its base model (Target modules ",
     ),
     "adapter whose base is gone": (
         "sft",
-        without_its_base,
+        spoiled.without_its_base,
         SFT | ADAPTER,
         "model_name_or_path=adapter: its base model: no tokenizer can be loaded from it (",
     ),
     "adapter on itself": (
         "sft",
-        on_itself,
+        spoiled.on_itself,
         SFT | ADAPTER,
         "adapter_config.json names the adapter itself as its base; put the base model under",
     ),
     "language model as a reward": (
         "rloo",
-        nothing,
+        spoiled.nothing,
         RLOO | {"reward_funcs": ["model"]},
         "model_name_or_path=model: its files do not hold score.weight, which would come up random;"
         " train it as a reward model first (rlhf reward), or name one.",
     ),
     "reward model with two labels": (
         "rloo",
-        with_two_labels,
+        spoiled.with_two_labels,
         RLOO | {"reward_funcs": ["two"]},
         "model_name_or_path=two: it has 2 labels and a reward model has one; name a model with one"
         " label.",
     ),
     "tokenizer with tokens of its own": (
         "sft",
-        with_more_tokens,
+        spoiled.with_more_tokens,
         SFT,
         "model_name_or_path=model: its tokenizer has 63 tokens (the last is 'yak') and the model "
         "61; use the tokenizer that the model was trained with, or resize the model's embeddings.",
     ),
     "tokenizer with tokens of its own, in PPO": (
         "ppo",
-        with_more_tokens,
+        spoiled.with_more_tokens,
         PPO | {"reward_funcs": ["rewards.py:short"]},
         "its tokenizer has 63 tokens (the last is 'yak') and the model 61",
     ),
     "embeddings that the configuration denies": (
         "sft",
-        with_a_wider_head,
+        spoiled.with_a_wider_head,
         SFT | {"model_name_or_path": "wide"},
         "model_name_or_path=wide: weights in its files have other shapes than its config.json "
         "says; use the two that belong together.",
     ),
+    "weights that are cut short": (
+        "sft",
+        spoiled.with_weights_cut_short,
+        SFT,
+        "model_name_or_path=model: no causal language model can be loaded from it (",
+    ),
+    "tokenizer that is broken": (
+        "sft",
+        spoiled.with_a_broken_tokenizer,
+        SFT,
+        "model_name_or_path=model: no tokenizer can be loaded from it (",
+    ),
+    "configuration that is broken": (
+        "ppo",
+        spoiled.with_a_broken_configuration,
+        PPO | {"reward_funcs": ["rewards.py:short"]},
+        "model_name_or_path=model: no ",
+    ),
+    "adapter that is broken": (
+        "sft",
+        spoiled.with_a_broken_adapter,
+        SFT | ADAPTER,
+        "model_name_or_path=adapter: adapter_model.safetensors is broken (",
+    ),
     "reward that raises": (
         "rloo",
-        nothing,
+        spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:raises"]},
         "reward function raises raised ZeroDivisionError: division by zero (rewards.py, line 3); ",
     ),
     "reward of the wrong count": (
         "rloo",
-        nothing,
+        spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:short"]},
         "reward function short returned 1 values for 2 completions; return a list with one number "
         "for each.",
     ),
     "reward that is NaN": (
         "rloo",
-        nothing,
+        spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:nan"]},
         "reward function nan returned nan for row 0; return a finite number, or None where it does "
         "not apply.",
     ),
     "reward that is NaN, in PPO": (
         "ppo",
-        nothing,
+        spoiled.nothing,
         PPO | {"reward_funcs": ["rewards.py:nan"]},
         "reward function nan returned nan for row 0; return a finite number",
     ),
     "reward that is text": (
         "rloo",
-        nothing,
+        spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:text"]},
         "reward function text returned 'good' for row 0; return a finite number",
     ),
     "reward that never applies": (
         "rloo",
-        nothing,
+        spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:none"]},
         "every reward function returned None for row 0; one has to apply to each row.",
     ),
     "batch that does not divide": (
         "sft",
-        nothing,
+        spoiled.nothing,
         SFT | {"global_batch_size": 3},
         "global_batch_size=3: not a multiple of 2 (per_device_train_batch_size 2 on 1 processes); "
         "change one of them.",
     ),
     "rollout that does not divide": (
         "ppo",
-        nothing,
+        spoiled.nothing,
         PPO | {"rollout_batch_size": 3, "reward_funcs": ["rewards.py:short"]},
         "total_episodes=4 is no multiple of rollout_batch_size=3; change one of them.",
     ),
     "folder of another run": (
         "sft",
-        with_a_run,
+        spoiled.with_a_run,
         SFT,
         "output_dir=run holds a run; continue it with --resume, move it aside with --overwrite, or "
         "choose another output_dir.",
     ),
     "folder of something else": (
         "reward",
-        with_other_files,
+        spoiled.with_other_files,
         SFT | {"test_fraction": 0.5},
         "output_dir=run is not empty and holds no run; choose another folder.",
     ),
     "file where the folder should be": (
         "sft",
-        with_a_file_in_its_place,
+        spoiled.with_a_file_in_its_place,
         SFT,
         "output_dir=run cannot be written: run is a file, not a folder.",
     ),
     "chat template that is not there": (
         "sft",
-        nothing,
+        spoiled.nothing,
         SFT | {"chat_template_path": "mine.jinja"},
         "chat_template_path=mine.jinja: there is no such file; check the path.",
     ),
     "chat template of no model": (
         "reward",
-        nothing,
+        spoiled.nothing,
         SFT | {"test_fraction": 0.5, "chat_template_path": "elsewhere/mine"},
         "chat_template_path=elsewhere/mine: no tokenizer can be loaded from it (",
     ),
     "quantized weights without an adapter": (
         "sft",
-        nothing,
+        spoiled.nothing,
         SFT | QUANTIZED,
         "load_in_4bit=true: quantized weights cannot be trained; set use_peft to train an adapter "
         "on them.",
     ),
     "full fine-tuning in half precision": (
         "sft",
-        nothing,
+        spoiled.nothing,
         SFT | {"dtype": "float16"},
         "dtype=float16: steps of a full fine-tuning vanish or overflow",
     ),
     "mixture with dropout on its experts": (
         "sft",
-        lambda folder: adapter(folder, "qwen3_moe") or None,
+        spoiled.by_a_mixture,
         SFT | {"use_peft": True, "lora_target_modules": "all-linear"},
         "lora_dropout: lora.ParamWrapper does not work with lora_dropout != 0; set lora_dropout=0",
     ),
     "adapter without known places": (
         "sft",
-        lambda folder: adapter(folder, "qwen3_moe") or None,
+        spoiled.by_a_mixture,
         SFT | {"use_peft": True, "lora_dropout": 0.0},
         "lora_target_modules is missing: peft knows no default for this class of models; name the "
         "layers, or all-linear.",
@@ -338,7 +278,7 @@ def test_a_mistake_is_one_sentence_with_exit_code_2_and_nothing_on_disk(
 
 
 def test_a_run_that_was_moved_aside_for_a_mistake_comes_back(place: Path) -> None:
-    with_a_run(place)
+    spoiled.with_a_run(place)
     before = snapshot(place)
     values = RLOO | {"reward_funcs": ["rewards.py:nan"], "overwrite": True}
     assert launch("rloo", flags(values)) == 2
