@@ -29,7 +29,9 @@ def logps_and_entropy(
     Returns:
         Log-probabilities and entropies, nats per token.
     """
-    scaled_BCV = logits_BCV.float() / temperature
+    scaled_BCV = logits_BCV.float()
+    if temperature != 1.0:  # a pass over all logits, and another one backward
+        scaled_BCV = scaled_BCV / temperature
     log_normaliser_BC = scaled_BCV.logsumexp(-1)
     picked_BC = scaled_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
     with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):

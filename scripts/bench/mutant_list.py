@@ -249,8 +249,8 @@ OF_LOGPS = [
         10,
         "log-softmax in the dtype of the model",
         LOGPS,
-        "logits_BCV.float() / temperature",
-        "logits_BCV / temperature",
+        "scaled_BCV = logits_BCV.float()\n",
+        "scaled_BCV = logits_BCV\n",
         "logps",
     ),
     Mutant(

@@ -82,6 +82,19 @@ def test_item_36_every_epoch_has_its_own_order_and_each_episode_once(tmp_path: P
     assert orders(1) == found != orders(2)
 
 
+def test_item_36_within_an_optimizer_step_like_lengths_stand_together(tmp_path: Path) -> None:
+    long = "a b c d e f g h i j k l"
+    trainer = tiny.trainer(tmp_path, prompts=["a", long, "b", f"{long} m"])
+    batches = [batch for _, batch in zip(range(8), trainer.stream, strict=False)]
+    lengths = [(b["prompt_mask"].sum(1) + b["completion_mask"].sum(1)).tolist() for b in batches]
+    # of two micro-batches each
+    steps = [first + second for first, second in zip(lengths[::2], lengths[1::2], strict=True)]
+    assert all(step == sorted(step) for step in steps)
+    assert len({tuple(step) for step in steps}) > 1  # who is in a step is drawn, as before
+    widths = {batch["prompt_ids"].shape[1] for batch in batches}
+    assert len(widths) > 1  # short prompts are not padded to the longest
+
+
 def test_item_37_each_optimizer_step_logs_its_own_clip_fraction(tmp_path: Path) -> None:
     trainer = tiny.trainer(tmp_path, logging_steps=1, num_ppo_epochs=3, learning_rate=3e-2)
     trainer.train()

@@ -38,6 +38,7 @@ def main(model: str, out: str, critic: str) -> None:
         learning_rate=1e-3,
         target_kl=0.1,
         critic=critic,
+        gradient_checkpointing=critic == "adapter",  # recomputed in roles, under DDP too
     )
     prompts = [{"prompt": " ".join("a b c d".split()[: 1 + i % 4])} for i in range(10)]
     trainer = PPOTrainer(

@@ -13,6 +13,7 @@ from recipes.lib.backbone import disable_dropout
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
+from tests.checklist import tiny
 
 PROMPTS = ["the cat", "the dog sat", "a bird in the tree", "rain"]
 LORA = LoraConfig(r=4, target_modules="all-linear")
@@ -314,3 +315,19 @@ def test_none_is_left_out_of_the_weighted_sum(
     # seven rows of 1 + 5, one of 5 alone
     assert trainer.collector.metrics["objective/scores"] == pytest.approx((7 * 6 + 5) / 8)
     assert trainer.collector.metrics["rewards/one"] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optim", ["adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_8_bit_optimizers_are_those_of_bitsandbytes_and_train(
+    tiny_tokenizer: Any, tmp_path: Path, optim: str
+) -> None:
+    model = tiny.llama(vocab_size=len(tiny_tokenizer), hidden_size=64, intermediate_size=64)
+    trainer = make(model, tiny_tokenizer, tmp_path, optim=optim, critic="head")
+    before = state(trainer.actor_critic.policy)
+    trainer.train()
+    after = state(trainer.actor_critic.policy)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    kept = [s["state1"] for s in trainer.optimizer.state.values() if "state1" in s]
+    # matrices of 4,096 numbers and more are kept in 8 bits
+    assert {tensor.dtype for tensor in kept if tensor.numel() >= 4096} == {torch.uint8}
