@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import is_adapter, resolve_model
@@ -49,10 +50,15 @@ class RewardModel:
             One text for each row.
         """
         if prompts and not isinstance(prompts[0], str):
-            return [
-                self.tokenizer.apply_chat_template(list(p) + list(c), tokenize=False)
-                for p, c in zip(prompts, completions, strict=True)
-            ]
+            spoken = [list(p) + list(c) for p, c in zip(prompts, completions, strict=True)]
+            try:
+                return [self.tokenizer.apply_chat_template(m, tokenize=False) for m in spoken]
+            except (ValueError, TemplateError) as error:
+                raise UserError(
+                    f"reward model {self.__name__} cannot render messages "
+                    f"({' '.join(str(error).split()).rstrip('.')}); give it a chat template, or "
+                    "use prompts of plain text."
+                ) from error
         end = self.tokenizer.eos_token
         pairs = zip(prompts, completions, strict=True)
         return [p + c if c.endswith(end) else p + c + end for p, c in pairs]

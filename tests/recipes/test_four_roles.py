@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 from trl import ModelConfig
 
 from recipes import ppo, reward, sft
@@ -243,3 +243,26 @@ def test_sft_reward_and_ppo_on_a_4_bit_base_are_one_chain_of_adapters(tmp_path: 
     with pytest.raises(UserError, match="lora_r=8: the run goes on with the adapter of"):
         recipe.run(parse("ppo", [], settings | {"lora_r": 8, "output_dir": str(tmp_path / "x")}))
     assert not (tmp_path / "x").exists()
+
+
+def test_ppo_refuses_what_its_models_cannot_take(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_completion_length=60: .* context of 64; lower it"):
+        tiny.trainer(tmp_path, max_completion_length=60, prompts=["a b c d e"])
+    with pytest.raises(UserError, match="the adapter does not fit the policy: Target modules"):
+        tiny.trainer(tmp_path, peft_config=four_roles.lora(target_modules=["nothing_like_it"]))
+    tiny.llama(kind=LlamaForSequenceClassification, num_labels=1).save_pretrained(tmp_path / "rm")
+    tiny.tokenizer().save_pretrained(tmp_path / "rm")
+    model = load_reward_functions(str(tmp_path / "rm"), None, 4, "cpu")[0]
+    asked, said = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    with pytest.raises(UserError, match="reward model rm cannot render messages"):
+        model([asked], [said])
+    torch.save(tiny.llama().state_dict(), tmp_path / "rm/pytorch_model.bin")
+    (tmp_path / "rm/model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        tiny.trainer(tmp_path, str(tmp_path / "rm"))
+
+
+def test_int8_rounds_and_still_trains(folders: Path, tmp_path: Path) -> None:
+    trainer = four_roles.trainer(folders, tmp_path, {"load_in_8bit": True, "dtype": "float32"})
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps

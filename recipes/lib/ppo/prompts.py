@@ -70,3 +70,24 @@ def _check(ids: list[list[int]], max_prompt_length: int) -> None:
             f"max_prompt_length={max_prompt_length}: the prompt of row {long[0]} has "
             f"{len(ids[long[0]])} tokens ({len(long)} such rows); raise the limit or drop them."
         )
+
+
+def check_context(prompts: Prompts, config: Any, max_completion_length: int) -> None:
+    """Refuse prompts that leave no room for a completion in the model's context.
+
+    Args:
+        prompts: The prompts.
+        config: Configuration of the policy.
+        max_completion_length: Most tokens of a completion.
+
+    Raises:
+        UserError: The longest prompt and a completion are longer than the context.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(tokens) for tokens in prompts.ids)
+    if context is not None and longest + max_completion_length > context:
+        raise UserError(
+            f"max_completion_length={max_completion_length}: with the longest prompt of {longest} "
+            f"tokens that is more than the model's context of {context}; lower it, or drop prompts "
+            "that are long (max_prompt_length finds them)."
+        )

@@ -41,7 +41,11 @@ def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[A
     name = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(
-            model, quantization_config=quantization_config, dtype="auto"
+            model,
+            quantization_config=quantization_config,
+            dtype="auto",
+            use_safetensors=True,  # other formats can run code
+            trust_remote_code=False,
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
@@ -80,7 +84,7 @@ def make_roles(
     # is a copy, of a policy with an adapter the same model with the adapter off.
     critic = make_critic(policy, args)
     if peft_config is not None:
-        policy = get_peft_model(policy, peft_config)
+        policy = _with_adapter(policy, peft_config)
     reference = make_reference(policy)
     actor_critic = ActorCritic(policy, critic)
     if goes_on:
@@ -94,6 +98,14 @@ def make_roles(
     if args.disable_dropout:
         disable_dropout(actor_critic)
     return actor_critic, reference
+
+
+def _with_adapter(policy: Any, peft_config: PeftConfig) -> Any:
+    try:
+        return get_peft_model(policy, peft_config)
+    except ValueError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"the adapter does not fit the policy: {reason}.") from error
 
 
 def save_policy(actor_critic: ActorCritic, folder: Path) -> None:

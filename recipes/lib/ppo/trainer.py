@@ -29,12 +29,12 @@ from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import load_value_weights, parameter_groups, save_value_weights
 from recipes.lib.ppo.health import Health, tell
 from recipes.lib.ppo.objective import micro_batch_loss
-from recipes.lib.ppo.prompts import Prompts, tokenize_prompts
+from recipes.lib.ppo.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.ppo.roles import load, load_policy, make_roles, save_policy
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.state import read_state, write_state
-from recipes.lib.ppo.unmoved import check_unmoved
+from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
 
@@ -163,7 +163,8 @@ class PPOTrainer(Trainer):
             with_entropy_gradient=bool(args.entropy_coef),
         )
         if inputs["is_first_step"] and args.disable_dropout:
-            check_unmoved(logps_BC, inputs, self._dtype)
+            dtype = forward_dtype(args, self.actor_critic.policy)
+            check_unmoved(logps_BC, inputs, dtype)
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
@@ -173,13 +174,6 @@ class PPOTrainer(Trainer):
         self.clock.count("training", num_tokens * args.world_size)
         # DDP takes the mean over processes, and the parts of a step are to be added.
         return loss * args.world_size
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """Number format of the policy's forward pass in training."""
-        if self.args.bf16 or self.args.fp16:
-            return torch.bfloat16 if self.args.bf16 else torch.float16
-        return next(self.actor_critic.policy.parameters()).dtype
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the numbers of the rollout and of the updates since the last log."""
@@ -252,7 +246,10 @@ class PPOTrainer(Trainer):
     def _prompts(self, data: Dataset) -> Prompts:
         kwargs = self.args.chat_template_kwargs
         kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-        return tokenize_prompts(data, self.processing_class, self.args.max_prompt_length, kwargs)
+        args = self.args
+        prompts = tokenize_prompts(data, self.processing_class, args.max_prompt_length, kwargs)
+        check_context(prompts, self.actor_critic.config, args.max_completion_length)
+        return prompts
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and its tokenizer; into a checkpoint the critic's weights too."""

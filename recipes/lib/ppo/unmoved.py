@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.lib.forward import base_model
+
 # Log ratio (nats) that rounding explains: of any token in fp32, of the mean token in 16 bits, where
 # one token among many thousands can be far off.
 IN_FP32 = 1e-3
@@ -37,3 +39,20 @@ def check_unmoved(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dtype) 
             f"{off:.3g} nats where no update was made; the model scores a sequence "
             "differently in another batch, or its weights moved between sampling and training."
         )
+
+
+def forward_dtype(args: Any, policy: Any) -> torch.dtype:
+    """How coarse the policy's forward pass in training is, as a number format.
+
+    Args:
+        args: The configuration.
+        policy: The policy.
+
+    Returns:
+        The format.
+    """
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    # int8 rounds activations by what stands beside them, as coarsely as bf16.
+    is_int8 = getattr(base_model(policy), "is_loaded_in_8bit", False)
+    return torch.bfloat16 if is_int8 else next(policy.parameters()).dtype
