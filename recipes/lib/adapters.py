@@ -19,11 +19,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from recipes.lib.adapter_folders import WEIGHTS, adapter_keys
 from recipes.lib.errors import UserError
 
 POLICY, REFERENCE, VALUE = "default", "reference", "value"
-WEIGHTS = "adapter_model.safetensors"
-HEAD = "score.weight"
 
 
 class Adapters:
@@ -125,8 +124,9 @@ class Adapters:
             The weights of its score head by name; empty where it has none.
 
         Raises:
-            UserError: It has weights for which the base has no place, or lacks some.
+            UserError: It has weights for which the base has no place, lacks some, or is broken.
         """
+        adapter_keys(folder)
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(Path(folder) / WEIGHTS)
         head = {key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if _is_head(key)}

@@ -77,7 +77,7 @@ def load_adapted_classifier(
     import peft
     from safetensors.torch import load_file
 
-    from recipes.lib.adapters import WEIGHTS
+    from recipes.lib.adapter_folders import WEIGHTS
 
     path = resolve_model(model_args.model_name_or_path or "")
     config = peft.PeftConfig.from_pretrained(path)

@@ -7,7 +7,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.lib.adapters import POLICY, REFERENCE, WEIGHTS
+from recipes.lib.adapter_folders import WEIGHTS
+from recipes.lib.adapters import POLICY, REFERENCE
 from recipes.lib.backbone import ActorCritic, disable_dropout, keep_unpacked, make_reference
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
