@@ -119,7 +119,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
         summary["warnings"] = trainer.health.warnings
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         rewards = {"reward_funcs": script.reward_funcs}
         write_lineage(folder.path, "ppo", model.model_name_or_path, data, **rewards)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})

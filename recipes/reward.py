@@ -140,7 +140,7 @@ def run(config: Config) -> dict[str, Any]:
         folder.write_samples(rows)
         summary |= summarize(rows, train, test)
         check_saved(str(folder.final), model, test, model_args)
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         write_lineage(folder.path, "reward", model_args.model_name_or_path, data)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
