@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ def parse_line(line: bytes) -> Row:
     """
     try:
         text = line.decode("utf-8")
-        row = json.loads(text)
+        row = _loads(text)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(row, ensure_ascii=False).encode("utf-8")  # finds half a character
     except UnicodeDecodeError as error:
@@ -97,6 +98,8 @@ def parse_line(line: bytes) -> Row:
         raise BrokenRowError("half a character (a lone surrogate)") from error
     except json.JSONDecodeError as error:
         raise BrokenRowError(f"not valid JSON ({error.msg})") from error
+    except BrokenRowError:
+        raise
     except ValueError as error:
         raise BrokenRowError("a number that is too long") from error
     except RecursionError as error:
@@ -106,6 +109,30 @@ def parse_line(line: bytes) -> Row:
     if not row:
         raise BrokenRowError("an object without a key")
     return row
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_constant)
+
+
+def _int(text: str) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise BrokenRowError("a number that is too long")
+    return number
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise BrokenRowError("a number that is too long")
+    return number
+
+
+def _constant(text: str) -> None:
+    # Python writes NaN where a value is missing; JSON has no such word.
+    if text != "NaN":
+        raise BrokenRowError(f"{text}, which is no number in JSON,")
 
 
 def _json_rows(path: Path, on_bad_rows: str) -> list[Row]:
@@ -129,7 +156,7 @@ def _json_rows(path: Path, on_bad_rows: str) -> list[Row]:
 
 def _json_list(data: bytes, path: Path) -> list[Row]:
     try:
-        rows = json.loads(data.decode("utf-8"))
+        rows = _loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8."
@@ -138,6 +165,8 @@ def _json_list(data: bytes, path: Path) -> list[Row]:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend it.") from error
     except RecursionError as error:
         raise UserError(f"{path}: JSON that is nested too deeply; mend the file.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; mend the file.") from error
     wrong = [number for number, row in enumerate(rows) if not isinstance(row, dict) or not row]
     if wrong:
         raise UserError(
