@@ -242,9 +242,11 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """
     if isinstance(prompt, str):
         return prompt
+    # A call of a tool may come without content.
+    texts = [str(message.get("content") or "") for message in prompt]
     if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        return texts[0]
+    return "\n".join(f"{turn['role']}: {text}" for turn, text in zip(prompt, texts, strict=True))
 
 
 def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:

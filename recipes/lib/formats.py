@@ -92,6 +92,8 @@ def from_alpaca(row: Row) -> Row:
     if "instruction" not in row and isinstance(row.get("text"), str):
         return row
     history = row.pop("history", None) or []
+    if not isinstance(history, list):
+        raise BrokenRowError(f"history of {shown(history)}, which is no list,")
     question = "\n".join(
         part for part in (_text(row, "instruction"), _text(row, "input", "")) if part
     )

@@ -171,11 +171,14 @@ def any_key(rng: random.Random) -> str:
     )
 
 
-def command_line(rng: random.Random, known: list[str]) -> list[str]:
-    """Words behind `rlhf RECIPE`."""
+def command_line(rng: random.Random, known: dict[str, Any]) -> list[str]:
+    """Words behind `rlhf RECIPE`, some of which fit their flags."""
     words: list[str] = []
-    for _ in range(rng.randrange(1, 5)):
-        key = rng.choice(known) if rng.random() < 0.7 else any_key(rng)
+    for _ in range(rng.randrange(4)):
+        key = rng.choice(sorted(known)) if rng.random() < 0.8 else any_key(rng)
+        if key in known and rng.random() < 0.6:
+            words += [f"--{key}", fitting(rng, known[key])]
+            continue
         flag = rng.choice(["--", "--", "--", "-", ""]) + key
         values = ["1", "-1", "0.5", "true", "x", "", "None", "[1]", '{"a": 1}', "{", "--", "-1e5"]
         values += ["nan", "rows.jsonl", "\u4f60", "9" * 30, "--seed"]
@@ -187,3 +190,12 @@ def command_line(rng: random.Random, known: list[str]) -> list[str]:
         else:
             words += [flag, *rng.choices(values, k=rng.choice([1, 1, 1, 2]))]
     return words
+
+
+def fitting(rng: random.Random, field: Any) -> str:
+    """A value that a flag takes, where its type is a simple one."""
+    if field.choices:
+        return str(rng.choice(field.choices))
+    values = {"bool": "true", "int": "3", "float": "0.1"}
+    kinds = [kind for kind in values if kind in str(field.hint)]
+    return values[kinds[0]] if kinds else "x"

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fuzz.verdicts import KINDS, verdict, warm_up
 
-NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 20}
+NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 40}
 
 
 @pytest.mark.filterwarnings("default")  # a broken file may make a library complain, too
@@ -21,4 +21,4 @@ def test_malformed_inputs_end_in_a_sentence_or_a_right_result(kind: str, tmp_pat
         assert told != "fault", f"{kind} {number}: {why}"
         found[told] += 1
     assert found["refused"] > 0
-    assert found["right"] > 0 or kind == "commands"
+    assert found["right"] > 0

@@ -122,10 +122,14 @@ def configurations(rng: random.Random, folder: Path) -> str:
 def commands(rng: random.Random, folder: Path) -> str:
     """A whole command, up to where a model would be loaded that is not there."""
     recipe = rng.choice(RECIPES)
-    (folder / "rows.jsonl").write_bytes(
-        inputs.as_bytes(rng, [inputs.good_row("pair", 1)], ".jsonl")
-    )
-    words = inputs.command_line(rng, sorted(fields_of(_types(recipe))))
+    pair = inputs.good_row("pair", 1)
+    row = pair if recipe == "data" else pair | {"rejected": pair["chosen"]}
+    (folder / "rows.jsonl").write_bytes(inputs.as_bytes(rng, [row], ".jsonl"))
+    start = ["rows.jsonl"] if recipe == "data" else ["--dataset_name", "rows.jsonl"]
+    if recipe in ("ppo", "rloo", "grpo"):
+        start += ["--reward_funcs", "absent.py:f"]
+    first = {"feedback": ["simulate"], "evaluate": ["runs/x"]}.get(recipe, [])
+    words = first + start + inputs.command_line(rng, fields_of(_types(recipe)))
     before = sorted(folder.rglob("*"))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

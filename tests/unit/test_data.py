@@ -168,6 +168,7 @@ def test_prompt_text_of_messages() -> None:
     assert prompt_text([{"role": "user", "content": "hello"}]) == "hello"
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     assert prompt_text(turns) == "system: be brief\nuser: hi"
+    assert prompt_text([{"role": "assistant", "tool_calls": [1]}]) == ""
 
 
 def test_messages_without_a_template_are_refused() -> None:
