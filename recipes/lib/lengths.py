@@ -74,12 +74,13 @@ def effects(lengths: Sequence[Length], limit: int, shape: Shape) -> list[str]:
     if not long and not full:
         return [f"no row is longer than {limit}"]
     if shape.columns == ("prompt",):
-        return [f"{long} prompts are longer than {limit}: ppo refuses them (max_prompt_length)"]
-    cut = f"{long - full} rows are cut at {limit} tokens"
-    dropped = f"{full} are dropped, because their prompt alone fills it"
+        return [f"{long:,} prompts are longer than {limit}: ppo refuses them (max_prompt_length)"]
+    told = f"{long - full:,} rows are cut at {limit} tokens"
+    if full:
+        told += f"; {full:,} are dropped, because their prompt alone fills it"
     if "chosen" in shape.columns:
-        return [f"dpo, kto: {cut}; {dropped}", f"reward: {long} rows are dropped as too long"]
-    return [f"{cut}; {dropped}" if full else cut]
+        return [f"dpo, kto: {told}", f"reward: {long:,} rows are dropped as too long"]
+    return [told]
 
 
 def quantile(lengths: Sequence[int], share: float) -> int:
