@@ -145,7 +145,7 @@ def run(config: Config) -> dict[str, Any]:
         if rows:
             folder.write_samples(rows)
             summary |= summarize(rows, trainer.eval_dataset)
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         trusted = training.trust_remote_code
         write_lineage(folder.path, "dpo", model.model_name_or_path, data, trust_remote_code=trusted)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})

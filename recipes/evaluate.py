@@ -71,7 +71,7 @@ def validate(script: EvaluateArguments) -> None:
         UserError: A key is missing or out of its range.
     """
     for key in ("baseline", "judge", "dataset_name"):
-        if not getattr(script, key):
+        if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
     if script.temperature < 0:
         raise UserError(f"temperature={script.temperature}: give 0 (greedy) or more.")
@@ -142,7 +142,7 @@ def run(config: Config) -> dict[str, Any]:
     wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
     names = {"baseline": script.baseline, "judge": script.judge}
-    write_lineage(folder.path, "evaluate", script.run, [str(script.dataset_name)], **names)
+    write_lineage(folder.path, "evaluate", script.run, script.data_names(), **names)
     summary = {"recipe": "evaluate", "num_prompts": len(prompts)}
     summary |= ours.facts("") | theirs.facts("_baseline")
     summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers

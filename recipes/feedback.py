@@ -170,7 +170,7 @@ def run(config: Config) -> dict[str, Any]:
     ratings, mean_score = judge_pairs(judge, script, pairs)
     tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
     write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)
-    data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+    data = script.data_names()
     write_lineage(folder.path, "feedback", script.model_name_or_path, data, judge=script.judge)
     noises = [rating.noise for rating, is_test in zip(ratings, tests, strict=True) if is_test]
     summary = {

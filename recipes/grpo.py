@@ -117,7 +117,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         summary["episodes"] = num_episodes(training, trainer.state.global_step)
         summary |= last_numbers(folder.path)
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         told = {
             "reward_funcs": script.reward_funcs,
             "trust_remote_code": training.trust_remote_code,

@@ -27,8 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, check_rows, load_splits, prompt_text
-from recipes.lib.errors import UserError
+from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.guard import guarded
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
@@ -54,32 +53,28 @@ def arguments() -> tuple[type, ...]:
     return KTOArguments, KTOConfig, ModelConfig
 
 
+def columns_of(dataset: Any) -> tuple[str, ...]:
+    """The columns to learn from: those of pairs where there are pairs."""
+    return PAIR if set(PAIR) <= set(dataset.column_names) else COLUMNS
+
+
 def load_rows(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
     """Load training and test rows, unpaired and shuffled.
 
     Raises:
-        UserError: As load_splits; or a label is not true or false.
+        UserError: As load_splits.
     """
-    train, test = load_splits(script, seed, ())
-    rows = _unpaired(train, f"dataset_name={script.dataset_name} (train)")
-    held_out = None
-    if test is not None:
-        held_out = _unpaired(test, f"dataset_name={script.dataset_name} (test)")
-    return rows.shuffle(seed=seed), held_out
+    train, test = load_splits(script, seed, columns_of)
+    return _unpaired(train).shuffle(seed=seed), None if test is None else _unpaired(test)
 
 
-def _unpaired(rows: Any, name: str) -> Any:
+def _unpaired(rows: Any) -> Any:
     from trl import extract_prompt, unpair_preference_dataset
 
-    if set(PAIR) <= set(rows.column_names):
-        check_rows(rows, PAIR, name)
-        rows = rows if "prompt" in rows.column_names else rows.map(extract_prompt)
-        return unpair_preference_dataset(rows)
-    check_rows(rows, COLUMNS, name)
-    wrong = [value for value in rows["label"] if value not in (True, False)]
-    if wrong:
-        raise UserError(f"{name}: column 'label' has {wrong[0]!r}; it must be true or false.")
-    return rows
+    if columns_of(rows) != PAIR:
+        return rows
+    rows = rows if "prompt" in rows.column_names else rows.map(extract_prompt)
+    return unpair_preference_dataset(rows)
 
 
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
@@ -177,7 +172,7 @@ def run(config: Config) -> dict[str, Any]:
         if rows:
             folder.write_samples(rows)
             summary |= summarize(rows)
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         trusted = training.trust_remote_code
         write_lineage(folder.path, "kto", model.model_name_or_path, data, trust_remote_code=trusted)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})

@@ -124,7 +124,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
         summary["warnings"] = trainer.health.warnings
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         more = {"reward_funcs": script.reward_funcs, "roles": roles_of(trainer)}
         write_lineage(folder.path, "ppo", model.model_name_or_path, data, **more)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})

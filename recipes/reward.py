@@ -164,7 +164,7 @@ def run(config: Config) -> dict[str, Any]:
         summary |= summarize(rows, train, test)
         trusted = training.trust_remote_code
         check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         write_lineage(
             folder.path, "reward", model_args.model_name_or_path, data, trust_remote_code=trusted
         )

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, check_rows, check_template, load_splits
+from recipes.lib.data import DataArguments, check_template, load_splits
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
@@ -140,20 +140,6 @@ def test_perplexity(trainer: Any) -> float | None:
     return perplexity(trainer.model, rows["input_ids"], rows["labels"], batch_size)
 
 
-def load_data(script: SFTArguments, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Load the rows and see that every one says something.
-
-    Raises:
-        UserError: The rows have none of TRL's SFT formats, or some are empty.
-    """
-    train, test = load_splits(script, seed, ())
-    columns = columns_of(train)
-    for name, rows in (("train", train), ("test", test)):
-        if rows is not None:
-            check_rows(rows, columns, f"dataset_name={script.dataset_name} ({name})")
-    return train, test
-
-
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, evaluate, save.
@@ -177,7 +163,7 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
-    train, test = load_data(script, training.seed)
+    train, test = load_splits(script, training.seed, columns_of)
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(config, train)
     trainer = make_trainer(config, tokenizer, train, test)
@@ -191,7 +177,7 @@ def run(config: Config) -> dict[str, Any]:
         summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}
     save_final(trainer, folder)
     if is_main_process():
-        data = [name for name in (script.dataset_name, script.test_dataset_name) if name]
+        data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
         if test is not None:
             rows = held_out_samples(

@@ -147,6 +147,7 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
 
 def _file_values(recipe: str, path: Path | None, file: Any, fields: Any) -> dict[str, Any]:
     from recipes.lib.flags import unknown_key
+    from recipes.lib.renamed_keys import translate
 
     if file is None:
         return {}
@@ -155,12 +156,17 @@ def _file_values(recipe: str, path: Path | None, file: Any, fields: Any) -> dict
             f"env ({path}, line {file.lines['env']}): a configuration may not set environment "
             "variables; set them in the shell."
         )
+
+    def where(key: str) -> str:
+        return f"{path}, line {file.lines[key]}"
+
     values = {}
-    for key, value in file.values.items():
-        where = f"{path}, line {file.lines[key]}"
+    current, origins = translate(recipe, file.values, fields, where)
+    for key, value in current.items():
+        place = where(origins.get(key, key))
         if key not in fields:
-            raise unknown_key(recipe, key, fields, f"{key} ({where})")
-        values[key] = _admit(fields[key], value, f" ({where})")
+            raise unknown_key(recipe, key, fields, f"{key} ({place})")
+        values[key] = _admit(fields[key], value, f" ({place})")
     return values
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from recipes.lib.arguments import Config
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
+PAGES = {"data"}  # recipes that print a page of their own
 
 
 def print_closing(config: Config, summary: dict[str, Any], console: Console | None = None) -> None:
@@ -22,12 +23,14 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         summary: What it returned.
         console: Where to print; standard output by default.
     """
+    if config.recipe in PAGES:
+        return
+    folder = output_folder(config)
     console = console or Console(highlight=False)
     console.print()
     console.print(_numbers_table(config.recipe, summary))
     for warning in summary.get("warnings", []):
         _print_line(console, f"Warning at step {warning['step']}: {warning['message']}")
-    folder = output_folder(config)
     if folder is None:
         return
     for name in WRITTEN:

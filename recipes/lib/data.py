@@ -1,25 +1,28 @@
-"""Reading, checking and splitting data in TRL's formats.
+"""Which rows a run trains on and which it is tested on, in TRL's formats.
 
-A file, a folder of split files, a run folder that made data, or a Hub dataset becomes a training
-and a test split. Plain text and messages are passed on as they are: TRL's trainers take both.
+A file, a folder, a saved dataset, a run that made data, a Hub dataset or a mixture of them becomes
+a training and a test split. Plain text and messages are passed on as they are: TRL's trainers take
+both.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.bad_rows import CHOICES
 from recipes.lib.errors import UserError
+from recipes.lib.formats import FORMATS, convert, without_repeated_prompt
+from recipes.lib.mixtures import Part, join, mix, validate_parts
 from recipes.lib.reading import read_splits
+from recipes.lib.row_checks import check_rows
+from recipes.lib.splitting import assert_disjoint, split
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Columns that make a row the same row; chosen and rejected are compared without their order,
-# because a pair judged the other way round is the same pair.
-CONTENT_COLUMNS = ("prompt", "completion", "messages", "text")
+FORMAT_NAMES = ("trl", *FORMATS)
 
 
 @dataclass(kw_only=True)
@@ -30,7 +33,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Data: a .jsonl, .json, .csv or .parquet file, a folder with one such file per "
-            "split, a run that made data, or a Hub id."
+            "split, a saved dataset, a run that made data, or a Hub id."
         },
     )
     dataset_config: str | None = field(
@@ -38,6 +41,22 @@ class DataArguments:
     )
     dataset_revision: str | None = field(
         default=None, metadata={"help": "Revision of a Hub dataset: a commit, tag or branch."}
+    )
+    dataset_format: str = field(
+        default="trl",
+        metadata={
+            "help": "What the rows are: trl (all formats of TRL's dataset page), alpaca, sharegpt, "
+            "or hh (raw transcripts of Human and Assistant).",
+            "choices": FORMAT_NAMES,
+        },
+    )
+    datasets: list[Part] = field(
+        default_factory=list,
+        metadata={
+            "help": "A mixture instead of dataset_name: mappings of path, and perhaps name, "
+            "revision, format, split, test_split, columns, weight (share of its own rows) or "
+            "fraction (share of the mixture)."
+        },
     )
     dataset_train_split: str = field(
         default="train", metadata={"help": "Split to train on, of a folder or Hub dataset."}
@@ -56,39 +75,55 @@ class DataArguments:
     max_train_rows: int | None = field(
         default=None, metadata={"help": "Train on the first so many rows only."}
     )
+    on_bad_rows: str = field(
+        default="refuse",
+        metadata={
+            "help": "What becomes of rows that cannot be used: refuse the data, or drop and count "
+            "them.",
+            "choices": CHOICES,
+        },
+    )
+
+    def data_names(self) -> list[str]:
+        """Paths and Hub ids of all data, for the lineage."""
+        parts = [part.path for part in parts_of(self)] if self.datasets else []
+        return [name for name in (self.dataset_name, *parts, self.test_dataset_name) if name]
 
 
 def load_splits(
-    args: DataArguments, seed: int, required_columns: Sequence[str]
+    args: DataArguments,
+    seed: int,
+    required_columns: Sequence[str] | Callable[[Dataset], Sequence[str]],
 ) -> tuple[Dataset, Dataset | None]:
     """Load the training split and the test split.
 
     Args:
         args: What to load.
-        seed: Of the split that `test_fraction` makes; equal rows go to the same side.
-        required_columns: Columns that every row must fill.
+        seed: Of the split that `test_fraction` makes, and of the choice of a mixture's rows.
+        required_columns: Columns that every row must fill, or a function that tells them from the
+            data.
 
     Returns:
         The training rows and the test rows, or None where there are no test rows.
 
     Raises:
-        UserError: No data, a broken file, a missing column, an empty value, a test row in the
-            training rows, or keys that contradict each other.
+        UserError: No data, a broken file, a missing column, a bad row, a test row in the training
+            rows, or keys that contradict each other.
     """
     validate(args)
-    train, test = _read(args)
+    train, test = read(args, seed)
+    splits = {"train": train} if test is None else {"train": train, "test": test}
+    name = f"dataset_name={args.dataset_name}" if args.dataset_name else "datasets"
+    for key, rows in splits.items():
+        columns = required_columns(rows) if callable(required_columns) else required_columns
+        if "chosen" in columns and "prompt" in rows.column_names:
+            columns = [*columns, "prompt"]
+        splits[key] = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+    train, test = splits["train"], splits.get("test")
     if test is None and args.test_fraction > 0:
-        train, test = _split(train, args.test_fraction, seed)
-    elif args.test_fraction > 0:
-        raise UserError(
-            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
-            "name another dataset_test_split."
-        )
-    for name, rows in (("train", train), ("test", test)):
-        if rows is not None:
-            check_rows(rows, required_columns, f"dataset_name={args.dataset_name} ({name})")
-    if test is not None:
-        assert_disjoint(train, test)
+        train, test = split(train, args.test_fraction, seed)
+    elif test is not None:
+        train = assert_disjoint(train, test, args.on_bad_rows)
     if args.max_train_rows is not None:
         train = train.select(range(min(args.max_train_rows, len(train))))
     return train, test
@@ -98,36 +133,84 @@ def validate(args: DataArguments) -> None:
     """Check the keys against each other, before anything is read.
 
     Raises:
-        UserError: dataset_name is missing, or a number is out of its range.
+        UserError: The data is not named or named twice, or a number is out of its range.
     """
-    if not args.dataset_name:
+    if args.datasets and args.dataset_name:
+        raise UserError(
+            f"datasets and dataset_name={args.dataset_name} exclude each other; leave one out."
+        )
+    if not args.datasets and not args.dataset_name:
         raise UserError("dataset_name is missing: name a file, a folder or a Hub dataset.")
+    for part in parts_of(args):
+        if part.format not in FORMAT_NAMES:
+            raise UserError(
+                f"datasets: format={part.format} of {part.path} must be one of "
+                f"{', '.join(FORMAT_NAMES)}."
+            )
+    validate_parts(parts_of(args))
     if not 0 <= args.test_fraction < 1:
         raise UserError(f"test_fraction={args.test_fraction}: give a share from 0 to below 1.")
     if args.max_train_rows is not None and args.max_train_rows < 1:
         raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
 
 
-def check_rows(dataset: Dataset, required_columns: Sequence[str], name: str) -> None:
-    """Check that rows have the columns and that every value says something.
+def parts_of(args: DataArguments) -> list[Part]:
+    """The parts of the mixture, with the keys of the whole where they say nothing.
+
+    Args:
+        args: What to load; its `datasets` may be plain mappings, as a YAML file gives them.
+
+    Returns:
+        One part for a single dataset.
+    """
+    parts = [Part(**part) if isinstance(part, dict) else part for part in args.datasets]
+    if args.dataset_name:
+        parts = [
+            Part(path=args.dataset_name, name=args.dataset_config, revision=args.dataset_revision)
+        ]
+    return [
+        replace(
+            part,
+            format=part.format or args.dataset_format,
+            split=part.split or args.dataset_train_split,
+            test_split=part.test_split or args.dataset_test_split,
+        )
+        for part in parts
+    ]
+
+
+def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Read training and test rows in TRL's formats, unchecked.
+
+    Args:
+        args: What to load, validated.
+        seed: Of the choice of a mixture's rows.
+
+    Returns:
+        The training rows and the test rows that the data brings, or None.
 
     Raises:
-        UserError: There are no rows, a column is missing, or a value is empty.
+        UserError: As load_splits, but for what it says of rows.
     """
-    if not len(dataset):
-        raise UserError(f"{name}: no rows; give a file with at least one.")
-    for column in required_columns:
-        if column not in dataset.column_names:
-            raise UserError(
-                f"{name}: column {column!r} is missing; the columns are "
-                f"{', '.join(dataset.column_names)}. Rename the right one to {column!r}."
-            )
-        empty = [row for row, value in enumerate(dataset[column]) if _is_empty(value)]
-        if empty:
-            raise UserError(
-                f"{name}: column {column!r} is empty in {len(empty)} of {len(dataset)} rows, "
-                f"first in row {empty[0]} (counted from 0); fill it or remove those rows."
-            )
+    parts = parts_of(args)
+    found = [_read_part(part, args.on_bad_rows) for part in parts]
+    # Of a mixture that is to be split, TRL splits the training rows whatever else there is.
+    splits_itself = bool(args.datasets) and args.test_fraction > 0
+    tests = [
+        (part, rows)
+        for part, (_, rows) in zip(parts, found, strict=True)
+        if rows is not None and not splits_itself and args.test_dataset_name is None
+    ]
+    test = join(*map(list, zip(*tests, strict=True))) if tests else None
+    if args.test_dataset_name is not None:
+        test = _read_test(args)
+    if test is not None and args.test_fraction > 0:
+        raise UserError(
+            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
+            "name another dataset_test_split."
+        )
+    trains = [rows for rows, _ in found]
+    return (mix(parts, trains, seed) if args.datasets else trains[0]), test
 
 
 def check_template(row: dict[str, Any], column: str, has_template: bool) -> None:
@@ -159,82 +242,51 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """
     if isinstance(prompt, str):
         return prompt
+    # A call of a tool may come without content.
+    texts = [str(message.get("content") or "") for message in prompt]
     if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        return texts[0]
+    return "\n".join(f"{turn['role']}: {text}" for turn, text in zip(prompt, texts, strict=True))
 
 
-def assert_disjoint(train: Dataset, test: Dataset) -> None:
-    """Refuse test rows that are also training rows.
-
-    Two rows are the same if prompt, completion, messages, text and the set of chosen and rejected
-    are the same; other columns do not matter.
-
-    Raises:
-        UserError: At least one test row is a training row.
-    """
-    known = set(_keys(train))
-    seen = [row for row, key in enumerate(_keys(test)) if key in known]
-    if seen:
-        raise UserError(
-            f"{len(seen)} of {len(test)} test rows are also training rows, first test row "
-            f"{seen[0]} (counted from 0); remove them from one side."
-        )
-
-
-def _keys(dataset: Dataset) -> Iterator[str]:
-    columns = [name for name in CONTENT_COLUMNS if name in dataset.column_names]
-    pair = [name for name in ("chosen", "rejected") if name in dataset.column_names]
-    for row in dataset.select_columns(columns + pair):
-        sides = sorted(json.dumps(row[name], sort_keys=True) for name in pair)
-        yield json.dumps([[row[name] for name in columns], sides], sort_keys=True)
-
-
-def _split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    import numpy as np
-
-    rows: dict[str, list[int]] = {}
-    for row, key in enumerate(_keys(dataset)):
-        rows.setdefault(key, []).append(row)
-    groups = list(rows.values())
-    order = np.random.default_rng(seed).permutation(len(groups))
-    num_test = round(fraction * len(groups))
-    if not 0 < num_test < len(groups):
-        raise UserError(
-            f"test_fraction={fraction}: of {len(groups)} distinct rows that leaves one side empty; "
-            "choose another share."
-        )
-    test = sorted(row for group in order[:num_test] for row in groups[group])
-    train = sorted(row for group in order[num_test:] for row in groups[group])
-    return dataset.select(train), dataset.select(test)
-
-
-def _read(args: DataArguments) -> tuple[Dataset, Dataset | None]:
-    name = str(args.dataset_name)
+def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
     splits = read_splits(
-        name,
-        split=args.dataset_train_split,
-        config=args.dataset_config,
-        revision=args.dataset_revision,
+        part.path,
+        split=str(part.split),
+        config=part.name,
+        revision=part.revision,
+        on_bad_rows=on_bad_rows,
     )
-    if args.dataset_train_split not in splits:
+    if part.split not in splits:
         raise UserError(
-            f"dataset_train_split={args.dataset_train_split}: {name} has the splits "
+            f"dataset_train_split={part.split}: {part.path} has the splits "
             f"{', '.join(sorted(splits))}; name one of them."
         )
-    train = splits.pop(args.dataset_train_split)
-    if args.test_dataset_name is None:
-        return train, splits.get(args.dataset_test_split)
-    tests = read_splits(args.test_dataset_name, split=args.dataset_test_split)
-    if args.dataset_test_split not in tests:
+    train = _in_trl_format(splits.pop(part.split), part, on_bad_rows)
+    test = splits.get(str(part.test_split))
+    return train, None if test is None else _in_trl_format(test, part, on_bad_rows)
+
+
+def _read_test(args: DataArguments) -> Dataset:
+    name, key = str(args.test_dataset_name), args.dataset_test_split
+    tests = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
+    if key not in tests:
         raise UserError(
-            f"dataset_test_split={args.dataset_test_split}: {args.test_dataset_name} has the "
-            f"splits {', '.join(sorted(tests))}; name one of them."
+            f"dataset_test_split={key}: {name} has the splits {', '.join(sorted(tests))}; name one "
+            "of them."
         )
-    return train, tests[args.dataset_test_split]
+    return _in_trl_format(tests[key], Part(path=name, format=args.dataset_format), args.on_bad_rows)
 
 
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, list):
-        return not value or not str(value[-1].get("content") or "").strip()
-    return value is None or (isinstance(value, str) and not value.strip())
+def _in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
+    if part.columns is not None:
+        absent = [column for column in part.columns if column not in rows.column_names]
+        if absent:
+            raise UserError(
+                f"datasets: columns names {absent[0]}, but {part.path} has "
+                f"{', '.join(rows.column_names)}; name those."
+            )
+        rows = rows.select_columns(part.columns)
+    if part.format in FORMATS:
+        rows = convert(rows, part.format, part.path, on_bad_rows)
+    return without_repeated_prompt(rows)

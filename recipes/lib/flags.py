@@ -10,6 +10,7 @@ from trl import TrlParser
 
 from recipes.lib.errors import UserError
 from recipes.lib.fields import Field
+from recipes.lib.renamed_keys import new_name
 from recipes.lib.values import MismatchError, from_text
 
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -85,6 +86,9 @@ def unknown_key(recipe: str, key: str, known: Iterable[str], shown: str) -> User
         The error; its text names the nearest known key where one is near.
     """
     names = sorted(known)
+    renamed = new_name(recipe, key, names)
+    if renamed is not None:
+        return UserError(f"{shown}: is called {renamed} now; write that.")
     longer = sorted((name for name in names if key and name.startswith(key)), key=len)
     near = longer[:1] or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     if near:
@@ -97,7 +101,9 @@ def _convert(field: Field, raw: str | bool | list[str]) -> Any:
         return raw
     try:
         if isinstance(raw, list):
-            return [from_text(field, text) for text in raw]
+            items = [from_text(field, text) for text in raw]
+            # One word may hold a whole list, as JSON.
+            return [one for item in items for one in (item if isinstance(item, list) else [item])]
         return from_text(field, raw)
     except MismatchError as error:
         text = " ".join(raw) if isinstance(raw, list) else raw

@@ -69,6 +69,6 @@ def prompt_and_reference(row: dict[str, Any]) -> tuple[Any, str]:
     if "prompt" in row:
         return row["prompt"], prompt_text(row["completion"])
     if "messages" in row:
-        return row["messages"][:-1], str(row["messages"][-1]["content"])
+        return row["messages"][:-1], prompt_text(row["messages"][-1:])
     words = row["text"].split(" ")
     return " ".join(words[:NUM_PROMPT_WORDS]), " " + " ".join(words[NUM_PROMPT_WORDS:])

@@ -1,24 +1,26 @@
-"""Reading rows: a file, a folder with one file per split, a run that made data, a Hub dataset."""
+"""Finding rows: a file, a folder of split files, a saved dataset, a run that made data, the Hub."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.lib.errors import UserError
+from recipes.lib.file_rows import SUFFIXES, read_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
 
 
 def read_splits(
-    name: str, *, split: str = "train", config: str | None = None, revision: str | None = None
+    name: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    on_bad_rows: str = "refuse",
 ) -> dict[str, Dataset]:
     """Read all splits that a name stands for.
 
@@ -27,6 +29,7 @@ def read_splits(
         split: Name to give to the rows of a single file.
         config: Configuration of a Hub dataset.
         revision: Revision of a Hub dataset.
+        on_bad_rows: "refuse" or "drop" lines of a file that cannot be read.
 
     Returns:
         Rows by split; the files of a folder are its splits, named by their stems.
@@ -34,59 +37,61 @@ def read_splits(
     Raises:
         UserError: Nothing is there, or it cannot be read.
     """
-    path = Path(name)
-    if path.is_dir():
+    path = local_path(name)
+    if path is not None and path.is_dir():
         folder = path / "final" if (path / "final").is_dir() else path
+        if any((folder / mark).is_file() for mark in SAVED):
+            return _read_saved(folder, split)
         files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
         if not files:
             raise UserError(
                 f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
                 "a folder that holds train.jsonl."
             )
-        return {file.stem: read_file(file) for file in files}
-    if path.is_file():
-        return {split: read_file(path)}
-    looks_local = path.suffix in SUFFIXES or name.startswith((".", "~", "/", "runs/"))
-    if looks_local or name.count("/") > 1:
-        raise UserError(f"dataset_name={name}: there is no such file or folder; check the path.")
+        return {file.stem: read_file(file, on_bad_rows) for file in files}
+    if path is not None:
+        return {split: read_file(path, on_bad_rows)}
     return _read_hub(name, config, revision)
 
 
-def read_file(path: Path) -> Dataset:
-    """Read one file of rows.
+def local_path(name: str) -> Path | None:
+    """Find out whether a name means something on this machine.
 
     Args:
-        path: A .jsonl, .json (one list, or one object a line), .csv or .parquet file.
+        name: What the user wrote.
 
     Returns:
-        Its rows.
+        An existing file or folder, or None for a Hub id.
 
     Raises:
-        UserError: Unknown ending, no rows, or not readable as what it claims to be.
+        UserError: The name reads like a path and nothing is there.
     """
-    from datasets import Dataset
-
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
     try:
-        if path.suffix == ".parquet":
-            dataset = Dataset.from_parquet(str(path), keep_in_memory=True)
-        else:
-            text = path.read_text(encoding="utf-8-sig")
-            dataset = Dataset.from_list(
-                list(_csv_rows(text) if path.suffix == ".csv" else _json_rows(text, path))
-            )
-    except UserError:
-        raise
-    # pyarrow's errors are ValueErrors and TypeErrors; datasets wraps some in RuntimeErrors.
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        path = Path(name).expanduser()
+        if path.exists():
+            if path.is_dir() or path.is_file():
+                return path
+            raise UserError(f"dataset_name={name}: neither a file nor a folder; name one.")
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"dataset_name={name[:80]}: cannot be looked up ({reason}).") from error
+    looks_local = path.suffix in SUFFIXES or name.startswith((".", "~", "/", "runs/"))
+    if looks_local or name.count("/") > 1:
+        raise UserError(f"dataset_name={name}: there is no such file or folder; check the path.")
+    return None
+
+
+def _read_saved(folder: Path, split: str) -> dict[str, Dataset]:
+    from datasets import Dataset, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except (OSError, ValueError, TypeError, LookupError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"dataset_name={path}: cannot be read as rows ({reason}); mend the file."
+            f"dataset_name={folder}: cannot be read as a saved dataset ({reason}); save it again."
         ) from error
-    if not len(dataset):
-        raise UserError(f"dataset_name={path}: no rows; give a file with at least one.")
-    return dataset
+    return {split: saved} if isinstance(saved, Dataset) else dict(saved)
 
 
 def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, Dataset]:
@@ -100,24 +105,3 @@ def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, 
             f"dataset_name={name}: no such file here, and the Hub gave no dataset ({reason}); "
             "check the name and the network."
         ) from error
-
-
-def _csv_rows(text: str) -> Iterable[dict[str, str]]:
-    return csv.DictReader(io.StringIO(text, newline=""))
-
-
-def _json_rows(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    if text.lstrip().startswith("["):
-        yield from json.loads(text)
-        return
-    # Not splitlines: text may hold separators that JSON does not take for the end of a line.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); mend it.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: not a JSON object; write one object a line.")
-        yield row

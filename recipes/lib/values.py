@@ -54,7 +54,10 @@ def from_text(field: Field, text: str) -> Any:
     if any(member is bool for member in parts) and str not in parts:
         return _bool_from_text(field, text)
     if text[:1] in ("{", "[") and any(_is_container(member) for member in parts):
-        return admit(field, _container_from_text(text))
+        value = _container_from_text(text)
+        # A flag of a list may come as `--datasets '{...}' '{...}'`, one word an item.
+        is_item = isinstance(value, dict) and not any(_is_mapping(member) for member in parts)
+        return admit(field, [value] if is_item else value)
     if str in parts or any(is_enum(member) for member in parts):
         return admit(field, text)
     if text.lower() in ("none", "null") and NoneType in parts:
@@ -71,6 +74,10 @@ def from_text(field: Field, text: str) -> Any:
 
 def _is_container(hint: Any) -> bool:
     return (get_origin(hint) or hint) in (list, dict)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return (get_origin(hint) or hint) is dict
 
 
 def _literal_text(parts: list[Any], text: str) -> bool:

@@ -202,7 +202,11 @@ def test_a_stopped_run_resumes_to_the_same_weights(recipe: str, folder: Path) ->
         ("dpo", {"global_batch_size": 12}, "global_batch_size=12: not a multiple of 8"),
         ("dpo", {"loss_type": ["exo_pair"]}, "Label smoothing must be greater than 0.0"),
         ("dpo", {"dataset_name": "chat.jsonl"}, "messages were given, but the model's tokenizer"),
-        ("kto", {"dataset_name": "labels.jsonl"}, "column 'label' has 'yes'; it must be true or"),
+        (
+            "kto",
+            {"dataset_name": "labels.jsonl"},
+            "column 'label' has 'yes', which must be true or",
+        ),
         ("kto", {"dataset_name": "prompts.jsonl"}, "column 'completion' is missing"),
         ("kto", {"per_device_train_batch_size": 1}, "batch size must be > 1"),
     ],

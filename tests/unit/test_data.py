@@ -5,15 +5,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from recipes.lib.data import (
-    DataArguments,
-    assert_disjoint,
-    check_rows,
-    check_template,
-    load_splits,
-    prompt_text,
-)
+from recipes.lib.data import DataArguments, check_template, load_splits, prompt_text
 from recipes.lib.errors import UserError
+from recipes.lib.row_checks import check_rows
+from recipes.lib.splitting import assert_disjoint
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(10)]
 
@@ -101,7 +96,7 @@ def test_max_train_rows_keeps_the_test_rows(tmp_path: Path) -> None:
         ('{"text": "a"}\n', "column 'prompt' is missing; the columns are text"),
         ('{"prompt": "a"}\n{"prompt": " "}\n', "'prompt' is empty in 1 of 2 rows, first in row 1"),
         ('{"prompt": "a"}\n{"text": "b"}\n', "'prompt' is empty in 1 of 2 rows"),
-        ('{"prompt": "a"}\n{"prompt": 3}\n', "cannot be read as rows"),
+        ('{"prompt": "a"}\n{"prompt": 3}\n', "'prompt' holds 3, which is neither text nor"),
     ],
 )
 def test_a_broken_file_is_told_by_place(tmp_path: Path, content: str, text: str) -> None:
@@ -173,6 +168,7 @@ def test_prompt_text_of_messages() -> None:
     assert prompt_text([{"role": "user", "content": "hello"}]) == "hello"
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     assert prompt_text(turns) == "system: be brief\nuser: hi"
+    assert prompt_text([{"role": "assistant", "tool_calls": [1]}]) == ""
 
 
 def test_messages_without_a_template_are_refused() -> None:

@@ -1,0 +1,228 @@
+"""Shows data as training will see it: format, faults, lengths, and rows with their loss mask.
+
+What is printed: the format that was understood and the recipes that take it, columns, rows, rows
+that cannot be used, rows that are there twice, a plot of lengths, what a max_length would cut or
+drop, and the first rows as tokens with the loss mask (with model_name_or_path; else as text).
+Nothing is written.
+
+    rlhf data pairs.jsonl
+    rlhf data chats.json --dataset_format sharegpt --model_name_or_path Qwen/Qwen3-0.6B
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.arguments import Config, launch
+from recipes.lib.data import DataArguments, read, validate
+from recipes.lib.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from recipes.lib.data_page import Example, Page
+    from recipes.lib.lengths import Length
+    from recipes.lib.shapes import Shape
+
+POSITIONAL = "dataset_name"
+
+
+@dataclass(kw_only=True)
+class DataPageArguments(DataArguments):
+    """Keys of the recipe beside those of the data."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model whose tokenizer counts: a run, a folder, a Hub id."}
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Revision of a model on the Hub."}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "Chat template (.jinja) instead of the tokenizer's own."}
+    )
+    assistant_only_loss: bool = field(
+        default=False, metadata={"help": "Of messages: loss on the assistant's tokens alone."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Say what this limit, in tokens, would cut or drop."}
+    )
+    num_samples: int = field(default=3, metadata={"help": "Rows to show."})
+    num_measured: int = field(
+        default=10_000, metadata={"help": "Measure the lengths of the first so many rows."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the split that test_fraction makes."})
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    return (DataPageArguments,)
+
+
+def check_keys(script: DataPageArguments) -> None:
+    """Check the keys before anything is read.
+
+    Raises:
+        UserError: A number is out of its range, or a key needs a tokenizer.
+    """
+    validate(script)
+    for key, least in (("num_samples", 0), ("num_measured", 1), ("max_length", 1)):
+        value = getattr(script, key)
+        if value is not None and value < least:
+            raise UserError(f"{key}={value}: give {least} or more.")
+    for key in ("max_length", "chat_template_path", "assistant_only_loss"):
+        if getattr(script, key) and not script.model_name_or_path:
+            raise UserError(
+                f"{key}={getattr(script, key)}: tokens are counted by a tokenizer; name its model "
+                "with model_name_or_path."
+            )
+
+
+def tokenizer_of(script: DataPageArguments) -> Any:
+    """The tokenizer with the chat template to use, or None."""
+    if script.model_name_or_path is None:
+        return None
+    from pathlib import Path
+
+    from recipes.lib.models import load_tokenizer
+
+    tokenizer = load_tokenizer(script.model_name_or_path, revision=script.model_revision)
+    if script.chat_template_path is not None:
+        try:
+            tokenizer.chat_template = Path(script.chat_template_path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"chat_template_path={script.chat_template_path}: cannot be read as text; name a "
+                ".jinja file."
+            ) from error
+    return tokenizer
+
+
+def good_rows(train: Dataset, shape: Shape) -> tuple[Dataset, list[str]]:
+    """The rows that training could use, and in words what is wrong with the others."""
+    from recipes.lib.row_checks import find_problems
+
+    problems = find_problems(train, shape.columns)
+    bad = {row for problem in problems for row in problem.rows}
+    told = [
+        f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in row {problem.rows[0]}"
+        for problem in problems
+    ]
+    if not bad:
+        return train, []
+    good = train.select([row for row in range(len(train)) if row not in bad])
+    return good, [f"{len(bad):,} of {len(train):,} (counted from 0)", *told]
+
+
+def repeated(train: Dataset, test: Dataset | None) -> list[str]:
+    """In words: rows that are there twice, and what both splits share."""
+    from recipes.lib.splitting import content_keys
+
+    keys = list(content_keys(train))
+    found = [f"{len(keys) - len(set(keys)):,} training rows repeat an earlier one"]
+    if test is not None:
+        shared = len(set(keys).intersection(content_keys(test)))
+        found.append(f"{shared:,} test rows are also training rows")
+        if "prompt" in train.column_names and "prompt" in test.column_names:
+            known = set(map(repr, train["prompt"]))
+            same = sum(repr(prompt) in known for prompt in test["prompt"])
+            found.append(f"{same:,} test rows have the prompt of a training row")
+    return [line for line in found if not line.startswith("0 ")] or ["none"]
+
+
+def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any) -> list[Length]:
+    """Lengths of the first rows: tokens, or characters where there is no tokenizer."""
+    from recipes.lib.lengths import Length
+    from recipes.lib.row_text import parts_of_row, sequences
+
+    lengths = []
+    for row in rows.select(range(min(script.num_measured, len(rows)))):
+        if tokenizer is None:
+            parts = [text for _, text in parts_of_row(row, shape)]
+            lengths.append(Length(sum(map(len, parts)), 0))
+            continue
+        found = sequences(row, shape, tokenizer, script.assistant_only_loss)
+        starts = [seen.has_loss.index(True) if True in seen.has_loss else 0 for seen in found]
+        lengths.append(Length(max(len(seen.ids) for seen in found), max(starts)))
+    return lengths
+
+
+def make_examples(
+    script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any
+) -> list[Example]:
+    """The first rows, as tokens with their mask or as text."""
+    from recipes.lib.row_text import examples_of_row
+
+    found = []
+    for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
+        found += examples_of_row(number, row, shape, tokenizer, script.assistant_only_loss)
+    return found
+
+
+def length_facts(page: Page, lengths: list[Length], shape: Shape, model: str | None) -> None:
+    """Put lengths, their plot and the effect of a limit on the page."""
+    from recipes.lib.lengths import bins_of, effects, quantile
+
+    numbers = [length.whole for length in lengths]
+    page.unit = "tokens" if model else "characters"
+    page.bins = bins_of(numbers)
+    middle, most = quantile(numbers, 0.5), quantile(numbers, 0.95)
+    whose = f"tokens of {model}" if model else "characters; --model_name_or_path counts tokens"
+    page.facts["lengths"] = [
+        f"in {whose}",
+        f"half have at most {middle:,}, 95 % at most {most:,}, the longest {max(numbers):,}",
+    ]
+    if page.limit is not None:
+        page.facts[f"max_length {page.limit}"] = effects(lengths, page.limit, shape)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Read the data and print what was understood.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The numbers: rows of both splits, bad rows, lengths in tokens or characters.
+
+    Raises:
+        UserError: The data cannot be read, or has none of TRL's formats.
+    """
+    from recipes.lib.data_page import Page, show_page
+    from recipes.lib.shapes import shape_of
+    from recipes.lib.splitting import split
+
+    script: DataPageArguments = config.script
+    check_keys(script)
+    train, test = read(script, script.seed)
+    shape = shape_of(train)
+    rows, faults = good_rows(train, shape)
+    if test is None and script.test_fraction > 0:
+        rows, test = split(rows, script.test_fraction, script.seed)
+    tokenizer = tokenizer_of(script)
+    page = Page(title=", ".join(script.data_names()), limit=script.max_length)
+    kind = "messages" if len(rows) and isinstance(rows[0][shape.columns[0]], list) else "text"
+    others = [name for name in train.column_names if name not in shape.columns]
+    page.facts = {
+        "format": [f"{shape.name}, {kind}", f"for {', '.join(shape.recipes)}"],
+        "columns": [", ".join(shape.columns)] + ([f"and {', '.join(others)}"] if others else []),
+        "rows": [f"{len(rows):,} to train on, {0 if test is None else len(test):,} to test on"],
+        "bad rows": faults or ["none"],
+        "repeated": repeated(rows, test),
+    }
+    lengths = measure(script, rows, shape, tokenizer)
+    if lengths:
+        length_facts(page, lengths, shape, script.model_name_or_path)
+        page.examples = make_examples(script, rows, shape, tokenizer)
+    show_page(page)
+    summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
+    return summary | {"num_test": 0 if test is None else len(test), "unit": page.unit}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("data", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,154 @@
+"""Rows as a model sees them: the tokens that TRL's trainers make, and which of them carry loss."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.shapes import Row, Shape, is_conversational
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sequence that a row gives."""
+
+    name: str  # "chosen", "rejected", or "" where a row gives one sequence
+    ids: list[int]
+    has_loss: list[bool]  # by token; all false for a prompt, whose completion is sampled
+
+
+def seen_sequences(
+    row: Row,
+    shape: Shape,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    assistant_only_loss: bool = False,
+) -> list[Seen]:
+    """Tokenize a row as the trainers do that take its format.
+
+    SFT for texts, messages and completions; DPO for pairs, KTO for labels; a prompt alone as it is
+    sampled from. A reward model reads the same tokens of a pair as DPO.
+
+    Args:
+        row: A good row of that format.
+        shape: The format.
+        tokenizer: The model's, with the chat template to use.
+        assistant_only_loss: Of messages: loss on the assistant's tokens alone.
+
+    Returns:
+        One sequence, or two for a pair.
+    """
+    row = _with_prompt(row, shape)
+    options = _template_options(row)
+    if "chosen" in shape.columns:
+        return _pair(row, tokenizer, options)
+    if "completion" in shape.columns:
+        ids, start = _completion(row["prompt"], row["completion"], tokenizer, options)
+        return [Seen("", ids, [place >= start for place in range(len(ids))])]
+    if shape.columns == ("prompt",):
+        ids = _ids(row["prompt"], tokenizer, options, add_generation_prompt=True)
+        return [Seen("", ids, [False] * len(ids))]
+    (column,) = shape.columns
+    if assistant_only_loss and is_conversational(row, shape):
+        return [_assistant_only(row[column], tokenizer, options)]
+    ids = _ids(_ended(row[column], tokenizer), tokenizer, options)
+    return [Seen("", ids, [True] * len(ids))]
+
+
+def pieces(seen: Seen, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Cut the text of a sequence where the loss begins and ends.
+
+    Args:
+        seen: The sequence.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Texts with special tokens, and whether they carry loss.
+    """
+    found = []
+    start, told = 0, 0
+    text = tokenizer.decode(seen.ids)
+    for place in range(1, len(seen.ids) + 1):
+        if place == len(seen.ids) or seen.has_loss[place] != seen.has_loss[start]:
+            # From the beginning: tokens at a beginning lose the space in front of them.
+            end = len(tokenizer.decode(seen.ids[:place])) if place < len(seen.ids) else len(text)
+            found.append((text[told:end], seen.has_loss[start]))
+            start, told = place, end
+    return found
+
+
+def _pair(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> list[Seen]:
+    found = {
+        side: _completion(row["prompt"], row[side], tokenizer, options)
+        for side in ("chosen", "rejected")
+    }
+    start = min(place for _, place in found.values())  # TRL gives both the same prompt
+    return [
+        Seen(side, ids, [place >= start for place in range(len(ids))])
+        for side, (ids, _) in found.items()
+    ]
+
+
+def _completion(
+    prompt: Any, completion: Any, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
+) -> tuple[list[int], int]:
+    from trl.data_utils import common_prefix_length
+
+    before = _ids(prompt, tokenizer, options, add_generation_prompt=True)
+    ids = _ids(prompt + _ended(completion, tokenizer), tokenizer, options)
+    return ids, common_prefix_length(before, ids)
+
+
+def _assistant_only(
+    messages: list[Row], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
+) -> Seen:
+    from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+    if not has_generation_markers(tokenizer.chat_template):
+        try:
+            options = {"chat_template": get_training_chat_template(tokenizer)} | options
+        except ValueError as error:
+            raise UserError(
+                "assistant_only_loss=true: the chat template does not mark the assistant's tokens; "
+                "add {% generation %} to it, or leave assistant_only_loss out."
+            ) from error
+    processed = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
+    )
+    return Seen("", list(processed["input_ids"]), list(map(bool, processed["assistant_masks"])))
+
+
+def _ids(
+    value: Any, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], **more: Any
+) -> list[int]:
+    if isinstance(value, str):
+        return list(tokenizer(text=value)["input_ids"])
+    rendered = tokenizer.apply_chat_template(
+        value, tokenize=True, return_dict=True, **options, **more
+    )
+    return list(rendered["input_ids"])
+
+
+def _ended(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Plain text with the end token that the trainers put there."""
+    end = tokenizer.eos_token
+    return value + end if isinstance(value, str) and end and not value.endswith(end) else value
+
+
+def _with_prompt(row: Row, shape: Shape) -> Row:
+    if shape.columns != ("chosen", "rejected"):
+        return row
+    from trl import extract_prompt
+
+    return row | extract_prompt(row)
+
+
+def _template_options(row: Row) -> dict[str, Any]:
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": tools} | (row.get("chat_template_kwargs") or {})

@@ -1,0 +1,105 @@
+"""Training rows and test rows: split by a seed, and never the same row on both sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from recipes.lib.errors import UserError
+from recipes.lib.notes import note
+from recipes.lib.row_checks import rows_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Columns that make a row the same row; chosen and rejected are compared without their order,
+# because a pair judged the other way round is the same pair.
+CONTENT_COLUMNS = ("prompt", "completion", "messages", "text")
+
+
+def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out a share of the rows; equal rows go to the same side.
+
+    Args:
+        dataset: All rows.
+        fraction: Share of the distinct rows that become test rows.
+        seed: Of the choice.
+
+    Returns:
+        Training rows and test rows, each in the order of the data.
+
+    Raises:
+        UserError: One side would be empty.
+    """
+    import numpy as np
+
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(content_keys(dataset)):
+        rows.setdefault(key, []).append(row)
+    groups = list(rows.values())
+    order = np.random.default_rng(seed).permutation(len(groups))
+    num_test = round(fraction * len(groups))
+    if not 0 < num_test < len(groups):
+        raise UserError(
+            f"test_fraction={fraction}: of {len(groups)} distinct rows that leaves one side empty; "
+            "choose another share."
+        )
+    test = sorted(row for group in order[:num_test] for row in groups[group])
+    train = sorted(row for group in order[num_test:] for row in groups[group])
+    return dataset.select(train), dataset.select(test)
+
+
+def assert_disjoint(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -> Dataset:
+    """Refuse test rows that are also training rows, or drop those from the training rows.
+
+    Two rows are the same if prompt, completion, messages, text and the set of chosen and rejected
+    are the same; other columns do not matter.
+
+    Args:
+        train: Training rows.
+        test: Test rows.
+        on_bad_rows: "refuse", or "drop" the training rows in question.
+
+    Returns:
+        The training rows, none of which is a test row.
+
+    Raises:
+        UserError: At least one test row is a training row, and none is to be dropped, or none
+            would be left.
+    """
+    known = set(content_keys(train))
+    tests = list(content_keys(test))
+    seen = [row for row, key in enumerate(tests) if key in known]
+    if not seen:
+        return train
+    if on_bad_rows != "drop":
+        raise UserError(
+            f"{len(seen)} of {len(test)} test rows are also training rows, first test row "
+            f"{seen[0]} (counted from 0); remove them from one side, or set on_bad_rows=drop to "
+            "leave them out of training."
+        )
+    held_out = set(tests)
+    kept = [row for row, key in enumerate(content_keys(train)) if key not in held_out]
+    if not kept:
+        raise UserError(
+            "test_dataset_name: every training row is also a test row; give other test rows."
+        )
+    note(f"{len(train) - len(kept)} of {len(train)} training rows dropped: they are test rows too.")
+    return train.select(kept)
+
+
+def content_keys(dataset: Dataset) -> Iterator[str]:
+    """Go through what makes each row that row.
+
+    Args:
+        dataset: The rows.
+
+    Yields:
+        A text for each row; equal rows have equal texts.
+    """
+    columns = [name for name in CONTENT_COLUMNS if name in dataset.column_names]
+    pair = [name for name in ("chosen", "rejected") if name in dataset.column_names]
+    for row in rows_of(dataset, columns + pair):
+        sides = sorted(json.dumps(row[name], sort_keys=True) for name in pair)
+        yield json.dumps([[row[name] for name in columns], sides], sort_keys=True)

@@ -1,0 +1,86 @@
+"""Every example of docs/data.md loads as what the page says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from recipes.lib.arguments import parse
+from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.formats import FORMATS
+from recipes.lib.shapes import SHAPES, shape_of
+
+PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+SECTIONS = dict(
+    re.findall(
+        r"^### ([^\n]+)\n(.*?)(?=^##)", PAGE.partition("## Formats")[2], flags=re.DOTALL | re.M
+    )
+)
+BLOCK = re.compile(r"```json\n(.*?)```", re.DOTALL)
+EXAMPLES = [
+    pytest.param(title, block, id=f"{title} {number}")
+    for title, text in SECTIONS.items()
+    for number, block in enumerate(BLOCK.findall(text))
+]
+
+
+@pytest.mark.parametrize(("title", "block"), EXAMPLES)
+def test_an_example_loads_as_its_section_says(title: str, block: str, tmp_path: Path) -> None:
+    text = SECTIONS[title]
+    rows = [json.loads(line) for line in block.splitlines()]
+    assert len(rows) == 3
+    (tmp_path / "rows.jsonl").write_text(block, encoding="utf-8")
+    named = re.search(r"Set `dataset_format: (\w+)`", text)
+    args = DataArguments(
+        dataset_name=str(tmp_path / "rows.jsonl"), dataset_format=named[1] if named else "trl"
+    )
+    train, test = load_splits(args, 0, lambda data: shape_of(data).columns)
+    assert (len(train), test) == (3, None)
+    shape = shape_of(train)
+    assert f"Read as **{shape.name}**" in " ".join(text.split())
+    for recipe in set(re.findall(r"`(\w+)`", text)) & {"sft", "reward", "dpo", "kto", "ppo"}:
+        assert recipe in shape.recipes
+    if not named:
+        assert [{key: row[key] for key in shape.columns} for row in train] == [
+            {key: row[key] for key in shape.columns} for row in rows
+        ]
+
+
+def test_every_format_has_an_example() -> None:
+    shown = set(re.findall(r"Read as \*\*([\w ,-]+)\*\*", PAGE))
+    assert shown == {shape.name for shape in SHAPES}
+    assert set(re.findall(r"Set `dataset_format: (\w+)`", PAGE)) == set(FORMATS)
+    assert len(EXAMPLES) == 14
+
+
+def test_sft_takes_what_the_page_says(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    from recipes.sft import columns_of
+
+    for title in ("Text", "Messages", "Prompt and completion"):
+        for block in BLOCK.findall(SECTIONS[title]):
+            rows = Dataset.from_list(
+                [json.loads(line) for line in block.splitlines()], on_mixed_types="use_json"
+            )
+            assert columns_of(rows) == shape_of(rows).columns
+
+
+def test_the_mixture_of_the_page_parses_and_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(block)
+    chat = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
+    stories = "".join(
+        json.dumps({"messages": [{"role": "assistant", "content": f"story {number}"}]}) + "\n"
+        for number in range(20)
+    )
+    Path("stories.jsonl").write_text(stories)
+    Path("chats.json").write_text(json.dumps([chat | {"id": number} for number in range(3)]))
+    script = parse("sft", ["--config", "run.yaml", "--use_cpu"]).script
+    train, test = load_splits(script, 0, ("messages",))
+    assert test is not None
+    assert len(train) + len(test) == 13
