@@ -689,7 +689,8 @@ OF_VALUES = [
         "the adapters come back frozen",
         ROLES,
         "adapters.load_state(POLICY, load_file(folder / WEIGHTS))",
-        'adapters.model.load_adapter(str(folder), "default", is_trainable=False)',
+        "adapters.load_state(POLICY, load_file(folder / WEIGHTS))\n"
+        "        [p.requires_grad_(False) for p in adapters.parameters(POLICY)]",
         "saving four_roles",
     ),
 ]
