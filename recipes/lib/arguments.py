@@ -80,6 +80,15 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         print(f"rlhf {recipe}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Ends what joined this process to others: a thread of gloo that is left aborts the exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _help(recipe: str, everything: bool) -> int:

@@ -222,7 +222,7 @@ def make_value_head(policy: Any, *, hidden: bool) -> nn.Sequential:
             the values' sake, so its head has to do more; a trunk of its own needs none.
 
     Returns:
-        The head.
+        The head, from (..., H) to (..., 1).
     """
     size = policy.config.get_text_config().hidden_size
     last = nn.Linear(min(4 * size, MOST_UNITS) if hidden else size, 1, dtype=torch.float32)

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import noop_context_fn
 
 from recipes.lib.logps import in_pieces
 
+ENLARGED = 64.0  # a power of two, which rounds nothing
+
 
 class Batch:
     """Prompts with their completions, as the models take them.
@@ -101,14 +103,34 @@ def trunk_of(model: Any) -> Any:
 
 @torch.no_grad()
 def has_plain_head(model: Any) -> bool:
-    """Whether logits are what the head makes of the trunk's output, with nothing done to them."""
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    """Whether logits are what the head makes of the trunk's output, with nothing done to them.
+
+    Args:
+        model: Causal language model.
+
+    Returns:
+        Whether that holds to the bit, for an output that is made large: what caps logits leaves
+        small ones as they are, but for rounding.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    last = model.config.get_text_config().vocab_size - 1
+    # Several tokens: the embedding of padding is zero, and of zero every head makes zero.
+    ids = torch.linspace(0, last, 8, device=embeddings.weight.device).long().unsqueeze(0)
+    seen: list[Tensor] = []
+
+    def enlarge(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        seen.append(inputs[0])
+        return (inputs[0] * ENLARGED,)
+
+    handle = head.register_forward_pre_hook(enlarge)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
     hidden = trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state
-    logits = model(input_ids=ids, use_cache=False).logits
-    head = model.get_output_embeddings()
-    if hidden.shape[-1] != head.in_features:
+    if not torch.equal(seen[0], hidden) or not hidden.any():
         return False
-    return torch.equal(head(hidden), logits)
+    return torch.equal(head(hidden * ENLARGED), logits)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -246,6 +246,15 @@ OF_LOGPS = [
         "trainer",
     ),
     Mutant(
+        9,
+        "capped and scaled logits taken plain",
+        FORWARD,
+        "return torch.equal(head(hidden * ENLARGED), logits)",
+        "return True",
+        "roles",
+        "what_a_model_does_to_its_logits",
+    ),
+    Mutant(
         10,
         "log-softmax in the dtype of the model",
         LOGPS,

@@ -69,6 +69,7 @@ def main(model: str, out: str, critic: str) -> None:
             "logs": rows,
         }
         (Path(out) / "facts.json").write_text(json.dumps(facts))
+    trainer.accelerator.end_training()  # a thread of gloo that is left aborts the exit
 
 
 if __name__ == "__main__":

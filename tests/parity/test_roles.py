@@ -7,7 +7,14 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.utils.checkpoint import noop_context_fn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+)
 
 from recipes.lib.adapters import POLICY, REFERENCE, VALUE, Adapters
 from recipes.lib.backbone import reference_logps
@@ -166,6 +173,51 @@ def test_item_45_a_role_gives_back_the_adapter_and_every_flag_also_on_an_error(
             fail_as(name)
         assert module.policy.active_adapters == [POLICY]
         assert {n: p.requires_grad for n, p in module.named_parameters()} == flags
+
+
+HEADS = {
+    "capped": (Gemma2Config, {"final_logit_softcapping": 2.0, "head_dim": 8}),
+    "scaled": (CohereConfig, {"logit_scale": 0.5}),
+    "divided": (GraniteConfig, {"logits_scaling": 3.0}),
+    "plain": (LlamaConfig, {}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_what_a_model_does_to_its_logits_is_done_here_too(
+    tmp_path: Path, kind: str, dtype: torch.dtype
+) -> None:
+    config, more = HEADS[kind]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        config(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+            **more,
+        ),
+        dtype=dtype,
+    )
+    module = tiny.trainer(tmp_path, model, critic="head").actor_critic.eval()
+    assert module.has_plain_head == (kind == "plain")
+    tiny.shake(module, 0.3)
+    given = {"input_ids": IDS, "attention_mask": MASK, "position_ids": positions()}
+    with torch.no_grad():
+        logps, _, values = module(IDS, MASK, C, 0.7)
+        expected = (model(**given).logits.float() / 0.7).log_softmax(-1)[:, -C - 1 : -1]
+        hidden = model.model(**given).last_hidden_state[:, -C - 1 : -1]
+        expected_values = module.value_head(hidden.float())[..., 0]
+    counted, close = MASK[:, -C:].bool(), 1e-5 if dtype == torch.float32 else 0.05
+    expected = expected.gather(-1, IDS[:, -C:, None])[..., 0]
+    assert torch.allclose(logps[counted], expected[counted], atol=close)
+    assert torch.allclose(values[counted], expected_values[counted], atol=close)
 
 
 def test_pieces_of_the_logits_make_the_same_numbers_and_gradients(

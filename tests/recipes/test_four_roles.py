@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 from trl import ModelConfig
 
@@ -166,6 +167,13 @@ def test_what_does_not_belong_to_the_base_is_refused_and_can_be_a_model_of_its_o
     assert "its chat template is not the policy's" in said("other_template")
     shutil.copy(folders / "sft/adapter_model.safetensors", tmp_path / "no_head")
     assert "an adapter without a score head is no reward model" in said("no_head")
+    heads = load_file(folders / "reward/adapter_model.safetensors")
+    name = next(key for key in heads if key.endswith("score.weight"))
+    save_file(
+        heads | {name: torch.cat([heads[name]] * 2)},
+        tmp_path / "two_heads/adapter_model.safetensors",
+    )
+    assert said("two_heads").endswith("two_heads has 2 outputs; a reward model has 1.")
     # the way out that the message names
     alone = {"share_backbone": False, "reward": str(tmp_path / "other_base")}
     trainer = four_roles.trainer(folders, tmp_path / "out", **alone)

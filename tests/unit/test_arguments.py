@@ -1,11 +1,14 @@
 """Command line and YAML become a configuration; a run ends with its numbers or an exit code."""
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from recipes.lib.arguments import launch, parse
 from recipes.lib.defaults import precision
@@ -183,6 +186,22 @@ def test_an_interrupt_is_exit_code_130(toy: ModuleType, capsys: pytest.CaptureFi
     toy.run = interrupted
     assert launch("toy", []) == 130
     assert capsys.readouterr().err == "rlhf toy: interrupted\n"
+
+
+@pytest.mark.parametrize("ends", [{"recipe": "toy"}, UserError("no"), RuntimeError("a fault")])
+def test_a_run_leaves_the_processes_it_joined(
+    toy: ModuleType, ends: dict[str, Any] | Exception
+) -> None:
+    def joined(config: object) -> dict[str, Any]:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        if isinstance(ends, Exception):
+            raise ends
+        return ends
+
+    toy.run = joined
+    with suppress(RuntimeError):
+        launch("toy", [])
+    assert not dist.is_initialized()
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(toy: ModuleType) -> None:
