@@ -32,12 +32,10 @@ def logps_and_entropy(
     scaled_BCV = logits_BCV.float()
     if temperature != 1.0:  # a pass over all logits, and another one backward
         scaled_BCV = scaled_BCV / temperature
-    log_normaliser_BC = scaled_BCV.logsumexp(-1)
-    picked_BC = scaled_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1)
+    log_probs_BCV = scaled_BCV.log_softmax(-1)
     with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
-        log_probs_BCV = scaled_BCV - log_normaliser_BC.unsqueeze(-1)
         entropy_BC = -(log_probs_BCV.exp() * log_probs_BCV.clamp(min=LOWEST)).sum(-1)
-    return picked_BC - log_normaliser_BC, entropy_BC
+    return log_probs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1), entropy_BC
 
 
 def in_pieces(

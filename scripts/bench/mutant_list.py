@@ -56,6 +56,7 @@ LOSS = "    return of_policy + args.vf_coef * of_value, shares"
 OLD_LOGPS = "                logps_BC, _, values_BC = model(ids, mask, width, args.temperature)"
 REF_LOGPS = "model, self.trainer.reference, Batch(ids, mask, width), args.temperature"
 PROBS = "probs_BV = (logits_BV.double() / temperature).softmax(-1)"
+RETURNED = "return log_probs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1), entropy_BC"
 ENDED = "float(e.completion_ids[-1] == self.decoding.stop_token_id)"
 PENALTY = "scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))"
 REF_LORA = "    with adapters.role(REFERENCE if REFERENCE in adapters.model.peft_config else None):"
@@ -365,8 +366,8 @@ OF_LOGPS = [
         17,
         "the scorer leaves ids out",
         LOGPS,
-        "scaled_BCV.logsumexp(-1)",
-        "scaled_BCV[..., :16].logsumexp(-1)",
+        "scaled_BCV.log_softmax(-1)",
+        "scaled_BCV - scaled_BCV[..., :16].logsumexp(-1, keepdim=True)",
         "logps",
     ),
 ]
@@ -823,8 +824,9 @@ OF_BATCHING = [
         42,
         "entropy of what was sampled only",
         LOGPS,
-        "return picked_BC - log_normaliser_BC, entropy_BC",
-        "return picked_BC - log_normaliser_BC, -0.5 * entropy_BC.detach() + picked_BC",
+        RETURNED,
+        "picked_BC = " + RETURNED.removeprefix("return ").removesuffix(", entropy_BC") + "\n"
+        "    return picked_BC, picked_BC.detach() - 0.5 * entropy_BC",
         "batching",
     ),
     Mutant(
