@@ -213,13 +213,14 @@ def train(config: Config, folder: Run) -> dict[str, Any]:
     from recipes.lib.progress import watch
     from recipes.lib.tales.rows import base_texts
     from recipes.lib.tales.tokenizer import train_tokenizer
+    from recipes.lib.trl_trainers import resumable
 
     script, training = config.script, config.training
     assert training is not None
     texts = base_texts(script.num_texts, training.seed)
     tokenizer = train_tokenizer(texts[:NUM_TOKENIZER_TEXTS], script.vocab_size)
     model = make_model(script, tokenizer, training.seed)
-    trainer = SFTTrainer(
+    trainer = resumable(SFTTrainer)(
         model=model,
         args=training,
         train_dataset=Dataset.from_dict({"text": texts}),

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.stopping import EXIT_CODE, Stopped
 from recipes.lib.strict_yaml import read_yaml
 
 ALL_FLAGS = {"--help_all", "--help-all"}
@@ -67,7 +68,8 @@ def launch(recipe: str, argv: list[str] | None) -> int:
         argv: The words after the recipe's name; None takes them from `sys.argv`.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user, 130 for an interrupt.
+        The exit code: 0, 2 for a mistake of the user, 75 for a training that a signal ended with
+        a checkpoint, 130 for an interrupt.
     """
     argv = sys.argv[1:] if argv is None else argv
     if HELP_FLAGS & set(argv):
@@ -77,6 +79,10 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     except UserError as error:
         print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        way = "run it again" if recipe == "quickstart" else "go on with --resume"
+        print(f"rlhf {recipe}: {stopped}; {way}.", file=sys.stderr)
+        return EXIT_CODE
     except KeyboardInterrupt:
         print(f"rlhf {recipe}: interrupted", file=sys.stderr)
         return 130

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.checkpoints import refuse_bad
 from recipes.lib.errors import UserError
 from recipes.lib.runs import Run, is_main_process
 from recipes.lib.trust import check_checkpoint
@@ -49,6 +50,7 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
     named = run.checkpoint or training.resume_from_checkpoint
     if not named:
         return None
+    refuse_bad(Path(named))
     check_checkpoint(Path(named))
     return str(named)
 

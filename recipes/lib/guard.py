@@ -11,6 +11,7 @@ from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.failures import told
+from recipes.lib.lock import holds, release
 from recipes.lib.runs import folder_of, is_main_process
 
 Recipe = Callable[[Any], dict[str, Any]]
@@ -41,9 +42,12 @@ def guarded(run: Recipe) -> Recipe:
         except UserError:
             moved = sorted(_set_aside(path) - aside)
             is_new = path in absent or was_empty or bool(moved)
-            if is_main_process() and is_new and not _has_begun(path):
+            # A folder that another process took in the meantime is not ours.
+            if is_main_process() and is_new and holds(path) and not _has_begun(path):
                 _take_back(path, absent, moved)
             raise
+        finally:
+            release(path)
 
     return wrapped
 
@@ -69,4 +73,4 @@ def _has_begun(path: Path) -> bool:
     metrics = path / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
         return True
-    return (path / "final").exists() or any(path.glob("checkpoint-*/complete.json"))
+    return (path / "final").exists() or any(path.glob("checkpoint-*/manifest.json"))

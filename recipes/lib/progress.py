@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from recipes.lib.runs import CHECKPOINT_MARK, read_jsonl, write_json, write_jsonl
+from recipes.lib.runs import read_jsonl, write_jsonl
 from recipes.lib.trust import keep_secret
 
 # Totals of a finished training that Trainer logs once; they belong to the summary.
@@ -16,7 +16,7 @@ TOTALS = ("train_runtime", "train_loss", "total_flos")
 
 
 class RunCallback(TrainerCallback):
-    """Appends every log to metrics.jsonl and marks a checkpoint as complete once all is in it.
+    """Appends every log to metrics.jsonl.
 
     Args:
         path: The run folder.
@@ -51,16 +51,6 @@ class RunCallback(TrainerCallback):
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 3)}
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row | logs) + "\n")
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Mark the checkpoint: Trainer calls this after the last file of it was written."""
-        folder = self.metrics.parent / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            write_json(folder / CHECKPOINT_MARK, {"step": state.global_step})
 
 
 class ProgressBar(ProgressCallback):
@@ -100,15 +90,16 @@ class ProgressBar(ProgressCallback):
 
 
 def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
-    """Give a trainer the run folder's callbacks.
+    """Give a trainer the run folder's callbacks, and ears for signals that end the run.
 
     Args:
-        trainer: Any transformers Trainer.
+        trainer: A Resumable of transformers' Trainer.
         path: The run folder.
         label: Word before the progress bar.
         shown: As in ProgressBar.
     """
     keep_secret(trainer.args)
+    trainer.listens = True
     trainer.add_callback(RunCallback(path))
     trainer.remove_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:

@@ -7,6 +7,7 @@ summary.json. A folder with a config.yaml holds a run; one with a summary.json h
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,7 @@ from typing import Any
 import yaml
 
 from recipes.lib.errors import UserError
-
-CHECKPOINT_MARK = "complete.json"  # written last, so a checkpoint without it was cut off
+from recipes.lib.lock import NAME, refuse_if_taken, release, take
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
@@ -32,7 +32,7 @@ class RunArguments:
     """How a recipe treats the folder it writes to."""
 
     resume: bool = field(
-        default=False, metadata={"help": "Go on from the newest complete checkpoint of the folder."}
+        default=False, metadata={"help": "Go on from the newest good checkpoint of the folder."}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "Move the run that the folder holds aside and start anew."}
@@ -96,7 +96,7 @@ def open_run(config: Any) -> Run:
         config: The parsed Config of a recipe.
 
     Returns:
-        The run; with `resume`, its checkpoint is the newest complete one (None if there is none).
+        The run; with `resume`, its checkpoint is the newest good one (None if there is none).
 
     Raises:
         UserError: As in `check_folder`, or the folder cannot be written.
@@ -106,8 +106,7 @@ def open_run(config: Any) -> Run:
         _check(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
     _wait_for_main_process()
-    checkpoint = newest_checkpoint(path) if config.script.resume else None
-    return Run(path, checkpoint)
+    return Run(path, _checkpoint(path) if config.script.resume else None)
 
 
 def folder_of(config: Any) -> Path:
@@ -121,6 +120,8 @@ def _check(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) ->
         raise UserError("resume and overwrite exclude each other; give one of them.")
     _refuse_unwritable(path)
     if is_run(path):
+        if resume or overwrite:
+            refuse_if_taken(path)
         if resume:
             _refuse_links(path)
             _refuse_other_config(path, values)
@@ -129,7 +130,7 @@ def _check(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) ->
                 f"output_dir={path} holds a run; continue it with --resume, move it aside with "
                 "--overwrite, or choose another output_dir."
             )
-    elif path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and any(entry.name != NAME for entry in path.iterdir()):
         raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
 
 
@@ -162,13 +163,31 @@ def _refuse_links(path: Path) -> None:
 def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
     try:
         if is_run(path):
+            take(path)
             if resume:
                 return
+            release(path)
             move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
+        take(path)
         write_text(path / "config.yaml", config_text(values))
     except OSError as error:
         raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
+
+
+def _checkpoint(path: Path) -> Path | None:
+    from recipes.lib.checkpoints import newest_good
+
+    found: list[Path | None] = [None]
+    if is_main_process():
+        found[0], told = newest_good(path)
+        for sentence in told:
+            print(sentence, file=sys.stderr)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(found)
+    return found[0]
 
 
 def _refuse_other_config(path: Path, values: dict[str, Any]) -> None:
@@ -212,16 +231,6 @@ def move_aside(path: Path) -> Path:
     return target
 
 
-def newest_checkpoint(path: Path) -> Path | None:
-    """The complete checkpoint with the highest step, or None."""
-    steps = [
-        (int(folder.name.rpartition("-")[2]), folder)
-        for folder in path.glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit() and (folder / CHECKPOINT_MARK).is_file()
-    ]
-    return max(steps)[1] if steps else None
-
-
 def copy_tree(source: Path, target: Path) -> None:
     """Copy a folder whole or not at all, in place of what the target held."""
     partial = target.with_name(f".{target.name}.partial")
@@ -255,9 +264,19 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines if line.strip()]
+    """Read one JSON object a line; a last line that a kill cut short is left out."""
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1].strip() and not _is_json(lines[-1]):
+        lines.pop()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def is_main_process() -> bool:

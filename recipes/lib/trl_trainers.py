@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from recipes.lib.errors import UserError
+from recipes.lib.resumable import Resumable
 
 
 def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> Any:
@@ -27,7 +28,7 @@ def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> A
     from jinja2.exceptions import TemplateError
 
     try:
-        trainer = trainer_class(model=model, **arguments)
+        trainer = resumable(trainer_class)(model=model, **arguments)
     except UserError:
         raise
     except ValueError as error:  # what TRL finds wrong with keys and data; it may run over lines
@@ -41,6 +42,11 @@ def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> A
     if getattr(trainer, "ref_model", None) is not None:
         _align_reference(trainer, model, model_args)
     return trainer
+
+
+def resumable(trainer_class: Any) -> Any:
+    """A class of TRL's trainers whose runs lose nothing, under the same name."""
+    return type(trainer_class.__name__, (Resumable, trainer_class), {})
 
 
 def _sentence(error: ValueError) -> str:

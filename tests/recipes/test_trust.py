@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.arguments import launch
+from recipes.lib.checkpoints import MANIFEST, seal
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import load_tokenizer
 from recipes.lib.models import load_policy, load_reward_model
@@ -110,6 +111,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "checkpoint-1"
 
 
+def seal_anew(checkpoint: Path) -> None:
+    """As somebody would who changes a checkpoint on purpose."""
+    (checkpoint / MANIFEST).unlink()
+    seal(checkpoint, 1)
+
+
 def test_an_honest_checkpoint_goes_on_and_holds_no_pickled_arguments(
     checkpoint: Path, place: Path
 ) -> None:
@@ -133,6 +140,7 @@ def test_a_checkpoint_with_code_in_a_pickle_is_refused(
         torch.save({"state": Bomb()}, f"theirs/{name}")
     else:
         Path("theirs", name).write_bytes(pickle.dumps(Bomb()))
+    seal_anew(Path("theirs"))
     before = snapshot(place)
     assert launch("sft", flags(SFT | {"resume_from_checkpoint": "theirs"})) == 2
     said = capsys.readouterr().err
@@ -149,6 +157,7 @@ def test_a_checkpoint_with_pickled_weights_is_refused(
     shutil.copytree(checkpoint, "theirs")
     Path("theirs/model.safetensors").unlink()
     torch.save({"model.norm.weight": Bomb()}, "theirs/pytorch_model.bin")
+    seal_anew(Path("theirs"))
     assert launch("sft", flags(SFT | {"resume_from_checkpoint": "theirs"})) == 2
     assert "it holds no weights as .safetensors" in capsys.readouterr().err
     assert not Path("ran").exists()
@@ -172,6 +181,7 @@ def test_a_run_from_elsewhere_is_not_resumed_with_code_or_links_in_it(
     assert "_final.partial is a link that leads out of it" in capsys.readouterr().err
     Path("run/_final.partial").unlink()
     torch.save({"state": Bomb()}, "run/checkpoint-1/optimizer.pt")
+    seal_anew(Path("run/checkpoint-1"))
     assert launch("sft", resume) == 2
     assert "optimizer.pt asks for builtins.eval" in capsys.readouterr().err
     Path("run/config.yaml").write_text("seed: !!python/object/apply:os.mkdir [ran]\n")

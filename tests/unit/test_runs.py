@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
+from recipes.lib.lock import NAME
 from recipes.lib.runs import (
     FolderArguments,
     check_folder,
-    newest_checkpoint,
     open_run,
     read_jsonl,
-    write_json,
     write_jsonl,
 )
 
@@ -31,7 +30,8 @@ def config(path: Path, resume: bool = False, overwrite: bool = False, **values: 
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != NAME]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_new_folder_is_taken_and_keeps_its_configuration(tmp_path: Path) -> None:
@@ -65,16 +65,6 @@ def test_overwrite_moves_the_old_run_aside(tmp_path: Path) -> None:
         "run.old-1/config.yaml": b"lr: 1\n",
         "run.old-2/config.yaml": b"lr: 2\n",
     }
-
-
-def test_a_resume_takes_the_newest_checkpoint_that_was_written_to_its_end(tmp_path: Path) -> None:
-    run = open_run(config(tmp_path, lr=1))
-    for step, is_complete in ((9, True), (10, True), (11, False)):
-        (run.path / f"checkpoint-{step}").mkdir()
-        if is_complete:
-            write_json(run.path / f"checkpoint-{step}" / "complete.json", {"step": step})
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert open_run(config(tmp_path, lr=1, resume=True)).checkpoint == tmp_path / "checkpoint-10"
 
 
 def test_a_resume_refuses_another_configuration_by_name_but_not_how_it_is_carried_out(

@@ -29,6 +29,7 @@ from recipes.lib.ppo.rollouts import Rollout, prompt_index
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
 from recipes.lib.rewards import RewardFunction, distinct_names, score
 from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
+from recipes.lib.stopping import disarm
 
 # Evaluation has its own noise: the same episode numbers under another seed.
 EVALUATION_SEED = 1 << 62
@@ -89,6 +90,7 @@ class Collector:
         with clock.measure("scoring"):
             self.score(self.prompts, mine)
             episodes: list[Episode] = gather_object(mine)
+            disarm()  # from here on it changes what belongs to the run
             rollout = self._finish(episodes, first)
         sampled = sum(len(e.completion_ids) for e in episodes)
         clock.count("sampling", sampled)

@@ -35,11 +35,12 @@ from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.state import read_state, write_state
 from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
+from recipes.lib.resumable import Resumable
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(Resumable, Trainer):
     """Trains a policy against reward functions with PPO.
 
     Args:
@@ -274,18 +275,25 @@ class PPOTrainer(Trainer):
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """With the random states, keep where the stream stands and what it holds."""
-        super()._save_rng_state(output_dir)
+    def save_state_into(self, folder: Path) -> None:
+        """With what Trainer forgets, keep where the stream stands and what it holds."""
+        super().save_state_into(folder)
         sums = self._total_sums()
         if self.args.should_save:
-            self.stream.save(Path(output_dir), self.state.global_step)
-            write_state(self, sums, Path(output_dir))
+            self.stream.save(folder, self.state.global_step)
+            write_state(self, sums, folder)
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """With the random states, put the stream back to where it stood."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        self.stream.load(Path(checkpoint))
-        read_state(self, Path(checkpoint))
+    def load_state_from(self, folder: Path) -> None:
+        """Put the stream back to where it stood."""
+        super().load_state_from(folder)
+        self.stream.load(folder)
+        read_state(self, folder)
+
+    def moment(self) -> dict[str, Any]:
+        """What changes within a step, with the sums of its micro-batches."""
+        return super().moment() | {"sums": dict(self.sums)}
+
+    def go_back_to(self, moment: dict[str, Any]) -> None:
+        """Undo what an abandoned step added."""
+        super().go_back_to(moment)
+        self.sums = moment["sums"]

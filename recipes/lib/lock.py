@@ -1,0 +1,106 @@
+"""One run in a folder at a time: a lock that ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from recipes.lib.errors import UserError
+
+NAME = "run.lock"
+_held: dict[Path, IO[str]] = {}
+
+
+def take(folder: Path) -> None:
+    """Take a run folder for this process.
+
+    Args:
+        folder: The folder, which is there.
+
+    Raises:
+        UserError: Another process has it. What a process that died left behind is no lock.
+    """
+    path = folder.resolve() / NAME
+    while path.parent not in _held:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read()
+            file.close()
+            if isinstance(error, (BlockingIOError, PermissionError)):
+                raise UserError(_refusal(folder, holder)) from error
+            return  # a file system without locks
+        if not _is_at(file, path):  # its holder has deleted it in the meantime
+            file.close()
+            continue
+        try:
+            file.truncate(0)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now})
+            file.write(holder + "\n")
+            file.flush()
+        except OSError:  # a full disk
+            with suppress(OSError):
+                file.close()
+            raise
+        _held[path.parent] = file
+
+
+def refuse_if_taken(folder: Path) -> None:
+    """Look whether another process has a run folder, and change nothing.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: It has.
+    """
+    path = folder.resolve() / NAME
+    if path.parent in _held or not path.exists():
+        return
+    with path.open("r+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(_refusal(folder, file.read())) from error
+        except OSError:
+            return  # a file system without locks
+
+
+def release(folder: Path) -> None:
+    """Give a run folder back, if this process has it."""
+    file = _held.pop(folder.resolve(), None)
+    if file is not None:
+        with suppress(OSError):
+            if _is_at(file, Path(file.name)):
+                Path(file.name).unlink()
+        file.close()
+
+
+def holds(folder: Path) -> bool:
+    """Whether this process has a run folder."""
+    return folder.resolve() in _held
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _refusal(folder: Path, text: str) -> str:
+    try:
+        holder = json.loads(text)
+        who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"output_dir={folder} is in use by {who}; wait for it, or choose another output_dir."

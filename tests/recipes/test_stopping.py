@@ -1,0 +1,203 @@
+"""A signal ends a run with a checkpoint, and the resumed run is the unbroken one, bit for bit."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from recipes import dpo, kto, ppo, reward, sft
+from recipes.lib import progress
+from recipes.lib.arguments import parse
+from recipes.lib.checkpoints import fault, numbered
+from recipes.lib.ppo import collect
+from recipes.lib.runs import read_jsonl
+from recipes.lib.stopping import Stopped
+from tests.tiny_runs import FAST, LORA, write
+
+RECIPES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}
+PAIRS = [
+    {"prompt": f"the {subject}", "chosen": f" {verb} happy .", "rejected": f" {verb} sad today ."}
+    for subject in ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")
+    for verb in ("was", "sat", "ran", "is")
+]
+# Between two logs; accumulation; random numbers in every step; in a later pass over the rows.
+COMMON = FAST | {
+    "logging_steps": 3,
+    "max_steps": 10,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-2,
+    "test_fraction": 0.25,
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+}
+ROLLOUTS = {
+    "total_episodes": 40,
+    "rollout_batch_size": 8,
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 1,
+    "per_device_train_batch_size": 2,
+    "max_completion_length": 6,
+    "target_kl": 1.0,
+    "normalize_rewards": True,
+    "log_completions": True,
+}
+REWARD = """
+def ends(completion_ids, **_):
+    return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
+"""
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    write(tmp_path / "pairs.jsonl", PAIRS)
+    sides = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
+    write(tmp_path / "sft.jsonl", sides)
+    write(tmp_path / "ppo.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
+    (tmp_path / "rewards.py").write_text(REWARD)
+    return tmp_path
+
+
+def train(recipe: str, folder: Path, name: str, **more: Any) -> None:
+    data = {"sft": "sft", "ppo": "ppo"}.get(recipe, "pairs")
+    values = COMMON | {
+        "model_name_or_path": str(folder / "tiny"),
+        "dataset_name": str(folder / f"{data}.jsonl"),
+        "output_dir": str(folder / name),
+    }
+    if recipe == "ppo":
+        values |= ROLLOUTS | {"reward_funcs": [f"{folder / 'rewards.py'}:ends"]}
+        del values["gradient_accumulation_steps"], values["max_steps"]  # they follow
+    RECIPES[recipe].run(parse(recipe, [], values | more))
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, event: str, number: int) -> None:
+    """Send this process a signal, once, at an event after so many steps."""
+    sent: list[int] = []
+
+    class Killing(progress.RunCallback):
+        def _send(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step and not sent:
+                sent.append(number)
+                os.kill(os.getpid(), number)
+
+    setattr(Killing, event, Killing._send)
+    monkeypatch.setattr(progress, "RunCallback", Killing)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """What was logged, without times."""
+    timeless = []
+    for row in read_jsonl(path):
+        kept = {k: v for k, v in row.items() if k != "seconds" and "time/" not in k}
+        timeless.append({k: v for k, v in kept.items() if not k.endswith(("runtime", "_second"))})
+    return timeless
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    expected = next(one.glob("final/*.safetensors"))
+    got = load_file(other / "final" / expected.name)
+    assert all(torch.equal(got[n], w) for n, w in load_file(expected).items())
+    assert rows(one / "metrics.jsonl") == rows(other / "metrics.jsonl") != []
+    if (one / "samples.jsonl").exists():
+        assert read_jsonl(one / "samples.jsonl") == read_jsonl(other / "samples.jsonl")
+
+
+DROPOUT = LORA | {"lora_dropout": 0.3, "disable_dropout": False}
+CASES = [  # recipe, steps, event, signal, settings
+    ("sft", 4, "on_step_begin", signal.SIGTERM, LORA | {"lora_dropout": 0.3}),
+    ("sft", 5, "on_substep_end", signal.SIGUSR1, {}),
+    ("sft", 8, "on_prediction_step", signal.SIGINT, {}),  # in the middle of an evaluation
+    ("reward", 5, "on_substep_end", signal.SIGTERM, {}),
+    ("reward", 4, "on_step_end", signal.SIGTERM, LORA | {"lora_dropout": 0.3}),
+    ("dpo", 7, "on_substep_end", signal.SIGTERM, {}),
+    ("dpo", 4, "on_prediction_step", signal.SIGTERM, {}),
+    ("kto", 5, "on_substep_end", signal.SIGTERM, {}),
+    ("ppo", 5, "on_step_begin", signal.SIGTERM, {"critic": "head"}),
+    ("ppo", 7, "on_step_end", signal.SIGUSR1, {"critic": "model"}),
+    ("ppo", 3, "on_substep_end", signal.SIGTERM, {"critic": "adapter"} | DROPOUT),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
+def test_a_run_that_a_signal_ended_goes_on_as_if_nothing_had_been(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, case: tuple[Any, ...]
+) -> None:
+    recipe, step, event, number, more = case
+    if more.get("critic") == "adapter":  # four micro-batches a step
+        more = more | {"per_device_train_batch_size": 1}
+    train(recipe, folder, "whole", **more)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step, event, number)
+        said = f"stopped by {signal.Signals(number).name}; .*checkpoint-{step} holds"
+        with pytest.raises(Stopped, match=said):
+            train(recipe, folder, "broken", **more)
+    assert [(s, fault(path)) for s, path in numbered(folder / "broken")] == [(step, None)]
+    train(recipe, folder, "broken", **more, resume=True)
+    assert_same_runs(folder / "whole", folder / "broken")
+
+
+def test_a_rollout_in_progress_is_abandoned_and_redone(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    plain = {"eval_strategy": "no"}
+    train("ppo", folder, "whole", **plain)
+    sampled = collect.sample
+    calls: list[int] = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            torch.rand(3)  # as a sampler with noise of its own would
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sampled(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, "sample", interrupted)
+        with pytest.raises(Stopped, match="checkpoint-4 holds where it stands"):
+            train("ppo", folder, "broken", **plain)
+    assert json.loads((folder / "broken/checkpoint-4/stream.json").read_text())["in_hand"] is False
+    train("ppo", folder, "broken", **plain, resume=True)
+    assert_same_runs(folder / "whole", folder / "broken")
+
+
+def test_before_the_first_step_there_is_nothing_to_save(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, 0, "on_train_begin", signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped by SIGTERM; no step was made since the start"):
+            train("sft", folder, "run")
+    assert numbered(folder / "run") == []
+    train("sft", folder, "run", resume=True)
+
+
+def test_handlers_are_those_of_before_when_training_is_over(folder: Path) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    train("sft", folder, "run")
+    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    class Twice(progress.RunCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(progress, "RunCallback", Twice)
+    with pytest.raises(KeyboardInterrupt):
+        train("sft", folder, "run")
+    assert numbered(folder / "run") == []

@@ -1,0 +1,84 @@
+"""Two runs in one folder: the second is refused; what a dead process left behind is no lock."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recipes.lib.errors import UserError
+from recipes.lib.lock import NAME, holds, release, take
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from recipes.lib.lock import take
+take(Path(sys.argv[1]))
+print("taken", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has the folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "taken\n"
+        yield child
+        child.kill()
+
+
+def test_a_second_run_is_refused_and_told_who_is_there(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(UserError, match=f"in use by process {other.pid} on .*; wait for it"):
+        take(tmp_path)
+    assert not holds(tmp_path)
+    release(tmp_path)  # what is not held is not given back
+    assert (tmp_path / NAME).exists()
+
+
+def test_a_killed_process_leaves_a_lock_that_is_recognised_as_stale(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == other.pid
+    take(tmp_path)
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    release(tmp_path)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_process_may_take_what_it_has_and_give_back_what_was_moved(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    take(run)
+    take(run)
+    run.rename(tmp_path / "moved")
+    release(run)
+    assert not holds(run)
+
+
+def test_the_command_refuses_a_folder_in_use_and_leaves_it_as_it_is(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("{}\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for way in ("--resume", "--overwrite"):
+        done = subprocess.run(
+            [sys.executable, "-m", "recipes.base", "--output_dir", str(tmp_path), way],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert f"is in use by process {other.pid}" in done.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
