@@ -17,13 +17,14 @@ Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, 2019
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
+from recipes.lib.reward_arguments import RewardArguments
 from recipes.lib.runs import (
     RunArguments,
     check_folder,
@@ -39,15 +40,8 @@ NUM_LAST = 3
 
 
 @dataclass(kw_only=True)
-class PPOArguments(RunArguments, DataArguments):
+class PPOArguments(RunArguments, DataArguments, RewardArguments):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
-
-    reward_funcs: list[str] = field(
-        metadata={
-            "help": "Rewards: runs, folders or Hub ids of reward models, functions as "
-            "file.py:function, or names of TRL's such as accuracy_reward."
-        }
-    )
 
 
 def arguments() -> tuple[type, ...]:
@@ -72,7 +66,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     going_on = goes_on(config.model)
     return PPOTrainer(
         model=load_adapted_policy(config.model) if going_on else load_policy(config.model),
-        reward_funcs=config.script.reward_funcs,
+        reward_funcs=config.script.rewards(),
         args=config.training,
         train_dataset=train,
         eval_dataset=test,

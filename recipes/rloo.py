@@ -21,27 +21,21 @@ Source: Ahmadian et al., Back to Basics, 2024, equation 7.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.guard import guarded
+from recipes.lib.reward_arguments import RewardArguments
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
 
 
 @dataclass(kw_only=True)
-class RLOOArguments(RunArguments, DataArguments):
+class RLOOArguments(RunArguments, DataArguments, RewardArguments):
     """Keys of the recipe beside those of RLOOConfig and ModelConfig."""
-
-    reward_funcs: list[str] = field(
-        metadata={
-            "help": "Rewards: runs, folders or Hub ids of reward models, functions as "
-            "file.py:function, or names of TRL's such as accuracy_reward."
-        }
-    )
 
 
 def arguments() -> tuple[type, ...]:
@@ -66,7 +60,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     name = model_args.model_name_or_path or ""
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    rewards = load_rewards(config.script.reward_funcs, training, tokenizer, train[0]["prompt"])
+    rewards = load_rewards(config.script.rewards(), training, tokenizer, train[0]["prompt"])
     trainer = make(
         RLOOTrainer,
         load_policy(model_args, trust_remote_code=trusted),

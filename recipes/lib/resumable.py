@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
-from contextlib import nullcontext
+import shutil
+import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,13 @@ import numpy as np
 import torch
 
 from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, fault, keep_newest, publish, seal
+from recipes.lib.errors import UserError
+from recipes.lib.failures import is_memory
+from recipes.lib.faults import dump
 from recipes.lib.runs import write_json
 from recipes.lib.stopping import Stop, Stopped, asked, disarm, interruptible, listening
 
+MOST_IN_A_ROW = 3  # steps without finite gradients
 CARRIED = "carried"  # carried_0.json of the first process, and so on
 # Sums of TRL's trainers since the last log, and of transformers'.
 OF_TRL = ("_metrics", "_total_train_tokens")
@@ -38,6 +45,8 @@ class Resumable:
     _writes_into: Path | None = None
     _moment: dict[str, Any] | None = None  # after the last finished step
     _owes_evaluation = False
+    _skipped = 0  # steps whose gradients were not finite
+    _in_a_row = 0
 
     # --- checkpoints that are whole
 
@@ -55,6 +64,9 @@ class Resumable:
                 clear(run / PARTIAL / name)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except Exception:
+            shutil.rmtree(run / PARTIAL, ignore_errors=True)  # it may be what fills the disk
+            raise
         finally:
             self._writes_into = None
         # Trainer looked for the best one beside the partial one.
@@ -88,6 +100,7 @@ class Resumable:
             "loss": self._tr_loss.item(),
             "last_logged": self._globalstep_last_logged,
             "owes_evaluation": self._owes_evaluation,
+            "skipped": [self._skipped, self._in_a_row],
         }
         if "_metrics" in carried:
             carried["_metrics"] = dict(carried["_metrics"]["train"])
@@ -106,6 +119,7 @@ class Resumable:
         self._tr_loss += carried["loss"]
         self._globalstep_last_logged = carried["last_logged"]
         self._owes_evaluation = carried["owes_evaluation"]
+        self._skipped, self._in_a_row = carried["skipped"]
         if self.state.best_model_checkpoint:  # the run may have been moved since
             best = Path(self.state.best_model_checkpoint).name
             self.state.best_model_checkpoint = str(Path(self.args.output_dir) / best)
@@ -143,6 +157,20 @@ class Resumable:
                 return super().train(*args, **kwargs)  # type: ignore[misc]
             except Stop as stop:
                 raise Stopped(f"stopped by {stop}; {self._save_where_it_stands()}") from None
+            except UserError as error:
+                self._refuse_but_keep(error)
+                raise
+            except Exception as error:
+                if is_memory(error):
+                    with suppress(Exception):  # there may be too little for that, too
+                        self._save_where_it_stands()
+                raise
+
+    def _refuse_but_keep(self, error: UserError) -> None:
+        # What a reward function did must not cost the steps since the last checkpoint.
+        if self._moment is not None:
+            told = str(error).rstrip(".")
+            raise UserError(f"{told}; {self._save_where_it_stands()}, --resume goes on.") from error
 
     def _save_where_it_stands(self) -> str:
         folder = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
@@ -188,7 +216,9 @@ class Resumable:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the batches of a step; a signal abandons that, in PPO with it a rollout."""
         with self._cut_short():
-            return super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+            batches = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        self._batches = batches[0]
+        return batches
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Forward and backward pass of a micro-batch; a signal abandons the step."""
@@ -202,10 +232,12 @@ class Resumable:
         with self._cut_short():
             return super()._evaluate(*args, **kwargs)  # type: ignore[misc]
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; what was logged counts, and is not abandoned any more."""
         disarm()
-        super().log(*args, **kwargs)  # type: ignore[misc]
+        if self._skipped and "loss" in logs:
+            logs["skipped_steps"] = self._skipped
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         stops = self.listens and self._all_stop()
@@ -216,6 +248,28 @@ class Resumable:
             self._moment = self.moment()
         if stops:
             raise Stop(asked() or "a signal to another process")
+
+    # --- gradients that are not finite
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        # With fp16 the scaler looks after it. Gradients are summed, so all processes see the same.
+        if norm is None or self.accelerator.scaler is not None or math.isfinite(float(norm)):
+            self._in_a_row = 0
+            return norm
+        self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+        folder = Path(self.args.output_dir) / "faults"
+        path = dump(self._batches, folder, self.state.global_step + 1, self.args.process_index)
+        told = f"step {self.state.global_step + 1}: gradients are not finite, so it is skipped"
+        if self.args.process_index == 0:
+            print(f"{told}; its batch is in {path}.", file=sys.stderr)
+        if self._in_a_row == MOST_IN_A_ROW:
+            raise UserError(
+                f"the gradients of {MOST_IN_A_ROW} steps in a row were not finite, the last batch "
+                f"is in {path}; lower learning_rate, or leave bf16 and fp16 out."
+            )
+        model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
+        return norm
 
     def _cut_short(self) -> Any:
         # Several processes wait for each other, so they stop together, at the end of a step.

@@ -16,14 +16,15 @@ from typing import Any
 import yaml
 
 from recipes.lib.errors import UserError
-from recipes.lib.lock import NAME, refuse_if_taken, release, take
+from recipes.lib.lock import NAME, refuse_if_taken, take
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir resume_from_checkpoint per_device_train_batch_size "
     "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
     "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
-    "dataloader_num_workers dataset_num_proc push_to_hub hub_model_id hub_token".split()
+    "reward_timeout reward_retries dataloader_num_workers dataset_num_proc push_to_hub "
+    "hub_model_id hub_token".split()
 )
 
 
@@ -163,10 +164,10 @@ def _refuse_links(path: Path) -> None:
 def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
     try:
         if is_run(path):
-            take(path)
             if resume:
+                take(path)
                 return
-            release(path)
+            refuse_if_taken(path)
             move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
         take(path)

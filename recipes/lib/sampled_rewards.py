@@ -163,7 +163,7 @@ class SampleWriter(TrainerCallback):
 
 
 def load_rewards(
-    reward_funcs: Sequence[str], training: Any, tokenizer: Any, prompt: Any
+    reward_funcs: Sequence[Any], training: Any, tokenizer: Any, prompt: Any
 ) -> SampledRewards:
     """Load the rewards of a run, before its policy.
 

@@ -242,7 +242,7 @@ OF_LOGPS = [
         9,
         "nobody looks at the first ratio",
         UNMOVED,
-        "if not off <= allowed:",
+        "if off > allowed:",
         "if False:",
         "trainer",
     ),

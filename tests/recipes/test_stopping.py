@@ -1,6 +1,7 @@
 """A signal ends a run with a checkpoint, and the resumed run is the unbroken one, bit for bit."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -15,9 +16,10 @@ from transformers import (
 )
 
 from recipes import dpo, kto, ppo, reward, sft
-from recipes.lib import progress
+from recipes.lib import patient_rewards, progress
 from recipes.lib.arguments import parse
 from recipes.lib.checkpoints import fault, numbered
+from recipes.lib.errors import UserError
 from recipes.lib.ppo import collect
 from recipes.lib.runs import read_jsonl
 from recipes.lib.stopping import Stopped
@@ -201,3 +203,92 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch, folder: 
     with pytest.raises(KeyboardInterrupt):
         train("sft", folder, "run")
     assert numbered(folder / "run") == []
+
+
+@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+def test_a_step_without_finite_gradients_is_skipped_counted_and_its_batch_kept(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    recipe: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: dict[int, torch.Tensor] = {}
+
+    class Poison(progress.RunCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            weight = next(p for p in given["model"].parameters() if p.requires_grad)
+            seen[state.global_step] = weight.detach().clone()
+            if state.global_step in {1, 2}:
+                handle = weight.register_hook(lambda gradient: gradient * math.nan)
+                self.handle = handle
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in {2, 3}:
+                self.handle.remove()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "RunCallback", Poison)
+        train(recipe, folder, "run", logging_steps=1)
+    assert torch.equal(seen[1], seen[2])  # not even weight decay moved it
+    assert torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[3], seen[4])
+    said = capsys.readouterr().err
+    assert "step 2: gradients are not finite, so it is skipped; its batch is in " in said
+    kept = load_file(folder / "run/faults/step-2-process-0.safetensors")
+    name = "0.input_ids" if recipe == "sft" else "0.completion_ids"
+    assert kept[name].shape[0] == (4 if recipe == "sft" else 2)
+    logged = [row for row in rows(folder / "run/metrics.jsonl") if "loss" in row]
+    assert [row.get("skipped_steps", 0) for row in logged[:4]] == [0, 1, 2, 2]
+
+
+def test_three_in_a_row_stop_the_run_which_goes_on_from_there(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    train("ppo", folder, "whole")
+
+    class Poison(progress.RunCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            weight = next(p for p in given["model"].parameters() if p.requires_grad)
+            if state.global_step == 4:
+                weight.register_hook(lambda gradient: gradient * math.inf)
+
+    said = "3 steps in a row were not finite, .*faults/step-7-process-0.safetensors; lower"
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "RunCallback", Poison)
+        with pytest.raises(UserError, match=said + ".*checkpoint-6 holds where it stands"):
+            train("ppo", folder, "broken")
+    train("ppo", folder, "broken", resume=True)
+
+
+def test_a_reward_that_fails_in_the_middle_costs_no_step(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(patient_rewards, "BACKOFF", 0.01)
+    plain = {"eval_strategy": "no", "reward_retries": 1}
+    train("ppo", folder, "whole", **plain)
+    (folder / "rewards.py").write_text(
+        REWARD.replace("    return", "    calls.append(1)\n    if len(calls) > 2:\n"
+        "        raise ConnectionResetError('the endpoint is gone')\n    return") + "calls = []\n"
+    )  # fmt: skip
+    said = (
+        "ends failed 2 times, .*the endpoint is gone; .*checkpoint-4 holds where it stands, --res"
+    )
+    with pytest.raises(UserError, match=said):
+        train("ppo", folder, "broken", **plain)
+    (folder / "rewards.py").write_text(REWARD)
+    train("ppo", folder, "broken", **plain, resume=True)
+    assert_same_runs(folder / "whole", folder / "broken")
+
+
+def test_a_reward_that_hangs_is_killed_and_the_run_is_the_same(folder: Path) -> None:
+    plain = {"eval_strategy": "no"}
+    train("ppo", folder, "whole", **plain)
+    (folder / "rewards.py").write_text(
+        REWARD.replace("    return", "    if turn() == 2:\n        time.sleep(60)\n    return")
+        + "import time\nfrom pathlib import Path\nCOUNT = Path(__file__).with_name('count')\n"
+        "def turn():\n    number = int(COUNT.read_text()) + 1 if COUNT.exists() else 1\n"
+        "    COUNT.write_text(str(number))\n    return number\n"
+    )
+    train("ppo", folder, "run", **plain, reward_timeout=2.0)
+    assert (folder / "count").read_text() == "6"  # five rollouts, one of them asked about twice
+    assert_same_runs(folder / "whole", folder / "run")

@@ -11,6 +11,7 @@ Source:
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -164,15 +165,15 @@ class PPOTrainer(Resumable, Trainer):
             with_entropy_gradient=bool(args.entropy_coef),
         )
         if inputs["is_first_step"] and args.disable_dropout:
-            dtype = forward_dtype(args, self.actor_critic.policy)
-            check_unmoved(logps_BC, inputs, dtype)
+            check_unmoved(logps_BC, inputs, forward_dtype(args, self.actor_critic.policy))
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
-        for name, share in shares.items():
-            self.sums[name] = self.sums.get(name, 0.0) + share
-        num_tokens = int((inputs["prompt_mask"].sum() + mask_BC.sum()).item())
-        self.clock.count("training", num_tokens * args.world_size)
+        if all(map(math.isfinite, shares.values())):
+            for name, share in shares.items():
+                self.sums[name] = self.sums.get(name, 0.0) + share
+        num_tokens = (inputs["prompt_mask"].sum() + mask_BC.sum()).item()
+        self.clock.count("training", int(num_tokens) * args.world_size)
         # DDP takes the mean over processes, and the parts of a step are to be added.
         return loss * args.world_size
 
@@ -184,8 +185,10 @@ class PPOTrainer(Resumable, Trainer):
         self.state.epoch = episodes / (len(self.train_dataset) * args.num_generations)
         if is_update:
             logs |= self._update_metrics() | self.collector.metrics | {"episode": episodes}
-            logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
-            logs |= self.clock.take() | self._check_health(logs)
+            logs |= self.clock.take()
+            if "loss/policy_avg" in logs:  # not where every step was skipped
+                logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
+                logs |= self._check_health(logs)
         super().log(logs, start_time)
         if is_update and args.log_completions and args.should_save:
             append_samples(Path(args.output_dir), self.state.global_step, self.collector.samples)
@@ -201,14 +204,14 @@ class PPOTrainer(Resumable, Trainer):
     def _total_sums(self) -> dict[str, float]:
         """Sums of the updates since the last log, those of all processes added up."""
         names = sorted(self.sums)
-        sums = [self.sums[n] for n in names]
         # float64, or a checkpoint between two logs would round them
-        totals = torch.tensor(sums, device=self.args.device, dtype=torch.float64)
+        totals = torch.tensor([self.sums[n] for n in names], dtype=torch.float64)
+        totals = totals.to(self.args.device)
         return dict(zip(names, self.accelerator.reduce(totals, "sum").tolist(), strict=True))
 
     def _update_metrics(self) -> dict[str, float]:
         metrics, self.sums = self._total_sums(), {}
-        steps = metrics.pop("steps")
+        steps = metrics.pop("steps", 0.0)  # those whose loss was finite
         return {name: value / steps for name, value in metrics.items()}
 
     def evaluate(
@@ -228,8 +231,7 @@ class PPOTrainer(Resumable, Trainer):
             Mean score, KL (nats per completion) and length at the temperature of training, and the
             mean score of the most probable completions.
         """
-        data = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if data is None:
+        if (data := eval_dataset if eval_dataset is not None else self.eval_dataset) is None:
             raise UserError("evaluation needs prompts; give eval_dataset.")
         if isinstance(data, dict):
             parts = [self.evaluate(d, None, f"{metric_key_prefix}_{n}") for n, d in data.items()]
@@ -245,9 +247,8 @@ class PPOTrainer(Resumable, Trainer):
         return metrics
 
     def _prompts(self, data: Dataset) -> Prompts:
-        kwargs = self.args.chat_template_kwargs
+        args, kwargs = self.args, self.args.chat_template_kwargs
         kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-        args = self.args
         prompts = tokenize_prompts(data, self.processing_class, args.max_prompt_length, kwargs)
         check_context(prompts, self.actor_critic.config, args.max_completion_length)
         return prompts
