@@ -141,6 +141,14 @@ class Resumable:
             metrics = self._evaluate(None, None)
             self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+            return
+        # Trainer would make a step before it sees that the checkpoint is of the last one.
+        self._load_rng_state(kwargs["resume_from_checkpoint"])
+        self.control.should_training_stop = True
+
     # --- signals
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,21 @@ def test_a_run_that_a_signal_ended_goes_on_as_if_nothing_had_been(
     assert [(s, fault(path)) for s, path in numbered(folder / "broken")] == [(step, None)]
     train(recipe, folder, "broken", **more, resume=True)
     assert_same_runs(folder / "whole", folder / "broken")
+
+
+@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+def test_from_the_checkpoint_of_the_last_step_no_further_step_is_made(
+    folder: Path, recipe: str
+) -> None:
+    more = {"save_strategy": "steps", "save_steps": 5, "lr_scheduler_type": "constant"}
+    train(recipe, folder, "whole", **more)
+    shutil.copytree(folder / "whole", folder / "cut")
+    for name in ("lineage.json", "summary.json", "report.html"):
+        (folder / "cut" / name).unlink()
+    shutil.rmtree(folder / "cut/final")
+    assert numbered(folder / "cut")[-1][0] == 10
+    train(recipe, folder, "cut", **more, resume=True)
+    assert_same_runs(folder / "whole", folder / "cut")
 
 
 def test_a_rollout_in_progress_is_abandoned_and_redone(
