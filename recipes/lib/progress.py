@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from recipes.lib.runs import read_jsonl, write_jsonl
 from recipes.lib.trust import keep_secret
@@ -15,7 +15,7 @@ from recipes.lib.trust import keep_secret
 TOTALS = ("train_runtime", "train_loss", "total_flos")
 
 
-class RunCallback(TrainerCallback, ExportableState):
+class RunCallback(TrainerCallback):
     """Appends every log to metrics.jsonl.
 
     Args:
@@ -25,11 +25,6 @@ class RunCallback(TrainerCallback, ExportableState):
     def __init__(self, path: Path) -> None:
         self.metrics = path / "metrics.jsonl"
         self.start = time.monotonic()
-        self.num_rows = 0
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the rows at that time."""
-        return {"args": {}, "attributes": {"num_rows": self.num_rows}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -42,10 +37,8 @@ class RunCallback(TrainerCallback, ExportableState):
             write_jsonl(samples, _seen(samples, state.global_step))
         kept = _seen(self.metrics, state.global_step) if self.metrics.exists() else []
         if state.global_step >= state.max_steps:  # what came after training comes again
-            known = state.stateful_callbacks.get(type(self).__name__, {})
-            kept = kept[: known.get("attributes", {}).get("num_rows", len(kept))]
+            kept = kept[: len(state.log_history)]
         write_jsonl(self.metrics, kept)
-        self.num_rows = len(kept)
         self.start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
     def on_log(
@@ -62,7 +55,6 @@ class RunCallback(TrainerCallback, ExportableState):
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 3)}
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row | logs) + "\n")
-        self.num_rows += 1
 
 
 def _seen(path: Path, step: int) -> list[dict[str, Any]]:

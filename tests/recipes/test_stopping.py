@@ -19,7 +19,7 @@ from transformers import (
 from recipes import dpo, kto, ppo, reward, sft
 from recipes.lib import patient_rewards, progress
 from recipes.lib.arguments import parse
-from recipes.lib.checkpoints import fault, numbered
+from recipes.lib.checkpoints import fault, newest_good, numbered
 from recipes.lib.errors import UserError
 from recipes.lib.ppo import collect
 from recipes.lib.runs import read_jsonl
@@ -308,3 +308,65 @@ def test_a_reward_that_hangs_is_killed_and_the_run_is_the_same(folder: Path) -> 
     train("ppo", folder, "run", **plain, reward_timeout=2.0)
     assert (folder / "count").read_text() == "6"  # five rollouts, one of them asked about twice
     assert_same_runs(folder / "whole", folder / "run")
+
+
+def test_a_run_that_was_moved_goes_on_and_finds_its_best_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # so that it is an early one
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "save_total_limit": 1,
+    }
+    train("sft", folder, "whole", **best)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 9, "on_step_begin", signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train("sft", folder, "broken", **best)
+    assert [step for step, _ in numbered(folder / "broken")] == [4, 9]  # the best and the newest
+    (folder / "elsewhere").mkdir()
+    (folder / "broken").rename(folder / "elsewhere/moved")
+    for number, path in numbered(folder / "elsewhere/moved"):
+        os.utime(path, (10.0**9 - number, 10.0**9 - number))  # as if the clock had gone back
+    train("sft", folder, "elsewhere/moved", **best, resume=True)
+    assert_same_runs(folder / "whole", folder / "elsewhere/moved")
+    kept = load_file(folder / "elsewhere/moved/checkpoint-4/model.safetensors")
+    final = load_file(folder / "elsewhere/moved/final/model.safetensors")
+    assert all(torch.equal(final[name], weight) for name, weight in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "room"),
+    [("on_step_end", 6, 0), ("on_step_end", 7, 40_000), ("on_train_end", 10, 0)],
+    ids=["metrics", "checkpoint", "final"],
+)
+def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on_with_room(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    small_disk: Path,
+    event: str,
+    step: int,
+    room: int,
+) -> None:
+    more = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 1, "logging_steps": 1}
+    train("ppo", folder, "whole", **more)
+
+    class Filling(progress.RunCallback):
+        def _fill(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                disk = os.statvfs(small_disk)
+                (small_disk / "filler").write_bytes(bytes(disk.f_bavail * disk.f_frsize - room))
+
+    setattr(Filling, event, Filling._fill)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "RunCallback", Filling)
+        with pytest.raises(UserError, match="the disk is full or read-only; make room and go on"):
+            train("ppo", folder, "disk/run", **more)
+    good, told = newest_good(small_disk / "run")
+    assert (good, told) == (small_disk / f"run/checkpoint-{10 if step == 10 else 4}", [])
+    (small_disk / "filler").unlink()
+    train("ppo", folder, "disk/run", **more, resume=True)
+    assert_same_runs(folder / "whole", small_disk / "run")

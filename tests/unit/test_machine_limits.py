@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,22 +27,7 @@ def place(
     return tmp_path
 
 
-@pytest.fixture
-def small_disk(place: Path) -> Iterator[Path]:
-    """A file system of 2 MB, mounted where the superuser may do so."""
-    disk = place / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    try:
-        done = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("a file system cannot be mounted here")
-    if done.returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
+@pytest.mark.usefixtures("place")
 def test_a_read_only_folder_is_told_before_anything_is_loaded(
     small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +39,7 @@ def test_a_read_only_folder_is_told_before_anything_is_loaded(
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("room", [0, 60_000])
 def test_a_full_disk_is_told_and_leaves_no_half_model(
     room: int, small_disk: Path, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,129 @@
+"""Two real processes of the recipe: one dies, or both are told to stop; the run goes on later."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from recipes.lib.checkpoints import fault, numbered
+from recipes.lib.runs import read_jsonl
+from tests.tiny_runs import flags, write
+
+ROOT = Path(__file__).parent.parent.parent
+REWARD = """
+import os, signal, time
+from pathlib import Path
+HERE = Path(__file__).parent
+calls = []
+
+def ends(completion_ids, **_):
+    calls.append(1)
+    if len(calls) == 2:
+        for name, act in ACTS.items():
+            if (HERE / f"{name}.now").exists():
+                act()
+    return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
+
+def die():
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def wait():
+    (HERE / ("waiting" + os.environ["RANK"])).touch()
+    time.sleep(2.0)
+
+ACTS = {"die": die, "wait": wait}
+"""
+PPO: dict[str, Any] = {
+    "total_episodes": 64,
+    "rollout_batch_size": 16,
+    "num_ppo_epochs": 1,
+    "num_mini_batches": 2,
+    "per_device_train_batch_size": 4,
+    "max_completion_length": 6,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 2,
+    "learning_rate": 1e-2,
+    "log_completions": True,
+}
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    write(tmp_path / "rows.jsonl", [{"prompt": f"the {w}"} for w in ("cat", "dog", "sun", "rain")])
+    (tmp_path / "rewards.py").write_text(REWARD)
+    return tmp_path
+
+
+def start(folder: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    values = PPO | {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
+    words = flags(values | {"output_dir": name})
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "recipes.ppo", *words, *more],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path) -> None:
+    whole = start(folder, "whole")
+    said = whole.communicate(timeout=120)[0]
+    assert whole.returncode == 0, said[-3000:]
+
+    (folder / "die.now").touch()
+    broken = start(folder, "run")
+    said = broken.communicate(timeout=60)[0]  # the other one does not wait for it for ever
+    assert broken.returncode != 0
+    assert "Signal 9 (SIGKILL)" in said
+    assert newest(folder) == (2, None)
+    (folder / "die.now").unlink()
+
+    (folder / "wait.now").touch()
+    broken = start(folder, "run", "--resume")
+    while not all((folder / f"waiting{rank}").exists() for rank in (0, 1)):
+        assert broken.poll() is None
+        time.sleep(0.05)
+    broken.send_signal(signal.SIGTERM)
+    said = broken.communicate(timeout=30)[0]
+    assert broken.returncode != 0
+    assert "run/checkpoint-5 holds where it stands; go on with --resume." in said
+    assert newest(folder) == (5, None)
+    (folder / "wait.now").unlink()
+
+    resumed = start(folder, "run", "--resume")
+    said = resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0, said[-3000:]
+    expected = load_file(folder / "whole/final/model.safetensors")
+    got = load_file(folder / "run/final/model.safetensors")
+    assert all(torch.equal(got[name], weight) for name, weight in expected.items())
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert timeless(folder / "run" / name) == timeless(folder / "whole" / name)
+
+
+def newest(folder: Path) -> tuple[int, str | None]:
+    step, checkpoint = numbered(folder / "run")[-1]
+    return step, fault(checkpoint)
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in row.items() if k != "seconds" and "time/" not in k}
+        for row in read_jsonl(path)
+    ]
