@@ -62,6 +62,7 @@ class SampledRewards:
         self.prompt_ids: list[list[int]] = []
         self.texts: list[str] = []
         self.said: dict[int, list[float]] = {}
+        self.carried: list[dict[str, Any]] = []  # samples of a generation before a resume
         self.functions = [self._called(i, function) for i, function in enumerate(functions)]
 
     def _called(self, index: int, function: RewardFunction) -> RewardFunction:
@@ -118,7 +119,7 @@ class SampledRewards:
             Rows of prompt, completion, score (the weighted sum) and num_tokens.
         """
         if len(self.said) < len(self.names):
-            return []
+            return self.carried
         rows = []
         for row, text in enumerate(self.texts[:NUM_KEPT]):
             said = [(self.weights[i], values[row]) for i, values in sorted(self.said.items())]
@@ -205,6 +206,7 @@ def keep_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
         path: The run folder.
     """
     if rewards.is_kept:
+        trainer.rewards = rewards
         trainer.add_callback(SampleWriter(rewards, path))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from recipes.lib.errors import UserError
 from recipes.lib.resumable import Resumable
+from recipes.lib.resumable_sampling import ResumableSampling
 
 
 def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> Any:
@@ -46,7 +47,9 @@ def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> A
 
 def resumable(trainer_class: Any) -> Any:
     """A class of TRL's trainers whose runs lose nothing, under the same name."""
-    return type(trainer_class.__name__, (Resumable, trainer_class), {})
+    samples = hasattr(trainer_class, "_generate_and_score_completions")
+    mixin = ResumableSampling if samples else Resumable
+    return type(trainer_class.__name__, (mixin, trainer_class), {})
 
 
 def _sentence(error: ValueError) -> str:

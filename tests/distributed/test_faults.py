@@ -1,6 +1,7 @@
 """Two real processes of the recipe: one dies, or both are told to stop; the run goes on later."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recipes.lib.arguments import launch
 from recipes.lib.checkpoints import fault, numbered
 from recipes.lib.runs import read_jsonl
 from tests.tiny_runs import flags, write
@@ -68,12 +70,15 @@ def folder(
     return tmp_path
 
 
+def words(name: str, *more: str) -> list[str]:
+    values = {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
+    return [*flags(PPO | values | {"output_dir": name}), *more]
+
+
 def start(folder: Path, name: str, *more: str) -> subprocess.Popen[str]:
-    values = PPO | {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
-    words = flags(values | {"output_dir": name})
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "recipes.ppo", *words, *more],
+        [sys.executable, *launcher, "-m", "recipes.ppo", *words(name, *more)],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -107,12 +112,18 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
     assert newest(folder) == (5, None)
     (folder / "wait.now").unlink()
 
+    shutil.copytree(folder / "run", folder / "alone")
     resumed = start(folder, "run", "--resume")
     said = resumed.communicate(timeout=120)[0]
     assert resumed.returncode == 0, said[-3000:]
     expected = load_file(folder / "whole/final/model.safetensors")
     got = load_file(folder / "run/final/model.safetensors")
     assert all(torch.equal(got[name], weight) for name, weight in expected.items())
+    with pytest.MonkeyPatch.context() as patch:  # and on one process, up to rounding
+        patch.chdir(folder)
+        assert launch("ppo", words("alone", "--resume")) == 0
+    got = load_file(folder / "alone/final/model.safetensors")
+    assert all(torch.allclose(got[name], w, atol=1e-5) for name, w in expected.items())
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert timeless(folder / "run" / name) == timeless(folder / "whole" / name)
 

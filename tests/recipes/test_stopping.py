@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes import dpo, kto, ppo, reward, sft
+from recipes import dpo, grpo, kto, ppo, reward, rloo, sft
 from recipes.lib import patient_rewards, progress
 from recipes.lib.arguments import parse
 from recipes.lib.checkpoints import fault, newest_good, numbered
@@ -27,6 +27,8 @@ from recipes.lib.stopping import Stopped
 from tests.tiny_runs import FAST, LORA, write
 
 RECIPES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}
+RECIPES |= {"rloo": rloo, "grpo": grpo}
+SAMPLING = ("ppo", "rloo", "grpo")
 PAIRS = [
     {"prompt": f"the {subject}", "chosen": f" {verb} happy .", "rejected": f" {verb} sad today ."}
     for subject in ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")
@@ -54,6 +56,16 @@ ROLLOUTS = {
     "normalize_rewards": True,
     "log_completions": True,
 }
+GENERATIONS = {
+    "num_generations": 4,
+    "steps_per_generation": 4,
+    "num_iterations": 2,
+    "per_device_train_batch_size": 4,
+    "max_steps": 26,
+    "beta": 0.1,
+    "log_completions": True,
+    "eval_strategy": "no",
+}
 REWARD = """
 def ends(completion_ids, **_):
     return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
@@ -75,14 +87,18 @@ def folder(
 
 
 def train(recipe: str, folder: Path, name: str, **more: Any) -> None:
-    data = {"sft": "sft", "ppo": "ppo"}.get(recipe, "pairs")
+    data = {"sft": "sft"}.get(recipe, "ppo" if recipe in SAMPLING else "pairs")
     values = COMMON | {
         "model_name_or_path": str(folder / "tiny"),
         "dataset_name": str(folder / f"{data}.jsonl"),
         "output_dir": str(folder / name),
     }
+    if recipe in SAMPLING:
+        values |= {"reward_funcs": [f"{folder / 'rewards.py'}:ends"], "max_completion_length": 6}
+    if recipe in ("rloo", "grpo"):  # two generations in a pass over the prompts
+        values |= GENERATIONS
     if recipe == "ppo":
-        values |= ROLLOUTS | {"reward_funcs": [f"{folder / 'rewards.py'}:ends"]}
+        values |= ROLLOUTS
         del values["gradient_accumulation_steps"], values["max_steps"]  # they follow
     RECIPES[recipe].run(parse(recipe, [], values | more))
 
@@ -106,7 +122,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
     timeless = []
     for row in read_jsonl(path):
         kept = {k: v for k, v in row.items() if k != "seconds" and "time/" not in k}
-        timeless.append({k: v for k, v in kept.items() if not k.endswith(("runtime", "_second"))})
+        times = ("runtime", "_second", "step_time")
+        timeless.append({k: v for k, v in kept.items() if not k.endswith(times)})
     return timeless
 
 
@@ -132,6 +149,10 @@ CASES = [  # recipe, steps, event, signal, settings
     ("ppo", 5, "on_step_begin", signal.SIGTERM, {"critic": "head"}),
     ("ppo", 7, "on_step_end", signal.SIGUSR1, {"critic": "model"}),
     ("ppo", 3, "on_substep_end", signal.SIGTERM, {"critic": "adapter"} | DROPOUT),
+    ("rloo", 3, "on_substep_end", signal.SIGTERM, {}),  # in the middle of a generation
+    ("rloo", 22, "on_step_end", signal.SIGTERM, {}),  # in the second pass over the prompts
+    ("grpo", 20, "on_substep_end", signal.SIGTERM, {}),  # between two generations
+    ("grpo", 25, "on_step_end", signal.SIGTERM, LORA | {"eval_strategy": "steps"}),
 ]
 
 
@@ -190,6 +211,25 @@ def test_a_rollout_in_progress_is_abandoned_and_redone(
     assert json.loads((folder / "broken/checkpoint-4/stream.json").read_text())["in_hand"] is False
     train("ppo", folder, "broken", **plain, resume=True)
     assert_same_runs(folder / "whole", folder / "broken")
+
+
+def test_with_another_micro_batch_the_same_episodes_make_the_same_updates(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    train("ppo", folder, "whole")
+    with monkeypatch.context() as patch:
+        kill_at(patch, 5, "on_step_begin", signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train("ppo", folder, "broken")
+    train("ppo", folder, "broken", per_device_train_batch_size=4, resume=True)
+    expected = load_file(folder / "whole/final/model.safetensors")
+    got = load_file(folder / "broken/final/model.safetensors")
+    assert all(torch.allclose(got[name], w, atol=1e-5) for name, w in expected.items())
+    said = [
+        [(row["episode"], row["completion"], row["score"]) for row in read_jsonl(path)]
+        for path in (folder / "whole/samples.jsonl", folder / "broken/samples.jsonl")
+    ]
+    assert said[0] == said[1]
 
 
 def test_before_the_first_step_there_is_nothing_to_save(

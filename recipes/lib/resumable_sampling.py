@@ -1,0 +1,61 @@
+"""What TRL's RLOO and GRPO lack for a resume that is exact: the completions in hand, the order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.lib.resumable import Resumable
+
+BUFFER = "completions"  # completions_0.pt of the first process, and so on
+
+
+class ResumableSampling(Resumable):
+    """Mixin for a trainer that uses a batch of completions for several steps."""
+
+    rewards: Any = None  # the SampledRewards, where samples are kept
+    _sampler: Any = None
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        self._sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The sampler draws one permutation after the other. A resumed run has to draw those of
+        # the passes before, too, or each pass would begin with the order of the first one.
+        generator = getattr(self._sampler, "generator", None)
+        if generator is not None:
+            generator.manual_seed(self._sampler.seed)
+            for _ in range(kwargs["epoch"]):
+                torch.randperm(self._sampler.num_samples, generator=generator)
+        super()._run_epoch(*args, **kwargs)
+
+    def save_state_into(self, folder: Path) -> None:
+        """With what Trainer forgets, keep the completions that are not used up."""
+        super().save_state_into(folder)
+        every = self.args.steps_per_generation * self.num_iterations  # type: ignore[attr-defined]
+        in_hand = self._buffered_inputs if self._step % every else None
+        path = folder / f"{BUFFER}_{self.args.process_index}.pt"
+        samples = self.rewards.samples() if self.rewards else []
+        torch.save({"step": self._step, "in_hand": in_hand, "samples": samples}, path)
+
+    def load_state_from(self, folder: Path) -> None:
+        """Take them up again; of another number of processes they would not be the right ones."""
+        super().load_state_from(folder)
+        path = folder / f"{BUFFER}_{self.args.process_index}.pt"
+        if path.is_file():
+            state = torch.load(path, weights_only=True, map_location=self.args.device)
+            self._step, self._buffered_inputs = state["step"], state["in_hand"]
+            if self.rewards:
+                self.rewards.carried = state["samples"]
+
+    def moment(self) -> dict[str, Any]:
+        """What changes within a step, with the completions in hand."""
+        return super().moment() | {"completions": (self._step, self._buffered_inputs)}
+
+    def go_back_to(self, moment: dict[str, Any]) -> None:
+        """Undo what an abandoned step sampled."""
+        super().go_back_to(moment)
+        self._step, self._buffered_inputs = moment["completions"]
