@@ -44,6 +44,9 @@ class Resumable:
     listens = False  # whether signals end a training with a checkpoint; recipes set it
     _writes_into: Path | None = None
     _moment: dict[str, Any] | None = None  # after the last finished step
+    # Trainer's own; here for a trainer that is saved before it has trained.
+    _tr_loss: Any = torch.tensor(0.0)
+    _globalstep_last_logged = 0
     _owes_evaluation = False
     _skipped = 0  # steps whose gradients were not finite
     _in_a_row = 0
@@ -116,7 +119,7 @@ class Resumable:
         if not path.is_file():
             return
         carried = json.loads(path.read_text(encoding="utf-8"))
-        self._tr_loss += carried["loss"]
+        self._tr_loss = self._tr_loss + carried["loss"]
         self._globalstep_last_logged = carried["last_logged"]
         self._owes_evaluation = carried["owes_evaluation"]
         self._skipped, self._in_a_row = carried["skipped"]

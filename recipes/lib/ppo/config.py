@@ -148,11 +148,11 @@ class PPOConfig(TrainingArguments):
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
 
     # Critic and policy.
-    critic: str = field(
-        default="head",
+    critic: str | None = field(
+        default=None,
         metadata={
             "help": "head: a value head on the policy's trunk; adapter: an adapter of its own on "
-            "the policy's base; model: a model of its own.",
+            "the policy's base; model: a model of its own. Default: adapter under LoRA, else head.",
             "choices": ["head", "adapter", "model"],
         },
     )
@@ -257,7 +257,7 @@ class PPOConfig(TrainingArguments):
         self._refuse_unless(self.kl_estimator == "k1", "kl_estimator", biased)
         named = self.critic_model_name_or_path
         reason = f"needs critic=model or critic=adapter, not critic={self.critic}"
-        has_place = named is None or self.critic != "head"
+        has_place = named is None or self.critic in (None, "adapter", "model")
         self._refuse_unless(has_place, "critic_model_name_or_path", reason)
 
     def _refuse_unless(self, is_right: bool, key: str, reason: str) -> None:

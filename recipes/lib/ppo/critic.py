@@ -22,6 +22,25 @@ CRITIC_HASTE = 3.0  # what the critic knows lags behind the policy, so it learns
 UNITS = ("value_offset", "value_scale")
 
 
+def chosen_critic(args: PPOConfig, under_lora: bool) -> str:
+    """Which critic a run has.
+
+    Args:
+        args: The configuration.
+        under_lora: Whether an adapter is trained.
+
+    Returns:
+        What was asked for. Else the adapter, which learns better than the head and costs little
+        memory (docs/benchmarks/critics.md); without LoRA the head, which costs least, or a model
+        where one is named.
+    """
+    if args.critic is not None:
+        return args.critic
+    if under_lora:
+        return "adapter"
+    return "head" if args.critic_model_name_or_path is None else "model"
+
+
 def make_critic(policy: Any, args: PPOConfig) -> Any:
     """Make the critic that the configuration asks for.
 

@@ -12,7 +12,7 @@ from recipes.lib.adapters import POLICY, REFERENCE
 from recipes.lib.backbone import ActorCritic, disable_dropout, keep_unpacked, make_reference
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.critic import add_value_adapter, make_critic
+from recipes.lib.ppo.critic import add_value_adapter, chosen_critic, make_critic
 
 
 def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[Any, Any]:
@@ -81,6 +81,7 @@ def make_roles(
             "model is a PeftModel, whose adapter is trained on; leave peft_config out, or merge "
             "the adapter (merge_and_unload) to put another one on."
         )
+    args.critic = chosen_critic(args, goes_on or peft_config is not None)
     # The critic is made before an adapter comes on, and the reference after: of a full policy it
     # is a copy, of a policy with an adapter the same model with the adapter off.
     critic = make_critic(policy, args)
