@@ -101,8 +101,7 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture
-def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+def word_tokenizer() -> "PreTrainedTokenizerFast":
     """Whole words split at white space, and a chat template that marks the assistant's tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -115,6 +114,12 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+@pytest.fixture
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+    """The tokenizer of `word_tokenizer`."""
+    return word_tokenizer()
 
 
 @pytest.fixture
