@@ -16,7 +16,7 @@ from recipes.lib.bad_rows import Problem, settle
 from recipes.lib.data import DataArguments, in_trl_format, load_splits
 from recipes.lib.data_keys import parts_of, validate
 from recipes.lib.errors import UserError
-from recipes.lib.file_rows import BrokenRowError, Row, to_dataset
+from recipes.lib.file_rows import READ_ERRORS, BrokenRowError, Row, to_dataset, unreadable
 from recipes.lib.mixtures import Part, join
 from recipes.lib.notes import note
 from recipes.lib.row_checks import check_rows
@@ -77,6 +77,7 @@ def load_rows(
     if args.test_fraction:
         test = [row for row in known if stream.is_test(row)]
         note(f"streaming: {len(test)} test rows, from the first {len(known)} good rows.")
+    name = args.dataset_name or "datasets"
     if not kept and not args.test_fraction:
         name = args.dataset_name or "datasets"
         raise UserError(f"dataset_name={name}: every row is also a test row; give other test rows.")
@@ -85,7 +86,7 @@ def load_rows(
             f"test_fraction={args.test_fraction}: of the first {len(known)} rows {len(kept)} are "
             "left to train on; choose another share, or name test_dataset_name."
         )
-    return Rows(_shuffled(stream), to_dataset(test) if test else None, to_dataset(kept), stream)
+    return Rows(_shuffled(stream), _table(test, name) if test else None, _table(kept, name), stream)
 
 
 def _readers(
@@ -162,7 +163,14 @@ def _look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset
     settle(source.name, list(problems.values()), total, what, row_word=source.word)
     if not rows:
         raise UserError(f"dataset_name={source.name}: no rows; give a file with at least one.")
-    return in_trl_format(to_dataset(rows), part, what)
+    return in_trl_format(_table(rows, source.name), part, what)
+
+
+def _table(rows: list[Row], name: str) -> Dataset:
+    try:
+        return to_dataset(rows)
+    except READ_ERRORS as error:
+        raise unreadable(name, error) from error
 
 
 def _test_rows(

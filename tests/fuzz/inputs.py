@@ -45,7 +45,10 @@ GOOD: dict[str, tuple[str, dict[str, Any]]] = {
     "completion": ("trl", {"prompt": "p {n}", "completion": "c"}),
     "prompt": ("trl", {"prompt": "p {n}", "answer": 3}),
     "pair": ("trl", {"prompt": "p {n}", "chosen": "a", "rejected": "b"}),
-    "chat pair": ("trl", {"prompt": [SAID], "chosen": [ANSWER], "rejected": [SAID], "id": "{n}"}),
+    "chat pair": (
+        "trl",
+        {"prompt": [SAID | {"content": "{n}"}], "chosen": [ANSWER], "rejected": [SAID], "id": 3},
+    ),
     "label": ("trl", {"prompt": "p {n}", "completion": "c", "label": True}),
     "alpaca": ("alpaca", {"instruction": "i {n}", "input": "", "output": "o"}),
     "sharegpt": (
@@ -182,6 +185,7 @@ def reading(name: str) -> SearchStrategy[dict[str, Any]]:
             "dataset_format": formats,
             "on_bad_rows": st.sampled_from(["refuse", "drop"]),
             "test_fraction": st.sampled_from([0.0, 0.0, 0.0, 0.5]),
+            "streaming": st.booleans(),
         }
     )
 

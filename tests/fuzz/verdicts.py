@@ -11,16 +11,19 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 
 from recipes.lib.arguments import launch, parse
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.fields import fields_of
+from recipes.lib.file_rows import to_dataset
 from recipes.lib.row_checks import find_problems
 from recipes.lib.shapes import shape_of
+from recipes.lib.streaming import load_rows
 from tests.fuzz import inputs
 
 SECONDS = 10
@@ -111,7 +114,7 @@ def tally(kind: str, number: int, *, raises: bool = False) -> tuple[Counter[str]
 
 
 def read_file(case: inputs.File, folder: Path) -> str:
-    """Load rows; no bad one may be let through, and no good one be lost."""
+    """Load rows; no bad or test row may be let through to training, and no good one be lost."""
     path = folder / f"rows{case.suffix}"
     data = case.data
     if data is None:
@@ -121,11 +124,18 @@ def read_file(case: inputs.File, folder: Path) -> str:
         data = path.read_bytes()
     path.write_bytes(inputs.broken(data, case.accidents))
     args = DataArguments(dataset_name=str(path), **case.keys)
-    train, test = load_splits(args, 0, lambda data: shape_of(data).columns)
-    splits = [train] if test is None else [train, test]
+    training = SimpleNamespace(
+        seed=0, max_steps=1, dataloader_num_workers=0, ignore_data_skip=False
+    )
+    rows = load_rows(args, training, lambda data: shape_of(data).columns)
+    train = to_dataset(list(rows.train)) if args.streaming else rows.train
+    splits = [train] if rows.test is None else [train, rows.test]
     columns = shape_of(train).columns
     if any(find_problems(split, columns) for split in splits):
         raise WrongError("bad rows were let through")
+    seen = [{repr([row[name] for name in columns]) for row in split} for split in splits]
+    if len(seen) == 2 and seen[0] & seen[1]:
+        raise WrongError(f"test rows {seen[0] & seen[1]} train")
     kept = repr([split.to_list() for split in splits])
     lost = [number for number in case.stays if not re.search(rf"\b{number}\b", kept)]
     if lost:

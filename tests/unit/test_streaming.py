@@ -258,6 +258,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "dataset_name=latin.csv: cannot be read as rows",
     ),
+    "a name that no table can hold": (
+        {"dataset_name": "null.jsonl"},
+        {},
+        "dataset_name=null.jsonl: cannot be read as rows (Couldn't cast",
+    ),
     "no Parquet": (
         {"dataset_name": "broken.parquet"},
         {},
@@ -302,6 +307,7 @@ def test_what_does_not_go_with_streaming_is_one_sentence(
     Path("empty.jsonl").write_text("\n\n")
     Path("empty.csv").write_text("text\n")
     Path("latin.csv").write_bytes(b"text\ncaf\xe9\n")
+    Path("null.jsonl").write_text(json.dumps({"\x00text": "a"}))
     Path("broken.parquet").write_bytes(b"PAR1 and no more")
     Path("rows.txt").write_text("a")
     Path("folder").mkdir()
