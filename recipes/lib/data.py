@@ -151,8 +151,8 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     """
     if args.streaming:
         raise UserError(
-            "streaming=true: this recipe draws its rows at random from all of them; sft and reward "
-            "stream. Leave it out, and cut very large data with a split or max_train_rows."
+            "streaming=true: this recipe needs all its rows at hand; sft and reward stream. Leave "
+            "it out, and cut very large data with a split or max_train_rows."
         )
     parts = parts_of(args)
     found = [_read_part(part, args.on_bad_rows) for part in parts]

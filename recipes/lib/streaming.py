@@ -140,11 +140,11 @@ def _check_keys(args: DataArguments, training: Any, parts: list[Part]) -> None:
         raise UserError("datasets: weight does not go with streaming; leave it out.")
 
 
-def _named(sources: dict[str, Source], part: Part) -> Source:
+def _named(sources: dict[str, Source], part: Part, key: str = "dataset_train_split") -> Source:
     if part.split not in sources:
         raise UserError(
-            f"dataset_train_split={part.split}: {part.path} has the splits "
-            f"{', '.join(sorted(sources))}; name one of them."
+            f"{key}={part.split}: {part.path} has the splits {', '.join(sorted(sources))}; name "
+            "one of them."
         )
     return sources[part.split]
 
@@ -187,7 +187,7 @@ def _test_rows(
     if args.test_dataset_name is not None:
         key = args.dataset_test_split
         part = Part(path=args.test_dataset_name, format=args.dataset_format, split=key)
-        source = _named(find_sources(part.path, key), part)
+        source = _named(find_sources(part.path, key), part, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:
         return None

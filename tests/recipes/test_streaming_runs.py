@@ -122,15 +122,15 @@ def test_a_stream_needs_a_limit_within_the_models_context(place: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "kto", "ppo", "rloo", "grpo"])
-def test_a_recipe_that_draws_its_rows_at_random_says_so(recipe: str, place: Path) -> None:
+def test_a_recipe_that_needs_all_its_rows_says_so(recipe: str, place: Path) -> None:
     words = ["--streaming", "--use_cpu", "--dataset_name", "rows.jsonl"]
     words += ["--model_name_or_path", "model"]
     if recipe in ("ppo", "rloo", "grpo"):
         words += ["--reward_funcs", "model"]
     answer = attempt(recipe, words, place)
     assert answer.sentence() == (
-        "streaming=true: this recipe draws its rows at random from all of them; sft and reward "
-        "stream. Leave it out, and cut very large data with a split or max_train_rows."
+        "streaming=true: this recipe needs all its rows at hand; sft and reward stream. Leave it "
+        "out, and cut very large data with a split or max_train_rows."
     )
     assert (answer.code, answer.changed) == (2, [])
 

@@ -253,6 +253,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {},
         "dataset_train_split=train: folder has the splits other; name one of them.",
     ),
+    "no such test split": (
+        {"test_dataset_name": "folder"},
+        {},
+        "dataset_test_split=test: folder has the splits other; name one of them.",
+    ),
     "Latin-1": (
         {"dataset_name": "latin.csv"},
         {},
