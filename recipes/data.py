@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, read, validate
+from recipes.lib.data import DataArguments, read
+from recipes.lib.data_keys import validate
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, check_template, load_splits
+from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.streaming import Rows, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,19 +52,19 @@ def arguments() -> tuple[type, ...]:
     return RewardArguments, RewardConfig, ModelConfig
 
 
-def load_pairs(script: RewardArguments, seed: int) -> tuple[Dataset, Dataset]:
+def load_pairs(script: RewardArguments, training: Any) -> Rows:
     """Load training and test pairs.
 
     Raises:
-        UserError: As load_splits; or there are no test rows.
+        UserError: As load_rows; or there are no test rows.
     """
-    train, test = load_splits(script, seed, ("chosen", "rejected"))
-    if test is None:
+    rows = load_rows(script, training, lambda _: ("chosen", "rejected"))
+    if rows.test is None:
         raise UserError(
             "test_fraction=0.0: a reward model is worth its accuracy on pairs it has not seen; "
             "set test_fraction (0.1 is usual) or test_dataset_name."
         )
-    return train, test
+    return rows
 
 
 def summarize(rows: list[dict[str, Any]], train: Dataset, test: Dataset) -> dict[str, float]:
@@ -81,7 +82,7 @@ def summarize(rows: list[dict[str, Any]], train: Dataset, test: Dataset) -> dict
     return numbers
 
 
-def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
+def make_trainer(config: Config, rows: Rows) -> Any:
     """TRL's trainer on a classifier whose score head alone is new, with LoRA if asked for."""
     from transformers import set_seed
     from trl import RewardTrainer
@@ -111,18 +112,19 @@ def make_trainer(config: Config, train: Dataset, test: Dataset) -> Any:
             model_args=model_args,
             trust_remote_code=trusted,
         )
-    check_template(train[0], "chosen", bool(tokenizer.chat_template or training.chat_template_path))
+    has_template = bool(tokenizer.chat_template or training.chat_template_path)
+    check_template(rows.known[0], "chosen", has_template)
     trainer = make(
         RewardTrainer,
         model,
         model_args,
         args=training,
-        train_dataset=train,
-        eval_dataset=test,
+        train_dataset=rows.train,
+        eval_dataset=rows.test,
         processing_class=tokenizer,
         peft_config=adapter,
     )
-    check_fit(trainer, train[0])
+    check_fit(trainer, rows.known[0])
     return trainer
 
 
@@ -150,18 +152,21 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model_args is not None
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
-    train, test = load_pairs(script, training.seed)
-    trainer = make_trainer(config, train, test)
+    rows = load_pairs(script, training)
+    test = rows.test
+    assert test is not None
+    trainer = make_trainer(config, rows)
     folder = open_run(config)
     watch(trainer, folder.path, "reward", {"loss": "loss", "accuracy": "accuracy"})
+    rows.begin()
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
     save_final(trainer, folder)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if is_main_process():
-        rows = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
-        folder.write_samples(rows)
-        summary |= summarize(rows, train, test)
+        scored = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
+        folder.write_samples(scored)
+        summary |= summarize(scored, rows.known, test)
         trusted = training.trust_remote_code
         check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
         data = script.data_names()

@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, check_template, load_splits
+from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.streaming import Rows, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +73,7 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
-def make_trainer(config: Config, tokenizer: Any, train: Dataset, test: Dataset | None) -> Any:
+def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
 
@@ -90,21 +91,21 @@ def make_trainer(config: Config, tokenizer: Any, train: Dataset, test: Dataset |
         load_policy(model_args, trust_remote_code=training.trust_remote_code),
         model_args,
         args=training,
-        train_dataset=_tokenized(train, tokenizer),
-        eval_dataset=_tokenized(test, tokenizer),
+        train_dataset=_tokenized(rows.train, rows.known, tokenizer),
+        eval_dataset=_tokenized(rows.test, rows.test, tokenizer),
         processing_class=tokenizer,
         peft_config=adapter,
     )
-    check_fit(trainer, train[0])
+    check_fit(trainer, rows.known[0])
     return trainer
 
 
-def _tokenized(rows: Dataset | None, tokenizer: Any) -> Dataset | None:
+def _tokenized(rows: Any, known: Dataset | None, tokenizer: Any) -> Any:
     from recipes.lib.boundaries import keep_boundary
 
-    if rows is None or columns_of(rows) != COLUMN_SETS[0] or not isinstance(rows[0]["prompt"], str):
+    if known is None or columns_of(known) != COLUMN_SETS[0]:
         return rows
-    return keep_boundary(rows, tokenizer)
+    return keep_boundary(rows, known, tokenizer) if isinstance(known[0]["prompt"], str) else rows
 
 
 def load_tokenizer(config: Config, train: Dataset) -> Any:
@@ -163,32 +164,33 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
-    train, test = load_splits(script, training.seed, columns_of)
+    rows = load_rows(script, training, columns_of)
     trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(config, train)
-    trainer = make_trainer(config, tokenizer, train, test)
+    tokenizer = load_tokenizer(config, rows.known)
+    trainer = make_trainer(config, tokenizer, rows)
     folder = open_run(config)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
+    rows.begin()
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary = {"recipe": "sft", "train_loss": result.training_loss}
-    if test is not None:
+    if rows.test is not None:
         summary |= {"eval_loss": trainer.evaluate()["eval_loss"]}
         summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}
     save_final(trainer, folder)
     if is_main_process():
         data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
-        if test is not None:
-            rows = held_out_samples(
+        if rows.test is not None:
+            samples = held_out_samples(
                 trainer.model,
                 tokenizer,
-                test,
+                rows.test,
                 num_samples=script.num_samples,
                 max_new_tokens=script.max_new_tokens,
                 temperature=script.temperature,
             )
-            folder.write_samples(rows)
+            folder.write_samples(samples)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

@@ -2,8 +2,6 @@
 
 import os
 import random
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +101,7 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture
-def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+def word_tokenizer() -> "PreTrainedTokenizerFast":
     """Whole words split at white space, and a chat template that marks the assistant's tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -117,6 +114,12 @@ def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+@pytest.fixture
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+    """The tokenizer of `word_tokenizer`."""
+    return word_tokenizer()
 
 
 @pytest.fixture
@@ -140,19 +143,3 @@ def tiny_model(tiny_tokenizer: "PreTrainedTokenizerFast") -> "LlamaForCausalLM":
             bos_token_id=None,
         )
     )
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB, mounted where the superuser may do so."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    try:
-        done = subprocess.run(mount, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("a file system cannot be mounted here")
-    if done.returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -94,6 +94,11 @@ def with_a_broken_adapter(folder: Path) -> None:
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"short")
 
 
+def with_a_long_prompt(folder: Path) -> None:
+    rows = [{"prompt": "the cat"}, {"prompt": "the cat " * 5}] * 2
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def with_a_run(folder: Path) -> None:
     (folder / "run").mkdir()
     (folder / "run" / "config.yaml").write_text("seed: 1\n")

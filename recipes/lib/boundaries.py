@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 NUM_LOOKED_AT = 1000  # rows; a tokenizer of this kind shows itself within a few
 
 
-def keep_boundary(rows: Dataset, tokenizer: Any) -> Dataset:
+def keep_boundary(rows: Any, known: Dataset, tokenizer: Any) -> Any:
     """Tokenize rows of plain text where TRL would let tokens span prompt and completion.
 
     Args:
-        rows: Rows with prompt and completion as text.
+        rows: Rows with prompt and completion as text, a dataset or a stream.
+        known: The same rows, or of a stream the first.
         tokenizer: The model's tokenizer.
 
     Returns:
@@ -30,9 +31,10 @@ def keep_boundary(rows: Dataset, tokenizer: Any) -> Dataset:
         prompt, whole = _ids(tokenizer, row["prompt"]), _ids(tokenizer, _whole(row, tokenizer))
         return whole[: len(prompt)] != prompt
 
-    if not any(spans(row) for row in rows.select(range(min(NUM_LOOKED_AT, len(rows))))):
+    if not any(spans(row) for row in known.select(range(min(NUM_LOOKED_AT, len(known))))):
         return rows
-    return rows.map(lambda row: split(row, tokenizer), desc="Tokenizing")
+    named = {"desc": "Tokenizing"} if rows is known else {}  # a stream has no progress to name
+    return rows.map(lambda row: split(row, tokenizer), **named)
 
 
 def split(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:

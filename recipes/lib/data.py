@@ -8,21 +8,20 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.bad_rows import CHOICES
+from recipes.lib.data_keys import FORMAT_NAMES, parts_of, validate
 from recipes.lib.errors import UserError
 from recipes.lib.formats import FORMATS, convert, without_repeated_prompt
-from recipes.lib.mixtures import Part, join, mix, validate_parts
+from recipes.lib.mixtures import Part, join, mix
 from recipes.lib.reading import read_splits
 from recipes.lib.row_checks import check_rows
 from recipes.lib.splitting import assert_disjoint, split
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-FORMAT_NAMES = ("trl", *FORMATS)
 
 
 @dataclass(kw_only=True)
@@ -84,6 +83,14 @@ class DataArguments:
         },
     )
 
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read training rows while training, instead of all of them before; of sft and "
+            "reward, with max_steps."
+        },
+    )
+
     def data_names(self) -> list[str]:
         """Paths and Hub ids of all data, for the lineage."""
         parts = [part.path for part in parts_of(self)] if self.datasets else []
@@ -129,56 +136,6 @@ def load_splits(
     return train, test
 
 
-def validate(args: DataArguments) -> None:
-    """Check the keys against each other, before anything is read.
-
-    Raises:
-        UserError: The data is not named or named twice, or a number is out of its range.
-    """
-    if args.datasets and args.dataset_name:
-        raise UserError(
-            f"datasets and dataset_name={args.dataset_name} exclude each other; leave one out."
-        )
-    if not args.datasets and not args.dataset_name:
-        raise UserError("dataset_name is missing: name a file, a folder or a Hub dataset.")
-    for part in parts_of(args):
-        if part.format not in FORMAT_NAMES:
-            raise UserError(
-                f"datasets: format={part.format} of {part.path} must be one of "
-                f"{', '.join(FORMAT_NAMES)}."
-            )
-    validate_parts(parts_of(args))
-    if not 0 <= args.test_fraction < 1:
-        raise UserError(f"test_fraction={args.test_fraction}: give a share from 0 to below 1.")
-    if args.max_train_rows is not None and args.max_train_rows < 1:
-        raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
-
-
-def parts_of(args: DataArguments) -> list[Part]:
-    """The parts of the mixture, with the keys of the whole where they say nothing.
-
-    Args:
-        args: What to load; its `datasets` may be plain mappings, as a YAML file gives them.
-
-    Returns:
-        One part for a single dataset.
-    """
-    parts = [Part(**part) if isinstance(part, dict) else part for part in args.datasets]
-    if args.dataset_name:
-        parts = [
-            Part(path=args.dataset_name, name=args.dataset_config, revision=args.dataset_revision)
-        ]
-    return [
-        replace(
-            part,
-            format=part.format or args.dataset_format,
-            split=part.split or args.dataset_train_split,
-            test_split=part.test_split or args.dataset_test_split,
-        )
-        for part in parts
-    ]
-
-
 def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     """Read training and test rows in TRL's formats, unchecked.
 
@@ -192,6 +149,11 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     Raises:
         UserError: As load_splits, but for what it says of rows.
     """
+    if args.streaming:
+        raise UserError(
+            "streaming=true: this recipe needs all its rows at hand; sft and reward stream. Leave "
+            "it out, and cut very large data with a split or max_train_rows."
+        )
     parts = parts_of(args)
     found = [_read_part(part, args.on_bad_rows) for part in parts]
     # Of a mixture that is to be split, TRL splits the training rows whatever else there is.
@@ -203,7 +165,7 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     ]
     test = join(*map(list, zip(*tests, strict=True))) if tests else None
     if args.test_dataset_name is not None:
-        test = _read_test(args)
+        test = read_test(args)
     if test is not None and args.test_fraction > 0:
         raise UserError(
             f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
@@ -262,12 +224,23 @@ def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
             f"dataset_train_split={part.split}: {part.path} has the splits "
             f"{', '.join(sorted(splits))}; name one of them."
         )
-    train = _in_trl_format(splits.pop(part.split), part, on_bad_rows)
+    train = in_trl_format(splits.pop(part.split), part, on_bad_rows)
     test = splits.get(str(part.test_split))
-    return train, None if test is None else _in_trl_format(test, part, on_bad_rows)
+    return train, None if test is None else in_trl_format(test, part, on_bad_rows)
 
 
-def _read_test(args: DataArguments) -> Dataset:
+def read_test(args: DataArguments) -> Dataset:
+    """Read the rows of `test_dataset_name`, unchecked.
+
+    Args:
+        args: What to load.
+
+    Returns:
+        The rows in TRL's formats.
+
+    Raises:
+        UserError: They are not there, or cannot be read.
+    """
     name, key = str(args.test_dataset_name), args.dataset_test_split
     tests = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
     if key not in tests:
@@ -275,10 +248,23 @@ def _read_test(args: DataArguments) -> Dataset:
             f"dataset_test_split={key}: {name} has the splits {', '.join(sorted(tests))}; name one "
             "of them."
         )
-    return _in_trl_format(tests[key], Part(path=name, format=args.dataset_format), args.on_bad_rows)
+    return in_trl_format(tests[key], Part(path=name, format=args.dataset_format), args.on_bad_rows)
 
 
-def _in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
+def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
+    """Keep the columns that a part names, and convert its format.
+
+    Args:
+        rows: As they stand in the file.
+        part: What they belong to.
+        on_bad_rows: "refuse" or "drop" rows that do not have the format.
+
+    Returns:
+        The rows in TRL's formats.
+
+    Raises:
+        UserError: A column is not there, or rows do not have the format.
+    """
     if part.columns is not None:
         absent = [column for column in part.columns if column not in rows.column_names]
         if absent:

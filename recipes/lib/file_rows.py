@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
+# pyarrow's errors are ValueErrors, TypeErrors and OverflowErrors; csv has its own.
+READ_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error)
 
 
 class BrokenRowError(ValueError):
@@ -48,15 +51,25 @@ def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
             dataset = to_dataset(_json_rows(path, on_bad_rows))
     except UserError:
         raise
-    # pyarrow's errors are ValueErrors, TypeErrors and OverflowErrors; csv has its own.
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"dataset_name={path}: cannot be read as rows ({reason}); mend the file."
-        ) from error
+    except READ_ERRORS as error:
+        raise unreadable(str(path), error) from error
     if not len(dataset) or not dataset.column_names:
         raise UserError(f"dataset_name={path}: no rows; give a file with at least one.")
     return dataset
+
+
+def unreadable(name: str, error: BaseException) -> UserError:
+    """What a reader of files raised, in one sentence.
+
+    Args:
+        name: The file.
+        error: One of `READ_ERRORS`.
+
+    Returns:
+        The error to raise.
+    """
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"dataset_name={name}: cannot be read as rows ({reason}); mend the file.")
 
 
 def to_dataset(rows: list[Row]) -> Dataset:
@@ -109,6 +122,25 @@ def parse_line(line: bytes) -> Row:
     if not row:
         raise BrokenRowError("an object without a key")
     return row
+
+
+def csv_header(lines: Iterator[list[str]], path: Path) -> list[str]:
+    """Read the names of the columns.
+
+    Args:
+        lines: A csv reader at the start of its file.
+        path: The file.
+
+    Returns:
+        The names.
+
+    Raises:
+        UserError: A column has no name, or two have the same.
+    """
+    header = next(lines, [])
+    if len(set(header)) < len(header) or not all(name.strip() for name in header):
+        raise UserError(f"{path}:1: a column has no name or that of another; name each once.")
+    return header
 
 
 def _loads(text: str) -> Any:
@@ -185,9 +217,7 @@ def _csv_rows(path: Path, on_bad_rows: str) -> list[Row]:
             f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8."
         ) from error
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = next(lines, [])
-    if len(set(header)) < len(header) or not all(name.strip() for name in header):
-        raise UserError(f"{path}:1: a column has no name or that of another; name each once.")
+    header = csv_header(lines, path)
     rows, total, odd = [], 0, Problem("a number of fields that is not the header's")
     for fields in lines:
         total += bool(fields)

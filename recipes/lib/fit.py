@@ -22,15 +22,21 @@ def check_fit(trainer: Any, row: dict[str, Any]) -> None:
         UserError: A row is longer than the model's context, the chat template does not fit, or
             special tokens of the data have embeddings that were never trained and will not be.
     """
-    columns = [name for name in ("input_ids", "chosen_ids", "rejected_ids") if _has(trainer, name)]
+    seen = next(iter(trainer.train_dataset), None)
+    if seen is None:
+        raise UserError(
+            f"max_length={trainer.args.max_length}: no training row is left under this limit; "
+            "raise it."
+        )
+    columns = [name for name in ("input_ids", "chosen_ids", "rejected_ids") if name in seen]
     _check_context(trainer, columns)
     tokenizer = trainer.processing_class
     if isinstance(row.get("chosen"), list):
-        check_bos(tokenizer, trainer.train_dataset[0][columns[0]])
+        check_bos(tokenizer, seen[columns[0]])
     elif (messages := _messages(row)) is not None:
         kwargs = row.get("chat_template_kwargs") or {}
         check_conversation(tokenizer, messages, getattr(trainer, "chat_template", None), **kwargs)
-    _check_tokens(trainer, columns)
+    _check_tokens(trainer, {token for name in columns for token in seen[name]})
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -47,6 +53,11 @@ def _check_context(trainer: Any, columns: list[str]) -> None:
     limit = trainer.args.max_length
     if context is None or (limit is not None and limit <= context):
         return
+    if not hasattr(trainer.train_dataset, "__len__"):
+        raise UserError(
+            f"max_length={limit}: rows of a stream cannot be measured before the run, and the "
+            f"model's context has {context} tokens; set max_length to {context} or less."
+        )
     for dataset in (trainer.train_dataset, trainer.eval_dataset):
         for name in columns if dataset is not None else ():
             longest = _longest(dataset, name)
@@ -62,7 +73,7 @@ def _longest(dataset: Any, name: str) -> int:
     return max((len(row) for batch in batches for row in batch[name]), default=0)
 
 
-def _check_tokens(trainer: Any, columns: list[str]) -> None:
+def _check_tokens(trainer: Any, tokens: set[int]) -> None:
     """Special tokens that an adapter would have to learn, and cannot: embeddings are frozen."""
     model, tokenizer = trainer.model, trainer.processing_class
     if not isinstance(model, PeftModel):
@@ -71,7 +82,7 @@ def _check_tokens(trainer: Any, columns: list[str]) -> None:
     if any(parameter.requires_grad for parameter in weight.parameters()):
         return
     special = set(tokenizer.get_added_vocab().values())
-    used = {token for name in columns for token in trainer.train_dataset[0][name]} & special
+    used = tokens & special
     untrained = untrained_tokens(model, tokenizer, used) if used else []
     if untrained:
         raise UserError(
@@ -80,7 +91,3 @@ def _check_tokens(trainer: Any, columns: list[str]) -> None:
             "lora_modules_to_save to the model's embeddings (such as embed_tokens) and its "
             "lm_head, or choose a template without these tokens."
         )
-
-
-def _has(trainer: Any, name: str) -> bool:
-    return name in trainer.train_dataset.column_names

@@ -11,7 +11,7 @@ from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.failures import told
-from recipes.lib.lock import holds, release
+from recipes.lib.lock import is_taken, release
 from recipes.lib.runs import folder_of, is_main_process
 
 Recipe = Callable[[Any], dict[str, Any]]
@@ -43,7 +43,7 @@ def guarded(run: Recipe) -> Recipe:
             moved = sorted(_set_aside(path) - aside)
             is_new = path in absent or was_empty or bool(moved)
             # A folder that another process took in the meantime is not ours.
-            if is_main_process() and is_new and holds(path) and not _has_begun(path):
+            if is_main_process() and is_new and not is_taken(path) and not _has_begun(path):
                 _take_back(path, absent, moved)
             raise
         finally:

@@ -48,6 +48,7 @@ def take(folder: Path) -> None:
             file.write(holder + "\n")
             file.flush()
         except OSError:  # a full disk
+            path.unlink(missing_ok=True)
             with suppress(OSError):
                 file.close()
             raise
@@ -73,6 +74,15 @@ def refuse_if_taken(folder: Path) -> None:
             raise UserError(_refusal(folder, file.read())) from error
         except OSError:
             return  # a file system without locks
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether another process has a run folder."""
+    try:
+        refuse_if_taken(folder)
+    except UserError:
+        return True
+    return False
 
 
 def release(folder: Path) -> None:

@@ -65,7 +65,9 @@ def fetch_adapter(name: str, revision: str = "main") -> str:
     from huggingface_hub import snapshot_download
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    if find_adapter_config_file(name, revision=revision) is None:
+    with reading(name, "model"):
+        is_none = find_adapter_config_file(name, revision=revision) is None
+    if is_none:
         return name
     with reading(name, "adapter"):
         return snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES)

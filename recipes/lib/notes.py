@@ -3,6 +3,8 @@
 import os
 import sys
 
+from recipes.lib.errors import on_one_line
+
 
 def note(text: str) -> None:
     """Prints a remark, once for all processes of a run.
@@ -11,4 +13,4 @@ def note(text: str) -> None:
         text: One sentence.
     """
     if os.environ.get("RANK", "0") == "0":
-        print(f"note: {text}", file=sys.stderr, flush=True)
+        print(f"note: {on_one_line(text)}", file=sys.stderr, flush=True)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
+UNREADABLE_HUB = (
+    "dataset_name={name}: no such file here, and the Hub gave no dataset ({reason}); check the "
+    "name and the network."
+)
 
 
 def read_splits(
@@ -39,19 +43,46 @@ def read_splits(
     """
     path = local_path(name)
     if path is not None and path.is_dir():
-        folder = path / "final" if (path / "final").is_dir() else path
-        if any((folder / mark).is_file() for mark in SAVED):
-            return _read_saved(folder, split)
-        files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-        if not files:
-            raise UserError(
-                f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
-                "a folder that holds train.jsonl."
-            )
-        return {file.stem: read_file(file, on_bad_rows) for file in files}
+        folder = final_of(path)
+        if is_saved(folder):
+            return read_saved(folder, split)
+        files = split_files(folder, name)
+        return {stem: read_file(file, on_bad_rows) for stem, file in files.items()}
     if path is not None:
         return {split: read_file(path, on_bad_rows)}
     return _read_hub(name, config, revision)
+
+
+def final_of(folder: Path) -> Path:
+    """The folder that holds the rows: of a run its final/, else the folder itself."""
+    return folder / "final" if (folder / "final").is_dir() else folder
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the datasets library wrote a folder."""
+    return any((folder / mark).is_file() for mark in SAVED)
+
+
+def split_files(folder: Path, name: str) -> dict[str, Path]:
+    """The files of a folder, which are its splits.
+
+    Args:
+        folder: The folder.
+        name: What the user wrote.
+
+    Returns:
+        The files by their stems.
+
+    Raises:
+        UserError: There is none.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    if not files:
+        raise UserError(
+            f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
+            "a folder that holds train.jsonl."
+        )
+    return {file.stem: file for file in files}
 
 
 def local_path(name: str) -> Path | None:
@@ -81,7 +112,19 @@ def local_path(name: str) -> Path | None:
     return None
 
 
-def _read_saved(folder: Path, split: str) -> dict[str, Dataset]:
+def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
+    """Read a folder that `save_to_disk` wrote; its rows stay on disk until they are needed.
+
+    Args:
+        folder: The folder.
+        split: Name to give to the rows where it holds one split.
+
+    Returns:
+        Rows by split.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     from datasets import Dataset, load_from_disk
 
     try:
@@ -101,7 +144,4 @@ def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, 
         return dict(load_dataset(name, config, revision=revision))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"dataset_name={name}: no such file here, and the Hub gave no dataset ({reason}); "
-            "check the name and the network."
-        ) from error
+        raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error

@@ -33,6 +33,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "preprocessing_num_workers": "dataset_num_proc",
         "test_split_size": "test_fraction",
         "exp_name": "run_name",
+        "dataset_streaming": "streaming",
         "wandb_log_unique_prompts": "log_unique_prompts",
         "response_length": "max_completion_length",
         "sft_model_path": "model_name_or_path",
@@ -213,16 +214,6 @@ def _adafactor(values: Values) -> Values:
     return {"optim": "adafactor"} if values["adafactor"] else {}
 
 
-def _not_streamed(values: Values) -> Values:
-    for key in ("dataset_streaming", "streaming"):
-        if values.get(key):
-            raise UserError(
-                f"{key}=true: data is read as a whole here, so that every row is checked before "
-                "the run; leave it out, and cut very large data with a split or max_train_rows."
-            )
-    return {}
-
-
 def _log_completions(values: Values) -> Values:
     return {"log_completions": bool(values["num_sample_generations"])}
 
@@ -264,8 +255,6 @@ SPECIAL: dict[str, Callable[[Values], Values | None]] = {
     "use_flash_attention_2": _flash_attention,
     "group_by_length": _by_length,
     "adafactor": _adafactor,
-    "dataset_streaming": _not_streamed,
-    "streaming": _not_streamed,
     "num_sample_generations": _log_completions,
     "reward_model_path": _reward_funcs,
     "reward_model_name_or_path": _reward_funcs,

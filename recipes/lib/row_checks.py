@@ -68,12 +68,27 @@ def find_problems(dataset: Dataset, required_columns: Sequence[str]) -> list[Pro
         found = fault(row)
         if found is None and first is not None:
             is_text = isinstance(row[first], str) if is_text is None else is_text
-            if isinstance(row[first], str) != is_text:
-                words = ("messages", "text") if is_text else ("text", "messages")
-                found = "other", f"column {first!r} holds {words[0]}, unlike the {words[1]} before,"
+            found = other_kind(row, first, is_text)
         if found is not None:
             problems.setdefault(found[0], Problem(found[1])).rows.append(number)
     return list(problems.values())
+
+
+def other_kind(row: dict[str, Any], column: str, is_text: bool) -> tuple[str, str] | None:
+    """Say that a row holds text where others hold messages, or the other way round.
+
+    Args:
+        row: A row without a fault.
+        column: Where to look.
+        is_text: What the others hold.
+
+    Returns:
+        As `fault`.
+    """
+    if isinstance(row[column], str) == is_text:
+        return None
+    words = ("messages", "text") if is_text else ("text", "messages")
+    return "other", f"column {column!r} holds {words[0]}, unlike the {words[1]} before,"
 
 
 def rows_of(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.notes import note
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Columns that make a row the same row; chosen and rejected are compared without their order,
 # because a pair judged the other way round is the same pair.
 CONTENT_COLUMNS = ("prompt", "completion", "messages", "text")
+PAIR = ("chosen", "rejected")
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -98,8 +99,29 @@ def content_keys(dataset: Dataset) -> Iterator[str]:
     Yields:
         A text for each row; equal rows have equal texts.
     """
-    columns = [name for name in CONTENT_COLUMNS if name in dataset.column_names]
-    pair = [name for name in ("chosen", "rejected") if name in dataset.column_names]
-    for row in rows_of(dataset, columns + pair):
-        sides = sorted(json.dumps(row[name], sort_keys=True) for name in pair)
-        yield json.dumps([[row[name] for name in columns], sides], sort_keys=True)
+    names = [name for name in (*CONTENT_COLUMNS, *PAIR) if name in dataset.column_names]
+    yield from map(content_key, rows_of(dataset, names))
+
+
+def content_key(row: dict[str, Any]) -> str:
+    """What makes a row that row.
+
+    Args:
+        row: The row; a key without a value counts as absent, as tables fill such keys in.
+
+    Returns:
+        A text; equal rows have equal texts.
+    """
+    sides = sorted(_text(row[name]) for name in PAIR if row.get(name) is not None)
+    said = {name: row[name] for name in CONTENT_COLUMNS if row.get(name) is not None}
+    return json.dumps([_text(said), sides])
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_without_none(value), sort_keys=True)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -3,24 +3,30 @@
 import contextlib
 import io
 import os
-import random
 import re
 import signal
+import tempfile
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
+
 from recipes.lib.arguments import launch, parse
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.fields import fields_of
+from recipes.lib.file_rows import to_dataset
 from recipes.lib.row_checks import find_problems
 from recipes.lib.shapes import shape_of
+from recipes.lib.streaming import load_rows
 from tests.fuzz import inputs
 
 SECONDS = 10
-RECIPES = ("sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "evaluate", "feedback", "data")
 
 
 class WrongError(Exception):
@@ -43,27 +49,25 @@ def warm_up() -> None:
     ):
         for name in names.split():
             getattr(library, name)
-    for recipe in RECIPES:
-        _types(recipe)
+    for recipe in inputs.RECIPES:
+        inputs.types_of(recipe)
     with contextlib.redirect_stderr(io.StringIO()):
         parse("sft", ["--seed", "1"])
 
 
-def verdict(kind: str, number: int, folder: Path) -> tuple[str, str]:
+def verdict(case: Any, folder: Path) -> tuple[str, str]:
     """Try one input.
 
     Args:
-        kind: A key of `KINDS`.
-        number: Makes the input; the same number makes the same one.
+        case: What a strategy of `inputs.KINDS` drew.
         folder: An empty folder, which becomes the working folder.
 
     Returns:
         "refused", "right" or "fault", and for a fault its traceback.
     """
-    rng = random.Random(f"{kind} {number}")
     try:
         with _within(folder), _time_limit(), contextlib.redirect_stderr(io.StringIO()):
-            return KINDS[kind](rng, folder), ""
+            return TRIED[type(case)](case, folder), ""
     except UserError as error:
         text = str(error)
         if re.fullmatch(r"[^\n]{10,}", text):
@@ -73,109 +77,112 @@ def verdict(kind: str, number: int, folder: Path) -> tuple[str, str]:
         return "fault", traceback.format_exc(limit=-6)
 
 
-def files(rng: random.Random, folder: Path) -> str:
-    """A file with accidents in its bytes."""
-    suffix = rng.choice(inputs.SUFFIXES)
-    name = rng.choice(list(inputs.GOOD))
-    rows = [inputs.good_row(name, number) for number in range(rng.randrange(6))]
-    path = folder / f"rows{suffix}"
-    if suffix == ".parquet":
+def tally(kind: str, number: int, *, raises: bool = False) -> tuple[Counter[str], float]:
+    """Try inputs that hypothesis draws, the same ones whenever its version is the same.
+
+    Args:
+        kind: A key of `inputs.KINDS`.
+        number: Of the inputs.
+        raises: Whether a fault ends this with an AssertionError, for the smallest such input that
+            hypothesis finds; faults are counted otherwise.
+
+    Returns:
+        How many were refused, right and faults, and the seconds of the slowest.
+    """
+    found: Counter[str] = Counter()
+    slowest = 0.0
+
+    @settings(
+        max_examples=number,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=inputs.KINDS[kind]())
+    def attempt(case: Any) -> None:
+        nonlocal slowest
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.monotonic()
+            told, why = verdict(case, Path(folder).resolve())
+            slowest = max(slowest, time.monotonic() - began)
+        found[told] += 1
+        assert told != "fault" or not raises, why
+
+    attempt()
+    return found, slowest
+
+
+def read_file(case: inputs.File, folder: Path) -> str:
+    """Load rows; no bad or test row may be let through to training, and no good one be lost."""
+    path = folder / f"rows{case.suffix}"
+    data = case.data
+    if data is None:
         from datasets import Dataset
 
-        Dataset.from_list(rows or [{"a": 1}]).to_parquet(path)
+        Dataset.from_list(case.rows or [{"a": 1}]).to_parquet(path)
         data = path.read_bytes()
-    else:
-        data = inputs.as_bytes(rng, rows, suffix)
-    path.write_bytes(inputs.broken(rng, data))
-    return _load(rng, path, inputs.GOOD[name][0], set())
-
-
-def rows(rng: random.Random, folder: Path) -> str:
-    """Rows of which some are spoiled; where those are dropped, the good ones must stay."""
-    name = rng.choice(list(inputs.GOOD))
-    good = [inputs.good_row(name, number) for number in range(rng.randrange(2, 8))]
-    bad = [
-        inputs.spoiled(rng, inputs.good_row(name, 100 + number))
-        for number in range(rng.randrange(4))
-    ]
-    mixed = good + bad
-    rng.shuffle(mixed)
-    suffix = rng.choice([".jsonl", ".json"])
-    path = folder / f"rows{suffix}"
-    path.write_bytes(inputs.as_bytes(rng, mixed, suffix))
-    # A first row of another kind makes the good ones the odd ones.
-    stays = set() if mixed[0] in bad or suffix == ".json" else {str(n) for n in range(len(good))}
-    return _load(rng, path, inputs.GOOD[name][0], stays)
-
-
-def configurations(rng: random.Random, folder: Path) -> str:
-    """A configuration file that something happened to."""
-    recipe, data = inputs.configuration(rng)
-    (folder / "run.yaml").write_bytes(data)
-    first = {"feedback": ["simulate"], "evaluate": ["runs/x"]}.get(recipe, [])
-    config = parse(recipe, [*first, "--config", "run.yaml"], {"use_cpu": True} if not first else {})
-    if set(config.values) - set(fields_of(_types(recipe))):
-        raise WrongError(f"unknown keys in {config.values}")
-    return "right"
-
-
-def commands(rng: random.Random, folder: Path) -> str:
-    """A whole command, up to where a model would be loaded that is not there."""
-    recipe = rng.choice(RECIPES)
-    pair = inputs.good_row("pair", 1)
-    row = pair if recipe == "data" else pair | {"rejected": pair["chosen"]}
-    (folder / "rows.jsonl").write_bytes(inputs.as_bytes(rng, [row], ".jsonl"))
-    start = ["rows.jsonl"] if recipe == "data" else ["--dataset_name", "rows.jsonl"]
-    if recipe in ("ppo", "rloo", "grpo"):
-        start += ["--reward_funcs", "absent.py:f"]
-    first = {"feedback": ["simulate"], "evaluate": ["runs/x"]}.get(recipe, [])
-    words = first + start + inputs.command_line(rng, fields_of(_types(recipe)))
-    before = sorted(folder.rglob("*"))
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = launch(recipe, words)
-    if sorted(folder.rglob("*")) != before:
-        raise WrongError(f"{words} left {sorted(folder.rglob('*'))}")
-    if code == 0 and recipe == "data":
-        return "right"
-    last = (err.getvalue().strip().splitlines() or [""])[-1]
-    if code != 2 or not last.startswith(f"rlhf {recipe}: error: "):
-        raise WrongError(f"{words} ended with {code} and {last!r}")
-    return "refused"
-
-
-KINDS: dict[str, Callable[[random.Random, Path], str]] = {
-    "files": files,
-    "rows": rows,
-    "configurations": configurations,
-    "commands": commands,
-}
-
-
-def _load(rng: random.Random, path: Path, name: str, stays: set[str]) -> str:
-    args = DataArguments(
-        dataset_name=str(path),
-        dataset_format=name if rng.random() < 0.9 else rng.choice(inputs.FORMATS),
-        on_bad_rows=rng.choice(["refuse", "drop"]),
-        test_fraction=rng.choice([0.0, 0.0, 0.0, 0.5]),
+    path.write_bytes(inputs.broken(data, case.accidents))
+    args = DataArguments(dataset_name=str(path), **case.keys)
+    training = SimpleNamespace(
+        seed=0, max_steps=1, dataloader_num_workers=0, ignore_data_skip=False
     )
-    train, test = load_splits(args, 0, lambda data: shape_of(data).columns)
-    splits = [train] if test is None else [train, test]
+    rows = load_rows(args, training, lambda data: shape_of(data).columns)
+    train = to_dataset(list(rows.train)) if args.streaming else rows.train
+    splits = [train] if rows.test is None else [train, rows.test]
     columns = shape_of(train).columns
     if any(find_problems(split, columns) for split in splits):
         raise WrongError("bad rows were let through")
+    seen = [{repr([row[name] for name in columns]) for row in split} for split in splits]
+    if len(seen) == 2 and seen[0] & seen[1]:
+        raise WrongError(f"test rows {seen[0] & seen[1]} train")
     kept = repr([split.to_list() for split in splits])
-    lost = [number for number in stays if not re.search(rf"\b{number}\b", kept)]
-    if lost and args.dataset_format == name:
+    lost = [number for number in case.stays if not re.search(rf"\b{number}\b", kept)]
+    if lost:
         raise WrongError(f"good rows {lost} were lost")
     return "right"
 
 
-def _types(recipe: str) -> tuple[type, ...]:
-    import importlib
+def read_configuration(case: inputs.Configuration, folder: Path) -> str:
+    """Parse a configuration; what comes out are keys that the recipe has."""
+    (folder / "run.yaml").write_bytes(case.data)
+    first = FIRST.get(case.recipe, [])
+    forced = {} if first else {"use_cpu": True}
+    config = parse(case.recipe, [*first, "--config", "run.yaml"], forced)
+    if set(config.values) - set(fields_of(inputs.types_of(case.recipe))):
+        raise WrongError(f"unknown keys in {config.values}")
+    return "right"
 
-    types: tuple[type, ...] = importlib.import_module(f"recipes.{recipe}").arguments()
-    return types
+
+def run_command(case: inputs.Command, folder: Path) -> str:
+    """Run a whole command, up to where a model would be loaded that is not there."""
+    pair = inputs.good_row("pair", 1)
+    row = pair if case.recipe == "data" else pair | {"rejected": pair["chosen"]}
+    (folder / "rows.jsonl").write_bytes(inputs.as_bytes([row], ".jsonl"))
+    start = ["rows.jsonl"] if case.recipe == "data" else ["--dataset_name", "rows.jsonl"]
+    if case.recipe in ("ppo", "rloo", "grpo"):
+        start += ["--reward_funcs", "absent.py:f"]
+    words = FIRST.get(case.recipe, []) + start + case.words
+    before = sorted(folder.rglob("*"))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = launch(case.recipe, words)
+    if sorted(folder.rglob("*")) != before:
+        raise WrongError(f"{words} left {sorted(folder.rglob('*'))}")
+    if code == 0 and case.recipe == "data":
+        return "right"
+    last = (err.getvalue().strip().splitlines() or [""])[-1]
+    if code != 2 or not last.startswith(f"rlhf {case.recipe}: error: "):
+        raise WrongError(f"{words} ended with {code} and {last!r}")
+    return "refused"
+
+
+FIRST = {"feedback": ["simulate"], "evaluate": ["runs/x"]}  # words that these recipes begin with
+TRIED: dict[type, Callable[[Any, Path], str]] = {
+    inputs.File: read_file,
+    inputs.Configuration: read_configuration,
+    inputs.Command: run_command,
+}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from recipes import ppo, reward, sft
 from recipes.lib.arguments import parse
 from recipes.lib.data import load_splits
 from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
+from recipes.lib.streaming import load_rows
 from tests.tiny_models import CLASSES, save_model
 from tests.tiny_runs import FAST, write
 
@@ -75,13 +76,13 @@ def make(recipe: str, rows: Path, name: str, **values: Any) -> Any:
     if recipe == "sft":
         given |= ONE_STEP | {"dataset_name": str(rows / "rows.jsonl")}
         config = parse("sft", [], given | values)
-        train, test = load_splits(config.script, 1, ())
-        return sft.make_trainer(config, load_tokenizer(name), train, test)
+        found = load_rows(config.script, config.training, sft.columns_of)
+        return sft.make_trainer(config, load_tokenizer(name), found)
     if recipe == "reward":
         given |= ONE_STEP | {"dataset_name": str(rows / "pairs.jsonl")}
         given |= {"test_dataset_name": str(rows / "test.jsonl")}
         config = parse("reward", [], given | values)
-        return reward.make_trainer(config, *reward.load_pairs(config.script, 1))
+        return reward.make_trainer(config, reward.load_pairs(config.script, config.training))
     given |= ONE_ROLLOUT | {"dataset_name": str(rows / "rows.jsonl")}
     given |= {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]}
     config = parse("ppo", [], given | values)

@@ -15,10 +15,10 @@ from trl import ModelConfig
 
 from recipes import reward, sft
 from recipes.lib.arguments import parse
-from recipes.lib.data import load_splits
 from recipes.lib.errors import UserError
 from recipes.lib.generation import prompt_token_ids, sample
 from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
+from recipes.lib.streaming import load_rows
 from tests.checklist import tiny
 from tests.tiny_models import save_model
 from tests.tiny_runs import FAST, LORA, write
@@ -39,7 +39,8 @@ def sft_trainer(folder: Path, row: dict[str, Any], model: str = "", **values: An
     }
     config = parse("sft", [], FAST | own | values)
     tokenizer = load_tokenizer(own["model_name_or_path"])
-    return sft.make_trainer(config, tokenizer, load_splits(config.script, 1, ())[0], None)
+    rows = load_rows(config.script, config.training, sft.columns_of)
+    return sft.make_trainer(config, tokenizer, rows)
 
 
 def with_bos(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:

@@ -211,3 +211,8 @@ def test_a_fault_of_the_program_keeps_its_traceback(toy: ModuleType) -> None:
     toy.run = faulty
     with pytest.raises(RuntimeError, match="a fault"):
         launch("toy", [])
+
+
+def test_what_would_move_the_cursor_is_spelled_out_in_every_sentence() -> None:
+    assert str(UserError("a=\x1b[31m\n\u2028\ud800: no.")) == "a=\\x1b[31m\\n\\u2028\\ud800: no."
+    assert str(UserError("a=\u4f60 \xe9 \U0001f600: no.")) == "a=\u4f60 \xe9 \U0001f600: no."

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.arguments import launch
-from tests.unit.test_mistakes import snapshot
+from tests.mistakes import attempt
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LIKED = {"prompt": "p", "completion": "a", "label": True}
@@ -149,6 +148,13 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         f"{ROWS}column 'prompt' holds 3, which is neither text nor messages, in 1 of 2 rows, first "
         f"in row 1 (counted from 0); {MEND}",
     ),
+    "bad rows in a large file": (
+        "dpo",
+        {"rows.jsonl": lines(*(PAIR | {"chosen": "a" if n % 73 else ""} for n in range(1, 10001)))},
+        [],
+        f"{ROWS}column 'chosen' is empty in 136 of 10000 rows, first in row 72 (counted from 0); "
+        f"{MEND}",
+    ),
     "a label out of range": (
         "kto",
         {"rows.jsonl": lines(LIKED, LIKED | {"label": 2})},
@@ -230,54 +236,26 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
 }
 
 
-def files_below(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
-
-
-def write_files(folder: Path, files: dict[str, str | bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+def prepare(name: str, folder: Path) -> tuple[str, list[str]]:
+    """Write the files of a mistake; the recipe and the words of the command that makes it."""
+    recipe, files, flags, _ = MISTAKES[name]
+    for file, content in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    words = ["--use_cpu", "--model_name_or_path", "absent", *flags]
+    if "rows.jsonl" in files and "--dataset_name" not in flags:
+        words += ["--dataset_name", "rows.jsonl"]
+    return recipe, words
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_in_data_is_one_sentence_and_leaves_nothing_behind(
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, tmp_path: Path
 ) -> None:
-    recipe, files, flags, sentence = MISTAKES[name]
-    monkeypatch.chdir(tmp_path)
-    write_files(tmp_path, files)
-    argv = ["--use_cpu", "--model_name_or_path", "absent", *flags]
-    if "rows.jsonl" in files and "--dataset_name" not in flags:
-        argv += ["--dataset_name", "rows.jsonl"]
-    before = snapshot(tmp_path)
-    code = launch(recipe, argv)
-    said = capsys.readouterr()
-    assert said.err == f"rlhf {recipe}: error: {sentence}\n"
-    assert (code, said.out) == (2, "")
-    assert snapshot(tmp_path) == before
+    recipe, words = prepare(name, tmp_path)
+    answer = attempt(recipe, words, tmp_path)
+    sentence = MISTAKES[name][3]
+    assert answer.err == f"rlhf {recipe}: error: {sentence}\n"
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.changed == []
     assert "\n" not in sentence
-
-
-def test_a_prompt_over_the_limit(
-    tmp_path: Path,
-    tiny_model: Any,
-    tiny_tokenizer: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny_model.save_pretrained("tiny")
-    tiny_tokenizer.save_pretrained("tiny")
-    Path("rows.jsonl").write_text(lines({"prompt": "the cat"}, {"prompt": "the cat " * 5}))
-    Path("rewards.py").write_text("def none(completions, **columns):\n    return [0.0]\n")
-    capsys.readouterr()
-    before = files_below(tmp_path)
-    argv = "--use_cpu --dataset_name rows.jsonl --model_name_or_path tiny --max_prompt_length 8"
-    assert launch("ppo", [*argv.split(), "--reward_funcs", "rewards.py:none"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("rlhf ppo: error: max_prompt_length=8: the prompt of row 1 has 10")
-    assert {path for path in files_below(tmp_path) - before if path.suffix != ".pyc"} == set()

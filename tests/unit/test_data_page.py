@@ -2,7 +2,9 @@
 
 import json
 import re
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,7 @@ from recipes.lib.arguments import parse
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.formats import FORMATS
 from recipes.lib.shapes import SHAPES, shape_of
+from recipes.lib.streaming import load_rows
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 SECTIONS = dict(
@@ -17,12 +20,19 @@ SECTIONS = dict(
         r"^### ([^\n]+)\n(.*?)(?=^##)", PAGE.partition("## Formats")[2], flags=re.DOTALL | re.M
     )
 )
+YAML = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
 BLOCK = re.compile(r"```json\n(.*?)```", re.DOTALL)
 EXAMPLES = [
     pytest.param(title, block, id=f"{title} {number}")
     for title, text in SECTIONS.items()
     for number, block in enumerate(BLOCK.findall(text))
 ]
+
+
+def without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize(("title", "block"), EXAMPLES)
@@ -41,6 +51,13 @@ def test_an_example_loads_as_its_section_says(title: str, block: str, tmp_path: 
     assert f"Read as **{shape.name}**" in " ".join(text.split())
     for recipe in set(re.findall(r"`(\w+)`", text)) & {"sft", "reward", "dpo", "kto", "ppo"}:
         assert recipe in shape.recipes
+    # The same three rows as a stream; a table fills in keys of messages, which a stream does not.
+    args.streaming = True
+    stream = load_rows(args, parse("sft", ["--max_steps", "1"]).training, lambda _: shape.columns)
+    names = next(iter(stream.train)).keys()
+    as_stream = sorted(json.dumps(without_none(row), sort_keys=True) for row in stream.train)
+    whole = [{key: row[key] for key in names} for row in train]
+    assert as_stream == sorted(json.dumps(without_none(row), sort_keys=True) for row in whole)
     if not named:
         assert [{key: row[key] for key in shape.columns} for row in train] == [
             {key: row[key] for key in shape.columns} for row in rows
@@ -70,7 +87,7 @@ def test_sft_takes_what_the_page_says(tmp_path: Path) -> None:
 def test_the_mixture_of_the_page_parses_and_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    block, _ = YAML
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text(block)
     chat = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
@@ -84,3 +101,23 @@ def test_the_mixture_of_the_page_parses_and_loads(
     train, test = load_splits(script, 0, ("messages",))
     assert test is not None
     assert len(train) + len(test) == 13
+
+
+def test_the_stream_of_the_page_parses_and_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, block = YAML
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(block)
+    story = {"messages": [{"role": "assistant", "content": "a story"}]}
+    chat = {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
+    for name, text in (("stories", json.dumps(story)), ("chats", json.dumps(chat))):
+        lines = [re.sub('"a story"|"x"', f'"{number}"', text) for number in range(60)]
+        Path(f"{name}.jsonl").write_text("\n".join(lines))
+    config = parse("sft", ["--config", "run.yaml", "--use_cpu"])
+    rows = load_rows(config.script, config.training, lambda _: ("messages",))
+    assert rows.test is not None
+    assert len(rows.known) + len(rows.test) == 120
+    rows.begin()
+    turns = [len(row["messages"]) for row in islice(iter(rows.train), 2000)]
+    assert 0.69 < turns.count(1) / 2000 < 0.81  # six standard deviations

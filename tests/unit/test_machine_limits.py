@@ -3,57 +3,20 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.arguments import launch
+from tests.mistakes import Answer, attempt, changes
+from tests.small_disk import NoMountError, small_disk
 from tests.tiny_models import save_model
-from tests.tiny_runs import flags, snapshot, write
+from tests.tiny_runs import flags, snapshot
+from tests.unit.test_model_mistakes import furnish
 
 ROOT = Path(__file__).parents[2]
 SFT = {"dataset_name": "rows.jsonl", "max_steps": 1, "per_device_train_batch_size": 2}
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    monkeypatch.chdir(tmp_path)
-    save_model(Path("model"), tiny_tokenizer)
-    rows = [{"prompt": f"the {word}", "completion": " sat ."} for word in ("cat", "dog", "bird")]
-    write(Path("rows.jsonl"), rows)
-    return tmp_path
-
-
-@pytest.mark.usefixtures("place")
-def test_a_read_only_folder_is_told_before_anything_is_loaded(
-    small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    values = SFT | {"output_dir": "disk/runs/new", "model_name_or_path": "nothing at all"}
-    assert launch("sft", flags(values)) == 2
-    sentence = "output_dir=disk/runs/new cannot be written: "
-    assert sentence in capsys.readouterr().err
-    assert list(small_disk.iterdir()) == []
-
-
-@pytest.mark.usefixtures("place")
-@pytest.mark.parametrize("room", [0, 60_000])
-def test_a_full_disk_is_told_and_leaves_no_half_model(
-    room: int, small_disk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-    (small_disk / "filler").write_bytes(bytes(free - room))
-    assert launch("sft", flags(SFT | {"output_dir": "disk/run"})) == 2
-    said = capsys.readouterr().err
-    assert "output_dir=disk/run cannot be written: " in said
-    assert "Traceback" not in said
-    left = [path.name for path in (small_disk / "run").rglob("*") if path.is_file()]
-    assert not any(name.endswith(".safetensors") for name in left)
-    assert not (small_disk / "run" / "final").exists()
-    assert not (small_disk / "run" / "_final.partial").exists()
 
 
 LIMITED = """
@@ -68,18 +31,31 @@ raise SystemExit(launch("sft", sys.argv[1:]))
 """
 
 
-def test_a_model_that_does_not_fit_into_memory_is_told(
-    place: Path, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    # Two embeddings of 160 MB each, where 60 MB are left.
-    save_model(
-        place / "model",
-        tiny_tokenizer,
-        vocab_size=2_500_000,
-        num_hidden_layers=1,
-        tie_word_embeddings=False,
-    )
-    before = snapshot(place).keys()
+def on_a_read_only_disk(place: Path) -> Answer:
+    values = SFT | {"output_dir": "disk/runs/new", "model_name_or_path": "nothing at all"}
+    with small_disk(place) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        return attempt("sft", flags(values), place)
+
+
+def on_a_full_disk(place: Path, room: int = 0) -> Answer:
+    """Try with some bytes of room; a folder that was begun may stay, a half model may not."""
+    with small_disk(place) as disk:
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(free - room))
+        return attempt("sft", flags(SFT | {"output_dir": "disk/run"}), place)
+
+
+def on_an_almost_full_disk(place: Path) -> Answer:
+    return on_a_full_disk(place, 60_000)
+
+
+def with_too_little_memory(place: Path) -> Answer:
+    """Two embeddings of 160 MB each, where 60 MB are left."""
+    sizes = {"vocab_size": 2_500_000, "num_hidden_layers": 1, "tie_word_embeddings": False}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(place / "model")
+    save_model(place / "model", tokenizer, **sizes)
+    before = snapshot(place)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *flags(SFT)],
         cwd=place,
@@ -88,10 +64,36 @@ def test_a_model_that_does_not_fit_into_memory_is_told(
         text=True,
         check=False,
     )
-    assert (
-        "rlhf sft: error: model_name_or_path=model: there is not enough memory to load it; choose "
-        "dtype=bfloat16, load_in_4bit with use_peft, or a smaller model.\n"
-    ) in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 2
-    assert snapshot(place).keys() == before
+    changed = changes(before, snapshot(place))
+    return Answer("sft", done.returncode, done.stderr, done.stdout, changed)
+
+
+# id: (what is tried, what is said, a part)
+LIMITS: dict[str, tuple[Callable[[Path], Answer], str]] = {
+    "read-only disk": (on_a_read_only_disk, "output_dir=disk/runs/new cannot be written: "),
+    "full disk": (on_a_full_disk, "output_dir=disk/run cannot be written: "),
+    "almost full disk": (on_an_almost_full_disk, "output_dir=disk/run cannot be written: "),
+    "too little memory for the model": (
+        with_too_little_memory,
+        "model_name_or_path=model: there is not enough memory to load it; choose dtype=bfloat16, "
+        "load_in_4bit with use_peft, or a smaller model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_of_the_machine_is_one_sentence_and_leaves_no_half_model(
+    name: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    furnish(tmp_path, tiny_tokenizer)
+    run, sentence = LIMITS[name]
+    try:
+        answer = run(tmp_path)
+    except NoMountError:
+        pytest.skip("a file system cannot be mounted here")
+    assert sentence in answer.sentence()
+    assert answer.code == 2
+    assert "Traceback" not in answer.err
+    # The time of the disk's top folder may change; what was logged before it was full may stay.
+    logged = {"run", "config.yaml", "metrics.jsonl"} if name == "almost full disk" else set()
+    assert {Path(path).name for path in answer.changed} <= {"disk"} | logged

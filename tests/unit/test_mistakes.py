@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.arguments import launch
 from recipes.lib.strict_yaml import MAX_BYTES
+from tests.mistakes import attempt
+from tests.tiny_runs import snapshot
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,6 +258,11 @@ MISTAKES: dict[str, tuple[str | bytes | None, list[str], str]] = {
         [],
         "run_name='a\\x00b' (run.yaml, line 1): must be text in UTF-8 without null characters.",
     ),
+    "control characters": (
+        None,
+        ["--packing=\x1e\x1b[31m\n"],
+        "--packing \\x1e\\x1b[31m\\n: must be true or false.",
+    ),
     "flag without its value": (
         None,
         ["--eval_steps"],
@@ -282,45 +288,29 @@ MISTAKES: dict[str, tuple[str | bytes | None, list[str], str]] = {
 }
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every path below a folder with its time and content."""
-    return {
-        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
-        for path in folder.rglob("*")
-    }
-
-
-def write_config(folder: Path, content: str | bytes | None) -> list[str]:
+def prepare(name: str, folder: Path) -> tuple[str, list[str]]:
+    """Write the file of a mistake; the recipe and the words of the command that makes it."""
+    content, flags, _ = MISTAKES[name]
     if content is None:
-        return []
-    data = content if isinstance(content, bytes) else content.encode()
-    (folder / "run.yaml").write_bytes(data)
-    return ["--config", "run.yaml"]
+        return "sft", flags
+    (folder / "run.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return "sft", ["--config", "run.yaml", *flags]
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_sentence_with_exit_code_2_and_nothing_on_disk(
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, tmp_path: Path
 ) -> None:
-    content, flags, sentence = MISTAKES[name]
-    monkeypatch.chdir(tmp_path)
-    argv = write_config(tmp_path, content) + flags
-    before = snapshot(tmp_path)
-    code = launch("sft", argv)
-    said = capsys.readouterr()
-    assert said.err == f"rlhf sft: error: {sentence}\n"
-    assert said.out == ""
-    assert code == 2
-    assert snapshot(tmp_path) == before
+    answer = attempt(*prepare(name, tmp_path), tmp_path)
+    assert answer.err == f"rlhf sft: error: {MISTAKES[name][2]}\n"
+    assert answer.out == ""
+    assert answer.code == 2
+    assert answer.changed == []
 
 
 @pytest.mark.parametrize("name", ["config not there", "fraction for an int"])
 def test_a_mistake_ends_a_real_process_the_same_way(name: str, tmp_path: Path) -> None:
-    content, flags, sentence = MISTAKES[name]
-    argv = write_config(tmp_path, content) + flags
+    _, argv = prepare(name, tmp_path)
     before = snapshot(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "recipes.cli", "sft", *argv],
@@ -331,6 +321,6 @@ def test_a_mistake_ends_a_real_process_the_same_way(name: str, tmp_path: Path) -
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith(f"rlhf sft: error: {sentence}\n")
+    assert done.stderr.endswith(f"rlhf sft: error: {MISTAKES[name][2]}\n")
     assert "Traceback" not in done.stderr
     assert snapshot(tmp_path) == before

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.arguments import launch
 from tests import spoiled
+from tests.mistakes import attempt, within
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, snapshot, write
 
@@ -41,6 +42,12 @@ QUANTIZED = {"load_in_4bit": True}
 Case = tuple[str, Callable[[Path], None], dict[str, Any], str]
 # id: recipe, what is prepared, keys, what is said (a part)
 MISTAKES: dict[str, Case] = {
+    "name that is neither a folder nor a Hub id": (
+        "ppo",
+        spoiled.nothing,
+        PPO | {"model_name_or_path": "my model", "reward_funcs": ["rewards.py:short"]},
+        "model_name_or_path=my model: no model can be loaded from it (",
+    ),
     "adapter of a base of another width": (
         "sft",
         spoiled.of_another_width,
@@ -84,6 +91,12 @@ MISTAKES: dict[str, Case] = {
         RLOO | {"reward_funcs": ["two"]},
         "model_name_or_path=two: it has 2 labels and a reward model has one; name a model with one"
         " label.",
+    ),
+    "prompt over the limit": (
+        "ppo",
+        spoiled.with_a_long_prompt,
+        PPO | {"max_prompt_length": 8, "reward_funcs": ["rewards.py:short"]},
+        "max_prompt_length=8: the prompt of row 1 has 10",
     ),
     "tokenizer with tokens of its own": (
         "sft",
@@ -240,41 +253,47 @@ MISTAKES: dict[str, Case] = {
 }
 
 
-@pytest.fixture
-def place(
-    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    monkeypatch.chdir(tmp_path)
-    save_model(Path("model"), tiny_tokenizer)
+def furnish(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A tiny model, rows for every recipe, and reward functions."""
+    save_model(folder / "model", tokenizer)
     write(
-        Path("rows.jsonl"),
+        folder / "rows.jsonl",
         [
             {"prompt": f"the {w}", "completion": " sat .", "chosen": " ran", "rejected": " is"}
             for w in ("cat", "dog", "bird", "child")
         ],
     )
-    Path("rewards.py").write_text(REWARDS)
+    (folder / "rewards.py").write_text(REWARDS)
+
+
+def prepare(name: str, folder: Path) -> tuple[str, list[str]]:
+    """Spoil a furnished folder; the recipe and the words of the command that falls over it."""
+    recipe, spoil, values, _ = MISTAKES[name]
+    with within(folder):
+        spoil(folder)
+    return recipe, flags(values)
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    monkeypatch.chdir(tmp_path)
+    furnish(tmp_path, tiny_tokenizer)
     return tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file", "ignore:Found missing adapter")
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_sentence_with_exit_code_2_and_nothing_on_disk(
-    name: str, place: Path, capsys: pytest.CaptureFixture[str]
+    name: str, place: Path
 ) -> None:
-    recipe, prepare, values, sentence = MISTAKES[name]
-    prepare(place)
-    before = snapshot(place)
-    capsys.readouterr()
-    code = launch(recipe, flags(values))
-    said = capsys.readouterr().err
-    told = [line for line in said.splitlines() if line.startswith(f"rlhf {recipe}: error: ")]
-    assert len(told) == 1, said
-    assert sentence in told[0]
-    assert told[0].endswith(".")
-    assert "Traceback" not in said
-    assert code == 2
-    assert snapshot(place) == before
+    answer = attempt(*prepare(name, place), place)
+    assert MISTAKES[name][3] in answer.sentence()
+    assert answer.sentence().endswith(".")
+    assert "Traceback" not in answer.err
+    assert answer.code == 2
+    assert answer.changed == []
 
 
 def test_a_run_that_was_moved_aside_for_a_mistake_comes_back(place: Path) -> None:

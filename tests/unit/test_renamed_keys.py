@@ -95,6 +95,13 @@ def test_a_trl_file_for_sft(capsys: pytest.CaptureFixture[str]) -> None:
     assert config.script.test_fraction == 0.2
 
 
+def test_trls_key_for_streaming(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("dataset_streaming: true\n")
+    config = parse("sft", ["--config", str(tmp_path / "run.yaml")], NO_CARD)
+    assert config.script.streaming is True
+    assert notes(capsys) == ["dataset_streaming"]
+
+
 def test_a_trl_file_for_ppo(capsys: pytest.CaptureFixture[str]) -> None:
     config = read("ppo", "trl_ppo")
     assert notes(capsys) == [
@@ -155,12 +162,6 @@ MISTAKES = {
         "rpo_alpha: 1.0",
         "rpo_alpha (run.yaml, line 1): it is a second loss now; set loss_type: [sigmoid, sft] with "
         "loss_weights: [1.0, ALPHA].",
-    ),
-    "streaming": (
-        "dpo",
-        "dataset_streaming: true",
-        "dataset_streaming=true: data is read as a whole here, so that every row is checked before "
-        "the run; leave it out, and cut very large data with a split or max_train_rows.",
     ),
     "a mixer that is a list": (
         "sft",
