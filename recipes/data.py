@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, read, validate
 from recipes.lib.errors import UserError
+from recipes.lib.trust import TrustArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,7 +30,7 @@ POSITIONAL = "dataset_name"
 
 
 @dataclass(kw_only=True)
-class DataPageArguments(DataArguments):
+class DataPageArguments(DataArguments, TrustArguments):
     """Keys of the recipe beside those of the data."""
 
     model_name_or_path: str | None = field(
@@ -86,7 +87,11 @@ def tokenizer_of(script: DataPageArguments) -> Any:
 
     from recipes.lib.models import load_tokenizer
 
-    tokenizer = load_tokenizer(script.model_name_or_path, revision=script.model_revision)
+    tokenizer = load_tokenizer(
+        script.model_name_or_path,
+        revision=script.model_revision,
+        trust_remote_code=script.trust_remote_code,
+    )
     if script.chat_template_path is not None:
         try:
             tokenizer.chat_template = Path(script.chat_template_path).read_text(encoding="utf-8")

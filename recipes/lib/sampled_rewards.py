@@ -181,7 +181,13 @@ def load_rewards(
     """
     prompt_token_ids(tokenizer, prompt, training.chat_template_kwargs)
     batch_size = training.per_device_train_batch_size
-    functions = load_reward_functions(list(reward_funcs), None, batch_size, training.device)
+    functions = load_reward_functions(
+        list(reward_funcs),
+        None,
+        batch_size,
+        training.device,
+        trust_remote_code=training.trust_remote_code,
+    )
     # Here it means rows in samples.jsonl, as under PPO. TRL would print every completion over the
     # progress bar, and its GRPO write tables into the run folder before that may be taken.
     is_kept, training.log_completions = training.log_completions, False

@@ -174,6 +174,10 @@ class PPOConfig(TrainingArguments):
     critic_warmup_rollouts: int = field(
         default=0, metadata={"help": "Rollouts at the start that train the critic alone."}
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the code that lies beside models and tokenizers; read it first."},
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Set every dropout of policy, critic and reward to 0."}
     )

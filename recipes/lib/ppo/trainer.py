@@ -82,7 +82,8 @@ class PPOTrainer(Trainer):
         peft_config: PeftConfig | None = None,
     ) -> None:
         set_seed(args.seed)
-        policy, tokenizer = load(model, processing_class, quantization_config)
+        trusted = {"trust_remote_code": args.trust_remote_code}
+        policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
         actor_critic, self.reference = make_roles(policy, args, peft_config)
         super().__init__(
             model=actor_critic,
@@ -106,6 +107,7 @@ class PPOTrainer(Trainer):
             args.scoring_batch_size,
             args.device,
             SharedBase(adapters, tokenizer) if adapters is not None else None,
+            **trusted,
         )
         self.clock, self.health = Clock(), Health()
         self.collector = Collector(self, functions, self._prompts(train_dataset))
