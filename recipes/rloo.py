@@ -78,6 +78,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
         processing_class=tokenizer,
         peft_config=peft_config(model_args, "CAUSAL_LM"),
     )
+    rewards.ends = trainer.eos_token_ids  # TRL stops at each of them
     return trainer, rewards
 
 

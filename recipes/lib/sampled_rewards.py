@@ -60,6 +60,7 @@ class SampledRewards:
         self.is_kept = is_kept
         self.completion_ids: Sequence[list[int]] = []
         self.prompt_ids: list[list[int]] = []
+        self.ends: Sequence[int] = ()
         self.texts: list[str] = []
         self.said: dict[int, list[float]] = {}
         self.functions = [self._called(i, function) for i, function in enumerate(functions)]
@@ -95,7 +96,7 @@ class SampledRewards:
             prompt_token_ids(self.tokenizer, prompt, self.template_kwargs) for prompt in prompts
         ]
         self.texts = [
-            completion_text(self.tokenizer, list(before), list(ids))
+            completion_text(self.tokenizer, list(before), list(ids), self.ends)
             for before, ids in zip(self.prompt_ids, completion_ids, strict=True)
         ]
 

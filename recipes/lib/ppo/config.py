@@ -94,7 +94,10 @@ class PPOConfig(TrainingArguments):
     )
     stop_token: str | None = field(
         default=None,
-        metadata={"help": "Token that ends a completion; default, and eos: the eos token."},
+        metadata={
+            "help": "The one token that ends a completion, eos: the tokenizer's; default: each eos "
+            "token of the model."
+        },
     )
     missing_eos_penalty: float | None = field(
         default=None,
