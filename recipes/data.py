@@ -137,7 +137,7 @@ def repeated(train: Dataset, test: Dataset | None) -> list[str]:
 
 def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any) -> list[Length]:
     """Lengths of the first rows: tokens, or characters where there is no tokenizer."""
-    from recipes.lib.lengths import Length
+    from recipes.lib.lengths import Length, length_of
     from recipes.lib.row_text import parts_of_row, sequences
 
     lengths = []
@@ -147,8 +147,7 @@ def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: A
             lengths.append(Length(sum(map(len, parts)), 0))
             continue
         found = sequences(row, shape, tokenizer, script.assistant_only_loss)
-        starts = [seen.has_loss.index(True) if True in seen.has_loss else 0 for seen in found]
-        lengths.append(Length(max(len(seen.ids) for seen in found), max(starts)))
+        lengths.append(length_of(found))
     return lengths
 
 

@@ -17,7 +17,6 @@ from recipes.lib.forward import Batch
 from recipes.lib.generation import completion_text
 from recipes.lib.ppo.describe import describe, describe_episodes, describe_values
 from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
-from recipes.lib.ppo.prompts import Prompts
 from recipes.lib.ppo.returns import (
     KLController,
     RunningMoments,
@@ -27,6 +26,7 @@ from recipes.lib.ppo.returns import (
 )
 from recipes.lib.ppo.rollouts import Rollout, prompt_index
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
+from recipes.lib.prompts import Prompts
 from recipes.lib.rewards import RewardFunction, distinct_names, score
 from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left, sample
 

@@ -23,18 +23,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
+from recipes.lib.fit import check_prompts
 from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import load_value_weights, parameter_groups, save_value_weights
 from recipes.lib.ppo.health import Health, tell
 from recipes.lib.ppo.objective import micro_batch_loss
-from recipes.lib.ppo.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.ppo.roles import load, load_policy, make_roles, save_policy
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.state import read_state, write_state
 from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
+from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
 
@@ -110,7 +111,9 @@ class PPOTrainer(Trainer):
             **trusted,
         )
         self.clock, self.health = Clock(), Health()
-        self.collector = Collector(self, functions, self._prompts(train_dataset))
+        prompts = self._prompts(train_dataset)
+        check_prompts(actor_critic.policy, tokenizer, prompts)
+        self.collector = Collector(self, functions, prompts)
         self.stream = RolloutStream(args, self.collector.rollout)
         self.sums: dict[str, float] = {}  # of the updates since the last log
 
