@@ -25,14 +25,23 @@ def keep_boundary(rows: Dataset, tokenizer: Any) -> Dataset:
     Returns:
         The same rows; with `input_ids` and `completion_mask` if one of the first needs it.
     """
-
-    def spans(row: dict[str, Any]) -> bool:
-        prompt, whole = _ids(tokenizer, row["prompt"]), _ids(tokenizer, _whole(row, tokenizer))
-        return whole[: len(prompt)] != prompt
-
-    if not any(spans(row) for row in rows.select(range(min(NUM_LOOKED_AT, len(rows))))):
+    if not any(spans(row, tokenizer) for row in rows.select(range(min(NUM_LOOKED_AT, len(rows))))):
         return rows
     return rows.map(lambda row: split(row, tokenizer), desc="Tokenizing")
+
+
+def spans(row: dict[str, Any], tokenizer: Any) -> bool:
+    """Whether a token of a row's text is of its prompt and of its completion.
+
+    Args:
+        row: prompt and completion as text.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        True if the prompt alone has other tokens.
+    """
+    prompt, whole = _ids(tokenizer, row["prompt"]), _ids(tokenizer, _whole(row, tokenizer))
+    return whole[: len(prompt)] != prompt
 
 
 def split(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:

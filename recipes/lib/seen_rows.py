@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.boundaries import spans, split
 from recipes.lib.errors import UserError
 from recipes.lib.shapes import Row, Shape, is_conversational
 
@@ -49,6 +50,14 @@ def seen_sequences(
     if "chosen" in shape.columns:
         return _pair(row, tokenizer, options)
     if "completion" in shape.columns:
+        if (
+            "label" not in shape.columns
+            and isinstance(row["prompt"], str)
+            and spans(row, tokenizer)
+        ):
+            made = split(row, tokenizer)  # as the recipe sft does, and KTO does not
+            mask = list(map(bool, made["completion_mask"]))
+            return [Seen("", made["input_ids"], mask, mask.index(True))]
         ids, start = _completion(row["prompt"], row["completion"], tokenizer, options)
         return [Seen("", ids, [place >= start for place in range(len(ids))], start)]
     if shape.columns == ("prompt",):

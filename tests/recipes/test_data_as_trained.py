@@ -10,8 +10,10 @@ import pytest
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.arguments import launch
+from recipes import sft
+from recipes.lib.arguments import launch, parse
 from recipes.lib.lengths import effects, length_of
+from recipes.lib.models import load_tokenizer
 from recipes.lib.seen_rows import Seen, seen_sequences
 from recipes.lib.shapes import shape_of
 from tests.tiny_runs import FAST, write
@@ -172,3 +174,19 @@ def test_the_page_says_what_each_trainer_does(
     assert "dpo: 1 rows are cut at 12 tokens; 1 are dropped, because their prompt alone" in out
     assert "two rows of a pair: 1 of its rows are cut at 12 tokens; 2 are dropped, because" in out
     assert "reward: 2 rows are dropped as too long" in out
+
+
+def test_tokens_that_span_the_end_of_a_prompt_are_shown_as_the_recipe_of_sft_trains_them(
+    shared: Path, tmp_path: Path
+) -> None:
+    name = str(shared / "models" / "TinyStories-656K")
+    tokenizer = load_tokenizer(name)
+    row = {"prompt": "Once upon a time there was", "completion": " a little girl named Lily."}
+    values = {"model_name_or_path": name, "dataset_name": "rows.jsonl", "max_steps": 1}
+    config = parse("sft", [], FAST | values | {"output_dir": str(tmp_path / "run")})
+    rows = Dataset.from_list([row])
+    (theirs,) = sft.make_trainer(config, tokenizer, rows, None).train_dataset
+    (seen,) = seen_sequences(row, shape_of(rows), tokenizer)
+    assert seen.ids == theirs["input_ids"]
+    assert seen.has_loss == [label != -100 for label in theirs["labels"]]
+    assert seen.ids[: seen.start] == tokenizer(row["prompt"])["input_ids"]
