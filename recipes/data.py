@@ -18,6 +18,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, read
 from recipes.lib.data_keys import validate
 from recipes.lib.errors import UserError
+from recipes.lib.trust import TrustArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +31,7 @@ POSITIONAL = "dataset_name"
 
 
 @dataclass(kw_only=True)
-class DataPageArguments(DataArguments):
+class DataPageArguments(DataArguments, TrustArguments):
     """Keys of the recipe beside those of the data."""
 
     model_name_or_path: str | None = field(
@@ -87,7 +88,11 @@ def tokenizer_of(script: DataPageArguments) -> Any:
 
     from recipes.lib.models import load_tokenizer
 
-    tokenizer = load_tokenizer(script.model_name_or_path, revision=script.model_revision)
+    tokenizer = load_tokenizer(
+        script.model_name_or_path,
+        revision=script.model_revision,
+        trust_remote_code=script.trust_remote_code,
+    )
     if script.chat_template_path is not None:
         try:
             tokenizer.chat_template = Path(script.chat_template_path).read_text(encoding="utf-8")
@@ -133,7 +138,7 @@ def repeated(train: Dataset, test: Dataset | None) -> list[str]:
 
 def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any) -> list[Length]:
     """Lengths of the first rows: tokens, or characters where there is no tokenizer."""
-    from recipes.lib.lengths import Length
+    from recipes.lib.lengths import Length, length_of
     from recipes.lib.row_text import parts_of_row, sequences
 
     lengths = []
@@ -143,8 +148,7 @@ def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: A
             lengths.append(Length(sum(map(len, parts)), 0))
             continue
         found = sequences(row, shape, tokenizer, script.assistant_only_loss)
-        starts = [seen.has_loss.index(True) if True in seen.has_loss else 0 for seen in found]
-        lengths.append(Length(max(len(seen.ids) for seen in found), max(starts)))
+        lengths.append(length_of(found))
     return lengths
 
 

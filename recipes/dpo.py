@@ -52,6 +52,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import DPOTrainer
 
+    from recipes.lib.fit import check_fit
     from recipes.lib.generation import prompt_token_ids
     from recipes.lib.models import load_policy, load_tokenizer, peft_config
     from recipes.lib.trl_trainers import make
@@ -63,7 +64,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
     first = "prompt" if "prompt" in train.column_names else "chosen"
     prompt_token_ids(tokenizer, train[0][first])  # refuses messages without a template
-    return make(
+    trainer = make(
         DPOTrainer,
         load_policy(model_args, trust_remote_code=trusted),
         model_args,
@@ -73,6 +74,8 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         processing_class=tokenizer,
         peft_config=peft_config(model_args, "CAUSAL_LM"),
     )
+    check_fit(trainer, train[0])
+    return trainer
 
 
 def test_logps(trainer: Any) -> dict[str, list[float]]:

@@ -23,12 +23,13 @@ from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.runs import FolderArguments, open_run
+from recipes.lib.trust import TrustArguments
 
 POSITIONAL = "run"
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(FolderArguments, DataArguments):
+class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     """What is compared, on what, and who judges."""
 
     run: str | None = field(
@@ -134,15 +135,16 @@ def run(config: Config) -> dict[str, Any]:
     if "output_dir" not in config.values and config.path is None:
         script.output_dir = default_folder(str(script.run))
     prompts = load_prompts(script)
-    judge = load_judge(str(script.judge), script.dtype, script.batch_size)
+    trusted = {"trust_remote_code": script.trust_remote_code}
+    judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
     folder = open_run(config)
     sampling = Sampling(script.max_new_tokens, script.temperature, script.batch_size, script.seed)
     contestants = (str(script.run), str(script.baseline))
-    ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype)
+    ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype, **trusted)
     wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
     names = {"baseline": script.baseline, "judge": script.judge}
-    write_lineage(folder.path, "evaluate", script.run, script.data_names(), **names)
+    write_lineage(folder.path, "evaluate", script.run, script.data_names(), **names, **trusted)
     summary = {"recipe": "evaluate", "num_prompts": len(prompts)}
     summary |= ours.facts("") | theirs.facts("_baseline")
     summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers

@@ -26,6 +26,7 @@ from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.runs import FolderArguments, Run, open_run, write_jsonl
+from recipes.lib.trust import TrustArguments
 
 if TYPE_CHECKING:
     from recipes.lib.feedback.pairs import Pair
@@ -37,7 +38,7 @@ NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
 
 
 @dataclass(kw_only=True)
-class FeedbackArguments(FolderArguments, DataArguments):
+class FeedbackArguments(FolderArguments, DataArguments, TrustArguments):
     """Keys of the recipe."""
 
     action: str | None = field(default=None, metadata={"help": "What to do: simulate."})
@@ -92,10 +93,12 @@ def sample(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair
     from recipes.lib.models import load_policy, load_tokenizer
 
     name = script.model_name_or_path or ""
-    model = load_policy(ModelConfig(model_name_or_path=name, dtype=script.dtype))
+    trusted = script.trust_remote_code
+    args = ModelConfig(model_name_or_path=name, dtype=script.dtype)
+    model = load_policy(args, trust_remote_code=trusted)
     return sample_pairs(
         model,
-        load_tokenizer(name),
+        load_tokenizer(name, trust_remote_code=trusted),
         prompts,
         num_tries=NUM_TRIES,
         max_new_tokens=script.max_new_tokens,
@@ -161,7 +164,8 @@ def run(config: Config) -> dict[str, Any]:
     start = time.monotonic()
     script = config.script
     validate(script)
-    judge = load_judge(script.judge)
+    trusted = script.trust_remote_code
+    judge = load_judge(script.judge, trust_remote_code=trusted)
     train, test = load_splits(script, script.seed, ("prompt",))
     assert test is not None  # validate saw to it
     folder = open_run(config)
@@ -171,7 +175,8 @@ def run(config: Config) -> dict[str, Any]:
     tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
     write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)
     data = script.data_names()
-    write_lineage(folder.path, "feedback", script.model_name_or_path, data, judge=script.judge)
+    facts = {"judge": script.judge, "trust_remote_code": trusted}
+    write_lineage(folder.path, "feedback", script.model_name_or_path, data, **facts)
     noises = [rating.noise for rating, is_test in zip(ratings, tests, strict=True) if is_test]
     summary = {
         "recipe": "feedback",

@@ -81,6 +81,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import KTOTrainer
 
+    from recipes.lib.fit import check_fit
     from recipes.lib.generation import prompt_token_ids
     from recipes.lib.models import load_policy, load_tokenizer, peft_config
     from recipes.lib.trl_trainers import make
@@ -91,7 +92,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
     prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
-    return make(
+    trainer = make(
         KTOTrainer,
         load_policy(model_args, trust_remote_code=trusted),
         model_args,
@@ -101,6 +102,8 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         processing_class=tokenizer,
         peft_config=peft_config(model_args, "CAUSAL_LM"),
     )
+    check_fit(trainer, train[0])
+    return trainer
 
 
 def test_logps(trainer: Any) -> list[float]:

@@ -60,12 +60,14 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     from recipes.lib.ppo.trainer import PPOTrainer
 
     assert config.training is not None and config.model is not None
+    trusted = {"trust_remote_code": config.training.trust_remote_code}
     tokenizer = load_tokenizer(
-        config.model.model_name_or_path or "", revision=config.model.model_revision
+        config.model.model_name_or_path or "", revision=config.model.model_revision, **trusted
     )
     going_on = goes_on(config.model)
+    load = load_adapted_policy if going_on else load_policy
     return PPOTrainer(
-        model=load_adapted_policy(config.model) if going_on else load_policy(config.model),
+        model=load(config.model, **trusted),
         reward_funcs=config.script.rewards(),
         args=config.training,
         train_dataset=train,
@@ -120,6 +122,7 @@ def run(config: Config) -> dict[str, Any]:
         summary["warnings"] = trainer.health.warnings
         data = script.data_names()
         more = {"reward_funcs": script.reward_funcs, "roles": roles_of(trainer)}
+        more["trust_remote_code"] = training.trust_remote_code
         write_lineage(folder.path, "ppo", model.model_name_or_path, data, **more)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 

@@ -51,6 +51,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     """TRL's trainer on the policy, with LoRA where it is asked for; and its rewards."""
     from trl import RLOOTrainer
 
+    from recipes.lib.fit import check_sampling
     from recipes.lib.models import load_policy, load_tokenizer, peft_config
     from recipes.lib.sampled_rewards import load_rewards
     from recipes.lib.trl_trainers import make
@@ -72,6 +73,8 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
         processing_class=tokenizer,
         peft_config=peft_config(model_args, "CAUSAL_LM"),
     )
+    check_sampling(trainer)
+    rewards.ends = trainer.eos_token_ids  # TRL stops at each of them
     return trainer, rewards
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import processors
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -65,3 +66,13 @@ def save_model(
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+def with_bos(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:
+    """The tokenizer with a BOS token that it puts before plain text."""
+    number = tokenizer.convert_tokens_to_ids(token)
+    tokenizer.bos_token = token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, number)]
+    )
+    return tokenizer

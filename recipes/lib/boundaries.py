@@ -26,15 +26,26 @@ def keep_boundary(rows: Any, known: Dataset, tokenizer: Any) -> Any:
     Returns:
         The same rows; with `input_ids` and `completion_mask` if one of the first needs it.
     """
-
-    def spans(row: dict[str, Any]) -> bool:
-        prompt, whole = _ids(tokenizer, row["prompt"]), _ids(tokenizer, _whole(row, tokenizer))
-        return whole[: len(prompt)] != prompt
-
-    if not any(spans(row) for row in known.select(range(min(NUM_LOOKED_AT, len(known))))):
+    if not any(
+        spans(row, tokenizer) for row in known.select(range(min(NUM_LOOKED_AT, len(known))))
+    ):
         return rows
     named = {"desc": "Tokenizing"} if rows is known else {}  # a stream has no progress to name
     return rows.map(lambda row: split(row, tokenizer), **named)
+
+
+def spans(row: dict[str, Any], tokenizer: Any) -> bool:
+    """Whether a token of a row's text is of its prompt and of its completion.
+
+    Args:
+        row: prompt and completion as text.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        True if the prompt alone has other tokens.
+    """
+    prompt, whole = _ids(tokenizer, row["prompt"]), _ids(tokenizer, _whole(row, tokenizer))
+    return whole[: len(prompt)] != prompt
 
 
 def split(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:

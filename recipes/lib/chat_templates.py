@@ -43,7 +43,11 @@ def check_template_path(path: str | None) -> None:
 
 
 def check_conversation(
-    tokenizer: Any, messages: list[dict[str, Any]], template: str | None = None, **kwargs: Any
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    template: str | None = None,
+    kwargs: dict[str, Any] | None = None,
+    model_name: str | None = None,
 ) -> None:
     """Check a chat template on one conversation that a policy is trained on.
 
@@ -52,36 +56,40 @@ def check_conversation(
         messages: The conversation; one that does not end with the assistant is let through.
         template: Used instead of the tokenizer's, where the trainer has one of its own.
         kwargs: Further arguments of the template.
+        model_name: The model to name where the recipe has no chat_template_path.
 
     Raises:
         UserError: The prompt alone is rendered otherwise (thinking templates do that), the answer
             does not end with the EOS token, or the BOS token is there twice.
     """
+    kwargs = kwargs or {}
     whole = _render(tokenizer, messages, template, kwargs)
-    check_bos(tokenizer, tokenizer(whole, add_special_tokens=False)["input_ids"])
+    check_bos(tokenizer, tokenizer(whole, add_special_tokens=False)["input_ids"], model_name)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         return
     prompt = _render(tokenizer, messages[:-1], template, kwargs | {"add_generation_prompt": True})
     if not whole.startswith(prompt):
         raise UserError(
-            f"{KEY} is missing: the model's chat template renders a prompt alone as "
+            f"{_whose(model_name)} chat template renders a prompt alone as "
             f"...{prompt[-40:]!r} but not so before its answer, and the model would be trained on "
-            "something else than it is asked; name a template that renders both alike."
+            f"something else than it is asked; {_give(model_name)} a template that renders both "
+            "alike."
         )
     answer = whole[len(prompt) :]
     if tokenizer.eos_token not in answer:
         raise UserError(
             f"eos_token={tokenizer.eos_token}: the chat template does not end an answer with it, "
-            f"so the model would not learn to stop; {_remedy(tokenizer, answer)}."
+            f"so the model would not learn to stop; {_remedy(tokenizer, answer, model_name)}."
         )
 
 
-def check_bos(tokenizer: Any, ids: list[int]) -> None:
+def check_bos(tokenizer: Any, ids: list[int], model_name: str | None = None) -> None:
     """Refuse a second BOS token at the start of a rendered conversation; tell where none is.
 
     Args:
         tokenizer: The tokenizer.
         ids: Token ids of the conversation.
+        model_name: The model to name where the recipe has no chat_template_path.
 
     Raises:
         UserError: There are two.
@@ -91,14 +99,15 @@ def check_bos(tokenizer: Any, ids: list[int]) -> None:
         return
     if ids[:2] == [bos, bos]:
         raise UserError(
-            f"{KEY} is missing: the model's chat template begins with {tokenizer.bos_token} twice; "
-            "name a template that writes it once."
+            f"{_whose(model_name)} chat template begins with {tokenizer.bos_token} twice; "
+            f"{_give(model_name)} a template that writes it once."
         )
     adds_bos = list(tokenizer("a")["input_ids"])[:1] == [bos]
     if adds_bos and bos not in ids:
         tqdm.write(
             f"Warning: the chat template writes no {tokenizer.bos_token}, which the tokenizer puts "
-            f"before plain text; if the model was trained with it, set {KEY}.",
+            f"before plain text; if the model was trained with it, {_give(model_name)} a template "
+            "that writes it.",
             file=sys.stderr,
         )
 
@@ -121,8 +130,19 @@ def _render(
         ) from error
 
 
-def _remedy(tokenizer: Any, answer: str) -> str:
+def _whose(model_name: str | None) -> str:
+    if model_name is None:
+        return f"{KEY} is missing: the model's"
+    return f"model_name_or_path={model_name}: its"
+
+
+def _give(model_name: str | None) -> str:
+    return f"set {KEY} to" if model_name is None else "save the model with"
+
+
+def _remedy(tokenizer: Any, answer: str, model_name: str | None) -> str:
     added = [str(token) for token in tokenizer.get_added_vocab() if str(token) in answer]
     if added:
-        return f"set eos_token={max(added, key=answer.rfind)}, which it does write"
-    return f"set {KEY} to a template that does"
+        where = "" if model_name is None else f" in the tokenizer_config.json of {model_name}"
+        return f"set eos_token={max(added, key=answer.rfind)}{where}, which it does write"
+    return f"{_give(model_name)} a template that does"

@@ -44,7 +44,13 @@ class Side:
 
 
 def compare(
-    names: tuple[str, str], prompts: list[Any], judge: Judge, sampling: Sampling, dtype: str
+    names: tuple[str, str],
+    prompts: list[Any],
+    judge: Judge,
+    sampling: Sampling,
+    dtype: str,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Side, Side, dict[str, float]]:
     """Let a model and a baseline complete the prompts.
 
@@ -57,6 +63,7 @@ def compare(
         judge: Scores completions.
         sampling: How both sample.
         dtype: Of both models.
+        trust_remote_code: Whether code beside the models may run.
 
     Returns:
         The model's side, the baseline's, and `kl` with `kl_stderr` where there is a KL(model ||
@@ -65,14 +72,14 @@ def compare(
     Raises:
         UserError: A model cannot be used.
     """
-    tokenizers = [load_tokenizer(name) for name in names]
+    tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
     has_kl = sampling.temperature > 0
     has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
-    model = _load(names[0], dtype)
+    model = _load(names[0], dtype, trust_remote_code)
     ours = _sample(model, tokenizers[0], prompts, sampling)
     logps = _logps(model, ours, sampling) if has_kl else []
     del model
-    model = _load(names[1], dtype)
+    model = _load(names[1], dtype, trust_remote_code)
     theirs = _sample(model, tokenizers[1], prompts, sampling)
     numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
     del model
@@ -103,8 +110,9 @@ def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> di
     return numbers
 
 
-def _load(name: str, dtype: str) -> Any:
-    model = load_policy(ModelConfig(model_name_or_path=name, dtype=dtype))
+def _load(name: str, dtype: str, trust_remote_code: bool) -> Any:
+    args = ModelConfig(model_name_or_path=name, dtype=dtype)
+    model = load_policy(args, trust_remote_code=trust_remote_code)
     return model.to(evaluation_device())
 
 

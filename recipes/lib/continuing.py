@@ -31,11 +31,12 @@ def goes_on(model_args: ModelConfig) -> bool:
     )
 
 
-def load_adapted_policy(model_args: ModelConfig) -> PeftModel:
+def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PeftModel:
     """Load a policy whose adapter is trained on.
 
     Args:
         model_args: TRL's model keys; the name is that of an adapter's run or folder.
+        trust_remote_code: Whether code beside its base may run.
 
     Returns:
         The adapter, trainable, on its base.
@@ -54,7 +55,10 @@ def load_adapted_policy(model_args: ModelConfig) -> PeftModel:
     _refuse_other_shape(PeftConfig.from_pretrained(path), model_args)
     base, revision = adapter_base(path)
     with as_base_of(path):
-        model = load_policy(replace(model_args, model_name_or_path=base, model_revision=revision))
+        model = load_policy(
+            replace(model_args, model_name_or_path=base, model_revision=revision),
+            trust_remote_code=trust_remote_code,
+        )
     return put_on(model, path, trainable=True)
 
 

@@ -5,7 +5,7 @@ Shapes: B sequences, T tokens (padded prompt), C completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.lib.errors import UserError
-from recipes.lib.sampling import Decoding, episode_uniforms, pad_left
+from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.sampling import sample as sample_tokens
 
 NO_TOKEN = -1  # of a tokenizer without an EOS: nothing stops a completion but its length
@@ -100,7 +100,7 @@ def sample(
     completions = []
     for index, row in enumerate(rows):
         said, has_ended = ids[index], ids[index][-1] in decoding.stops
-        text = completion_text(tokenizer, row, said[:-1] if has_ended else said)
+        text = completion_text(tokenizer, row, said, decoding.stops)
         completions.append(Completion(row, said, text, has_ended))
     return completions
 
@@ -180,7 +180,10 @@ def fits(
 
 
 def completion_text(
-    tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], completion_ids: list[int]
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[int],
+    completion_ids: list[int],
+    ends: Collection[int] = (),
 ) -> str:
     """Text of a completion, with the space in front that many tokenizers drop at a beginning.
 
@@ -188,10 +191,13 @@ def completion_text(
         tokenizer: the model's tokenizer.
         prompt_ids: tokens before the completion.
         completion_ids: tokens of the completion.
+        ends: further tokens that are no part of the text where they stand at its end.
 
     Returns:
         What the completion adds to the text of the prompt, without special tokens.
     """
+    if completion_ids and completion_ids[-1] in ends:
+        completion_ids = completion_ids[:-1]
     # By id: not every tokenizer counts its EOS among the special tokens that decoding skips.
     completion_ids = [token for token in completion_ids if token != tokenizer.eos_token_id]
     before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
@@ -210,9 +216,7 @@ def _decoding(
     stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
     # Any id does as padding: the attention mask hides it and completions are cut at the stop.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
-    stored = getattr(model.generation_config, "eos_token_id", None)
-    others = tuple(stored) if isinstance(stored, list) and stop in stored else ()
-    return Decoding(max_new_tokens, temperature, stop, pad, others)
+    return Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
 
 
 def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int) -> None:

@@ -13,7 +13,9 @@ from recipes.lib.rewards import is_function_reference, load_function, score
 Judge = Callable[[list[Any], list[str]], list[float]]
 
 
-def load_judge(name: str, dtype: str = "auto", batch_size: int = 64) -> Judge:
+def load_judge(
+    name: str, dtype: str = "auto", batch_size: int = 64, *, trust_remote_code: bool = False
+) -> Judge:
     """Find a judge.
 
     Args:
@@ -21,6 +23,7 @@ def load_judge(name: str, dtype: str = "auto", batch_size: int = 64) -> Judge:
             module:name; or a reward model: a run, a folder or a Hub id.
         dtype: Of a reward model.
         batch_size: Texts at a time, of a reward model.
+        trust_remote_code: Whether code beside a reward model may run.
 
     Returns:
         A function of prompts (text or messages) and completion texts that gives one finite score
@@ -32,7 +35,7 @@ def load_judge(name: str, dtype: str = "auto", batch_size: int = 64) -> Judge:
     """
     if is_function_reference(name):
         return _by_function(load_function(name))
-    model, tokenizer = load_reward_model(name, dtype)
+    model, tokenizer = load_reward_model(name, dtype, trust_remote_code=trust_remote_code)
     return _by_model(RewardModel(model.to(evaluation_device()), tokenizer, name, batch_size))
 
 

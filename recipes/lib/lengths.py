@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from recipes.lib.shapes import Shape
+
+if TYPE_CHECKING:
+    from recipes.lib.seen_rows import Seen
 
 NUM_BINS = 10
 
@@ -17,6 +21,7 @@ class Length:
 
     whole: int
     prompt: int
+    sides: tuple[tuple[int, int], ...] = ()  # of a pair: each side, and what is before it for KTO
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,20 @@ class Bin:
     low: int
     high: int  # included
     count: int
+
+
+def length_of(found: Sequence[Seen]) -> Length:
+    """Length of a row in tokens.
+
+    Args:
+        found: The sequences that the row gives.
+
+    Returns:
+        Of its longest sequence, with both sides of a pair.
+    """
+    starts = [seen.has_loss.index(True) if True in seen.has_loss else 0 for seen in found]
+    sides = tuple((len(seen.ids), seen.start) for seen in found) if len(found) > 1 else ()
+    return Length(max(len(seen.ids) for seen in found), max(starts), sides)
 
 
 def bins_of(lengths: Sequence[int], num_bins: int = NUM_BINS) -> list[Bin]:
@@ -74,13 +93,27 @@ def effects(lengths: Sequence[Length], limit: int, shape: Shape) -> list[str]:
     if not long and not full:
         return [f"no row is longer than {limit}"]
     if shape.columns == ("prompt",):
-        return [f"{long:,} prompts are longer than {limit}: ppo refuses them (max_prompt_length)"]
-    told = f"{long - full:,} rows are cut at {limit} tokens"
-    if full:
-        told += f"; {full:,} are dropped, because their prompt alone fills it"
-    if "chosen" in shape.columns:
-        return [f"dpo, kto: {told}", f"reward: {long:,} rows are dropped as too long"]
-    return [told]
+        told = f"{long:,} prompts are longer than {limit}"
+        return [
+            f"{told}: ppo refuses them (max_prompt_length)",
+            "rloo, grpo: no prompt is cut; with its completion it has to fit the model's context",
+        ]
+    if "chosen" not in shape.columns:
+        return [_cut([(length.whole, length.prompt) for length in lengths], limit, "rows")]
+    pairs = _cut([(length.whole, length.prompt) for length in lengths], limit, "rows")
+    sides = _cut([side for length in lengths for side in length.sides], limit, "of its rows")
+    return [
+        f"dpo: {pairs}",
+        f"kto, which makes two rows of a pair: {sides}",
+        f"reward: {long:,} rows are dropped as too long",
+    ]
+
+
+def _cut(lengths: Sequence[tuple[int, int]], limit: int, what: str) -> str:
+    full = sum(prompt >= limit for _, prompt in lengths)
+    cut = sum(whole > limit > prompt for whole, prompt in lengths)
+    told = f"{cut:,} {what} are cut at {limit} tokens"
+    return f"{told}; {full:,} are dropped, because their prompt alone fills it" if full else told
 
 
 def quantile(lengths: Sequence[int], share: float) -> int:

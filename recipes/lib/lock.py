@@ -95,11 +95,6 @@ def release(folder: Path) -> None:
         file.close()
 
 
-def holds(folder: Path) -> bool:
-    """Whether this process has a run folder."""
-    return folder.resolve() in _held
-
-
 def _is_at(file: IO[str], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -147,7 +147,7 @@ def _classifier(
     if is_adapter(path):
         if adapter_task(path) == "SEQ_CLS":
             return merge(_reward_adapter(path, model_args, trust_remote_code), path)
-        return _with_new_head(load_policy(model_args, trust_remote_code=trust_remote_code), path)
+        return _with_new_head(model_args, path, trust_remote_code)
     with reading(path, "reward model"):
         _refuse_labels(path, model_args.model_revision, trust_remote_code)
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -161,7 +161,7 @@ def _classifier(
     if new_head and set(info["missing_keys"]) - HEAD and not is_quantized(model_args):
         # A tied checkpoint may store its embeddings under the language model's head alone, which
         # a classifier does not read; the language model itself knows what is tied to what.
-        return _with_new_head(load_policy(model_args, trust_remote_code=trust_remote_code), path)
+        return _with_new_head(model_args, path, trust_remote_code)
     refuse_random(path, info, allowed=HEAD if new_head else frozenset())
     return model
 
@@ -178,11 +178,16 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
     return put_on(_classifier(base, True, trust_remote_code), path)
 
 
-def _with_new_head(policy: PreTrainedModel, path: str) -> PreTrainedModel:
+def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
+    policy = load_policy(model_args, trust_remote_code=trust_remote_code)
     config = type(policy.config).from_dict(policy.config.to_dict() | {"num_labels": 1})
-    model = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    config._name_or_path = policy.config._name_or_path  # where code of its own is looked for
+    with reading(path, "reward model"):
+        model = AutoModelForSequenceClassification.from_config(
+            config, dtype=policy.dtype, trust_remote_code=trust_remote_code
+        )
     model.base_model.load_state_dict(policy.base_model.state_dict())
     model.name_or_path = path
     return model.eval()

@@ -57,7 +57,7 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
                 **options(model_args),
             )
         refuse_random(path, info, allowed=frozenset())
-    refuse_vocabulary(model, folder, model_args.model_revision)
+    refuse_vocabulary(model, folder, model_args.model_revision, trust_remote_code=trust_remote_code)
     return unpacked(model)
 
 

@@ -78,6 +78,15 @@ LEFT_OUT = {
     "tokenizer_name_or_path": "the tokenizer is the model's own",
 }
 
+# Where the reason is another one.
+LEFT_OUT_OF = {
+    recipe: {
+        "max_prompt_length": "TRL no longer cuts prompts; they are sampled from whole, and have to "
+        "fit the model's context with max_completion_length"
+    }
+    for recipe in ("rloo", "grpo")
+}
+
 # What cannot be left out, and what to do.
 REFUSED = {
     "chat_template": "a template in the configuration; save it as a .jinja file and name that with "
@@ -123,7 +132,7 @@ def translate(
             continue
         found = _translated(recipe, key, values, known)
         if found is None:
-            reason = LEFT_OUT.get(key)
+            reason = LEFT_OUT_OF.get(recipe, LEFT_OUT).get(key, LEFT_OUT.get(key))
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue

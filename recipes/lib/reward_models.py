@@ -93,6 +93,8 @@ def load_reward_functions(
     batch_size: int,
     device: Any,
     shared: SharedBase | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[RewardFunction]:
     """Turn what a user gave as rewards into functions of one signature.
 
@@ -103,6 +105,7 @@ def load_reward_functions(
         batch_size: Rows in one forward pass of a reward model.
         device: Where reward models run.
         shared: The policy's base, for reward adapters that are given by name.
+        trust_remote_code: Whether code beside a reward model may run.
 
     Returns:
         The functions, in order.
@@ -124,28 +127,35 @@ def load_reward_functions(
             "reward_funcs; give one for each, None for a function."
         )
     return [
-        _load(entry, tokenizer, batch_size, device, shared)
+        _load(entry, tokenizer, batch_size, device, shared, trust_remote_code)
         for entry, tokenizer in zip(given, tokenizers, strict=True)
     ]
 
 
 def _load(
-    entry: Any, tokenizer: Any, batch_size: int, device: Any, shared: SharedBase | None
+    entry: Any,
+    tokenizer: Any,
+    batch_size: int,
+    device: Any,
+    shared: SharedBase | None,
+    trusted: bool,
 ) -> RewardFunction:
     if isinstance(entry, str) and is_function_reference(entry):
         return load_function(entry)
     if isinstance(entry, (str, Path)):
         if shared is not None and is_adapter(resolve_model(str(entry))):
-            return RewardModel(*shared.reward(str(entry)), Path(entry).name, batch_size)
+            role = shared.reward(str(entry), trust_remote_code=trusted)
+            return RewardModel(*role, Path(entry).name, batch_size)
         from recipes.lib.models import load_reward_model
 
-        model, tokenizer = load_reward_model(str(entry))
+        model, tokenizer = load_reward_model(str(entry), trust_remote_code=trusted)
         return RewardModel(model.to(device), tokenizer, Path(entry).name, batch_size)
     if isinstance(entry, torch.nn.Module):
         from recipes.lib.models import load_tokenizer
 
         name = str(entry.config._name_or_path)  # type: ignore[union-attr]
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(name)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(name, trust_remote_code=trusted)
         config = entry.config.get_text_config()  # type: ignore[union-attr,operator]
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id

@@ -70,11 +70,12 @@ class SharedBase:
         self.adapters = adapters
         self.tokenizer = tokenizer
 
-    def reward(self, given: str) -> tuple[RewardRole, Any]:
+    def reward(self, given: str, *, trust_remote_code: bool = False) -> tuple[RewardRole, Any]:
         """Put a reward adapter on the base.
 
         Args:
             given: Its run or folder.
+            trust_remote_code: Whether code beside its tokenizer may run.
 
         Returns:
             The role and its tokenizer.
@@ -84,7 +85,7 @@ class SharedBase:
         """
         path = resolve_model(given)
         check_same_base(self.adapters, path, "reward_funcs", given)
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
         self._check_tokenizer(tokenizer, given)
         number = sum(name.startswith("reward") for name in self.adapters.model.peft_config)
         name = "reward" if not number else f"reward_{number + 1}"

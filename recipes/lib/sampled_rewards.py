@@ -60,6 +60,7 @@ class SampledRewards:
         self.is_kept = is_kept
         self.completion_ids: Sequence[list[int]] = []
         self.prompt_ids: list[list[int]] = []
+        self.ends: Sequence[int] = ()
         self.texts: list[str] = []
         self.said: dict[int, list[float]] = {}
         self.carried: list[dict[str, Any]] = []  # samples of a generation before a resume
@@ -96,7 +97,7 @@ class SampledRewards:
             prompt_token_ids(self.tokenizer, prompt, self.template_kwargs) for prompt in prompts
         ]
         self.texts = [
-            completion_text(self.tokenizer, list(before), list(ids))
+            completion_text(self.tokenizer, list(before), list(ids), self.ends)
             for before, ids in zip(self.prompt_ids, completion_ids, strict=True)
         ]
 
@@ -182,7 +183,13 @@ def load_rewards(
     """
     prompt_token_ids(tokenizer, prompt, training.chat_template_kwargs)
     batch_size = training.per_device_train_batch_size
-    functions = load_reward_functions(list(reward_funcs), None, batch_size, training.device)
+    functions = load_reward_functions(
+        list(reward_funcs),
+        None,
+        batch_size,
+        training.device,
+        trust_remote_code=training.trust_remote_code,
+    )
     # Here it means rows in samples.jsonl, as under PPO. TRL would print every completion over the
     # progress bar, and its GRPO write tables into the run folder before that may be taken.
     is_kept, training.log_completions = training.log_completions, False

@@ -114,6 +114,23 @@ class Decoding:
         )
 
 
+def further_stops(model: Any, stop_token_id: int) -> tuple[int, ...]:
+    """Tokens that end a completion beside the tokenizer's own, as a model's folder lists them.
+
+    Args:
+        model: Causal language model, with or without adapters.
+        stop_token_id: The tokenizer's eos token.
+
+    Returns:
+        The other eos ids of the model's generation_config; none where the tokenizer's is not among
+        them, because then the list is not this tokenizer's.
+    """
+    stored = getattr(model.generation_config, "eos_token_id", None)
+    if not isinstance(stored, list) or stop_token_id not in stored:
+        return ()
+    return tuple(token for token in stored if token != stop_token_id)
+
+
 @contextmanager
 def own_generation_config(
     model: PreTrainedModel, config: GenerationConfig

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.boundaries import spans, split
 from recipes.lib.errors import UserError
 from recipes.lib.shapes import Row, Shape, is_conversational
 
@@ -20,6 +21,7 @@ class Seen:
     name: str  # "chosen", "rejected", or "" where a row gives one sequence
     ids: list[int]
     has_loss: list[bool]  # by token; all false for a prompt, whose completion is sampled
+    start: int = 0  # where the completion begins; of a pair by itself, as KTO takes each side
 
 
 def seen_sequences(
@@ -48,8 +50,16 @@ def seen_sequences(
     if "chosen" in shape.columns:
         return _pair(row, tokenizer, options)
     if "completion" in shape.columns:
+        if (
+            "label" not in shape.columns
+            and isinstance(row["prompt"], str)
+            and spans(row, tokenizer)
+        ):
+            made = split(row, tokenizer)  # as the recipe sft does, and KTO does not
+            mask = list(map(bool, made["completion_mask"]))
+            return [Seen("", made["input_ids"], mask, mask.index(True))]
         ids, start = _completion(row["prompt"], row["completion"], tokenizer, options)
-        return [Seen("", ids, [place >= start for place in range(len(ids))])]
+        return [Seen("", ids, [place >= start for place in range(len(ids))], start)]
     if shape.columns == ("prompt",):
         ids = _ids(row["prompt"], tokenizer, options, add_generation_prompt=True)
         return [Seen("", ids, [False] * len(ids))]
@@ -87,10 +97,10 @@ def _pair(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any])
         side: _completion(row["prompt"], row[side], tokenizer, options)
         for side in ("chosen", "rejected")
     }
-    start = min(place for _, place in found.values())  # TRL gives both the same prompt
+    start = min(place for _, place in found.values())  # TRL's DPO gives both the same prompt
     return [
-        Seen(side, ids, [place >= start for place in range(len(ids))])
-        for side, (ids, _) in found.items()
+        Seen(side, ids, [place >= start for place in range(len(ids))], own)
+        for side, (ids, own) in found.items()
     ]
 
 

@@ -1,13 +1,15 @@
 """What of a foreign folder is read, and what of the user's secrets is written: nothing that runs.
 
-Weights are safetensors. A checkpoint also holds pickles of transformers' Trainer (optimizer,
-scheduler, random states), which are read as numbers only; one that asks for more is refused before
-anything is read. Tokens stay in the environment.
+Code beside a model runs only where a run is told to trust it, which no later run inherits. Weights
+are safetensors. A checkpoint also holds pickles of transformers' Trainer (optimizer, scheduler,
+random states), which are read as numbers only; one that asks for more is refused before anything
+is read. Tokens stay in the environment.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,16 @@ from recipes.lib.errors import UserError
 
 SAFE_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.pt", "*.pth", "*.bin")
+
+
+@dataclass(kw_only=True)
+class TrustArguments:
+    """The key of recipes whose models no trainer of TRL loads; named as in TRL's configurations."""
+
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the code that lies beside models and tokenizers; read it first."},
+    )
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -11,7 +11,14 @@ from recipes.lib.model_folders import is_adapter, load_tokenizer
 FAINT = 1e-2  # of the median length of the embeddings: what no training has moved is far below
 
 
-def refuse_vocabulary(model: Any, path: str, revision: str = "main", tokenizer: Any = None) -> None:
+def refuse_vocabulary(
+    model: Any,
+    path: str,
+    revision: str = "main",
+    tokenizer: Any = None,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
     """Refuse a tokenizer with tokens that the model has no embedding of.
 
     Args:
@@ -19,6 +26,7 @@ def refuse_vocabulary(model: Any, path: str, revision: str = "main", tokenizer: 
         path: Where it was loaded from.
         revision: Of a Hub model.
         tokenizer: Its tokenizer; None for the one that lies beside it, if one does.
+        trust_remote_code: Whether code beside the model may run.
 
     Raises:
         UserError: The tokenizer has more tokens than the model.
@@ -26,7 +34,7 @@ def refuse_vocabulary(model: Any, path: str, revision: str = "main", tokenizer: 
     if tokenizer is None:
         if not _has_tokenizer(path):
             return
-        tokenizer = load_tokenizer(path, revision=revision)
+        tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
     # Sharded over processes, the embeddings here are empty.
     rows = _embeddings(model).shape[0] or model.config.get_text_config().vocab_size
     highest = max(tokenizer.get_vocab().values(), default=0)

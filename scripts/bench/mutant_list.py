@@ -57,7 +57,7 @@ OLD_LOGPS = "                logps_BC, _, values_BC = model(ids, mask, width, ar
 REF_LOGPS = "model, self.trainer.reference, Batch(ids, mask, width), args.temperature"
 PROBS = "probs_BV = (logits_BV.double() / temperature).softmax(-1)"
 RETURNED = "return log_probs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1), entropy_BC"
-ENDED = "float(e.completion_ids[-1] == self.decoding.stop_token_id)"
+ENDED = "float(e.completion_ids[-1] in self.decoding.stops)"
 PENALTY = "scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))"
 REF_LORA = "    with adapters.role(REFERENCE if REFERENCE in adapters.model.peft_config else None):"
 PLAIN = "hidden = batch.before(trunk_of(model)(**batch.inputs).last_hidden_state)"
@@ -413,6 +413,30 @@ OF_REWARDS = [
         COLLECT,
         ENDED,
         "float(self.decoding.stop_token_id in e.prompt_ids + e.completion_ids)",
+        "rewards",
+    ),
+    Mutant(
+        19,
+        "one of several end tokens asked for",
+        COLLECT,
+        ENDED,
+        "float(e.completion_ids[-1] == self.decoding.stop_token_id)",
+        "rewards",
+    ),
+    Mutant(
+        19,
+        "the model's further end tokens overlooked",
+        COLLECT,
+        "others = further_stops(policy, stop) if args.stop_token is None else ()",
+        "others: tuple[int, ...] = ()",
+        "rewards",
+    ),
+    Mutant(
+        19,
+        "the model's further end tokens beside the one configured",
+        COLLECT,
+        "others = further_stops(policy, stop) if args.stop_token is None else ()",
+        "others = further_stops(policy, stop)",
         "rewards",
     ),
     Mutant(

@@ -9,10 +9,11 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, pipeline
 
 from recipes.lib.errors import UserError
+from recipes.lib.ppo.collect import EVALUATION_SEED
 from recipes.lib.ppo.episodes import Episode
 from recipes.lib.ppo.returns import advantages_and_returns, whiten
 from recipes.lib.reward_models import RewardModel, load_reward_functions
-from recipes.lib.sampling import mask_through_stop
+from recipes.lib.sampling import episode_uniforms, mask_through_stop
 from tests.checklist import tiny
 
 REWARD_WORDS = "<start> <eos> <unk> <pad> l k j i h g f e d c b a . [ask] [/ask]".split()
@@ -76,6 +77,83 @@ def test_item_19_real_completions_end_with_the_configured_stop_token(tmp_path: P
     assert metrics["objective/eos_fraction"] == sum(ended) / 8
     assert metrics["objective/scores"] == pytest.approx(-1.5 * (8 - sum(ended)) / 8)
     assert metrics["objective/raw_scores"] == 0.0
+
+
+ENDS = [1, 3, 7]  # <eos>, a full stop and the word d
+
+
+def with_ends() -> LlamaForCausalLM:
+    model = tiny.llama()
+    model.generation_config.eos_token_id = ENDS
+    return model
+
+
+def test_item_19_each_end_token_of_the_model_counts_unless_one_is_configured(
+    tmp_path: Path,
+) -> None:
+    episodes = [Episode(0, [4], [8, end], score=2.0) for end in (*ENDS, 9)]
+    episodes.append(Episode(0, [4, 7], [8, 10], score=2.0))  # an end token in the prompt only
+    for stop_token, expected in (
+        (None, [2.0, 2.0, 2.0, 0.5, 0.5]),
+        ("eos", [2.0, 0.5, 0.5, 0.5, 0.5]),
+        (".", [0.5, 2.0, 0.5, 0.5, 0.5]),
+        ("f", [0.5, 0.5, 0.5, 2.0, 0.5]),  # one that is not the model's
+    ):
+        named = {"stop_token": stop_token, "missing_eos_penalty": 1.5}
+        trainer = tiny.trainer(tmp_path, with_ends(), **named)
+        assert trainer.collector.penalised(episodes).tolist() == expected
+    elsewhere = tiny.llama()
+    elsewhere.generation_config.eos_token_id = [3, 7]  # without the tokenizer's: another's list
+    trainer = tiny.trainer(tmp_path, elsewhere, missing_eos_penalty=1.5)
+    assert trainer.collector.penalised(episodes).tolist() == [2.0, 0.5, 0.5, 0.5, 0.5]
+
+
+def sampled(model: Any, prompt: list[int], noise: torch.Tensor | None) -> list[int]:
+    """A completion worked out by itself, a token at a time, up to the first end token."""
+    ids: list[int] = []
+    for place in range(6):
+        probs = tiny.log_probs(model, prompt + ids)[-1].exp()
+        is_passed = probs.cumsum(0) <= (noise[place] if noise is not None else 0.0)
+        ids.append(int(is_passed.sum()) if noise is not None else int(probs.argmax()))
+        if ids[-1] in ENDS:
+            break
+    return ids
+
+
+def test_item_19_completions_end_with_the_first_end_token_of_the_model(tmp_path: Path) -> None:
+    seen: list[tuple[list[int], str]] = []
+
+    def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        seen.extend(zip(completion_ids, completions, strict=True))
+        return [1.0] * len(completions)
+
+    more = {"missing_eos_penalty": 1.5, "log_completions": True}
+    trainer = tiny.trainer(tmp_path, with_ends(), reward=reward, **more)
+    model, prompts = with_ends(), trainer.collector.prompts
+    noise = episode_uniforms(trainer.args.seed, range(8), 6)
+    made = tiny.sequences(trainer.collector.rollout(0))
+    expected = [sampled(model, asked, noise[row]) for row, (asked, _) in enumerate(made)]
+    assert [ids for _, ids in made] == expected
+    last = [ids[-1] for ids in expected]
+    assert len(set(last) & set(ENDS)) > 1
+    ended = [token in ENDS for token in last]
+    metrics = trainer.collector.metrics
+    assert metrics["objective/eos_fraction"] == sum(ended) / 8 < 1
+    assert metrics["objective/scores"] == pytest.approx(1.0 - 1.5 * (8 - sum(ended)) / 8)
+    for sample, ids in zip(trainer.collector.samples, expected, strict=False):
+        assert [text.strip() for text in sample["tokens"]] == [tiny.WORDS[i] for i in ids]
+        assert sample["num_tokens"] == len(ids)
+    # An end token is no part of what a reward reads, and the evaluation stops like the training.
+    seen.clear()
+    said = trainer.evaluate(trainer.train_dataset)
+    noise = episode_uniforms(trainer.args.seed ^ EVALUATION_SEED, range(4), 6)
+    expected = [sampled(model, prompts.ids[row], noise[row]) for row in range(4)]
+    assert said["eval_completion_length"] == sum(map(len, expected)) / 4
+    expected += [sampled(model, ids, None) for ids in prompts.ids]
+    assert [ids for ids, _ in seen] == expected
+    for ids, text in seen:
+        words = ids[:-1] if ids[-1] in ENDS else ids
+        assert text.split() == [tiny.WORDS[i] for i in words if i > 2]
 
 
 def test_item_20_the_end_is_terminal_also_where_the_completion_was_cut_off() -> None:

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.arguments import launch, parse
-from recipes.lib.lengths import Bin, Length, bins_of, effects, quantile
+from recipes.lib.lengths import Bin, Length, bins_of, effects, length_of, quantile
 from recipes.lib.seen_rows import pieces, seen_sequences
 from recipes.lib.shapes import SHAPES, shape_of
 from tests.tiny_runs import FAST, write
@@ -120,10 +120,7 @@ def test_a_pair_that_dpo_or_reward_drops_is_counted(
 
     rows = [TEXT, TEXT | {"prompt": "the cat " * 8}, TEXT | {"chosen": " the tree" * 6}]
     shape = shape_of(Dataset.from_list(rows))
-    lengths = []
-    for row in rows:
-        found = seen_sequences(row, shape, tiny_tokenizer)
-        lengths.append(Length(max(len(seen.ids) for seen in found), found[0].has_loss.index(True)))
+    lengths = [length_of(seen_sequences(row, shape, tiny_tokenizer)) for row in rows]
     trainer = DPOTrainer(
         model=str(folder / "tiny"),
         args=DPOConfig(output_dir=str(folder / "run"), report_to="none", max_length=12, **FAST),
@@ -132,7 +129,9 @@ def test_a_pair_that_dpo_or_reward_drops_is_counted(
     )
     assert len(trainer.train_dataset) == 2
     assert effects(lengths, 12, shape) == [
-        "dpo, kto: 1 rows are cut at 12 tokens; 1 are dropped, because their prompt alone fills it",
+        "dpo: 1 rows are cut at 12 tokens; 1 are dropped, because their prompt alone fills it",
+        "kto, which makes two rows of a pair: 1 of its rows are cut at 12 tokens; 2 are dropped, "
+        "because their prompt alone fills it",
         "reward: 2 rows are dropped as too long",
     ]
 
@@ -142,7 +141,8 @@ def test_effects_of_a_limit_by_format() -> None:
     lengths = [Length(5, 2), Length(9, 9), Length(12, 3)]
     assert effects(lengths, 12, by_columns["text",]) == ["no row is longer than 12"]
     assert effects(lengths, 8, by_columns["prompt",]) == [
-        "2 prompts are longer than 8: ppo refuses them (max_prompt_length)"
+        "2 prompts are longer than 8: ppo refuses them (max_prompt_length)",
+        "rloo, grpo: no prompt is cut; with its completion it has to fit the model's context",
     ]
     assert effects(lengths, 8, by_columns["prompt", "completion"]) == [
         "1 rows are cut at 8 tokens; 1 are dropped, because their prompt alone fills it"

@@ -52,6 +52,7 @@ def run(
             tie_word_embeddings=more.pop("tied", False),
         )
     )
+    model.generation_config.eos_token_id = more.pop("ends", tokenizer.eos_token_id)
     lora = more.pop("lora", False)
     args = PPOConfig(
         output_dir=str(folder),
@@ -101,6 +102,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         (5, {"critic": "head", "tied": True}),
         (13, {"critic": "model"}),  # in the second rollout, in its second pass
         (16, {"critic": "model"}),  # between two rollouts
+        (13, {"critic": "head", "ends": [1, 8, 9, 10], "missing_eos_penalty": 1.0}),
         (19, {"critic": "head", "lora": True}),
         (21, {"critic": "model", "lora": True}),
     ],

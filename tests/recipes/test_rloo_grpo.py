@@ -23,6 +23,7 @@ from tests.tiny_runs import FAST
 RECIPES = {"rloo": rloo, "grpo": grpo}
 REWARDS = """
 import asyncio
+import json
 
 def colours(completions, **columns):
     words = [text.split() for text in completions]
@@ -34,6 +35,12 @@ async def length(completion_ids, **columns):
 
 def only_dogs(prompts, completions, **columns):
     return [1.0 if "dog" in prompt else None for prompt in prompts]
+
+def seen(completions, completion_ids, **columns):
+    with open("seen.jsonl", "a") as file:
+        for row in zip(completion_ids, completions):
+            print(json.dumps(row), file=file)
+    return [float(len(ids)) for ids in completion_ids]
 
 def starts(completions, **columns):
     return [float(text.startswith(" ")) for text in completions]
@@ -273,3 +280,27 @@ def test_a_row_without_any_reward_ends_the_run_with_exit_code_2(
     assert launch("grpo", ["--config", str(path)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("rlhf grpo: error: every reward function returned None for row")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_completions_end_with_each_end_token_of_the_model_and_are_read_without_it(
+    recipe: str,
+    folder: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ["<eos>", "cat", "dog", "sat", "ran", "red", "blue", "?"]
+    ends = tiny_tokenizer.convert_tokens_to_ids(words)
+    file = folder / "tiny/generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": ends}))
+    train(recipe, folder, "run", "seen", max_steps=2)
+    rows = read_jsonl(folder / "seen.jsonl")
+    assert len(rows) == 32
+    last = {ids[-1] for ids, _ in rows}
+    assert len(last & set(ends)) > 1
+    for ids, text in rows:
+        assert not set(ids[:-1]) & set(ends)
+        assert len(ids) == 8 or ids[-1] in ends
+        said = ids[:-1] if ids[-1] in ends else ids
+        assert text.split() == tiny_tokenizer.decode(said, skip_special_tokens=True).split()

@@ -107,7 +107,7 @@ def test_a_limit_that_leaves_no_row_ends_the_run_instead_of_searching_on(place: 
         "reward", flags(STREAM | {"dataset_name": "pairs.jsonl", "max_length": 2}), place
     )
     assert answer.sentence() == (
-        "max_length=2: no training row is left under this limit; raise it."
+        "max_length=2: every training row is longer and dropped; raise it."
     )
     assert (answer.code, answer.changed) == (2, [])
 

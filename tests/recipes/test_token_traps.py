@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
@@ -20,7 +19,7 @@ from recipes.lib.generation import prompt_token_ids, sample
 from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
 from recipes.lib.streaming import load_rows
 from tests.checklist import tiny
-from tests.tiny_models import save_model
+from tests.tiny_models import save_model, with_bos
 from tests.tiny_runs import FAST, LORA, write
 
 ROW = {"prompt": "the cat", "completion": " sat ."}
@@ -41,15 +40,6 @@ def sft_trainer(folder: Path, row: dict[str, Any], model: str = "", **values: An
     tokenizer = load_tokenizer(own["model_name_or_path"])
     rows = load_rows(config.script, config.training, sft.columns_of)
     return sft.make_trainer(config, tokenizer, rows)
-
-
-def with_bos(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:
-    number = tokenizer.convert_tokens_to_ids(token)
-    tokenizer.bos_token = token
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{token} $A", special_tokens=[(token, number)]
-    )
-    return tokenizer
 
 
 def labelled(trainer: Any) -> list[int]:

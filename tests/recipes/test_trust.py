@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,35 +188,6 @@ def test_a_run_from_elsewhere_is_not_resumed_with_code_or_links_in_it(
     assert "is not the configuration of a run" in capsys.readouterr().err
     assert list(Path("outside").iterdir()) == []
     assert not Path("ran").exists()
-
-
-@pytest.fixture
-def own_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model of a class of its own, whose code lies beside it."""
-    monkeypatch.setattr(
-        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(place / "modules")
-    )
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    Path("model/mine.py").write_text(CODE)
-    config = json.loads(Path("model/config.json").read_text())
-    places = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.MineForCausalLM"}
-    config |= {"model_type": "mine", "architectures": ["MineForCausalLM"], "auto_map": places}
-    Path("model/config.json").write_text(json.dumps(config))
-    return place
-
-
-def test_code_beside_a_model_runs_only_when_it_is_trusted_and_lineage_says_so(
-    own_code: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = snapshot(own_code)
-    assert launch("sft", flags(SFT)) == 2
-    said = capsys.readouterr().err
-    assert "needs code that lies beside it; read that code and set trust_remote_code" in said
-    assert snapshot(own_code) == before
-    assert launch("sft", flags(SFT | {"trust_remote_code": True})) == 0
-    assert Path("ran").exists()
-    lineage = json.loads(Path("run/lineage.json").read_text())
-    assert lineage["trust_remote_code"] is True
 
 
 def test_lineage_does_not_speak_of_trust_where_none_was_given(checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.lock import NAME, holds, release, take
+from recipes.lib.lock import NAME, is_taken, release, take
 
 HOLDER = """
 import sys, time
@@ -40,7 +40,7 @@ def test_a_second_run_is_refused_and_told_who_is_there(
 ) -> None:
     with pytest.raises(UserError, match=f"in use by process {other.pid} on .*; wait for it"):
         take(tmp_path)
-    assert not holds(tmp_path)
+    assert is_taken(tmp_path)
     release(tmp_path)  # what is not held is not given back
     assert (tmp_path / NAME).exists()
 
@@ -64,7 +64,10 @@ def test_a_process_may_take_what_it_has_and_give_back_what_was_moved(tmp_path: P
     take(run)
     run.rename(tmp_path / "moved")
     release(run)
-    assert not holds(run)
+    run.mkdir()
+    take(run)
+    assert not is_taken(run)
+    release(run)
 
 
 def test_the_command_refuses_a_folder_in_use_and_leaves_it_as_it_is(

@@ -17,7 +17,6 @@ from recipes.lib.forward import Batch
 from recipes.lib.generation import completion_text
 from recipes.lib.ppo.describe import describe, describe_episodes, describe_values
 from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
-from recipes.lib.ppo.prompts import Prompts
 from recipes.lib.ppo.returns import (
     KLController,
     RunningMoments,
@@ -27,8 +26,9 @@ from recipes.lib.ppo.returns import (
 )
 from recipes.lib.ppo.rollouts import Rollout, prompt_index
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
+from recipes.lib.prompts import Prompts
 from recipes.lib.rewards import RewardFunction, distinct_names, score
-from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
+from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left, sample
 from recipes.lib.stopping import disarm
 
 # Evaluation has its own noise: the same episode numbers under another seed.
@@ -63,7 +63,9 @@ class Collector:
         self.has_units = args.critic_model_name_or_path is not None
         stop = find_stop_token(tokenizer, args.stop_token)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
-        self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad)
+        policy = trainer.actor_critic.policy
+        others = further_stops(policy, stop) if args.stop_token is None else ()
+        self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
@@ -170,7 +172,8 @@ class Collector:
         if not episodes:
             return
         tokenizer = self.trainer.processing_class
-        texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids) for e in episodes]
+        ends = self.decoding.other_stop_token_ids
+        texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
         rows = [e.row for e in episodes]
         asked = [prompts.data[row]["prompt"] for row in rows]
         spoken = isinstance(asked[0], list)
@@ -258,10 +261,8 @@ class Collector:
         return scores_B
 
     def ended(self, episodes: Sequence[Episode]) -> Tensor:
-        """1 for each episode whose completion ends with the stop token."""
-        return torch.tensor(
-            [float(e.completion_ids[-1] == self.decoding.stop_token_id) for e in episodes]
-        )
+        """1 for each episode whose completion ends with a stop token."""
+        return torch.tensor([float(e.completion_ids[-1] in self.decoding.stops) for e in episodes])
 
     def evaluate(self, prompts: Prompts, seed: int) -> dict[str, float]:
         """Score what the policy says to held-out prompts.

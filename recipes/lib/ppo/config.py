@@ -94,7 +94,10 @@ class PPOConfig(TrainingArguments):
     )
     stop_token: str | None = field(
         default=None,
-        metadata={"help": "Token that ends a completion; default, and eos: the eos token."},
+        metadata={
+            "help": "The one token that ends a completion, eos: the tokenizer's; default: each eos "
+            "token of the model."
+        },
     )
     missing_eos_penalty: float | None = field(
         default=None,
@@ -173,6 +176,10 @@ class PPOConfig(TrainingArguments):
     )
     critic_warmup_rollouts: int = field(
         default=0, metadata={"help": "Rollouts at the start that train the critic alone."}
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the code that lies beside models and tokenizers; read it first."},
     )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Set every dropout of policy, critic and reward to 0."}

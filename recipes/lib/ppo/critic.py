@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from recipes.lib.adapters import POLICY, VALUE
 from recipes.lib.backbone import ActorCritic, make_value_head
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import is_adapter, resolve_model
+from recipes.lib.model_folders import is_adapter, reading, resolve_model
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.reward_roles import check_head, check_same_base
 
@@ -61,7 +61,9 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
     if args.critic_model_name_or_path is not None:
         from recipes.lib.models import load_reward_model
 
-        critic, _ = load_reward_model(args.critic_model_name_or_path)
+        critic, _ = load_reward_model(
+            args.critic_model_name_or_path, trust_remote_code=args.trust_remote_code
+        )
         theirs, ours = critic.config.get_text_config(), policy.config.get_text_config()
         if theirs.vocab_size != ours.vocab_size:
             raise UserError(
@@ -75,7 +77,7 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
             "critic=model cannot copy a policy that is quantized or has an adapter; use "
             "critic=adapter, or name a reward model as critic_model_name_or_path."
         )
-    return _from_trunk(policy)
+    return _from_trunk(policy, args.trust_remote_code)
 
 
 def add_value_adapter(actor_critic: ActorCritic, args: PPOConfig) -> None:
@@ -107,10 +109,14 @@ def add_value_adapter(actor_critic: ActorCritic, args: PPOConfig) -> None:
     last.load_state_dict(last.state_dict() | {name: t.float() for name, t in head.items()})
 
 
-def _from_trunk(policy: Any) -> Any:
+def _from_trunk(policy: Any, trust_remote_code: bool) -> Any:
     one_label = {"id2label": {0: "value"}, "label2id": {"value": 0}}
     config = type(policy.config)(**policy.config.to_dict() | one_label)
-    critic = AutoModelForSequenceClassification.from_config(config, dtype=policy.dtype)
+    config._name_or_path = policy.config._name_or_path  # where code of its own is looked for
+    with reading(policy.config._name_or_path, "critic"):
+        critic = AutoModelForSequenceClassification.from_config(
+            config, dtype=policy.dtype, trust_remote_code=trust_remote_code
+        )
     trunk = getattr(critic, critic.base_model_prefix)
     trunk.load_state_dict(getattr(policy, policy.base_model_prefix).state_dict())
     critic.score.weight.data.zero_()

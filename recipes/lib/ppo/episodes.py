@@ -40,7 +40,7 @@ class Episode:
 
 
 def find_stop_token(tokenizer: Any, stop_token: str | None) -> int:
-    """Id of the token that ends a completion.
+    """Id of the token that ends a completion; a model may have further ones.
 
     Args:
         tokenizer: The policy's tokenizer.

@@ -15,13 +15,20 @@ from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import add_value_adapter, chosen_critic, make_critic
 
 
-def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[Any, Any]:
+def load(
+    model: Any,
+    processing_class: Any,
+    quantization_config: Any,
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Any]:
     """Load the policy and its tokenizer where they were given by name.
 
     Args:
         model: Causal language model, or its folder or Hub id.
         processing_class: Its tokenizer; None for the one that lies beside it.
         quantization_config: For a model given by name.
+        trust_remote_code: Whether code beside what is given by name may run.
 
     Returns:
         Model and tokenizer.
@@ -37,7 +44,9 @@ def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[A
             )
         name = model.get_base_model().name_or_path
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name)
+            processing_class = AutoTokenizer.from_pretrained(
+                name, trust_remote_code=trust_remote_code
+            )
         return model, processing_class
     name = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
@@ -46,7 +55,7 @@ def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[A
             quantization_config=quantization_config,
             dtype="auto",
             use_safetensors=True,  # other formats can run code
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
@@ -54,7 +63,7 @@ def load(model: Any, processing_class: Any, quantization_config: Any) -> tuple[A
             "PeftModel.from_pretrained, and give that to train it on."
         )
     if processing_class is None:
-        processing_class = AutoTokenizer.from_pretrained(name)
+        processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     return model, processing_class
 
 

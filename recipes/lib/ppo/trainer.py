@@ -24,18 +24,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
+from recipes.lib.fit import check_prompts
 from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import load_value_weights, parameter_groups, save_value_weights
 from recipes.lib.ppo.health import Health, tell
 from recipes.lib.ppo.objective import micro_batch_loss
-from recipes.lib.ppo.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.ppo.roles import load, load_policy, make_roles, save_policy
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.state import read_state, write_state
 from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
+from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.resumable import Resumable
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
@@ -84,7 +85,8 @@ class PPOTrainer(Resumable, Trainer):
         peft_config: PeftConfig | None = None,
     ) -> None:
         set_seed(args.seed)
-        policy, tokenizer = load(model, processing_class, quantization_config)
+        trusted = {"trust_remote_code": args.trust_remote_code}
+        policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
         actor_critic, self.reference = make_roles(policy, args, peft_config)
         super().__init__(
             model=actor_critic,
@@ -96,21 +98,19 @@ class PPOTrainer(Resumable, Trainer):
             optimizers=optimizers,
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError(
-                "PPO runs on several processes with DDP; FSDP and DeepSpeed cannot yet."
-            )
+            raise UserError("PPO runs on several processes with DDP, not with FSDP or DeepSpeed.")
         if self.reference is not None:
             self.reference.to(args.device)
         adapters = actor_critic.adapters if args.share_backbone else None
+        shared = SharedBase(adapters, tokenizer) if adapters is not None else None
+        size, device = args.scoring_batch_size, args.device
         functions = load_reward_functions(
-            reward_funcs,
-            reward_processing_classes,
-            args.scoring_batch_size,
-            args.device,
-            SharedBase(adapters, tokenizer) if adapters is not None else None,
+            reward_funcs, reward_processing_classes, size, device, shared, **trusted
         )
         self.clock, self.health = Clock(), Health()
-        self.collector = Collector(self, functions, self._prompts(train_dataset))
+        prompts = self._prompts(train_dataset)
+        check_prompts(actor_critic.policy, tokenizer, prompts)
+        self.collector = Collector(self, functions, prompts)
         self.stream = RolloutStream(args, self.collector.rollout)
         self.sums: dict[str, float] = {}  # of the updates since the last log
 

@@ -33,14 +33,17 @@ class Prompts:
 
 
 def tokenize_prompts(
-    data: Dataset, tokenizer: Any, max_prompt_length: int, template_kwargs: dict[str, Any] | None
+    data: Dataset,
+    tokenizer: Any,
+    max_prompt_length: int | None,
+    template_kwargs: dict[str, Any] | None,
 ) -> Prompts:
     """Tokenize prompts; messages are rendered up to where the assistant speaks.
 
     Args:
         data: Data set with a `prompt` column of text or messages.
         tokenizer: The policy's tokenizer.
-        max_prompt_length: Longest prompt in tokens.
+        max_prompt_length: Longest prompt in tokens; None for any length.
         template_kwargs: Further arguments of the chat template.
 
     Returns:
@@ -60,10 +63,12 @@ def tokenize_prompts(
     return Prompts(data, ids)
 
 
-def _check(ids: list[list[int]], max_prompt_length: int) -> None:
+def _check(ids: list[list[int]], max_prompt_length: int | None) -> None:
     empty = [row for row, tokens in enumerate(ids) if not tokens]
     if empty:
         raise UserError(f"prompt of row {empty[0]} is empty ({len(empty)} such rows); drop it.")
+    if max_prompt_length is None:
+        return
     long = [row for row, tokens in enumerate(ids) if len(tokens) > max_prompt_length]
     if long:
         raise UserError(
@@ -72,22 +77,22 @@ def _check(ids: list[list[int]], max_prompt_length: int) -> None:
         )
 
 
-def check_context(prompts: Prompts, config: Any, max_completion_length: int) -> None:
+def check_context(prompts: Prompts, config: Any, max_completion_length: int | None) -> None:
     """Refuse prompts that leave no room for a completion in the model's context.
 
     Args:
         prompts: The prompts.
         config: Configuration of the policy.
-        max_completion_length: Most tokens of a completion.
+        max_completion_length: Most tokens of a completion; None where there is no limit.
 
     Raises:
         UserError: The longest prompt and a completion are longer than the context.
     """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(tokens) for tokens in prompts.ids)
-    if context is not None and longest + max_completion_length > context:
+    if context is not None and longest + (max_completion_length or 1) > context:
         raise UserError(
             f"max_completion_length={max_completion_length}: with the longest prompt of {longest} "
-            f"tokens that is more than the model's context of {context}; lower it, or drop prompts "
-            "that are long (max_prompt_length finds them)."
+            f"tokens that is more than the model's context of {context}; lower it, or drop the "
+            "prompts that are long (rlhf data shows the lengths)."
         )
