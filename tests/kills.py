@@ -212,3 +212,22 @@ def sweep_operations(
         assert code == -signal.SIGKILL, (at, names[at - 1], code)
         tally.add(mine, expected, before, f"at {names[at - 1]}")
     return tally
+
+
+def main(folder: Path) -> None:
+    """A short sweep with the values in `values.json`; prints the tallies as JSON."""
+    from recipes import ppo
+
+    assert ppo.__doc__  # imported before the forks
+    values = json.loads((folder / "values.json").read_text())
+    whole = values | {"output_dir": str(folder / "whole")}
+    start = time.monotonic()
+    assert run_in_fork(lambda: train(whole), folder / "whole.log") == 0
+    expected, seconds = result(folder / "whole"), time.monotonic() - start
+    moments = sweep_moments(values, folder, expected, seconds, 3)
+    saving = sweep_operations(values, folder, expected, 4, every=17)
+    print(json.dumps({"moments": vars(moments), "saving": vars(saving)}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -16,6 +16,7 @@ from recipes.lib.lengths import effects, length_of
 from recipes.lib.models import load_tokenizer
 from recipes.lib.seen_rows import Seen, seen_sequences
 from recipes.lib.shapes import shape_of
+from recipes.lib.streaming import Rows
 from tests.tiny_runs import FAST, write
 
 USER = [{"role": "user", "content": "what sat on the tree ?"}]
@@ -185,7 +186,7 @@ def test_tokens_that_span_the_end_of_a_prompt_are_shown_as_the_recipe_of_sft_tra
     values = {"model_name_or_path": name, "dataset_name": "rows.jsonl", "max_steps": 1}
     config = parse("sft", [], FAST | values | {"output_dir": str(tmp_path / "run")})
     rows = Dataset.from_list([row])
-    (theirs,) = sft.make_trainer(config, tokenizer, rows, None).train_dataset
+    (theirs,) = sft.make_trainer(config, tokenizer, Rows(rows, None, rows)).train_dataset
     (seen,) = seen_sequences(row, shape_of(rows), tokenizer)
     assert seen.ids == theirs["input_ids"]
     assert seen.has_loss == [label != -100 for label in theirs["labels"]]

@@ -1,14 +1,16 @@
 """A short kill sweep: SIGKILL at moments and at file operations of a save, then resumed."""
 
-import threading
-import time
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests import kills
+from tests.conftest import ROOT
 from tests.tiny_runs import FAST, write
 
 
@@ -41,18 +43,23 @@ def values(
     }
 
 
-@pytest.mark.skipif(threading.active_count() > 1, reason="threads do not survive a fork")
 def test_runs_that_are_killed_anywhere_end_as_the_unbroken_one(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:
-    whole = values | {"output_dir": str(tmp_path / "whole")}
-    start = time.monotonic()
-    assert kills.run_in_fork(lambda: kills.train(whole), tmp_path / "whole.log") == 0
-    seconds = time.monotonic() - start
-    expected = kills.result(tmp_path / "whole")
-    moments = kills.sweep_moments(values, tmp_path, expected, seconds, 3)
-    saving = kills.sweep_operations(values, tmp_path, expected, 4, every=17)
-    assert (moments.wrong, saving.wrong) == ([], [])
-    assert moments.equal == moments.kills == 3
-    assert saving.equal == saving.kills >= 4
-    assert saving.lost == saving.before_the_first == 0
+    (tmp_path / "values.json").write_text(json.dumps(values))
+    done = subprocess.run(  # a process with threads cannot be forked
+        [sys.executable, "-m", "tests.kills", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    tallies = json.loads(done.stdout.splitlines()[-1])
+    for tally in tallies.values():
+        assert tally["wrong"] == []
+        assert tally["equal"] == tally["kills"]
+    assert tallies["moments"]["kills"] == 3
+    assert tallies["saving"]["kills"] >= 4
+    assert tallies["saving"]["lost"] == tallies["saving"]["before_the_first"] == 0

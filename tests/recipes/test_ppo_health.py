@@ -81,7 +81,7 @@ GREEDY = {
 }
 FAULTS: dict[str, dict[str, Any]] = {
     "clip_fraction": GREEDY | {"total_episodes": 96},
-    "entropy_collapse": GREEDY | {"total_episodes": 320, "lr_scheduler_type": "constant"},
+    "entropy_collapse": GREEDY | {"total_episodes": 416, "lr_scheduler_type": "constant"},
     "same_completions": {"temperature": 1e-4, "prompts": PROMPTS[:1]},
     "constant_reward": {"reward_funcs": constant},
     "value_loss": {"critic": "model", "critic_learning_rate": 10.0},

@@ -149,10 +149,10 @@ def test_a_bad_row_ends_the_run_when_it_comes_and_once_mended_it_resumes_exactly
     answer = attempt("sft", flags(values), place)
     assert answer.sentence() == (
         "rows.jsonl: column 'completion' is empty in line 201; mend or remove it, or set "
-        "on_bad_rows=drop."
+        "on_bad_rows=drop; run/checkpoint-8 holds where it stands, --resume goes on."
     )
     assert answer.code == 2
-    assert (place / "run/checkpoint-8/complete.json").is_file()
+    assert (place / "run/checkpoint-8/manifest.json").is_file()
     assert not (place / "run/final").exists()
     write(Path("rows.jsonl"), ROWS)
     assert launch("sft", flags(values | {"resume": True})) == 0

@@ -1,0 +1,190 @@
+"""What goes wrong in the middle of a run costs nothing: the disk, a reward, gradients, a move."""
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from recipes.lib import patient_rewards, progress
+from recipes.lib.checkpoints import newest_good, numbered
+from recipes.lib.errors import UserError
+from recipes.lib.stopping import Stopped
+from tests.small_disk import NoMountError, small_disk
+from tests.stopped_runs import REWARD, assert_same_runs, furnish, kill_at, rows, train
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    return furnish(tmp_path, tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture
+def disk(folder: Path) -> Iterator[Path]:
+    try:
+        with small_disk(folder) as mounted:
+            yield mounted
+    except NoMountError:
+        pytest.skip("a file system cannot be mounted here")
+
+
+@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+def test_a_step_without_finite_gradients_is_skipped_counted_and_its_batch_kept(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    recipe: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: dict[int, torch.Tensor] = {}
+
+    class Poison(progress.RunCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            weight = next(p for p in given["model"].parameters() if p.requires_grad)
+            seen[state.global_step] = weight.detach().clone()
+            if state.global_step in {1, 2}:
+                handle = weight.register_hook(lambda gradient: gradient * math.nan)
+                self.handle = handle
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in {2, 3}:
+                self.handle.remove()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "RunCallback", Poison)
+        train(recipe, folder, "run", logging_steps=1)
+    assert torch.equal(seen[1], seen[2])  # not even weight decay moved it
+    assert torch.equal(seen[2], seen[3])
+    assert not torch.equal(seen[3], seen[4])
+    said = capsys.readouterr().err
+    assert "step 2: gradients are not finite, so it is skipped; its batch is in " in said
+    kept = load_file(folder / "run/faults/step-2-process-0.safetensors")
+    name = "0.input_ids" if recipe == "sft" else "0.completion_ids"
+    assert kept[name].shape[0] == (4 if recipe == "sft" else 2)
+    logged = [row for row in rows(folder / "run/metrics.jsonl") if "loss" in row]
+    assert [row.get("skipped_steps", 0) for row in logged[:4]] == [0, 1, 2, 2]
+
+
+def test_three_in_a_row_stop_the_run_which_goes_on_from_there(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    train("ppo", folder, "whole")
+
+    class Poison(progress.RunCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            weight = next(p for p in given["model"].parameters() if p.requires_grad)
+            if state.global_step == 4:
+                weight.register_hook(lambda gradient: gradient * math.inf)
+
+    said = "3 steps in a row were not finite, .*faults/step-7-process-0.safetensors; lower"
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "RunCallback", Poison)
+        with pytest.raises(UserError, match=said + ".*checkpoint-6 holds where it stands"):
+            train("ppo", folder, "broken")
+    train("ppo", folder, "broken", resume=True)
+
+
+def test_a_reward_that_fails_in_the_middle_costs_no_step(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(patient_rewards, "BACKOFF", 0.01)
+    plain = {"eval_strategy": "no", "reward_retries": 1}
+    train("ppo", folder, "whole", **plain)
+    (folder / "rewards.py").write_text(
+        REWARD.replace("    return", "    calls.append(1)\n    if len(calls) > 2:\n"
+        "        raise ConnectionResetError('the endpoint is gone')\n    return") + "calls = []\n"
+    )  # fmt: skip
+    said = (
+        "ends failed 2 times, .*the endpoint is gone; .*checkpoint-4 holds where it stands, --res"
+    )
+    with pytest.raises(UserError, match=said):
+        train("ppo", folder, "broken", **plain)
+    (folder / "rewards.py").write_text(REWARD)
+    train("ppo", folder, "broken", **plain, resume=True)
+    assert_same_runs(folder / "whole", folder / "broken")
+
+
+def test_a_reward_that_hangs_is_killed_and_the_run_is_the_same(folder: Path) -> None:
+    plain = {"eval_strategy": "no"}
+    train("ppo", folder, "whole", **plain)
+    (folder / "rewards.py").write_text(
+        REWARD.replace("    return", "    if turn() == 2:\n        time.sleep(60)\n    return")
+        + "import time\nfrom pathlib import Path\nCOUNT = Path(__file__).with_name('count')\n"
+        "def turn():\n    number = int(COUNT.read_text()) + 1 if COUNT.exists() else 1\n"
+        "    COUNT.write_text(str(number))\n    return number\n"
+    )
+    train("ppo", folder, "run", **plain, reward_timeout=2.0)
+    assert (folder / "count").read_text() == "6"  # five rollouts, one of them asked about twice
+    assert_same_runs(folder / "whole", folder / "run")
+
+
+def test_a_run_that_was_moved_goes_on_and_finds_its_best_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # so that it is an early one
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "save_total_limit": 1,
+    }
+    train("sft", folder, "whole", **best)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 9, "on_step_begin", signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train("sft", folder, "broken", **best)
+    assert [step for step, _ in numbered(folder / "broken")] == [4, 9]  # the best and the newest
+    (folder / "elsewhere").mkdir()
+    (folder / "broken").rename(folder / "elsewhere/moved")
+    for number, path in numbered(folder / "elsewhere/moved"):
+        os.utime(path, (10.0**9 - number, 10.0**9 - number))  # as if the clock had gone back
+    train("sft", folder, "elsewhere/moved", **best, resume=True)
+    assert_same_runs(folder / "whole", folder / "elsewhere/moved")
+    kept = load_file(folder / "elsewhere/moved/checkpoint-4/model.safetensors")
+    final = load_file(folder / "elsewhere/moved/final/model.safetensors")
+    assert all(torch.equal(final[name], weight) for name, weight in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("event", "step", "room"),
+    [("on_step_end", 6, 0), ("on_step_end", 7, 40_000), ("on_train_end", 10, 0)],
+    ids=["metrics", "checkpoint", "final"],
+)
+def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on_with_room(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    disk: Path,
+    event: str,
+    step: int,
+    room: int,
+) -> None:
+    more = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 1, "logging_steps": 1}
+    train("ppo", folder, "whole", **more)
+
+    class Filling(progress.RunCallback):
+        def _fill(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                free = os.statvfs(disk)
+                (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - room))
+
+    setattr(Filling, event, Filling._fill)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "RunCallback", Filling)
+        with pytest.raises(UserError, match="the disk is full or read-only; make room and go on"):
+            train("ppo", folder, "disk/run", **more)
+    good, told = newest_good(disk / "run")
+    assert (good, told) == (disk / f"run/checkpoint-{10 if step == 10 else 4}", [])
+    (disk / "filler").unlink()
+    train("ppo", folder, "disk/run", **more, resume=True)
+    assert_same_runs(folder / "whole", disk / "run")
