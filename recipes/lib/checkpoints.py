@@ -148,10 +148,16 @@ def refuse_bad(folder: Path) -> None:
         folder: The checkpoint; one without a manifest is of another program and passes.
 
     Raises:
-        UserError: It is not as it was written.
+        UserError: It is not as it was written, or has no state of the optimizer.
     """
     if (folder / MANIFEST).exists() and (wrong := fault(folder)):
         raise UserError(f"resume_from_checkpoint={folder}: {wrong}; name an older checkpoint.")
+    states = ("optimizer*", "pytorch_model_fsdp*", "global_step*")
+    if folder.is_dir() and not any(path for state in states for path in folder.glob(state)):
+        raise UserError(
+            f"resume_from_checkpoint={folder}: it holds a model alone (save_only_model), so "
+            f"nothing goes on from it; start another run with model_name_or_path={folder}."
+        )
 
 
 def numbered(run: Path) -> list[tuple[int, Path]]:

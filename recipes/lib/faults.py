@@ -1,13 +1,20 @@
-"""Batches that training could not use, kept to be looked at."""
+"""Steps without finite gradients: skipped, counted, their batches kept to be looked at."""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from recipes.lib.errors import UserError
+
+MOST_IN_A_ROW = 3  # such steps
+MOST_KEPT = 20  # batches: of a run that skips again and again the first ones tell enough
 
 
 def dump(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: int) -> Path:
@@ -24,6 +31,8 @@ def dump(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: in
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step}-process-{process}.safetensors"
+    if len(list(folder.iterdir())) >= MOST_KEPT:
+        return path
     tensors = {
         f"{i}.{name}": value.detach().cpu().contiguous().clone()
         for i, batch in enumerate(batches)
@@ -32,3 +41,40 @@ def dump(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: in
     }
     save_file(tensors, path)
     return path
+
+
+class FiniteSteps:
+    """Mixin for a Trainer that makes no step with gradients that are not finite."""
+
+    args: Any
+    state: Any
+    accelerator: Any
+    is_deepspeed_enabled: bool
+    _batches: Any = ()  # micro-batches of the step
+    _skipped = 0  # steps in all
+    _in_a_row = 0
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        # With fp16 the scaler looks after it, and DeepSpeed has made its step by now. Gradients are
+        # summed, so all processes see the same.
+        others = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+        if norm is None or others or math.isfinite(float(norm)):
+            self._in_a_row = 0
+            return norm
+        self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+        folder, step = Path(self.args.output_dir) / "faults", self.state.global_step + 1
+        path = dump(self._faulty_batches(), folder, step, self.args.process_index)
+        told = f"step {step}: gradients are not finite, so it is skipped"
+        if self.args.process_index == 0:
+            print(f"{told}; its batch is in {path}.", file=sys.stderr)
+        if self._in_a_row >= MOST_IN_A_ROW:
+            raise UserError(
+                f"the gradients of {self._in_a_row} steps in a row were not finite, the last batch "
+                f"is in {path}; start anew with a lower learning_rate, or without bf16 and fp16."
+            )
+        model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
+        return norm
+
+    def _faulty_batches(self) -> Any:
+        return self._batches

@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.rewards import ask, function_name, load_function, wait_for
+from recipes.lib.stopping import Stop
 
+MODULE = "recipes.lib.patient_rewards"
 BACKOFF = 1.0  # seconds before it is asked again, doubled each time
 STARTUP = 60.0  # seconds for the process to import what the function needs
 # Libraries for endpoints have exceptions of their own that are no OSError.
@@ -112,11 +115,16 @@ class RewardProcess:
         if self.process is None:
             self._start()
         assert self.connection is not None
+        # TRL's trainers hand on themselves and functions of theirs, which cannot leave the process.
+        sent = {k: v for k, v in given.items() if k != "trainer_state" and not callable(v)}
         try:
-            self.connection.send(given)
+            self.connection.send(sent)
             kind, said = self._answer(self.timeout, f"did not answer within {self.timeout:g} s")
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._died() from error
+        except (KeyboardInterrupt, Stop):
+            self.stop()  # or the next question would get the answer to this one
+            raise
         if kind == "passing":
             raise ConnectionError(said)
         if kind == "error":
@@ -127,14 +135,19 @@ class RewardProcess:
         self.connection, theirs = Pipe()
         watched, self.alive = os.pipe()  # the process ends when this one does, however that is
         numbers = (theirs.fileno(), watched)
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, self.reference, *map(str, numbers)],
+            # -P: nothing of the folder that the user stands in comes before the package.
+            [sys.executable, "-P", "-m", MODULE, self.reference, *map(str, numbers)],
             pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
             start_new_session=True,  # Ctrl-C is for the run, which tells it
         )
         theirs.close()
         os.close(watched)
-        kind, said = self._answer(STARTUP, f"was not ready within {STARTUP:g} s")
+        ready = max(STARTUP, self.timeout)
+        kind, said = self._answer(ready, f"was not ready within {ready:g} s")
         if kind != "ready":
             self.stop()
             raise UserError(said)

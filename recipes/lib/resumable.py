@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import random
 import shutil
-import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,16 @@ import torch
 from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, fault, keep_newest, publish, seal
 from recipes.lib.errors import UserError
 from recipes.lib.failures import is_memory
-from recipes.lib.faults import dump
+from recipes.lib.faults import FiniteSteps
 from recipes.lib.runs import write_json
 from recipes.lib.stopping import Stop, Stopped, asked, disarm, interruptible, listening
 
-MOST_IN_A_ROW = 3  # steps without finite gradients
 CARRIED = "carried"  # carried_0.json of the first process, and so on
 # Sums of TRL's trainers since the last log, and of transformers'.
 OF_TRL = ("_metrics", "_total_train_tokens")
 
 
-class Resumable:
+class Resumable(FiniteSteps):
     """Mixin for a Trainer; `class SFT(Resumable, SFTTrainer)`."""
 
     args: Any
@@ -48,8 +45,8 @@ class Resumable:
     _tr_loss: Any = torch.tensor(0.0)
     _globalstep_last_logged = 0
     _owes_evaluation = False
-    _skipped = 0  # steps whose gradients were not finite
-    _in_a_row = 0
+    _resumes_from: str | None = None  # a checkpoint whose state is not taken on yet
+    _last_step = -1  # at which it was asked whether to stop
 
     # --- checkpoints that are whole
 
@@ -80,6 +77,13 @@ class Resumable:
         if self.args.should_save:
             self._put_in_place(run / PARTIAL / name, run / name)
         self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(run / name))  # type: ignore[misc]
+
+    def _push_from_checkpoint(self, folder: str) -> None:
+        # Later, from where it stays: an upload in the background would miss what is renamed.
+        if self._writes_into is None:
+            super()._push_from_checkpoint(folder)  # type: ignore[misc]
 
     def _put_in_place(self, partial: Path, target: Path) -> None:
         self.state.save_to_json(str(partial / "trainer_state.json"))
@@ -115,17 +119,21 @@ class Resumable:
         Args:
             folder: The checkpoint; one of plain Trainer has nothing more.
         """
-        path = folder / f"{CARRIED}_{self.args.process_index}.json"
-        if not path.is_file():
+        best = Path(self.args.output_dir) / f"{PREFIX}{self.state.best_global_step}"
+        if best.is_dir():  # the run may have been moved since
+            self.state.best_model_checkpoint = str(best)
+        paths = [folder / f"{CARRIED}_{n}.json" for n in (0, self.args.process_index)]
+        if not paths[0].is_file():
             return
-        carried = json.loads(path.read_text(encoding="utf-8"))
+        # What all processes have to agree on is read from the first one's.
+        shared = json.loads(paths[0].read_text(encoding="utf-8"))
+        self._globalstep_last_logged = shared["last_logged"]
+        self._owes_evaluation = shared["owes_evaluation"]
+        self._skipped, self._in_a_row = shared["skipped"]
+        if not paths[1].is_file():
+            return
+        carried = json.loads(paths[1].read_text(encoding="utf-8"))
         self._tr_loss = self._tr_loss + carried["loss"]
-        self._globalstep_last_logged = carried["last_logged"]
-        self._owes_evaluation = carried["owes_evaluation"]
-        self._skipped, self._in_a_row = carried["skipped"]
-        if self.state.best_model_checkpoint:  # the run may have been moved since
-            best = Path(self.state.best_model_checkpoint).name
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / best)
         if "_metrics" in carried:
             self._metrics["train"].update(carried["_metrics"])  # type: ignore[attr-defined]
             self._total_train_tokens = carried["_total_train_tokens"]
@@ -138,19 +146,29 @@ class Resumable:
         super()._load_rng_state(checkpoint)  # type: ignore[misc]
         if checkpoint is None:
             return
+        self._resumes_from = None
         self.load_state_from(Path(checkpoint))
         if self._owes_evaluation:
             self._owes_evaluation = False
             metrics = self._evaluate(None, None)
-            self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
+            if self._determine_best_metric(metrics=metrics, trial=None):  # type: ignore[attr-defined]
+                self.state.best_model_checkpoint = str(checkpoint)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
             return
         # Trainer would make a step before it sees that the checkpoint is of the last one.
-        self._load_rng_state(kwargs["resume_from_checkpoint"])
         self.control.should_training_stop = True
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._resumes_from is not None:
+            self._load_rng_state(self._resumes_from)
+        return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        self._moment, self._last_step = None, -1
+        return super()._init_training_state(*args, **kwargs)  # type: ignore[misc]
 
     # --- signals
 
@@ -160,9 +178,10 @@ class Resumable:
         Raises:
             Stopped: A signal asked for it; a checkpoint holds where the run stands.
         """
+        named = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+        self._resumes_from = named if isinstance(named, str) else None
         if not self.listens:
             return super().train(*args, **kwargs)  # type: ignore[misc]
-        self._moment = None
         with listening():
             try:
                 return super().train(*args, **kwargs)  # type: ignore[misc]
@@ -172,14 +191,15 @@ class Resumable:
                 self._refuse_but_keep(error)
                 raise
             except Exception as error:
-                if is_memory(error):
+                if is_memory(error) and self.args.world_size == 1:
                     with suppress(Exception):  # there may be too little for that, too
                         self._save_where_it_stands()
                 raise
 
     def _refuse_but_keep(self, error: UserError) -> None:
         # What a reward function did must not cost the steps since the last checkpoint.
-        if self._moment is not None:
+        # One process of several cannot save: the others may be anywhere.
+        if self._moment is not None and self.args.world_size == 1:
             told = str(error).rstrip(".")
             raise UserError(f"{told}; {self._save_where_it_stands()}, --resume goes on.") from error
 
@@ -189,6 +209,7 @@ class Resumable:
             return "no step was made since the start"
         if fault(folder) is not None:
             self.go_back_to(self._moment)
+            self.args.save_only_model = False  # or nothing could go on from it
             self._save_checkpoint(self.model_wrapped, None)  # type: ignore[attr-defined]
             self.callback_handler.on_save(self.args, self.state, self.control)
         return f"{folder} holds where it stands"
@@ -202,6 +223,7 @@ class Resumable:
             "flos": self.current_flos,
             "tokens": self.state.num_input_tokens_seen,
             "owes_evaluation": self._owes_evaluation,
+            "skipped": (self._skipped, self._in_a_row),
             "of_trl": {n: copy.deepcopy(getattr(self, n)) for n in OF_TRL if hasattr(self, n)},
         }
 
@@ -221,6 +243,7 @@ class Resumable:
         self.current_flos = moment["flos"]
         self.state.num_input_tokens_seen = moment["tokens"]
         self._owes_evaluation = moment["owes_evaluation"]
+        self._skipped, self._in_a_row = moment["skipped"]
         for name, value in moment["of_trl"].items():
             setattr(self, name, value)
 
@@ -251,7 +274,11 @@ class Resumable:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        stops = self.listens and self._all_stop()
+        stops = self.listens and self.args.world_size > 1 and self._all_stop()
+        # A first call at the end of an epoch is followed by that of the epoch, which logs.
+        ends_epoch = float(self.state.epoch or 0.0).is_integer()
+        stops = stops and (not ends_epoch or self._last_step == self.state.global_step)
+        self._last_step = self.state.global_step
         if stops:
             self.control.should_save = True
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
@@ -260,35 +287,11 @@ class Resumable:
         if stops:
             raise Stop(asked() or "a signal to another process")
 
-    # --- gradients that are not finite
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        # With fp16 the scaler looks after it. Gradients are summed, so all processes see the same.
-        if norm is None or self.accelerator.scaler is not None or math.isfinite(float(norm)):
-            self._in_a_row = 0
-            return norm
-        self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
-        folder = Path(self.args.output_dir) / "faults"
-        path = dump(self._batches, folder, self.state.global_step + 1, self.args.process_index)
-        told = f"step {self.state.global_step + 1}: gradients are not finite, so it is skipped"
-        if self.args.process_index == 0:
-            print(f"{told}; its batch is in {path}.", file=sys.stderr)
-        if self._in_a_row == MOST_IN_A_ROW:
-            raise UserError(
-                f"the gradients of {MOST_IN_A_ROW} steps in a row were not finite, the last batch "
-                f"is in {path}; lower learning_rate, or leave bf16 and fp16 out."
-            )
-        model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
-        return norm
-
     def _cut_short(self) -> Any:
         # Several processes wait for each other, so they stop together, at the end of a step.
         alone = self.args.world_size == 1
         return interruptible() if alone and self.listens else nullcontext()
 
     def _all_stop(self) -> bool:
-        if self.args.world_size == 1:
-            return bool(asked())
         here = torch.tensor(int(bool(asked())), device=self.args.device)
         return bool(self.accelerator.reduce(here, "sum").item())

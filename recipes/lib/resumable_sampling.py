@@ -51,6 +51,9 @@ class ResumableSampling(Resumable):
             if self.rewards:
                 self.rewards.carried = state["samples"]
 
+    def _faulty_batches(self) -> Any:
+        return self._buffered_inputs or []  # the completions; a batch of TRL's is rows of the data
+
     def moment(self) -> dict[str, Any]:
         """What changes within a step, with the completions in hand."""
         return super().moment() | {"completions": (self._step, self._buffered_inputs)}

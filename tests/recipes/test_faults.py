@@ -39,7 +39,7 @@ def disk(folder: Path) -> Iterator[Path]:
         pytest.skip("a file system cannot be mounted here")
 
 
-@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+@pytest.mark.parametrize("recipe", ["sft", "ppo", "grpo"])
 def test_a_step_without_finite_gradients_is_skipped_counted_and_its_batch_kept(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
@@ -70,7 +70,7 @@ def test_a_step_without_finite_gradients_is_skipped_counted_and_its_batch_kept(
     assert "step 2: gradients are not finite, so it is skipped; its batch is in " in said
     kept = load_file(folder / "run/faults/step-2-process-0.safetensors")
     name = "0.input_ids" if recipe == "sft" else "0.completion_ids"
-    assert kept[name].shape[0] == (4 if recipe == "sft" else 2)
+    assert kept[name].shape[0] == (2 if recipe == "ppo" else 4)
     logged = [row for row in rows(folder / "run/metrics.jsonl") if "loss" in row]
     assert [row.get("skipped_steps", 0) for row in logged[:4]] == [0, 1, 2, 2]
 
@@ -81,16 +81,23 @@ def test_three_in_a_row_stop_the_run_which_goes_on_from_there(
     train("ppo", folder, "whole")
 
     class Poison(progress.RunCallback):
+        begins = 4
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             weight = next(p for p in given["model"].parameters() if p.requires_grad)
-            if state.global_step == 4:
+            if state.global_step == self.begins:
                 weight.register_hook(lambda gradient: gradient * math.inf)
 
-    said = "3 steps in a row were not finite, .*faults/step-7-process-0.safetensors; lower"
+    said = "3 steps in a row were not finite, .*faults/step-7-process-0.safetensors; start anew"
     with monkeypatch.context() as patch:
         patch.setattr(progress, "RunCallback", Poison)
         with pytest.raises(UserError, match=said + ".*checkpoint-6 holds where it stands"):
             train("ppo", folder, "broken")
+    Poison.begins = 6  # it has not gone: the run is not taken as finished, skipping all steps
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "RunCallback", Poison)
+        with pytest.raises(UserError, match="3 steps in a row were not finite"):
+            train("ppo", folder, "broken", resume=True)
     train("ppo", folder, "broken", resume=True)
 
 
@@ -114,17 +121,20 @@ def test_a_reward_that_fails_in_the_middle_costs_no_step(
     assert_same_runs(folder / "whole", folder / "broken")
 
 
-def test_a_reward_that_hangs_is_killed_and_the_run_is_the_same(folder: Path) -> None:
+@pytest.mark.parametrize(("recipe", "calls"), [("ppo", "6"), ("grpo", "8")])
+def test_a_reward_that_hangs_is_killed_and_the_run_is_the_same(
+    folder: Path, recipe: str, calls: str
+) -> None:
     plain = {"eval_strategy": "no"}
-    train("ppo", folder, "whole", **plain)
+    train(recipe, folder, "whole", **plain)
     (folder / "rewards.py").write_text(
         REWARD.replace("    return", "    if turn() == 2:\n        time.sleep(60)\n    return")
         + "import time\nfrom pathlib import Path\nCOUNT = Path(__file__).with_name('count')\n"
         "def turn():\n    number = int(COUNT.read_text()) + 1 if COUNT.exists() else 1\n"
         "    COUNT.write_text(str(number))\n    return number\n"
     )
-    train("ppo", folder, "run", **plain, reward_timeout=2.0)
-    assert (folder / "count").read_text() == "6"  # five rollouts, one of them asked about twice
+    train(recipe, folder, "run", **plain, reward_timeout=2.0)
+    assert (folder / "count").read_text() == calls  # of each rollout, and one asked about twice
     assert_same_runs(folder / "whole", folder / "run")
 
 

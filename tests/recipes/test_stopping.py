@@ -32,10 +32,12 @@ def folder(
 
 
 DROPOUT = LORA | {"lora_dropout": 0.3, "disable_dropout": False}
+EPOCHS = {"eval_strategy": "epoch", "logging_strategy": "epoch"}
 CASES = [  # recipe, steps, event, signal, settings
     ("sft", 4, "on_step_begin", signal.SIGTERM, LORA | {"lora_dropout": 0.3}),
     ("sft", 5, "on_substep_end", signal.SIGUSR1, {}),
     ("sft", 8, "on_prediction_step", signal.SIGINT, {}),  # in the middle of an evaluation
+    ("sft", 3, "on_step_end", signal.SIGTERM, EPOCHS),  # what the epoch logs at its end is kept
     ("reward", 5, "on_substep_end", signal.SIGTERM, {}),
     ("reward", 4, "on_step_end", signal.SIGTERM, LORA | {"lora_dropout": 0.3}),
     ("dpo", 7, "on_substep_end", signal.SIGTERM, {}),
@@ -82,6 +84,26 @@ def test_from_the_checkpoint_of_the_last_step_no_further_step_is_made(
     assert numbered(folder / "cut")[-1][0] == 10
     train(recipe, folder, "cut", **more, resume=True)
     assert_same_runs(folder / "whole", folder / "cut")
+
+
+def test_an_evaluation_after_the_last_step_is_made_up_for_and_decides_about_the_best(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    best = {
+        "max_steps": 9,  # at the end of an epoch
+        "eval_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+    }
+    train("sft", folder, "whole", **best)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 9, "on_prediction_step", signal.SIGTERM)
+        with pytest.raises(Stopped):
+            train("sft", folder, "broken", **best)
+    train("sft", folder, "broken", **best, resume=True)
+    assert_same_runs(folder / "whole", folder / "broken")
 
 
 def test_a_rollout_in_progress_is_abandoned_and_redone(

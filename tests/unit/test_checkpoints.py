@@ -22,7 +22,7 @@ from recipes.lib.runs import read_jsonl
 def make(run: Path, step: int) -> Path:
     partial = run / "_partial" / f"checkpoint-{step}"
     (partial / "inner").mkdir(parents=True)
-    (partial / "weights.bin").write_bytes(b"w" * 1000)
+    (partial / "optimizer.bin").write_bytes(b"w" * 1000)
     (partial / "inner/state.json").write_text(f'{{"step": {step}}}')
     seal(partial, step)
     publish(partial, run / f"checkpoint-{step}")
@@ -30,13 +30,13 @@ def make(run: Path, step: int) -> Path:
 
 
 def truncate(folder: Path) -> str:
-    (folder / "weights.bin").write_bytes(b"w" * 999)
-    return "weights.bin has 999 bytes of 1,000"
+    (folder / "optimizer.bin").write_bytes(b"w" * 999)
+    return "optimizer.bin has 999 bytes of 1,000"
 
 
 def flip_a_bit(folder: Path) -> str:
-    (folder / "weights.bin").write_bytes(b"w" * 999 + b"v")
-    return "weights.bin was altered"
+    (folder / "optimizer.bin").write_bytes(b"w" * 999 + b"v")
+    return "optimizer.bin was altered"
 
 
 def lose_a_file(folder: Path) -> str:
@@ -129,3 +129,14 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out_and_another_is_not(tmp_pa
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(json.JSONDecodeError):
         read_jsonl(path)
+
+
+def test_a_model_alone_is_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"w")
+    seal(folder, 3)
+    with pytest.raises(UserError, match=r"holds a model alone \(save_only_model\), so nothing"):
+        refuse_bad(folder)
+    (folder / "optimizer.pt").write_bytes(b"o")
+    refuse_bad(folder)

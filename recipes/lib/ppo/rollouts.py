@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.runs import write_json
 
@@ -150,7 +151,13 @@ class RolloutStream:
             save_file(tensors, folder / "rollout.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Go on where a checkpoint was written."""
+        """Go on where a checkpoint was written.
+
+        Raises:
+            UserError: It is not one of PPO.
+        """
+        if not (folder / "stream.json").is_file():
+            raise UserError(f"{folder} has no stream.json; name a checkpoint of a PPO run.")
         state = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
         self.first_step = state["global_step"]
         tensors = load_file(folder / "rollout.safetensors") if state["in_hand"] else None

@@ -169,9 +169,9 @@ class PPOTrainer(Resumable, Trainer):
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
-        if all(map(math.isfinite, shares.values())):
-            for name, share in shares.items():
-                self.sums[name] = self.sums.get(name, 0.0) + share
+        is_finite = all(map(math.isfinite, shares.values()))
+        for name, share in shares.items():  # every name, for the sum over processes
+            self.sums[name] = self.sums.get(name, 0.0) + (share if is_finite else 0.0)
         num_tokens = (inputs["prompt_mask"].sum() + mask_BC.sum()).item()
         self.clock.count("training", int(num_tokens) * args.world_size)
         # DDP takes the mean over processes, and the parts of a step are to be added.
@@ -212,7 +212,7 @@ class PPOTrainer(Resumable, Trainer):
     def _update_metrics(self) -> dict[str, float]:
         metrics, self.sums = self._total_sums(), {}
         steps = metrics.pop("steps", 0.0)  # those whose loss was finite
-        return {name: value / steps for name, value in metrics.items()}
+        return {name: value / steps for name, value in metrics.items()} if steps else {}
 
     def evaluate(
         self,
