@@ -42,7 +42,11 @@ def wait():
     (HERE / ("waiting" + os.environ["RANK"])).touch()
     time.sleep(2.0)
 
-ACTS = {"die": die, "wait": wait}
+def fail():
+    if os.environ["RANK"] == "1":
+        raise ValueError("no number for this one")
+
+ACTS = {"die": die, "wait": wait, "fail": fail}
 """
 PPO: dict[str, Any] = {
     "total_episodes": 64,
@@ -70,15 +74,15 @@ def folder(
     return tmp_path
 
 
-def words(name: str, *more: str) -> list[str]:
-    values = {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
+def words(name: str, *more: str, **values: Any) -> list[str]:
+    values |= {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
     return [*flags(PPO | values | {"output_dir": name}), *more]
 
 
-def start(folder: Path, name: str, *more: str) -> subprocess.Popen[str]:
+def start(folder: Path, name: str, *more: str, **values: Any) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "recipes.ppo", *words(name, *more)],
+        [sys.executable, *launcher, "-m", "recipes.ppo", *words(name, *more, **values)],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -126,6 +130,15 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
     assert all(torch.allclose(got[name], w, atol=1e-5) for name, w in expected.items())
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert timeless(folder / "run" / name) == timeless(folder / "whole" / name)
+
+
+def test_a_reward_that_fails_on_one_process_ends_both(folder: Path) -> None:
+    (folder / "fail.now").touch()
+    broken = start(folder, "run", save_strategy="no")
+    said = broken.communicate(timeout=60)[0]  # no checkpoint is tried, which takes both of them
+    assert broken.returncode != 0
+    assert "ValueError: no number for this one" in said
+    assert numbered(folder / "run") == []
 
 
 def newest(folder: Path) -> tuple[int, str | None]:
