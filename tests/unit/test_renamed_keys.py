@@ -144,12 +144,6 @@ MISTAKES = {
         "torch_dtype (run.yaml, line 1) is the old name of dtype, which is set too (run.yaml, line "
         "2); leave torch_dtype out.",
     ),
-    "a template in the file": (
-        "sft",
-        "chat_template: x",
-        "chat_template (run.yaml, line 1): a template in the configuration; save it as a .jinja "
-        "file and name that with chat_template_path.",
-    ),
     "the id of a token": (
         "ppo",
         "stop_token_id: 2",
