@@ -18,6 +18,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, read
 from recipes.lib.data_keys import validate
 from recipes.lib.errors import UserError
+from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.trust import TrustArguments
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ POSITIONAL = "dataset_name"
 
 
 @dataclass(kw_only=True)
-class DataPageArguments(DataArguments, TrustArguments):
+class DataPageArguments(DataArguments, TrustArguments, TemplateArguments):
     """Keys of the recipe beside those of the data."""
 
     model_name_or_path: str | None = field(
@@ -72,7 +73,7 @@ def check_keys(script: DataPageArguments) -> None:
         value = getattr(script, key)
         if value is not None and value < least:
             raise UserError(f"{key}={value}: give {least} or more.")
-    for key in ("max_length", "chat_template_path", "assistant_only_loss"):
+    for key in ("max_length", "chat_template", "chat_template_path", "assistant_only_loss"):
         if getattr(script, key) and not script.model_name_or_path:
             raise UserError(
                 f"{key}={getattr(script, key)}: tokens are counted by a tokenizer; name its model "
@@ -93,6 +94,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
         revision=script.model_revision,
         trust_remote_code=script.trust_remote_code,
     )
+    use_template(tokenizer, script.chat_template, script.chat_template_path)
     if script.chat_template_path is not None:
         try:
             tokenizer.chat_template = Path(script.chat_template_path).read_text(encoding="utf-8")

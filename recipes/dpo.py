@@ -25,6 +25,7 @@ from typing import Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.guard import guarded
+from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
@@ -32,7 +33,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class DPOArguments(RunArguments, DataArguments):
+class DPOArguments(RunArguments, DataArguments, TemplateArguments):
     """Keys of the recipe beside those of DPOConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -62,6 +63,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     name = model_args.model_name_or_path or ""
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
+    use_template(tokenizer, config.script.chat_template)
     first = "prompt" if "prompt" in train.column_names else "chosen"
     prompt_token_ids(tokenizer, train[0][first])  # refuses messages without a template
     trainer = make(

@@ -29,6 +29,7 @@ from typing import Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.guard import guarded
+from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
@@ -37,7 +38,7 @@ COLUMNS = ("prompt", "completion", "label")
 
 
 @dataclass(kw_only=True)
-class KTOArguments(RunArguments, DataArguments):
+class KTOArguments(RunArguments, DataArguments, TemplateArguments):
     """Keys of the recipe beside those of KTOConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -91,6 +92,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     name = model_args.model_name_or_path or ""
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
+    use_template(tokenizer, config.script.chat_template)
     prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
     trainer = make(
         KTOTrainer,

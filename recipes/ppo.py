@@ -24,6 +24,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
+from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.reward_arguments import RewardArguments
 from recipes.lib.runs import (
     RunArguments,
@@ -40,7 +41,7 @@ NUM_LAST = 3
 
 
 @dataclass(kw_only=True)
-class PPOArguments(RunArguments, DataArguments, RewardArguments):
+class PPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
 
 
@@ -64,6 +65,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     tokenizer = load_tokenizer(
         config.model.model_name_or_path or "", revision=config.model.model_revision, **trusted
     )
+    use_template(tokenizer, config.script.chat_template)
     going_on = goes_on(config.model)
     load = load_adapted_policy if going_on else load_policy
     return PPOTrainer(

@@ -25,6 +25,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
+from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 from recipes.lib.streaming import Rows, load_rows
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class RewardArguments(RunArguments, DataArguments):
+class RewardArguments(RunArguments, DataArguments, TemplateArguments):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -112,6 +113,7 @@ def make_trainer(config: Config, rows: Rows) -> Any:
             model_args=model_args,
             trust_remote_code=trusted,
         )
+    use_template(tokenizer, config.script.chat_template, training.chat_template_path)
     has_template = bool(tokenizer.chat_template or training.chat_template_path)
     check_template(rows.known[0], "chosen", has_template)
     trainer = make(

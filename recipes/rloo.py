@@ -27,6 +27,7 @@ from typing import Any
 from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.guard import guarded
+from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.reward_arguments import RewardArguments
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
@@ -34,7 +35,7 @@ SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
 
 
 @dataclass(kw_only=True)
-class RLOOArguments(RunArguments, DataArguments, RewardArguments):
+class RLOOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments):
     """Keys of the recipe beside those of RLOOConfig and ModelConfig."""
 
 
@@ -61,6 +62,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     name = model_args.model_name_or_path or ""
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
+    use_template(tokenizer, config.script.chat_template)
     rewards = load_rewards(config.script.rewards(), training, tokenizer, train[0]["prompt"])
     trainer = make(
         RLOOTrainer,

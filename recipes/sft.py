@@ -23,6 +23,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
+from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 from recipes.lib.streaming import Rows, load_rows
 
@@ -33,7 +34,7 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 
 
 @dataclass(kw_only=True)
-class SFTArguments(RunArguments, DataArguments):
+class SFTArguments(RunArguments, DataArguments, TemplateArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -125,6 +126,7 @@ def load_tokenizer(config: Config, train: Dataset) -> Any:
         revision=model.model_revision,
         trust_remote_code=training.trust_remote_code,
     )
+    use_template(tokenizer, config.script.chat_template, training.chat_template_path)
     has_template = bool(tokenizer.chat_template or training.chat_template_path)
     check_template(train[0], columns_of(train)[0], has_template)
     return tokenizer

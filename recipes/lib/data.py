@@ -69,7 +69,10 @@ class DataArguments:
     )
     test_fraction: float = field(
         default=0.0,
-        metadata={"help": "Share of the rows held out as test rows where no test data is given."},
+        metadata={
+            "help": "Share of the rows held out as test rows where no test data is given; above "
+            "1, their number."
+        },
     )
     max_train_rows: int | None = field(
         default=None, metadata={"help": "Train on the first so many rows only."}

@@ -34,8 +34,17 @@ def validate(args: DataArguments) -> None:
                 f"{', '.join(FORMAT_NAMES)}."
             )
     validate_parts(parts_of(args))
-    if not 0 <= args.test_fraction < 1:
-        raise UserError(f"test_fraction={args.test_fraction}: give a share from 0 to below 1.")
+    fraction = args.test_fraction  # 1 may mean all rows as well as one; it is refused
+    if not 0 <= fraction < 1 and not (fraction > 1 and float(fraction).is_integer()):
+        raise UserError(
+            f"test_fraction={fraction}: give a share from 0 to below 1, or a number of rows "
+            "from 2 on."
+        )
+    if fraction > 1 and args.streaming:
+        raise UserError(
+            f"test_fraction={fraction:.0f}: a stream cannot hold out a number of rows; give a "
+            "share below 1, or name test_dataset_name."
+        )
     if args.max_train_rows is not None and args.max_train_rows < 1:
         raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
 

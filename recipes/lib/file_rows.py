@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
+# Of CSV files, whose cells are all text.
+MESSAGES = ("messages", "prompt", "completion", "chosen", "rejected")
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 # pyarrow's errors are ValueErrors, TypeErrors and OverflowErrors; csv has its own.
 READ_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error)
 
@@ -143,6 +148,44 @@ def csv_header(lines: Iterator[list[str]], path: Path) -> list[str]:
     return header
 
 
+def csv_row(header: list[str], fields: list[str]) -> Row:
+    """Make a row of a line of a CSV file.
+
+    Args:
+        header: Names of the columns.
+        fields: The cells.
+
+    Returns:
+        The row: text, but for messages that are written as JSON, and for the label beside a
+        completion where it is a word for true or false.
+
+    Raises:
+        BrokenRowError: There are more or fewer cells, or messages are not written as JSON.
+    """
+    if len(fields) != len(header):
+        raise BrokenRowError("a number of fields that is not the header's")
+    row: Row = dict(zip(header, fields, strict=True))
+    for column in MESSAGES:
+        cell = row.get(column, "")
+        if LIKE_MESSAGES.match(cell) or (column == "messages" and cell.strip()):
+            row[column] = _messages(column, cell)
+    if "label" in row and "completion" in row:
+        row["label"] = LABELS.get(row["label"].strip().lower(), row["label"])
+    return row
+
+
+def _messages(column: str, cell: str) -> list[Any]:
+    try:
+        found = parse_line(f'{{"cell": {cell}}}'.encode())["cell"]
+    except BrokenRowError as error:
+        raise BrokenRowError(
+            f"messages in column {column!r} that cannot be read ({error})"
+        ) from error
+    if not isinstance(found, list):
+        raise BrokenRowError(f"a column {column!r} that is no list of messages in JSON")
+    return found
+
+
 def _loads(text: str) -> Any:
     return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_constant)
 
@@ -218,15 +261,16 @@ def _csv_rows(path: Path, on_bad_rows: str) -> list[Row]:
         ) from error
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = csv_header(lines, path)
-    rows, total, odd = [], 0, Problem("a number of fields that is not the header's")
-    for fields in lines:
-        total += bool(fields)
-        if len(fields) not in (0, len(header)):
-            odd.rows.append(lines.line_num)
-        elif fields:
-            rows.append(dict(zip(header, fields, strict=True)))
-    if odd.rows:
-        settle(f"{path}:{odd.rows[0]}", [odd], total, on_bad_rows, row_word="line")
+    rows, total, problems = [], 0, dict[str, Problem]()
+    for fields in filter(None, lines):
+        total += 1
+        try:
+            rows.append(csv_row(header, fields))
+        except BrokenRowError as error:
+            problems.setdefault(str(error), Problem(str(error))).rows.append(lines.line_num)
+    if problems:
+        found = list(problems.values())
+        settle(f"{path}:{found[0].rows[0]}", found, total, on_bad_rows, row_word="line")
     return rows
 
 

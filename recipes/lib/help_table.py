@@ -113,7 +113,9 @@ def _group(recipe: str, cls: type, name: str) -> str:
         return "run folder"
     if definer.__module__ == f"recipes.{recipe}" or definer.__name__ == "StatedBatch":
         return recipe
-    return {"DataArguments": "data", "ModelConfig": "model"}.get(definer.__name__, definer.__name__)
+    return {"DataArguments": "data", "ModelConfig": "model", "TemplateArguments": "model"}.get(
+        definer.__name__, definer.__name__
+    )
 
 
 def _type_words(field: Field) -> str:

@@ -73,11 +73,11 @@ def from_mixture(values: Values) -> Values:
     }
     size = mixture.get("test_split_size")
     if size is not None:
-        if not _is_share(size) or size >= 1:
+        if not _is_share(size):
             raise UserError(
-                f"test_split_size={size!r} counts rows; set test_fraction to a share of the rows."
+                f"test_split_size={size!r} must be a share of the rows, or a number of rows."
             )
-        result["test_fraction"] = float(size)
+        result["test_fraction"] = size
     return result
 
 

@@ -6,106 +6,16 @@ and refused with the reason where that would change what the run computes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Container
 from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.notes import note
 from recipes.lib.renamed_data import BESIDE, DATA_KEYS, with_files
+from recipes.lib.renamed_ppo import other_defaults, rollout_batches, sign_of_trl
+from recipes.lib.renamed_tables import LEFT_OUT, LEFT_OUT_AT, LEFT_OUT_OF, REFUSED, RENAMED
 
 Values = dict[str, Any]
-
-# By recipe, "" for all. A name is only translated for a recipe that has the new key.
-RENAMED: dict[str, dict[str, str]] = {
-    "": {
-        "torch_dtype": "dtype",
-        "max_seq_length": "max_length",
-        "evaluation_strategy": "eval_strategy",
-        "warmup_ratio": "warmup_steps",  # below 1 it is a share of the steps
-        "no_cuda": "use_cpu",
-        "use_liger": "use_liger_kernel",
-        "overwrite_output_dir": "overwrite",
-        "per_gpu_train_batch_size": "per_device_train_batch_size",
-        "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-        "push_to_hub_model_id": "hub_model_id",
-        "push_to_hub_token": "hub_token",
-        "preprocessing_num_workers": "dataset_num_proc",
-        "test_split_size": "test_fraction",
-        "exp_name": "run_name",
-        "dataset_streaming": "streaming",
-        "wandb_log_unique_prompts": "log_unique_prompts",
-        "response_length": "max_completion_length",
-        "sft_model_path": "model_name_or_path",
-    },
-    "ppo": {
-        "batch_size": "rollout_batch_size",
-        "local_rollout_forward_batch_size": "sampling_batch_size",
-        "value_model_path": "critic_model_name_or_path",
-    },
-    "rloo": {
-        "rloo_k": "num_generations",
-        "kl_coef": "beta",
-        "cliprange": "epsilon",
-        "num_ppo_epochs": "num_iterations",
-    },
-}
-
-# What is left out, and why that changes nothing, or little.
-LEFT_OUT = {
-    "max_prompt_length": "TRL no longer cuts prompts of their own; max_length cuts the whole row",
-    "max_target_length": "TRL no longer cuts completions of their own; max_length cuts the row",
-    "max_completion_length": "TRL no longer cuts completions of their own; max_length cuts the row",
-    "truncation_mode": "TRL cuts the end of a row here",
-    "num_of_sequences": "packing no longer needs an estimate",
-    "chars_per_token": "packing no longer needs an estimate",
-    "dataset_batch_size": "packing no longer needs it",
-    "label_pad_token_id": "TRL pads labels by itself",
-    "padding_value": "TRL pads by itself",
-    "use_logits_to_keep": "TRL chooses by itself",
-    "ignore_bias_buffers": "it was for debugging",
-    "use_legacy_prediction_loop": "it has no effect any more",
-    "save_safetensors": "models are always saved as safetensors",
-    "logging_dir": "trackers choose their own folder",
-    "half_precision_backend": "PyTorch's own is used",
-    "fp16_backend": "PyTorch's own is used",
-    "include_tokens_per_second": "speeds are logged as the trainer has them",
-    "use_mps_device": "the device is found by itself",
-    "tpu_num_cores": "the device is found by itself",
-    "local_rollout_forward_batch_size": "TRL chooses by itself",
-    "ds3_gather_for_generation": "there is no such choice here",
-    "model_code_revision": "the model and its code have one model_revision",
-    "tokenizer_name_or_path": "the tokenizer is the model's own",
-}
-
-# Where the reason is another one.
-LEFT_OUT_OF = {
-    recipe: {
-        "max_prompt_length": "TRL no longer cuts prompts; they are sampled from whole, and have to "
-        "fit the model's context with max_completion_length"
-    }
-    for recipe in ("rloo", "grpo")
-}
-
-# What cannot be left out, and what to do.
-REFUSED = {
-    "chat_template": "a template in the configuration; save it as a .jinja file and name that with "
-    "chat_template_path",
-    "stop_token_id": "an id is one of a certain tokenizer; give the token itself as stop_token",
-    "reward_model_path": "this recipe has no reward model",
-    "mini_batch_size": "it was derived; set rollout_batch_size and num_mini_batches",
-    "local_batch_size": "it was derived; set rollout_batch_size",
-    "num_total_batches": "it was derived; set total_episodes",
-    "model_adapter_name": "the reference is the model with its adapter off; leave it out",
-    "ref_adapter_name": "the reference is the model with its adapter off; leave it out",
-    "force_use_ref_model": "the reference is the model that the run starts from; leave it out",
-    "normalize_reward": "RLOO's advantages are rewards less their baseline; leave it out",
-    "reference_free": "DPO without a reference is no longer in TRL; leave it out",
-    "rpo_alpha": "it is a second loss now; set loss_type: [sigmoid, sft] with loss_weights: "
-    "[1.0, ALPHA]",
-    "generate_during_eval": "completions are sampled by `rlhf evaluate`; leave it out",
-    "label_names": "TRL names the labels itself; leave it out",
-}
 
 
 def translate(
@@ -130,9 +40,10 @@ def translate(
     for key in values:
         if key in known:
             continue
-        found = _translated(recipe, key, values, known)
+        reason = _left_out_at(key, values)
+        found = None if reason else _translated(recipe, key, values, known)
         if found is None:
-            reason = LEFT_OUT_OF.get(recipe, LEFT_OUT).get(key, LEFT_OUT.get(key))
+            reason = reason or LEFT_OUT_OF.get(recipe, LEFT_OUT).get(key, LEFT_OUT.get(key))
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue
@@ -146,6 +57,9 @@ def translate(
         result |= found
         origins |= dict.fromkeys(found, key)
     _change_values(recipe, result, origins, where)
+    sign = sign_of_trl(values)
+    if recipe == "ppo" and sign is not None:
+        _as_trl_ppo(sign, result, origins)
     return result, origins
 
 
@@ -162,6 +76,21 @@ def new_name(recipe: str, key: str, known: Container[str]) -> str | None:
     """
     name = RENAMED.get(recipe, {}).get(key) or RENAMED[""].get(key)
     return name if name is not None and name in known else None
+
+
+def _left_out_at(key: str, values: Values) -> str | None:
+    """Why a key means nothing at the value that it has."""
+    if key == "warmup_ratio":
+        return _without_ratio(values)
+    harmless, reason = LEFT_OUT_AT.get(key, ((), ""))
+    return reason if values[key] in harmless else None
+
+
+def _without_ratio(values: Values) -> str | None:
+    ratio, steps = values["warmup_ratio"], values.get("warmup_steps")
+    if isinstance(steps, int | float) and steps > 0:
+        return f"transformers went by warmup_steps={steps} beside it"
+    return "null stood for no warmup" if ratio is None else None
 
 
 def _translated(recipe: str, key: str, values: Values, known: Container[str]) -> Values | None:
@@ -211,6 +140,20 @@ def _change_values(
             origins |= dict.fromkeys(found, "gradient_accumulation_steps")
 
 
+def _as_trl_ppo(sign: str, values: Values, origins: dict[str, str]) -> None:
+    """Takes the batch that TRL's PPO had where a file leaves the accumulation to its default."""
+    if "gradient_accumulation_steps" not in origins.values():
+        found = rollout_batches({"gradient_accumulation_steps": 1} | values)
+        if found:
+            shown = ", ".join(f"{name}={value}" for name, value in found.items())
+            note(f"gradient_accumulation_steps is absent, and was 1 in TRL's PPO: {shown}.")
+            origins |= {name: sign for name in found if name not in values}
+            values |= found
+    others = other_defaults(values)
+    if others:
+        note(f"{others}.")
+
+
 def _flash_attention(values: Values) -> Values:
     return {"attn_implementation": "flash_attention_2"} if values["use_flash_attention_2"] else {}
 
@@ -223,6 +166,12 @@ def _adafactor(values: Values) -> Values:
     return {"optim": "adafactor"} if values["adafactor"] else {}
 
 
+def _reentrant(values: Values) -> Values:
+    chosen = values["gradient_checkpointing_use_reentrant"]
+    kwargs = {"gradient_checkpointing_kwargs": {"use_reentrant": chosen}}
+    return {} if chosen is None else kwargs
+
+
 def _log_completions(values: Values) -> Values:
     return {"log_completions": bool(values["num_sample_generations"])}
 
@@ -233,32 +182,6 @@ def _reward_funcs(values: Values) -> Values:
     return {"reward_funcs": [*([given] if isinstance(given, str) else given), *filter(None, paths)]}
 
 
-def rollout_batches(values: Values) -> Values:
-    """The batches of TRL 1.12's PPO, which followed from the accumulation, by today's keys.
-
-    Args:
-        values: The file's keys, with gradient_accumulation_steps.
-
-    Returns:
-        rollout_batch_size, with what must divide it; empty where the file states rollout_batch_size
-        or holds no whole numbers.
-    """
-    names = ("gradient_accumulation_steps", "per_device_train_batch_size", "num_mini_batches")
-    sizes = [values.get(name, default) for name, default in zip(names, (1, 8, 1), strict=True)]
-    is_stated = "rollout_batch_size" in values
-    if is_stated or not all(type(size) is int and size > 0 for size in sizes):
-        return {}
-    accumulation, micro_batch, mini_batches = sizes
-    share = accumulation * micro_batch  # episodes of one process
-    found = {"rollout_batch_size": share * int(os.environ.get("WORLD_SIZE", "1"))}
-    if share % mini_batches == 0 and micro_batch > share // mini_batches:
-        found["per_device_train_batch_size"] = share // mini_batches
-    episodes, batch = values.get("total_episodes"), found["rollout_batch_size"]
-    if type(episodes) is int and episodes % batch:
-        found["total_episodes"] = episodes + batch - episodes % batch  # TRL rounded up, too
-    return found
-
-
 # Keys whose value changes with the name.
 SPECIAL: dict[str, Callable[[Values], Values | None]] = {
     "use_flash_attention_2": _flash_attention,
@@ -266,8 +189,9 @@ SPECIAL: dict[str, Callable[[Values], Values | None]] = {
     "adafactor": _adafactor,
     "num_sample_generations": _log_completions,
     "reward_model_path": _reward_funcs,
+    "gradient_checkpointing_use_reentrant": _reentrant,
     "reward_model_name_or_path": _reward_funcs,
 }
 # Those that go together with the new key. TRL's PPO took the tokenizer from model_name_or_path and
-# the policy from sft_model_path.
-MERGED = ("sft_model_path", "reward_model_path", "reward_model_name_or_path")
+# the policy from sft_model_path; transformers took a warmup_ratio where warmup_steps was 0.
+MERGED = ("sft_model_path", "reward_model_path", "reward_model_name_or_path", "warmup_ratio")

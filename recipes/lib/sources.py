@@ -16,6 +16,7 @@ from recipes.lib.file_rows import (
     BrokenRowError,
     Row,
     csv_header,
+    csv_row,
     parse_line,
     unreadable,
 )
@@ -150,11 +151,12 @@ def _csv_rows(path: Path) -> Numbered:
         lines = csv.reader(file, strict=True)
         header = csv_header(lines, path)
         for fields in lines:
-            if len(fields) not in (0, len(header)):
-                wrong = BrokenRowError("a number of fields that is not the header's")
-                yield lines.line_num, wrong
-            elif fields:
-                yield lines.line_num, dict(zip(header, fields, strict=True))
+            if not fields:
+                continue
+            try:
+                yield lines.line_num, csv_row(header, fields)
+            except BrokenRowError as error:
+                yield lines.line_num, error
 
 
 def _parquet_rows(path: Path) -> Numbered:

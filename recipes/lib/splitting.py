@@ -20,11 +20,11 @@ PAIR = ("chosen", "rejected")
 
 
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold out a share of the rows; equal rows go to the same side.
+    """Hold out a share or a number of the rows; equal rows go to the same side.
 
     Args:
         dataset: All rows.
-        fraction: Share of the distinct rows that become test rows.
+        fraction: Share of the distinct rows that become test rows, or above 1 their number.
         seed: Of the choice.
 
     Returns:
@@ -40,11 +40,11 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
         rows.setdefault(key, []).append(row)
     groups = list(rows.values())
     order = np.random.default_rng(seed).permutation(len(groups))
-    num_test = round(fraction * len(groups))
+    num_test = round(fraction * len(groups) if fraction < 1 else fraction)
     if not 0 < num_test < len(groups):
         raise UserError(
-            f"test_fraction={fraction}: of {len(groups)} distinct rows that leaves one side empty; "
-            "choose another share."
+            f"test_fraction={fraction:.12g}: of {len(groups)} distinct rows that leaves one side "
+            f"empty; choose another {'share' if fraction < 1 else 'number'}."
         )
     test = sorted(row for group in order[:num_test] for row in groups[group])
     train = sorted(row for group in order[num_test:] for row in groups[group])

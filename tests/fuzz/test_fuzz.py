@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz.inputs import KINDS
 from tests.fuzz.verdicts import tally, warm_up
 
-NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 40}
+NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 200}
 
 
 @pytest.mark.filterwarnings("ignore")  # a broken file may make a library complain, too

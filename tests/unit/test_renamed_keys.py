@@ -144,12 +144,6 @@ MISTAKES = {
         "torch_dtype (run.yaml, line 1) is the old name of dtype, which is set too (run.yaml, line "
         "2); leave torch_dtype out.",
     ),
-    "a template in the file": (
-        "sft",
-        "chat_template: x",
-        "chat_template (run.yaml, line 1): a template in the configuration; save it as a .jinja "
-        "file and name that with chat_template_path.",
-    ),
     "the id of a token": (
         "ppo",
         "stop_token_id: 2",
@@ -173,10 +167,10 @@ MISTAKES = {
         "dataset_mixer=['a'] must be a mapping of datasets to shares; write datasets: with a path "
         "and a weight for each.",
     ),
-    "a number of test rows": (
+    "a size of the test rows that is none": (
         "sft",
-        "dataset_mixture: {datasets: [{id: a}], test_split_size: 1000}",
-        "test_split_size=1000 counts rows; set test_fraction to a share of the rows.",
+        "dataset_mixture: {datasets: [{id: a}], test_split_size: many}",
+        "test_split_size='many' must be a share of the rows, or a number of rows.",
     ),
     "two splits of one kind": (
         "sft",

@@ -1,0 +1,138 @@
+"""Cells of a CSV file are all text: what stands for messages and labels is read as that."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.data import run as look_at
+from recipes.lib.arguments import parse
+from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.errors import UserError
+from recipes.lib.file_rows import read_file
+from recipes.lib.sources import find_sources
+
+ASK = [{"role": "user", "content": 'the cat, or "the dog"?'}]
+ANSWER = [{"role": "assistant", "content": "sat"}]
+OTHER = [{"role": "assistant", "content": "ran"}]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        lines = csv.DictWriter(file, list(rows[0]))
+        lines.writeheader()
+        lines.writerows(
+            {key: json.dumps(cell) if isinstance(cell, list) else cell for key, cell in row.items()}
+            for row in rows
+        )
+    return path
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": ASK + ANSWER},
+        {"prompt": ASK, "completion": ANSWER},
+        {"prompt": ASK, "chosen": ANSWER, "rejected": OTHER},
+        {"prompt": "[a] list", "completion": "[1, 2]"},
+        {"prompt": '[{"price": 3}]', "completion": " {}"},
+    ],
+    ids=lambda row: "-".join(row) + ("-text" if isinstance(next(iter(row.values())), str) else ""),
+)
+def test_messages_in_json_are_messages_and_other_text_is_text(row: Any, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "rows.csv", [row, row])
+    assert read_file(path).to_list() == [row, row]
+    streamed = find_sources(str(path), "train")["train"].rows()
+    assert [found for _, found in streamed] == [row, row]
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("True", "False"), ("true", "false"), ("1", "0"), ("TRUE", " FALSE")]
+)
+def test_words_for_true_and_false_are_labels(yes: str, no: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "c", "label": label} for label in (yes, no)]
+    args = DataArguments(dataset_name=str(write_csv(tmp_path / "rows.csv", rows)))
+    train, _ = load_splits(args, 0, ("prompt", "completion", "label"))
+    assert train["label"] == [True, False]
+
+
+def test_another_word_is_no_label(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completion": "c", "label": label} for label in ("True", "good")]
+    args = DataArguments(dataset_name=str(write_csv(tmp_path / "rows.csv", rows)))
+    with pytest.raises(UserError, match="column 'label' has 'good', which must be true or false"):
+        load_splits(args, 0, ("prompt", "completion", "label"))
+
+
+def test_a_label_without_a_completion_is_left_to_the_reward_functions(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "rows.csv", [{"prompt": "p", "label": "1"}])
+    assert read_file(path)["label"] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("plain text", "messages in column 'messages' that cannot be read (not valid JSON"),
+        ("[{'role': 'user', 'content': 'a'}]", "messages in column 'messages' that cannot be"),
+        ("3", "a column 'messages' that is no list of messages in JSON in 1 of 2 lines"),
+    ],
+)
+def test_what_is_no_json_is_a_bad_line(cell: str, said: str, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "rows.csv", [{"messages": ASK + ANSWER}, {"messages": cell}])
+    with pytest.raises(UserError) as caught:
+        read_file(path)
+    assert said in str(caught.value)
+    assert "first in line 3" in str(caught.value)
+    assert read_file(path, "drop").to_list() == [{"messages": ASK + ANSWER}]
+    found = [row for _, row in find_sources(str(path), "train")["train"].rows()]
+    assert isinstance(found[1], ValueError)
+
+
+def test_the_page_of_the_data_says_that_they_are_messages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"messages": ASK + ANSWER}, {"messages": ASK + OTHER}]
+    path = write_csv(tmp_path / "rows.csv", rows)
+    look_at(parse("data", [str(path)]))
+    assert "messages" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["test_split_size: 3", "dataset_mixture"])
+def test_a_number_of_test_rows_is_held_out(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(10)))
+    mixture = f"dataset_mixture: {{datasets: [{{id: {path}}}], test_split_size: 3}}\n"
+    file = tmp_path / "run.yaml"
+    file.write_text(mixture if key == "dataset_mixture" else f"dataset_name: {path}\n{key}\n")
+    config = parse("sft", ["--config", str(file)], {"use_cpu": True})
+    assert capsys.readouterr().err.count("note: ") == 1
+    train, test = load_splits(config.script, 0, ("text",))
+    assert test is not None
+    assert (len(train), len(test)) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"test_fraction": 1.5}, "give a share from 0 to below 1, or a number of rows from 2 on"),
+        ({"test_fraction": -1}, "give a share from 0 to below 1, or a number of rows from 2 on"),
+        ({"test_fraction": 2}, "test_fraction=2: of 2 distinct rows that leaves one side empty"),
+    ],
+)
+def test_a_number_of_test_rows_that_cannot_be(
+    values: dict[str, float], sentence: str, tmp_path: Path
+) -> None:
+    path = write_csv(tmp_path / "rows.csv", [{"text": "a"}, {"text": "b"}])
+    with pytest.raises(UserError, match=sentence):
+        load_splits(DataArguments(dataset_name=str(path), **values), 0, ("text",))  # type: ignore[arg-type]
+
+
+def test_a_stream_holds_out_no_number_of_rows(tmp_path: Path) -> None:
+    from recipes.lib.data_keys import validate
+
+    args = DataArguments(dataset_name="rows.csv", streaming=True, test_fraction=2)
+    with pytest.raises(UserError, match="a stream cannot hold out a number of rows"):
+        validate(args)
