@@ -207,7 +207,8 @@ class Resumable(FiniteSteps):
         folder = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
         if self._moment is None:
             return "no step was made since the start"
-        if fault(folder) is not None:
+        # A checkpoint of this step may be from before an evaluation that is now owed.
+        if self._moment["owes_evaluation"] or fault(folder) is not None:
             self.go_back_to(self._moment)
             self.args.save_only_model = False  # or nothing could go on from it
             self._save_checkpoint(self.model_wrapped, None)  # type: ignore[attr-defined]

@@ -32,12 +32,14 @@ def folder(
 
 
 DROPOUT = LORA | {"lora_dropout": 0.3, "disable_dropout": False}
+SAVED = {"save_strategy": "steps", "save_steps": 3}
 EPOCHS = {"eval_strategy": "epoch", "logging_strategy": "epoch"}
 CASES = [  # recipe, steps, event, signal, settings
     ("sft", 4, "on_step_begin", signal.SIGTERM, LORA | {"lora_dropout": 0.3}),
     ("sft", 5, "on_substep_end", signal.SIGUSR1, {}),
     ("sft", 8, "on_prediction_step", signal.SIGINT, {}),  # in the middle of an evaluation
     ("sft", 3, "on_step_end", signal.SIGTERM, EPOCHS),  # what the epoch logs at its end is kept
+    ("sft", 3, "on_prediction_step", signal.SIGTERM, EPOCHS | SAVED),  # behind a checkpoint
     ("reward", 5, "on_substep_end", signal.SIGTERM, {}),
     ("reward", 4, "on_step_end", signal.SIGTERM, LORA | {"lora_dropout": 0.3}),
     ("dpo", 7, "on_substep_end", signal.SIGTERM, {}),
