@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from recipes.lib.cpu_linear import use_fast_products
 from recipes.lib.errors import UserError
 from recipes.lib.resumable import Resumable
 from recipes.lib.resumable_sampling import ResumableSampling
@@ -40,8 +41,10 @@ def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> A
             "another as chat_template_path."
         ) from error
     _keep_dtype(trainer)
+    use_fast_products(trainer.model)
     if getattr(trainer, "ref_model", None) is not None:
         _align_reference(trainer, model, model_args)
+        use_fast_products(trainer.ref_model)
     return trainer
 
 

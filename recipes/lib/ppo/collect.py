@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import Tensor
 
 from recipes.lib.backbone import reference_logps, spread
@@ -25,10 +24,11 @@ from recipes.lib.ppo.returns import (
     whiten,
 )
 from recipes.lib.ppo.rollouts import Rollout, prompt_index
+from recipes.lib.ppo.samplers import make_sampler
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
 from recipes.lib.prompts import Prompts
 from recipes.lib.rewards import RewardFunction, distinct_names, score
-from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left, sample
+from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.stopping import disarm
 
 # Evaluation has its own noise: the same episode numbers under another seed.
@@ -66,6 +66,8 @@ class Collector:
         policy = trainer.actor_critic.policy
         others = further_stops(policy, stop) if args.stop_token is None else ()
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
+        longest = max(map(len, prompts.ids))
+        self.sampler = make_sampler(trainer, self.decoding, longest)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
@@ -102,7 +104,7 @@ class Collector:
     def sample(
         self, prompts: Prompts, rows: Sequence[int], uniforms_BC: Tensor | None
     ) -> list[Episode]:
-        """Sample one completion for each row, prompts of like length together.
+        """Sample one completion for each row.
 
         Args:
             prompts: The prompts.
@@ -112,29 +114,8 @@ class Collector:
         Returns:
             The episodes, in the order of the rows, without scores.
         """
-        args = self.trainer.args
-        model = self.trainer.actor_critic.policy
-        model = model.get_base_model() if isinstance(model, PeftModel) else model
-        episodes = [Episode(row, prompts.ids[row], []) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: len(episodes[i].prompt_ids))
-        for start in range(0, len(order), args.sampling_batch_size):
-            batch = order[start : start + args.sampling_batch_size]
-            ids_BP, mask_BP = pad_left(
-                [episodes[i].prompt_ids for i in batch], self.decoding.pad_token_id, args.device
-            )
-            with self.trainer.accelerator.autocast():
-                ids_BC, mask_BC = sample(
-                    model,
-                    ids_BP,
-                    mask_BP,
-                    uniforms_BC[batch] if uniforms_BC is not None else None,
-                    self.decoding,
-                )
-            for i, ids_C, mask_C in zip(
-                batch, ids_BC.tolist(), mask_BC.sum(1).tolist(), strict=True
-            ):
-                episodes[i].completion_ids = ids_C[:mask_C]
-        return episodes
+        said = self.sampler.completions([prompts.ids[row] for row in rows], uniforms_BC)
+        return [Episode(row, prompts.ids[row], ids) for row, ids in zip(rows, said, strict=True)]
 
     @torch.no_grad()
     def score(self, prompts: Prompts, episodes: list[Episode]) -> None:
