@@ -64,6 +64,19 @@ class State:
         return [getattr(self, field.name) for field in fields(self)]
 
 
+def is_faster(model: PreTrainedModel) -> bool:
+    """Whether this loop is known to be faster than generate (docs/benchmarks/cpu.md).
+
+    Args:
+        model: Causal language model.
+
+    Returns:
+        Whether the model is on a CPU and has a cache of keys and values alone; on a GPU this is not
+        yet measured.
+    """
+    return model.device.type == "cpu" and not other_kinds(model.config)
+
+
 class Decoder:
     """Samples completions of one model.
 

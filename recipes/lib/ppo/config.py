@@ -82,11 +82,11 @@ class PPOConfig(TrainingArguments):
     )
 
     # Sampling.
-    sampler: str = field(
-        default="transformers",
+    sampler: str | None = field(
+        default=None,
         metadata={
-            "help": "transformers: its generate; graph: an own decode loop, in CUDA graphs on a "
-            "GPU; vllm: vLLM, which is an extra.",
+            "help": "transformers: its generate; graph: an own loop, on a GPU in CUDA graphs; "
+            "vllm: an extra. Default: graph on a CPU, else transformers.",
             "choices": ["transformers", "graph", "vllm"],
         },
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.lib.decode import Decoder
+from recipes.lib.decode import Decoder, is_faster
 from recipes.lib.forward import base_model
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.vllm_sampler import VLLMSampler
@@ -39,6 +39,13 @@ class Sampler:
         self.most_tokens = most_prompt_tokens + decoding.max_new_tokens
         self.decoder: Decoder | None = None  # made when the model is where it trains
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the own loop is used: where it was asked for, or is known to be faster."""
+        if self.args.sampler is None:
+            return is_faster(self.model)
+        return self.args.sampler == "graph"
+
     def completions(
         self, prompts: Sequence[list[int]], uniforms_BC: Tensor | None
     ) -> list[list[int]]:
@@ -65,7 +72,7 @@ class Sampler:
 
     def _sample(self, prompts: list[list[int]], noise_BC: Tensor | None) -> tuple[Tensor, Tensor]:
         ids_BP, mask_BP = pad_left(prompts, self.decoding.pad_token_id, self.args.device)
-        if self.args.sampler == "transformers":
+        if not self.is_own:
             return sample(self.model, ids_BP, mask_BP, noise_BC, self.decoding)
         if self.decoder is None:
             share = self.args.rollout_batch_size // self.args.world_size
