@@ -10,8 +10,8 @@ Data: prompt (text or messages); further columns are handed on to the reward fun
 Writes final/ (the policy), metrics.jsonl, samples.jsonl with log_completions, summary.json and
 report.html.
 
-A run goes on from its newest checkpoint, but not bit for bit: TRL keeps neither the completions in
-hand nor the place in its order of prompts, which starts over in later epochs.
+A resumed run is bit-equal to the unbroken one, on the same number of processes: TRL samples with
+the noise of each process.
 
     python -m recipes.grpo --config configs/grpo/qwen3-0.6b-ultrafeedback.yaml
     accelerate launch --num_processes 2 -m recipes.grpo --config configs/grpo/...

@@ -17,6 +17,7 @@ DISK_WORDS = (
     "iostream error",
     "inline_container.cc",
 )
+SAMPLING_WORDS = "probability tensor contains"  # PyTorch's multinomial, under RLOO and GRPO
 MEMORY_WORDS = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
 
@@ -29,6 +30,26 @@ def is_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(
         words in str(error) for words in MEMORY_WORDS
     )
+
+
+def sentence(error: BaseException) -> str | None:
+    """What went wrong in a training for which its last steps need not be lost.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The sentence without its end; None for a fault of the program.
+    """
+    if isinstance(error, UserError):
+        return str(error).rstrip(".")
+    if isinstance(error, RuntimeError) and SAMPLING_WORDS in str(error):
+        return (
+            "the policy's logits were NaN or infinite while completions were sampled: its weights "
+            "or its number format overflowed; load it with dtype=float32 or bfloat16, or start "
+            "anew with a lower learning_rate"
+        )
+    return None
 
 
 def is_disk(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from recipes.lib.checkpoints import refuse_bad
 from recipes.lib.errors import UserError
+from recipes.lib.resumable import STAGED
 from recipes.lib.runs import Run, is_main_process
 from recipes.lib.trust import check_checkpoint
 
@@ -72,9 +73,21 @@ def save_final(trainer: Any, run: Run) -> None:
     trainer.accelerator.wait_for_everyone()
     try:
         if trainer.args.push_to_hub:
-            trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+            _push(trainer, run, partial)
     finally:
         _move_to_final(trainer, run, partial)
+
+
+def _push(trainer: Any, run: Run, folder: Path) -> None:
+    # Trainer saves once more to where it uploads from, which is not to be the run folder.
+    args = trainer.args
+    before, args.output_dir = args.output_dir, str(folder)
+    name = (args.hub_model_id or run.path.name).split("/")[-1]
+    try:
+        trainer.push_to_hub("Model save", model_name=name, revision=args.hub_revision)
+    finally:
+        args.output_dir = before
+        shutil.rmtree(run.path / STAGED, ignore_errors=True)
 
 
 def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:

@@ -34,6 +34,8 @@ class StatedBatch:
                     f"{num_processes} processes); change one of them."
                 )
             self.gradient_accumulation_steps = accumulation
+        # Whether steps_per_generation would have to follow another micro-batch by hand.
+        self.states_generation = self.steps_per_generation is not None  # type: ignore[attr-defined]
         super().__post_init__()  # type: ignore[misc]
 
 

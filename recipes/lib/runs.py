@@ -21,6 +21,7 @@ from recipes.lib.lock import NAME, refuse_if_taken, take
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir resume_from_checkpoint per_device_train_batch_size "
+    "gradient_accumulation_steps steps_per_generation gradient_checkpointing "
     "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
     "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
     "reward_timeout reward_retries dataloader_num_workers dataset_num_proc push_to_hub "

@@ -849,8 +849,8 @@ OF_BATCHING = [
         40,
         "one noise and prompts for all processes",
         COLLECT,
-        "begin = first + args.process_index * share",
-        "begin = first",
+        "begin = number * args.rollout_batch_size + args.process_index * share",
+        "begin = number * args.rollout_batch_size",
         "distributed",
     ),
     Mutant(

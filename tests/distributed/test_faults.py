@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ def die():
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 
-def wait():
-    (HERE / ("waiting" + os.environ["RANK"])).touch()
-    time.sleep(2.0)
+def wait():  # too long for anyone who waits for it, but for one process if that is the other's
+    (HERE / ("waiting" + os.environ["RANK"])).write_text(str(os.getpid()))
+    if os.environ["RANK"] == "1" or not (HERE / "alone.now").exists():
+        time.sleep(100.0)
 
 def fail():
     if os.environ["RANK"] == "1":
@@ -104,16 +106,15 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
     assert newest(folder) == (2, None)
     (folder / "die.now").unlink()
 
+    # Both are told to stop, in the middle of a rollout; then one alone, and the other one follows.
     (folder / "wait.now").touch()
-    broken = start(folder, "run", "--resume")
-    while not all((folder / f"waiting{rank}").exists() for rank in (0, 1)):
-        assert broken.poll() is None
-        time.sleep(0.05)
-    broken.send_signal(signal.SIGTERM)
-    said = broken.communicate(timeout=30)[0]
-    assert broken.returncode != 0
-    assert "run/checkpoint-5 holds where it stands; go on with --resume." in said
-    assert newest(folder) == (5, None)
+    said = stop_in_a_rollout(folder, lambda launcher, _: launcher.send_signal(signal.SIGTERM))
+    assert "run/checkpoint-4 holds where it stands; go on with --resume." in said
+    assert newest(folder) == (4, None)
+    (folder / "alone.now").touch()
+    said = stop_in_a_rollout(folder, lambda _, worker: os.kill(worker, signal.SIGUSR1))
+    assert "stopped by a signal to another process; run/checkpoint-6 holds where it st" in said
+    assert newest(folder) == (6, None)
     (folder / "wait.now").unlink()
 
     shutil.copytree(folder / "run", folder / "alone")
@@ -132,13 +133,29 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
         assert timeless(folder / "run" / name) == timeless(folder / "whole" / name)
 
 
-def test_a_reward_that_fails_on_one_process_ends_both(folder: Path) -> None:
+def stop_in_a_rollout(folder: Path, stop: Callable[[subprocess.Popen[str], int], None]) -> str:
+    """Go on with a run, stop it while rewards are waited for, and return what it said."""
+    places = [folder / f"waiting{rank}" for rank in (0, 1)]
+    for place in places:
+        place.unlink(missing_ok=True)
+    broken = start(folder, "run", "--resume")
+    while not all(place.exists() and place.read_text() for place in places):
+        assert broken.poll() is None
+        time.sleep(0.05)
+    stop(broken, int(places[1].read_text()))
+    said = broken.communicate(timeout=30)[0]
+    assert broken.returncode != 0
+    return said
+
+
+def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder: Path) -> None:
     (folder / "fail.now").touch()
     broken = start(folder, "run", save_strategy="no")
-    said = broken.communicate(timeout=60)[0]  # no checkpoint is tried, which takes both of them
+    said = broken.communicate(timeout=60)[0]
     assert broken.returncode != 0
     assert "ValueError: no number for this one" in said
-    assert numbered(folder / "run") == []
+    assert "run/checkpoint-2 holds where it stands, --resume goes on." in said
+    assert newest(folder) == (2, None)
 
 
 def newest(folder: Path) -> tuple[int, str | None]:

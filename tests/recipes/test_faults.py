@@ -18,6 +18,7 @@ from transformers import (
 from recipes.lib import patient_rewards, progress
 from recipes.lib.checkpoints import newest_good, numbered
 from recipes.lib.errors import UserError
+from recipes.lib.runs import Run
 from recipes.lib.stopping import Stopped
 from tests.small_disk import NoMountError, small_disk
 from tests.stopped_runs import REWARD, assert_same_runs, furnish, kill_at, rows, train
@@ -198,3 +199,32 @@ def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on_with_room(
     (disk / "filler").unlink()
     train("ppo", folder, "disk/run", **more, resume=True)
     assert_same_runs(folder / "whole", disk / "run")
+
+
+def test_a_disk_that_is_full_at_the_report_costs_the_report_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, disk: Path
+) -> None:
+    plain = {"eval_strategy": "no"}  # and without any checkpoint to go on from
+    write = Run.write_summary
+
+    def filling(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+        written = write(run, summary)
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(free - 20_000))
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_summary", filling)
+        with pytest.raises(UserError, match="the disk is full or read-only; make room and go on"):
+            train("sft", folder, "disk/run", **plain)
+    before = (disk / "run/final/model.safetensors").read_bytes()
+    summary = (disk / "run/summary.json").read_text()
+    left = {path.name for path in (disk / "run").iterdir()}
+    assert not {name for name in left if "report" in name or name.endswith(".tmp")}
+    (disk / "filler").unlink()
+    train("sft", folder, "disk/run", **plain, resume=True)
+    assert "<html" in (disk / "run/report.html").read_text()
+    assert (disk / "run/final/model.safetensors").read_bytes() == before  # nothing was trained
+    assert (disk / "run/summary.json").read_text() == summary
+    with pytest.raises(UserError, match="holds a finished run: nothing is left to resume"):
+        train("sft", folder, "disk/run", **plain, resume=True)

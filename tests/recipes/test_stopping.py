@@ -46,6 +46,7 @@ CASES = [  # recipe, steps, event, signal, settings
     ("dpo", 4, "on_prediction_step", signal.SIGTERM, {}),
     ("kto", 5, "on_substep_end", signal.SIGTERM, {}),
     ("ppo", 5, "on_step_begin", signal.SIGTERM, {"critic": "head"}),
+    ("ppo", 4, "on_step_begin", signal.SIGTERM, {}),  # a rollout was made for this step
     ("ppo", 7, "on_step_end", signal.SIGUSR1, {"critic": "model"}),
     ("ppo", 3, "on_substep_end", signal.SIGTERM, {"critic": "adapter"} | DROPOUT),
     ("rloo", 3, "on_substep_end", signal.SIGTERM, {}),  # in the middle of a generation
