@@ -52,7 +52,7 @@ def parse(recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = N
     types = module.arguments()
     fields = fields_of(types)
     values = _file_values(recipe, path, file, fields)
-    values |= _flag_values(recipe, argv, types, fields)
+    values |= _flag_values(recipe, argv, types, fields, values)
     values |= positional
     values |= _override_values(recipe, overrides or {}, fields)
     _check_positional(recipe, module, values)
@@ -135,7 +135,8 @@ def _check_positional(recipe: str, module: ModuleType, values: dict[str, Any]) -
     if key is None:
         return
     actions = getattr(module, "ACTIONS", None)
-    if not values.get(key):
+    instead = getattr(module, "INSTEAD", "")  # a key that does what the word does
+    if not values.get(key) and not values.get(instead):
         what = "|".join(actions) if actions else key.upper()
         raise UserError(f"{key} is missing; write rlhf {recipe} {what}.")
     if actions and values[key] not in actions:
@@ -186,11 +187,16 @@ def _file_values(recipe: str, path: Path | None, file: Any, fields: Any) -> dict
 
 
 def _flag_values(
-    recipe: str, argv: list[str], types: tuple[type, ...], fields: Any
+    recipe: str, argv: list[str], types: tuple[type, ...], fields: Any, beside: dict[str, Any]
 ) -> dict[str, Any]:
-    from recipes.lib.flags import read_flags
+    if not argv:
+        return {}
+    from recipes.lib.flags import join_negative_numbers, read_flags
+    from recipes.lib.old_flags import take_old_flags, translate_flags
 
-    return read_flags(recipe, argv, types, fields) if argv else {}
+    words, old = take_old_flags(recipe, join_negative_numbers(argv), fields)
+    values = read_flags(recipe, words, types, fields)
+    return translate_flags(recipe, values, old, fields, beside)
 
 
 def _override_values(recipe: str, overrides: dict[str, Any], fields: Any) -> dict[str, Any]:

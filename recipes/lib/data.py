@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from recipes.lib.bad_rows import CHOICES
 from recipes.lib.data_keys import FORMAT_NAMES, parts_of, validate
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class DataArguments:
     """Which rows a recipe trains on and which it is tested on."""
+
+    # TRL's parser of flags takes no such annotation: 1 is one row, and 1.0 would be all of them.
+    HINTS: ClassVar[dict[str, Any]] = {"test_fraction": int | float}
 
     dataset_name: str | None = field(
         default=None,
@@ -70,8 +73,8 @@ class DataArguments:
     test_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the rows held out as test rows where no test data is given; above "
-            "1, their number."
+            "help": "Share of the rows held out as test rows where no test data is given; a whole "
+            "number such as 1 or 500 is their number.",
         },
     )
     max_train_rows: int | None = field(

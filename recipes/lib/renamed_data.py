@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.notes import note
 
 Values = dict[str, Any]
 
+MIXTURE = ("datasets", "seed", "test_split_size")
 LOADERS = ("json", "csv", "parquet")  # of the datasets library, with the file in data_files
 
 
@@ -67,6 +69,14 @@ def from_mixture(values: Values) -> Values:
             "dataset_mixture must hold datasets, a list of mappings; write datasets: with a path "
             "for each."
         )
+    others = [key for key in mixture if key not in MIXTURE]
+    if others:
+        raise UserError(
+            f"dataset_mixture has the unknown key {others[0]}; known are {', '.join(MIXTURE)}."
+        )
+    seed = mixture.get("seed")
+    if seed is not None and seed != values.get("seed", seed):
+        note(f"dataset_mixture: its seed={seed} is left out: the run's own seed chooses the rows.")
     names = {"id": "path", "config": "name"}
     result: Values = {
         "datasets": [{names.get(key, key): value for key, value in part.items()} for part in parts]

@@ -93,6 +93,7 @@ LEFT_OUT_AT: dict[str, tuple[tuple[Any, ...], str]] = {
     "is_encoder_decoder": ((None, False), "every model is a decoder here"),
     "ref_model_init_kwargs": ((None, {}), "the reference is loaded as the model is"),
     "tools": ((None, []), "tools are a column of the data here"),
+    "test_split_size": ((None,), "no rows are held out"),
     "vllm_device": ((None, "auto"), "vLLM chooses its device by vllm_mode"),
     "vllm_dtype": ((None, "auto"), "vLLM has the dtype of the model"),
     "push_to_hub_revision": ((None, False), "hub_revision alone says where to push"),

@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from recipes.lib.fields import Field, describe, fields_of, is_enum, members, one_of
+from recipes.lib.ranges import out_of_range
 from recipes.lib.strict_yaml import parse_scalar
 
 LARGEST_INT = 2**63 - 1  # what a tensor of integers can hold
@@ -29,11 +30,15 @@ def admit(field: Field, value: Any) -> Any:
         The same value; an int where the field is a float becomes a float.
 
     Raises:
-        MismatchError: The value has another type, is not finite, or is none of the choices.
+        MismatchError: The value has another type, is not finite, out of its range, or is none of
+            the choices.
     """
     result = _admit(field.hint, value)
     if field.choices is not None and result is not None and result not in field.choices:
         raise MismatchError(f"must be {one_of(field.choices)}")
+    words = out_of_range(field.name, result)
+    if words is not None:
+        raise MismatchError(f"must be {words}")
     return result
 
 
