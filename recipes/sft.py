@@ -74,6 +74,16 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
+def load_text_rows(script: SFTArguments, training: Any) -> Rows:
+    """Load training and test rows; the column dataset_text_field is text from here on.
+
+    Raises:
+        UserError: As load_rows.
+    """
+    script.text_field, training.dataset_text_field = training.dataset_text_field, "text"
+    return load_rows(script, training, columns_of)
+
+
 def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
@@ -171,7 +181,7 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
-    rows = load_rows(script, training, columns_of)
+    rows = load_text_rows(script, training)
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(config, rows.known)
     trainer = make_trainer(config, tokenizer, rows)

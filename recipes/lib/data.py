@@ -97,6 +97,8 @@ class DataArguments:
         },
     )
 
+    text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
+
     def data_names(self) -> list[str]:
         """Paths and Hub ids of all data, for the lineage."""
         parts = [part.path for part in parts_of(self)] if self.datasets else []
@@ -254,7 +256,8 @@ def read_test(args: DataArguments) -> Dataset:
             f"dataset_test_split={key}: {name} has the splits {', '.join(sorted(tests))}; name one "
             "of them."
         )
-    return in_trl_format(tests[key], Part(path=name, format=args.dataset_format), args.on_bad_rows)
+    part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
+    return in_trl_format(tests[key], part, args.on_bad_rows)
 
 
 def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
@@ -279,6 +282,8 @@ def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
                 f"{', '.join(rows.column_names)}; name those."
             )
         rows = rows.select_columns(part.columns)
+    if part.text_field in rows.column_names and "text" not in rows.column_names:
+        rows = rows.rename_column(part.text_field, "text")
     if part.format in FORMATS:
         rows = convert(rows, part.format, part.path, on_bad_rows)
     return without_repeated_prompt(rows)

@@ -71,6 +71,7 @@ def parts_of(args: DataArguments) -> list[Part]:
         replace(
             part,
             format=part.format or args.dataset_format,
+            text_field=part.text_field or args.text_field,
             split=part.split or args.dataset_train_split,
             test_split=part.test_split or args.dataset_test_split,
         )

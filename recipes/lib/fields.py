@@ -78,6 +78,8 @@ def _describe_one(hint: Any) -> str:
         return one_of([member.value for member in hint])
     if origin is list:
         return f"a list of {_plural(get_args(hint)[0])}"
+    if origin is tuple:
+        return f"a list of {len(get_args(hint))} {_plural(get_args(hint)[0])}"
     words = {
         bool: "true or false",
         int: "a whole number",

@@ -13,7 +13,7 @@ from recipes.lib.flags import convert, unknown_key
 from recipes.lib.renamed_data import BESIDE, DATA_KEYS
 from recipes.lib.renamed_keys import new_name, translate
 from recipes.lib.renamed_special import SPECIAL
-from recipes.lib.renamed_tables import LEFT_OUT, LEFT_OUT_AT, LEFT_OUT_OF, REFUSED
+from recipes.lib.renamed_tables import LEFT_OUT, LEFT_OUT_AT, LEFT_OUT_OF, REFUSED, REFUSED_OF
 from recipes.lib.strict_yaml import parse_scalar
 from recipes.lib.values import MismatchError, admit
 
@@ -95,7 +95,8 @@ def translate_flags(
 def _is_old(recipe: str, key: str, fields: Fields) -> bool:
     if key in fields:
         return False
-    tables = (SPECIAL, DATA_KEYS, LEFT_OUT, LEFT_OUT_AT, LEFT_OUT_OF.get(recipe, {}), REFUSED)
+    own = (LEFT_OUT_OF.get(recipe, {}), REFUSED_OF.get(recipe, {}))
+    tables = (SPECIAL, DATA_KEYS, LEFT_OUT, LEFT_OUT_AT, REFUSED, *own)
     return new_name(recipe, key, fields) is not None or any(key in table for table in tables)
 
 

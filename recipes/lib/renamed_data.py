@@ -132,15 +132,26 @@ def _is_share(value: Any) -> bool:
     return type(value) in (int, float) and value >= 0
 
 
-def _with_mixer(values: Values) -> Values | None:
-    # Both keys are read with the mixer that they belong to.
-    return {} if "dataset_mixer" in values else None
+def _named_splits(values: Values) -> Values | None:
+    # With a mixer they are read with it; else they stand beside dataset_name.
+    return {} if "dataset_mixer" in values else _splits(values)
+
+
+def _named_config(values: Values) -> Values | None:
+    if "dataset_mixer" in values:
+        return {}
+    configs = values["dataset_configs"] or []
+    if not isinstance(configs, list) or len(configs) > 1:
+        raise UserError(
+            f"dataset_configs={configs!r} must be a list with the configuration of dataset_name."
+        )
+    return {"dataset_config": configs[0]} if configs else {}
 
 
 DATA_KEYS: dict[str, Callable[[Values], Values | None]] = {
     "dataset_mixer": from_mixer,
     "dataset_mixture": from_mixture,
-    "dataset_splits": _with_mixer,
-    "dataset_configs": _with_mixer,
+    "dataset_splits": _named_splits,
+    "dataset_configs": _named_config,
 }
 BESIDE = ("dataset_splits", "dataset_configs")

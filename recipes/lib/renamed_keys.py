@@ -14,7 +14,14 @@ from recipes.lib.notes import note
 from recipes.lib.renamed_data import BESIDE, DATA_KEYS, with_files
 from recipes.lib.renamed_ppo import other_defaults, rollout_batches, sign_of_trl
 from recipes.lib.renamed_special import MERGED, SPECIAL
-from recipes.lib.renamed_tables import LEFT_OUT, LEFT_OUT_AT, LEFT_OUT_OF, REFUSED, RENAMED
+from recipes.lib.renamed_tables import (
+    LEFT_OUT,
+    LEFT_OUT_AT,
+    LEFT_OUT_OF,
+    REFUSED,
+    REFUSED_OF,
+    RENAMED,
+)
 
 Values = dict[str, Any]
 
@@ -46,15 +53,16 @@ def translate(
     for key in values:
         if key in known:
             continue
-        reason = _left_out_at(key, values)
+        reason = _left_out_at(recipe, key, values)
         found = None if reason else _translated(recipe, key, values, known)
         if found is None:
             reason = reason or LEFT_OUT_OF.get(recipe, LEFT_OUT).get(key, LEFT_OUT.get(key))
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue
-            if key in REFUSED:
-                raise UserError(f"{key} ({where(key)}): {REFUSED[key]}.")
+            why_not = refusal(recipe, key)
+            if why_not is not None:
+                raise UserError(f"{key} ({where(key)}): {why_not}.")
             result[key] = values[key]  # refused as unknown, by the name that the user wrote
             continue
         if key not in MERGED:
@@ -84,12 +92,28 @@ def new_name(recipe: str, key: str, known: Container[str]) -> str | None:
     return name if name is not None and name in known else None
 
 
-def _left_out_at(key: str, values: Values) -> str | None:
+def refusal(recipe: str, key: str) -> str | None:
+    """Why an old key is refused, at values that mean something.
+
+    Args:
+        recipe: Name of the recipe.
+        key: The old key.
+
+    Returns:
+        The reason, or None where it is not.
+    """
+    return REFUSED_OF.get(recipe, {}).get(key, REFUSED.get(key))
+
+
+def _left_out_at(recipe: str, key: str, values: Values) -> str | None:
     """Why a key means nothing at the value that it has."""
     if key == "warmup_ratio":
         return _without_ratio(values)
     harmless, reason = LEFT_OUT_AT.get(key, ((), ""))
-    return reason if values[key] in harmless else None
+    if values[key] in harmless:
+        return reason
+    is_off = values[key] is None or values[key] is False
+    return "it was off" if is_off and refusal(recipe, key) else None
 
 
 def _without_ratio(values: Values) -> str | None:

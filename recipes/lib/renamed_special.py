@@ -7,6 +7,8 @@ from typing import Any
 
 Values = dict[str, Any]
 
+REWARD_MODELS = ("reward_model_path", "reward_model_name_or_path", "reward_model")
+
 
 def _flash_attention(values: Values) -> Values:
     return {"attn_implementation": "flash_attention_2"} if values["use_flash_attention_2"] else {}
@@ -26,13 +28,22 @@ def _reentrant(values: Values) -> Values:
     return {} if chosen is None else kwargs
 
 
+def _truncation(values: Values) -> Values:
+    return {"truncation_mode": "keep_end"} if values["truncation_side"] == "left" else {}
+
+
+def _text_field(values: Values) -> Values:
+    named = values["text_column"]
+    return {"dataset_text_field": named} if named not in (None, "text") else {}
+
+
 def _log_completions(values: Values) -> Values:
     return {"log_completions": bool(values["num_sample_generations"])}
 
 
 def _reward_funcs(values: Values) -> Values:
     given = values.get("reward_funcs") or []
-    paths = [values.get("reward_model_path"), values.get("reward_model_name_or_path")]
+    paths = [values.get(key) for key in REWARD_MODELS]
     return {"reward_funcs": [*([given] if isinstance(given, str) else given), *filter(None, paths)]}
 
 
@@ -41,11 +52,12 @@ SPECIAL: dict[str, Callable[[Values], Values | None]] = {
     "use_flash_attention_2": _flash_attention,
     "group_by_length": _by_length,
     "adafactor": _adafactor,
+    "truncation_side": _truncation,
+    "text_column": _text_field,
     "num_sample_generations": _log_completions,
-    "reward_model_path": _reward_funcs,
     "gradient_checkpointing_use_reentrant": _reentrant,
-    "reward_model_name_or_path": _reward_funcs,
+    **dict.fromkeys(REWARD_MODELS, _reward_funcs),
 }
 # Those that go together with the new key. TRL's PPO took the tokenizer from model_name_or_path and
 # the policy from sft_model_path; transformers took a warmup_ratio where warmup_steps was 0.
-MERGED = ("sft_model_path", "reward_model_path", "reward_model_name_or_path", "warmup_ratio")
+MERGED = ("sft_model_path", *REWARD_MODELS, "warmup_ratio")

@@ -212,7 +212,8 @@ def _test_rows(
         return None
     if args.test_dataset_name is not None:
         key = args.dataset_test_split
-        part = Part(path=args.test_dataset_name, format=args.dataset_format, split=key)
+        path, kind = args.test_dataset_name, args.dataset_format
+        part = Part(path=path, format=kind, text_field=args.text_field, split=key)
         source = named(find_sources(part.path, key), part, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:

@@ -78,7 +78,7 @@ def from_text(field: Field, text: str) -> Any:
 
 
 def _is_container(hint: Any) -> bool:
-    return (get_origin(hint) or hint) in (list, dict)
+    return (get_origin(hint) or hint) in (list, tuple, dict)
 
 
 def _is_mapping(hint: Any) -> bool:
@@ -133,6 +133,8 @@ def _admit_container(hint: Any, value: Any) -> Any:
     if (origin or hint) is list and isinstance(value, list):
         inner = get_args(hint)[0] if get_args(hint) else Any
         return [_admit(inner, item) for item in value]
+    if origin is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
+        return [_admit(inner, item) for inner, item in zip(get_args(hint), value, strict=True)]
     if (origin or hint) is dict and isinstance(value, dict):
         inner = get_args(hint)[1] if get_args(hint) else Any
         return {key: _admit(inner, item) for key, item in value.items()}
