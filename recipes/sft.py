@@ -74,29 +74,44 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
+def load_text_rows(script: SFTArguments, training: Any) -> Rows:
+    """Load training and test rows; the column dataset_text_field is text from here on.
+
+    Raises:
+        UserError: As load_rows.
+    """
+    script.text_field, training.dataset_text_field = training.dataset_text_field, "text"
+    return load_rows(script, training, columns_of)
+
+
 def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
 
     from recipes.lib.fit import check_fit
     from recipes.lib.models import load_policy, peft_config
+    from recipes.lib.old_kwargs import check_dataset_kwargs
+    from recipes.lib.silent_rows import numbered, settle_silent
     from recipes.lib.trl_trainers import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     if training.eval_packing is None:
         training.eval_packing = False  # perplexity is that of whole rows
+    is_text = isinstance(rows.known[0][columns_of(rows.known)[0]], str)
+    check_dataset_kwargs(training.dataset_kwargs, is_text, tokenizer)
     adapter = peft_config(model_args, "CAUSAL_LM")
     trainer = make(
         SFTTrainer,
         load_policy(model_args, trust_remote_code=training.trust_remote_code),
         model_args,
         args=training,
-        train_dataset=_tokenized(rows.train, rows.known, tokenizer),
-        eval_dataset=_tokenized(rows.test, rows.test, tokenizer),
+        train_dataset=numbered(_tokenized(rows.train, rows.known, tokenizer)),
+        eval_dataset=numbered(_tokenized(rows.test, rows.test, tokenizer)),
         processing_class=tokenizer,
         peft_config=adapter,
     )
+    settle_silent(trainer, rows, config.script.on_bad_rows)
     check_fit(trainer, rows.known[0])
     return trainer
 
@@ -166,7 +181,7 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
-    rows = load_rows(script, training, columns_of)
+    rows = load_text_rows(script, training)
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(config, rows.known)
     trainer = make_trainer(config, tokenizer, rows)

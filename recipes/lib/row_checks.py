@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPOKEN = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+ANSWERED = ("messages", "completion")  # of which the assistant's turns are learned
 BATCH = 1000  # rows that are decoded at a time
 
 
@@ -121,6 +122,8 @@ def fault(row: dict[str, Any]) -> tuple[str, str] | None:
     spoken = [column for column in SPOKEN if column in row]
     for column in spoken:
         what = value_fault(row[column])
+        if what is None and column in ANSWERED and not is_answered(row[column]):
+            what = ("unanswered", "has no turn of the assistant")
         if what is not None:
             return f"{column} {what[0]}", f"column {column!r} {what[1]}"
     kinds = {isinstance(row[column], str) for column in spoken}
@@ -171,6 +174,18 @@ def says_something(message: dict[str, Any]) -> bool:
     if message.get("tool_calls"):
         return True
     return bool(content.strip() if isinstance(content, str) else content)
+
+
+def is_answered(value: Any) -> bool:
+    """Whether the assistant says something in what is to be learned.
+
+    Args:
+        value: Text, or messages without a fault.
+
+    Returns:
+        False for messages without a turn of the assistant.
+    """
+    return isinstance(value, str) or any(turn["role"] == "assistant" for turn in value)
 
 
 def shown(value: Any) -> str:

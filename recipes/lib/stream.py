@@ -74,6 +74,9 @@ class Reader:
             raise row
         if self.part.columns is not None:
             row = {name: row.get(name) for name in self.part.columns}
+        if self.part.text_field in row and "text" not in row:
+            row = dict(row)
+            row["text"] = row.pop(str(self.part.text_field))
         row = FORMATS[str(self.part.format)](dict(row)) if self.part.format in FORMATS else row
         needed = {name: row.get(name) for name in self.columns}
         found = fault(needed) or other_kind(needed, self.columns[0], self.is_text)

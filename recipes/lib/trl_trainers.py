@@ -57,6 +57,11 @@ def resumable(trainer_class: Any) -> Any:
 
 def _sentence(error: ValueError) -> str:
     said = " ".join(str(error).split()).rstrip(".")
+    if "didn't pass an `eval_dataset`" in said:
+        return (
+            "eval_strategy: there are no test rows to evaluate on; set test_fraction or "
+            "test_dataset_name, or leave eval_strategy out."
+        )
     if "No `target_modules`" in said:
         return (
             "lora_target_modules is missing: peft knows no default for this class of models; name "

@@ -283,7 +283,7 @@ MISTAKES: dict[str, tuple[str | bytes | None, list[str], str]] = {
     "the dataclass's own check": (
         None,
         ["--fsdp", "bogus"],
-        "Unknown `fsdp` option: bogus.",
+        "fsdp='bogus': Unknown `fsdp` option: bogus.",
     ),
 }
 
