@@ -22,6 +22,7 @@ from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, fault, keep_newest, 
 from recipes.lib.errors import UserError
 from recipes.lib.failures import is_memory
 from recipes.lib.faults import FiniteSteps
+from recipes.lib.processes import Launch
 from recipes.lib.runs import write_json
 from recipes.lib.stopping import Stop, Stopped, asked, disarm, interruptible, listening
 
@@ -89,7 +90,7 @@ class Resumable(FiniteSteps):
         self.state.save_to_json(str(partial / "trainer_state.json"))
         # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
         (partial / "training_args.bin").unlink(missing_ok=True)
-        seal(partial, self.state.global_step)
+        seal(partial, self.state.global_step, launch=Launch.here(self.args).told())
         publish(partial, target)
         best = Path(self.state.best_model_checkpoint or "").name
         keep_newest(target.parent, self.args.save_total_limit, {target.name, best})
