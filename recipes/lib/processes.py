@@ -108,21 +108,6 @@ def use_what_is_there() -> None:
             os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
-def holds_parameters_alone(trainer: Any) -> bool:
-    """Whether a process can use the trained model without the others.
-
-    Args:
-        trainer: A transformers Trainer.
-
-    Returns:
-        False where every forward pass gathers weights from all processes.
-    """
-    stage = 0
-    if trainer.is_deepspeed_enabled:
-        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
-    return not trainer.is_fsdp_enabled and stage != 3
-
-
 def _zero_stage(training: Any) -> int:
     given = getattr(training, "deepspeed", None) or os.environ.get(
         "ACCELERATE_DEEPSPEED_CONFIG_FILE"

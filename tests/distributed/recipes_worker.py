@@ -3,17 +3,27 @@
 Arguments: a JSON file with the names of the runs and their words; a name for the notes.
 """
 
+import importlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
-from recipes.lib import progress
-from recipes.lib.arguments import parse
 from recipes.lib.processes import use_what_is_there
+from recipes.lib.quiet import hush
+
+hush()  # as the command line does it
+use_what_is_there()
+
+if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+    from tests.distributed import gloo_shim  # noqa: F401
+
+import torch  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
+
+from recipes.lib import progress  # noqa: E402
+from recipes.lib.arguments import parse  # noqa: E402
 
 NOTES: list[dict[str, Any]] = []
 
@@ -40,7 +50,6 @@ class Note(TrainerCallback):
 
 
 def main(runs: str, name: str) -> None:
-    use_what_is_there()
     plain = progress.watch
 
     def watch(trainer: Any, *more: Any) -> None:
@@ -48,13 +57,9 @@ def main(runs: str, name: str) -> None:
         trainer.add_callback(Note(trainer))
 
     progress.watch = watch
-    import importlib
-
     for recipe, *words in json.loads(Path(runs).read_text()):
         importlib.import_module(f"recipes.{recipe}").run(parse(recipe, words))
     Path(f"{name}{os.environ.get('RANK', '0')}.json").write_text(json.dumps(NOTES))
-    import torch
-
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
