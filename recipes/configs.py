@@ -10,8 +10,8 @@ from pathlib import Path
 
 from recipes.lib.errors import UserError
 from recipes.lib.help import show
+from recipes.lib.shipped import FOLDER, find_configs
 
-FOLDER = Path(__file__).parent.parent / "configs"
 USAGE = """usage: rlhf configs                     list names and purposes
        rlhf configs show NAME           print one
        rlhf configs copy NAME [DEST]    copy one, by default into this folder"""
@@ -63,19 +63,6 @@ def run(argv: list[str], folder: Path = FOLDER) -> str:
         case ["show" | "copy" as action, *rest]:
             raise UserError(f"{action}: takes a NAME{_dest(action)}, got {len(rest)} words.")
     raise UserError(f"{argv[0]}: is no action; write rlhf configs [show|copy NAME].")
-
-
-def find_configs(folder: Path = FOLDER) -> dict[str, Path]:
-    """Finds the configurations.
-
-    Args:
-        folder: Where they are.
-
-    Returns:
-        Paths by name, sorted by name.
-    """
-    paths = sorted(folder.rglob("*.yaml"))
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def find(name: str, folder: Path) -> Path:

@@ -148,6 +148,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.lineage import write_lineage
     from recipes.lib.pair_scores import check_saved, score_pairs
     from recipes.lib.progress import watch
+    from recipes.lib.sharded import whole
 
     start = time.monotonic()
     script, training, model_args = config.script, config.training, config.model
@@ -164,13 +165,14 @@ def run(config: Config) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
     save_final(trainer, folder)
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trusted = training.trust_remote_code
+    with whole(trainer) as model:
+        if is_main_process():
+            scored = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
+            folder.write_samples(scored)
+            summary |= summarize(scored, rows.known, test)
+            check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
     if is_main_process():
-        scored = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
-        folder.write_samples(scored)
-        summary |= summarize(scored, rows.known, test)
-        trusted = training.trust_remote_code
-        check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
         data = script.data_names()
         write_lineage(
             folder.path, "reward", model_args.model_name_or_path, data, trust_remote_code=trusted

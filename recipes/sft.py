@@ -175,6 +175,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.held_out import held_out_samples
     from recipes.lib.lineage import write_lineage
     from recipes.lib.progress import watch
+    from recipes.lib.sharded import whole
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -198,9 +199,10 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
-        if rows.test is not None:
+    with whole(trainer) as trained:
+        if is_main_process() and rows.test is not None:
             samples = held_out_samples(
-                trainer.model,
+                trained,
                 tokenizer,
                 rows.test,
                 num_samples=script.num_samples,

@@ -1,8 +1,8 @@
 """From a command line to a checked configuration, and from there to a run and its closing words."""
 
 import importlib
-import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,14 @@ from types import ModuleType
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.launching import is_launch, launch_processes
+from recipes.lib.processes import is_main_process, use_what_is_there
 from recipes.lib.stopping import EXIT_CODE, Stopped
 from recipes.lib.strict_yaml import read_yaml
 
 ALL_FLAGS = {"--help_all", "--help-all"}
 HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
+PATIENCE = 5.0  # seconds that the first process gets to tell a mistake, which is most often shared
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def launch(recipe: str, argv: list[str] | None) -> int:
 
     Args:
         recipe: Name of the recipe.
-        argv: The words after the recipe's name; None takes them from `sys.argv`.
+        argv: The words after the recipe's name; None takes them from `sys.argv`. With
+            --accelerate_config the recipe is started on several processes.
 
     Returns:
         The exit code: 0, 2 for a mistake of the user, 75 for a training that a signal ended with
@@ -75,19 +79,26 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     if HELP_FLAGS & set(argv):
         return _help(recipe, everything=bool(ALL_FLAGS & set(argv)))
     try:
-        return _run(recipe, argv)
+        return launch_processes(recipe, argv) if is_launch(argv) else _run(recipe, argv)
     except UserError as error:
+        if not is_main_process():
+            time.sleep(PATIENCE)  # and it ends the others
         print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         way = "run it again" if recipe == "quickstart" else "go on with --resume"
-        print(f"rlhf {recipe}: {stopped}; {way}.", file=sys.stderr)
+        _say(f"rlhf {recipe}: {stopped}; {way}.")
         return EXIT_CODE
     except KeyboardInterrupt:
-        print(f"rlhf {recipe}: interrupted", file=sys.stderr)
+        _say(f"rlhf {recipe}: interrupted")
         return 130
     finally:
         _leave_process_group()
+
+
+def _say(text: str) -> None:
+    if is_main_process():
+        print(text, file=sys.stderr)
 
 
 def _leave_process_group() -> None:
@@ -110,11 +121,12 @@ def _run(recipe: str, argv: list[str]) -> int:
     from recipes.lib.quiet import hush, restore
 
     hush()
+    use_what_is_there()
     config = parse(recipe, argv)
     if config.values.get("log_level"):
         restore(config.values["log_level"])
     summary = importlib.import_module(f"recipes.{recipe}").run(config)
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         print_closing(config, summary)
     return 0
 

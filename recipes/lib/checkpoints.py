@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.runs import write_json
@@ -33,12 +34,13 @@ def clear(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def seal(folder: Path, step: int) -> None:
+def seal(folder: Path, step: int, **more: Any) -> None:
     """Bring a checkpoint's files to the disk and write down what they are.
 
     Args:
         folder: The checkpoint, with all of its files.
         step: Optimizer step that it was made at.
+        more: Further facts, such as how the run was started.
     """
     files = {}
     for path in _files(folder):
@@ -47,7 +49,7 @@ def seal(folder: Path, step: int) -> None:
             "bytes": path.stat().st_size,
             "sha256": _hash(path),
         }
-    write_json(folder / MANIFEST, {"step": step, "files": files})
+    write_json(folder / MANIFEST, {"step": step, **more, "files": files})
     _sync(folder / MANIFEST)
     for inner in {path.parent for path in _files(folder)}:
         _sync(inner)
@@ -121,6 +123,15 @@ def fault(folder: Path) -> str | None:
         if _hash(path) != known["sha256"]:
             return f"{name} was altered"
     return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; nothing where it says nothing that can be read."""
+    try:
+        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def newest_good(run: Path) -> tuple[Path | None, list[str]]:

@@ -10,6 +10,7 @@ from recipes.lib.checkpoints import refuse_bad
 from recipes.lib.errors import UserError
 from recipes.lib.resumable import STAGED
 from recipes.lib.runs import Run, is_main_process
+from recipes.lib.sharded import saved_whole
 from recipes.lib.trust import check_checkpoint
 
 
@@ -66,7 +67,8 @@ def save_final(trainer: Any, run: Run) -> None:
     partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
     # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
     try:
-        trainer.save_model(str(partial), _internal_call=True)
+        with saved_whole(trainer):
+            trainer.save_model(str(partial), _internal_call=True)
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # half a model is none
         raise

@@ -12,6 +12,7 @@ from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.failures import told
+from recipes.lib.launch_table import refuse
 from recipes.lib.lock import is_taken, refuse_if_taken, release
 from recipes.lib.runs import folder_of, is_main_process
 
@@ -38,6 +39,7 @@ def guarded(run: Recipe) -> Recipe:
         was_empty = path.is_dir() and not any(path.iterdir())
         aside = _set_aside(path)
         try:
+            refuse(config)
             with told(path):
                 if config.script.resume and _lacks_report_alone(path):
                     return _finish(path)

@@ -65,13 +65,29 @@ def options(model_args: ModelConfig) -> dict[str, Any]:
     """What from_pretrained gets from TRL's model keys."""
     from trl import get_quantization_config
 
+    quantization = get_quantization_config(model_args)
     given = {
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
-        "quantization_config": get_quantization_config(model_args),
+        "quantization_config": quantization,
+        "device_map": own_card() if quantization is not None else None,
         "use_safetensors": True,  # other formats can run code
     }
     return {key: value for key, value in given.items() if value is not None}
+
+
+def own_card() -> dict[str, int] | None:
+    """Where a process of several puts weights that are placed while they load: on its own card.
+
+    Returns:
+        A device map; None for one process or on the CPU, where transformers knows the place.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.num_processes == 1 or state.device.type == "cpu":
+        return None
+    return {"": state.device.index}
 
 
 def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:

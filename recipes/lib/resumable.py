@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, keep_newest, publish, seal
+from recipes.lib.processes import Launch
 from recipes.lib.runs import write_json
 from recipes.lib.same_batch import batch_of, refuse_other_batch
 from recipes.lib.stoppable import OF_TRL, Stoppable
@@ -76,7 +77,7 @@ class Resumable(Stoppable):
         self.state.save_to_json(str(partial / "trainer_state.json"))
         # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
         (partial / "training_args.bin").unlink(missing_ok=True)
-        seal(partial, self.state.global_step)
+        seal(partial, self.state.global_step, launch=Launch.here(self.args).told())
         publish(partial, target)
         best = Path(self.state.best_model_checkpoint or "").name
         keep_newest(target.parent, self.args.save_total_limit, {target.name, best})

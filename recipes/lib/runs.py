@@ -17,6 +17,8 @@ import yaml
 
 from recipes.lib.errors import UserError
 from recipes.lib.lock import NAME, refuse_if_taken, take
+from recipes.lib.processes import is_main_process as is_main_process
+from recipes.lib.processes import num_processes, wait_for_main_process
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
@@ -107,7 +109,7 @@ def open_run(config: Any) -> Run:
     if is_main_process():
         _check(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
-    _wait_for_main_process()
+    wait_for_main_process()
     return Run(path, _checkpoint(path) if config.script.resume else None)
 
 
@@ -185,7 +187,7 @@ def _checkpoint(path: Path) -> Path | None:
         found[0], told = newest_good(path)
         for sentence in told:
             print(sentence, file=sys.stderr)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes() > 1:
         from accelerate.utils import broadcast_object_list
 
         broadcast_object_list(found)
@@ -279,15 +281,3 @@ def _is_json(line: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_main_process() -> bool:
-    """Whether this process writes and prints; true where no launcher set a rank."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def _wait_for_main_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()

@@ -197,6 +197,7 @@ def sample(
             attention_mask=prompt_mask_BP,
             generation_config=config,
             logits_processor=processors,
+            synced_gpus=False,  # shards are gathered before: recipes.lib.sharded
         )
     model.train(was_training)
     check_sampled(logits.faulty_B)

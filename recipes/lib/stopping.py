@@ -89,7 +89,7 @@ def _handle(number: int, frame: Any) -> None:
     _asked.name = signal.Signals(number).name
     if again and number == signal.SIGINT:
         raise KeyboardInterrupt
-    if not again:
+    if not again and os.environ.get("RANK", "0") == "0":
         # No print: the signal may have come in the middle of one.
         told = f"\n{_asked.name}: saving where it stands; Ctrl-C again stops at once\n"
         os.write(2, told.encode())

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import distributed
 
 from recipes.lib.errors import UserError
+from recipes.lib.failures import sentence
 from recipes.lib.stopping import Stop, interruptible
 
 DONE, LEFT, FAILED = 0, 1, 2
@@ -28,7 +30,7 @@ def together() -> Iterator[None]:
 
     Raises:
         Stop: A signal came to one of the processes; it is raised on each of them.
-        UserError: Another process failed, which raises what it failed with.
+        UserError: Another process failed, with what it says of it; that one raises its failure.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         yield
@@ -45,11 +47,21 @@ def together() -> Iterator[None]:
     worst = _worst(vote)
     if error is None and worst == LEFT:
         error = Stop("a signal to another process")
-    if error is None and worst == FAILED:
-        error = UserError("another process failed, and says why.")
+    if worst == FAILED:
+        why = _reason(error if vote == FAILED else None)
+        error = error if vote == FAILED else UserError(f"{why}.")
     if error is not None:
         error.all_processes_know = True  # type: ignore[attr-defined]
         raise error
+
+
+def _reason(failure: BaseException | None) -> str:
+    """Why the first process failed that did; told to all, because one of them speaks for all."""
+    own = ""
+    if failure is not None:
+        own = sentence(failure) or f"{type(failure).__name__}: {failure}"
+    reasons: list[str] = gather_object([own])
+    return next(filter(None, reasons)).rstrip(".")
 
 
 def is_agreed(error: BaseException) -> bool:

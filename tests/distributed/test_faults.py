@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.arguments import launch
-from recipes.lib.checkpoints import fault, numbered
+from recipes.lib.checkpoints import fault, numbered, read_manifest
 from recipes.lib.runs import read_jsonl
-from tests.tiny_runs import flags, write
+from tests.tiny_runs import flags, snapshot, write
 
 ROOT = Path(__file__).parent.parent.parent
 REWARD = """
@@ -82,9 +82,19 @@ def words(name: str, *more: str, **values: Any) -> list[str]:
 
 
 def start(folder: Path, name: str, *more: str, **values: Any) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    of_ours = ["recipes.cli", "ppo", "--accelerate_config", "cpu", "--num_processes", "2"]
+    return popen(folder, [*of_ours, *words(name, *more, **values)])
+
+
+def start_by_accelerate(folder: Path, name: str) -> subprocess.Popen[str]:
+    config = str(ROOT / "configs/accelerate/cpu.yaml")
+    launcher = ["accelerate.commands.launch", "--config_file", config, "--num_processes", "2"]
+    return popen(folder, [*launcher, "-m", "recipes.ppo", *words(name)])
+
+
+def popen(folder: Path, module: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "recipes.ppo", *words(name, *more, **values)],
+        [sys.executable, "-m", *module],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -94,15 +104,15 @@ def start(folder: Path, name: str, *more: str, **values: Any) -> subprocess.Pope
 
 
 def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path) -> None:
-    whole = start(folder, "whole")
+    whole = start_by_accelerate(folder, "whole")
     said = whole.communicate(timeout=120)[0]
     assert whole.returncode == 0, said[-3000:]
 
     (folder / "die.now").touch()
     broken = start(folder, "run")
     said = broken.communicate(timeout=60)[0]  # the other one does not wait for it for ever
-    assert broken.returncode != 0
-    assert "Signal 9 (SIGKILL)" in said
+    assert broken.returncode == 128 + 9
+    assert "rlhf ppo: process 1 was killed by SIGKILL." in said
     assert newest(folder) == (2, None)
     (folder / "die.now").unlink()
 
@@ -110,7 +120,10 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
     (folder / "wait.now").touch()
     said = stop_in_a_rollout(folder, lambda launcher, _: launcher.send_signal(signal.SIGTERM))
     assert "run/checkpoint-4 holds where it stands; go on with --resume." in said
+    assert said.count("SIGTERM: saving where it stands") == 1
     assert newest(folder) == (4, None)
+    manifest = read_manifest(folder / "run/checkpoint-4")
+    assert manifest["launch"] == {"kind": "ddp", "num_processes": 2}
     (folder / "alone.now").touch()
     said = stop_in_a_rollout(folder, lambda _, worker: os.kill(worker, signal.SIGUSR1))
     assert "stopped by a signal to another process; run/checkpoint-6 holds where it st" in said
@@ -126,7 +139,7 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
     assert all(torch.equal(got[name], weight) for name, weight in expected.items())
     with pytest.MonkeyPatch.context() as patch:  # and on one process, up to rounding
         patch.chdir(folder)
-        assert launch("ppo", words("alone", "--resume")) == 0
+        assert launch("ppo", words("alone", "--resume")) == 0  # DDP's is that of one process
     got = load_file(folder / "alone/final/model.safetensors")
     assert all(torch.allclose(got[name], w, atol=1e-5) for name, w in expected.items())
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -152,10 +165,22 @@ def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder: 
     (folder / "fail.now").touch()
     broken = start(folder, "run", save_strategy="no")
     said = broken.communicate(timeout=60)[0]
-    assert broken.returncode != 0
+    assert broken.returncode == 2
     assert "ValueError: no number for this one" in said
     assert "run/checkpoint-2 holds where it stands, --resume goes on." in said
     assert newest(folder) == (2, None)
+
+
+def test_a_mistake_that_one_process_sees_is_told_once_and_ends_both(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run/config.yaml").write_text("{}")
+    before = snapshot(folder)
+    refused = start(folder, "run")  # the first process looks at the folder, the second does not
+    said = refused.communicate(timeout=60)[0]
+    assert refused.returncode == 2
+    assert said.count("error:") == 1
+    assert "output_dir=run holds a run" in said
+    assert snapshot(folder) == before
 
 
 def newest(folder: Path) -> tuple[int, str | None]:

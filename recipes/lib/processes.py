@@ -1,0 +1,129 @@
+"""The processes of a run: which one this is, how many there are, and how they share a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TRUE = ("1", "true", "yes", "y", "on", "t")
+SHARDED = ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")  # kinds in which no process holds it all
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run was started.
+
+    Args:
+        kind: "single", "ddp", "fsdp1", "fsdp2", or "zero" with its stage.
+        num_processes: How many processes, on all machines.
+        on_cpu: Whether they compute on the CPU.
+    """
+
+    kind: str
+    num_processes: int
+    on_cpu: bool = False
+
+    @classmethod
+    def here(cls, training: Any = None) -> Launch:
+        """How this process was started.
+
+        Args:
+            training: A TrainingArguments, which may ask for FSDP or DeepSpeed by itself.
+
+        Returns:
+            The launch.
+        """
+        number = num_processes()
+        on_cpu = _is_true("ACCELERATE_USE_CPU") or bool(getattr(training, "use_cpu", False))
+        if getattr(training, "deepspeed", None) or _is_true("ACCELERATE_USE_DEEPSPEED"):
+            return cls(f"zero{_zero_stage(training)}", number, on_cpu)
+        if getattr(training, "fsdp", None) or _is_true("ACCELERATE_USE_FSDP"):
+            return cls(f"fsdp{_fsdp_version(training)}", number, on_cpu)
+        return cls("ddp" if number > 1 else "single", number, on_cpu)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], number: int | None = None) -> Launch:
+        """What an accelerate configuration starts.
+
+        Args:
+            config: Its content.
+            number: Processes that `--num_processes` asks for.
+
+        Returns:
+            The launch.
+        """
+        number = number or int(config.get("num_processes", 1))
+        named, on_cpu = str(config.get("distributed_type", "NO")), bool(config.get("use_cpu"))
+        if named == "DEEPSPEED":
+            stage = (config.get("deepspeed_config") or {}).get("zero_stage", 2)
+            return cls(f"zero{stage}", number, on_cpu)
+        if named == "FSDP":
+            version = (config.get("fsdp_config") or {}).get("fsdp_version", 1)
+            return cls(f"fsdp{version}", number, on_cpu)
+        return cls("ddp" if named != "NO" and number > 1 else "single", number, on_cpu)
+
+    def told(self) -> dict[str, Any]:
+        """What a checkpoint says of it."""
+        return {"kind": self.kind, "num_processes": self.num_processes}
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process holds the whole state of the training."""
+        return self.kind in SHARDED
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints; true where no launcher set a rank."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def num_processes() -> int:
+    """How many processes the launcher started, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_main_process() -> None:
+    """Let all processes come to the same place."""
+    if num_processes() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def use_what_is_there() -> None:
+    """Let several processes compute on the CPU where no accelerator is seen, and one of them speak.
+
+    Without this accelerate would take each of them for a run of its own.
+    """
+    if not is_main_process():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported
+    if num_processes() > 1 and "ACCELERATE_USE_CPU" not in os.environ:
+        import torch
+
+        if not torch.accelerator.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+def _zero_stage(training: Any) -> int:
+    given = getattr(training, "deepspeed", None) or os.environ.get(
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE"
+    )
+    if isinstance(given, str) and Path(given).is_file():
+        given = json.loads(Path(given).read_text(encoding="utf-8"))
+    if isinstance(given, Mapping):
+        return int((given.get("zero_optimization") or {}).get("stage", 0))
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+
+
+def _fsdp_version(training: Any) -> int:
+    if getattr(training, "fsdp", None):
+        return int((training.fsdp_config or {}).get("version", 2))
+    return int(os.environ.get("FSDP_VERSION", "1"))
+
+
+def _is_true(name: str) -> bool:
+    return os.environ.get(name, "").lower() in TRUE

@@ -1,0 +1,115 @@
+"""Models whose weights lie in shards: whole again where one process has to use or save them.
+
+Under FSDP2 and ZeRO-3 a forward pass gathers weights from all processes, so one process that
+generates or scores by itself would wait for the others for ever. Inside `whole` it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from recipes.lib.errors import UserError
+
+Result = TypeVar("Result")
+WHOLE_STATE = "FULL_STATE_DICT"
+
+
+def stage_of(trainer: Any) -> int:
+    """DeepSpeed's ZeRO stage; 0 without it."""
+    if not trainer.is_deepspeed_enabled:
+        return 0
+    return int(trainer.accelerator.state.deepspeed_plugin.zero_stage)
+
+
+@contextmanager
+def whole(trainer: Any) -> Iterator[Any]:
+    """Let each process use the trained model by itself; all processes enter and leave together.
+
+    Args:
+        trainer: A transformers Trainer, in training or behind it.
+
+    Yields:
+        The model without what the launcher wrapped around it.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if stage_of(trainer) == 3:
+        from trl.models import unwrap_model_for_generation
+
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as gathered:
+            yield gathered
+    elif isinstance(model, FSDPModule):
+        with _unsharded(model, trainer.accelerator.state.fsdp_plugin.reshard_after_forward):
+            yield model
+    else:
+        yield model
+    trainer.accelerator.wait_for_everyone()
+
+
+def with_whole(trainer: Any, function: Callable[[int], Result]) -> Callable[[int], Result]:
+    """A function that each process calls by itself, with the model whole during it.
+
+    Args:
+        trainer: A transformers Trainer.
+        function: The function.
+
+    Returns:
+        The same, called inside `whole`; as it is where the model is in no shards.
+    """
+    if not trainer.is_fsdp_enabled and stage_of(trainer) != 3:
+        return function
+
+    def called(number: int) -> Result:
+        with whole(trainer):
+            return function(number)
+
+    return called
+
+
+@contextmanager
+def _unsharded(model: Any, reshards: bool) -> Iterator[None]:
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    # Else every layer would let go of its weights behind its forward pass, and gather them anew.
+    model.set_reshard_after_forward(False)
+    for part in parts:
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+        model.set_reshard_after_forward(reshards)
+        model.set_reshard_after_forward(False, recurse=False)  # the outermost is needed at once
+
+
+@contextmanager
+def saved_whole(trainer: Any) -> Iterator[None]:
+    """Let a trainer save the whole model and not the shard of each process.
+
+    Args:
+        trainer: A transformers Trainer.
+
+    Raises:
+        UserError: DeepSpeed's configuration does not allow it.
+    """
+    if stage_of(trainer) == 3:
+        engine = trainer.model_wrapped
+        if not engine.zero_gather_16bit_weights_on_model_save():
+            raise UserError(
+                "zero3_save_16bit_model=false: ZeRO-3 would leave out the weights; set it to true."
+            )
+    if not trainer.is_fsdp_enabled:
+        yield
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    before = plugin.state_dict_type
+    plugin.set_state_dict_type(WHOLE_STATE)
+    try:
+        yield
+    finally:
+        plugin.set_state_dict_type(before.name)

@@ -1,0 +1,68 @@
+"""Runs recipes one after the other on as many processes as were started, and notes how they ran.
+
+Arguments: a JSON file with the names of the runs and their words; a name for the notes.
+"""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.processes import use_what_is_there
+from recipes.lib.quiet import hush
+
+hush()  # as the command line does it
+use_what_is_there()
+
+if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
+    from tests.distributed import gloo_shim  # noqa: F401
+
+import torch  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
+
+from recipes.lib import progress  # noqa: E402
+from recipes.lib.arguments import parse  # noqa: E402
+
+NOTES: list[dict[str, Any]] = []
+
+
+class Note(TrainerCallback):
+    """Keeps what the launcher made of the model, as it is in the middle of a training."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self.trainer
+        NOTES.append(
+            {
+                "run": args.output_dir,
+                "step": state.global_step,
+                "processes": trainer.accelerator.num_processes,
+                "wrapped": type(trainer.model_wrapped).__name__,
+                "kinds": sorted({type(p).__name__ for p in trainer.model_wrapped.parameters()}),
+                "kind": str(trainer.accelerator.distributed_type.value),
+                "accumulation": args.gradient_accumulation_steps,
+            }
+        )
+
+
+def main(runs: str, name: str) -> None:
+    plain = progress.watch
+
+    def watch(trainer: Any, *more: Any) -> None:
+        plain(trainer, *more)
+        trainer.add_callback(Note(trainer))
+
+    progress.watch = watch
+    for recipe, *words in json.loads(Path(runs).read_text()):
+        importlib.import_module(f"recipes.{recipe}").run(parse(recipe, words))
+    Path(f"{name}{os.environ.get('RANK', '0')}.json").write_text(json.dumps(NOTES))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
