@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,23 +169,28 @@ def test_a_run_that_was_moved_goes_on_and_finds_its_best_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("event", "step", "room"),
-    [("on_step_end", 6, 0), ("on_step_end", 7, 40_000), ("on_train_end", 10, 0)],
-    ids=["metrics", "checkpoint", "final"],
+    "case",
+    [
+        ("on_step_end", 6, 0, "on_log"),
+        ("on_log", 6, 0, "append_samples"),
+        ("on_step_end", 7, 40_000, "_save_checkpoint"),
+        ("on_train_end", 10, 0, "save_final"),
+    ],
+    ids=["metrics", "samples", "checkpoint", "final"],
 )
 def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on_with_room(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     disk: Path,
-    event: str,
-    step: int,
-    room: int,
+    case: tuple[str, int, int, str],
 ) -> None:
+    event, step, room, writes = case
     more = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 1, "logging_steps": 1}
     train("ppo", folder, "whole", **more)
 
     class Filling(progress.RunCallback):
-        def _fill(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def _fill(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            getattr(super(), event)(args, state, control, **given)
             if state.global_step == step:
                 free = os.statvfs(disk)
                 (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - room))
@@ -192,8 +198,12 @@ def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on_with_room(
     setattr(Filling, event, Filling._fill)
     with monkeypatch.context() as patch:
         patch.setattr(progress, "RunCallback", Filling)
-        with pytest.raises(UserError, match="the disk is full or read-only; make room and go on"):
+        said = "the disk is full or read-only; make room and go on"
+        with pytest.raises(UserError, match=said) as refused:
             train("ppo", folder, "disk/run", **more)
+    cause = refused.value.__cause__
+    assert cause is not None
+    assert writes in {frame.name for frame in traceback.extract_tb(cause.__traceback__)}
     good, told = newest_good(disk / "run")
     assert (good, told) == (disk / f"run/checkpoint-{10 if step == 10 else 4}", [])
     (disk / "filler").unlink()
