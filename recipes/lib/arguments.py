@@ -32,13 +32,20 @@ class Config:
     model: Any | None  # trl.ModelConfig
 
 
-def parse(recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = None) -> Config:
+def parse(
+    recipe: str,
+    argv: Sequence[str],
+    overrides: dict[str, Any] | None = None,
+    *,
+    runs: bool = False,
+) -> Config:
     """Reads a recipe's configuration strictly; flags win over the file, overrides over both.
 
     Args:
         recipe: Name of the recipe, e.g. "ppo".
         argv: `[ACTION] [--config FILE] [--key value ...]`.
         overrides: Values that a calling recipe sets, by key.
+        runs: Whether the recipe runs next, so that a path that is not there is a mistake by now.
 
     Returns:
         The configuration with its dataclasses built and checked.
@@ -46,12 +53,14 @@ def parse(recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = N
     Raises:
         UserError: The file or a flag is wrong; the text names key, value and remedy.
     """
+    from recipes.lib.early import check_early
     from recipes.lib.fields import fields_of
 
     module = importlib.import_module(f"recipes.{recipe}")
     argv, positional = _take_positional(module, list(argv))
     argv, path = _take_config(argv)
     file = read_yaml(path) if path else None
+    check_early(recipe, path, file, argv, positional | (overrides or {}), runs=runs)
     types = module.arguments()
     fields = fields_of(types)
     values = _file_values(recipe, path, file, fields)
@@ -122,7 +131,7 @@ def _run(recipe: str, argv: list[str]) -> int:
 
     hush()
     use_what_is_there()
-    config = parse(recipe, argv)
+    config = parse(recipe, argv, runs=True)
     if config.values.get("log_level"):
         restore(config.values["log_level"])
     summary = importlib.import_module(f"recipes.{recipe}").run(config)
@@ -174,8 +183,8 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
 
 
 def _file_values(recipe: str, path: Path | None, file: Any, fields: Any) -> dict[str, Any]:
-    from recipes.lib.flags import unknown_key
     from recipes.lib.renamed_keys import translate
+    from recipes.lib.unknown_keys import unknown_key
 
     if file is None:
         return {}
@@ -212,7 +221,7 @@ def _flag_values(
 
 
 def _override_values(recipe: str, overrides: dict[str, Any], fields: Any) -> dict[str, Any]:
-    from recipes.lib.flags import unknown_key
+    from recipes.lib.unknown_keys import unknown_key
 
     for key in overrides:
         if key not in fields:

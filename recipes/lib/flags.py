@@ -1,16 +1,15 @@
 """Reads command-line flags: the names come from TRL's TrlParser, the types from our own checks."""
 
 import argparse
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from trl import TrlParser
 
 from recipes.lib.errors import UserError
 from recipes.lib.fields import Field
-from recipes.lib.renamed_keys import new_name
+from recipes.lib.unknown_keys import unknown_key
 from recipes.lib.values import MismatchError, from_text
 
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -70,29 +69,6 @@ def read_flags(
     if rest:
         raise UserError(f"{rest[0]!r} belongs to no flag; write --key value.")
     return {key: convert(fields[key], raw) for key, raw in vars(namespace).items()}
-
-
-def unknown_key(recipe: str, key: str, known: Iterable[str], shown: str) -> UserError:
-    """Makes the error for a key that no dataclass has.
-
-    Args:
-        recipe: Name of the recipe.
-        key: The unknown key.
-        known: All keys of the recipe.
-        shown: How and where the user wrote it.
-
-    Returns:
-        The error; its text names the nearest known key where one is near.
-    """
-    names = sorted(known)
-    renamed = new_name(recipe, key, names)
-    if renamed is not None:
-        return UserError(f"{shown}: is called {renamed} now; write that.")
-    longer = sorted((name for name in names if key and name.startswith(key)), key=len)
-    near = longer[:1] or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    if near:
-        return UserError(f"{shown}: {recipe} has no such key; the nearest is {near[0]}.")
-    return UserError(f"{shown}: {recipe} has no such key; see rlhf {recipe} --help_all.")
 
 
 def convert(field: Field, raw: str | bool | list[str]) -> Any:

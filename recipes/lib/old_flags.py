@@ -9,12 +9,12 @@ from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.fields import Field
-from recipes.lib.flags import convert, unknown_key
-from recipes.lib.renamed_data import BESIDE, DATA_KEYS
-from recipes.lib.renamed_keys import new_name, translate
+from recipes.lib.flags import convert
+from recipes.lib.renamed_data import BESIDE
+from recipes.lib.renamed_keys import is_old, new_name, translate
 from recipes.lib.renamed_special import SPECIAL
-from recipes.lib.renamed_tables import LEFT_OUT, LEFT_OUT_AT, LEFT_OUT_OF, REFUSED, REFUSED_OF
 from recipes.lib.strict_yaml import parse_scalar
+from recipes.lib.unknown_keys import unknown_key
 from recipes.lib.values import MismatchError, admit
 
 Fields = dict[str, Field]
@@ -47,7 +47,7 @@ def take_old_flags(
             continue
         flag, equals, value = word.partition("=")
         key = flag[2:].replace("-", "_")
-        if not _is_old(recipe, key, fields):
+        if not is_old(recipe, key, fields):
             into = rest
             into.append(word)
             continue
@@ -90,14 +90,6 @@ def translate_flags(
         except MismatchError as error:
             raise UserError(f"--{origins.get(key, key)} {value!r}: {error}.") from error
     return current
-
-
-def _is_old(recipe: str, key: str, fields: Fields) -> bool:
-    if key in fields:
-        return False
-    own = (LEFT_OUT_OF.get(recipe, {}), REFUSED_OF.get(recipe, {}))
-    tables = (SPECIAL, DATA_KEYS, LEFT_OUT, LEFT_OUT_AT, REFUSED, *own)
-    return new_name(recipe, key, fields) is not None or any(key in table for table in tables)
 
 
 def _value(recipe: str, key: str, words: list[str], fields: Fields) -> Any:

@@ -92,6 +92,24 @@ def new_name(recipe: str, key: str, known: Container[str]) -> str | None:
     return name if name is not None and name in known else None
 
 
+def is_old(recipe: str, key: str, known: Container[str]) -> bool:
+    """Whether a key is one of earlier files, which is translated, left out or refused.
+
+    Args:
+        recipe: Name of the recipe.
+        key: The key.
+        known: Today's keys of the recipe.
+
+    Returns:
+        False for today's keys, and for those that there never were.
+    """
+    if key in known:
+        return False
+    own = (LEFT_OUT_OF.get(recipe, {}), REFUSED_OF.get(recipe, {}))
+    tables = (SPECIAL, DATA_KEYS, LEFT_OUT, LEFT_OUT_AT, REFUSED, *own)
+    return new_name(recipe, key, known) is not None or any(key in table for table in tables)
+
+
 def refusal(recipe: str, key: str) -> str | None:
     """Why an old key is refused, at values that mean something.
 

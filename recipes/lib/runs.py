@@ -90,7 +90,7 @@ def check_folder(config: Any) -> None:
             something else, or the configuration differs from the one to resume.
     """
     if is_main_process():
-        _check(folder_of(config), config.script.resume, config.script.overwrite, config.values)
+        check_path(folder_of(config), config.script.resume, config.script.overwrite, config.values)
 
 
 def open_run(config: Any) -> Run:
@@ -107,7 +107,7 @@ def open_run(config: Any) -> Run:
     """
     path = folder_of(config)
     if is_main_process():
-        _check(path, config.script.resume, config.script.overwrite, config.values)
+        check_path(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
     wait_for_main_process()
     return Run(path, _checkpoint(path) if config.script.resume else None)
@@ -119,7 +119,8 @@ def folder_of(config: Any) -> Path:
     return Path(holder.output_dir)
 
 
-def _check(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
+def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
+    """As `check_folder`, of a path and the keys of RunArguments."""
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; give one of them.")
     _refuse_unwritable(path)

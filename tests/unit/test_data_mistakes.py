@@ -193,8 +193,8 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         {"run.yaml": "datasets:\n  - path: rows.jsonl\n    share: 1"},
         ["--config", "run.yaml"],
         "datasets=[{'path': 'rows.jsonl', 'share': 1}] (run.yaml, line 1): has the unknown key "
-        "share; known are path, name, revision, format, split, test_split, columns, weight, "
-        "fraction.",
+        "share; known are path, name, revision, format, split, test_split, columns, "
+        "text_field, weight, fraction.",
     ),
     "a mixture that is no list": (
         "dpo",
