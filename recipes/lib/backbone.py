@@ -48,6 +48,7 @@ class ActorCritic(nn.Module):
         self.register_buffer("value_offset", torch.zeros(()))
         self.register_buffer("value_scale", torch.ones(()))
         self.config = policy.config  # Trainer looks here
+        self._no_split_modules = policy._no_split_modules  # and FSDP here, for what it wraps
 
     @property
     def has_value_adapter(self) -> bool:
@@ -90,6 +91,12 @@ class ActorCritic(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.value_head(hidden.float()).squeeze(-1)
         return logps, entropy, self._in_units(values)
+
+    @torch.no_grad()
+    def pass_through(self) -> None:
+        """Make a forward pass of next to nothing through policy and critic."""
+        ids = torch.zeros((1, 2), dtype=torch.long, device=self.value_scale.device)
+        self(ids, torch.ones_like(ids), 1, 1.0)
 
     def _again(self) -> Any:
         """Contexts of a checkpointed forward pass and of its recomputation."""

@@ -42,6 +42,8 @@ def whole(trainer: Any) -> Iterator[Any]:
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as gathered:
             yield gathered
     elif isinstance(model, FSDPModule):
+        # Before a part of a module is used alone, FSDP2 has to see a pass through all of it.
+        getattr(model, "pass_through", lambda: None)()
         with _unsharded(model, trainer.accelerator.state.fsdp_plugin.reshard_after_forward):
             yield model
     else:
@@ -85,6 +87,20 @@ def _unsharded(model: Any, reshards: bool) -> Iterator[None]:
             part.reshard()
         model.set_reshard_after_forward(reshards)
         model.set_reshard_after_forward(False, recurse=False)  # the outermost is needed at once
+
+
+def whole_state(trainer: Any) -> dict[str, Any] | None:
+    """Weights of a model in shards, whole, on the main process; all processes call it.
+
+    Args:
+        trainer: A transformers Trainer.
+
+    Returns:
+        The weights by name (empty on the others); None for a model that is in no shards.
+    """
+    if not trainer.is_fsdp_enabled:
+        return None
+    return dict(trainer.accelerator.get_state_dict(trainer.model))
 
 
 @contextmanager

@@ -121,10 +121,25 @@ def _with_adapter(policy: Any, peft_config: PeftConfig) -> Any:
         raise UserError(f"the adapter does not fit the policy: {reason}.") from error
 
 
-def save_policy(actor_critic: ActorCritic, folder: Path) -> None:
-    """Write the policy: a whole model, or its adapter alone."""
+def save_policy(
+    actor_critic: ActorCritic, folder: Path, weights: dict[str, Any] | None = None
+) -> None:
+    """Write the policy: a whole model, or its adapter alone.
+
+    Args:
+        actor_critic: Policy and critic.
+        folder: Where to.
+        weights: Weights of both by name, where the module has shards of them.
+    """
     # Of several adapters the policy's; those of reference and reward lie where they came from.
-    own = {"selected_adapters": [POLICY]} if actor_critic.adapters is not None else {}
+    own: dict[str, Any] = {}
+    if actor_critic.adapters is not None:
+        own["selected_adapters"] = [POLICY]
+    if weights is not None:
+        before = "policy."
+        own["state_dict"] = {
+            name.removeprefix(before): t for name, t in weights.items() if name.startswith(before)
+        }
     actor_critic.policy.save_pretrained(folder, **own)
 
 

@@ -21,7 +21,6 @@ from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
@@ -29,18 +28,20 @@ from recipes.lib.fit import check_prompts
 from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.critic import load_value_weights, parameter_groups, save_value_weights
+from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check
 from recipes.lib.ppo.objective import micro_batch_loss
-from recipes.lib.ppo.roles import load, load_policy, make_roles, save_policy
+from recipes.lib.ppo.roles import load, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
+from recipes.lib.ppo.saving import load_models, save_models
 from recipes.lib.ppo.state import put_back, read_state, state_of, write_state
 from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
 from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.resumable import Resumable
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
+from recipes.lib.sharded import whole, with_whole
 
 
 class PPOTrainer(Resumable, Trainer):
@@ -99,8 +100,8 @@ class PPOTrainer(Resumable, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("PPO runs on several processes with DDP, not with FSDP or DeepSpeed.")
+        if self.is_deepspeed_enabled:
+            raise UserError("PPO runs on several processes with DDP or FSDP2, not with DeepSpeed.")
         if self.reference is not None:
             self.reference.to(args.device)
         adapters = actor_critic.adapters if args.share_backbone else None
@@ -113,7 +114,7 @@ class PPOTrainer(Resumable, Trainer):
         prompts = self._prompts(train_dataset)
         check_prompts(actor_critic.policy, tokenizer, prompts)
         self.collector = Collector(self, functions, prompts)
-        self.stream = RolloutStream(args, self.collector.rollout)
+        self.stream = RolloutStream(args, with_whole(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
 
     @property
@@ -230,7 +231,7 @@ class PPOTrainer(Resumable, Trainer):
         if isinstance(data, dict):
             parts = [self.evaluate(d, None, f"{metric_key_prefix}_{n}") for n, d in data.items()]
             return {name: value for part in parts for name, value in part.items()}
-        with self.clock.measure("evaluation"):
+        with self.clock.measure("evaluation"), whole(self):
             seed = self.args.seed ^ EVALUATION_SEED
             metrics = self.collector.evaluate(self._prompts(data), seed)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -250,12 +251,7 @@ class PPOTrainer(Resumable, Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and its tokenizer; into a checkpoint the critic's weights too."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_policy(self.actor_critic, folder)
-            self.processing_class.save_pretrained(folder)
-            if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-                save_value_weights(self.actor_critic, folder)
+        save_models(self, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -264,8 +260,10 @@ class PPOTrainer(Resumable, Trainer):
             super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_policy(self.actor_critic, Path(resume_from_checkpoint))
-        load_value_weights(self.actor_critic, Path(resume_from_checkpoint))
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_models(self, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
