@@ -158,6 +158,26 @@ def test_perplexity(trainer: Any) -> float | None:
     return perplexity(trainer.model, rows["input_ids"], rows["labels"], batch_size)
 
 
+def write_samples(
+    trainer: Any, tokenizer: Any, test: Dataset | None, script: SFTArguments, folder: Any
+) -> None:
+    """Write what the model says to prompts of test rows; all processes call it."""
+    from recipes.lib.held_out import held_out_samples
+    from recipes.lib.sharded import whole
+
+    with whole(trainer) as trained:
+        if is_main_process() and test is not None:
+            samples = held_out_samples(
+                trained,
+                tokenizer,
+                test,
+                num_samples=script.num_samples,
+                max_new_tokens=script.max_new_tokens,
+                temperature=script.temperature,
+            )
+            folder.write_samples(samples)
+
+
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, evaluate, save.
@@ -172,10 +192,8 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, the model or the run folder cannot be used.
     """
     from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
-    from recipes.lib.held_out import held_out_samples
     from recipes.lib.lineage import write_lineage
     from recipes.lib.progress import watch
-    from recipes.lib.sharded import whole
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -199,17 +217,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
-    with whole(trainer) as trained:
-        if is_main_process() and rows.test is not None:
-            samples = held_out_samples(
-                trained,
-                tokenizer,
-                rows.test,
-                num_samples=script.num_samples,
-                max_new_tokens=script.max_new_tokens,
-                temperature=script.temperature,
-            )
-            folder.write_samples(samples)
+    write_samples(trainer, tokenizer, rows.test, script, folder)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

@@ -118,6 +118,7 @@ class Decoder:
     def _take(self, num_rows: int, num_slots: int) -> None:
         """Take memory for so many rows and slots; graphs of the old addresses are void."""
         self.graphs.forget()
+        self.takes = 0
         device = self.model.device
         self.window = Window(num_rows, num_slots, self.is_static, device)
         self.cache = windowed_cache(self.model.config, self.window)
@@ -185,6 +186,9 @@ class Decoder:
         ).logits[:, -1]
         self._choose(logits_BV, uniforms_BC is not None)
         self.window.filled = width
+        if self.window.takes != self.takes:
+            self.graphs.forget()
+        self.takes = self.window.takes
 
     def _choose(self, logits_BV: Tensor, is_sampled: bool) -> None:
         """Choose the next token of each row and note what follows from it."""

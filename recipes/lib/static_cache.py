@@ -28,6 +28,7 @@ class Window:
     def __init__(self, num_rows: int, num_slots: int, is_static: bool, device: Any) -> None:
         self.num_rows, self.num_slots, self.is_static = num_rows, num_slots, is_static
         self.rows = self.seen = self.filled = 0
+        self.takes = 0  # how often a layer took memory: what knew its address before is void
         self.slot = torch.zeros(1, dtype=torch.long, device=device)
 
     def show(self, rows: int, seen: int, filled: int) -> None:
@@ -47,6 +48,7 @@ class WindowedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory; zeros, because what a mask hides must be finite."""
         rows, slots = self.window.num_rows, self.window.num_slots
+        self.window.takes += 1
         self.keys, self.values = (
             new.new_zeros(rows, new.shape[1], slots, new.shape[3])
             for new in (key_states, value_states)

@@ -212,6 +212,10 @@ def test_graphs_are_forgotten_when_a_weight_or_an_adapter_moves() -> None:
     model.set_adapter("other")
     assert changes()
     assert not changes()
+    with torch.autocast("cpu", torch.bfloat16):  # the cache is taken anew, in another format
+        assert changes()
+        assert not changes()
+    assert changes()
 
 
 @SHAPES
