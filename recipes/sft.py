@@ -24,6 +24,7 @@ from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 from recipes.lib.streaming import Rows, load_rows
 
@@ -34,7 +35,7 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 
 
 @dataclass(kw_only=True)
-class SFTArguments(RunArguments, DataArguments, TemplateArguments):
+class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -167,9 +168,9 @@ def run(config: Config) -> dict[str, Any]:
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_rows(script, training, columns_of)
+    check_plan(config, rows.test is not None)
     trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(config, rows.known)
-    trainer = make_trainer(config, tokenizer, rows)
+    trainer = make_trainer(config, load_tokenizer(config, rows.known), rows)
     folder = open_run(config)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
@@ -186,7 +187,7 @@ def run(config: Config) -> dict[str, Any]:
         if rows.test is not None:
             samples = held_out_samples(
                 trainer.model,
-                tokenizer,
+                trainer.processing_class,
                 rows.test,
                 num_samples=script.num_samples,
                 max_new_tokens=script.max_new_tokens,
