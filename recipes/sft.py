@@ -24,6 +24,7 @@ from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 from recipes.lib.streaming import Rows, load_rows
 
@@ -34,7 +35,7 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 
 
 @dataclass(kw_only=True)
-class SFTArguments(RunArguments, DataArguments, TemplateArguments):
+class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -158,9 +159,7 @@ def test_perplexity(trainer: Any) -> float | None:
     return perplexity(trainer.model, rows["input_ids"], rows["labels"], batch_size)
 
 
-def write_samples(
-    trainer: Any, tokenizer: Any, test: Dataset | None, script: SFTArguments, folder: Any
-) -> None:
+def write_samples(trainer: Any, test: Dataset | None, script: SFTArguments, folder: Any) -> None:
     """Write what the model says to prompts of test rows; all processes call it."""
     from recipes.lib.held_out import held_out_samples
     from recipes.lib.sharded import whole
@@ -169,7 +168,7 @@ def write_samples(
         if is_main_process() and test is not None:
             samples = held_out_samples(
                 trained,
-                tokenizer,
+                trainer.processing_class,
                 test,
                 num_samples=script.num_samples,
                 max_new_tokens=script.max_new_tokens,
@@ -201,9 +200,9 @@ def run(config: Config) -> dict[str, Any]:
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_text_rows(script, training)
+    check_plan(config, rows.test is not None)
     trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(config, rows.known)
-    trainer = make_trainer(config, tokenizer, rows)
+    trainer = make_trainer(config, load_tokenizer(config, rows.known), rows)
     folder = open_run(config)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
@@ -217,7 +216,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
-    write_samples(trainer, tokenizer, rows.test, script, folder)
+    write_samples(trainer, rows.test, script, folder)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

@@ -72,6 +72,28 @@ def parse(
     return Config(recipe, path, values, script, training, model)
 
 
+def rebuilt(config: Config, changes: dict[str, Any]) -> Config:
+    """Builds a configuration again with some keys set.
+
+    Args:
+        config: The configuration.
+        changes: Values by key.
+
+    Returns:
+        A new one.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
+    from recipes.lib.fields import fields_of
+
+    types = importlib.import_module(f"recipes.{config.recipe}").arguments()
+    fields = fields_of(types)
+    values = config.values | _override_values(config.recipe, changes, fields)
+    script, training, model = _build(config.recipe, config.path, types, fields, values)
+    return Config(config.recipe, config.path, values, script, training, model)
+
+
 def launch(recipe: str, argv: list[str] | None) -> int:
     """Runs a recipe from the command line.
 

@@ -112,7 +112,7 @@ def _group(recipe: str, cls: type, name: str) -> str:
     trainer = [base for base in cls.__mro__ if base.__name__ == "TrainingArguments"]
     if trainer and definer in trainer[0].__mro__:
         return "training"
-    if definer.__name__ in ("RunArguments", "FolderArguments"):
+    if definer.__name__ in ("RunArguments", "FolderArguments", "PlanArguments"):
         return "run folder"
     if definer.__module__ == f"recipes.{recipe}" or definer.__name__ == "StatedBatch":
         return recipe
