@@ -18,7 +18,13 @@ DISK_WORDS = (
     "inline_container.cc",
 )
 SAMPLING_WORDS = "probability tensor contains"  # PyTorch's multinomial, under RLOO and GRPO
-MEMORY_WORDS = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+MEMORY_WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def is_memory(error: BaseException) -> bool:

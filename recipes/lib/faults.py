@@ -44,9 +44,10 @@ def dump(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: in
 
 
 def has_finite_weights(model: torch.nn.Module) -> bool:
-    """Whether no weight that is trained is NaN or infinite."""
-    trained = (weight for weight in model.parameters() if weight.requires_grad)
-    return all(bool(weight.isfinite().all()) for weight in trained)
+    """Whether no weight that is trained is NaN or infinite, of shards those of this process."""
+    trained: Any = (weight for weight in model.parameters() if weight.requires_grad)
+    here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
+    return all(bool(weight.isfinite().all()) for weight in here)
 
 
 class FiniteSteps:

@@ -116,7 +116,7 @@ class Resumable(Stoppable):
             return
         # What all processes have to agree on is read from the first one's.
         shared = json.loads(paths[0].read_text(encoding="utf-8"))
-        refuse_other_batch(self, shared["batch"])
+        refuse_other_batch(self, shared.get("batch") or batch_of(self))
         self._globalstep_last_logged = shared["last_logged"]
         self._owes_evaluation = shared["owes_evaluation"]
         self._skipped, self._in_a_row = shared["skipped"]

@@ -77,7 +77,7 @@ class Stoppable(FiniteSteps):
         """
         # One process of several cannot save: the others may be anywhere, unless they agreed.
         can_save = self.args.world_size == 1 or is_agreed(error)
-        is_finite = has_finite_weights(self.model)
+        is_finite = not can_save or has_finite_weights(self.model)
         if self._moment is None or (can_save and is_finite and not self._moves):
             return self._save_where_it_stands()
         found = numbered(Path(self.args.output_dir))

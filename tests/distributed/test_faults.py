@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from recipes.lib.arguments import launch
 from recipes.lib.checkpoints import fault, numbered, read_manifest
 from recipes.lib.runs import read_jsonl
+from tests.stopped_runs import assert_same_runs
 from tests.tiny_runs import flags, snapshot, write
 
 ROOT = Path(__file__).parent.parent.parent
@@ -76,14 +77,27 @@ def folder(
     return tmp_path
 
 
-def words(name: str, *more: str, **values: Any) -> list[str]:
-    values |= {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
-    return [*flags(PPO | values | {"output_dir": name}), *more]
+GRPO: dict[str, Any] = {
+    "max_steps": 6,
+    "num_generations": 4,
+    "steps_per_generation": 2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 6,
+    "learning_rate": 1e-2,
+    "log_completions": True,
+}
 
 
-def start(folder: Path, name: str, *more: str, **values: Any) -> subprocess.Popen[str]:
-    of_ours = ["recipes.cli", "ppo", "--accelerate_config", "cpu", "--num_processes", "2"]
-    return popen(folder, [*of_ours, *words(name, *more, **values)])
+def words(name: str, *more: str, recipe: str = "ppo") -> list[str]:
+    values = {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
+    values |= PPO if recipe == "ppo" else GRPO
+    return [*flags(values | {"output_dir": name}), *more]
+
+
+def start(folder: Path, name: str, *more: str, recipe: str = "ppo") -> subprocess.Popen[str]:
+    of_ours = ["recipes.cli", recipe, "--accelerate_config", "cpu", "--num_processes", "2"]
+    return popen(folder, [*of_ours, *words(name, *more, recipe=recipe)])
 
 
 def start_by_accelerate(folder: Path, name: str) -> subprocess.Popen[str]:
@@ -146,12 +160,29 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
         assert timeless(folder / "run" / name) == timeless(folder / "whole" / name)
 
 
-def stop_in_a_rollout(folder: Path, stop: Callable[[subprocess.Popen[str], int], None]) -> str:
+def test_rewards_of_grpo_are_left_by_both_and_the_run_goes_on(folder: Path) -> None:
+    whole = start(folder, "whole", recipe="grpo")
+    said = whole.communicate(timeout=120)[0]
+    assert whole.returncode == 0, said[-3000:]
+    for name in ("wait.now", "alone.now"):
+        (folder / name).touch()
+    said = stop_in_a_rollout(folder, lambda _, worker: os.kill(worker, signal.SIGTERM), "grpo")
+    assert "run/checkpoint-2 holds where it stands; go on with --resume." in said
+    (folder / "wait.now").unlink()
+    resumed = start(folder, "run", "--resume", recipe="grpo")
+    said = resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0, said[-3000:]
+    assert_same_runs(folder / "whole", folder / "run")
+
+
+def stop_in_a_rollout(
+    folder: Path, stop: Callable[[subprocess.Popen[str], int], None], recipe: str = "ppo"
+) -> str:
     """Go on with a run, stop it while rewards are waited for, and return what it said."""
     places = [folder / f"waiting{rank}" for rank in (0, 1)]
     for place in places:
         place.unlink(missing_ok=True)
-    broken = start(folder, "run", "--resume")
+    broken = start(folder, "run", "--resume", recipe=recipe)
     while not all(place.exists() and place.read_text() for place in places):
         assert broken.poll() is None
         time.sleep(0.05)
@@ -163,7 +194,7 @@ def stop_in_a_rollout(folder: Path, stop: Callable[[subprocess.Popen[str], int],
 
 def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder: Path) -> None:
     (folder / "fail.now").touch()
-    broken = start(folder, "run", save_strategy="no")
+    broken = start(folder, "run", "--save_strategy", "no")
     said = broken.communicate(timeout=60)[0]
     assert broken.returncode == 2
     assert "ValueError: no number for this one" in said
