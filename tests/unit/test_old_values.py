@@ -242,23 +242,56 @@ def folder(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Path:
     chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in answers)
     write(tmp_path / "chats.jsonl", [{"messages": prompt + chosen}] * 2)
     pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    write(tmp_path / "pairs.jsonl", [pair, pair])
+    other = pair | {"prompt": [{"role": "user", "content": "the dog"}]}
+    write(tmp_path / "pairs.jsonl", [pair, other])
+    write(tmp_path / "prompts.jsonl", [{"prompt": prompt}] * 4)
+    (tmp_path / "rewards.py").write_text(
+        "def length(prompts, completions, **_):\n"
+        "    return [float(len(one[0]['content'])) for one in completions]\n"
+    )
     return tmp_path
 
 
 def run_with(folder: Path, recipe: str, template: str, rows: str, *flags: str) -> int:
     text = f"chat_template: {template!r}\nmodel_name_or_path: {folder / 'tiny'}\n"
-    text += f"dataset_name: {folder / rows}\noutput_dir: {folder / 'run'}\nmax_steps: 1\n"
+    text += f"dataset_name: {folder / rows}\noutput_dir: {folder / 'run'}\n"
+    text += "" if recipe == "ppo" else "max_steps: 1\n"
     (folder / "old.yaml").write_text(text)
     return launch(recipe, ["--config", str(folder / "old.yaml"), "--use_cpu", *flags])
 
 
-@pytest.mark.parametrize(("recipe", "rows"), [("sft", "chats.jsonl"), ("dpo", "pairs.jsonl")])
+SAMPLED = "--per_device_train_batch_size 4 --max_completion_length 3".split()
+OF_RECIPE: dict[str, tuple[str, list[str]]] = {
+    "sft": ("chats.jsonl", []),
+    "dpo": ("pairs.jsonl", []),
+    "kto": ("pairs.jsonl", ["--per_device_train_batch_size", "2"]),
+    "reward": ("pairs.jsonl", ["--test_fraction", "1"]),
+    "rloo": ("prompts.jsonl", [*SAMPLED, "--num_generations", "2"]),
+    "grpo": ("prompts.jsonl", [*SAMPLED, "--num_generations", "2"]),
+    "ppo": ("prompts.jsonl", [*SAMPLED, "--total_episodes", "4", "--rollout_batch_size", "4"]),
+}
+
+
+@pytest.mark.parametrize("recipe", OF_RECIPE)
 def test_a_template_in_the_file_is_trained_with_and_saved(
-    recipe: str, rows: str, folder: Path
+    recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     template = TEMPLATE.replace("'", '"')
-    assert run_with(folder, recipe, template, rows, "--bf16", "false") == 0
+    rows, words = OF_RECIPE[recipe]
+    if recipe in ("ppo", "rloo", "grpo"):
+        words = [*words, "--reward_funcs", f"{folder / 'rewards.py'}:length"]
+    used: list[str | None] = []
+    render = PreTrainedTokenizerFast.apply_chat_template
+
+    def watched(self: Any, *args: Any, **more: Any) -> Any:
+        used.append(more.get("chat_template") or self.chat_template)
+        return render(self, *args, **more)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", watched)
+    assert run_with(folder, recipe, template, rows, "--bf16", "false", *words) == 0
+    assert set(used) == {template}
     assert (folder / "run" / "final" / "chat_template.jinja").read_text() == template
 
 
