@@ -295,6 +295,6 @@ TABLE = (
         _other_launch,
         "its optimizer cannot be read there, or would be left out without a word",
         "start it as before, or another run from its model",
-        "tests/distributed/test_sharded.py",
+        "tests/distributed/test_recipes_on_two.py",
     ),
 )

@@ -1,11 +1,13 @@
 """Runs recipes one after the other on as many processes as were started, and notes how they ran.
 
-Arguments: a JSON file with the names of the runs and their words; a name for the notes.
+Arguments: a JSON file with lists of words, a recipe and its flags, or `cut` with a run and a new
+name: a copy as if it had been killed before its last checkpoint; a name for the notes.
 """
 
 import importlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,16 @@ class Note(TrainerCallback):
         )
 
 
+def cut(run: Path, copy: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "final")
+        shutil.rmtree(max(copy.glob("checkpoint-*")))
+        (copy / "summary.json").unlink()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 def main(runs: str, name: str) -> None:
     plain = progress.watch
 
@@ -58,6 +70,9 @@ def main(runs: str, name: str) -> None:
 
     progress.watch = watch
     for recipe, *words in json.loads(Path(runs).read_text()):
+        if recipe == "cut":
+            cut(*map(Path, words))
+            continue
         importlib.import_module(f"recipes.{recipe}").run(parse(recipe, words))
     Path(f"{name}{os.environ.get('RANK', '0')}.json").write_text(json.dumps(NOTES))
     if torch.distributed.is_initialized():

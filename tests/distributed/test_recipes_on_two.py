@@ -1,5 +1,10 @@
-"""Two real processes under DDP make the steps of one: losses, gradients, metrics, episodes."""
+"""Two real processes make the steps of one: losses, gradients, metrics, episodes, checkpoints.
 
+Under DDP, which is what a user without a card gets, and under FSDP2, which accelerate runs over
+gloo through a shim of the tests alone (gloo_shim.py).
+"""
+
+import importlib
 import json
 import os
 import subprocess
@@ -14,8 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.lib.arguments import parse
+from recipes.lib.errors import UserError
 from recipes.lib.runs import read_jsonl
 from tests.conftest import WORDS, word_tokenizer
+from tests.distributed.recipes_worker import cut
 from tests.tiny_models import save_model
 from tests.tiny_runs import LORA, flags, write
 
@@ -74,13 +81,21 @@ RUNS: dict[str, dict[str, Any]] = {
     | LORA
     | {"critic": "adapter", "reward_funcs": "reward", "critic_model_name_or_path": "reward"},
 }
+# These are stopped behind their second step and go on, as runs of their own.
+RESUMED = {"sft": "sft_resumed", "ppo_adapter": "ppo_resumed"}
+for _name in RESUMED:
+    RUNS[_name] |= {"save_strategy": "steps", "save_steps": 2}
+KINDS = {
+    "ddp": ("cpu", "MULTI_CPU", "DistributedDataParallel", "DistributedDataParallel", "Parameter"),
+    "fsdp2": ("fsdp2", "FSDP", "FSDPLlamaForCausalLM", "FSDPActorCritic", "DTensor"),
+}
 PPO = [name for name in RUNS if name.startswith("ppo")]
 # TRL's means over micro-batches of what is not a mean over tokens or rows.
 GROUPED = {"entropy", "min_reward", "max_reward", "logits/chosen", "logits/rejected"}
 TIMES = ("time/", "seconds", "_per_second", "runtime")
 
 
-def fill(folder: Path) -> None:
+def fill(folder: Path, use_cpu: bool = True) -> None:
     folder.mkdir()
     save_model(folder / "model", word_tokenizer(), initializer_range=0.3)
     texts = [(noun, word) for noun in NOUNS for word in ("old", "new", "warm", "happy today")]
@@ -94,13 +109,21 @@ def fill(folder: Path) -> None:
         write(folder / f"{name}.jsonl", all_rows[1:])
         write(folder / f"one_of_{name}.jsonl", all_rows[:1])
     (folder / "rewards.py").write_text(REWARDS)
-    words = [[n.partition("_")[0], *flags(v | {"output_dir": n})] for n, v in RUNS.items()]
+    words = [words_of(name, use_cpu) for name in RUNS]
+    for name, copy in RESUMED.items():
+        words += [["cut", name, copy], [*words_of(name, use_cpu, copy), "--resume"]]
     (folder / "runs.json").write_text(json.dumps(words))
 
 
-def on_two(folder: Path) -> subprocess.CompletedProcess[str]:
-    config = str(ROOT / "configs/accelerate/cpu.yaml")
-    start = ["accelerate.commands.launch", "--config_file", config, "--num_processes", "2"]
+def words_of(name: str, use_cpu: bool, output_dir: str | None = None) -> list[str]:
+    """A recipe and its flags; the shim makes the CPU a card, so there use_cpu is false."""
+    values = RUNS[name] | {"output_dir": output_dir or name, "use_cpu": use_cpu}
+    return [name.partition("_")[0], *flags(values)]
+
+
+def on_two(folder: Path, config: str) -> subprocess.CompletedProcess[str]:
+    path = str(ROOT / f"configs/accelerate/{config}.yaml")
+    start = ["accelerate.commands.launch", "--config_file", path, "--num_processes", "2"]
     start += ["--tee", "3", "--log_dir", "logs", str(WORKER), "runs.json", "notes"]
     return subprocess.run(
         [sys.executable, "-m", *start],
@@ -121,33 +144,50 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same runs, made by one process and by two."""
-    import importlib
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of one process."""
+    folder = tmp_path_factory.mktemp("on") / "one"
+    fill(folder)
+    with inside(folder):
+        for name in RUNS:
+            make(words_of(name, use_cpu=True))
+    return folder
 
-    one, two = (tmp_path_factory.mktemp("on") / name for name in ("one", "two"))
-    for folder in (one, two):
-        fill(folder)
-    done = on_two(two)
+
+@pytest.fixture(scope="module", params=KINDS)
+def folders(
+    request: pytest.FixtureRequest, one: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """The same runs, made by one process and by two."""
+    two = tmp_path_factory.mktemp("on") / request.param
+    fill(two, use_cpu=request.param == "ddp")
+    done = on_two(two, KINDS[request.param][0])
     assert done.returncode == 0, done.stderr[-3000:]
-    with inside(one):
-        for recipe, *words in json.loads(Path("runs.json").read_text()):
-            importlib.import_module(f"recipes.{recipe}").run(parse(recipe, words))
     return one, two
+
+
+def make(words: list[str]) -> None:
+    recipe, *rest = words
+    importlib.import_module(f"recipes.{recipe}").run(parse(recipe, rest))
 
 
 def notes(folder: Path, rank: int) -> list[dict[str, Any]]:
     return json.loads((folder / f"notes{rank}.json").read_text())
 
 
-def test_there_are_two_processes_and_the_model_is_under_ddp(folders: tuple[Path, Path]) -> None:
+def test_there_are_two_processes_and_the_model_is_wrapped(folders: tuple[Path, Path]) -> None:
+    _, kind, wrapped, wrapped_ppo, parameters = KINDS[folders[1].name]
     for rank in (0, 1):
         seen = notes(folders[1], rank)
-        assert {note["run"] for note in seen} == set(RUNS)
+        assert {note["run"] for note in seen} == {*RUNS, *RESUMED.values()}
         assert {note["processes"] for note in seen} == {2}
-        assert {note["wrapped"] for note in seen} == {"DistributedDataParallel"}
+        assert {note["kind"] for note in seen} == {kind}
+        assert {tuple(note["kinds"]) for note in seen} == {(parameters,)}
         # the global batch of 8 is 2 accumulations of 2 rows on each of 2 processes
         assert {note["accumulation"] for note in seen} == {2}
+        of_ppo = {note["wrapped"] for note in seen if note["run"].startswith("ppo")}
+        others = {note["wrapped"] for note in seen if note["run"] in {"sft", "dpo"}}
+        assert (of_ppo, others) == ({wrapped_ppo}, {wrapped})
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -203,7 +243,7 @@ def test_episodes_are_dealt_out_without_loss_or_repeat(folders: tuple[Path, Path
 
 def test_only_the_main_process_writes_and_prints(folders: tuple[Path, Path]) -> None:
     one, two = folders
-    for name in RUNS:
+    for name in RUNS.keys() - RESUMED.keys():
         there = [sorted(p.name for p in (f / name).rglob("*")) for f in (one, two)]
         assert there[0] == there[1]
     logs = {path.parent.name + path.name: path for path in (two / "logs").rglob("*.log")}
@@ -212,6 +252,39 @@ def test_only_the_main_process_writes_and_prints(folders: tuple[Path, Path]) -> 
     of_torch = ("[rank1]:[W", "[W", "[Gloo]")  # warnings of its C++ part
     assert [line for line in said if line.strip() and not line.startswith(of_torch)] == []
     assert logs["0stderr.log"].read_text().strip()
+
+
+def test_a_checkpoint_of_two_resumes_with_two_to_the_bit(folders: tuple[Path, Path]) -> None:
+    two = folders[1]
+    for name, copy in RESUMED.items():
+        steps = [note["step"] for note in notes(two, 1) if note["run"] == copy]
+        assert steps == [3]
+        whole, resumed = weights(two / name / "final"), weights(two / copy / "final")
+        assert all(torch.equal(resumed[key], tensor) for key, tensor in whole.items())
+        rows, again = (read_jsonl(two / n / "metrics.jsonl") for n in (name, copy))
+        assert timeless(rows) == timeless(again)
+
+
+def test_one_process_resumes_what_two_began_or_refuses_it(folders: tuple[Path, Path]) -> None:
+    two = folders[1]
+    kind = two.name
+    for name in RESUMED:
+        known = json.loads((two / name / "checkpoint-2/manifest.json").read_text())
+        assert known["launch"] == {"kind": kind, "num_processes": 2}
+        words = [*words_of(name, kind == "ddp", f"{name}_alone"), "--resume"]
+        with inside(two):
+            cut(Path(name), Path(f"{name}_alone"))
+            if kind == "fsdp2":
+                with pytest.raises(UserError, match="is of fsdp2 with 2 processes, not single"):
+                    make(words)
+                continue
+            make(words)
+        alone, expected = weights(two / f"{name}_alone/final"), weights(two / name / "final")
+        assert all(torch.allclose(alone[key], t, atol=1e-6) for key, t in expected.items())
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not any(w in k for w in TIMES)} for row in rows]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
