@@ -62,8 +62,11 @@ def check_early(
     if not fields or (file is not None and "env" in file.values):
         return
     values = dict(file.values) if file is not None else {}
+    has_old = any(key not in fields for key in values)
     for key, value in values.items():
         place = f" ({path}, line {file.lines[key]})"
+        if value is None and has_old:
+            continue  # an earlier key may stand for it
         if key in fields:
             _check_value(fields[key], value, place)
         elif not is_old(recipe, key, fields):

@@ -89,15 +89,17 @@ GRPO: dict[str, Any] = {
 }
 
 
-def words(name: str, *more: str, recipe: str = "ppo") -> list[str]:
-    values = {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
-    values |= PPO if recipe == "ppo" else GRPO
-    return [*flags(values | {"output_dir": name}), *more]
+def words(name: str, *more: str, recipe: str = "ppo", **values: Any) -> list[str]:
+    values |= {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
+    own = PPO if recipe == "ppo" else GRPO
+    return [*flags(own | values | {"output_dir": name}), *more]
 
 
-def start(folder: Path, name: str, *more: str, recipe: str = "ppo") -> subprocess.Popen[str]:
+def start(
+    folder: Path, name: str, *more: str, recipe: str = "ppo", **values: Any
+) -> subprocess.Popen[str]:
     of_ours = ["recipes.cli", recipe, "--accelerate_config", "cpu", "--num_processes", "2"]
-    return popen(folder, [*of_ours, *words(name, *more, recipe=recipe)])
+    return popen(folder, [*of_ours, *words(name, *more, recipe=recipe, **values)])
 
 
 def start_by_accelerate(folder: Path, name: str) -> subprocess.Popen[str]:
@@ -194,7 +196,7 @@ def stop_in_a_rollout(
 
 def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder: Path) -> None:
     (folder / "fail.now").touch()
-    broken = start(folder, "run", "--save_strategy", "no")
+    broken = start(folder, "run", save_strategy="no")
     said = broken.communicate(timeout=60)[0]
     assert broken.returncode == 2
     assert "ValueError: no number for this one" in said
