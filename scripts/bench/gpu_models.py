@@ -34,6 +34,20 @@ SHAPES: dict[str, tuple[type, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "Qwen3-0.6B": (
+        Qwen3Config,
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+    ),
     "Qwen3-1.7B": (
         Qwen3Config,
         {

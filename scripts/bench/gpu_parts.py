@@ -7,10 +7,8 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,48 +29,11 @@ from gpu_models import (  # noqa: E402
     write_reward_adapter,
     write_tokenizer,
 )
+from gpu_peak import DEVICE, GIB, Peak  # noqa: E402
+from gpu_plan import plan  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
-GIB = 2**30
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PHASES = ("sampling", "scoring", "training")
-
-
-class Peak:
-    """Peaks of memory in GiB: what PyTorch allocated and reserved, and all on the device."""
-
-    def __init__(self) -> None:
-        self.on_device = 0.0
-        self.ends = threading.Event()
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Watch a section."""
-        if DEVICE == "cpu":
-            yield
-            return
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        watcher = threading.Thread(target=self._watch, daemon=True)
-        watcher.start()
-        yield
-        self.ends.set()
-        watcher.join()
-
-    def _watch(self) -> None:
-        while not self.ends.wait(0.02):
-            free, total = torch.cuda.mem_get_info()
-            self.on_device = max(self.on_device, (total - free) / GIB)
-
-    def numbers(self) -> dict[str, float]:
-        """The peaks; nothing on a CPU."""
-        if DEVICE == "cpu":
-            return {}
-        return {
-            "allocated": torch.cuda.max_memory_allocated() / GIB,
-            "reserved": torch.cuda.max_memory_reserved() / GIB,
-            "device": self.on_device,
-        }
 
 
 def lengths(size: str) -> tuple[int, int]:
@@ -296,6 +257,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "versus_ours": versus_ours,
     "versus_trl112": versus_trl112,
     "decode": decode,
+    "plan": plan,
 }
 
 

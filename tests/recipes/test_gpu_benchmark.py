@@ -14,7 +14,7 @@ def test_it_runs_end_to_end_and_prints_its_tables_last(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(numbers.read_text())
-    runs = [part for name, part in found.items() if not name.startswith("decode")]
+    runs = [part for part in found.values() if "seconds" in part]
     assert len(runs) == 5
     assert all(min(run["seconds"].values()) > 0 for run in runs)
     decoded = [
@@ -22,6 +22,9 @@ def test_it_runs_end_to_end_and_prints_its_tables_last(tmp_path: Path) -> None:
     ]
     assert [row["batch"] for row in decoded] == [1, 8, 1, 8]
     assert all(row["graph"] > 0 and row["transformers"] > 0 < row["bound"] for row in decoded)
+    planned = [part["planned"] for part in found.values() if "planned" in part]
+    assert len(planned) == 5
+    assert all(0 < said["tensors"] < said["card"] for said in planned)
     tables = done.stdout[done.stdout.index("# On a GPU") :]
     assert "| four roles, 4 epochs, graph |" in tables
     assert "| TRL 1.12 | not yet measured |" in tables  # its folder was not named
