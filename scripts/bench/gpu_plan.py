@@ -1,4 +1,4 @@
-"""What `rlhf plan` says of a run of a recipe, and what the run takes; a part of the GPU benchmark."""
+"""What `rlhf plan` says of a run, and what the run takes: a part of the GPU benchmark."""
 
 import importlib
 import json
