@@ -12,6 +12,7 @@ from typing import Any
 from recipes.lib.errors import UserError
 from recipes.lib.failures import told
 from recipes.lib.lock import is_taken, release
+from recipes.lib.refusals import check_training
 from recipes.lib.runs import folder_of, is_main_process
 
 Recipe = Callable[[Any], dict[str, Any]]
@@ -37,7 +38,8 @@ def guarded(run: Recipe) -> Recipe:
         was_empty = path.is_dir() and not any(path.iterdir())
         aside = _set_aside(path)
         try:
-            with told(path):
+            with told(path, config.values):
+                check_training(config.training, config.values)
                 return run(config)
         except UserError:
             moved = sorted(_set_aside(path) - aside)
