@@ -73,30 +73,33 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+def furnish(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A tiny model, rows for every recipe, and reward functions."""
+    save_model(folder / "model", tokenizer)
+    sides = {"completion": " sat", "chosen": " a", "rejected": " b"}
+    write(folder / "rows.jsonl", [{"prompt": f"the {word}"} | sides for word in "xy"])
+    (folder / "rewards.py").write_text("def good(prompts, **_):\n    return [1.0] * len(prompts)\n")
+    (folder / "broken.py").write_text("def good(:\n")
+    (folder / "exits.py").write_text("raise SystemExit(3)\n")
+
+
+def prepare(name: str) -> tuple[str, list[str]]:
+    """The recipe and the words of the command that a library refuses."""
+    recipe, values, _ = CASES[name]
+    steps = {} if recipe == "ppo" else {"max_steps": 1}
+    return recipe, flags({"dataset_name": "rows.jsonl"} | steps | values)
+
+
 @pytest.fixture
 def place(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    save_model(tmp_path / "model", tiny_tokenizer)
-    write(
-        tmp_path / "rows.jsonl",
-        [
-            {"prompt": f"the {w}", "completion": " sat", "chosen": " a", "rejected": " b"}
-            for w in "xy"
-        ],
-    )
-    (tmp_path / "rewards.py").write_text(
-        "def good(prompts, **_):\n    return [1.0] * len(prompts)\n"
-    )
-    (tmp_path / "broken.py").write_text("def good(:\n")
-    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    furnish(tmp_path, tiny_tokenizer)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_told_with_its_key_and_leaves_nothing(name: str, place: Path) -> None:
-    recipe, values, said = CASES[name]
-    steps = {} if recipe == "ppo" else {"max_steps": 1}
-    answer = attempt(recipe, flags({"dataset_name": "rows.jsonl"} | steps | values), place)
-    assert answer.sentence().startswith(said)
+    answer = attempt(*prepare(name), place)
+    assert answer.sentence().startswith(CASES[name][2])
     assert (answer.code, answer.changed) == (2, [])
 
 
