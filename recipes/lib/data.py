@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from recipes.lib.bad_rows import CHOICES
 from recipes.lib.data_keys import FORMAT_NAMES, parts_of, validate
 from recipes.lib.errors import UserError
-from recipes.lib.formats import FORMATS, convert, without_repeated_prompt
+from recipes.lib.formats import (
+    FORMATS,
+    convert,
+    with_template_kwargs,
+    without_repeated_prompt,
+)
 from recipes.lib.mixtures import Part, join, mix
 from recipes.lib.reading import read_splits
 from recipes.lib.row_checks import check_rows
@@ -133,7 +138,8 @@ def load_splits(
         columns = required_columns(rows) if callable(required_columns) else required_columns
         if "chosen" in columns and "prompt" in rows.column_names:
             columns = [*columns, "prompt"]
-        splits[key] = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+        checked = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+        splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
     if test is None and args.test_fraction > 0:
         train, test = split(train, args.test_fraction, seed)

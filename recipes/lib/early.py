@@ -18,7 +18,7 @@ from recipes.lib.constructing import shown
 from recipes.lib.errors import UserError
 from recipes.lib.fields import Field
 from recipes.lib.help import TABLE
-from recipes.lib.renamed_keys import is_old
+from recipes.lib.renamed_keys import is_old, new_name
 from recipes.lib.unknown_keys import unknown_key
 from recipes.lib.values import MismatchError, admit
 
@@ -62,14 +62,12 @@ def check_early(
     if not fields or (file is not None and "env" in file.values):
         return
     values = dict(file.values) if file is not None else {}
-    has_old = any(key not in fields for key in values)
+    replaced = {new_name(recipe, key, fields) for key in values if key not in fields}
     for key, value in values.items():
         place = f" ({path}, line {file.lines[key]})"
-        if value is None and has_old:
-            continue  # an earlier key may stand for it
-        if key in fields:
+        if key in fields and key not in replaced:
             _check_value(fields[key], value, place)
-        elif not is_old(recipe, key, fields):
+        elif key not in fields and not is_old(recipe, key, fields):
             raise unknown_key(recipe, key, fields, key + place)
     flags = _flags(recipe, argv, fields)
     if runs:

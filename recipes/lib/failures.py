@@ -1,4 +1,4 @@
-"""What the machine runs out of, memory and disk, told in one sentence."""
+"""What ends a run from outside, such as a lack of memory or disk, told in one sentence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.refusals import as_refusal
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # What libraries say in exceptions that carry no number.
@@ -66,14 +68,15 @@ def is_disk(error: BaseException) -> bool:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Tell in one sentence that memory or disk ran out while a run was under way.
+def told(path: Path, values: dict[str, Any]) -> Iterator[None]:
+    """Tell in one sentence what ends a run: memory or disk ran out, or a library refused a key.
 
     Args:
         path: The run folder.
+        values: What the user set.
 
     Raises:
-        UserError: One of them ran out.
+        UserError: One of them happened.
     """
     try:
         yield
@@ -90,4 +93,7 @@ def told(path: Path) -> Iterator[None]:
                 f"output_dir={path} cannot be written: the disk is full or read-only; make room "
                 "and go on with --resume, or choose another output_dir."
             ) from error
+        refusal = as_refusal(error, values)
+        if refusal is not None:
+            raise refusal from error
         raise

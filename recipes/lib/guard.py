@@ -14,6 +14,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.failures import told
 from recipes.lib.launch_table import refuse
 from recipes.lib.lock import is_taken, refuse_if_taken, release
+from recipes.lib.refusals import check_training
 from recipes.lib.runs import folder_of, is_main_process
 
 Recipe = Callable[[Any], dict[str, Any]]
@@ -40,7 +41,8 @@ def guarded(run: Recipe) -> Recipe:
         aside = _set_aside(path)
         try:
             refuse(config)
-            with told(path):
+            with told(path, config.values):
+                check_training(config.training, config.values)
                 if config.script.resume and _lacks_report_alone(path):
                     return _finish(path)
                 return run(config)

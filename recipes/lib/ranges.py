@@ -20,15 +20,15 @@ vocab_size hidden_size intermediate_size num_layers num_heads context_tokens
 FROM_0 = """
 learning_rate critic_learning_rate weight_decay adam_epsilon warmup_steps max_grad_norm
 eval_delay num_samples dataloader_num_workers top_k beta epsilon epsilon_high
-desirable_weight undesirable_weight center_rewards_coefficient reward_retries
+neftune_noise_alpha desirable_weight undesirable_weight center_rewards_coefficient reward_retries
 num_feedback_prompts num_ppo_prompts num_eval_prompts
 """.split()
 ABOVE_0 = """
 logging_steps eval_steps save_steps num_train_epochs lora_alpha repetition_penalty
 ddp_timeout reward_timeout rater_temperature num_texts num_sft_train
 """.split()
-SHARES = ["label_smoothing_factor", "lora_dropout", "min_p", "top_p", "top_entropy_quantile"]
-BELOW_1 = ["adam_beta1", "adam_beta2"]
+SHARES = ["label_smoothing_factor", "label_smoothing", "min_p", "top_p", "top_entropy_quantile"]
+BELOW_1 = ["adam_beta1", "adam_beta2", "lora_dropout"]
 SEEDS = ["seed", "data_seed"]  # numpy takes 32 bits
 
 # The lowest value and whether it is allowed, the highest value and whether it is, in words.
@@ -53,6 +53,8 @@ def out_of_range(key: str, value: Any) -> str | None:
     Returns:
         Words that complete "must be ...", or None where nothing is wrong.
     """
+    if key == "max_steps" and value == 0:
+        return "-1 (go by num_train_epochs) or 1 or more"
     if key not in RANGES or type(value) not in (int, float):
         return None
     low, with_low, high, with_high, words = RANGES[key]

@@ -17,6 +17,7 @@ import yaml
 
 from recipes.lib.errors import UserError
 from recipes.lib.lock import NAME, refuse_if_taken, take
+from recipes.lib.notes import note
 from recipes.lib.processes import is_main_process as is_main_process
 from recipes.lib.processes import num_processes, wait_for_main_process
 
@@ -110,7 +111,10 @@ def open_run(config: Any) -> Run:
         check_path(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
     wait_for_main_process()
-    return Run(path, _checkpoint(path) if config.script.resume else None)
+    checkpoint = _checkpoint(path) if config.script.resume else None
+    if config.script.resume and checkpoint is None:
+        note(f"output_dir={path} holds no checkpoint to resume; the run starts at the beginning.")
+    return Run(path, checkpoint)
 
 
 def folder_of(config: Any) -> Path:

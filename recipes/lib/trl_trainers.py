@@ -8,6 +8,7 @@ import torch
 
 from recipes.lib.cpu_linear import use_fast_products
 from recipes.lib.errors import UserError
+from recipes.lib.refusals import NO_TEST_ROWS
 from recipes.lib.resumable import Resumable
 from recipes.lib.resumable_sampling import ResumableSampling
 
@@ -58,10 +59,7 @@ def resumable(trainer_class: Any) -> Any:
 def _sentence(error: ValueError) -> str:
     said = " ".join(str(error).split()).rstrip(".")
     if "didn't pass an `eval_dataset`" in said:
-        return (
-            "eval_strategy: there are no test rows to evaluate on; set test_fraction or "
-            "test_dataset_name, or leave eval_strategy out."
-        )
+        return NO_TEST_ROWS
     if "No `target_modules`" in said:
         return (
             "lora_target_modules is missing: peft knows no default for this class of models; name "

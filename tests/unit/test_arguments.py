@@ -50,11 +50,11 @@ def test_a_file_means_what_yaml_1_2_says(tmp_path: Path) -> None:
 
 
 def test_flags_take_negative_numbers_lists_json_and_bare_switches() -> None:
-    argv = ["--neftune_noise_alpha", "-1e-5", "--lora_target_modules", "a", "b", "--packing"]
+    argv = ["--router_aux_loss_coef", "-1e-5", "--lora_target_modules", "a", "b", "--packing"]
     argv += ["--no_logging_nan_inf_filter", "--model_init_kwargs", '{"use_cache": false}']
     argv += ["--max_length", "none"]
     assert parse("sft", argv).values == {
-        "neftune_noise_alpha": -1e-5,
+        "router_aux_loss_coef": -1e-5,
         "lora_target_modules": ["a", "b"],
         "packing": True,
         "logging_nan_inf_filter": False,
