@@ -135,12 +135,14 @@ def load_tokenizer(config: Config, train: Dataset) -> Any:
 def test_perplexity(trainer: Any) -> float | None:
     """Perplexity of the test rows, on the very tokens that the trainer made of them."""
     from recipes.lib.likelihood import perplexity
+    from recipes.lib.sharded import whole
 
     rows = trainer.eval_dataset
     if rows is None:
         return None
     batch_size = trainer.args.per_device_eval_batch_size
-    return perplexity(trainer.model, rows["input_ids"], rows["labels"], batch_size)
+    with whole(trainer) as model:
+        return perplexity(model, rows["input_ids"], rows["labels"], batch_size)
 
 
 @guarded
@@ -160,7 +162,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.held_out import held_out_samples
     from recipes.lib.lineage import write_lineage
     from recipes.lib.progress import watch
-    from recipes.lib.sharded import whole
+    from recipes.lib.sharded import whole, works
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -185,7 +187,7 @@ def run(config: Config) -> dict[str, Any]:
         data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
     with whole(trainer) as trained:
-        if is_main_process() and rows.test is not None:
+        if rows.test is not None and works(trainer):
             samples = held_out_samples(
                 trained,
                 tokenizer,
@@ -194,7 +196,8 @@ def run(config: Config) -> dict[str, Any]:
                 max_new_tokens=script.max_new_tokens,
                 temperature=script.temperature,
             )
-            folder.write_samples(samples)
+            if is_main_process():
+                folder.write_samples(samples)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 
