@@ -149,7 +149,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.lineage import write_lineage
     from recipes.lib.pair_scores import check_saved, score_pairs
     from recipes.lib.progress import watch
-    from recipes.lib.sharded import whole
+    from recipes.lib.sharded import loads_whole, whole, works
 
     start = time.monotonic()
     script, training, model_args = config.script, config.training, config.model
@@ -169,12 +169,13 @@ def run(config: Config) -> dict[str, Any]:
     save_final(trainer, folder)
     trusted = training.trust_remote_code
     with whole(trainer) as model:
-        if is_main_process():
+        if works(trainer):
             scored = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
-            folder.write_samples(scored)
-            summary |= summarize(scored, rows.known, test)
-            check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
+            with loads_whole(trainer):
+                check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
     if is_main_process():
+        folder.write_samples(scored)
+        summary |= summarize(scored, rows.known, test)
         data = script.data_names()
         write_lineage(
             folder.path, "reward", model_args.model_name_or_path, data, trust_remote_code=trusted

@@ -151,21 +151,23 @@ def load_tokenizer(config: Config, train: Dataset) -> Any:
 def test_perplexity(trainer: Any) -> float | None:
     """Perplexity of the test rows, on the very tokens that the trainer made of them."""
     from recipes.lib.likelihood import perplexity
+    from recipes.lib.sharded import whole
 
     rows = trainer.eval_dataset
     if rows is None:
         return None
     batch_size = trainer.args.per_device_eval_batch_size
-    return perplexity(trainer.model, rows["input_ids"], rows["labels"], batch_size)
+    with whole(trainer) as model:
+        return perplexity(model, rows["input_ids"], rows["labels"], batch_size)
 
 
 def write_samples(trainer: Any, test: Dataset | None, script: SFTArguments, folder: Any) -> None:
     """Write what the model says to prompts of test rows; all processes call it."""
     from recipes.lib.held_out import held_out_samples
-    from recipes.lib.sharded import whole
+    from recipes.lib.sharded import whole, works
 
     with whole(trainer) as trained:
-        if is_main_process() and test is not None:
+        if test is not None and works(trainer):
             samples = held_out_samples(
                 trained,
                 trainer.processing_class,
@@ -174,7 +176,8 @@ def write_samples(trainer: Any, test: Dataset | None, script: SFTArguments, fold
                 max_new_tokens=script.max_new_tokens,
                 temperature=script.temperature,
             )
-            folder.write_samples(samples)
+            if is_main_process():
+                folder.write_samples(samples)
 
 
 @guarded

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.likelihood import label_logps
+from recipes.lib.sharded import whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +42,8 @@ def sequence_logps(trainer: Any, rows: Dataset, column: str) -> list[float]:
     ids = [(prompt + completion)[kept] for prompt, completion in pairs]
     labels = [([-100] * len(prompt) + completion)[kept] for prompt, completion in pairs]
     batch_size = args.per_device_eval_batch_size
-    logps = label_logps(trainer.model, ids, labels, batch_size=batch_size)
+    with whole(trainer) as model:
+        logps = label_logps(model, ids, labels, batch_size=batch_size)
     return [float(logps_C.sum()) for logps_C in logps]
 
 

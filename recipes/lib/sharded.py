@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from recipes.lib.errors import UserError
+from recipes.lib.processes import is_main_process
 
 Result = TypeVar("Result")
 WHOLE_STATE = "FULL_STATE_DICT"
@@ -37,10 +38,8 @@ def whole(trainer: Any) -> Iterator[Any]:
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if stage_of(trainer) == 3:
-        from trl.models import unwrap_model_for_generation
-
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as gathered:
-            yield gathered
+        with _gathered(trainer, model):
+            yield model
     elif isinstance(model, FSDPModule):
         # Before a part of a module is used alone, FSDP2 has to see a pass through all of it.
         getattr(model, "pass_through", lambda: None)()
@@ -69,6 +68,44 @@ def with_whole(trainer: Any, function: Callable[[int], Result]) -> Callable[[int
             return function(number)
 
     return called
+
+
+def works(trainer: Any) -> bool:
+    """Whether a process does what is the main process's to do, inside `whole`.
+
+    Under ZeRO-3 all of them do the same in step, because its engine gathers in every forward pass.
+    """
+    return is_main_process() or stage_of(trainer) == 3
+
+
+@contextmanager
+def loads_whole(trainer: Any) -> Iterator[None]:
+    """Let a model be loaded as it is, where ZeRO-3 would load a shard of it.
+
+    Args:
+        trainer: A transformers Trainer.
+    """
+    if stage_of(trainer) != 3:
+        yield
+        return
+    from transformers.integrations import deepspeed
+
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.dschf)
+
+
+@contextmanager
+def _gathered(trainer: Any, model: Any) -> Iterator[None]:
+    if trainer.model_wrapped is not model:  # an engine looks after it
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        yield
 
 
 @contextmanager

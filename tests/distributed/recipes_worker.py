@@ -45,6 +45,7 @@ class Note(TrainerCallback):
                 "processes": trainer.accelerator.num_processes,
                 "wrapped": type(trainer.model_wrapped).__name__,
                 "kinds": sorted({type(p).__name__ for p in trainer.model_wrapped.parameters()}),
+                "is_in_shards": any(hasattr(p, "ds_id") for p in trainer.model.parameters()),
                 "kind": str(trainer.accelerator.distributed_type.value),
                 "accumulation": args.gradient_accumulation_steps,
             }

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from recipes.lib.arguments import Config, parse
 from recipes.lib.checkpoints import seal
 from recipes.lib.errors import UserError
-from recipes.lib.launch_table import TABLE, Card, kind_of, refusals, refuse
+from recipes.lib.launch_checks import Card, kind_of, weights_gib
+from recipes.lib.launch_table import TABLE, refusals, refuse
 from recipes.lib.policies import own_card
 from recipes.lib.processes import Launch
 from tests.tiny_runs import flags
@@ -39,6 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Launch, Launch]] = {
         Launch("ddp", 4),
     ),
     "FSDP or DeepSpeed on the CPU": ("sft", {}, Launch("fsdp2", 2, True), Launch("ddp", 2, True)),
+    "FSDP1": ("sft", {}, Launch("fsdp1", 2), FSDP2),
+    "PPO with DeepSpeed": ("ppo", {}, ZERO2, FSDP2),
     "more processes than cards": (
         "ppo",
         {"rollout_batch_size": 72, "total_episodes": 72, "per_device_train_batch_size": 1},
@@ -103,7 +106,7 @@ def test_vllm_on_the_same_card_needs_room_for_two_copies(
     share: float, gib: float, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 16 GiB of weights: 0.3 of 80 GiB are 24, 0.1 are 8, and 0.9 leave 8 to the training.
-    monkeypatch.setattr("recipes.lib.launch_table._weights_gib", lambda _: 16.0)
+    monkeypatch.setattr("recipes.lib.launch_checks.weights_gib", lambda _: 16.0)
     keys = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": share}
     config = Config("grpo", None, {}, None, Sampling(**keys), None)
     assert names(config, DDP, Card(gib, 8)) == ["vLLM colocate without room"] * refused
@@ -216,8 +219,6 @@ def test_quantized_weights_go_to_the_card_of_their_process(
 
 
 def test_weights_are_measured_on_the_disk(tmp_path: Path) -> None:
-    from recipes.lib.launch_table import _weights_gib
-
     save_file({"w": torch.zeros(1 << 18)}, tmp_path / "model.safetensors")
     config = config_of("sft", model_name_or_path=str(tmp_path))
-    assert _weights_gib(config) == pytest.approx(2**-10, rel=1e-3)
+    assert weights_gib(config) == pytest.approx(2**-10, rel=1e-3)
