@@ -168,11 +168,12 @@ def run(config: Config) -> dict[str, Any]:
     save_final(trainer, folder)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if is_main_process():
-        scored = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
+        size = script.scoring_batch_size
+        scored = score_pairs(model, trainer.processing_class, test, size)
         folder.write_samples(scored)
         summary |= summarize(scored, rows.known, test)
         trusted = training.trust_remote_code
-        check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
+        check_saved(str(folder.final), model, test, model_args, size, trust_remote_code=trusted)
         data = script.data_names()
         write_lineage(
             folder.path, "reward", model_args.model_name_or_path, data, trust_remote_code=trusted

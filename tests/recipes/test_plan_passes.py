@@ -9,8 +9,18 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.arguments import parse
 from recipes.lib.plan.make import Target, plan_of
-from recipes.lib.plan.shape import ACTIVATIONS, ADAPTERS, BASE, GRADIENTS, HEADS, LOGITS, WORKSPACE
-from recipes.lib.plan.shape import OPTIMIZER, OTHERS, Plan
+from recipes.lib.plan.shape import (
+    ACTIVATIONS,
+    ADAPTERS,
+    BASE,
+    GRADIENTS,
+    HEADS,
+    LOGITS,
+    OPTIMIZER,
+    OTHERS,
+    WORKSPACE,
+    Plan,
+)
 from tests.plan_reality import ALIKE, Measured, measured_run, rows_of, write_reward
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, write
