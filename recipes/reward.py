@@ -167,12 +167,13 @@ def run(config: Config) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
     save_final(trainer, folder)
-    trusted = training.trust_remote_code
+    trusted, size = training.trust_remote_code, script.scoring_batch_size
     with whole(trainer) as model:
         if works(trainer):
-            scored = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
+            scored = score_pairs(model, trainer.processing_class, test, size)
+            final = str(folder.final)
             with loads_whole(trainer):
-                check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
+                check_saved(final, model, test, model_args, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)
         summary |= summarize(scored, rows.known, test)

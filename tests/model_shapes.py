@@ -57,7 +57,7 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     "HuggingFaceTB/SmolLM3-3B-Base": (SMOLLM3, 3_075_098_624),
 }
 for _name in list(SHAPES):
-    if _name.startswith("Qwen/"):
+    if _name.endswith("-Base"):
         SHAPES[_name.removesuffix("-Base")] = SHAPES[_name]
 
 

@@ -55,7 +55,7 @@ def measured_run(
                 meter.forget(tensors_of(module))
             meter.forget([p.grad for p in model.parameters() if p.grad is not None])
             meter.forget([v for v in inputs.values() if hasattr(v, "untyped_storage")])
-            meter.__enter__()
+            meter.__enter__()  # and out of it after the backward pass
             return compute_loss(model, inputs, *more, **named)
 
         compute_loss, self.compute_loss = self.compute_loss, begin

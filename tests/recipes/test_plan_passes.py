@@ -57,7 +57,7 @@ MODES: dict[str, dict[str, Any]] = {
     "nf4 twice, plain": LORA | {"load_in_4bit": True, "use_bnb_nested_quant": True},
     "int8": LORA | HALF | {"load_in_8bit": True},
 }
-CASES = [
+CASES: list[tuple[str, str, str, dict[str, Any]]] = [
     ("sft", "llama", "lora in bf16", {"gradient_checkpointing": True}),
     ("sft", "gpt2", "full", {"gradient_accumulation_steps": 2}),
     ("dpo", "llama", "full in bf16", {}),
@@ -93,16 +93,14 @@ def planned(recipe: str, values: dict[str, Any], found: Measured) -> Plan:
     return plan_of(config, target)
 
 
-@pytest.mark.parametrize(("recipe", "model", "mode", "more"), CASES)
-def test_the_plan_is_what_a_training_step_takes(  # noqa: PLR0917  as its cases are
-    recipe: str,
-    model: str,
-    mode: str,
-    more: dict[str, Any],
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case[:3]))
+def test_the_plan_is_what_a_training_step_takes(
+    case: tuple[str, str, str, dict[str, Any]],
     place: Path,
     tiny_tokenizer: PreTrainedTokenizerFast,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    recipe, model, mode, more = case
     save_model(place / "model", tiny_tokenizer, model, **({} if model == "gpt2" else ALIKE))
     write(place / "rows.jsonl", rows_of(recipe))
     values = VALUES[recipe] | MODES[mode] | {"dataset_name": "rows.jsonl"} | more

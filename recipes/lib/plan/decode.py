@@ -66,7 +66,13 @@ def _prefill(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
         model.eval()
         ids, mask = _ids(what.rows, what.prompt), _ids(what.rows, what.prompt)
         with torch.no_grad(), scale.autocast():
-            out = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=torch.zeros_like(ids),  # of each row its own, as generate has them
+                use_cache=True,
+                logits_to_keep=1,
+            )
             size = _size(out.past_key_values)
             _choose(out.logits)
         _rename(meter, size)
@@ -88,7 +94,13 @@ def _last_step(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
             meter.peak, meter.at_peak = meter.total, dict(meter.now)
             ids = _ids(what.rows, 1)
             mask = _ids(what.rows, what.prompt + what.completion)
-            out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=torch.zeros_like(ids),
+                past_key_values=cache,
+                use_cache=True,
+            )
             _choose(out.logits)
             size = _size(out.past_key_values)
         _rename(meter, size)

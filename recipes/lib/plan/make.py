@@ -29,7 +29,6 @@ from recipes.lib.plan.shape import (
 )
 
 RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
-CHECKED_ROWS = 64  # texts at a time when a reward recipe compares what it saved
 BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in
 
 

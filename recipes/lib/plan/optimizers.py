@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ def _state_of(made: Any, kwargs: dict[str, Any], weight: Any, is_embedding: bool
     kwargs.pop("is_paged", None)  # not on the CPU
     optimizer = made([weight], **kwargs)
     weight.grad = torch.empty_like(weight)
-    optimizer.check_overrides()
+    # Its register is one for all optimizers of a process, by number: others' weights are in it.
+    optimizer.mng = SimpleNamespace(index2config={}, pid2config={})
     optimizer.init_state(optimizer.param_groups[0], weight, 0, 0)
     return dict(optimizer.state[weight])
