@@ -89,16 +89,21 @@ GRPO: dict[str, Any] = {
 }
 
 
-def words(name: str, *more: str, recipe: str = "ppo") -> list[str]:
-    values = {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
-    values |= PPO if recipe == "ppo" else GRPO
-    return [*flags(values | {"output_dir": name}), *more]
+def words(name: str, *more: str, recipe: str = "ppo", **values: Any) -> list[str]:
+    given = {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
+    given |= PPO if recipe == "ppo" else GRPO
+    return [*flags(given | {"output_dir": name} | values), *more]
 
 
-def start(folder: Path, name: str, *more: str, recipe: str = "ppo") -> subprocess.Popen[str]:
+def start(
+    folder: Path, name: str, *more: str, recipe: str = "ppo", **values: Any
+) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", f"recipes.{recipe}", *words(name, *more, recipe=recipe)],
+        [
+            *(sys.executable, *launcher, "-m", f"recipes.{recipe}"),
+            *words(name, *more, recipe=recipe, **values),
+        ],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -181,7 +186,7 @@ def stop_in_a_rollout(
 
 def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder: Path) -> None:
     (folder / "fail.now").touch()
-    broken = start(folder, "run", "--save_strategy", "no")
+    broken = start(folder, "run", save_strategy="no")
     said = broken.communicate(timeout=60)[0]
     assert broken.returncode != 0
     assert "ValueError: no number for this one" in said
