@@ -24,7 +24,7 @@ from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.runs import Run, RunArguments, check_folder, is_main_process, open_run
 from recipes.lib.streaming import Rows, load_rows
 
 if TYPE_CHECKING:
@@ -145,6 +145,26 @@ def test_perplexity(trainer: Any) -> float | None:
         return perplexity(model, rows["input_ids"], rows["labels"], batch_size)
 
 
+def write_samples(trainer: Any, folder: Run, tokenizer: Any, test: Any, script: Any) -> None:
+    """Complete a few test prompts with the trained model, for samples.jsonl."""
+    from recipes.lib.held_out import held_out_samples
+    from recipes.lib.sharded import whole, works
+
+    with whole(trainer) as trained:
+        if test is None or not works(trainer):
+            return
+        samples = held_out_samples(
+            trained,
+            tokenizer,
+            test,
+            num_samples=script.num_samples,
+            max_new_tokens=script.max_new_tokens,
+            temperature=script.temperature,
+        )
+        if is_main_process():
+            folder.write_samples(samples)
+
+
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, evaluate, save.
@@ -159,10 +179,8 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, the model or the run folder cannot be used.
     """
     from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
-    from recipes.lib.held_out import held_out_samples
     from recipes.lib.lineage import write_lineage
     from recipes.lib.progress import watch
-    from recipes.lib.sharded import whole, works
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -186,18 +204,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
-    with whole(trainer) as trained:
-        if rows.test is not None and works(trainer):
-            samples = held_out_samples(
-                trained,
-                tokenizer,
-                rows.test,
-                num_samples=script.num_samples,
-                max_new_tokens=script.max_new_tokens,
-                temperature=script.temperature,
-            )
-            if is_main_process():
-                folder.write_samples(samples)
+    write_samples(trainer, folder, tokenizer, rows.test, script)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 
