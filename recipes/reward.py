@@ -168,7 +168,7 @@ def run(config: Config) -> dict[str, Any]:
     summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
     save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
-    with whole(trainer) as model:
+    with whole(trainer, trained=True) as model:
         if works(trainer):
             scored = score_pairs(model, trainer.processing_class, test, size)
             final = str(folder.final)

@@ -9,6 +9,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.launching import RECIPES
+
 TABLE = Path(__file__).with_name("help.json")
 PACKAGE = Path(__file__).parent.parent
 WIDTH = 80
@@ -88,6 +90,12 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
         "  --config FILE",
         "      YAML file with any of the keys below; flags win over it.",
     ]
+    if recipe in RECIPES:
+        lines += [
+            "  --accelerate_config NAME|FILE",
+            "      Start it on several processes: cpu, ddp, fsdp2, zero2, zero3, multi_node",
+            "      or a file; --num_processes, --num_machines, ... go with it.",
+        ]
     hidden = 0
     for group in _order(recipe, options):
         members = [option for option in options if option["group"] == group]

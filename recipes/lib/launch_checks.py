@@ -6,7 +6,6 @@ values, and nothing where nothing is.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def ppo_deepspeed(config: Any, launch: Launch, card: Card | None) -> str:
 
 def too_few_cards(config: Any, launch: Launch, card: Card | None) -> str:
     """Two processes on one card."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", launch.num_processes))
+    here = launch.num_processes // launch.num_machines
     if card is None or here <= max(card.number, 1) or launch.on_cpu:
         return ""
     return f"num_processes={here} on a machine with {card.number} cards"

@@ -17,8 +17,6 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
-from yaml import YAMLError
-
 from recipes.lib.errors import UserError
 from recipes.lib.shipped import FOLDER, find_configs
 from recipes.lib.stopping import EXIT_CODE, SIGNALS
@@ -161,6 +159,7 @@ def find_config(name: str) -> Path:
 def _refuse_one_process(path: Path, given: dict[str, str]) -> None:
     # Measured with accelerate 1.15: without mpirun it starts one process and says nothing.
     from accelerate.commands.config import load_config_from_file
+    from yaml import YAMLError
 
     try:
         config = load_config_from_file(str(path))

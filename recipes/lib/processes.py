@@ -21,11 +21,13 @@ class Launch:
         kind: "single", "ddp", "fsdp1", "fsdp2", or "zero" with its stage.
         num_processes: How many processes, on all machines.
         on_cpu: Whether they compute on the CPU.
+        num_machines: How many machines they run on, as many on each.
     """
 
     kind: str
     num_processes: int
     on_cpu: bool = False
+    num_machines: int = 1
 
     @classmethod
     def here(cls, training: Any = None) -> Launch:
@@ -38,12 +40,13 @@ class Launch:
             The launch.
         """
         number = num_processes()
+        machines = max(number // int(os.environ.get("LOCAL_WORLD_SIZE", number)), 1)
         on_cpu = _is_true("ACCELERATE_USE_CPU") or bool(getattr(training, "use_cpu", False))
         if getattr(training, "deepspeed", None) or _is_true("ACCELERATE_USE_DEEPSPEED"):
-            return cls(f"zero{_zero_stage(training)}", number, on_cpu)
+            return cls(f"zero{_zero_stage(training)}", number, on_cpu, machines)
         if getattr(training, "fsdp", None) or _is_true("ACCELERATE_USE_FSDP"):
-            return cls(f"fsdp{_fsdp_version(training)}", number, on_cpu)
-        return cls("ddp" if number > 1 else "single", number, on_cpu)
+            return cls(f"fsdp{_fsdp_version(training)}", number, on_cpu, machines)
+        return cls("ddp" if number > 1 else "single", number, on_cpu, machines)
 
     @classmethod
     def of(cls, config: Mapping[str, Any], number: int | None = None) -> Launch:
@@ -57,14 +60,16 @@ class Launch:
             The launch.
         """
         number = number or int(config.get("num_processes", 1))
+        machines = int(config.get("num_machines") or 1)
         named, on_cpu = str(config.get("distributed_type", "NO")), bool(config.get("use_cpu"))
         if named == "DEEPSPEED":
             stage = (config.get("deepspeed_config") or {}).get("zero_stage", 2)
-            return cls(f"zero{stage}", number, on_cpu)
+            return cls(f"zero{stage}", number, on_cpu, machines)
         if named == "FSDP":
             version = (config.get("fsdp_config") or {}).get("fsdp_version", 1)
-            return cls(f"fsdp{version}", number, on_cpu)
-        return cls("ddp" if named != "NO" and number > 1 else "single", number, on_cpu)
+            return cls(f"fsdp{version}", number, on_cpu, machines)
+        is_ddp = named != "NO" and number > 1
+        return cls("ddp" if is_ddp else "single", number, on_cpu, machines)
 
     def told(self) -> dict[str, Any]:
         """What a checkpoint says of it."""

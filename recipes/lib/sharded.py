@@ -25,18 +25,20 @@ def stage_of(trainer: Any) -> int:
 
 
 @contextmanager
-def whole(trainer: Any) -> Iterator[Any]:
+def whole(trainer: Any, *, trained: bool = False) -> Iterator[Any]:
     """Let each process use the trained model by itself; all processes enter and leave together.
 
     Args:
         trainer: A transformers Trainer, in training or behind it.
+        trained: The training is over: the model computes in the format of its weights, without
+            the mixed precision that accelerate put around it.
 
     Yields:
         The model without what the launcher wrapped around it.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=not trained)
     if stage_of(trainer) == 3:
         with _gathered(trainer, model):
             yield model

@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Launch, Launch]] = {
         "ppo",
         {"rollout_batch_size": 72, "total_episodes": 72, "per_device_train_batch_size": 1},
         Launch("ddp", 9),
-        DDP,
+        Launch("ddp", 9, num_machines=3),
     ),
 }
 
@@ -178,6 +178,7 @@ def test_a_run_is_refused_in_one_sentence_before_it_loads(
     [
         ({}, Launch("single", 1)),
         ({"WORLD_SIZE": "2"}, Launch("ddp", 2)),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, Launch("ddp", 4, num_machines=2)),
         ({"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}, Launch("ddp", 2, True)),
         (
             {"WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
