@@ -163,7 +163,7 @@ def test_every_class_trains_by_every_method(
     folder = save_model(rows / "model", tiny_tokenizer, name, **{width: 64})
     where = {"lora_target_modules": ["all-linear"]}
     if name in MIXTURES and "dora" in method:
-        with pytest.raises(UserError, match="^use_dora=true: peft has no DoRA for the experts"):
+        with pytest.raises(UserError, match=r"^use_dora=true: peft has no DoRA for the experts"):
             make("sft", rows, folder, **LORA, **where, **METHODS[method])
         return
     trainer = make("sft", rows, folder, **LORA, **where, **METHODS[method])
