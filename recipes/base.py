@@ -140,6 +140,8 @@ def make_model(
     """Draw a model of the asked size."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
 
+    from recipes.lib.cpu_linear import use_fast_products
+
     set_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -157,6 +159,7 @@ def make_model(
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+    use_fast_products(model)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )

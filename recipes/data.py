@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from recipes.lib.shapes import Shape
 
 POSITIONAL = "dataset_name"
+INSTEAD = "datasets"
 
 
 @dataclass(kw_only=True)
@@ -51,6 +52,10 @@ class DataPageArguments(DataArguments, TrustArguments, TemplateArguments):
         default=None, metadata={"help": "Say what this limit, in tokens, would cut or drop."}
     )
     num_samples: int = field(default=3, metadata={"help": "Rows to show."})
+    max_rows: int | None = field(
+        default=None,
+        metadata={"help": "Read the first so many rows of each dataset alone, not all of them."},
+    )
     num_measured: int = field(
         default=10_000, metadata={"help": "Measure the lengths of the first so many rows."}
     )
@@ -66,19 +71,36 @@ def check_keys(script: DataPageArguments) -> None:
     """Check the keys before anything is read.
 
     Raises:
-        UserError: A number is out of its range, or a key needs a tokenizer.
+        UserError: Keys of the data contradict each other, or a key needs a tokenizer.
     """
     validate(script)
-    for key, least in (("num_samples", 0), ("num_measured", 1), ("max_length", 1)):
-        value = getattr(script, key)
-        if value is not None and value < least:
-            raise UserError(f"{key}={value}: give {least} or more.")
     for key in ("max_length", "chat_template", "chat_template_path", "assistant_only_loss"):
         if getattr(script, key) and not script.model_name_or_path:
             raise UserError(
                 f"{key}={getattr(script, key)}: tokens are counted by a tokenizer; name its model "
                 "with model_name_or_path."
             )
+
+
+def rows_of(script: DataPageArguments) -> tuple[Dataset, Dataset | None]:
+    """Training and test rows, unchecked; of a stream, or with max_rows, the first ones alone."""
+    from recipes.lib.first_rows import first_rows, tell_large
+
+    if script.max_rows is None and not script.streaming:
+        tell_large(script)
+        return read(script, script.seed)
+    from recipes.lib.stream import LOOKED_AT
+
+    return first_rows(script, script.max_rows or LOOKED_AT), None
+
+
+def told_rows(script: DataPageArguments, rows: Dataset, test: Dataset | None) -> list[str]:
+    """In words: how many rows there are, and whether they are the first ones alone."""
+    number = 0 if test is None else len(test)
+    told = [f"{len(rows):,} to train on, {number:,} to test on"]
+    if script.max_rows is None and not script.streaming:
+        return told
+    return [*told, "the first ones alone: what stands behind them was not read"]
 
 
 def tokenizer_of(script: DataPageArguments) -> Any:
@@ -201,23 +223,29 @@ def run(config: Config) -> dict[str, Any]:
 
     script: DataPageArguments = config.script
     check_keys(script)
-    train, test = read(script, script.seed)
+    train, test = rows_of(script)
     shape = shape_of(train)
     rows, faults = good_rows(train, shape)
     if test is None and script.test_fraction > 0:
         rows, test = split(rows, script.test_fraction, script.seed)
     tokenizer = tokenizer_of(script)
     page = Page(title=", ".join(script.data_names()), limit=script.max_length)
-    kind = "messages" if len(rows) and isinstance(rows[0][shape.columns[0]], list) else "text"
+    first = (rows if len(rows) else train)[0]
+    kind = "messages" if isinstance(first[shape.columns[0]], list) else "text"
     others = [name for name in train.column_names if name not in shape.columns]
     page.facts = {
         "format": [f"{shape.name}, {kind}", f"for {', '.join(shape.recipes)}"],
         "columns": [", ".join(shape.columns)] + ([f"and {', '.join(others)}"] if others else []),
-        "rows": [f"{len(rows):,} to train on, {0 if test is None else len(test):,} to test on"],
+        "rows": told_rows(script, rows, test),
         "bad rows": faults or ["none"],
         "repeated": repeated(rows, test),
     }
     lengths = measure(script, rows, shape, tokenizer)
+    silent = [row for row, length in enumerate(lengths) if not length.has_loss]
+    if silent and shape.columns != ("prompt",):
+        page.facts["no loss"] = [
+            f"{len(silent):,} rows have no token to learn from, first of the good rows {silent[0]}"
+        ]
     if lengths:
         length_facts(page, lengths, shape, script.model_name_or_path)
         page.examples = make_examples(script, rows, shape, tokenizer)

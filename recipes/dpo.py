@@ -26,6 +26,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
@@ -33,7 +34,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class DPOArguments(RunArguments, DataArguments, TemplateArguments):
+class DPOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of DPOConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -138,6 +139,7 @@ def run(config: Config) -> dict[str, Any]:
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     train, test = load_splits(script, training.seed, SIDES)
+    check_plan(config, test is not None)
     trainer = make_trainer(config, train, test)
     folder = open_run(config)
     watch(trainer, folder.path, "dpo", SHOWN)

@@ -10,8 +10,8 @@ Data: prompt (text or messages); further columns are handed on to the reward fun
 Writes final/ (the policy), metrics.jsonl, samples.jsonl with log_completions, summary.json and
 report.html.
 
-A run goes on from its newest checkpoint, but not bit for bit: TRL keeps neither the completions in
-hand nor the place in its order of prompts, which starts over in later epochs.
+A resumed run is bit-equal to the unbroken one, on the same number of processes: TRL samples with
+the noise of each process.
 
     python -m recipes.grpo --config configs/grpo/qwen3-0.6b-ultrafeedback.yaml
     accelerate launch --num_processes 2 -m recipes.grpo --config configs/grpo/...
@@ -29,6 +29,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.reward_arguments import RewardArguments
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
@@ -36,7 +37,7 @@ SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
 
 
 @dataclass(kw_only=True)
-class GRPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments):
+class GRPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of GRPOConfig and ModelConfig."""
 
 
@@ -106,6 +107,7 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
+    check_plan(config, test is not None)
     trainer, rewards = make_trainer(config, train, test)
     folder = open_run(config)
     watch(trainer, folder.path, "grpo", SHOWN)

@@ -30,6 +30,7 @@ from recipes.lib.arguments import Config, launch
 from recipes.lib.data import DataArguments, load_splits, prompt_text
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
@@ -38,7 +39,7 @@ COLUMNS = ("prompt", "completion", "label")
 
 
 @dataclass(kw_only=True)
-class KTOArguments(RunArguments, DataArguments, TemplateArguments):
+class KTOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of KTOConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -165,6 +166,7 @@ def run(config: Config) -> dict[str, Any]:
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     train, test = load_rows(script, training.seed)
+    check_plan(config, test is not None)
     trainer = make_trainer(config, train, test)
     folder = open_run(config)
     watch(trainer, folder.path, "kto", SHOWN)

@@ -25,6 +25,7 @@ from recipes.lib.data import DataArguments, load_splits
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.reward_arguments import RewardArguments
 from recipes.lib.runs import (
     RunArguments,
@@ -41,7 +42,7 @@ NUM_LAST = 3
 
 
 @dataclass(kw_only=True)
-class PPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments):
+class PPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
 
 
@@ -113,6 +114,7 @@ def run(config: Config) -> dict[str, Any]:
         raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
+    check_plan(config, test is not None)
     trainer = make_trainer(config, train, test)
     folder = open_run(config)
     watch(trainer, folder.path, "ppo", SHOWN)

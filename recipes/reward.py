@@ -26,6 +26,7 @@ from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 from recipes.lib.streaming import Rows, load_rows
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class RewardArguments(RunArguments, DataArguments, TemplateArguments):
+class RewardArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -156,6 +157,7 @@ def run(config: Config) -> dict[str, Any]:
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_pairs(script, training)
+    check_plan(config)
     test = rows.test
     assert test is not None
     trainer = make_trainer(config, rows)
@@ -165,12 +167,13 @@ def run(config: Config) -> dict[str, Any]:
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
     save_final(trainer, folder)
-    trusted = training.trust_remote_code
+    trusted, size = training.trust_remote_code, script.scoring_batch_size
     with whole(trainer, trained=True) as model:
         if works(trainer):
-            scored = score_pairs(model, trainer.processing_class, test, script.scoring_batch_size)
+            scored = score_pairs(model, trainer.processing_class, test, size)
+            final = str(folder.final)
             with loads_whole(trainer):
-                check_saved(str(folder.final), model, test, model_args, trust_remote_code=trusted)
+                check_saved(final, model, test, model_args, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)
         summary |= summarize(scored, rows.known, test)

@@ -24,7 +24,8 @@ from recipes.lib.data import DataArguments, check_template
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.runs import Run, RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.plan.start import PlanArguments, check_plan
+from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
 from recipes.lib.streaming import Rows, load_rows
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 
 
 @dataclass(kw_only=True)
-class SFTArguments(RunArguments, DataArguments, TemplateArguments):
+class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
 
     global_batch_size: int | None = field(
@@ -74,29 +75,44 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
+def load_text_rows(script: SFTArguments, training: Any) -> Rows:
+    """Load training and test rows; the column dataset_text_field is text from here on.
+
+    Raises:
+        UserError: As load_rows.
+    """
+    script.text_field, training.dataset_text_field = training.dataset_text_field, "text"
+    return load_rows(script, training, columns_of)
+
+
 def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
 
     from recipes.lib.fit import check_fit
     from recipes.lib.models import load_policy, peft_config
+    from recipes.lib.old_kwargs import check_dataset_kwargs
+    from recipes.lib.silent_rows import numbered, settle_silent
     from recipes.lib.trl_trainers import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     if training.eval_packing is None:
         training.eval_packing = False  # perplexity is that of whole rows
+    is_text = isinstance(rows.known[0][columns_of(rows.known)[0]], str)
+    check_dataset_kwargs(training.dataset_kwargs, is_text, tokenizer)
     adapter = peft_config(model_args, "CAUSAL_LM")
     trainer = make(
         SFTTrainer,
         load_policy(model_args, trust_remote_code=training.trust_remote_code),
         model_args,
         args=training,
-        train_dataset=_tokenized(rows.train, rows.known, tokenizer),
-        eval_dataset=_tokenized(rows.test, rows.test, tokenizer),
+        train_dataset=numbered(_tokenized(rows.train, rows.known, tokenizer)),
+        eval_dataset=numbered(_tokenized(rows.test, rows.test, tokenizer)),
         processing_class=tokenizer,
         peft_config=adapter,
     )
+    settle_silent(trainer, rows, config.script.on_bad_rows)
     check_fit(trainer, rows.known[0])
     return trainer
 
@@ -145,24 +161,23 @@ def test_perplexity(trainer: Any) -> float | None:
         return perplexity(model, rows["input_ids"], rows["labels"], batch_size)
 
 
-def write_samples(trainer: Any, folder: Run, tokenizer: Any, test: Any, script: Any) -> None:
-    """Complete a few test prompts with the trained model, for samples.jsonl."""
+def write_samples(trainer: Any, test: Dataset | None, script: SFTArguments, folder: Any) -> None:
+    """Write what the model says to prompts of test rows; all processes call it."""
     from recipes.lib.held_out import held_out_samples
     from recipes.lib.sharded import whole, works
 
     with whole(trainer) as trained:
-        if test is None or not works(trainer):
-            return
-        samples = held_out_samples(
-            trained,
-            tokenizer,
-            test,
-            num_samples=script.num_samples,
-            max_new_tokens=script.max_new_tokens,
-            temperature=script.temperature,
-        )
-        if is_main_process():
-            folder.write_samples(samples)
+        if test is not None and works(trainer):
+            samples = held_out_samples(
+                trained,
+                trainer.processing_class,
+                test,
+                num_samples=script.num_samples,
+                max_new_tokens=script.max_new_tokens,
+                temperature=script.temperature,
+            )
+            if is_main_process():
+                folder.write_samples(samples)
 
 
 @guarded
@@ -187,10 +202,10 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
-    rows = load_rows(script, training, columns_of)
+    rows = load_text_rows(script, training)
+    check_plan(config, rows.test is not None)
     trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(config, rows.known)
-    trainer = make_trainer(config, tokenizer, rows)
+    trainer = make_trainer(config, load_tokenizer(config, rows.known), rows)
     folder = open_run(config)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
@@ -204,7 +219,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         data = script.data_names()
         write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
-    write_samples(trainer, folder, tokenizer, rows.test, script)
+    write_samples(trainer, rows.test, script, folder)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

@@ -5,6 +5,7 @@ The libraries are imported once; every run is a fork of that process, which kill
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -21,6 +22,18 @@ from recipes.lib.runs import read_jsonl
 
 # What Python tells an audit hook of files; the rest is wrapped: it writes in C++ and in Rust.
 AUDITED = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+LIBRARIES = (
+    "recipes.ppo",
+    "recipes.lib.ppo.trainer",
+    "recipes.lib.continuing",
+    "recipes.lib.finishing",
+    "recipes.lib.lineage",
+    "recipes.lib.report",
+    "datasets",
+    "peft",
+    "trl",
+    "transformers.models.llama.modeling_llama",
+)
 WRAPPED = (("torch", "save", 1), ("safetensors.torch", "save_file", 1), ("os", "fsync", None))
 
 
@@ -49,6 +62,12 @@ class Operations:
             self.note(f"open {Path(str(arguments[0])).name}")
         elif event in AUDITED:
             self.note(f"{event} {Path(str(arguments[0])).name}")
+
+
+def import_libraries() -> None:
+    """Import what a run needs, so that its forks need not: most of a run would be that."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
 
 
 def count_operations(step: int, operations: Operations) -> None:
@@ -216,9 +235,7 @@ def sweep_operations(
 
 def main(folder: Path) -> None:
     """A short sweep with the values in `values.json`; prints the tallies as JSON."""
-    from recipes import ppo
-
-    assert ppo.__doc__  # imported before the forks
+    import_libraries()
     values = json.loads((folder / "values.json").read_text())
     whole = values | {"output_dir": str(folder / "whole")}
     start = time.monotonic()

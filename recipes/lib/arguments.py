@@ -32,13 +32,20 @@ class Config:
     model: Any | None  # trl.ModelConfig
 
 
-def parse(recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = None) -> Config:
+def parse(
+    recipe: str,
+    argv: Sequence[str],
+    overrides: dict[str, Any] | None = None,
+    *,
+    runs: bool = False,
+) -> Config:
     """Reads a recipe's configuration strictly; flags win over the file, overrides over both.
 
     Args:
         recipe: Name of the recipe, e.g. "ppo".
         argv: `[ACTION] [--config FILE] [--key value ...]`.
         overrides: Values that a calling recipe sets, by key.
+        runs: Whether the recipe runs next, so that a path that is not there is a mistake by now.
 
     Returns:
         The configuration with its dataclasses built and checked.
@@ -46,21 +53,45 @@ def parse(recipe: str, argv: Sequence[str], overrides: dict[str, Any] | None = N
     Raises:
         UserError: The file or a flag is wrong; the text names key, value and remedy.
     """
+    from recipes.lib.early import check_early
     from recipes.lib.fields import fields_of
 
     module = importlib.import_module(f"recipes.{recipe}")
     argv, positional = _take_positional(module, list(argv))
     argv, path = _take_config(argv)
     file = read_yaml(path) if path else None
+    check_early(recipe, path, file, argv, positional | (overrides or {}), runs=runs)
     types = module.arguments()
     fields = fields_of(types)
     values = _file_values(recipe, path, file, fields)
-    values |= _flag_values(recipe, argv, types, fields)
+    values |= _flag_values(recipe, argv, types, fields, values)
     values |= positional
     values |= _override_values(recipe, overrides or {}, fields)
     _check_positional(recipe, module, values)
     script, training, model = _build(recipe, path, types, fields, values)
     return Config(recipe, path, values, script, training, model)
+
+
+def rebuilt(config: Config, changes: dict[str, Any]) -> Config:
+    """Builds a configuration again with some keys set.
+
+    Args:
+        config: The configuration.
+        changes: Values by key.
+
+    Returns:
+        A new one.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
+    from recipes.lib.fields import fields_of
+
+    types = importlib.import_module(f"recipes.{config.recipe}").arguments()
+    fields = fields_of(types)
+    values = config.values | _override_values(config.recipe, changes, fields)
+    script, training, model = _build(config.recipe, config.path, types, fields, values)
+    return Config(config.recipe, config.path, values, script, training, model)
 
 
 def launch(recipe: str, argv: list[str] | None) -> int:
@@ -122,7 +153,7 @@ def _run(recipe: str, argv: list[str]) -> int:
 
     hush()
     use_what_is_there()
-    config = parse(recipe, argv)
+    config = parse(recipe, argv, runs=True)
     if config.values.get("log_level"):
         restore(config.values["log_level"])
     summary = importlib.import_module(f"recipes.{recipe}").run(config)
@@ -147,7 +178,8 @@ def _check_positional(recipe: str, module: ModuleType, values: dict[str, Any]) -
     if key is None:
         return
     actions = getattr(module, "ACTIONS", None)
-    if not values.get(key):
+    instead = getattr(module, "INSTEAD", "")  # a key that does what the word does
+    if not values.get(key) and not values.get(instead):
         what = "|".join(actions) if actions else key.upper()
         raise UserError(f"{key} is missing; write rlhf {recipe} {what}.")
     if actions and values[key] not in actions:
@@ -173,8 +205,8 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
 
 
 def _file_values(recipe: str, path: Path | None, file: Any, fields: Any) -> dict[str, Any]:
-    from recipes.lib.flags import unknown_key
     from recipes.lib.renamed_keys import translate
+    from recipes.lib.unknown_keys import unknown_key
 
     if file is None:
         return {}
@@ -198,15 +230,20 @@ def _file_values(recipe: str, path: Path | None, file: Any, fields: Any) -> dict
 
 
 def _flag_values(
-    recipe: str, argv: list[str], types: tuple[type, ...], fields: Any
+    recipe: str, argv: list[str], types: tuple[type, ...], fields: Any, beside: dict[str, Any]
 ) -> dict[str, Any]:
-    from recipes.lib.flags import read_flags
+    if not argv:
+        return {}
+    from recipes.lib.flags import join_negative_numbers, read_flags
+    from recipes.lib.old_flags import take_old_flags, translate_flags
 
-    return read_flags(recipe, argv, types, fields) if argv else {}
+    words, old = take_old_flags(recipe, join_negative_numbers(argv), fields)
+    values = read_flags(recipe, words, types, fields)
+    return translate_flags(recipe, values, old, fields, beside)
 
 
 def _override_values(recipe: str, overrides: dict[str, Any], fields: Any) -> dict[str, Any]:
-    from recipes.lib.flags import unknown_key
+    from recipes.lib.unknown_keys import unknown_key
 
     for key in overrides:
         if key not in fields:
@@ -215,26 +252,19 @@ def _override_values(recipe: str, overrides: dict[str, Any], fields: Any) -> dic
 
 
 def _admit(field: Any, value: Any, where: str) -> Any:
+    from recipes.lib.constructing import shown
     from recipes.lib.values import MismatchError, admit
 
     try:
         return admit(field, value)
     except MismatchError as error:
-        raise UserError(f"{field.name}={_show(value)}{where}: {error}.") from error
-
-
-def _show(value: Any) -> str:
-    text = {None: "null", True: "true", False: "false"}[value] if _is_word(value) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_word(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+        raise UserError(f"{field.name}={shown(value)}{where}: {error}.") from error
 
 
 def _build(
     recipe: str, path: Path | None, types: tuple[type, ...], fields: Any, values: dict[str, Any]
 ) -> tuple[Any, Any, Any]:
+    from recipes.lib.constructing import construct
     from recipes.lib.defaults import with_defaults
 
     absent = [field.name for field in fields.values() if field.required]
@@ -244,24 +274,10 @@ def _build(
     if values.get("output_dir") == "":
         raise UserError("output_dir='': must name a folder; leave the key out for the default.")
     filled = with_defaults(recipe, path, types, values)
-    built = [_construct(cls, filled) for cls in types]
+    built = [construct(cls, filled, list(values)) for cls in types]
     training = [item for item in built[1:] if _is_a(type(item), "TrainingArguments")]
     model = [item for item in built[1:] if _is_a(type(item), "ModelConfig")]
     return built[0], training[0] if training else None, model[0] if model else None
-
-
-def _construct(cls: type, values: dict[str, Any]) -> Any:
-    from recipes.lib.fields import fields_of
-
-    names = fields_of((cls,))
-    try:
-        return cls(**{key: value for key, value in values.items() if key in names})
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-        # A dataclass's own check: its text may run over several lines.
-        sentence = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{sentence or type(error).__name__}.") from error
 
 
 def _is_a(cls: type, name: str) -> bool:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from recipes.lib.bad_rows import CHOICES
 from recipes.lib.data_keys import FORMAT_NAMES, parts_of, validate
 from recipes.lib.errors import UserError
-from recipes.lib.formats import FORMATS, convert, without_repeated_prompt
+from recipes.lib.formats import (
+    FORMATS,
+    convert,
+    with_template_kwargs,
+    without_repeated_prompt,
+)
 from recipes.lib.mixtures import Part, join, mix
 from recipes.lib.reading import read_splits
 from recipes.lib.row_checks import check_rows
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class DataArguments:
     """Which rows a recipe trains on and which it is tested on."""
+
+    # TRL's parser of flags takes no such annotation: 1 is one row, and 1.0 would be all of them.
+    HINTS: ClassVar[dict[str, Any]] = {"test_fraction": int | float}
 
     dataset_name: str | None = field(
         default=None,
@@ -70,8 +78,8 @@ class DataArguments:
     test_fraction: float = field(
         default=0.0,
         metadata={
-            "help": "Share of the rows held out as test rows where no test data is given; above "
-            "1, their number."
+            "help": "Share of the rows held out as test rows where no test data is given; a whole "
+            "number such as 1 or 500 is their number.",
         },
     )
     max_train_rows: int | None = field(
@@ -93,6 +101,8 @@ class DataArguments:
             "reward, with max_steps."
         },
     )
+
+    text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
 
     def data_names(self) -> list[str]:
         """Paths and Hub ids of all data, for the lineage."""
@@ -128,7 +138,8 @@ def load_splits(
         columns = required_columns(rows) if callable(required_columns) else required_columns
         if "chosen" in columns and "prompt" in rows.column_names:
             columns = [*columns, "prompt"]
-        splits[key] = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+        checked = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+        splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
     if test is None and args.test_fraction > 0:
         train, test = split(train, args.test_fraction, seed)
@@ -251,7 +262,8 @@ def read_test(args: DataArguments) -> Dataset:
             f"dataset_test_split={key}: {name} has the splits {', '.join(sorted(tests))}; name one "
             "of them."
         )
-    return in_trl_format(tests[key], Part(path=name, format=args.dataset_format), args.on_bad_rows)
+    part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
+    return in_trl_format(tests[key], part, args.on_bad_rows)
 
 
 def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
@@ -276,6 +288,8 @@ def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
                 f"{', '.join(rows.column_names)}; name those."
             )
         rows = rows.select_columns(part.columns)
+    if part.text_field in rows.column_names and "text" not in rows.column_names:
+        rows = rows.rename_column(part.text_field, "text")
     if part.format in FORMATS:
         rows = convert(rows, part.format, part.path, on_bad_rows)
     return without_repeated_prompt(rows)

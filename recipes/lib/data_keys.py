@@ -34,19 +34,23 @@ def validate(args: DataArguments) -> None:
                 f"{', '.join(FORMAT_NAMES)}."
             )
     validate_parts(parts_of(args))
-    fraction = args.test_fraction  # 1 may mean all rows as well as one; it is refused
-    if not 0 <= fraction < 1 and not (fraction > 1 and float(fraction).is_integer()):
-        raise UserError(
-            f"test_fraction={fraction}: give a share from 0 to below 1, or a number of rows "
-            "from 2 on."
-        )
-    if fraction > 1 and args.streaming:
-        raise UserError(
-            f"test_fraction={fraction:.0f}: a stream cannot hold out a number of rows; give a "
-            "share below 1, or name test_dataset_name."
-        )
+    _check_fraction(args.test_fraction, args.streaming)
     if args.max_train_rows is not None and args.max_train_rows < 1:
         raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
+
+
+def _check_fraction(fraction: float, streaming: bool) -> None:
+    # As train_test_split of the datasets library: 1 is one row, and 1.0 would be all of them.
+    if fraction < 0 or (isinstance(fraction, float) and fraction >= 1):
+        raise UserError(
+            f"test_fraction={fraction}: give a share from 0 to below 1, or the number of rows as a "
+            "whole number (1 is one row)."
+        )
+    if fraction >= 1 and streaming:
+        raise UserError(
+            f"test_fraction={fraction}: a stream cannot hold out a number of rows; give a "
+            "share below 1, or name test_dataset_name."
+        )
 
 
 def parts_of(args: DataArguments) -> list[Part]:
@@ -67,6 +71,7 @@ def parts_of(args: DataArguments) -> list[Part]:
         replace(
             part,
             format=part.format or args.dataset_format,
+            text_field=part.text_field or args.text_field,
             split=part.split or args.dataset_train_split,
             test_split=part.test_split or args.dataset_test_split,
         )

@@ -1,4 +1,4 @@
-"""What the machine runs out of, memory and disk, told in one sentence."""
+"""What ends a run from outside, such as a lack of memory or disk, told in one sentence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.refusals import as_refusal
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # What libraries say in exceptions that carry no number.
@@ -17,7 +19,14 @@ DISK_WORDS = (
     "iostream error",
     "inline_container.cc",
 )
-MEMORY_WORDS = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
+SAMPLING_WORDS = "probability tensor contains"  # PyTorch's multinomial, under RLOO and GRPO
+MEMORY_WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def is_memory(error: BaseException) -> bool:
@@ -31,6 +40,26 @@ def is_memory(error: BaseException) -> bool:
     )
 
 
+def sentence(error: BaseException) -> str | None:
+    """What went wrong in a training for which its last steps need not be lost.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The sentence without its end; None for a fault of the program.
+    """
+    if isinstance(error, UserError):
+        return str(error).rstrip(".")
+    if isinstance(error, RuntimeError) and SAMPLING_WORDS in str(error):
+        return (
+            "the policy's logits were NaN or infinite while completions were sampled: its weights "
+            "or its number format overflowed; load it with dtype=float32 or bfloat16, or start "
+            "anew with a lower learning_rate"
+        )
+    return None
+
+
 def is_disk(error: BaseException) -> bool:
     """Whether an exception says that a file could not be written: no space, or read-only."""
     if isinstance(error, OSError) and error.errno in DISK:
@@ -39,14 +68,15 @@ def is_disk(error: BaseException) -> bool:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Tell in one sentence that memory or disk ran out while a run was under way.
+def told(path: Path, values: dict[str, Any]) -> Iterator[None]:
+    """Tell in one sentence what ends a run: memory or disk ran out, or a library refused a key.
 
     Args:
         path: The run folder.
+        values: What the user set.
 
     Raises:
-        UserError: One of them ran out.
+        UserError: One of them happened.
     """
     try:
         yield
@@ -63,4 +93,7 @@ def told(path: Path) -> Iterator[None]:
                 f"output_dir={path} cannot be written: the disk is full or read-only; make room "
                 "and go on with --resume, or choose another output_dir."
             ) from error
+        refusal = as_refusal(error, values)
+        if refusal is not None:
+            raise refusal from error
         raise

@@ -43,6 +43,13 @@ def dump(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: in
     return path
 
 
+def has_finite_weights(model: torch.nn.Module) -> bool:
+    """Whether no weight that is trained is NaN or infinite, of shards those of this process."""
+    trained: Any = (weight for weight in model.parameters() if weight.requires_grad)
+    here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
+    return all(bool(weight.isfinite().all()) for weight in here)
+
+
 class FiniteSteps:
     """Mixin for a Trainer that makes no step with gradients that are not finite."""
 
@@ -53,6 +60,7 @@ class FiniteSteps:
     _batches: Any = ()  # micro-batches of the step
     _skipped = 0  # steps in all
     _in_a_row = 0
+    _moves = False  # whether an optimizer step is under way, or was broken off
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
@@ -60,7 +68,7 @@ class FiniteSteps:
         # summed, so all processes see the same.
         others = self.accelerator.scaler is not None or self.is_deepspeed_enabled
         if norm is None or others or math.isfinite(float(norm)):
-            self._in_a_row = 0
+            self._in_a_row, self._moves = 0, True  # the optimizer comes next
             return norm
         self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
         folder, step = Path(self.args.output_dir) / "faults", self.state.global_step + 1
@@ -74,6 +82,7 @@ class FiniteSteps:
                 f"is in {path}; start anew with a lower learning_rate, or without bf16 and fp16."
             )
         model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
+        self._moves = True
         return norm
 
     def _faulty_batches(self) -> Any:

@@ -29,7 +29,7 @@ def fields_of(types: tuple[type, ...]) -> dict[str, Field]:
     """
     found = {}
     for cls in types:
-        hints = get_type_hints(cls)
+        hints = get_type_hints(cls) | getattr(cls, "HINTS", {})
         for field in dataclasses.fields(cls):
             if not field.init:
                 continue
@@ -60,6 +60,8 @@ def describe(hint: Any) -> str:
     enums = [member for member in parts if is_enum(member)]
     if enums:
         parts = [member for member in parts if member is not str]
+    if float in parts:
+        parts = [member for member in parts if member is not int]
     words = []
     for member in sorted(parts, key=lambda member: member is NoneType):
         word = _describe_one(member)
@@ -76,6 +78,8 @@ def _describe_one(hint: Any) -> str:
         return one_of([member.value for member in hint])
     if origin is list:
         return f"a list of {_plural(get_args(hint)[0])}"
+    if origin is tuple:
+        return f"a list of {len(get_args(hint))} {_plural(get_args(hint)[0])}"
     words = {
         bool: "true or false",
         int: "a whole number",

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 Row = dict[str, Any]
 # Of CSV files, whose cells are all text.
-MESSAGES = ("messages", "prompt", "completion", "chosen", "rejected")
+MESSAGES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+LIKE_TURN = re.compile(r"""\s*\{\s*['"](role|content|from|value)['"]\s*:""")  # sharegpt's sides
+ALWAYS = ("messages", "conversations")  # no text is meant there
 # pyarrow's errors are ValueErrors, TypeErrors and OverflowErrors; csv has its own.
 READ_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error)
 
@@ -167,21 +169,23 @@ def csv_row(header: list[str], fields: list[str]) -> Row:
     row: Row = dict(zip(header, fields, strict=True))
     for column in MESSAGES:
         cell = row.get(column, "")
-        if LIKE_MESSAGES.match(cell) or (column == "messages" and cell.strip()):
-            row[column] = _messages(column, cell)
+        if LIKE_MESSAGES.match(cell) or (column in ALWAYS and cell.strip()):
+            row[column] = _messages(column, cell, list)
+        elif column in ("chosen", "rejected") and LIKE_TURN.match(cell):
+            row[column] = _messages(column, cell, dict)
     if "label" in row and "completion" in row:
         row["label"] = LABELS.get(row["label"].strip().lower(), row["label"])
     return row
 
 
-def _messages(column: str, cell: str) -> list[Any]:
+def _messages(column: str, cell: str, kind: type) -> Any:
     try:
         found = parse_line(f'{{"cell": {cell}}}'.encode())["cell"]
     except BrokenRowError as error:
         raise BrokenRowError(
             f"messages in column {column!r} that cannot be read ({error})"
         ) from error
-    if not isinstance(found, list):
+    if not isinstance(found, kind):
         raise BrokenRowError(f"a column {column!r} that is no list of messages in JSON")
     return found
 

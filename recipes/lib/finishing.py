@@ -8,29 +8,34 @@ from typing import Any
 
 from recipes.lib.checkpoints import refuse_bad
 from recipes.lib.errors import UserError
+from recipes.lib.resumable import STAGED
 from recipes.lib.runs import Run, is_main_process
 from recipes.lib.sharded import saved_whole
 from recipes.lib.trust import check_checkpoint
 
 
-def set_accumulation(training: Any, global_batch_size: int | None) -> None:
+def set_accumulation(
+    training: Any, global_batch_size: int | None, num_processes: int | None = None
+) -> None:
     """Derive gradient accumulation from the batch of one optimizer step.
 
     Args:
         training: A TrainingArguments; its gradient_accumulation_steps is set.
         global_batch_size: Rows in one optimizer step over all processes; None leaves things be.
+        num_processes: For how many processes; default: those of this run.
 
     Raises:
         UserError: The micro-batches of all processes do not divide it.
     """
     if global_batch_size is None:
         return
-    together = training.per_device_train_batch_size * training.world_size
+    processes = num_processes or training.world_size
+    together = training.per_device_train_batch_size * processes
     if global_batch_size < 1 or global_batch_size % together:
         raise UserError(
             f"global_batch_size={global_batch_size}: not a multiple of {together} "
             f"(per_device_train_batch_size {training.per_device_train_batch_size} on "
-            f"{training.world_size} processes); change one of them."
+            f"{processes} processes); change one of them."
         )
     training.gradient_accumulation_steps = global_batch_size // together
 
@@ -74,9 +79,21 @@ def save_final(trainer: Any, run: Run) -> None:
     trainer.accelerator.wait_for_everyone()
     try:
         if trainer.args.push_to_hub:
-            trainer.push_to_hub(commit_message="Model save", revision=trainer.args.hub_revision)
+            _push(trainer, run, partial)
     finally:
         _move_to_final(trainer, run, partial)
+
+
+def _push(trainer: Any, run: Run, folder: Path) -> None:
+    # Trainer saves once more to where it uploads from, which is not to be the run folder.
+    args = trainer.args
+    before, args.output_dir = args.output_dir, str(folder)
+    name = (args.hub_model_id or run.path.name).split("/")[-1]
+    try:
+        trainer.push_to_hub("Model save", model_name=name, revision=args.hub_revision)
+    finally:
+        args.output_dir = before
+        shutil.rmtree(run.path / STAGED, ignore_errors=True)
 
 
 def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:

@@ -1,16 +1,15 @@
 """Reads command-line flags: the names come from TRL's TrlParser, the types from our own checks."""
 
 import argparse
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from trl import TrlParser
 
 from recipes.lib.errors import UserError
 from recipes.lib.fields import Field
-from recipes.lib.renamed_keys import new_name
+from recipes.lib.unknown_keys import unknown_key
 from recipes.lib.values import MismatchError, from_text
 
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -26,7 +25,7 @@ class StrictParser(TrlParser):
             action.required = False
             action.choices = None
             if action.type is not None:
-                action.type = str  # argparse would hide our sentence; see _convert
+                action.type = str  # argparse would hide our sentence; see convert
 
     def error(self, message: str) -> NoReturn:
         """Turns argparse's complaint into ours.
@@ -53,7 +52,7 @@ def read_flags(
 
     Args:
         recipe: Name of the recipe, for the messages.
-        argv: The words after the recipe's name, without `--config FILE` and without a positional.
+        argv: The flags and their values, from `join_negative_numbers`.
         types: The recipe's dataclasses.
         fields: Their fields by name.
 
@@ -65,38 +64,26 @@ def read_flags(
             type, or a word belongs to no flag.
     """
     parser = StrictParser(types)
-    words = _join_negative_numbers(argv)
-    _check_names(recipe, words, parser._option_string_actions, fields)
-    namespace, rest = parser.parse_known_args(words)
+    _check_names(recipe, argv, parser._option_string_actions, fields)
+    namespace, rest = parser.parse_known_args(list(argv))
     if rest:
         raise UserError(f"{rest[0]!r} belongs to no flag; write --key value.")
-    return {key: _convert(fields[key], raw) for key, raw in vars(namespace).items()}
+    return {key: convert(fields[key], raw) for key, raw in vars(namespace).items()}
 
 
-def unknown_key(recipe: str, key: str, known: Iterable[str], shown: str) -> UserError:
-    """Makes the error for a key that no dataclass has.
+def convert(field: Field, raw: str | bool | list[str]) -> Any:
+    """Reads what stood behind a flag.
 
     Args:
-        recipe: Name of the recipe.
-        key: The unknown key.
-        known: All keys of the recipe.
-        shown: How and where the user wrote it.
+        field: The field to fill; its name is that of the flag.
+        raw: One word, several, or true for a flag that stands alone.
 
     Returns:
-        The error; its text names the nearest known key where one is near.
+        The value as the field's constructor takes it.
+
+    Raises:
+        UserError: It is no such value.
     """
-    names = sorted(known)
-    renamed = new_name(recipe, key, names)
-    if renamed is not None:
-        return UserError(f"{shown}: is called {renamed} now; write that.")
-    longer = sorted((name for name in names if key and name.startswith(key)), key=len)
-    near = longer[:1] or difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    if near:
-        return UserError(f"{shown}: {recipe} has no such key; the nearest is {near[0]}.")
-    return UserError(f"{shown}: {recipe} has no such key; see rlhf {recipe} --help_all.")
-
-
-def _convert(field: Field, raw: str | bool | list[str]) -> Any:
     if isinstance(raw, bool):  # `--resume` and `--no_x` stand without a value
         return raw
     try:
@@ -110,7 +97,15 @@ def _convert(field: Field, raw: str | bool | list[str]) -> Any:
         raise UserError(f"--{field.name} {text}: {error}.") from error
 
 
-def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
+def join_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """Writes `--key -1e-5` as one word.
+
+    Args:
+        argv: The words of a command line.
+
+    Returns:
+        The same words, negative numbers behind their flags.
+    """
     # argparse takes "-1e-5" for a flag; "--key=-1e-5" it takes for what it is.
     words: list[str] = []
     for word in argv:

@@ -76,6 +76,21 @@ def without_repeated_prompt(dataset: Dataset) -> Dataset:
     return dataset.remove_columns("prompt") if prompt in asked else dataset
 
 
+def with_template_kwargs(rows: Dataset) -> Dataset:
+    """Give rows without chat_template_kwargs, where others have some, empty ones, as TRL needs.
+
+    Args:
+        rows: The rows, checked.
+
+    Returns:
+        The same rows.
+    """
+    column = "chat_template_kwargs"
+    if column not in rows.column_names or None not in rows[column]:
+        return rows
+    return to_dataset([row | {column: row[column] or {}} for row in rows.to_list()])
+
+
 def from_alpaca(row: Row) -> Row:
     """Instruction, input and output; with history, system, chosen and rejected, or kto_tag.
 

@@ -13,6 +13,11 @@ from torch.utils.checkpoint import noop_context_fn
 from recipes.lib.logps import in_pieces
 
 ENLARGED = 64.0  # a power of two, which rounds nothing
+# Keys of configurations by which models change what the head says.
+CHANGES_LOGITS = (
+    *("final_logit_softcapping", "logit_scale", "logits_scaling"),
+    *("output_multiplier", "lm_head_multiplier"),
+)
 
 
 class Batch:
@@ -113,6 +118,9 @@ def has_plain_head(model: Any) -> bool:
         small ones as they are, but for rounding.
     """
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if embeddings.weight.is_meta:  # a plan: there are no numbers to compare
+        text = model.config.get_text_config()
+        return all(getattr(text, key, None) in (None, 1.0) for key in CHANGES_LOGITS)
     last = model.config.get_text_config().vocab_size - 1
     # Several tokens: the embedding of padding is zero, and of zero every head makes zero.
     ids = torch.linspace(0, last, 8, device=embeddings.weight.device).long().unsqueeze(0)

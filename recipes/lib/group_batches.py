@@ -23,6 +23,9 @@ class StatedBatch:
 
     def __post_init__(self) -> None:
         """Set the accumulation before TRL derives its generation batch from it."""
+        temperature = self.temperature  # type: ignore[attr-defined]
+        if temperature <= 0:
+            raise UserError(f"temperature={temperature}: must be above 0; completions are drawn.")
         if self.global_batch_size is not None:
             micro_batch = self.per_device_train_batch_size  # type: ignore[attr-defined]
             num_processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -34,6 +37,8 @@ class StatedBatch:
                     f"{num_processes} processes); change one of them."
                 )
             self.gradient_accumulation_steps = accumulation
+        # Whether steps_per_generation would have to follow another micro-batch by hand.
+        self.states_generation = self.steps_per_generation is not None  # type: ignore[attr-defined]
         super().__post_init__()  # type: ignore[misc]
 
 

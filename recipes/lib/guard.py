@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 from recipes.lib.errors import UserError
 from recipes.lib.failures import told
 from recipes.lib.launch_table import refuse
-from recipes.lib.lock import is_taken, release
+from recipes.lib.lock import is_taken, refuse_if_taken, release
+from recipes.lib.refusals import check_training
 from recipes.lib.runs import folder_of, is_main_process
 
 Recipe = Callable[[Any], dict[str, Any]]
@@ -39,7 +41,10 @@ def guarded(run: Recipe) -> Recipe:
         aside = _set_aside(path)
         try:
             refuse(config)
-            with told(path):
+            with told(path, config.values):
+                check_training(config.training, config.values)
+                if config.script.resume and _lacks_report_alone(path):
+                    return _finish(path)
                 return run(config)
         except UserError:
             moved = sorted(_set_aside(path) - aside)
@@ -52,6 +57,22 @@ def guarded(run: Recipe) -> Recipe:
             release(path)
 
     return wrapped
+
+
+def _lacks_report_alone(path: Path) -> bool:
+    return (path / "summary.json").is_file() and not (path / "report.html").exists()
+
+
+def _finish(path: Path) -> dict[str, Any]:
+    """Write the report of a run that ended without it, for want of room."""
+    refuse_if_taken(path)
+    if is_main_process():
+        # Late, because it imports matplotlib.
+        from recipes.lib.report import write_report
+
+        write_report(path)
+    summary: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    return summary
 
 
 def _take_back(path: Path, absent: list[Path], moved: list[Path]) -> None:

@@ -14,6 +14,7 @@ from types import ModuleType, NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from recipes.lib.defaults import IN_WORDS
+from recipes.lib.early import NAMED
 from recipes.lib.fields import Field, fields_of, members
 
 TABLE = Path(__file__).with_name("help.json")
@@ -99,6 +100,8 @@ def _option(recipe: str, cls: type, field: dataclasses.Field[Any], known: Field)
         "name": field.name,
         "type": _type_words(known),
         "default": _default_words(known),
+        "kinds": _kinds(known.hint),
+        "choices": list(known.choices) if known.choices else None,
         "help": " ".join(str(field.metadata.get("help", "")).replace("%%", "%").split()),
         "group": _group(recipe, cls, field.name),
     }
@@ -109,7 +112,7 @@ def _group(recipe: str, cls: type, name: str) -> str:
     trainer = [base for base in cls.__mro__ if base.__name__ == "TrainingArguments"]
     if trainer and definer in trainer[0].__mro__:
         return "training"
-    if definer.__name__ in ("RunArguments", "FolderArguments"):
+    if definer.__name__ in ("RunArguments", "FolderArguments", "PlanArguments"):
         return "run folder"
     if definer.__module__ == f"recipes.{recipe}" or definer.__name__ == "StatedBatch":
         return recipe
@@ -133,6 +136,22 @@ def _type_words(field: Field) -> str:
         elif get_origin(member) is not list and member is not NoneType:
             words.append(WORDS.get(get_origin(member) or member, "JSON"))
     return "|".join(dict.fromkeys(words))
+
+
+def _kinds(hint: Any) -> list[Any] | None:
+    """The members of an annotation by the names in `early.NAMED`; None where one has no name."""
+    names = {kind: name for name, kind in NAMED.items()}
+    kinds: list[Any] = []
+    for member in members(hint):
+        if isinstance(member, type) and issubclass(member, Enum):
+            kinds.append([item.value for item in member])
+        elif get_origin(member) is Literal:
+            kinds.append(list(get_args(member)))
+        else:
+            kinds.append(names.get(dict if get_origin(member) is dict else member))
+    if any(isinstance(kind, list) and "str" in kinds and False not in kind for kind in kinds):
+        kinds.remove("str")  # `SchedulerType | str` means the names of the enum
+    return None if None in kinds else kinds
 
 
 def _default_words(field: Field) -> str | None:

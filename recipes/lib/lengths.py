@@ -22,6 +22,7 @@ class Length:
     whole: int
     prompt: int
     sides: tuple[tuple[int, int], ...] = ()  # of a pair: each side, and what is before it for KTO
+    has_loss: bool = True  # whether a token of every sequence is learned
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def length_of(found: Sequence[Seen]) -> Length:
     """
     starts = [seen.has_loss.index(True) if True in seen.has_loss else 0 for seen in found]
     sides = tuple((len(seen.ids), seen.start) for seen in found) if len(found) > 1 else ()
-    return Length(max(len(seen.ids) for seen in found), max(starts), sides)
+    has_loss = all(True in seen.has_loss for seen in found)
+    return Length(max(len(seen.ids) for seen in found), max(starts), sides, has_loss)
 
 
 def bins_of(lengths: Sequence[int], num_bins: int = NUM_BINS) -> list[Bin]:

@@ -26,6 +26,7 @@ class Part:
     split: str | None = None  # as dataset_train_split
     test_split: str | None = None  # as dataset_test_split
     columns: list[str] | None = None  # kept; all by default
+    text_field: str | None = None  # column that is read as text, TRL's dataset_text_field
     weight: float | None = None  # share of the dataset's own rows
     fraction: float | None = None  # share of the mixture
 

@@ -53,6 +53,7 @@ def check_saved(
     model: PreTrainedModel,
     test: Dataset,
     model_args: ModelConfig,
+    batch_size: int = 64,
     *,
     trust_remote_code: bool = False,
 ) -> None:
@@ -63,7 +64,8 @@ def check_saved(
         model: The trained model, in memory.
         test: Pairs to compare on; the first few are enough.
         model_args: What the model was loaded with.
-        trust_remote_code: The same.
+        batch_size: Texts at a time.
+        trust_remote_code: What the model was loaded with.
 
     Raises:
         RuntimeError: It does not; what was saved is not what was trained.
@@ -74,8 +76,8 @@ def check_saved(
         final, dtype, model_args=model_args, trust_remote_code=trust_remote_code
     )
     device = next(model.parameters()).device
-    before = score_pairs(model, tokenizer, few)
-    after = score_pairs(saved.to(device), tokenizer, few)
+    before = score_pairs(model, tokenizer, few, batch_size)
+    after = score_pairs(saved.to(device), tokenizer, few, batch_size)
     # Half precision rounds adapters, which train in float32, when they are read again.
     tolerance = 1e-4 if dtype == "float32" else 0.05
     for one, other in zip(before, after, strict=True):

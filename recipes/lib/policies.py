@@ -134,8 +134,11 @@ def _quantized(model: PreTrainedModel, model_args: ModelConfig) -> PreTrainedMod
 
 def unpacked(model: Any) -> Any:
     """The same model; if quantized, kept in the form that gradients pass on every machine."""
+    from recipes.lib.cpu_linear import use_fast_products
+
     if getattr(model, "is_quantized", False):
         from recipes.lib.backbone import keep_unpacked
 
         keep_unpacked(model)
+    use_fast_products(model)
     return model

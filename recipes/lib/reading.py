@@ -138,10 +138,12 @@ def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
 
 
 def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, Dataset]:
-    from datasets import load_dataset
+    from recipes.lib.hub_data import open_hub
 
     try:
-        return dict(load_dataset(name, config, revision=revision))
+        return dict(open_hub(name, config, revision))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error

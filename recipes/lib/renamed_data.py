@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.notes import note
 
 Values = dict[str, Any]
 
+MIXTURE = ("datasets", "seed", "test_split_size")
 LOADERS = ("json", "csv", "parquet")  # of the datasets library, with the file in data_files
 
 
@@ -67,6 +69,14 @@ def from_mixture(values: Values) -> Values:
             "dataset_mixture must hold datasets, a list of mappings; write datasets: with a path "
             "for each."
         )
+    others = [key for key in mixture if key not in MIXTURE]
+    if others:
+        raise UserError(
+            f"dataset_mixture has the unknown key {others[0]}; known are {', '.join(MIXTURE)}."
+        )
+    seed = mixture.get("seed")
+    if seed is not None and seed != values.get("seed", seed):
+        note(f"dataset_mixture: its seed={seed} is left out: the run's own seed chooses the rows.")
     names = {"id": "path", "config": "name"}
     result: Values = {
         "datasets": [{names.get(key, key): value for key, value in part.items()} for part in parts]
@@ -122,15 +132,26 @@ def _is_share(value: Any) -> bool:
     return type(value) in (int, float) and value >= 0
 
 
-def _with_mixer(values: Values) -> Values | None:
-    # Both keys are read with the mixer that they belong to.
-    return {} if "dataset_mixer" in values else None
+def _named_splits(values: Values) -> Values | None:
+    # With a mixer they are read with it; else they stand beside dataset_name.
+    return {} if "dataset_mixer" in values else _splits(values)
+
+
+def _named_config(values: Values) -> Values | None:
+    if "dataset_mixer" in values:
+        return {}
+    configs = values["dataset_configs"] or []
+    if not isinstance(configs, list) or len(configs) > 1:
+        raise UserError(
+            f"dataset_configs={configs!r} must be a list with the configuration of dataset_name."
+        )
+    return {"dataset_config": configs[0]} if configs else {}
 
 
 DATA_KEYS: dict[str, Callable[[Values], Values | None]] = {
     "dataset_mixer": from_mixer,
     "dataset_mixture": from_mixture,
-    "dataset_splits": _with_mixer,
-    "dataset_configs": _with_mixer,
+    "dataset_splits": _named_splits,
+    "dataset_configs": _named_config,
 }
 BESIDE = ("dataset_splits", "dataset_configs")

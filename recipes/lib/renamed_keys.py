@@ -13,21 +13,34 @@ from recipes.lib.errors import UserError
 from recipes.lib.notes import note
 from recipes.lib.renamed_data import BESIDE, DATA_KEYS, with_files
 from recipes.lib.renamed_ppo import other_defaults, rollout_batches, sign_of_trl
-from recipes.lib.renamed_tables import LEFT_OUT, LEFT_OUT_AT, LEFT_OUT_OF, REFUSED, RENAMED
+from recipes.lib.renamed_special import MERGED, SPECIAL
+from recipes.lib.renamed_tables import (
+    LEFT_OUT,
+    LEFT_OUT_AT,
+    LEFT_OUT_OF,
+    REFUSED,
+    REFUSED_OF,
+    RENAMED,
+)
 
 Values = dict[str, Any]
 
 
 def translate(
-    recipe: str, values: Values, known: Container[str], where: Callable[[str], str]
+    recipe: str,
+    values: Values,
+    known: Container[str],
+    where: Callable[[str], str],
+    beside: Values | None = None,
 ) -> tuple[Values, dict[str, str]]:
     """Bring the keys of a file to today's names, with one remark for each that is not.
 
     Args:
         recipe: Name of the recipe.
-        values: The file's keys.
+        values: The keys of a file, or of the flags.
         known: Today's keys of the recipe.
-        where: Says where a key stands in the file.
+        where: Says where a key stands.
+        beside: Of flags, what the file says by today's keys.
 
     Returns:
         The values by today's keys, and the old key that each translated one came from.
@@ -40,15 +53,16 @@ def translate(
     for key in values:
         if key in known:
             continue
-        reason = _left_out_at(key, values)
+        reason = _left_out_at(recipe, key, values)
         found = None if reason else _translated(recipe, key, values, known)
         if found is None:
             reason = reason or LEFT_OUT_OF.get(recipe, LEFT_OUT).get(key, LEFT_OUT.get(key))
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue
-            if key in REFUSED:
-                raise UserError(f"{key} ({where(key)}): {REFUSED[key]}.")
+            why_not = refusal(recipe, key)
+            if why_not is not None:
+                raise UserError(f"{key} ({where(key)}): {why_not}.")
             result[key] = values[key]  # refused as unknown, by the name that the user wrote
             continue
         if key not in MERGED:
@@ -56,10 +70,10 @@ def translate(
         _tell(key, found, where)
         result |= found
         origins |= dict.fromkeys(found, key)
-    _change_values(recipe, result, origins, where)
+    _change_values(recipe, result, origins, where, beside or {})
     sign = sign_of_trl(values)
     if recipe == "ppo" and sign is not None:
-        _as_trl_ppo(sign, result, origins)
+        _as_trl_ppo(sign, result, origins, beside or {})
     return result, origins
 
 
@@ -78,12 +92,46 @@ def new_name(recipe: str, key: str, known: Container[str]) -> str | None:
     return name if name is not None and name in known else None
 
 
-def _left_out_at(key: str, values: Values) -> str | None:
+def is_old(recipe: str, key: str, known: Container[str]) -> bool:
+    """Whether a key is one of earlier files, which is translated, left out or refused.
+
+    Args:
+        recipe: Name of the recipe.
+        key: The key.
+        known: Today's keys of the recipe.
+
+    Returns:
+        False for today's keys, and for those that there never were.
+    """
+    if key in known:
+        return False
+    own = (LEFT_OUT_OF.get(recipe, {}), REFUSED_OF.get(recipe, {}))
+    tables = (SPECIAL, DATA_KEYS, LEFT_OUT, LEFT_OUT_AT, REFUSED, *own)
+    return new_name(recipe, key, known) is not None or any(key in table for table in tables)
+
+
+def refusal(recipe: str, key: str) -> str | None:
+    """Why an old key is refused, at values that mean something.
+
+    Args:
+        recipe: Name of the recipe.
+        key: The old key.
+
+    Returns:
+        The reason, or None where it is not.
+    """
+    return REFUSED_OF.get(recipe, {}).get(key, REFUSED.get(key))
+
+
+def _left_out_at(recipe: str, key: str, values: Values) -> str | None:
     """Why a key means nothing at the value that it has."""
     if key == "warmup_ratio":
         return _without_ratio(values)
     harmless, reason = LEFT_OUT_AT.get(key, ((), ""))
-    return reason if values[key] in harmless else None
+    if values[key] in harmless:
+        return reason
+    is_off = values[key] is None or values[key] is False
+    return "it was off" if is_off and refusal(recipe, key) else None
 
 
 def _without_ratio(values: Values) -> str | None:
@@ -124,7 +172,11 @@ def _tell(key: str, found: Values, where: Callable[[str], str]) -> None:
 
 
 def _change_values(
-    recipe: str, values: Values, origins: dict[str, str], where: Callable[[str], str]
+    recipe: str,
+    values: Values,
+    origins: dict[str, str],
+    where: Callable[[str], str],
+    beside: Values,
 ) -> None:
     """Changes the values of keys that have kept their name but not all of their meaning."""
     parts = with_files(values.get("datasets"))
@@ -132,7 +184,7 @@ def _change_values(
         note(f"datasets ({where('datasets')}): data_files is now written path; it is read as that.")
         values["datasets"] = parts
     if recipe == "ppo" and "gradient_accumulation_steps" in values:
-        found = rollout_batches(values)
+        found = rollout_batches(beside | values)
         if found:
             _tell("gradient_accumulation_steps", found, where)
             del values["gradient_accumulation_steps"]
@@ -140,58 +192,15 @@ def _change_values(
             origins |= dict.fromkeys(found, "gradient_accumulation_steps")
 
 
-def _as_trl_ppo(sign: str, values: Values, origins: dict[str, str]) -> None:
+def _as_trl_ppo(sign: str, values: Values, origins: dict[str, str], beside: Values) -> None:
     """Takes the batch that TRL's PPO had where a file leaves the accumulation to its default."""
     if "gradient_accumulation_steps" not in origins.values():
-        found = rollout_batches({"gradient_accumulation_steps": 1} | values)
+        found = rollout_batches({"gradient_accumulation_steps": 1} | beside | values)
         if found:
             shown = ", ".join(f"{name}={value}" for name, value in found.items())
             note(f"gradient_accumulation_steps is absent, and was 1 in TRL's PPO: {shown}.")
             origins |= {name: sign for name in found if name not in values}
             values |= found
-    others = other_defaults(values)
+    others = other_defaults(beside | values)
     if others:
         note(f"{others}.")
-
-
-def _flash_attention(values: Values) -> Values:
-    return {"attn_implementation": "flash_attention_2"} if values["use_flash_attention_2"] else {}
-
-
-def _by_length(values: Values) -> Values:
-    return {"train_sampling_strategy": "group_by_length"} if values["group_by_length"] else {}
-
-
-def _adafactor(values: Values) -> Values:
-    return {"optim": "adafactor"} if values["adafactor"] else {}
-
-
-def _reentrant(values: Values) -> Values:
-    chosen = values["gradient_checkpointing_use_reentrant"]
-    kwargs = {"gradient_checkpointing_kwargs": {"use_reentrant": chosen}}
-    return {} if chosen is None else kwargs
-
-
-def _log_completions(values: Values) -> Values:
-    return {"log_completions": bool(values["num_sample_generations"])}
-
-
-def _reward_funcs(values: Values) -> Values:
-    given = values.get("reward_funcs") or []
-    paths = [values.get("reward_model_path"), values.get("reward_model_name_or_path")]
-    return {"reward_funcs": [*([given] if isinstance(given, str) else given), *filter(None, paths)]}
-
-
-# Keys whose value changes with the name.
-SPECIAL: dict[str, Callable[[Values], Values | None]] = {
-    "use_flash_attention_2": _flash_attention,
-    "group_by_length": _by_length,
-    "adafactor": _adafactor,
-    "num_sample_generations": _log_completions,
-    "reward_model_path": _reward_funcs,
-    "gradient_checkpointing_use_reentrant": _reentrant,
-    "reward_model_name_or_path": _reward_funcs,
-}
-# Those that go together with the new key. TRL's PPO took the tokenizer from model_name_or_path and
-# the policy from sft_model_path; transformers took a warmup_ratio where warmup_steps was 0.
-MERGED = ("sft_model_path", "reward_model_path", "reward_model_name_or_path", "warmup_ratio")

@@ -15,6 +15,8 @@ SIGNS = (
     "value_model_path",
     "local_rollout_forward_batch_size",
     "num_sample_generations",
+    "ppo_epochs",
+    "init_kl_coef",
 )
 DEFAULTS = {  # of TRL 1.12's PPOConfig
     "temperature": 0.7,

@@ -34,12 +34,22 @@ RENAMED: dict[str, dict[str, str]] = {
         "batch_size": "rollout_batch_size",
         "local_rollout_forward_batch_size": "sampling_batch_size",
         "value_model_path": "critic_model_name_or_path",
+        "model_name": "model_name_or_path",
+        "query_dataset": "dataset_name",
+        "ppo_epochs": "num_ppo_epochs",
+        "init_kl_coef": "kl_coef",
+        "target": "target_kl",
+        "horizon": "kl_horizon",
+        "score_clip": "reward_clip",
+        "log_with": "report_to",
+        "tracker_project_name": "project",
     },
     "rloo": {
         "rloo_k": "num_generations",
         "kl_coef": "beta",
         "cliprange": "epsilon",
         "num_ppo_epochs": "num_iterations",
+        "normalize_advantage": "normalize_advantages",
     },
 }
 
@@ -78,6 +88,14 @@ LEFT_OUT = {
     "wandb_project": "set WANDB_PROJECT in the shell",
     "wandb_run_group": "set WANDB_RUN_GROUP in the shell",
     "benchmarks": "no benchmarks are run here",
+    "auto_insert_empty_system_msg": "no system messages are put in; they are part of the data here",
+    "num_processes": "it is the number of processes that were launched",
+    "optimize_cuda_cache": "torch_empty_cache_steps does that",
+    "optimize_device_cache": "torch_empty_cache_steps does that",
+    "task_name": "run_name names a run",
+    "tracker_kwargs": "trackers are set up by variables of the shell",
+    "accelerator_kwargs": "accelerate launch sets the processes up",
+    "project_kwargs": "output_dir is where a run lies",
 }
 
 DERIVED = "it follows from other keys"
@@ -93,6 +111,7 @@ LEFT_OUT_AT: dict[str, tuple[tuple[Any, ...], str]] = {
     "is_encoder_decoder": ((None, False), "every model is a decoder here"),
     "ref_model_init_kwargs": ((None, {}), "the reference is loaded as the model is"),
     "tools": ((None, []), "tools are a column of the data here"),
+    "test_split_size": ((None,), "no rows are held out"),
     "vllm_device": ((None, "auto"), "vLLM chooses its device by vllm_mode"),
     "vllm_dtype": ((None, "auto"), "vLLM has the dtype of the model"),
     "push_to_hub_revision": ((None, False), "hub_revision alone says where to push"),
@@ -100,6 +119,10 @@ LEFT_OUT_AT: dict[str, tuple[tuple[Any, ...], str]] = {
     "system_prompt": ((None, ""), "system messages are part of the data here"),
     "callbacks": ((None, [], ["push_to_hub_revision"]), "push_to_hub pushes what is saved"),
     "past_index": ((None, -1), "it was off, and is gone"),
+    "num_mini_batches": ((1,), "it was 1"),
+    "stop_token": ((None, "eos"), "completions end at the end tokens of the model"),
+    "base_model_revision": ((None,), "an adapter names its base itself"),
+    "is_peft_model": ((None, False, True), "use_peft says so"),
     "split_batches": ((None, False), "accelerator_config has it, off by default"),
     "dispatch_batches": ((None,), "accelerator_config has it"),
     "jit_mode_eval": ((None, False), "it was off, and is gone"),
@@ -149,5 +172,30 @@ REFUSED = {
     "dispatch_batches": "leave it out and set dispatch_batches in accelerator_config",
     "jit_mode_eval": "transformers no longer has it; leave it out, or set torch_compile",
     "use_ipex": "transformers no longer has it; leave it out",
+    "base_model_revision": "an adapter names its base itself, in adapter_config.json; leave it out",
+    "sanity_check": "leave it out and set max_train_rows",
+    "deepspeed3": "leave it out and give deepspeed a file, or accelerate launch one",
     "label_names": "TRL names the labels itself; leave it out",
+}
+# What is refused for a reason of the recipe.
+REFUSED_OF = {
+    "rloo": {
+        "total_episodes": "leave it out and set max_steps or num_train_epochs",
+        "num_mini_batches": "leave it out and set steps_per_generation",
+        "whiten_rewards": "RLOO's advantages are rewards less their baseline; leave it out",
+        "token_level_kl": "the KL is part of the reward of a completion; leave it out",
+        "stop_token": "completions end at the end tokens of the model; leave it out",
+        "missing_eos_penalty": "leave it out and subtract it in a reward function",
+        "non_eos_penalty": "leave it out and subtract it in a reward function",
+        "penalty_reward_value": "leave it out and subtract it in a reward function",
+    },
+    "ppo": {
+        "non_eos_penalty": "leave it out and set missing_eos_penalty, which is subtracted",
+        "penalty_reward_value": "leave it out and set missing_eos_penalty, which is subtracted",
+        "adap_kl_ctrl": "leave it out and set target_kl (6 was the default) and kl_horizon",
+        "use_score_scaling": "leave it out and set normalize_rewards",
+        "use_score_norm": "leave it out and set normalize_rewards",
+        "early_stopping": "leave it out and set target_kl, which holds the KL",
+        "steps": "leave it out and set total_episodes",
+    },
 }

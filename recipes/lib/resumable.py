@@ -2,52 +2,31 @@
 
 Its checkpoints are whole (recipes.lib.checkpoints). They also hold what Trainer and TRL's trainers
 forget between two logs, so that the metrics after a resume are those of the unbroken run. A signal
-ends a run with a checkpoint (recipes.lib.stopping).
+or a failure ends a run with a checkpoint (recipes.lib.stoppable).
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import random
 import shutil
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, fault, keep_newest, publish, seal
-from recipes.lib.errors import UserError
-from recipes.lib.failures import is_memory
-from recipes.lib.faults import FiniteSteps
+from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, keep_newest, publish, seal
 from recipes.lib.processes import Launch
 from recipes.lib.runs import write_json
-from recipes.lib.stopping import Stop, Stopped, asked, disarm, interruptible, listening
+from recipes.lib.same_batch import batch_of, refuse_other_batch
+from recipes.lib.stoppable import OF_TRL, Stoppable
 
+STAGED = "_hub"  # folder that uploads in the background read; gone with the end of the run
 CARRIED = "carried"  # carried_0.json of the first process, and so on
-# Sums of TRL's trainers since the last log, and of transformers'.
-OF_TRL = ("_metrics", "_total_train_tokens")
 
 
-class Resumable(FiniteSteps):
+class Resumable(Stoppable):
     """Mixin for a Trainer; `class SFT(Resumable, SFTTrainer)`."""
 
-    args: Any
-    state: Any
-    control: Any
-    accelerator: Any
-    callback_handler: Any
-    listens = False  # whether signals end a training with a checkpoint; recipes set it
     _writes_into: Path | None = None
-    _moment: dict[str, Any] | None = None  # after the last finished step
-    # Trainer's own; here for a trainer that is saved before it has trained.
-    _tr_loss: Any = torch.tensor(0.0)
-    _globalstep_last_logged = 0
-    _owes_evaluation = False
-    _resumes_from: str | None = None  # a checkpoint whose state is not taken on yet
-    _last_step = -1  # at which it was asked whether to stop
+    _globalstep_last_logged = 0  # Trainer's own; here for one that is saved before it has trained
 
     # --- checkpoints that are whole
 
@@ -79,12 +58,20 @@ class Resumable(FiniteSteps):
             self._put_in_place(run / PARTIAL / name, run / name)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(run / name))  # type: ignore[misc]
+            self._push_from_checkpoint(str(run / name))
 
     def _push_from_checkpoint(self, folder: str) -> None:
         # Later, from where it stays: an upload in the background would miss what is renamed.
-        if self._writes_into is None:
+        if self._writes_into is not None:
+            return
+        # Trainer copies the model to where it uploads from, which is not to be the run folder.
+        run, staged = self.args.output_dir, Path(self.args.output_dir) / STAGED
+        staged.mkdir(exist_ok=True)
+        self.args.output_dir = str(staged)
+        try:
             super()._push_from_checkpoint(folder)  # type: ignore[misc]
+        finally:
+            self.args.output_dir = run
 
     def _put_in_place(self, partial: Path, target: Path) -> None:
         self.state.save_to_json(str(partial / "trainer_state.json"))
@@ -109,6 +96,7 @@ class Resumable(FiniteSteps):
             "last_logged": self._globalstep_last_logged,
             "owes_evaluation": self._owes_evaluation,
             "skipped": [self._skipped, self._in_a_row],
+            "batch": batch_of(self),
         }
         if "_metrics" in carried:
             carried["_metrics"] = dict(carried["_metrics"]["train"])
@@ -128,6 +116,7 @@ class Resumable(FiniteSteps):
             return
         # What all processes have to agree on is read from the first one's.
         shared = json.loads(paths[0].read_text(encoding="utf-8"))
+        refuse_other_batch(self, shared.get("batch") or batch_of(self))
         self._globalstep_last_logged = shared["last_logged"]
         self._owes_evaluation = shared["owes_evaluation"]
         self._skipped, self._in_a_row = shared["skipped"]
@@ -168,132 +157,5 @@ class Resumable(FiniteSteps):
         return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        self._moment, self._last_step = None, -1
+        self._moment, self._moves, self._last_step = None, False, -1
         return super()._init_training_state(*args, **kwargs)  # type: ignore[misc]
-
-    # --- signals
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as Trainer does.
-
-        Raises:
-            Stopped: A signal asked for it; a checkpoint holds where the run stands.
-        """
-        named = kwargs.get("resume_from_checkpoint", args[0] if args else None)
-        self._resumes_from = named if isinstance(named, str) else None
-        if not self.listens:
-            return super().train(*args, **kwargs)  # type: ignore[misc]
-        with listening():
-            try:
-                return super().train(*args, **kwargs)  # type: ignore[misc]
-            except Stop as stop:
-                raise Stopped(f"stopped by {stop}; {self._save_where_it_stands()}") from None
-            except UserError as error:
-                self._refuse_but_keep(error)
-                raise
-            except Exception as error:
-                if is_memory(error) and self.args.world_size == 1:
-                    with suppress(Exception):  # there may be too little for that, too
-                        self._save_where_it_stands()
-                raise
-
-    def _refuse_but_keep(self, error: UserError) -> None:
-        # What a reward function did must not cost the steps since the last checkpoint.
-        # One process of several cannot save: the others may be anywhere.
-        if self._moment is not None and self.args.world_size == 1:
-            told = str(error).rstrip(".")
-            raise UserError(f"{told}; {self._save_where_it_stands()}, --resume goes on.") from error
-
-    def _save_where_it_stands(self) -> str:
-        folder = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
-        if self._moment is None:
-            return "no step was made since the start"
-        # A checkpoint of this step may be from before an evaluation that is now owed.
-        if self._moment["owes_evaluation"] or fault(folder) is not None:
-            self.go_back_to(self._moment)
-            self.args.save_only_model = False  # or nothing could go on from it
-            self._save_checkpoint(self.model_wrapped, None)  # type: ignore[attr-defined]
-            self.callback_handler.on_save(self.args, self.state, self.control)
-        return f"{folder} holds where it stands"
-
-    def moment(self) -> dict[str, Any]:
-        """What changes within a step and is part of a checkpoint, as it is now."""
-        return {
-            "random": (random.getstate(), np.random.get_state(), torch.get_rng_state()),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-            "loss": self._tr_loss.clone(),
-            "flos": self.current_flos,
-            "tokens": self.state.num_input_tokens_seen,
-            "owes_evaluation": self._owes_evaluation,
-            "skipped": (self._skipped, self._in_a_row),
-            "of_trl": {n: copy.deepcopy(getattr(self, n)) for n in OF_TRL if hasattr(self, n)},
-        }
-
-    def go_back_to(self, moment: dict[str, Any]) -> None:
-        """Undo what an abandoned step, rollout or evaluation changed.
-
-        Args:
-            moment: What `moment` returned before it.
-        """
-        python, numpy, cpu = moment["random"]
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if moment["cuda"]:
-            torch.cuda.set_rng_state_all(moment["cuda"])
-        self._tr_loss = moment["loss"]
-        self.current_flos = moment["flos"]
-        self.state.num_input_tokens_seen = moment["tokens"]
-        self._owes_evaluation = moment["owes_evaluation"]
-        self._skipped, self._in_a_row = moment["skipped"]
-        for name, value in moment["of_trl"].items():
-            setattr(self, name, value)
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch the batches of a step; a signal abandons that, in PPO with it a rollout."""
-        with self._cut_short():
-            batches = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
-        self._batches = batches[0]
-        return batches
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward and backward pass of a micro-batch; a signal abandons the step."""
-        with self._cut_short():
-            return super().training_step(*args, **kwargs)  # type: ignore[misc]
-
-    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        # A signal abandons an evaluation, and the resumed run begins with it.
-        if self.listens:
-            self._moment = self.moment() | {"owes_evaluation": True}
-        with self._cut_short():
-            return super()._evaluate(*args, **kwargs)  # type: ignore[misc]
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log; what was logged counts, and is not abandoned any more."""
-        disarm()
-        if self._skipped and "loss" in logs:
-            logs["skipped_steps"] = self._skipped
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        stops = self.listens and self.args.world_size > 1 and self._all_stop()
-        # A first call at the end of an epoch is followed by that of the epoch, which logs.
-        ends_epoch = float(self.state.epoch or 0.0).is_integer()
-        stops = stops and (not ends_epoch or self._last_step == self.state.global_step)
-        self._last_step = self.state.global_step
-        if stops:
-            self.control.should_save = True
-        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
-        if self.listens:
-            self._moment = self.moment()
-        if stops:
-            raise Stop(asked() or "a signal to another process")
-
-    def _cut_short(self) -> Any:
-        # Several processes wait for each other, so they stop together, at the end of a step.
-        alone = self.args.world_size == 1
-        return interruptible() if alone and self.listens else nullcontext()
-
-    def _all_stop(self) -> bool:
-        here = torch.tensor(int(bool(asked())), device=self.args.device)
-        return bool(self.accelerator.reduce(here, "sum").item())

@@ -6,10 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trl.trainer.utils import split_tensor_dict
 
 from recipes.lib.resumable import Resumable
+from recipes.lib.same_batch import batch_of
 
 BUFFER = "completions"  # completions_0.pt of the first process, and so on
+
+
+def cut_again(in_hand: list[dict[str, Any]] | None, number: int) -> list[dict[str, Any]] | None:
+    """Completions in as many micro-batches as asked for, in the order that they were in.
+
+    Args:
+        in_hand: The micro-batches; None where no completions are in hand.
+        number: Micro-batches to make.
+
+    Returns:
+        The micro-batches, as TRL's trainers keep them.
+    """
+    if in_hand is None or len(in_hand) == number:
+        return in_hand
+    whole: dict[str, Any] = {}
+    for name, first in in_hand[0].items():
+        parts = [batch[name] for batch in in_hand]
+        if isinstance(first, list):
+            whole[name] = [row for part in parts for row in part]
+        else:  # a number of the whole generation is the same in each of them
+            is_of_rows = first is not None and first.ndim > 0
+            whole[name] = torch.cat(parts) if is_of_rows else first
+    cut: list[dict[str, Any]] = split_tensor_dict(whole, number)
+    return cut
 
 
 class ResumableSampling(Resumable):
@@ -39,7 +65,8 @@ class ResumableSampling(Resumable):
         in_hand = self._buffered_inputs if self._step % every else None
         path = folder / f"{BUFFER}_{self.args.process_index}.pt"
         samples = self.rewards.samples() if self.rewards else []
-        torch.save({"step": self._step, "in_hand": in_hand, "samples": samples}, path)
+        state = {"step": self._step, "in_hand": in_hand, "samples": samples} | batch_of(self)
+        torch.save(state, path)
 
     def load_state_from(self, folder: Path) -> None:
         """Take them up again; of another number of processes they would not be the right ones."""
@@ -47,7 +74,9 @@ class ResumableSampling(Resumable):
         path = folder / f"{BUFFER}_{self.args.process_index}.pt"
         if path.is_file():
             state = torch.load(path, weights_only=True, map_location=self.args.device)
-            self._step, self._buffered_inputs = state["step"], state["in_hand"]
+            args, before = self.args, state["micro_batch"]
+            self._step = state["step"] * before // args.per_device_train_batch_size
+            self._buffered_inputs = cut_again(state["in_hand"], args.steps_per_generation)
             if self.rewards:
                 self.rewards.carried = state["samples"]
 

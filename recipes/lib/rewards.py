@@ -67,6 +67,9 @@ def _load_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"{path} needs a package that is not installed: {error}.") from error
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be imported ({what}); mend the file.") from error
     return module
 
 

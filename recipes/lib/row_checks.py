@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPOKEN = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+FOR_TEMPLATE = ("tools", "chat_template_kwargs")  # which TRL hands to the chat template
+ANSWERED = ("messages", "completion")  # of which the assistant's turns are learned
 BATCH = 1000  # rows that are decoded at a time
 
 
@@ -64,7 +67,8 @@ def find_problems(dataset: Dataset, required_columns: Sequence[str]) -> list[Pro
     problems: dict[str, Problem] = {}
     first = next((column for column in SPOKEN if column in required_columns), None)
     is_text: bool | None = None  # as the first good row, by which trainers go for all rows
-    for number, row in enumerate(rows_of(dataset, required_columns)):
+    beside = [name for name in FOR_TEMPLATE if name in dataset.column_names]
+    for number, row in enumerate(rows_of(dataset, [*required_columns, *beside])):
         found = fault(row)
         if found is None and first is not None:
             is_text = isinstance(row[first], str) if is_text is None else is_text
@@ -121,6 +125,8 @@ def fault(row: dict[str, Any]) -> tuple[str, str] | None:
     spoken = [column for column in SPOKEN if column in row]
     for column in spoken:
         what = value_fault(row[column])
+        if what is None and column in ANSWERED and not is_answered(row[column]):
+            what = ("unanswered", "has no turn of the assistant")
         if what is not None:
             return f"{column} {what[0]}", f"column {column!r} {what[1]}"
     kinds = {isinstance(row[column], str) for column in spoken}
@@ -129,9 +135,23 @@ def fault(row: dict[str, Any]) -> tuple[str, str] | None:
         return "mixed", f"columns {both} mix text and messages"
     if "chosen" in row and "rejected" in row and row["chosen"] == row["rejected"]:
         return "equal", "columns 'chosen' and 'rejected' are equal"
+    if not isinstance(row.get("chat_template_kwargs") or {}, dict):
+        kwargs = shown(row["chat_template_kwargs"])
+        return "kwargs", f"column 'chat_template_kwargs' has {kwargs}, which is no mapping,"
+    if not _is_tools(row.get("tools")):
+        return "tools", f"column 'tools' has {shown(row['tools'])}, which is no list of tools,"
     if "label" in row and row["label"] not in (True, False):
         return "label", f"column 'label' has {shown(row['label'])}, which must be true or false,"
     return None
+
+
+def _is_tools(value: Any) -> bool:
+    if not isinstance(value, str) or not value:
+        return not value or isinstance(value, list)
+    try:
+        return isinstance(json.loads(value), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def value_fault(value: Any) -> tuple[str, str] | None:
@@ -171,6 +191,18 @@ def says_something(message: dict[str, Any]) -> bool:
     if message.get("tool_calls"):
         return True
     return bool(content.strip() if isinstance(content, str) else content)
+
+
+def is_answered(value: Any) -> bool:
+    """Whether the assistant says something in what is to be learned.
+
+    Args:
+        value: Text, or messages without a fault.
+
+    Returns:
+        False for messages without a turn of the assistant.
+    """
+    return isinstance(value, str) or any(turn["role"] == "assistant" for turn in value)
 
 
 def shown(value: Any) -> str:

@@ -17,16 +17,18 @@ import yaml
 
 from recipes.lib.errors import UserError
 from recipes.lib.lock import NAME, refuse_if_taken, take
+from recipes.lib.notes import note
 from recipes.lib.processes import is_main_process as is_main_process
 from recipes.lib.processes import num_processes, wait_for_main_process
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
     "resume overwrite output_dir resume_from_checkpoint per_device_train_batch_size "
+    "gradient_accumulation_steps steps_per_generation gradient_checkpointing "
     "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
     "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
     "reward_timeout reward_retries dataloader_num_workers dataset_num_proc push_to_hub "
-    "hub_model_id hub_token".split()
+    "hub_model_id hub_token skip_plan".split()
 )
 
 
@@ -89,7 +91,7 @@ def check_folder(config: Any) -> None:
             something else, or the configuration differs from the one to resume.
     """
     if is_main_process():
-        _check(folder_of(config), config.script.resume, config.script.overwrite, config.values)
+        check_path(folder_of(config), config.script.resume, config.script.overwrite, config.values)
 
 
 def open_run(config: Any) -> Run:
@@ -106,10 +108,13 @@ def open_run(config: Any) -> Run:
     """
     path = folder_of(config)
     if is_main_process():
-        _check(path, config.script.resume, config.script.overwrite, config.values)
+        check_path(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
     wait_for_main_process()
-    return Run(path, _checkpoint(path) if config.script.resume else None)
+    checkpoint = _checkpoint(path) if config.script.resume else None
+    if config.script.resume and checkpoint is None:
+        note(f"output_dir={path} holds no checkpoint to resume; the run starts at the beginning.")
+    return Run(path, checkpoint)
 
 
 def folder_of(config: Any) -> Path:
@@ -118,7 +123,8 @@ def folder_of(config: Any) -> Path:
     return Path(holder.output_dir)
 
 
-def _check(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
+def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
+    """As `check_folder`, of a path and the keys of RunArguments."""
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; give one of them.")
     _refuse_unwritable(path)

@@ -22,6 +22,7 @@ from recipes.lib.generation import completion_text, prompt_token_ids
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.rewards import RewardFunction, ask, checked, distinct_names, wait_for
 from recipes.lib.runs import read_jsonl
+from recipes.lib.together import together
 
 NUM_KEPT = 4  # completions of a generation that samples.jsonl gets, as under PPO
 NUM_LAST = 3  # logs whose mean the summary repeats
@@ -68,10 +69,11 @@ class SampledRewards:
 
     def _called(self, index: int, function: RewardFunction) -> RewardFunction:
         def called(**given: Any) -> list[float | None]:
-            answer = ask(function, self._given(given))
-            if inspect.isawaitable(answer):
-                answer = wait_for([answer], [function])[0]
-            return self._hear(index, function, answer)
+            with together():  # TRL gathers next what all processes say
+                answer = ask(function, self._given(given))
+                if inspect.isawaitable(answer):
+                    answer = wait_for([answer], [function])[0]
+                return self._hear(index, function, answer)
 
         async def awaited(**given: Any) -> list[float | None]:
             # TRL waits for all async functions together if it can tell that they are.

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from recipes.lib.finite import check_sampled
+
 
 def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int) -> Tensor:
     """Uniform numbers in [0, 1) of each episode and position.
@@ -55,7 +57,8 @@ def invert_cdf(logits_BV: Tensor, uniforms_B: Tensor, temperature: float) -> Ten
     total_B = cdf_BV[:, -1]  # differs from 1 by rounding
     below_total_B = torch.nextafter(total_B, torch.zeros_like(total_B))
     target_B = torch.minimum(uniforms_B.to(cdf_BV.device) * total_B, below_total_B)
-    return torch.searchsorted(cdf_BV, target_B.unsqueeze(-1), right=True).squeeze(-1)
+    tokens_B = torch.searchsorted(cdf_BV, target_B.unsqueeze(-1), right=True).squeeze(-1)
+    return tokens_B.clamp(max=cdf_BV.shape[-1] - 1)  # of NaN it would be none
 
 
 class EpisodeNoise(LogitsProcessor):
@@ -78,6 +81,19 @@ class EpisodeNoise(LogitsProcessor):
         tokens_B = invert_cdf(scores, self.uniforms_BC[:, position], self.temperature)
         only_BV = torch.full_like(scores, float("-inf"))
         return only_BV.scatter(1, tokens_B.unsqueeze(1), 0.0)
+
+
+class FiniteLogits(LogitsProcessor):
+    """Notes for which episodes logits are NaN or infinite; looked at once, when all is sampled."""
+
+    def __init__(self) -> None:
+        self.faulty_B: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Leave the logits as they are."""
+        faulty_B = ~scores.amax(-1).isfinite()
+        self.faulty_B = faulty_B if self.faulty_B is None else self.faulty_B | faulty_B
+        return scores
 
 
 @dataclass(frozen=True)
@@ -163,8 +179,12 @@ def sample(
 
     Returns:
         Completion ids of shape (B, C) and their mask, 1 up to and including the stop token.
+
+    Raises:
+        NotFiniteError: Logits were NaN or infinite.
     """
-    processors = LogitsProcessorList()
+    logits = FiniteLogits()
+    processors = LogitsProcessorList([logits])
     if uniforms_BC is not None:
         uniforms_BC = uniforms_BC.to(prompt_ids_BP.device)
         width = prompt_ids_BP.shape[1]
@@ -180,6 +200,7 @@ def sample(
             synced_gpus=False,  # shards are gathered before: recipes.lib.sharded
         )
     model.train(was_training)
+    check_sampled(logits.faulty_B)
     ids_BC = sequences[:, prompt_ids_BP.shape[1] :]
     mask_BC = mask_through_stop(ids_BC, *decoding.stops)
     return torch.where(mask_BC.bool(), ids_BC, decoding.pad_token_id), mask_BC

@@ -89,10 +89,12 @@ def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str
     Raises:
         UserError: There is no such dataset, or it cannot be reached.
     """
-    from datasets import load_dataset
+    from recipes.lib.hub_data import open_hub
 
     try:
-        found = load_dataset(name, config, revision=revision, streaming=True)
+        found = open_hub(name, config, revision, streaming=True)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error

@@ -24,7 +24,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
 
     Args:
         dataset: All rows.
-        fraction: Share of the distinct rows that become test rows, or above 1 their number.
+        fraction: Share of the distinct rows that become test rows, or from 1 on their number.
         seed: Of the choice.
 
     Returns:

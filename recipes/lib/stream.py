@@ -14,7 +14,7 @@ from recipes.lib.file_rows import BrokenRowError, Row
 from recipes.lib.formats import FORMATS
 from recipes.lib.mixtures import Part
 from recipes.lib.notes import note
-from recipes.lib.row_checks import fault, other_kind
+from recipes.lib.row_checks import FOR_TEMPLATE, fault, other_kind
 from recipes.lib.sources import Source
 from recipes.lib.splitting import content_key
 
@@ -74,9 +74,13 @@ class Reader:
             raise row
         if self.part.columns is not None:
             row = {name: row.get(name) for name in self.part.columns}
+        if self.part.text_field in row and "text" not in row:
+            row = dict(row)
+            row["text"] = row.pop(str(self.part.text_field))
         row = FORMATS[str(self.part.format)](dict(row)) if self.part.format in FORMATS else row
         needed = {name: row.get(name) for name in self.columns}
-        found = fault(needed) or other_kind(needed, self.columns[0], self.is_text)
+        beside = {name: row.get(name) for name in FOR_TEMPLATE}
+        found = fault(needed | beside) or other_kind(needed, self.columns[0], self.is_text)
         if found is not None:
             raise BrokenRowError(found[1])
         late = [name for name in BESIDE if row.get(name) and name not in self.beside]

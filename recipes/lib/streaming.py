@@ -97,8 +97,8 @@ def _readers(
 ) -> list[Reader]:
     """Readers of the training rows, in the format that the first rows of all parts have."""
     drops = args.on_bad_rows == "drop"
-    sources = [_named(splits, part) for splits, part in zip(found, parts, strict=True)]
-    heads = [_look(s, part, drops, LOOKED_AT) for s, part in zip(sources, parts, strict=True)]
+    sources = [named(splits, part) for splits, part in zip(found, parts, strict=True)]
+    heads = [look(s, part, drops, LOOKED_AT) for s, part in zip(sources, parts, strict=True)]
     head = join(parts, heads) if len(parts) > 1 else heads[0]
     columns = list(required_columns(head))
     if "chosen" in columns and "prompt" in head.column_names:
@@ -140,7 +140,20 @@ def _check_keys(args: DataArguments, training: Any, parts: list[Part]) -> None:
         raise UserError("datasets: weight does not go with streaming; leave it out.")
 
 
-def _named(sources: dict[str, Source], part: Part, key: str = "dataset_train_split") -> Source:
+def named(sources: dict[str, Source], part: Part, key: str = "dataset_train_split") -> Source:
+    """The source of the split that a part asks for.
+
+    Args:
+        sources: All sources of the part's path.
+        part: The part.
+        key: What the message calls the split.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: There is no such split.
+    """
     if part.split not in sources:
         raise UserError(
             f"{key}={part.split}: {part.path} has the splits {', '.join(sorted(sources))}; name "
@@ -149,8 +162,21 @@ def _named(sources: dict[str, Source], part: Part, key: str = "dataset_train_spl
     return sources[part.split]
 
 
-def _look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset:
-    """The first rows as a table in TRL's formats, their broken lines told or dropped."""
+def look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset:
+    """Read the first rows, their broken lines told or dropped.
+
+    Args:
+        source: Where to read.
+        part: What it belongs to.
+        drops: Whether bad rows are dropped.
+        limit: How many; None for all.
+
+    Returns:
+        The rows in TRL's formats.
+
+    Raises:
+        UserError: There are none, or some are bad and not to be dropped.
+    """
     rows, problems = [], dict[str, Problem]()
     total = 0
     for number, row in islice(source.rows(), limit):
@@ -186,8 +212,9 @@ def _test_rows(
         return None
     if args.test_dataset_name is not None:
         key = args.dataset_test_split
-        part = Part(path=args.test_dataset_name, format=args.dataset_format, split=key)
-        source = _named(find_sources(part.path, key), part, "dataset_test_split")
+        path, kind = args.test_dataset_name, args.dataset_format
+        part = Part(path=path, format=kind, text_field=args.text_field, split=key)
+        source = named(find_sources(part.path, key), part, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:
         return None
@@ -198,7 +225,7 @@ def _test_rows(
         )
     rows = []
     for reader in readers:
-        table = _look(reader.source, reader.part, reader.drops, None)
+        table = look(reader.source, reader.part, reader.drops, None)
         name = f"{reader.source.name} (test)"
         check_rows(table, reader.columns, name, args.on_bad_rows)
         rows += list(reader.rows())

@@ -146,7 +146,7 @@ def _value(node: yaml.Node, path: Path) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, path) for item in node.value]
     if not isinstance(node, yaml.ScalarNode) or node.style is not None:
-        return node.value
+        return _joined(node.value)
     try:
         return parse_scalar(node.value)
     except ValueError as error:
@@ -154,6 +154,14 @@ def _value(node: yaml.Node, path: Path) -> Any:
         raise UserError(
             f"{path}, line {line}: the number is too long; write it shorter."
         ) from error
+
+
+def _joined(text: str) -> str:
+    # YAML takes the two halves of a character that JSON writes as escapes for two characters.
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return text
 
 
 def _mapping(node: yaml.MappingNode, path: Path) -> dict[str, Any]:

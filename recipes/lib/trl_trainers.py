@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from recipes.lib.cpu_linear import use_fast_products
 from recipes.lib.errors import UserError
+from recipes.lib.refusals import NO_TEST_ROWS
 from recipes.lib.resumable import Resumable
 from recipes.lib.resumable_sampling import ResumableSampling
 
@@ -40,8 +42,10 @@ def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> A
             "another as chat_template_path."
         ) from error
     _keep_dtype(trainer)
+    use_fast_products(trainer.model)
     if getattr(trainer, "ref_model", None) is not None:
         _align_reference(trainer, model, model_args)
+        use_fast_products(trainer.ref_model)
     return trainer
 
 
@@ -54,6 +58,8 @@ def resumable(trainer_class: Any) -> Any:
 
 def _sentence(error: ValueError) -> str:
     said = " ".join(str(error).split()).rstrip(".")
+    if "didn't pass an `eval_dataset`" in said:
+        return NO_TEST_ROWS
     if "No `target_modules`" in said:
         return (
             "lora_target_modules is missing: peft knows no default for this class of models; name "

@@ -7,6 +7,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from recipes.lib.fields import Field, describe, fields_of, is_enum, members, one_of
+from recipes.lib.ranges import out_of_range
 from recipes.lib.strict_yaml import parse_scalar
 
 LARGEST_INT = 2**63 - 1  # what a tensor of integers can hold
@@ -29,11 +30,15 @@ def admit(field: Field, value: Any) -> Any:
         The same value; an int where the field is a float becomes a float.
 
     Raises:
-        MismatchError: The value has another type, is not finite, or is none of the choices.
+        MismatchError: The value has another type, is not finite, out of its range, or is none of
+            the choices.
     """
     result = _admit(field.hint, value)
     if field.choices is not None and result is not None and result not in field.choices:
         raise MismatchError(f"must be {one_of(field.choices)}")
+    words = out_of_range(field.name, result)
+    if words is not None:
+        raise MismatchError(f"must be {words}")
     return result
 
 
@@ -73,7 +78,7 @@ def from_text(field: Field, text: str) -> Any:
 
 
 def _is_container(hint: Any) -> bool:
-    return (get_origin(hint) or hint) in (list, dict)
+    return (get_origin(hint) or hint) in (list, tuple, dict)
 
 
 def _is_mapping(hint: Any) -> bool:
@@ -128,6 +133,8 @@ def _admit_container(hint: Any, value: Any) -> Any:
     if (origin or hint) is list and isinstance(value, list):
         inner = get_args(hint)[0] if get_args(hint) else Any
         return [_admit(inner, item) for item in value]
+    if origin is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
+        return [_admit(inner, item) for inner, item in zip(get_args(hint), value, strict=True)]
     if (origin or hint) is dict and isinstance(value, dict):
         inner = get_args(hint)[1] if get_args(hint) else Any
         return {key: _admit(inner, item) for key, item in value.items()}

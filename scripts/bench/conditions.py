@@ -24,7 +24,7 @@ def conditions(command: str) -> str:
     return "\n".join(
         [
             f"- command: `{command}`",
-            f"- hardware: {_processor()}, {os.cpu_count()} cores, no GPU",
+            f"- hardware: {_processor()}, {os.cpu_count()} cores, {_card()}",
             f"- versions: Python {platform.python_version()}, {versions}",
             f"- commit {commit()}, {date.today().isoformat()}",
         ]
@@ -36,3 +36,9 @@ def _processor() -> str:
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _card() -> str:
+    import torch
+
+    return f"one {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.conftest import word_tokenizer
 from tests.mistakes import Answer, attempt
+from tests.recipes import test_refusals
 from tests.unit import (
     test_data_mistakes,
     test_machine_limits,
@@ -39,10 +40,17 @@ def on_machine(name: str, folder: Path) -> Answer:
     return test_machine_limits.LIMITS[name][0](folder)
 
 
+def in_libraries(name: str, folder: Path) -> Answer:
+    """Set what only a library checks."""
+    test_refusals.furnish(folder, word_tokenizer())
+    return attempt(*test_refusals.prepare(name), folder)
+
+
 TABLES: dict[str, tuple[list[str], Try]] = {
     "In a configuration or on the command line": (list(test_mistakes.MISTAKES), in_configuration),
     "In data": (list(test_data_mistakes.MISTAKES), in_data),
     "In models, rewards, batches and folders": (list(test_model_mistakes.MISTAKES), in_models),
+    "What only a library checks": (list(test_refusals.CASES), in_libraries),
     "Limits of the machine": (list(test_machine_limits.LIMITS), on_machine),
 }
 

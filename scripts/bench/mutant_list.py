@@ -47,6 +47,7 @@ RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{PPO
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{PPO}/describe.py"
 BACKBONE, SAMPLING = f"{LIB}/backbone.py", f"{LIB}/sampling.py"
+DECODE = f"{LIB}/decode.py"
 ADAPTERS, FORWARD, LOGPS = f"{LIB}/adapters.py", f"{LIB}/forward.py", f"{LIB}/logps.py"
 STATE, UNMOVED = f"{PPO}/state.py", f"{PPO}/unmoved.py"
 REWARD_MODELS, MODELS = f"{LIB}/reward_models.py", f"{LIB}/models.py"
@@ -180,6 +181,14 @@ OF_LOGPS = [
         SAMPLING,
         "EpisodeNoise(uniforms_BC, width, decoding.temperature)",
         "EpisodeNoise(uniforms_BC, width, 1.0)",
+        "logps",
+    ),
+    Mutant(
+        6,
+        "own loop without temperature",
+        DECODE,
+        "invert_cdf(logits_BV.float(), uniforms_B, self.decoding.temperature)",
+        "invert_cdf(logits_BV.float(), uniforms_B, 1.0)",
         "logps",
     ),
     Mutant(
@@ -331,6 +340,30 @@ OF_LOGPS = [
         "logps",
     ),
     Mutant(
+        13,
+        "the own loop reads the padding",
+        DECODE,
+        "state.mask[:rows, :width] = mask_BP",
+        "state.mask[:rows, :width] = 1",
+        "logps",
+    ),
+    Mutant(
+        13,
+        "the own loop counts the padding",
+        DECODE,
+        "state.positions[:rows, 0] = mask_BP.sum(1) - 1",
+        "state.positions[:rows, 0] = width - 1",
+        "logps",
+    ),
+    Mutant(
+        14,
+        "masks from the pad token in the own loop",
+        DECODE,
+        "mask_BC = mask_through_stop(ids_BC, *self.decoding.stops)",
+        "mask_BC = (ids_BC != self.decoding.pad_token_id).long()",
+        "logps",
+    ),
+    Mutant(
         14,
         "masks from the pad token",
         SAMPLING,
@@ -450,9 +483,9 @@ OF_REWARDS = [
     Mutant(
         21,
         "completions not cut at their end",
-        COLLECT,
-        "episodes[i].completion_ids = ids_C[:mask_C]",
-        "episodes[i].completion_ids = ids_C",
+        f"{PPO}/samplers.py",
+        "said[i] = ids_C[:length]",
+        "said[i] = ids_C",
         "rewards",
     ),
     Mutant(
@@ -816,8 +849,8 @@ OF_BATCHING = [
         40,
         "one noise and prompts for all processes",
         COLLECT,
-        "begin = first + args.process_index * share",
-        "begin = first",
+        "begin = number * args.rollout_batch_size + args.process_index * share",
+        "begin = number * args.rollout_batch_size",
         "distributed",
     ),
     Mutant(

@@ -1,4 +1,7 @@
-"""One run of this project's PPO for ppo_vs_trl: `speed_ours.py FOLDER CRITIC`. Prints JSON."""
+"""One run of this project's PPO: `speed_ours.py FOLDER CRITIC [PRODUCTS]`. Prints JSON.
+
+PRODUCTS is `fast`, the recipes' own choice, or `mkl`, those that PyTorch takes by itself.
+"""
 
 import json
 import resource
@@ -13,14 +16,17 @@ from datasets import Dataset  # noqa: E402  the paths above come first
 from peft import LoraConfig  # noqa: E402
 from speed_task import COMMON, COMPLETION_TOKENS, EPISODES, LORA, prompts  # noqa: E402
 
+from recipes.lib import cpu_linear  # noqa: E402
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.trainer import PPOTrainer  # noqa: E402
 
 PHASES = ("sampling", "scoring", "training")
 
 
-def main(folder: str, critic: str) -> None:
+def main(folder: str, critic: str, products: str = "fast") -> None:
     """Train, and print seconds of an iteration by phase and memory in GiB."""
+    if products == "mkl":
+        cpu_linear.gains = lambda: False
     at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = [{"prompt": " ".join(f"w{token - 2}" for token in row)} for row in prompts()]
     with tempfile.TemporaryDirectory() as out:

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from transformers import GPT2ForSequenceClassification, TrainerCallback
 
 from recipes.lib.backbone import reference_logps, token_values
+from recipes.lib.decode import Decoder
 from recipes.lib.forward import Batch
 from recipes.lib.logps import logps_and_entropy
 from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
@@ -19,11 +20,24 @@ from tests.checklist import tiny
 LONG = [[4], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6], [7, 8], [9, 9, 4]]
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+SAMPLERS = pytest.mark.parametrize("sampler", ["transformers", "graph"])
+
+
+def say(sampler: str, model: Any, ids: Any, mask: Any, noise: Any, decoding: Decoding) -> Any:
+    """Completions and their mask, by the name of a sampler."""
+    if sampler == "graph":
+        return Decoder(model, decoding, 1, 1).sample(ids, mask, noise)
+    return sample(model, ids, mask, noise, decoding)
+
+
+@pytest.fixture(scope="module", params=["transformers", "graph"])
+def warm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, Any]:
     """A trainer at temperature 0.7 whose policy has left its reference, and its rollout."""
+    settings = {"temperature": 0.7, "critic": "head", "per_device_train_batch_size": 4}
     folder = tmp_path_factory.mktemp("warm")
-    trainer = tiny.trainer(folder, temperature=0.7, critic="head", per_device_train_batch_size=4)
+    trainer = tiny.trainer(folder, sampler=request.param, **settings)
     tiny.shake(trainer.actor_critic.policy)
     return trainer, trainer.collector.rollout(0)
 
@@ -58,12 +72,14 @@ def test_item_06_and_those_of_training_do_too(warm: tuple[Any, Any]) -> None:
     assert trainer.sums["policy/clipfrac_avg"] == 0.0
 
 
-def test_item_07_first_tokens_of_a_real_model_have_its_distribution() -> None:
+@SAMPLERS
+def test_item_07_first_tokens_of_a_real_model_have_its_distribution(sampler: str) -> None:
     model, number = tiny.llama(vocab_size=64), 6000
     expected = tiny.log_probs(model, [4, 5], 0.8)[-1].exp().numpy()
     prompts = torch.tensor([[4, 5]] * number)
     uniforms = episode_uniforms(3, range(number), 1)
-    ids, _ = sample(model, prompts, torch.ones_like(prompts), uniforms, Decoding(1, 0.8, 1, 0))
+    mask, decoding = torch.ones_like(prompts), Decoding(1, 0.8, 1, 0)
+    ids, _ = say(sampler, model, prompts, mask, uniforms, decoding)
     counts = torch.bincount(ids[:, 0], minlength=64).numpy()
     common = expected * number >= 5  # the rest as one bin
     observed = [*counts[common], counts[~common].sum()]
@@ -73,7 +89,8 @@ def test_item_07_first_tokens_of_a_real_model_have_its_distribution() -> None:
     assert chisquare(observed, theory).pvalue > 0.001
 
 
-def test_item_08_a_stored_generation_config_has_no_say(tmp_path: Path) -> None:
+@SAMPLERS
+def test_item_08_a_stored_generation_config_has_no_say(tmp_path: Path, sampler: str) -> None:
     words, ids = tiny.tokenizer(), []
     for name, settings in (
         ("plain", {}),
@@ -85,7 +102,7 @@ def test_item_08_a_stored_generation_config_has_no_say(tmp_path: Path) -> None:
         path = folder / "generation_config.json"
         stored = json.loads(path.read_text()) | {"do_sample": True} | settings
         path.write_text(json.dumps(stored))
-        trainer = tiny.trainer(tmp_path, str(folder))
+        trainer = tiny.trainer(tmp_path, str(folder), sampler=sampler)
         ids.append(tiny.sequences(trainer.collector.rollout(0)))
         # and it is put back for whoever uses the model afterwards
         assert trainer.actor_critic.policy.generation_config.top_k == settings.get("top_k", None)
@@ -246,21 +263,27 @@ def test_item_13_absolute_positions_count_tokens_and_not_padding(
                 assert torch.allclose(values[i], plain, atol=1e-5)
 
 
-def test_item_13_sampling_counts_tokens_too() -> None:
+@SAMPLERS
+def test_item_13_sampling_counts_tokens_too(sampler: str) -> None:
     model, uniforms, decoding = tiny.gpt2(), episode_uniforms(1, range(4), 6), Decoding(6, 1, 1, 0)
-    together, mask = sample(model, *padded(LONG), uniforms, decoding)
+    together, mask = say(sampler, model, *padded(LONG), uniforms, decoding)
     for i, row in enumerate(LONG):
-        alone, alone_mask = sample(model, *padded([row]), uniforms[i : i + 1], decoding)
+        noise = uniforms[i : i + 1]
+        alone, alone_mask = say(sampler, model, *padded([row]), noise, decoding)
         assert together[i][mask[i].bool()].tolist() == alone[0][alone_mask[0].bool()].tolist()
 
 
-def test_item_14_padding_with_the_end_token_gives_identical_advantages(tmp_path: Path) -> None:
+@SAMPLERS
+def test_item_14_padding_with_the_end_token_gives_identical_advantages(
+    tmp_path: Path, sampler: str
+) -> None:
     rollouts = []
     for pad in ("<pad>", "<eos>"):
         model = tiny.llama(pad_token_id=0 if pad == "<pad>" else 1)
         model.load_state_dict(tiny.llama().state_dict())  # a padding row starts as zeros
         words = tiny.tokenizer(pad=pad)
-        trainer = tiny.trainer(tmp_path, model, tokenizer=words, missing_eos_penalty=1.0)
+        settings = {"missing_eos_penalty": 1.0, "sampler": sampler}
+        trainer = tiny.trainer(tmp_path, model, tokenizer=words, **settings)
         tiny.shake(trainer.model)
         rollouts.append(trainer.collector.rollout(0))
     one, two = rollouts

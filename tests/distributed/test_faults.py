@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from recipes.lib.arguments import launch
 from recipes.lib.checkpoints import fault, numbered, read_manifest
 from recipes.lib.runs import read_jsonl
+from tests.stopped_runs import assert_same_runs
 from tests.tiny_runs import flags, snapshot, write
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,9 +40,10 @@ def die():
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
 
-def wait():
-    (HERE / ("waiting" + os.environ["RANK"])).touch()
-    time.sleep(2.0)
+def wait():  # too long for anyone who waits for it, but for one process if that is the other's
+    (HERE / ("waiting" + os.environ["RANK"])).write_text(str(os.getpid()))
+    if os.environ["RANK"] == "1" or not (HERE / "alone.now").exists():
+        time.sleep(100.0)
 
 def fail():
     if os.environ["RANK"] == "1":
@@ -74,14 +77,29 @@ def folder(
     return tmp_path
 
 
-def words(name: str, *more: str, **values: Any) -> list[str]:
+GRPO: dict[str, Any] = {
+    "max_steps": 6,
+    "num_generations": 4,
+    "steps_per_generation": 2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 6,
+    "learning_rate": 1e-2,
+    "log_completions": True,
+}
+
+
+def words(name: str, *more: str, recipe: str = "ppo", **values: Any) -> list[str]:
     values |= {"dataset_name": "rows.jsonl", "reward_funcs": ["rewards.py:ends"]}
-    return [*flags(PPO | values | {"output_dir": name}), *more]
+    own = PPO if recipe == "ppo" else GRPO
+    return [*flags(own | values | {"output_dir": name}), *more]
 
 
-def start(folder: Path, name: str, *more: str, **values: Any) -> subprocess.Popen[str]:
-    of_ours = ["recipes.cli", "ppo", "--accelerate_config", "cpu", "--num_processes", "2"]
-    return popen(folder, [*of_ours, *words(name, *more, **values)])
+def start(
+    folder: Path, name: str, *more: str, recipe: str = "ppo", **values: Any
+) -> subprocess.Popen[str]:
+    of_ours = ["recipes.cli", recipe, "--accelerate_config", "cpu", "--num_processes", "2"]
+    return popen(folder, [*of_ours, *words(name, *more, recipe=recipe, **values)])
 
 
 def start_by_accelerate(folder: Path, name: str) -> subprocess.Popen[str]:
@@ -114,21 +132,18 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
     assert newest(folder) == (2, None)
     (folder / "die.now").unlink()
 
+    # Both are told to stop, in the middle of a rollout; then one alone, and the other one follows.
     (folder / "wait.now").touch()
-    broken = start(folder, "run", "--resume")
-    while not all((folder / f"waiting{rank}").exists() for rank in (0, 1)):
-        assert broken.poll() is None
-        time.sleep(0.05)
-    broken.send_signal(signal.SIGTERM)
-    said = broken.communicate(timeout=30)[0]
-    assert broken.returncode == 75
-    assert said.count("run/checkpoint-5 holds where it stands; go on with --resume.") == 1
+    said = stop_in_a_rollout(folder, lambda launcher, _: launcher.send_signal(signal.SIGTERM))
+    assert "run/checkpoint-4 holds where it stands; go on with --resume." in said
     assert said.count("SIGTERM: saving where it stands") == 1
-    assert newest(folder) == (5, None)
-    assert read_manifest(folder / "run/checkpoint-5")["launch"] == {
-        "kind": "ddp",
-        "num_processes": 2,
-    }
+    assert newest(folder) == (4, None)
+    manifest = read_manifest(folder / "run/checkpoint-4")
+    assert manifest["launch"] == {"kind": "ddp", "num_processes": 2}
+    (folder / "alone.now").touch()
+    said = stop_in_a_rollout(folder, lambda _, worker: os.kill(worker, signal.SIGUSR1))
+    assert "stopped by a signal to another process; run/checkpoint-6 holds where it st" in said
+    assert newest(folder) == (6, None)
     (folder / "wait.now").unlink()
 
     shutil.copytree(folder / "run", folder / "alone")
@@ -147,13 +162,46 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
         assert timeless(folder / "run" / name) == timeless(folder / "whole" / name)
 
 
-def test_a_reward_that_fails_on_one_process_ends_both(folder: Path) -> None:
+def test_rewards_of_grpo_are_left_by_both_and_the_run_goes_on(folder: Path) -> None:
+    whole = start(folder, "whole", recipe="grpo")
+    said = whole.communicate(timeout=120)[0]
+    assert whole.returncode == 0, said[-3000:]
+    for name in ("wait.now", "alone.now"):
+        (folder / name).touch()
+    said = stop_in_a_rollout(folder, lambda _, worker: os.kill(worker, signal.SIGTERM), "grpo")
+    assert "run/checkpoint-2 holds where it stands; go on with --resume." in said
+    (folder / "wait.now").unlink()
+    resumed = start(folder, "run", "--resume", recipe="grpo")
+    said = resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0, said[-3000:]
+    assert_same_runs(folder / "whole", folder / "run")
+
+
+def stop_in_a_rollout(
+    folder: Path, stop: Callable[[subprocess.Popen[str], int], None], recipe: str = "ppo"
+) -> str:
+    """Go on with a run, stop it while rewards are waited for, and return what it said."""
+    places = [folder / f"waiting{rank}" for rank in (0, 1)]
+    for place in places:
+        place.unlink(missing_ok=True)
+    broken = start(folder, "run", "--resume", recipe=recipe)
+    while not all(place.exists() and place.read_text() for place in places):
+        assert broken.poll() is None
+        time.sleep(0.05)
+    stop(broken, int(places[1].read_text()))
+    said = broken.communicate(timeout=30)[0]
+    assert broken.returncode != 0
+    return said
+
+
+def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder: Path) -> None:
     (folder / "fail.now").touch()
     broken = start(folder, "run", save_strategy="no")
-    said = broken.communicate(timeout=60)[0]  # no checkpoint is tried, which takes both of them
+    said = broken.communicate(timeout=60)[0]
     assert broken.returncode == 2
     assert "ValueError: no number for this one" in said
-    assert numbered(folder / "run") == []
+    assert "run/checkpoint-2 holds where it stands, --resume goes on." in said
+    assert newest(folder) == (2, None)
 
 
 def test_a_mistake_that_one_process_sees_is_told_once_and_ends_both(folder: Path) -> None:

@@ -22,6 +22,7 @@ COLUMNS = [
     "prompt", "completion", "chosen", "rejected", "messages", "text", "label", "instruction",
     "input", "output", "conversations", "system", "history", "tools", "kto_tag", "id", "", "a b",
 ]  # fmt: skip
+FIRST = {"feedback": ["simulate"], "evaluate": ["runs/x"]}  # words that these recipes begin with
 FORMATS = ["trl", "alpaca", "sharegpt", "hh"]
 KEYS = (
     "datasets dataset_mixer dataset_mixture dataset_splits torch_dtype warmup_ratio seed "

@@ -2,10 +2,9 @@
 
 import pytest
 
-from tests.fuzz.inputs import KINDS
-from tests.fuzz.verdicts import tally, warm_up
+from tests.fuzz.verdicts import KINDS, tally, warm_up
 
-NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 200}
+NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 200, "options": 300}
 
 
 @pytest.mark.filterwarnings("ignore")  # a broken file may make a library complain, too

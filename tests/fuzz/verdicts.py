@@ -24,9 +24,10 @@ from recipes.lib.file_rows import to_dataset
 from recipes.lib.row_checks import find_problems
 from recipes.lib.shapes import shape_of
 from recipes.lib.streaming import load_rows
-from tests.fuzz import inputs
+from tests.fuzz import inputs, options
 
 SECONDS = 10
+KINDS = inputs.KINDS | {"options": options.options}
 
 
 class WrongError(Exception):
@@ -59,7 +60,7 @@ def verdict(case: Any, folder: Path) -> tuple[str, str]:
     """Try one input.
 
     Args:
-        case: What a strategy of `inputs.KINDS` drew.
+        case: What a strategy of `KINDS` drew.
         folder: An empty folder, which becomes the working folder.
 
     Returns:
@@ -81,7 +82,7 @@ def tally(kind: str, number: int, *, raises: bool = False) -> tuple[Counter[str]
     """Try inputs that hypothesis draws, the same ones whenever its version is the same.
 
     Args:
-        kind: A key of `inputs.KINDS`.
+        kind: A key of `KINDS`.
         number: Of the inputs.
         raises: Whether a fault ends this with an AssertionError, for the smallest such input that
             hypothesis finds; faults are counted otherwise.
@@ -99,7 +100,7 @@ def tally(kind: str, number: int, *, raises: bool = False) -> tuple[Counter[str]
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=inputs.KINDS[kind]())
+    @given(case=KINDS[kind]())
     def attempt(case: Any) -> None:
         nonlocal slowest
         with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +147,7 @@ def read_file(case: inputs.File, folder: Path) -> str:
 def read_configuration(case: inputs.Configuration, folder: Path) -> str:
     """Parse a configuration; what comes out are keys that the recipe has."""
     (folder / "run.yaml").write_bytes(case.data)
-    first = FIRST.get(case.recipe, [])
+    first = inputs.FIRST.get(case.recipe, [])
     forced = {} if first else {"use_cpu": True}
     config = parse(case.recipe, [*first, "--config", "run.yaml"], forced)
     if set(config.values) - set(fields_of(inputs.types_of(case.recipe))):
@@ -162,7 +163,7 @@ def run_command(case: inputs.Command, folder: Path) -> str:
     start = ["rows.jsonl"] if case.recipe == "data" else ["--dataset_name", "rows.jsonl"]
     if case.recipe in ("ppo", "rloo", "grpo"):
         start += ["--reward_funcs", "absent.py:f"]
-    words = FIRST.get(case.recipe, []) + start + case.words
+    words = inputs.FIRST.get(case.recipe, []) + start + case.words
     before = sorted(folder.rglob("*"))
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -177,11 +178,11 @@ def run_command(case: inputs.Command, folder: Path) -> str:
     return "refused"
 
 
-FIRST = {"feedback": ["simulate"], "evaluate": ["runs/x"]}  # words that these recipes begin with
 TRIED: dict[type, Callable[[Any, Path], str]] = {
     inputs.File: read_file,
     inputs.Configuration: read_configuration,
     inputs.Command: run_command,
+    options.Option: options.read_option,
 }
 
 

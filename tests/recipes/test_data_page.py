@@ -219,7 +219,7 @@ def test_what_both_splits_share_is_told(folder: Path, capsys: pytest.CaptureFixt
         ([{"a": 1}], [], "the columns a are none of TRL's formats"),
         ([{"instruction": "a", "output": "b"}], [], "set dataset_format=alpaca."),
         ([{"text": "a"}], ["--max_length", "3"], "max_length=3: tokens are counted by a tokenizer"),
-        ([{"text": "a"}], ["--num_samples", "-1"], "num_samples=-1: give 0 or more."),
+        ([{"text": "a"}], ["--num_samples", "-1"], "--num_samples -1: must be 0 or more."),
         ([{"text": "a"}], ["--dataset_format", "csv"], "must be one of trl, alpaca, sharegpt, hh."),
     ],
 )
@@ -237,7 +237,7 @@ def test_mistakes(
 def test_a_template_that_refuses_the_messages_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = str(write(folder / "rows.jsonl", [{"messages": USER}]))
+    path = str(write(folder / "rows.jsonl", [{"messages": USER + GOOD}]))
     (folder / "strict.jinja").write_text("{{ raise_exception('roles must alternate') }}")
     argv = [path, "--model_name_or_path", str(folder / "tiny")]
     assert launch("data", [*argv, "--chat_template_path", str(folder / "strict.jinja")]) == 2
@@ -250,3 +250,75 @@ def test_the_summary_has_the_numbers(folder: Path) -> None:
     path = str(write(folder / "rows.jsonl", [{"text": f"row {n}"} for n in range(10)]))
     summary = run(parse("data", [path], {"test_fraction": 0.2}))
     assert (summary["num_train"], summary["num_test"], summary["unit"]) == (8, 2, "characters")
+
+
+def test_rows_without_a_turn_of_the_assistant_are_bad(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"messages": USER + GOOD}, {"messages": USER}, {"messages": USER + BAD}]
+    out = shown(capsys, str(write(folder / "rows.jsonl", rows)))
+    assert "1 of 3 (counted from 0)" in out
+    assert "column 'messages' has no turn of the assistant: 1, first in row 1" in out
+
+
+def test_rows_whose_loss_mask_is_empty_are_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A template that leaves out an answer of one word, and its end token with it.
+    (folder / "own.jinja").write_text(
+        "{% for turn in messages %}{% if turn.role == 'user' or ' ' in turn.content %}"
+        "{{ turn.content }} {% endif %}{% endfor %}"
+    )
+    one_word = [{"role": "assistant", "content": "cat"}]
+    rows = [{"prompt": USER, "completion": GOOD}, {"prompt": USER, "completion": one_word}]
+    argv = [str(write(folder / "rows.jsonl", rows)), "--model_name_or_path", str(folder / "tiny")]
+    out = shown(capsys, *argv, "--chat_template_path", str(folder / "own.jinja"))
+    assert "1 rows have no token to learn from, first of the good rows 1" in out
+
+
+@pytest.mark.parametrize(
+    "argv", [["--max_rows", "3"], ["--streaming", "--max_rows", "3"], ["--streaming"]]
+)
+def test_of_large_data_the_first_rows_are_read_alone(
+    argv: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes.data import run
+    from recipes.lib import stream
+
+    monkeypatch.setattr(stream, "LOOKED_AT", 3)
+    path = write(folder / "rows.jsonl", [{"text": f"row {n}"} for n in range(3)])
+    with path.open("a") as file:
+        file.write("{broken\n")  # never read
+    assert run(parse("data", [str(path), *argv]))["num_train"] == 3
+
+
+def test_the_page_says_that_the_rows_are_the_first_ones(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(folder / "rows.jsonl", [{"text": f"row {n}"} for n in range(9)])
+    out = shown(capsys, str(path), "--max_rows", "4")
+    assert "4 to train on, 0 to test on" in out
+    assert "the first ones alone: what stands behind them was not read" in out
+
+
+def test_a_mixture_is_looked_at_part_by_part(folder: Path) -> None:
+    from recipes.data import run
+
+    parts = [
+        {"path": str(write(folder / f"{name}.jsonl", [{"text": f"{name} {n}"} for n in range(5)]))}
+        for name in ("a", "b")
+    ]
+    assert run(parse("data", [], {"datasets": parts, "max_rows": 2}))["num_train"] == 4
+
+
+def test_a_large_file_is_read_whole_with_a_remark(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from recipes.lib import first_rows
+
+    monkeypatch.setattr(first_rows, "LARGE", 20)
+    path = write(folder / "rows.jsonl", [{"text": "row one"}, {"text": "row two"}])
+    assert launch("data", [str(path)]) == 0
+    assert "is read as a whole; --max_rows 10000 reads the first rows alone." in (
+        " ".join(capsys.readouterr().err.split())
+    )

@@ -149,7 +149,7 @@ def test_an_evaluation_is_named_after_its_run() -> None:
         ({"judge": None}, "judge is missing"),
         ({"dataset_name": None}, "dataset_name is missing"),
         ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0: give 1 or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: must be 1 or more"),
         ({"judge": "nowhere.py:length"}, "nowhere.py is not there"),
     ],
 )

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
 from recipes.lib import patient_rewards, progress
 from recipes.lib.checkpoints import newest_good, numbered
 from recipes.lib.errors import UserError
+from recipes.lib.runs import Run
 from recipes.lib.stopping import Stopped
 from tests.small_disk import NoMountError, small_disk
 from tests.stopped_runs import REWARD, assert_same_runs, furnish, kill_at, rows, train
@@ -167,23 +169,30 @@ def test_a_run_that_was_moved_goes_on_and_finds_its_best_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("event", "step", "room"),
-    [("on_step_end", 6, 0), ("on_step_end", 7, 40_000), ("on_train_end", 10, 0)],
-    ids=["metrics", "checkpoint", "final"],
+    "case",
+    [
+        ("on_step_end", 6, 0, "on_log"),
+        ("on_log", 6, 0, "append_samples"),
+        ("on_step_end", 7, 40_000, "_save_checkpoint"),
+        ("on_train_end", 10, 0, "save_final"),
+    ],
+    ids=["metrics", "samples", "checkpoint", "final"],
 )
 def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on_with_room(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     disk: Path,
-    event: str,
-    step: int,
-    room: int,
+    case: tuple[str, int, int, str],
 ) -> None:
+    event, step, room, writes = case
     more = {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 1, "logging_steps": 1}
+    # Samples of a log fill more than a page of the disk; without them what fills up are metrics.
+    more |= {"max_completion_length": 32, "log_completions": writes != "on_log"}
     train("ppo", folder, "whole", **more)
 
     class Filling(progress.RunCallback):
-        def _fill(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def _fill(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            getattr(super(), event)(args, state, control, **given)
             if state.global_step == step:
                 free = os.statvfs(disk)
                 (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - room))
@@ -191,10 +200,43 @@ def test_a_disk_that_fills_up_costs_no_checkpoint_and_the_run_goes_on_with_room(
     setattr(Filling, event, Filling._fill)
     with monkeypatch.context() as patch:
         patch.setattr(progress, "RunCallback", Filling)
-        with pytest.raises(UserError, match="the disk is full or read-only; make room and go on"):
+        said = "the disk is full or read-only; make room and go on"
+        with pytest.raises(UserError, match=said) as refused:
             train("ppo", folder, "disk/run", **more)
+    cause = refused.value.__cause__
+    assert cause is not None
+    assert writes in {frame.name for frame in traceback.extract_tb(cause.__traceback__)}
     good, told = newest_good(disk / "run")
     assert (good, told) == (disk / f"run/checkpoint-{10 if step == 10 else 4}", [])
     (disk / "filler").unlink()
     train("ppo", folder, "disk/run", **more, resume=True)
     assert_same_runs(folder / "whole", disk / "run")
+
+
+def test_a_disk_that_is_full_at_the_report_costs_the_report_until_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, disk: Path
+) -> None:
+    plain = {"eval_strategy": "no"}  # and without any checkpoint to go on from
+    write = Run.write_summary
+
+    def filling(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+        written = write(run, summary)
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(free - 20_000))
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_summary", filling)
+        with pytest.raises(UserError, match="the disk is full or read-only; make room and go on"):
+            train("sft", folder, "disk/run", **plain)
+    before = (disk / "run/final/model.safetensors").read_bytes()
+    summary = (disk / "run/summary.json").read_text()
+    left = {path.name for path in (disk / "run").iterdir()}
+    assert not {name for name in left if "report" in name or name.endswith(".tmp")}
+    (disk / "filler").unlink()
+    train("sft", folder, "disk/run", **plain, resume=True)
+    assert "<html" in (disk / "run/report.html").read_text()
+    assert (disk / "run/final/model.safetensors").read_bytes() == before  # nothing was trained
+    assert (disk / "run/summary.json").read_text() == summary
+    with pytest.raises(UserError, match="holds a finished run: nothing is left to resume"):
+        train("sft", folder, "disk/run", **plain, resume=True)

@@ -152,6 +152,24 @@ def test_a_method_trains_its_adapter_alone_and_comes_back(
     check_adapter(make("sft", rows, folder, **LORA, **values), rows, quantized)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "lora"])
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "llama"])
+def test_every_class_trains_by_every_method(
+    name: str, method: str, rows: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    width = "n_embd" if name == "gpt2" else "hidden_size"
+    folder = save_model(rows / "model", tiny_tokenizer, name, **{width: 64})
+    where = {"lora_target_modules": ["all-linear"]}
+    trainer = make("sft", rows, folder, **LORA, **where, **METHODS[method])
+    model = trained(trainer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    trainer.train()
+    names = moved(before, model)
+    assert names
+    assert all("lora" in name for name in names)
+
+
 def check_adapter(trainer: Any, rows: Path, quantized: dict[str, Any]) -> None:
     """Train a step; only the adapter moves, and on the base as it was it says the same again."""
     model = trained(trainer)

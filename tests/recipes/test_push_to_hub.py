@@ -35,8 +35,8 @@ def test_without_a_hub_a_run_that_has_to_push_does_not_begin(
         PPOTrainer(tiny_model, lambda **_: [0.0], args, data, processing_class=tiny_tokenizer)
 
 
-def recipe(folder: Path, address: str) -> subprocess.CompletedProcess[str]:
-    given = {
+def recipe(folder: Path, address: str, **more: str) -> subprocess.CompletedProcess[str]:
+    given: dict[str, Any] = {
         "model_name_or_path": "model",
         "dataset_name": "prompts.jsonl",
         "reward_funcs": "reward.py:length",
@@ -53,7 +53,7 @@ def recipe(folder: Path, address: str) -> subprocess.CompletedProcess[str]:
         "hub_token": TOKEN,
         "hub_strategy": "end",
         "hub_revision": "trial",
-    }
+    } | more
     flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "recipes.ppo", *flags]
@@ -92,9 +92,31 @@ def test_the_recipe_pushes_the_trained_policy_and_no_secret(folder: Path) -> Non
     assert [name for name in files if "partial" in name or "checkpoint" in name] == []
     assert "value.safetensors" not in files  # the critic is no part of the policy
     assert not any(TOKEN.encode() in content for content in files.values())
+    assert of_a_run(folder / "run")
     assert all(
         TOKEN.encode() not in p.read_bytes() for p in (folder / "run").glob("*.*") if p.is_file()
     )
+
+
+def of_a_run(run: Path) -> bool:
+    """Whether a folder holds what a run folder is said to hold, and nothing else."""
+    names = {path.name for path in run.iterdir() if not path.name.startswith("checkpoint-")}
+    told = "config.yaml metrics.jsonl final lineage.json summary.json report.html"
+    return names == set(told.split()) and not list(run.rglob("training_args.bin"))
+
+
+def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(folder: Path) -> None:
+    with FakeHub("someone/tiny") as hub:
+        done = recipe(folder, hub.address, hub_strategy="every_save", hub_always_push="true")
+    assert done.returncode == 0, done.stderr
+    assert of_a_run(folder / "run")
+    pushed = {commit["message"]: commit["files"] for commit in hub.commits}
+    assert {"Training in progress, step 1", "Model save"} <= set(pushed)
+    first, last = (pushed[message] for message in ("Training in progress, step 1", "Model save"))
+    saved = (folder / "run/checkpoint-1/model.safetensors").read_bytes()
+    assert first["model.safetensors"] == saved != last["model.safetensors"]
+    assert last["model.safetensors"] == (folder / "run/final/model.safetensors").read_bytes()
+    assert not any(TOKEN.encode() in c for files in pushed.values() for c in files.values())
 
 
 def test_a_hub_that_went_away_is_said_and_does_not_cost_the_model(folder: Path) -> None:

@@ -196,7 +196,7 @@ def test_mistakes_are_told_and_leave_no_folder(
     (folder / "tiny" / "chat_template.jinja").unlink()
     tiny_tokenizer.save_pretrained(folder / "tiny")
     write(folder / "other", [])
-    write(folder / "chat.jsonl", [{"messages": [{"role": "user", "content": "a"}]}] * 8)
+    write(folder / "chat.jsonl", [{"messages": [{"role": "assistant", "content": "a"}]}] * 8)
     write(folder / "other.jsonl", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}])
     if "dataset_name" in values:
         values |= {"dataset_name": str(folder / f"{values['dataset_name']}.jsonl")}

@@ -16,12 +16,13 @@ from transformers import (
 )
 
 from recipes.lib import progress
+from recipes.lib.arguments import launch
 from recipes.lib.checkpoints import fault, numbered
 from recipes.lib.ppo import collect
 from recipes.lib.runs import read_jsonl
 from recipes.lib.stopping import Stopped
-from tests.stopped_runs import assert_same_runs, furnish, kill_at, train
-from tests.tiny_runs import LORA
+from tests.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
+from tests.tiny_runs import LORA, flags
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def folder(
 DROPOUT = LORA | {"lora_dropout": 0.3, "disable_dropout": False}
 SAVED = {"save_strategy": "steps", "save_steps": 3}
 EPOCHS = {"eval_strategy": "epoch", "logging_strategy": "epoch"}
+INNER = {"num_ppo_epochs": 2, "total_episodes": 24}  # step 6 is between two inner epochs
 CASES = [  # recipe, steps, event, signal, settings
     ("sft", 4, "on_step_begin", signal.SIGTERM, LORA | {"lora_dropout": 0.3}),
     ("sft", 5, "on_substep_end", signal.SIGUSR1, {}),
@@ -46,7 +48,9 @@ CASES = [  # recipe, steps, event, signal, settings
     ("dpo", 4, "on_prediction_step", signal.SIGTERM, {}),
     ("kto", 5, "on_substep_end", signal.SIGTERM, {}),
     ("ppo", 5, "on_step_begin", signal.SIGTERM, {"critic": "head"}),
+    ("ppo", 4, "on_step_begin", signal.SIGTERM, {}),  # a rollout was made for this step
     ("ppo", 7, "on_step_end", signal.SIGUSR1, {"critic": "model"}),
+    ("ppo", 6, "on_step_begin", signal.SIGTERM, INNER | LORA | {"critic": "model"}),
     ("ppo", 3, "on_substep_end", signal.SIGTERM, {"critic": "adapter"} | DROPOUT),
     ("rloo", 3, "on_substep_end", signal.SIGTERM, {}),  # in the middle of a generation
     ("rloo", 22, "on_step_end", signal.SIGTERM, {}),  # in the second pass over the prompts
@@ -160,6 +164,18 @@ def test_before_the_first_step_there_is_nothing_to_save(
             train("sft", folder, "run")
     assert numbered(folder / "run") == []
     train("sft", folder, "run", resume=True)
+
+
+def test_the_command_says_how_to_go_on_and_has_an_exit_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill_at(monkeypatch, 2, "on_step_begin", signal.SIGTERM)
+    monkeypatch.chdir(folder)
+    values = COMMON | {"dataset_name": "sft.jsonl", "model_name_or_path": "tiny"}
+    assert launch("sft", flags(values)) == 75
+    said = capsys.readouterr().err.splitlines()
+    ending = "run/checkpoint-2 holds where it stands; go on with --resume."
+    assert said[-1] == f"rlhf sft: stopped by SIGTERM; {ending}"
 
 
 def test_handlers_are_those_of_before_when_training_is_over(folder: Path) -> None:

@@ -50,17 +50,29 @@ def test_a_file_means_what_yaml_1_2_says(tmp_path: Path) -> None:
 
 
 def test_flags_take_negative_numbers_lists_json_and_bare_switches() -> None:
-    argv = ["--learning_rate", "-1e-5", "--lora_target_modules", "a", "b", "--packing"]
+    argv = ["--router_aux_loss_coef", "-1e-5", "--lora_target_modules", "a", "b", "--packing"]
     argv += ["--no_logging_nan_inf_filter", "--model_init_kwargs", '{"use_cache": false}']
     argv += ["--max_length", "none"]
     assert parse("sft", argv).values == {
-        "learning_rate": -1e-5,
+        "router_aux_loss_coef": -1e-5,
         "lora_target_modules": ["a", "b"],
         "packing": True,
         "logging_nan_inf_filter": False,
         "model_init_kwargs": {"use_cache": False},
         "max_length": None,
     }
+
+
+def test_a_pair_of_numbers_is_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "try.yaml"
+    path.write_text("reward_funcs: [r.py:f]\nreward_clip_range: [-10, 2.5]\n")
+    by_file = parse("rloo", ["--config", str(path)], {"use_cpu": True})
+    words = ["--reward_funcs", "r.py:f", "--reward_clip_range", "[-10, 2.5]"]
+    by_flag = parse("rloo", words, {"use_cpu": True})
+    assert by_file.values == by_flag.values
+    assert by_file.training.reward_clip_range == [-10.0, 2.5]
+    with pytest.raises(UserError, match="must be a list of 2 numbers or null"):
+        parse("rloo", [], {"reward_funcs": ["r.py:f"], "reward_clip_range": [1, 2, 3]})
 
 
 def test_one_text_fills_a_list_as_it_does_by_flag(tmp_path: Path) -> None:

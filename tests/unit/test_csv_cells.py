@@ -16,6 +16,7 @@ from recipes.lib.sources import find_sources
 
 ASK = [{"role": "user", "content": 'the cat, or "the dog"?'}]
 ANSWER = [{"role": "assistant", "content": "sat"}]
+NO_CARD = {"use_cpu": True}
 OTHER = [{"role": "assistant", "content": "ran"}]
 
 
@@ -24,7 +25,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
         lines = csv.DictWriter(file, list(rows[0]))
         lines.writeheader()
         lines.writerows(
-            {key: json.dumps(cell) if isinstance(cell, list) else cell for key, cell in row.items()}
+            {key: cell if isinstance(cell, str) else json.dumps(cell) for key, cell in row.items()}
             for row in rows
         )
     return path
@@ -36,6 +37,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
         {"messages": ASK + ANSWER},
         {"prompt": ASK, "completion": ANSWER},
         {"prompt": ASK, "chosen": ANSWER, "rejected": OTHER},
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {
+            "conversations": [{"from": "human", "value": "a"}],
+            "chosen": {"from": "gpt", "value": "b"},
+            "rejected": {"from": "gpt", "value": "c"},
+        },
         {"prompt": "[a] list", "completion": "[1, 2]"},
         {"prompt": '[{"price": 3}]', "completion": " {}"},
     ],
@@ -98,27 +105,41 @@ def test_the_page_of_the_data_says_that_they_are_messages(
     assert "messages" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("key", ["test_split_size: 3", "dataset_mixture"])
-def test_a_number_of_test_rows_is_held_out(
-    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("size", "number"), [("3", 3), ("1", 1), ("0.1", 1), ("0.25", 2)], ids=["3", "1", "0.1", "0.25"]
+)
+@pytest.mark.parametrize("key", ["test_fraction", "test_split_size", "dataset_mixture", "flag"])
+def test_a_number_or_a_share_of_test_rows_is_held_out(
+    key: str, size: str, number: int, tmp_path: Path
 ) -> None:
+    # As in train_test_split of the datasets library, which counts a whole number in rows.
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(10)))
-    mixture = f"dataset_mixture: {{datasets: [{{id: {path}}}], test_split_size: 3}}\n"
-    file = tmp_path / "run.yaml"
-    file.write_text(mixture if key == "dataset_mixture" else f"dataset_name: {path}\n{key}\n")
-    config = parse("sft", ["--config", str(file)], {"use_cpu": True})
-    assert capsys.readouterr().err.count("note: ") == 1
+    text = f"dataset_name: {path}\n"
+    if key == "dataset_mixture":
+        text = f"dataset_mixture: {{datasets: [{{id: {path}}}], test_split_size: {size}}}\n"
+    elif key != "flag":
+        text += f"{key}: {size}\n"
+    (tmp_path / "run.yaml").write_text(text)
+    words = ["--config", str(tmp_path / "run.yaml")]
+    config = parse("sft", words + (["--test_fraction", size] if key == "flag" else []), NO_CARD)
     train, test = load_splits(config.script, 0, ("text",))
     assert test is not None
-    assert (len(train), len(test)) == (7, 3)
+    assert (len(train), len(test)) == (10 - number, number)
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"test_fraction": 1.5}, "give a share from 0 to below 1, or a number of rows from 2 on"),
-        ({"test_fraction": -1}, "give a share from 0 to below 1, or a number of rows from 2 on"),
+        (
+            {"test_fraction": 1.0},
+            "test_fraction=1.0: give a share from 0 to below 1, or the number",
+        ),
+        (
+            {"test_fraction": 1.5},
+            "test_fraction=1.5: give a share from 0 to below 1, or the number",
+        ),
+        ({"test_fraction": -1}, "test_fraction=-1: give a share from 0 to below 1, or the number"),
         ({"test_fraction": 2}, "test_fraction=2: of 2 distinct rows that leaves one side empty"),
     ],
 )

@@ -42,7 +42,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
 
 
 def test_messages_and_any_script_pass_through(tmp_path: Path) -> None:
-    rows = [{"messages": [{"role": "user", "content": "\u4f60\u597d\u2028x"}]}]
+    rows = [{"messages": [{"role": "assistant", "content": "\u4f60\u597d\u2028x"}]}]
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps(rows[0], ensure_ascii=False), encoding="utf-8")
     assert load(path, ("messages",))[0].to_list() == rows

@@ -176,6 +176,27 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         "1 of 1 test rows are also training rows, first test row 0 (counted from 0); remove them "
         "from one side, or set on_bad_rows=drop to leave them out of training.",
     ),
+    "a conversation without an answer": (
+        "sft",
+        {"rows.jsonl": lines({"messages": [{"role": "user", "content": "a"}]})},
+        [],
+        f"{ROWS}column 'messages' has no turn of the assistant in 1 of 1 rows, first in row 0 "
+        f"(counted from 0); {MEND}",
+    ),
+    "tools that are no list": (
+        "sft",
+        {"rows.jsonl": lines({"text": "a", "tools": "[{"})},
+        [],
+        f"{ROWS}column 'tools' has '[{{', which is no list of tools, in 1 of 1 rows, first in row "
+        f"0 (counted from 0); {MEND}",
+    ),
+    "all rows as test rows": (
+        "sft",
+        {"rows.jsonl": lines({"text": "a"})},
+        ["--test_fraction", "1.0"],
+        "test_fraction=1.0: give a share from 0 to below 1, or the number of rows as a whole "
+        "number (1 is one row).",
+    ),
     "a split that leaves a side empty": (
         "dpo",
         {"rows.jsonl": lines(PAIR)},
@@ -193,8 +214,8 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         {"run.yaml": "datasets:\n  - path: rows.jsonl\n    share: 1"},
         ["--config", "run.yaml"],
         "datasets=[{'path': 'rows.jsonl', 'share': 1}] (run.yaml, line 1): has the unknown key "
-        "share; known are path, name, revision, format, split, test_split, columns, weight, "
-        "fraction.",
+        "share; known are path, name, revision, format, split, test_split, columns, "
+        "text_field, weight, fraction.",
     ),
     "a mixture that is no list": (
         "dpo",

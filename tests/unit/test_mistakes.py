@@ -280,10 +280,27 @@ MISTAKES: dict[str, tuple[str | bytes | None, list[str], str]] = {
         ["--output_dir", ""],
         "output_dir='': must name a folder; leave the key out for the default.",
     ),
+    "negative rate": (
+        "learning_rate: -1e-5",
+        [],
+        "learning_rate=-1e-05 (run.yaml, line 1): must be 0 or more.",
+    ),
+    "negative seed": (None, ["--seed", "-1"], "--seed -1: must be from 0 to 4294967295."),
+    "rank of 0": (None, ["--lora_r", "0"], "--lora_r 0: must be 1 or more."),
+    "no steps": (
+        "max_steps: 0",
+        [],
+        "max_steps=0 (run.yaml, line 1): must be -1 (go by num_train_epochs) or 1 or more.",
+    ),
+    "old flag with a value of the wrong type": (
+        None,
+        ["--max_seq_length", "long"],
+        "--max_seq_length long: must be a whole number or null.",
+    ),
     "the dataclass's own check": (
         None,
         ["--fsdp", "bogus"],
-        "Unknown `fsdp` option: bogus.",
+        "fsdp='bogus': Unknown `fsdp` option: bogus.",
     ),
 }
 

@@ -19,7 +19,7 @@ TEMPLATE = (
 def read(folder: Path, recipe: str, text: str) -> Config:
     path = folder / "old.yaml"
     path.write_text(text)
-    needs_reward = recipe in ("ppo", "grpo") and "reward_model_path" not in text
+    needs_reward = recipe in ("ppo", "grpo", "rloo") and "reward_model_path" not in text
     return parse(recipe, ["--config", str(path)], NO_CARD | (REWARD if needs_reward else {}))
 
 
@@ -57,6 +57,22 @@ LEFT_OUT = [
     ("sft", "use_ipex: false", "it was off, and is gone"),
     ("sft", "fp16_opt_level: O1", "it was for apex, which is no longer used"),
     ("sft", "warmup_ratio: null", "null stood for no warmup"),
+    ("sft", "test_split_size: null", "no rows are held out"),
+    (
+        "sft",
+        "auto_insert_empty_system_msg: true",
+        "no system messages are put in; they are part of the data here",
+    ),
+    ("sft", "base_model_revision: null", "an adapter names its base itself"),
+    ("sft", "text_column: text", "its value is the default"),
+    ("sft", "truncation_side: right", "its value is the default"),
+    ("grpo", "num_processes: 7", "it is the number of processes that were launched"),
+    ("kto", "generate_during_eval: false", "it was off"),
+    ("dpo", "rpo_alpha: null", "it was off"),
+    ("ppo", "adap_kl_ctrl: false", "it was off"),
+    ("ppo", "stop_token_id: null", "it was off"),
+    ("rloo", "num_mini_batches: 1", "it was 1"),
+    ("rloo", "stop_token: eos", "completions end at the end tokens of the model"),
 ]
 
 
@@ -80,9 +96,15 @@ TRANSLATED = [
         "gradient_checkpointing_use_reentrant: false",
         {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
     ),
+    ("sft", "truncation_side: left", {"truncation_mode": "keep_end"}),
+    ("sft", "text_column: content", {"dataset_text_field": "content"}),
+    ("sft", "dataset_configs: [all]", {"dataset_config": "all"}),
+    ("sft", "dataset_splits: [train_sft]", {"dataset_train_split": "train_sft"}),
+    ("rloo", "normalize_advantage: true", {"normalize_advantages": True}),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated")
 @pytest.mark.parametrize(("recipe", "line", "values"), TRANSLATED, ids=[c[1] for c in TRANSLATED])
 def test_what_has_another_name_is_translated_with_one_remark(
     recipe: str,
@@ -97,6 +119,7 @@ def test_what_has_another_name_is_translated_with_one_remark(
 
 
 REFUSED = [
+    ("rloo", "reward_clip_range: 10.0", "must be a list of 2 numbers or null"),
     ("dpo", "is_encoder_decoder: true", "TRL no longer trains models with an encoder; name a"),
     ("dpo", "ref_model_init_kwargs: {a: 1}", "the reference is loaded as the model is; leave it"),
     ("kto", "tools: [{}]", "give each row its tools in a column tools"),
@@ -110,6 +133,12 @@ REFUSED = [
         "split_batches: true",
         "leave it out and set accelerator_config: {split_batches: true}",
     ),
+    ("sft", "dataset_configs: [a, b]", "must be a list with the configuration of dataset_name"),
+    ("rloo", "total_episodes: 9", "leave it out and set max_steps or num_train_epochs"),
+    ("rloo", "non_eos_penalty: true", "leave it out and subtract it in a reward function"),
+    ("ppo", "non_eos_penalty: true", "leave it out and set missing_eos_penalty"),
+    ("ppo", "adap_kl_ctrl: true", "leave it out and set target_kl (6 was the default)"),
+    ("ppo", "steps: 20000", "leave it out and set total_episodes"),
     ("sft", "past_index: 2", "transformers no longer hands states from batch to batch"),
 ]
 
@@ -121,7 +150,43 @@ def test_what_would_change_the_run_is_refused_with_the_reason(
     (tmp_path / "old.yaml").write_text(line)
     assert launch(recipe, ["--config", str(tmp_path / "old.yaml")]) == 2
     key = line.split(":")[0]
-    assert f"{key} ({tmp_path}/old.yaml, line 1): {reason}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert reason in said
+    assert said.startswith(f"rlhf {recipe}: error: {key}")
+
+
+OLDEST_PPO = """model_name: my/sft
+query_dataset: my/prompts
+reward_model: my/reward
+ppo_epochs: 3
+init_kl_coef: 0.1
+target: 6
+horizon: 9000
+score_clip: 4
+batch_size: 32
+"""
+
+
+def test_the_names_of_trls_first_ppo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = read(tmp_path, "ppo", OLDEST_PPO + "reward_model_path: null\n")
+    training = config.training
+    assert config.model.model_name_or_path == "my/sft"
+    assert (config.script.dataset_name, config.script.reward_funcs) == ("my/prompts", ["my/reward"])
+    assert (training.num_ppo_epochs, training.kl_coef, training.target_kl) == (3, 0.1, 6)
+    assert (training.kl_horizon, training.reward_clip) == (9000, 4)
+    assert training.rollout_batch_size == 32
+    assert sum("is now written" in one for one in told(capsys)) == 9
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_column_of_the_text_may_have_another_name(streaming: bool, tmp_path: Path) -> None:
+    from recipes.sft import load_text_rows
+
+    path = write(tmp_path / "rows.jsonl", [{"content": "the cat"}, {"content": "the dog"}])
+    stream = "streaming: true\nmax_steps: 1\n" if streaming else ""
+    config = read(tmp_path, "sft", f"dataset_name: {path}\n{stream}text_column: content\n")
+    rows = load_text_rows(config.script, config.training)
+    assert sorted(row["text"] for row in rows.train) == ["the cat", "the dog"]
 
 
 @pytest.mark.parametrize(
@@ -177,23 +242,56 @@ def folder(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Path:
     chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in answers)
     write(tmp_path / "chats.jsonl", [{"messages": prompt + chosen}] * 2)
     pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    write(tmp_path / "pairs.jsonl", [pair, pair])
+    other = pair | {"prompt": [{"role": "user", "content": "the dog"}]}
+    write(tmp_path / "pairs.jsonl", [pair, other])
+    write(tmp_path / "prompts.jsonl", [{"prompt": prompt}] * 4)
+    (tmp_path / "rewards.py").write_text(
+        "def length(prompts, completions, **_):\n"
+        "    return [float(len(one[0]['content'])) for one in completions]\n"
+    )
     return tmp_path
 
 
 def run_with(folder: Path, recipe: str, template: str, rows: str, *flags: str) -> int:
     text = f"chat_template: {template!r}\nmodel_name_or_path: {folder / 'tiny'}\n"
-    text += f"dataset_name: {folder / rows}\noutput_dir: {folder / 'run'}\nmax_steps: 1\n"
+    text += f"dataset_name: {folder / rows}\noutput_dir: {folder / 'run'}\n"
+    text += "" if recipe == "ppo" else "max_steps: 1\n"
     (folder / "old.yaml").write_text(text)
     return launch(recipe, ["--config", str(folder / "old.yaml"), "--use_cpu", *flags])
 
 
-@pytest.mark.parametrize(("recipe", "rows"), [("sft", "chats.jsonl"), ("dpo", "pairs.jsonl")])
+SAMPLED = "--per_device_train_batch_size 4 --max_completion_length 3".split()
+OF_RECIPE: dict[str, tuple[str, list[str]]] = {
+    "sft": ("chats.jsonl", []),
+    "dpo": ("pairs.jsonl", []),
+    "kto": ("pairs.jsonl", ["--per_device_train_batch_size", "2"]),
+    "reward": ("pairs.jsonl", ["--test_fraction", "1"]),
+    "rloo": ("prompts.jsonl", [*SAMPLED, "--num_generations", "2"]),
+    "grpo": ("prompts.jsonl", [*SAMPLED, "--num_generations", "2"]),
+    "ppo": ("prompts.jsonl", [*SAMPLED, "--total_episodes", "4", "--rollout_batch_size", "4"]),
+}
+
+
+@pytest.mark.parametrize("recipe", OF_RECIPE)
 def test_a_template_in_the_file_is_trained_with_and_saved(
-    recipe: str, rows: str, folder: Path
+    recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     template = TEMPLATE.replace("'", '"')
-    assert run_with(folder, recipe, template, rows, "--bf16", "false") == 0
+    rows, words = OF_RECIPE[recipe]
+    if recipe in ("ppo", "rloo", "grpo"):
+        words = [*words, "--reward_funcs", f"{folder / 'rewards.py'}:length"]
+    used: list[str | None] = []
+    render = PreTrainedTokenizerFast.apply_chat_template
+
+    def watched(self: Any, *args: Any, **more: Any) -> Any:
+        used.append(more.get("chat_template") or self.chat_template)
+        return render(self, *args, **more)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", watched)
+    assert run_with(folder, recipe, template, rows, "--bf16", "false", *words) == 0
+    assert set(used) == {template}
     assert (folder / "run" / "final" / "chat_template.jinja").read_text() == template
 
 

@@ -240,8 +240,3 @@ def test_a_handbook_file_trains_but_for_its_paths(folder: Path) -> None:
     summary = run(parse("sft", argv, NO_CARD | paths | faster))
     assert summary["eval_loss"] > 0
     assert (folder / "run" / "final" / "config.json").is_file()
-
-
-def test_an_old_flag_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch("sft", ["--torch_dtype", "auto"]) == 2
-    assert capsys.readouterr().err.endswith("--torch_dtype: is called dtype now; write that.\n")

@@ -98,3 +98,13 @@ def test_json_lines_come_back_as_written_and_leave_no_temporary_file(tmp_path: P
     with pytest.raises(TypeError):
         write_jsonl(tmp_path / "rows.jsonl", [{"value": object()}])
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+def test_a_resume_of_nothing_says_that_it_starts_at_the_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert open_run(config(tmp_path / "run", resume=True)).checkpoint is None
+    assert capsys.readouterr().err == (
+        f"note: output_dir={tmp_path}/run holds no checkpoint to resume; the run starts at the "
+        "beginning.\n"
+    )

@@ -96,7 +96,13 @@ def test_what_the_datasets_library_streams_under_a_name_is_read(tmp_path: Path) 
     ("name", "row"),
     [
         ("alpaca", {"instruction": "add", "input": "1 and 2", "output": "3", "system": "brief"}),
-        ("sharegpt", {"conversations": [{"from": "human", "value": "a"}], "system": "brief"}),
+        (
+            "sharegpt",
+            {
+                "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+                "system": "brief",
+            },
+        ),
         ("hh", {side: f"\n\nHuman: a\n\nAssistant: {side}" for side in ("chosen", "rejected")}),
     ],
 )

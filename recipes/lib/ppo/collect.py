@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import Tensor
 
 from recipes.lib.backbone import reference_logps, spread
 from recipes.lib.errors import UserError
+from recipes.lib.finite import check_scored, of_rollout
 from recipes.lib.forward import Batch
 from recipes.lib.generation import completion_text
 from recipes.lib.ppo.describe import describe, describe_episodes, describe_values
@@ -25,15 +25,17 @@ from recipes.lib.ppo.returns import (
     whiten,
 )
 from recipes.lib.ppo.rollouts import Rollout, prompt_index
+from recipes.lib.ppo.samplers import make_sampler
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
 from recipes.lib.prompts import Prompts
 from recipes.lib.rewards import RewardFunction, distinct_names, score
-from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left, sample
+from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.stopping import disarm
+from recipes.lib.together import together
 
 # Evaluation has its own noise: the same episode numbers under another seed.
 EVALUATION_SEED = 1 << 62
-LEAST_SPREAD = 0.1  # of the returns, in units of the first scores, for the value loss
+LEAST_SPREAD = 0.1  # of the returns, in units of the first scores: less is next to nothing
 
 
 class Collector:
@@ -66,6 +68,8 @@ class Collector:
         policy = trainer.actor_critic.policy
         others = further_stops(policy, stop) if args.stop_token is None else ()
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
+        longest = max(map(len, prompts.ids))
+        self.sampler = make_sampler(trainer, self.decoding, longest)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
@@ -79,9 +83,22 @@ class Collector:
             The rollout.
         """
         args, clock = self.trainer.args, self.trainer.clock
-        first = number * args.rollout_batch_size
+        with of_rollout(number), together():
+            mine = self._own_share(number)
+        with clock.measure("scoring"):
+            episodes: list[Episode] = gather_object(mine)
+            disarm()  # from here on it changes what belongs to the run
+            rollout = self._finish(episodes, number * args.rollout_batch_size)
+        sampled = sum(len(e.completion_ids) for e in episodes)
+        clock.count("sampling", sampled)
+        clock.count("scoring", sampled + sum(len(e.prompt_ids) for e in episodes))
+        return rollout
+
+    def _own_share(self, number: int) -> list[Episode]:
+        """The episodes of a rollout that this process samples and scores."""
+        args, clock = self.trainer.args, self.trainer.clock
         share = args.rollout_batch_size // args.world_size
-        begin = first + args.process_index * share
+        begin = number * args.rollout_batch_size + args.process_index * share
         numbers = range(begin, begin + share)
         rows = [
             prompt_index(args.seed, n // args.num_generations, len(self.prompts)) for n in numbers
@@ -91,18 +108,12 @@ class Collector:
             mine = self.sample(self.prompts, rows, uniforms_BC)
         with clock.measure("scoring"):
             self.score(self.prompts, mine)
-            episodes: list[Episode] = gather_object(mine)
-            disarm()  # from here on it changes what belongs to the run
-            rollout = self._finish(episodes, first)
-        sampled = sum(len(e.completion_ids) for e in episodes)
-        clock.count("sampling", sampled)
-        clock.count("scoring", sampled + sum(len(e.prompt_ids) for e in episodes))
-        return rollout
+        return mine
 
     def sample(
         self, prompts: Prompts, rows: Sequence[int], uniforms_BC: Tensor | None
     ) -> list[Episode]:
-        """Sample one completion for each row, prompts of like length together.
+        """Sample one completion for each row.
 
         Args:
             prompts: The prompts.
@@ -112,29 +123,8 @@ class Collector:
         Returns:
             The episodes, in the order of the rows, without scores.
         """
-        args = self.trainer.args
-        model = self.trainer.actor_critic.policy
-        model = model.get_base_model() if isinstance(model, PeftModel) else model
-        episodes = [Episode(row, prompts.ids[row], []) for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: len(episodes[i].prompt_ids))
-        for start in range(0, len(order), args.sampling_batch_size):
-            batch = order[start : start + args.sampling_batch_size]
-            ids_BP, mask_BP = pad_left(
-                [episodes[i].prompt_ids for i in batch], self.decoding.pad_token_id, args.device
-            )
-            with self.trainer.accelerator.autocast():
-                ids_BC, mask_BC = sample(
-                    model,
-                    ids_BP,
-                    mask_BP,
-                    uniforms_BC[batch] if uniforms_BC is not None else None,
-                    self.decoding,
-                )
-            for i, ids_C, mask_C in zip(
-                batch, ids_BC.tolist(), mask_BC.sum(1).tolist(), strict=True
-            ):
-                episodes[i].completion_ids = ids_C[:mask_C]
-        return episodes
+        said = self.sampler.completions([prompts.ids[row] for row in rows], uniforms_BC)
+        return [Episode(row, prompts.ids[row], ids) for row, ids in zip(rows, said, strict=True)]
 
     @torch.no_grad()
     def score(self, prompts: Prompts, episodes: list[Episode]) -> None:
@@ -162,6 +152,7 @@ class Collector:
                 ref_logps_BC = reference_logps(
                     model, self.trainer.reference, Batch(ids, mask, width), args.temperature
                 )
+            check_scored(mask_BC, logps_BC, ref_logps_BC, values_BC)
             for row, episode in enumerate(batch):
                 length = len(episode.completion_ids)
                 episode.logps = logps_BC[row, :length].cpu()
@@ -215,9 +206,9 @@ class Collector:
         )
         self.returns_std = self._spread_of_returns(returns_BC[mask_BC.bool()])
         whitened_BC = whiten(advantages_BC, mask_BC)
-        names, ended_B = distinct_names(self.functions), self.ended(episodes)
+        ended_B = self.ended(episodes)
         self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
-        self.metrics |= describe_episodes(episodes, ended_B, names)
+        self.metrics |= describe_episodes(episodes, ended_B, distinct_names(self.functions))
         self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
         if args.log_completions:
@@ -243,9 +234,7 @@ class Collector:
         )
 
     def _spread_of_returns(self, returns: Tensor) -> float:
-        # A floor, so that a critic is not driven by what is next to nothing in its units.
-        least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
-        return max(spread(returns), least)
+        return max(spread(returns), LEAST_SPREAD * self.trainer.actor_critic.value_scale.item())
 
     def penalised(self, episodes: Sequence[Episode]) -> Tensor:
         """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""
@@ -278,10 +267,11 @@ class Collector:
         args = self.trainer.args
         rows = range(args.process_index, len(prompts), args.world_size)
         uniforms_BC = episode_uniforms(seed, rows, args.max_completion_length)
-        sampled = self.sample(prompts, rows, uniforms_BC)
-        greedy = self.sample(prompts, rows, None)
-        self.score(prompts, sampled)
-        self._reward(prompts, greedy)
+        with together():
+            sampled = self.sample(prompts, rows, uniforms_BC)
+            greedy = self.sample(prompts, rows, None)
+            self.score(prompts, sampled)
+            self._reward(prompts, greedy)
         sampled, greedy = gather_object(sampled), gather_object(greedy)
         return {
             "scores": sum(e.score for e in sampled) / len(sampled),

@@ -82,6 +82,27 @@ class PPOConfig(TrainingArguments):
     )
 
     # Sampling.
+    sampler: str | None = field(
+        default=None,
+        metadata={
+            "help": "transformers: its generate; graph: an own loop, on a GPU in CUDA graphs; "
+            "vllm: an extra. Default: graph on a CPU, else transformers.",
+            "choices": ["transformers", "graph", "vllm"],
+        },
+    )
+    vllm_mode: str = field(
+        default="colocate",
+        metadata={
+            "help": "colocate: vLLM on the cards of the training; server: on its own.",
+            "choices": ["colocate", "server"],
+        },
+    )
+    vllm_server_base_url: str | None = field(
+        default=None, metadata={"help": "Address of the vLLM server, such as http://node2:8000."}
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "Share of a card's memory that a colocated vLLM takes."}
+    )
     max_prompt_length: int = field(
         default=512, metadata={"help": "Longest prompt in tokens; a longer one is an error."}
     )

@@ -229,3 +229,21 @@ def tell(warnings: Sequence[dict[str, Any]]) -> None:
     """Write warnings to the terminal, a line each, around a progress bar."""
     for warning in warnings:
         tqdm.write(f"Warning: {warning['message']}", file=sys.stderr)
+
+
+def check(trainer: Any, logs: Row) -> Row:
+    """Look at what a PPOTrainer logs, and tell what is new.
+
+    Args:
+        trainer: The trainer.
+        logs: Its metrics of one log.
+
+    Returns:
+        The metric of the warnings that were told in the run.
+    """
+    step, args, health = trainer.state.global_step, trainer.args, trainer.health
+    rollout = (step - 1) // args.steps_per_rollout
+    new = health.note(logs, rollout, args.rollout_batch_size, step)
+    if trainer.is_world_process_zero():
+        tell(new)
+    return {"health/warnings": len(health.warnings)}

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes.lib.adapter_folders import WEIGHTS
 from recipes.lib.adapters import POLICY, REFERENCE
 from recipes.lib.backbone import ActorCritic, disable_dropout, keep_unpacked, make_reference
+from recipes.lib.cpu_linear import use_fast_products
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import add_value_adapter, chosen_critic, make_critic
@@ -106,6 +107,7 @@ def make_roles(
     if args.critic == "adapter":
         add_value_adapter(actor_critic, args)
     keep_unpacked(actor_critic)
+    use_fast_products(actor_critic)
     if args.disable_dropout:
         disable_dropout(actor_critic)
     return actor_critic, reference

@@ -109,6 +109,7 @@ class RolloutStream:
         self.args = args
         self.make_rollout = make_rollout
         self.rollout: Rollout | None = None
+        self.number = -1  # of that rollout in the run
         self.first_step = 0  # optimizer step of the run at which the iteration begins
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -116,8 +117,9 @@ class RolloutStream:
         step = self.first_step
         while True:
             number, in_rollout = divmod(step, self.args.steps_per_rollout)
-            if self.rollout is None or in_rollout == 0:
+            if self.rollout is None or self.number != number:
                 self.rollout = self.make_rollout(number)
+                self.number = number
             yield from self._micro_batches(self.rollout, number, in_rollout)
             step += 1
 
@@ -143,8 +145,9 @@ class RolloutStream:
             }
 
     def save(self, folder: Path, global_step: int) -> None:
-        """Write the rollout in hand, unless the step is the last of it."""
-        in_hand = self.rollout is not None and global_step % self.args.steps_per_rollout != 0
+        """Write the rollout in hand, if there are steps left to make with it."""
+        next_one = global_step // self.args.steps_per_rollout
+        in_hand = self.rollout is not None and self.number == next_one
         write_json(folder / "stream.json", {"global_step": global_step, "in_hand": in_hand})
         if in_hand:
             tensors = {n: getattr(self.rollout, n).contiguous() for n in names()}
@@ -160,5 +163,6 @@ class RolloutStream:
             raise UserError(f"{folder} has no stream.json; name a checkpoint of a PPO run.")
         state = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
         self.first_step = state["global_step"]
+        self.number = self.first_step // self.args.steps_per_rollout
         tensors = load_file(folder / "rollout.safetensors") if state["in_hand"] else None
         self.rollout = Rollout(**tensors) if tensors else None

@@ -10,16 +10,18 @@ from recipes.lib.runs import write_json
 FILE = "ppo_state.json"
 
 
-def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
-    """Write controllers, metrics that are not logged yet, and what was told.
+def state_of(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
+    """Controllers, metrics that are not logged yet, and what was told.
 
     Args:
         trainer: The PPOTrainer.
-        sums: Its sums since the last log, of all processes.
-        folder: The checkpoint.
+        sums: Its sums since the last log.
+
+    Returns:
+        Plain values; changed with the trainer unless they are copied.
     """
     collector = trainer.collector
-    state = {
+    return {
         "kl_coef": collector.kl.value,
         "moments": vars(collector.moments),
         "returns_std": collector.returns_std,
@@ -30,23 +32,32 @@ def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
         "clock": trainer.clock.state(),
         "health": vars(trainer.health),
     }
-    write_json(folder / FILE, state)
 
 
-def read_state(trainer: Any, folder: Path) -> None:
-    """Put a trainer back to where a checkpoint was written.
+def put_back(trainer: Any, state: dict[str, Any]) -> None:
+    """Put a trainer back to where it was.
 
     Args:
         trainer: The PPOTrainer.
-        folder: The checkpoint.
+        state: What `state_of` said then.
     """
-    state = json.loads((folder / FILE).read_text(encoding="utf-8"))
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]
     vars(collector.moments).update(state["moments"])
     collector.returns_std, collector.has_units = state["returns_std"], state["has_units"]
     collector.metrics, collector.samples = state["metrics"], state["samples"]
-    # Sums are added up over processes when they are logged, so one of them takes them on.
-    trainer.sums = state["sums"] if trainer.args.process_index == 0 else {}
+    trainer.sums = state["sums"]
     trainer.clock.load(state["clock"])
     trainer.health = Health(**state["health"])
+
+
+def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
+    """Write the state of a trainer into a checkpoint; `sums` are those of all processes."""
+    write_json(folder / FILE, state_of(trainer, sums))
+
+
+def read_state(trainer: Any, folder: Path) -> None:
+    """Put a trainer back to where a checkpoint was written."""
+    state = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    # Sums are added up over processes when they are logged, so one of them takes them on.
+    put_back(trainer, state | ({} if trainer.args.process_index == 0 else {"sums": {}}))

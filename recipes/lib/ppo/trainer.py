@@ -10,6 +10,7 @@ Source:
     Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences"; Schulman et al. 2017.
 """
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -28,13 +29,13 @@ from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import parameter_groups
-from recipes.lib.ppo.health import Health, tell
+from recipes.lib.ppo.health import Health, check
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.roles import load, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.saving import load_models, save_models
-from recipes.lib.ppo.state import read_state, write_state
+from recipes.lib.ppo.state import put_back, read_state, state_of, write_state
 from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
 from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.resumable import Resumable
@@ -69,6 +70,7 @@ class PPOTrainer(Resumable, Trainer):
     args: PPOConfig
     optimizer: Any
     control: Any
+    keeps_batches = True  # the rollout in hand
     loss_is_scaled_for_ga = True  # losses are divided by the tokens of the whole optimizer step
 
     def __init__(  # noqa: PLR0917  TRL's trainers have this order
@@ -189,18 +191,10 @@ class PPOTrainer(Resumable, Trainer):
             logs |= self.clock.take()
             if "loss/policy_avg" in logs:  # not where every step was skipped
                 logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
-                logs |= self._check_health(logs)
+                logs |= check(self, logs)
         super().log(logs, start_time)
         if is_update and args.log_completions and args.should_save:
             append_samples(Path(args.output_dir), self.state.global_step, self.collector.samples)
-
-    def _check_health(self, logs: dict[str, float]) -> dict[str, float]:
-        step, args = self.state.global_step, self.args
-        rollout = (step - 1) // args.steps_per_rollout
-        new = self.health.note(logs, rollout, args.rollout_batch_size, step)
-        if self.is_world_process_zero():
-            tell(new)
-        return {"health/warnings": len(self.health.warnings)}
 
     def _total_sums(self) -> dict[str, float]:
         """Sums of the updates since the last log, those of all processes added up."""
@@ -289,10 +283,15 @@ class PPOTrainer(Resumable, Trainer):
         read_state(self, folder)
 
     def moment(self) -> dict[str, Any]:
-        """What changes within a step, with the sums of its micro-batches."""
-        return super().moment() | {"sums": dict(self.sums)}
+        """What changes within a step, with the rollout in hand and what it changed."""
+        state = copy.deepcopy(state_of(self, self.sums))
+        return super().moment() | {
+            "ppo": state,
+            "rollout": (self.stream.rollout, self.stream.number),
+        }
 
     def go_back_to(self, moment: dict[str, Any]) -> None:
         """Undo what an abandoned step added."""
         super().go_back_to(moment)
-        self.sums = moment["sums"]
+        put_back(self, moment["ppo"])
+        self.stream.rollout, self.stream.number = moment["rollout"]

@@ -1,0 +1,1 @@
+"""What a run will take in memory, computed from shapes alone: no weight is loaded."""

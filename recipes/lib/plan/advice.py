@@ -1,0 +1,195 @@
+"""What to change so that a run fits: the cheapest first, one after the other, planned each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.plan.shape import Plan
+
+# Tokens whose training computes as long as the weights take to be read, or unpacked from 4 bits,
+# in the three passes of a micro-batch: derived for an H200 and 8B weights, not measured.
+READ_TOKENS, UNPACK_TOKENS = 165, 375
+LEAST_LENGTH = 64
+MOST_TRIES = 24
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the configuration.
+
+    Args:
+        key: The key.
+        value: Its new value.
+        cost: What it costs in time, and how that is known.
+        peak: Bytes on the device with it and the changes before.
+    """
+
+    key: str
+    value: Any
+    cost: str
+    peak: int
+
+    @property
+    def flag(self) -> str:
+        """The flag to paste."""
+        shown = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"--{self.key} {shown}"
+
+
+Planner = Callable[[dict[str, Any]], tuple[Any, Plan]]
+Cost = Callable[[Any, Any, Any], str]  # from the Config and the values before and after
+Step = tuple[str, Any, Any, Cost]  # key, value before, value after, cost
+
+
+def find_changes(planner: Planner, memory: int) -> tuple[list[Change], bool]:
+    """Look for the cheapest changes with which a run fits.
+
+    Args:
+        planner: Plans with keys set; gives the Config and the plan.
+        memory: Bytes of the card.
+
+    Returns:
+        The changes, of a key the last one alone, and whether the run fits with them.
+    """
+    made: dict[str, Change] = {}
+    began: dict[str, Any] = {}  # values before the first change
+    dead: set[str] = set()
+    config, plan = planner({})
+    for _ in range(MOST_TRIES):
+        phase = plan.fullest.name
+        step = None if plan.peak <= memory else _next(config, phase, dead)
+        if step is None:
+            break
+        key, now, value, cost = step
+        try:
+            tried = planner({name: change.value for name, change in made.items()} | {key: value})
+        except UserError:  # a batch that does not divide, a key that the recipe refuses
+            dead.add(key)
+            continue
+        if _size(tried[1], phase) >= _size(plan, phase):
+            dead.add(key)
+            continue
+        first = began.setdefault(key, now)
+        made[key] = Change(key, value, cost(config, first, value), tried[1].peak)
+        config, plan = tried
+    return list(made.values()), plan.peak <= memory
+
+
+def _size(plan: Plan, phase: str) -> int:
+    return next(one.total for one in plan.phases if one.name == phase)
+
+
+def _next(config: Any, phase: str, dead: set[str]) -> Step | None:
+    """The cheapest change that is left for a phase."""
+    for offer in (_batch, _checkpointing, _four_bits, _small_optimizer, _critic, _length):
+        found = offer(config, phase)
+        if found is not None and found[0] not in dead:
+            return found
+    return None
+
+
+def _batch(config: Any, phase: str) -> Step | None:
+    keys = {"training": "per_device_train_batch_size", "evaluation": "per_device_eval_batch_size"}
+    if config.recipe == "ppo":
+        keys |= {"sampling": "sampling_batch_size", "scoring": "scoring_batch_size"}
+    elif config.recipe == "reward":
+        keys |= {"scoring": "scoring_batch_size", "saving": "scoring_batch_size"}
+    elif config.recipe in ("rloo", "grpo"):
+        keys |= {"sampling": "steps_per_generation", "scoring": keys["training"]}
+    key = keys.get(phase)
+    holder = config.training if key and hasattr(config.training, key) else config.script
+    if key is None or getattr(holder, key) < 2:
+        return None
+    now = getattr(holder, key)
+    costs = {"sampling": _of_sampling, "training": _of_micro_batches}
+    return key, now, now // 2, costs.get(phase, _of_scoring)
+
+
+def _of_sampling(config: Any, before: int, after: int) -> str:
+    return (
+        f"sampling: up to {before // after} times as long; each step of decoding reads all "
+        "weights, however few the rows (roofline)"
+    )
+
+
+def _of_scoring(config: Any, before: int, after: int) -> str:
+    return "little: as many tokens in more, smaller passes without gradient"
+
+
+def _of_micro_batches(config: Any, before: int, after: int) -> str:
+    args = config.training
+    width = getattr(args, "max_length", None) or (
+        (getattr(args, "max_prompt_length", None) or 512)
+        + (getattr(args, "max_completion_length", None) or 512)
+    )
+    is_packed = bool(config.model.load_in_4bit)
+    sides = 2 if config.recipe in ("dpo", "reward") else 1
+    tax = (UNPACK_TOKENS if is_packed else READ_TOKENS) / (sides * width)
+    what = "unpacked" if is_packed else "read"
+    return (
+        f"training: about +{100 * tax * (1 / after - 1 / before):.0f} %; the weights are {what} "
+        "for more, smaller micro-batches (roofline of an H200)"
+    )
+
+
+def _checkpointing(config: Any, phase: str) -> Step | None:
+    if phase != "training" or config.training.activation_checkpointing:
+        return None
+    return "gradient_checkpointing", False, True, _of_checkpointing
+
+
+def _of_checkpointing(config: Any, before: bool, after: bool) -> str:
+    share = "1/2 (4 to 6 FLOPs" if config.model.use_peft else "1/3 (6 to 8 FLOPs"
+    return f"training: +{share} a weight and token): the forward pass is made again"
+
+
+def _four_bits(config: Any, phase: str) -> Step | None:
+    model = config.model
+    if not model.use_peft or model.load_in_4bit or model.load_in_8bit:
+        return None
+    return "load_in_4bit", False, True, _of_four_bits
+
+
+def _of_four_bits(config: Any, before: bool, after: bool) -> str:
+    return (
+        "sampling: up to twice as long (bitsandbytes' own table, H100); training: the time of "
+        f"some {UNPACK_TOKENS} tokens more for each micro-batch (roofline of an H200)"
+    )
+
+
+def _small_optimizer(config: Any, phase: str) -> Step | None:
+    name = str(getattr(config.training.optim, "value", config.training.optim))
+    if "8bit" in name or "adam" not in name:
+        return None
+    return "optim", name, "adamw_8bit", _of_small_optimizer
+
+
+def _of_small_optimizer(config: Any, before: str, after: str) -> str:
+    return "none to speak of, by what it computes; its states are rounded to 8 bits"
+
+
+def _critic(config: Any, phase: str) -> Step | None:
+    if config.recipe != "ppo" or config.training.critic == "head":
+        return None
+    return "critic", config.training.critic, "head", _of_critic
+
+
+def _of_critic(config: Any, before: Any, after: str) -> str:
+    return (
+        "none: a pass of training and one of scoring less; it learns worse "
+        "(docs/benchmarks/critics.md)"
+    )
+
+
+def _length(config: Any, phase: str) -> Step | None:
+    training = config.training
+    key = "max_completion_length" if hasattr(training, "max_completion_length") else "max_length"
+    now = getattr(training, key) or 2048
+    return (key, now, now // 2, _of_length) if now // 2 >= LEAST_LENGTH else None
+
+
+def _of_length(config: Any, before: int, after: int) -> str:
+    return "none: there is less to compute; but longer texts are cut, and so learned otherwise"

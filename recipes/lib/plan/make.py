@@ -1,0 +1,294 @@
+"""From a configuration to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from recipes.lib.plan import paper, passes
+from recipes.lib.plan.cast import Cast, make_cast
+from recipes.lib.plan.decode import Sampling, sampling_bytes
+from recipes.lib.plan.launch import Launch
+from recipes.lib.plan.meter import Meter
+from recipes.lib.plan.optimizers import state_bytes, step_bytes
+from recipes.lib.plan.scale import Scale
+from recipes.lib.plan.shape import (
+    ADAPTERS,
+    BASE,
+    GRADIENTS,
+    HEADS,
+    OPTIMIZER,
+    OTHERS,
+    WORKSPACE,
+    Phase,
+    Plan,
+)
+
+RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
+BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a configuration is planned for.
+
+    Args:
+        launch: The processes.
+        autocast: Number format of mixed precision, or None.
+        prompt_length: Tokens of a prompt where the recipe has no limit (rloo, grpo).
+        has_test: Whether there are rows to test on.
+        on_card: Whether passes take the paths of CUDA; else those of the CPU, for tests.
+        is_fixed_only: Leave out what a pass takes, which needs seconds on large models.
+        configs: Folder with configurations of runs that are still to be made.
+    """
+
+    launch: Launch = field(default_factory=Launch)
+    autocast: torch.dtype | None = None
+    prompt_length: int = 512
+    has_test: bool = True
+    on_card: bool = True
+    is_fixed_only: bool = False
+    configs: Path | None = None
+
+
+def plan_of(config: Any, target: Target) -> Plan:
+    """Plan the memory of a run.
+
+    Args:
+        config: The parsed Config of a training recipe.
+        target: What it is planned for.
+
+    Returns:
+        The plan, for the card of one process.
+
+    Raises:
+        UserError: A model is not there.
+    """
+    from recipes.lib.quiet import hush
+
+    hush()
+    cast = make_cast(config, target.autocast, target.configs)
+    scale = Scale(cast, target.autocast, on_card=target.on_card)
+    trained = [p for p in cast.trained.parameters() if p.requires_grad]
+    with scale.mode, Meter():
+        passes.prepare(scale, config)
+        fixed = _fixed(config, cast, target)
+    gradients = _gradient_bytes(trained, target)
+    phases = [_update(config, fixed, gradients, trained)]
+    if not target.is_fixed_only:
+        phases = _phases(config, target, scale, fixed, gradients) + phases
+    return Plan(
+        recipe=config.recipe,
+        model=cast.source.name if cast.source else "",
+        phases=tuple(phases),
+        trainable=sum(p.numel() for p in trained),
+        parameters=_num_parameters(cast.policy),
+        facts=_facts(config, target, cast),
+    )
+
+
+def length_of(config: Any, cast: Cast) -> int:
+    """Tokens of the longest row that is trained on, T."""
+    limit = getattr(config.training, "max_length", None)
+    context = getattr(cast.policy.config.get_text_config(), "max_position_embeddings", None)
+    return int(min(limit or 2048, context or limit or 2048))
+
+
+def _prompt(config: Any, target: Target) -> int:
+    return int(getattr(config.training, "max_prompt_length", None) or target.prompt_length)
+
+
+def _phases(
+    config: Any, target: Target, scale: Scale, fixed: dict[str, int], gradients: int
+) -> list[Phase]:
+    makers = {"sft": _supervised, "dpo": _supervised, "kto": _supervised, "reward": _reward}
+    moving = makers.get(config.recipe, _sampled)(config, target, scale)
+    phases = []
+    for name, kinds in moving.items():
+        parts = dict(fixed)
+        for kind, size in kinds.items():
+            parts[kind] = parts.get(kind, 0) + size
+        if name == "training":
+            sharded = target.launch.shards_optimizer > 1
+            if config.training.gradient_accumulation_steps > 1 or sharded:
+                parts[GRADIENTS] = gradients
+            elif target.launch.kind == "ddp":
+                parts[GRADIENTS] = parts.get(GRADIENTS, 0) + gradients // 2  # the buckets
+        if name == "saving":
+            parts[OTHERS] += sum(fixed[thing] for thing in (BASE, ADAPTERS, HEADS))
+        gathered = _gathered(scale.cast.trained, target)
+        parts[WORKSPACE] = parts.get(WORKSPACE, 0) + gathered
+        phases.append(Phase(name, parts))
+    return phases
+
+
+def _supervised(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+    training, width = config.training, length_of(config, scale.cast)
+    rows = training.per_device_train_batch_size
+    how = {"judged": 0, "others": 0}
+    if config.recipe != "sft":
+        estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
+        rows = 2 * rows if config.recipe == "dpo" else rows
+        judged = 0 if training.precompute_ref_log_probs else 1 + estimates
+        how = {"judged": judged, "others": int(estimates)}
+    found = {
+        "training": _training(config, target, scale, passes.fused_loss(scale, rows, width, **how))
+    }
+    if target.has_test:
+        run = passes.evaluation(scale, training.per_device_eval_batch_size, width)
+        found["evaluation"] = scale.weigh(run)
+    return found
+
+
+def _reward(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+    training, width = config.training, length_of(config, scale.cast)
+    pairs, model = training.per_device_train_batch_size, scale.cast.policy
+    scoring = config.script.scoring_batch_size
+    weighed = scale.weigh(passes.classifier_scoring(scale, model, scoring, width))
+    return {
+        "training": _training(config, target, scale, passes.pair_loss(scale, pairs, width)),
+        "scoring": weighed,
+        "saving": weighed,
+    }
+
+
+def _sampled(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+    args, cast = config.training, scale.cast
+    prompt, completion = _prompt(config, target), args.max_completion_length
+    rows, width = args.per_device_train_batch_size, prompt + completion
+    processes = target.launch.num_processes
+    if config.recipe == "ppo":
+        at_once = min(args.sampling_batch_size, max(1, args.rollout_batch_size // processes))
+        scored = min(args.scoring_batch_size, max(1, args.rollout_batch_size // processes))
+        loss = passes.ppo_loss(scale, args, rows)
+        scoring = [scale.weigh(passes.ppo_scoring(scale, args, scored))]
+    else:
+        at_once, scored = rows * args.steps_per_generation, rows
+        judged = 0
+        loss = passes.fused_loss(scale, rows, width, judged=judged, scored=completion)
+        is_held = args.beta != 0
+        run = passes.fused_scoring(scale, rows, width, completion)
+        scoring = [scale.weigh(run)] if is_held else [{}]
+    for model in cast.rewards:
+        scoring.append(scale.weigh(passes.classifier_scoring(scale, model, scored, width)))
+    is_graph = getattr(args, "sampler", "transformers") == "graph"
+    return {
+        "sampling": sampling_bytes(scale, Sampling(at_once, prompt, completion, is_graph)),
+        "scoring": max(scoring, key=lambda kinds: sum(kinds.values())),
+        "training": _training(config, target, scale, loss),
+    }
+
+
+def _training(config: Any, target: Target, scale: Scale, loss: Any) -> dict[str, int]:
+    sharded = target.launch.shards_optimizer > 1
+    return passes.training_pass(scale, config, loss, shards_gradients=sharded)
+
+
+def _fixed(config: Any, cast: Cast, target: Target) -> dict[str, int]:
+    """Bytes of what is there all the time."""
+    launch, dtype = target.launch, target.autocast
+    critic = getattr(cast.trained, "critic", None)
+    of_critic = paper.num_bytes(paper.tensors_of(critic)) if critic is not None else 0
+    by_kind = {ADAPTERS: 0, HEADS: 0, OTHERS: of_critic}
+    for name, parameter in cast.trained.named_parameters():
+        kind = _kind(name)
+        if kind is not None and kind != OTHERS:
+            by_kind[kind] += _held(parameter, target)
+    everything = paper.num_bytes(paper.tensors_of(cast.trained))
+    everything += sum(_held(p, target) - _size(p) for p in cast.trained.parameters())
+    base = everything - sum(by_kind.values())
+    others = sum(
+        paper.num_bytes(paper.tensors_of(module))
+        for module in (cast.reference, *cast.rewards)
+        if module is not None
+    )
+    trained = [p for p in cast.trained.parameters() if p.requires_grad]
+    states = state_bytes(config.training, cast.trained)
+    if launch.kind.startswith("zero") and dtype is not None:
+        states += sum(4 * p.numel() for p in trained if p.dtype != torch.float32)
+    fixed = {BASE: base, **by_kind}
+    fixed = {thing: size // launch.shards_weights for thing, size in fixed.items()}
+    fixed[OTHERS] += others
+    fixed[OPTIMIZER] = states // launch.shards_optimizer
+    return fixed
+
+
+def _kind(name: str) -> str | None:
+    if name.startswith("critic."):
+        return OTHERS
+    if name.startswith(("value_head.", "score_")) or ".score." in name or name == "score.weight":
+        return HEADS
+    is_adapter = "lora_" in name or "modules_to_save" in name
+    return ADAPTERS if is_adapter else None
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+def _held(parameter: nn.Parameter, target: Target) -> int:
+    """Bytes of a weight as the launch keeps it: FSDP2 trains in fp32 under mixed precision."""
+    if target.launch.kind == "fsdp" and target.autocast is not None and parameter.requires_grad:
+        return 4 * parameter.numel()
+    return _size(parameter)
+
+
+def _gradient_bytes(trained: list[nn.Parameter], target: Target) -> int:
+    """Bytes of all gradients together; under DDP a second time, in the buckets that are sent."""
+    total = sum(_held(parameter, target) for parameter in trained)
+    if target.launch.kind == "ddp":
+        return 2 * total
+    gradients = total // target.launch.shards_optimizer
+    if target.launch.kind == "zero2":
+        gradients += min(total, 2 * BUCKET)
+    return gradients
+
+
+def _gathered(trained: nn.Module, target: Target) -> int:
+    """Bytes of weights that are whole at a time where they are divided: two layers and the rest."""
+    if target.launch.shards_weights == 1:
+        return 0
+    of_layer: dict[str, int] = {}
+    for name, parameter in trained.named_parameters():
+        width = 2 if target.autocast is not None else parameter.element_size()
+        size = parameter.numel() * min(width, parameter.element_size())
+        number = next((part for part in name.split(".") if part.isdigit()), "")
+        of_layer[number] = of_layer.get(number, 0) + size
+    rest = of_layer.pop("", 0)
+    return rest + 2 * max(of_layer.values(), default=0)
+
+
+def _update(
+    config: Any, fixed: dict[str, int], gradients: int, trained: list[nn.Parameter]
+) -> Phase:
+    total = sum(_size(parameter) for parameter in trained)
+    step = step_bytes(config.training, total)
+    return Phase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})
+
+
+def _num_parameters(policy: nn.Module) -> int:
+    """Weights of the model without adapters; packed ones count as what they were."""
+    found = {id(p): p for name, p in policy.named_parameters() if _kind(name) is None}
+    states = [(p, getattr(p, "quant_state", None)) for p in found.values()]
+    return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
+
+
+def _facts(config: Any, target: Target, cast: Cast) -> dict[str, str]:
+    args, names = config.training, {torch.bfloat16: "bf16", torch.float16: "fp16", None: "none"}
+    facts = {"processes": str(target.launch), "mixed precision": names[target.autocast]}
+    if config.recipe in ("ppo", "rloo", "grpo"):
+        prompt = _prompt(config, target)
+        facts["lengths"] = (
+            f"prompts of {prompt} tokens, completions of {args.max_completion_length}"
+        )
+        if config.recipe != "ppo":
+            facts["lengths"] += " (--prompt_length)"
+    else:
+        facts["lengths"] = f"rows of {length_of(config, cast)} tokens"
+    if cast.source is not None and cast.source.origin:
+        facts["model"] = cast.source.origin
+    return facts

@@ -1,0 +1,130 @@
+"""Lets code that runs on fake tensors take the memory that it takes on a CUDA card.
+
+Attention keeps its inputs, its output and one number a row, whichever of the fused kernels runs;
+TRL's log-probabilities are folded by a kernel in place; 8-bit layers multiply integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def as_on_card() -> Iterator[None]:
+    """Take the paths of CUDA while the context is open."""
+    import bitsandbytes
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    replaced: list[tuple[Any, str, Any]] = [
+        (torch.nn.functional, "scaled_dot_product_attention", attention),
+        (bitsandbytes, "matmul", matmul_8bit),
+        (utils, "_use_triton", lambda device: True),
+        (chunked_logprob, "_use_triton", lambda device: True),
+        (chunked_logprob, "_forward_kernel", _InPlace()),
+        (chunked_logprob, "_backward_kernel", _InPlace()),
+        (chunked_logprob, "_addmm_fp32", lambda *given: None),
+    ]
+    if not hasattr(chunked_logprob, "triton"):  # not installed, and asked for one division
+        chunked_logprob.triton = SimpleNamespace(cdiv=lambda a, b: -(-a // b))
+    before = [getattr(owner, name) for owner, name, _ in replaced]
+    try:
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(replaced, before, strict=True):
+            setattr(owner, name, value)
+
+
+class _InPlace:
+    """A kernel that writes into what it is given."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def attention(  # noqa: PLR0917  the signature of torch
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention of a fused kernel; see torch.nn.functional.scaled_dot_product_attention."""
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        # The kernels add a mask, so it becomes numbers, for each layer anew.
+        attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)
+    out: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
+        query, key, value, attn_mask, enable_gqa
+    )
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, grouped: bool
+    ) -> Tensor:
+        shape = (*query.shape[:-1], value.shape[-1])
+        # Laid out as the kernels do it: transposing it back is then no copy.
+        out = query.new_empty((shape[0], shape[2], shape[1], shape[3])).transpose(1, 2)
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, out, sums)
+        ctx.grouped = grouped
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        query, key, value, _, _, sums = ctx.saved_tensors
+        products = torch.empty_like(sums)
+        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        if ctx.grouped:  # those of all heads, before they are added up
+            wide = [torch.empty_like(query), torch.empty_like(query)]
+            del wide
+        del products
+        return (*gradients, None, None)
+
+
+def matmul_8bit(
+    inputs: Tensor, weight: Tensor, *, bias: Tensor | None = None, state: Any = None, **_: Any
+) -> Tensor:
+    """The product of a layer with 8-bit weights; see bitsandbytes.matmul."""
+    out: Tensor = _Product8bit.apply(  # type: ignore[no-untyped-call]
+        inputs, state.CB, bias
+    )
+    return out
+
+
+class _Product8bit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Any) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        shape = (*inputs.shape[:-1], weight.shape[0])
+        half = inputs.to(torch.float16)
+        rounded = torch.empty(inputs.shape, dtype=torch.int8, device=inputs.device)
+        summed = torch.empty(shape, dtype=torch.int32, device=inputs.device)
+        out = torch.empty(shape, dtype=inputs.dtype, device=inputs.device)
+        del half, rounded, summed
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        inputs, weight = ctx.saved_tensors
+        unpacked = weight.to(inputs.dtype)
+        of_inputs = torch.empty_like(inputs)
+        del unpacked
+        return of_inputs, None, None

@@ -1,0 +1,135 @@
+"""The page that `rlhf plan` prints: a table of phases and things, a verdict, advice."""
+
+from __future__ import annotations
+
+import textwrap
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recipes.lib.plan.advice import Change
+from recipes.lib.plan.shape import THINGS, Plan
+from recipes.lib.plan.sizes import GIB, shown
+
+WIDTH = 80
+INDENT = "  "
+
+
+def show_plan(plan: Plan, console: Console | None = None) -> None:
+    """Print the table and where the peak is.
+
+    Args:
+        plan: The plan.
+        console: Where to; standard output by default.
+    """
+    console = _console(console)
+    console.print()
+    console.print(Text(f"rlhf {plan.recipe}, {plan.model}", style="bold"), overflow="fold")
+    console.print(_facts(plan))
+    console.print()
+    console.print(_table(plan))
+    peak = plan.fullest
+    console.print(f"peak: {shown(peak.total)} on the card, in {peak.name}", highlight=False)
+
+
+def show_verdict(plan: Plan, memory: int, console: Console | None = None) -> None:
+    """Print whether the run fits.
+
+    Args:
+        plan: The plan.
+        memory: Bytes of the card.
+        console: Where to; standard output by default.
+    """
+    left = memory - plan.peak
+    words = (
+        f"fits in {shown(memory)}: {shown(left)} are left"
+        if left >= 0
+        else (f"does not fit in {shown(memory)}: {shown(-left)} are missing")
+    )
+    _console(console).print(Text(words, style="green" if left >= 0 else "red"))
+
+
+def advice_lines(changes: list[Change], fits: bool, memory: int) -> list[str]:
+    """Write the advice.
+
+    Args:
+        changes: What to change, in order.
+        fits: Whether the run fits with all of it.
+        memory: Bytes of the card.
+
+    Returns:
+        Lines of at most 80 columns.
+    """
+    if not changes:
+        return [
+            "nothing that is known here makes it smaller; take a smaller model or a larger card"
+        ]
+    lines = ["what makes it fit, the cheapest first:" if fits else "what makes it smaller:"]
+    for number, change in enumerate(changes, 1):
+        lines.append(f"{number:>2}. {change.flag}  -> {shown(change.peak)}")
+        indent = "    "
+        lines += textwrap.wrap(change.cost, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    lines.append("all together:" if fits else f"and still more than {shown(memory)}:")
+    flags = " ".join(change.flag for change in changes)
+    lines += textwrap.wrap(
+        flags,
+        WIDTH - 2,
+        initial_indent=INDENT,
+        subsequent_indent=INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return lines
+
+
+def show_advice(
+    changes: list[Change], fits: bool, memory: int, console: Console | None = None
+) -> None:
+    """Print the advice; see `advice_lines`."""
+    console = _console(console)
+    console.print()
+    for line in advice_lines(changes, fits, memory):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _console(console: Console | None) -> Console:
+    console = console or Console(highlight=False)
+    console.width = min(WIDTH, console.width)
+    return console
+
+
+def _facts(plan: Plan) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    share = 100 * plan.trainable / max(1, plan.parameters)
+    weights = f"{plan.parameters:,}, of which {plan.trainable:,} are trained"
+    table.add_row("weights", weights if share < 100 else f"{plan.trainable:,}, all trained")
+    for name, value in plan.facts.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _table(plan: Plan) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("GiB", no_wrap=True, header_style="cyan")
+    for phase in plan.phases:
+        table.add_column(phase.name, justify="right", no_wrap=True, header_style="cyan")
+    for thing in THINGS:
+        sizes = [phase.of(thing) for phase in plan.phases]
+        if any(sizes):
+            table.add_row(thing, *(_cell(size) for size in sizes))
+    table.add_row()
+    allocated = [_cell(phase.allocated) for phase in plan.phases]
+    table.add_row("tensors", *allocated, style="dim")
+    totals = [
+        Text(_cell(phase.total), style="bold" if phase is plan.fullest else "")
+        for phase in plan.phases
+    ]
+    table.add_row("on the card", *totals)
+    return table
+
+
+def _cell(size: int) -> str:
+    return f"{size / GIB:.2f}" if size else "-"

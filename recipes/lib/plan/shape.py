@@ -1,0 +1,111 @@
+"""A plan: bytes by phase and by thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BASE, ADAPTERS, HEADS, OTHERS = "base weights", "adapters", "heads", "other models"
+OPTIMIZER, GRADIENTS = "optimizer", "gradients"
+ACTIVATIONS, LOGITS, CACHE, WORKSPACE = "activations", "logits", "KV cache", "workspace"
+ALLOCATOR, CONTEXT = "allocator", "CUDA context"
+# In the order of the table.
+THINGS = (
+    *(BASE, ADAPTERS, HEADS, OTHERS, OPTIMIZER, GRADIENTS),
+    *(ACTIVATIONS, LOGITS, CACHE, WORKSPACE, ALLOCATOR, CONTEXT),
+)
+FIXED = (BASE, ADAPTERS, HEADS, OTHERS, OPTIMIZER)  # there all the time
+MOVING = (ACTIVATIONS, LOGITS, CACHE, WORKSPACE, GRADIENTS)
+
+# Assumed, not measured: what the driver and the libraries take beside PyTorch's allocator, and the
+# part of what comes and goes that the allocator cannot use again at once.
+CONTEXT_BYTES = 600 * 2**20
+FRAGMENTED = 0.05
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is in memory at the fullest moment of a phase.
+
+    Args:
+        name: sampling, scoring, training, update, evaluation or saving.
+        parts: Bytes by thing.
+    """
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of tensors, as torch.cuda.max_memory_allocated counts them."""
+        return sum(self.parts.values())
+
+    @property
+    def allocator(self) -> int:
+        """Bytes that the allocator holds beyond the tensors."""
+        return round(FRAGMENTED * sum(self.parts.get(thing, 0) for thing in MOVING))
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        return self.allocated + self.allocator + CONTEXT_BYTES
+
+    def of(self, thing: str) -> int:
+        """Bytes of one thing."""
+        if thing == ALLOCATOR:
+            return self.allocator
+        return CONTEXT_BYTES if thing == CONTEXT else self.parts.get(thing, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes on each card.
+
+    Args:
+        recipe: Name of the recipe.
+        model: Name of the model that gave the shapes.
+        phases: The phases.
+        trainable: Weights that are trained.
+        parameters: Weights of the policy's model, quantized ones counted as they were.
+        facts: What the plan assumed, by name, for the reader.
+    """
+
+    recipe: str
+    model: str
+    phases: tuple[Phase, ...]
+    trainable: int
+    parameters: int
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fullest(self) -> Phase:
+        """The phase that takes the most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device at the fullest moment."""
+        return self.fullest.total
+
+    @property
+    def least(self) -> int:
+        """Bytes without which nothing goes: weights, optimizer and gradients."""
+        return max(sum(phase.of(thing) for thing in (*FIXED, GRADIENTS)) for phase in self.phases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan in plain values, in bytes."""
+        return {
+            "recipe": self.recipe,
+            "model": self.model,
+            "parameters": self.parameters,
+            "trainable": self.trainable,
+            "facts": self.facts,
+            "peak": self.peak,
+            "peak_phase": self.fullest.name,
+            "phases": {
+                phase.name: {thing: phase.of(thing) for thing in THINGS}
+                | {"allocated": phase.allocated, "total": phase.total}
+                for phase in self.phases
+            },
+        }

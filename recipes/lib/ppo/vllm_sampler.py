@@ -1,0 +1,142 @@
+"""Completions from vLLM, in the training's processes or from a server, through TRL's module.
+
+vLLM draws its own noise. So the same seed gives other completions than the other samplers, and a
+run that is resumed in the middle of a rollout makes that rollout anew.
+
+Shapes: B episodes, C completion tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch import Tensor
+
+from recipes.lib.errors import UserError
+from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.sampling import Decoding, mask_through_stop
+
+
+class VLLMSampler:
+    """Samples completions with vLLM; its weights follow the policy's.
+
+    Args:
+        policy: Causal language model, with or without an adapter.
+        args: The configuration.
+        decoding: Length, temperature and the tokens at the end.
+        accelerator: The trainer's.
+        tokenizer: The policy's.
+        most_prompt_tokens: Length of the longest prompt that is expected.
+
+    Raises:
+        UserError: vLLM is not installed, or the policy's base is quantized.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        args: PPOConfig,
+        decoding: Decoding,
+        accelerator: Any,
+        tokenizer: Any,
+        most_prompt_tokens: int,
+    ) -> None:
+        check_vllm(policy, args)
+        from trl.generation.vllm_generation import VLLMGeneration
+
+        self.policy, self.decoding = policy, decoding
+        self.base = kept_base(policy)
+        self.generation = VLLMGeneration(
+            policy,
+            accelerator,
+            tokenizer,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=most_prompt_tokens + decoding.max_new_tokens,
+            trust_remote_code=args.trust_remote_code,
+            temperature=decoding.temperature,
+            max_completion_length=decoding.max_new_tokens,
+            logprobs=None,
+            # Exactly the tokens that end a completion elsewhere; not those of the model's folder.
+            generation_kwargs={"ignore_eos": True, "stop_token_ids": decoding.stops},
+        )
+
+    def completions(
+        self, prompts: Sequence[list[int]], uniforms_BC: Tensor | None
+    ) -> list[list[int]]:
+        """Sample one completion for each prompt; called by all processes together.
+
+        Args:
+            prompts: Token ids of each prompt; processes may have different numbers of them.
+            uniforms_BC: None for the most probable tokens; otherwise without effect.
+
+        Returns:
+            Token ids of each completion, in the order of the prompts.
+        """
+        with restored(self.base):
+            self.generation.sync_weights()
+        self.generation.temperature = 0.0 if uniforms_BC is None else self.decoding.temperature
+        most = max(gather_object([len(prompts)]))
+        # A server deals its answers out in equal shares.
+        filled = [*prompts, *([[self.decoding.pad_token_id]] * (most - len(prompts)))]
+        said = self.generation.generate(filled, None, 1)[1] if most else []
+        return [through_stop(list(ids), self.decoding) for ids in said[: len(prompts)]]
+
+
+def check_vllm(policy: Any, args: PPOConfig) -> None:
+    """Refuse what cannot work, before anything is started.
+
+    Args:
+        policy: The policy.
+        args: The configuration.
+
+    Raises:
+        UserError: vLLM is not installed, the policy's base is quantized, or a server is named that
+            would not be asked.
+    """
+    if getattr(policy, "is_quantized", False):
+        raise UserError(
+            "sampler=vllm: vLLM gets the adapter merged into its base, which quantized weights do "
+            "not survive unchanged; use sampler=graph, or leave load_in_4bit and load_in_8bit out."
+        )
+    if args.vllm_server_base_url is not None and args.vllm_mode != "server":
+        raise UserError(
+            f"vllm_server_base_url={args.vllm_server_base_url} is not asked with "
+            f"vllm_mode={args.vllm_mode}; set vllm_mode=server."
+        )
+    from trl.import_utils import is_vllm_available
+
+    if not is_vllm_available():
+        raise UserError(
+            "sampler=vllm: vLLM is not installed; pip install 'rlhf-recipes[vllm]', or use "
+            "sampler=graph."
+        )
+
+
+def kept_base(policy: Any) -> dict[Any, Tensor]:
+    """Copies of the weights that lie under a LoRA adapter, on the CPU; none without an adapter."""
+    if not isinstance(policy, PeftModel):
+        return {}
+    below = [p for name, p in policy.named_parameters() if ".base_layer." in name]
+    return {parameter: parameter.detach().to("cpu", copy=True) for parameter in below}
+
+
+@contextmanager
+def restored(base: dict[Any, Tensor]) -> Iterator[None]:
+    """Put weights back to the bit afterwards: to merge an adapter and take it off rounds them."""
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, kept in base.items():
+                parameter.copy_(kept)
+
+
+def through_stop(ids: list[int], decoding: Decoding) -> list[int]:
+    """A completion up to and including its first stop token."""
+    mask = mask_through_stop(torch.tensor([ids]), *decoding.stops)
+    return ids[: int(mask.sum())]

@@ -1,0 +1,122 @@
+"""Says what a training run takes in memory, phase by phase, before anything is loaded.
+
+From the configuration and the shapes of its models alone; no weight is downloaded. If the run does
+not fit, it says what to change, the cheapest first, as flags to paste, and what each costs in time.
+
+    rlhf plan --config configs/ppo/qwen3-0.6b-ultrafeedback.yaml --memory 12GB
+    rlhf plan --config sft.yaml --recipe sft --accelerate_config fsdp2 --num_processes 4
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.errors import UserError
+
+USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
+
+  --config FILE             of sft, reward, ppo, dpo, kto, rloo or grpo
+  --memory 24GB             of one card; default: that of the visible one
+  --num_processes INT       cards that the run is divided among
+  --accelerate_config NAME  how it is divided: a file in configs/accelerate, or a path
+  --recipe NAME             where the file's folder does not tell it
+  --prompt_length INT       tokens of a prompt where the recipe sets no limit (rloo, grpo); 512
+  --json [FILE]             the plan in bytes, into a file or on the terminal
+  --key value               any key of the recipe, as the recipe takes it"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `rlhf plan`.
+
+    Args:
+        argv: The words after `plan`; None takes them from `sys.argv`.
+
+    Returns:
+        The exit code: 0 also where the run does not fit, 2 for a mistake of the user.
+    """
+    from recipes.lib.help import show
+
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
+        show(f"{(__doc__ or '').strip()}\n\n{USAGE}")
+        return 0
+    try:
+        run(argv)
+        return 0
+    except UserError as error:
+        print(f"rlhf plan: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rlhf plan: interrupted", file=sys.stderr)
+        return 130
+
+
+def run(argv: list[str]) -> dict[str, Any]:
+    """Plan, print, advise.
+
+    Args:
+        argv: The words after `plan`.
+
+    Returns:
+        The plan in plain values, in bytes, with `memory`, `fits` and `changes` where a memory is
+        known.
+
+    Raises:
+        UserError: A flag or the configuration is wrong, or a model is not there.
+    """
+    from recipes.lib.plan.asked import read_asked
+    from recipes.lib.quiet import hush
+
+    asked = read_asked(argv)
+    hush()
+    from recipes.lib.plan.advice import find_changes
+    from recipes.lib.plan.asked import parse_for
+    from recipes.lib.plan.make import Target, plan_of
+    from recipes.lib.plan.page import show_advice, show_plan, show_verdict
+    from recipes.lib.plan.start import card_memory
+
+    def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
+        config, autocast = parse_for(asked, changes)
+        target = Target(
+            asked.launch, autocast, prompt_length=asked.prompt_length, configs=asked.configs
+        )
+        return config, plan_of(config, target)
+
+    _, plan = planner({})
+    memory = asked.memory if asked.memory is not None else card_memory()
+    told = plan.as_dict()
+    is_quiet = asked.json == "-"
+    if not is_quiet:
+        show_plan(plan)
+    if memory is not None:
+        told |= {"memory": memory, "fits": plan.peak <= memory, "changes": []}
+        if not is_quiet:
+            show_verdict(plan, memory)
+        if plan.peak > memory:
+            changes, fits = find_changes(planner, memory)
+            told["changes"] = [{"key": c.key, "value": c.value, "peak": c.peak} for c in changes]
+            told["fits_changed"] = fits
+            if not is_quiet:
+                show_advice(changes, fits, memory)
+    _write(told, asked.json)
+    return told
+
+
+def _write(told: dict[str, Any], place: str | None) -> None:
+    import json
+
+    from recipes.lib.runs import write_json
+
+    if place == "-":
+        print(json.dumps(told, indent=1))
+    elif place is not None:
+        try:
+            write_json(Path(place), told)
+        except OSError as error:
+            raise UserError(f"json={place}: cannot be written ({error.strerror}).") from error
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

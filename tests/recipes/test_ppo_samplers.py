@@ -1,0 +1,95 @@
+"""The samplers of PPO: another one changes how long a run takes, and nothing else."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from trl.distributed import DistributedBackend
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.import_utils import is_vllm_available
+
+from recipes.lib.errors import UserError
+from recipes.lib.ppo.vllm_sampler import check_vllm, kept_base, restored, through_stop
+from recipes.lib.sampling import Decoding
+from tests.recipes.test_ppo_trainer import make, state
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_graph_sampler_gives_the_same_run(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, lora: bool
+) -> None:
+    ends, said = [], []
+    for sampler in ("transformers", "graph"):
+        trainer = make(
+            copy.deepcopy(tiny_model),
+            tiny_tokenizer,
+            tmp_path / sampler,
+            lora,
+            sampler=sampler,
+            sampling_batch_size=3,  # several batches, the last one smaller
+            max_completion_length=12,
+        )
+        trainer.train()
+        prompts = trainer.collector.prompts
+        said.append([e.completion_ids for e in trainer.collector.sample(prompts, [0, 1], None)])
+        ends.append(state(trainer.model))
+    decoder = trainer.collector.sampler.decoder
+    assert decoder.window.num_rows == 3  # it did sample
+    assert said[0] == said[1]
+    # The episodes are the same, and what is learned from them does not come from the sampler.
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_without_vllm_its_sampler_is_refused_with_the_way_to_get_it(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    assert not is_vllm_available()
+    expected = r"sampler=vllm: vLLM is not installed; pip install 'rlhf-recipes\[vllm\]'"
+    with pytest.raises(UserError, match=expected):
+        make(tiny_model, tiny_tokenizer, tmp_path, sampler="vllm")
+
+
+def test_vllm_is_refused_what_it_cannot_do() -> None:
+    quantized: Any = SimpleNamespace(is_quantized=True)
+    plain: Any = SimpleNamespace(is_quantized=False)
+    args: Any = SimpleNamespace(vllm_server_base_url="http://node:8000", vllm_mode="colocate")
+    with pytest.raises(UserError, match="quantized weights do not survive unchanged"):
+        check_vllm(quantized, args)
+    with pytest.raises(UserError, match="vllm_mode=colocate; set vllm_mode=server"):
+        check_vllm(plain, args)
+
+
+def test_weights_come_back_to_the_bit_after_vllm_has_read_them(tiny_model: Any) -> None:
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    policy = get_peft_model(tiny_model, lora)
+    before = state(policy)
+    # TRL's own walk over the weights, which merges the adapter on its way.
+    generation = VLLMGeneration.__new__(VLLMGeneration)
+    generation.model = policy
+    generation._dist = DistributedBackend(Accelerator(cpu=True))
+
+    def read() -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in generation._iter_named_params()}
+
+    kept = kept_base(policy)
+    with restored(kept):
+        sent = read()
+    assert all(torch.equal(value, before[name]) for name, value in state(policy).items())
+    merged = copy.deepcopy(policy).merge_and_unload().state_dict()
+    assert sent.keys() <= merged.keys()
+    for name, value in sent.items():
+        torch.testing.assert_close(value, merged[name])
+    read()  # without putting back
+    assert any(not torch.equal(value, before[name]) for name, value in state(policy).items())
+
+
+def test_a_completion_ends_with_its_first_stop_token() -> None:
+    decoding = Decoding(8, 1.0, 1, 0, (4,))
+    assert through_stop([5, 6, 4, 7], decoding) == [5, 6, 4]
+    assert through_stop([5, 6], decoding) == [5, 6]
+    assert through_stop([1], decoding) == [1]
