@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.data import DataArguments, prompt_text
 from recipes.lib.guard import guarded
 from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.plan.start import PlanArguments, check_plan
 from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.streaming import Rows, load_rows
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 SIDES = ("chosen", "rejected")
@@ -50,7 +51,7 @@ def arguments() -> tuple[type, ...]:
     return DPOArguments, DPOConfig, ModelConfig
 
 
-def make_trainer(config: Config, train: Any, test: Any) -> Any:
+def make_trainer(config: Config, rows: Rows) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import DPOTrainer
 
@@ -65,19 +66,19 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
     use_template(tokenizer, config.script.chat_template)
-    first = "prompt" if "prompt" in train.column_names else "chosen"
-    prompt_token_ids(tokenizer, train[0][first])  # refuses messages without a template
+    first = "prompt" if "prompt" in rows.known.column_names else "chosen"
+    prompt_token_ids(tokenizer, rows.known[0][first])  # refuses messages without a template
     trainer = make(
         DPOTrainer,
         load_policy(model_args, trust_remote_code=trusted),
         model_args,
         args=training,
-        train_dataset=train,
-        eval_dataset=test,
+        train_dataset=rows.train,
+        eval_dataset=rows.test,
         processing_class=tokenizer,
         peft_config=peft_config(model_args, "CAUSAL_LM"),
     )
-    check_fit(trainer, train[0])
+    check_fit(trainer, rows.known[0])
     return trainer
 
 
@@ -138,20 +139,21 @@ def run(config: Config) -> dict[str, Any]:
     assert training is not None and model is not None
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
-    train, test = load_splits(script, training.seed, SIDES)
-    check_plan(config, test is not None)
-    trainer = make_trainer(config, train, test)
+    rows = load_rows(script, training, lambda _: SIDES)
+    check_plan(config, rows.test is not None)
+    trainer = make_trainer(config, rows)
     folder = open_run(config)
     watch(trainer, folder.path, "dpo", SHOWN)
     before = test_logps(trainer)
+    rows.begin()
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "dpo", "train_loss": result.training_loss}
     save_final(trainer, folder)
-    rows = scored_rows(trainer, before) if test is not None else []
+    scored = scored_rows(trainer, before) if rows.test is not None else []
     if is_main_process():
-        if rows:
-            folder.write_samples(rows)
-            summary |= summarize(rows, trainer.eval_dataset)
+        if scored:
+            folder.write_samples(scored)
+            summary |= summarize(scored, trainer.eval_dataset)
         data = script.data_names()
         trusted = training.trust_remote_code
         write_lineage(folder.path, "dpo", model.model_name_or_path, data, trust_remote_code=trusted)

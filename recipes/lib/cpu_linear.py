@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 # Multiplications below which the call costs more than it saves.
 LEAST_WORK = 1 << 22
+PLAIN = (Tensor, nn.Parameter)
 
 
 class _Product(torch.autograd.Function):
@@ -24,7 +25,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
         return _linear(x, weight, bias)
 
     @staticmethod
@@ -82,6 +84,8 @@ def _vendor() -> str:
 
 def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    if type(x) not in PLAIN or type(weight) not in PLAIN:  # shards, and other kinds of tensors
         return False
     is_fp32 = x.dtype == weight.dtype == torch.float32
     return is_fp32 and x.numel() * weight.shape[0] >= LEAST_WORK

@@ -97,8 +97,8 @@ class DataArguments:
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read training rows while training, instead of all of them before; of sft and "
-            "reward, with max_steps."
+            "help": "Read training rows while training, instead of all of them before; of sft, "
+            "reward and dpo, with max_steps."
         },
     )
 
@@ -165,8 +165,8 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     """
     if args.streaming:
         raise UserError(
-            "streaming=true: this recipe needs all its rows at hand; sft and reward stream. Leave "
-            "it out, and cut very large data with a split or max_train_rows."
+            "streaming=true: this recipe needs all its rows at hand; sft, reward and dpo stream. "
+            "Leave it out, and cut very large data with a split or max_train_rows."
         )
     parts = parts_of(args)
     found = [_read_part(part, args.on_bad_rows) for part in parts]

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from recipes.lib.decodable import obstacle, takes_positions
 from recipes.lib.errors import UserError
+from recipes.lib.finite import check_sampled
 from recipes.lib.forward import position_ids
 from recipes.lib.graphs import Graphs
 from recipes.lib.sampling import Decoding, invert_cdf, mask_through_stop
-from recipes.lib.static_cache import Window, other_kinds, windowed_cache
+from recipes.lib.static_cache import Window, windowed_cache
 
 SLOTS_A_GRAPH = 256  # a graph sees this many slots more than the one before
 STEPS_A_LOOK = 8  # on a GPU; to look whether rows have ended waits for it
@@ -37,6 +39,7 @@ class State:
         uniforms: The episodes' noise, (B, C).
         tokens: The completions, (B, C).
         has_ended: Whether a completion has ended, (B,).
+        is_faulty: Whether logits of it were NaN or infinite, (B,).
     """
 
     ids: Tensor
@@ -45,36 +48,26 @@ class State:
     uniforms: Tensor
     tokens: Tensor
     has_ended: Tensor
+    is_faulty: Tensor
 
     @classmethod
     def of_size(cls, rows: int, slots: int, num_tokens: int, device: Any) -> "State":
         """State for at most so many rows, slots and tokens."""
         numbers = {"dtype": torch.long, "device": device}
+        truths = {"dtype": torch.bool, "device": device}
         return cls(
             ids=torch.zeros(rows, 1, **numbers),
             positions=torch.zeros(rows, 1, **numbers),
             mask=torch.ones(rows, slots, **numbers),
             uniforms=torch.zeros(rows, num_tokens, dtype=torch.float64, device=device),
             tokens=torch.zeros(rows, num_tokens, **numbers),
-            has_ended=torch.zeros(rows, dtype=torch.bool, device=device),
+            has_ended=torch.zeros(rows, **truths),
+            is_faulty=torch.zeros(rows, **truths),
         )
 
     def of_rows(self) -> list[Tensor]:
         """All tensors, rows first."""
         return [getattr(self, field.name) for field in fields(self)]
-
-
-def is_faster(model: PreTrainedModel) -> bool:
-    """Whether this loop is known to be faster than generate (docs/benchmarks/cpu.md).
-
-    Args:
-        model: Causal language model.
-
-    Returns:
-        Whether the model is on a CPU and has a cache of keys and values alone; on a GPU this is not
-        yet measured.
-    """
-    return model.device.type == "cpu" and not other_kinds(model.config)
 
 
 class Decoder:
@@ -90,7 +83,7 @@ class Decoder:
             GPU, where they are captured.
 
     Raises:
-        UserError: The model has layers whose state is no list of keys and values.
+        UserError: The loop cannot run the model; see `decodable.obstacle`.
     """
 
     def __init__(
@@ -101,15 +94,14 @@ class Decoder:
         num_slots: int,
         is_static: bool | None = None,
     ) -> None:
-        others = other_kinds(model.config)
-        if others:
-            raise UserError(
-                f"sampler=graph: the model has layers of {' and '.join(others)}, which the graph "
-                "sampler cannot hold; use sampler=transformers."
-            )
+        is_on_card = model.device.type == "cuda"
+        self.is_static = is_on_card if is_static is None else is_static
+        self.is_captured = is_on_card and self.is_static
+        reason = obstacle(model, self.is_static)
+        if reason is not None:
+            raise UserError(f"sampler=graph: the model {reason}; use sampler=transformers.")
         self.model, self.decoding = model, decoding
-        self.is_captured = model.device.type == "cuda"
-        self.is_static = self.is_captured if is_static is None else is_static
+        self.takes_positions = takes_positions(model)
         self.stops = torch.tensor(decoding.stops, device=model.device)
         self.step = torch.zeros(1, dtype=torch.long, device=model.device)
         self.graphs = Graphs(model)
@@ -138,6 +130,9 @@ class Decoder:
 
         Returns:
             Completion ids of shape (B, C) and their mask, 1 up to and including the stop token.
+
+        Raises:
+            NotFiniteError: Logits were NaN or infinite.
         """
         was_training = self.model.training
         self.model.eval()
@@ -150,8 +145,11 @@ class Decoder:
                 self._advance(uniforms_BC is not None)
         finally:
             self.model.train(was_training)
-        ids_BC = self._completions()
-        ids_BC = ids_BC[:, : int(self.step)]
+        self._collect()
+        if self.faulty.any():  # and so are keys and values, which a mask does not hide
+            self._take(self.window.num_rows, self.window.num_slots)
+        check_sampled(self.faulty)
+        ids_BC = self.completions[:, : int(self.step)]
         mask_BC = mask_through_stop(ids_BC, *self.decoding.stops)
         return torch.where(mask_BC.bool(), ids_BC, self.decoding.pad_token_id), mask_BC
 
@@ -169,17 +167,19 @@ class Decoder:
         state.mask[:rows, :width] = mask_BP
         state.positions[:rows, 0] = mask_BP.sum(1) - 1
         state.has_ended.fill_(False)
+        state.is_faulty.fill_(False)
         if uniforms_BC is not None:
             state.uniforms[:rows] = uniforms_BC
         self.owners = torch.arange(rows, device=ids_BP.device)
         self.completions = torch.zeros_like(state.tokens[:rows])
+        self.faulty = torch.zeros_like(state.is_faulty[:rows])
         self.step.zero_()
         self.window.slot.fill_(width - 1)
         self.window.show(rows, width, 0)
         logits_BV = self.model(
             input_ids=ids_BP,
             attention_mask=mask_BP,
-            position_ids=position_ids(mask_BP),
+            **self._positions(position_ids(mask_BP)),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -193,6 +193,8 @@ class Decoder:
     def _choose(self, logits_BV: Tensor, is_sampled: bool) -> None:
         """Choose the next token of each row and note what follows from it."""
         state, rows = self.state, len(logits_BV)
+        is_wrong_B = ~logits_BV.amax(-1).isfinite()
+        state.is_faulty[:rows] |= is_wrong_B & ~state.has_ended[:rows]
         if is_sampled:
             uniforms_B = state.uniforms[:rows].index_select(1, self.step).squeeze(1)
             tokens_B = invert_cdf(logits_BV.float(), uniforms_B, self.decoding.temperature)
@@ -200,7 +202,8 @@ class Decoder:
             tokens_B = logits_BV.float().argmax(-1)
         state.ids[:rows, 0] = tokens_B
         state.tokens[:rows].index_copy_(1, self.step, tokens_B.unsqueeze(1))
-        state.has_ended[:rows] |= torch.isin(tokens_B, self.stops)
+        # Not isin, which looks at what it reads where there are many stops.
+        state.has_ended[:rows] |= (tokens_B.unsqueeze(1) == self.stops).any(1)
         state.positions[:rows] += 1
         self.step += 1
         self.window.slot += 1
@@ -211,7 +214,7 @@ class Decoder:
         logits_BV = self.model(
             input_ids=state.ids[:rows],
             attention_mask=state.mask[:rows, :seen],
-            position_ids=state.positions[:rows],
+            **self._positions(state.positions[:rows]),
             past_key_values=self.cache,
             use_cache=True,
         ).logits[:, -1]
@@ -255,7 +258,7 @@ class Decoder:
         """Go on with these rows alone."""
         window, state = self.window, self.state
         kept = torch.tensor(rows, device=self.owners.device)
-        self.completions[self.owners] = state.tokens[: window.rows]
+        self._collect()
         self.owners = self.owners[kept]
         for of_rows in state.of_rows():
             of_rows[: len(rows)] = of_rows[: window.rows].index_select(0, kept)
@@ -263,6 +266,11 @@ class Decoder:
             layer.keep(kept, window.filled)
         window.rows = len(rows)
 
-    def _completions(self) -> Tensor:
-        self.completions[self.owners] = self.state.tokens[: self.window.rows]
-        return self.completions
+    def _collect(self) -> None:
+        """Note what the rows in hand say, by the prompts that they belong to."""
+        state, rows = self.state, self.window.rows
+        self.completions[self.owners] = state.tokens[:rows]
+        self.faulty[self.owners] = state.is_faulty[:rows]
+
+    def _positions(self, position_ids: Tensor) -> dict[str, Tensor]:
+        return {"position_ids": position_ids} if self.takes_positions else {}

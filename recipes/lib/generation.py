@@ -13,7 +13,8 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.lib.decode import Decoder, is_faster
+from recipes.lib.decodable import is_faster
+from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
 from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.sampling import sample as sample_tokens
@@ -113,15 +114,15 @@ def _sample_ids(
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     ids: dict[int, list[int]] = {}
-    longest = max(map(len, rows), default=0) + decoding.max_new_tokens
-    most = min(batch_size, len(rows))
-    decoder = Decoder(base, decoding, most, longest) if is_faster(base) else None
+    is_own = is_faster(base)
     progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         noise_BC = uniforms_BC[batch] if decoding.temperature > 0 else None
         prompts_BT = pad_left([rows[row] for row in batch], decoding.pad_token_id, model.device)
-        if decoder is not None:
+        if is_own:
+            slots = prompts_BT[0].shape[1] + decoding.max_new_tokens
+            decoder = Decoder(base, decoding, len(batch), slots)
             ids_BC, mask_BC = decoder.sample(*prompts_BT, noise_BC)
         else:
             ids_BC, mask_BC = sample_tokens(base, *prompts_BT, noise_BC, decoding)

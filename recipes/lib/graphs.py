@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recipes.lib.errors import UserError
+from recipes.lib.failures import is_memory
 
 RUNS_BEFORE = 2  # in which libraries choose kernels and take workspaces
 
@@ -55,16 +56,25 @@ class Graphs:
         device = self.model.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         key = (*sizes, dtype)
-        if key not in self.captured:
-            try:
-                self.captured[key] = self._capture(step, moving, dtype)
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                raise UserError(
-                    f"sampler=graph: a step of this model cannot be captured ({reason}); "
-                    "use sampler=transformers."
-                ) from error
-        self.captured[key].replay()
+        with torch.cuda.device(self.model.device):
+            if key not in self.captured:
+                self.captured[key] = self._captured(step, moving, dtype)
+            self.captured[key].replay()
+
+    def _captured(
+        self, step: Callable[[], None], moving: Sequence[Tensor], dtype: torch.dtype | None
+    ) -> Any:
+        try:
+            return self._capture(step, moving, dtype)
+        except RuntimeError as error:
+            first = error.__context__ or error  # the end of a capture that broke raises, too
+            if is_memory(first) or is_memory(error):
+                raise
+            said = str(first).strip().splitlines() or [type(first).__name__]
+            raise UserError(
+                f"sampler=graph: a step of this model cannot be captured ({said[0]}); "
+                "use sampler=transformers."
+            ) from error
 
     def _capture(
         self, step: Callable[[], None], moving: Sequence[Tensor], dtype: torch.dtype | None
@@ -81,17 +91,30 @@ class Graphs:
                     for tensor, value in zip(moving, before, strict=True):
                         tensor.copy_(value)
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, pool=pool):
+            # Other threads (NCCL's, a loader's) may call CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 step()
         return graph
 
 
 def addresses(model: PreTrainedModel) -> list[Any]:
     """What a captured step has fixed of a model: where its weights are, and which adapters act."""
-    fixed: list[Any] = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
+    fixed: list[Any] = [model.config._attn_implementation]
+    for tensor in (*model.parameters(), *model.buffers()):
+        fixed.append(tensor.data_ptr())
+        fixed += _of_quantization(getattr(tensor, "quant_state", None))
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             scaling = tuple(getattr(module, "scaling", {}).items())
             adapters = tuple(module.active_adapters)
             fixed.append((adapters, module.disable_adapters, module.merged, scaling))
     return fixed
+
+
+def _of_quantization(state: Any) -> list[int]:
+    """Where the scales of a 4-bit weight are, and those of its scales."""
+    if state is None:
+        return []
+    parts = (getattr(state, name, None) for name in ("absmax", "code", "offset"))
+    found = [part.data_ptr() for part in parts if isinstance(part, Tensor)]
+    return found + _of_quantization(getattr(state, "state2", None))

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
-KINDS = ("full_attention", "sliding_attention")
-
 
 class Window:
     """What of the cache is in use; one for all layers.
@@ -64,6 +62,7 @@ class WindowedLayer(CacheLayerMixin):
             Those of all tokens that are seen.
         """
         if not self._fits(key_states, value_states):
+            assert self.window.filled == 0, "the number format changed in the middle of a sampling"
             self.lazy_initialization(key_states, value_states)
         window, width = self.window, key_states.shape[2]
         keys, values = self.keys[: window.rows], self.values[: window.rows]
@@ -105,9 +104,3 @@ def windowed_cache(config: Any, window: Window) -> Cache:
     """Cache of a model, all layers of it behind one window."""
     kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     return Cache(layers=[WindowedLayer(window, kind == "sliding_attention") for kind in kinds])
-
-
-def other_kinds(config: Any) -> list[str]:
-    """Kinds of a model's layers that such a cache cannot hold."""
-    kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
-    return sorted(set(kinds) - set(KINDS))

@@ -60,6 +60,11 @@ def _sentence(error: ValueError) -> str:
     said = " ".join(str(error).split()).rstrip(".")
     if "didn't pass an `eval_dataset`" in said:
         return NO_TEST_ROWS
+    if "ParamWrapper does not work with use_dora" in said:
+        return (
+            "use_dora=true: peft has no DoRA for the experts of a mixture; leave it out, or name "
+            "the layers of the attention as lora_target_modules."
+        )
     if "No `target_modules`" in said:
         return (
             "lora_target_modules is missing: peft knows no default for this class of models; name "

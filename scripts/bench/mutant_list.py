@@ -47,7 +47,7 @@ RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{PPO
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{PPO}/describe.py"
 BACKBONE, SAMPLING = f"{LIB}/backbone.py", f"{LIB}/sampling.py"
-DECODE = f"{LIB}/decode.py"
+DECODE, SAVING = f"{LIB}/decode.py", f"{PPO}/saving.py"
 ADAPTERS, FORWARD, LOGPS = f"{LIB}/adapters.py", f"{LIB}/forward.py", f"{LIB}/logps.py"
 STATE, UNMOVED = f"{PPO}/state.py", f"{PPO}/unmoved.py"
 REWARD_MODELS, MODELS = f"{LIB}/reward_models.py", f"{LIB}/models.py"
@@ -980,16 +980,16 @@ OF_SAVING = [
     Mutant(
         47,
         "the reference saved",
-        TRAINER,
-        "save_policy(self.actor_critic, folder)",
-        "(self.reference or self.actor_critic.policy).save_pretrained(folder)",
+        SAVING,
+        "save_policy(trainer.actor_critic, folder, weights)",
+        "(trainer.reference or trainer.actor_critic.policy).save_pretrained(folder)",
         "saving",
     ),
     Mutant(
         47,
         "no tokenizer saved",
-        TRAINER,
-        "            self.processing_class.save_pretrained(folder)\n",
+        SAVING,
+        "    trainer.processing_class.save_pretrained(folder)\n",
         "",
         "saving",
     ),
@@ -1012,8 +1012,8 @@ OF_SAVING = [
     Mutant(
         48,
         "the critic starts anew",
-        TRAINER,
-        "        load_value_weights(self.actor_critic, Path(resume_from_checkpoint))\n",
+        SAVING,
+        "    load_value_weights(trainer.actor_critic, folder)\n",
         "",
         "resume",
     ),

@@ -21,6 +21,7 @@ from recipes.lib.data import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.fields import fields_of
 from recipes.lib.file_rows import to_dataset
+from recipes.lib.refusals import check_training
 from recipes.lib.row_checks import find_problems
 from recipes.lib.shapes import shape_of
 from recipes.lib.streaming import load_rows
@@ -53,7 +54,10 @@ def warm_up() -> None:
     for recipe in inputs.RECIPES:
         inputs.types_of(recipe)
     with contextlib.redirect_stderr(io.StringIO()):
-        parse("sft", ["--seed", "1"])
+        config = parse("sft", ["--seed", "1", "--optim", "adamw_torch"])
+    check_training(
+        config.training, config.values | {"report_to": [], "lr_scheduler_type": "linear"}
+    )
 
 
 def verdict(case: Any, folder: Path) -> tuple[str, str]:

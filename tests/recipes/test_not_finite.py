@@ -12,6 +12,7 @@ from trl import SFTTrainer
 
 from recipes.lib import progress
 from recipes.lib.checkpoints import fault, numbered
+from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
 from recipes.lib.finite import NotFiniteError, check_scored
 from recipes.lib.ppo import trainer as ppo_trainer
@@ -172,14 +173,25 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(
     assert_same_runs(folder / "whole", folder / "run")
 
 
+@pytest.mark.parametrize("own_loop", [False, True])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_one_of_several_completions_is_enough_to_refuse_them(
-    tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast, greedy: bool
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    greedy: bool,
+    own_loop: bool,
 ) -> None:
     prompts = pad_left([[5, 6], [7, 8]], 0, "cpu")
     decoding = Decoding(4, 1.0, 2, 0)
     noise = None if greedy else episode_uniforms(0, range(2), 4)
-    sample(tiny_model, *prompts, noise, decoding)
+    decoder = Decoder(tiny_model, decoding, 2, 6)
+
+    def say() -> torch.Tensor:
+        if own_loop:
+            return decoder.sample(*prompts, noise)[0]
+        return sample(tiny_model, *prompts, noise, decoding)[0]
+
+    before = say()
     width: list[int] = []
 
     def hook(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -189,8 +201,9 @@ def test_one_of_several_completions_is_enough_to_refuse_them(
 
     handle = tiny_model.lm_head.register_forward_hook(hook)
     with pytest.raises(NotFiniteError, match="the logits of 1 of 2 completions were NaN"):
-        sample(tiny_model, *prompts, noise, decoding)
+        say()
     handle.remove()
+    assert torch.equal(say(), before)  # nothing of it stays in the cache
 
 
 def test_nan_picks_no_token_beyond_the_vocabulary() -> None:

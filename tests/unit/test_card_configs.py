@@ -24,7 +24,7 @@ CARDS = sorted(
     if "# Card: " in path.read_text(encoding="utf-8")
 )
 TEXT, MESSAGES = "text", "messages"
-# Columns and splits by the pages of the data sets, read in November 2026.
+# Columns and splits as far as they are known without the Hub; nothing was downloaded.
 DATASETS: dict[str, tuple[set[str], set[str], str]] = {
     "trl-lib/Capybara": ({"messages"}, {"train", "test"}, MESSAGES),
     "trl-lib/tldr": ({"prompt", "completion"}, {"train", "validation", "test"}, TEXT),

@@ -11,18 +11,26 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    BloomConfig,
+    GPTNeoConfig,
+    LlamaConfig,
     MambaConfig,
+    OpenAIGPTConfig,
+    Phi3Config,
     PreTrainedModel,
 )
 
 from recipes.lib.backbone import keep_unpacked
+from recipes.lib.decodable import is_faster
 from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
 from recipes.lib.sampling import Decoding, episode_uniforms, sample
-from tests.tiny_models import CLASSES
+from tests.tiny_models import CLASSES, GROUPED
 
 VOCABULARY, STOP, PAD = 24, 1, 0
 NUM_PROMPTS, WIDTH, LENGTH = 9, 7, 20  # longer together than Gemma's window of 8
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+NEO = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
 SHAPES = pytest.mark.parametrize("is_static", [False, True])
 
 
@@ -255,7 +263,27 @@ def test_the_mode_of_the_model_comes_back() -> None:
     assert not copied.training
 
 
-def test_a_model_with_another_state_is_refused() -> None:
-    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=1, state_size=2)
-    with pytest.raises(UserError, match="sampler=graph: the model has layers of"):
-        Decoder(AutoModelForCausalLM.from_config(config), decoding(), 2, 8)
+WITHOUT: dict[str, tuple[type, dict[str, Any], bool, str]] = {
+    "mamba": (MambaConfig, {"state_size": 2}, False, "has layers of"),
+    "openai": (OpenAIGPTConfig, {"n_embd": 8, "n_head": 2, "n_layer": 1}, False, "takes no cache"),
+    "phi3": (Phi3Config, GROUPED, False, "prepares its inputs for generation in its own way"),
+    "dynamic": (LlamaConfig, GROUPED | DYNAMIC, False, "has positions of the kind dynamic"),
+    "gpt_neo": (GPTNeoConfig, NEO, True, "has steps that depend on what they read"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_what_the_loop_would_get_wrong_is_left_to_generate(name: str) -> None:
+    kind, sizes, is_static, reason = WITHOUT[name]
+    model = AutoModelForCausalLM.from_config(kind(vocab_size=VOCABULARY, **sizes))
+    assert not is_faster(model) or is_static
+    with pytest.raises(UserError, match=f"sampler=graph: the model {reason}"):
+        Decoder(model, decoding(), 2, 8, is_static)
+
+
+def test_a_model_that_counts_positions_itself_is_not_told_them() -> None:
+    sizes = {"hidden_size": 16, "n_head": 2, "n_layer": 2, "initializer_range": 0.5}
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=VOCABULARY, **sizes)).eval()
+    assert is_faster(model)
+    assert_like_generate(model, Decoder(model, decoding(), 9, 27))

@@ -241,6 +241,26 @@ def test_a_run_that_cannot_fit_the_machine_stops_before_it_begins(
     assert launch("sft", [*words, "--skip_plan", "true"]) == 0
 
 
+def test_a_run_that_cannot_fit_the_card_stops_with_flags_to_paste(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {"per_device_train_batch_size": 64, "use_cpu": False, "max_length": 64}
+    many["gradient_checkpointing"] = False
+    config = parse("sft", flags({"dataset_name": "rows.jsonl"} | many | LORA))
+    monkeypatch.setattr(start, "card_memory", lambda: GIB)
+    start.check_plan(config, has_test=False)
+    monkeypatch.setattr(start, "card_memory", lambda: 40 * 2**20)
+    with pytest.raises(UserError) as caught:
+        start.check_plan(config, has_test=False)
+    said = str(caught.value)
+    assert "training takes" in said
+    assert "with rows of 64 tokens, and the card has 40.0 MiB" in said
+    assert "--per_device_train_batch_size" in said
+    assert said.endswith("or begin with --skip_plan true.")
+    config.script.skip_plan = True
+    start.check_plan(config, has_test=False)
+
+
 def test_a_plan_that_fails_for_its_own_reasons_stops_no_run(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

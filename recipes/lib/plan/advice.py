@@ -73,6 +73,7 @@ def find_changes(planner: Planner, memory: int) -> tuple[list[Change], bool]:
             dead.add(key)
             continue
         first = began.setdefault(key, now)
+        made.pop(key, None)  # listed where it was last changed, so that peaks go down the list
         made[key] = Change(key, value, cost(config, first, value), tried[1].peak)
         config, plan = tried
     return list(made.values()), plan.peak <= memory

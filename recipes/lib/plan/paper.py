@@ -7,6 +7,7 @@ bitsandbytes), so that counts are exact. For a pass their tensors become fake on
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -122,15 +123,14 @@ def to_fake(modules: list[nn.Module], mode: Any) -> None:
         modules: Models on the meta device; tied weights stay tied, within and between them.
         mode: A FakeTensorMode.
     """
-    import bitsandbytes as bnb
-
+    bnb = sys.modules.get("bitsandbytes")  # whoever has such a layer has imported it
     done: dict[int, Tensor] = {}
     with mode:
         for module in modules:
             for part in module.modules():
-                if isinstance(part, bnb.nn.Linear4bit):
+                if bnb is not None and isinstance(part, bnb.nn.Linear4bit):
                     _pack_4bit(part)
-                elif isinstance(part, bnb.nn.Linear8bitLt):
+                elif bnb is not None and isinstance(part, bnb.nn.Linear8bitLt):
                     _pack_8bit(part)
                 group: Any
                 for group in (part._parameters, part._buffers):

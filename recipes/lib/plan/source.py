@@ -127,6 +127,11 @@ def _to_be_trained(name: str, file: Path) -> Source:
     values = read_yaml(file).values
     known = {field.name for field in fields(ModelConfig)}
     args = ModelConfig(**{key: value for key, value in values.items() if key in known})
+    if not args.model_name_or_path:
+        raise UserError(
+            f"model_name_or_path={name}: there is no such run yet, and {file.name} does not say "
+            "from which model it is made; run that first, or name a model."
+        )
     source = find_source(args.model_name_or_path or "", args.model_revision, file.parent.parent)
     task = "SEQ_CLS" if file.parent.name == "reward" else "CAUSAL_LM"
     adapter = peft_config(args, task)

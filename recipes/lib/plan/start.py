@@ -82,6 +82,10 @@ def _refusal(config: Any, has_test: bool) -> str | None:
 
     training = config.training
     launch = current_launch(training)
+    if launch.kind == "zero3":
+        # Under it a model is divided while it is built, by all processes together.
+        print("plan: skipped (under ZeRO-3; ask rlhf plan)", file=sys.stderr)
+        return None
     card = None if training.use_cpu else card_memory()
     target = Target(launch, _autocast(training), has_test=has_test, is_fixed_only=card is None)
     plan = plan_of(config, target)

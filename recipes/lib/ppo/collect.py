@@ -83,8 +83,12 @@ class Collector:
             The rollout.
         """
         args, clock = self.trainer.args, self.trainer.clock
-        with of_rollout(number), together():
-            mine = self._own_share(number)
+        with of_rollout(number):
+            sampled_before = self._sample_share(number) if self.sampler.is_collective else None
+            with together():
+                mine = sampled_before if sampled_before is not None else self._sample_share(number)
+                with clock.measure("scoring"):
+                    self.score(self.prompts, mine)
         with clock.measure("scoring"):
             episodes: list[Episode] = gather_object(mine)
             disarm()  # from here on it changes what belongs to the run
@@ -94,8 +98,8 @@ class Collector:
         clock.count("scoring", sampled + sum(len(e.prompt_ids) for e in episodes))
         return rollout
 
-    def _own_share(self, number: int) -> list[Episode]:
-        """The episodes of a rollout that this process samples and scores."""
+    def _sample_share(self, number: int) -> list[Episode]:
+        """The episodes of a rollout that are this process's, without scores."""
         args, clock = self.trainer.args, self.trainer.clock
         share = args.rollout_batch_size // args.world_size
         begin = number * args.rollout_batch_size + args.process_index * share
@@ -105,10 +109,7 @@ class Collector:
         ]
         with clock.measure("sampling"):
             uniforms_BC = episode_uniforms(args.seed, numbers, args.max_completion_length)
-            mine = self.sample(self.prompts, rows, uniforms_BC)
-        with clock.measure("scoring"):
-            self.score(self.prompts, mine)
-        return mine
+            return self.sample(self.prompts, rows, uniforms_BC)
 
     def sample(
         self, prompts: Prompts, rows: Sequence[int], uniforms_BC: Tensor | None
@@ -267,9 +268,13 @@ class Collector:
         args = self.trainer.args
         rows = range(args.process_index, len(prompts), args.world_size)
         uniforms_BC = episode_uniforms(seed, rows, args.max_completion_length)
+
+        def say() -> tuple[list[Episode], list[Episode]]:
+            return self.sample(prompts, rows, uniforms_BC), self.sample(prompts, rows, None)
+
+        said_before = say() if self.sampler.is_collective else None
         with together():
-            sampled = self.sample(prompts, rows, uniforms_BC)
-            greedy = self.sample(prompts, rows, None)
+            sampled, greedy = said_before or say()
             self.score(prompts, sampled)
             self._reward(prompts, greedy)
         sampled, greedy = gather_object(sampled), gather_object(greedy)

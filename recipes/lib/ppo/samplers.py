@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.lib.decode import Decoder, is_faster
+from recipes.lib.decodable import is_faster
+from recipes.lib.decode import Decoder
 from recipes.lib.forward import base_model
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.vllm_sampler import VLLMSampler
@@ -26,6 +27,8 @@ class Sampler:
         most_prompt_tokens: Length of the longest prompt that is expected.
     """
 
+    is_collective = False  # each process samples by itself
+
     def __init__(
         self,
         policy: Any,
@@ -37,7 +40,7 @@ class Sampler:
         self.model, self.args, self.decoding = base_model(policy), args, decoding
         self.accelerator = accelerator
         self.most_tokens = most_prompt_tokens + decoding.max_new_tokens
-        self.decoder: Decoder | None = None  # made when the model is where it trains
+        self.decoder: Decoder | None = None  # on a GPU, made when the model is where it trains
 
     @property
     def is_own(self) -> bool:
@@ -74,11 +77,16 @@ class Sampler:
         ids_BP, mask_BP = pad_left(prompts, self.decoding.pad_token_id, self.args.device)
         if not self.is_own:
             return sample(self.model, ids_BP, mask_BP, noise_BC, self.decoding)
+        return self._decoder(*ids_BP.shape).sample(ids_BP, mask_BP, noise_BC)
+
+    def _decoder(self, rows: int, width: int) -> Decoder:
+        if self.model.device.type != "cuda":  # nothing is captured: memory is taken batch by batch
+            return Decoder(self.model, self.decoding, rows, width + self.decoding.max_new_tokens)
         if self.decoder is None:
             share = self.args.rollout_batch_size // self.args.world_size
             most_rows = min(self.args.sampling_batch_size, share)
             self.decoder = Decoder(self.model, self.decoding, most_rows, self.most_tokens)
-        return self.decoder.sample(ids_BP, mask_BP, noise_BC)
+        return self.decoder
 
 
 def make_sampler(

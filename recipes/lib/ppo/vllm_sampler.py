@@ -35,6 +35,8 @@ class VLLMSampler:
         UserError: vLLM is not installed, or the policy's base is quantized.
     """
 
+    is_collective = True  # all processes sample together
+
     def __init__(
         self,
         policy: Any,
