@@ -77,8 +77,8 @@ def test_a_job_on_two_nodes_survives_its_preemption(
         assert numbered(tmp_path / "run") == []
         assert ask(environment, "scancel", "--batch", "--signal=USR1", said) == ""
         (tmp_path / "warned").touch()
-        until(tmp_path, "run/checkpoint-2", environment)
-        launch = read_manifest(tmp_path / "run/checkpoint-2")["launch"]
+        until(tmp_path, "run/checkpoint-1", environment)
+        launch = read_manifest(tmp_path / "run/checkpoint-1")["launch"]
         assert launch == {"kind": "ddp", "num_processes": 2}
         until(tmp_path, "run/summary.json", environment)
         job = ask(environment, "scontrol", "show", "job", said)
@@ -86,7 +86,7 @@ def test_a_job_on_two_nodes_survives_its_preemption(
     log = (tmp_path / "job.log").read_text()
     assert f"job {said} ended with 75 and queues again" in log
     assert log.count("SIGUSR1: saving where it stands") == 1
-    assert log.count("run/checkpoint-2 holds where it stands; go on with --resume.") == 1
+    assert log.count("run/checkpoint-1 holds where it stands; go on with --resume.") == 1
     assert log.count("rlhf ppo\n") <= 1  # the closing table, of the first process alone
     steps = [row["step"] for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "loss" in row]
     assert steps == [1, 2, 3, 4]
