@@ -132,3 +132,14 @@ def test_the_shapes_have_as_many_weights_as_the_models() -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         assert sum(p.numel() for p in model.parameters()) == number, name
+
+
+def test_the_table_of_the_readme_has_the_peaks_of_the_headers() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in CARDS:
+        found = HEADER.search(path.read_text(encoding="utf-8"))
+        assert found is not None
+        row = re.search(rf"^\| {found[1]} GB \| `{re.escape(path.stem)}`.*$", table, re.MULTILINE)
+        assert row is not None, path
+        assert f"{path.parent.name} {found[2]}" in row[0]
+        assert row[0].endswith("| not yet measured |")
