@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
