@@ -110,7 +110,7 @@ def dtypes(trainer: Any) -> dict[str, torch.dtype]:
 def test_item_46_adapters_and_value_head_keep_fp32_on_a_16_or_4_bit_base(
     tmp_path: Path, base: Path, loading: str
 ) -> None:
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"sampler": "transformers" if loading == "nf4" else "graph"}
     if loading == "nf4":
         model: Any = str(tmp_path / "base")
         # 64 is a block of quantization

@@ -18,7 +18,7 @@ from transformers import (
 from recipes.lib import progress
 from recipes.lib.arguments import launch
 from recipes.lib.checkpoints import fault, numbered
-from recipes.lib.ppo import collect
+from recipes.lib.ppo.samplers import Sampler
 from recipes.lib.runs import read_jsonl
 from recipes.lib.stopping import Stopped
 from tests.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
@@ -117,7 +117,7 @@ def test_a_rollout_in_progress_is_abandoned_and_redone(
 ) -> None:
     plain = {"eval_strategy": "no"}
     train("ppo", folder, "whole", **plain)
-    sampled = collect.sample
+    sampled = Sampler.completions
     calls: list[int] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def test_a_rollout_in_progress_is_abandoned_and_redone(
         return sampled(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "sample", interrupted)
+        patch.setattr(Sampler, "completions", interrupted)
         with pytest.raises(Stopped, match="checkpoint-4 holds where it stands"):
             train("ppo", folder, "broken", **plain)
     assert json.loads((folder / "broken/checkpoint-4/stream.json").read_text())["in_hand"] is False
