@@ -1,9 +1,9 @@
 """Linear layers on processors on which PyTorch's own take twice as long as they need.
 
-PyTorch hands fp32 products to MKL, which is slow on processors that are not Intel's; oneDNN, which
-PyTorch carries too, is not (docs/benchmarks/cpu.md). Numbers differ by rounding alone.
+PyTorch hands fp32 products to MKL, which is slow on processors of AMD; oneDNN, which PyTorch
+carries too, is not (docs/benchmarks/cpu.md). Numbers differ by rounding alone.
 
-Shapes: B rows, I inputs, O outputs.
+Shapes: B rows, O outputs.
 """
 
 import functools
@@ -70,7 +70,7 @@ def use_fast_products(model: nn.Module) -> None:
 
 @functools.cache
 def gains() -> bool:
-    """Whether PyTorch multiplies with MKL on a processor that is not Intel's, and has oneDNN."""
+    """Whether PyTorch multiplies with MKL on a processor of AMD, and has oneDNN."""
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return has_both and hasattr(torch.ops.mkldnn, "_linear_pointwise") and _vendor() == "AMD"
 

@@ -76,8 +76,7 @@ class Decoder:
     Args:
         model: Causal language model (of a PeftModel its base model, with the adapter in it).
         decoding: Length, temperature and the tokens at the end.
-        num_rows: Prompts that come at a time; more are an error no more than fewer, but cost a new
-            cache.
+        num_rows: Prompts that come at a time; fewer will do, and more cost a new cache.
         num_slots: Tokens of the longest prompt and its completion; likewise.
         is_static: Whether steps have the shapes and tensors that a capture needs; default: on a
             GPU, where they are captured.
