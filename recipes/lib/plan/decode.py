@@ -113,11 +113,13 @@ def _filled(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
     model = _model(scale)
 
     def run(meter: Meter) -> None:
+        model.eval()  # in training, activation checkpointing leaves the cache out
         with torch.no_grad(), scale.autocast():
             cache = _full_cache(scale, model, what, what.prompt + what.completion)
             for tensor in _tensors(cache):
                 meter.label(tensor, CACHE)
             meter.peak, meter.at_peak = meter.total, dict(meter.now)
+        model.train()
 
     return run
 
