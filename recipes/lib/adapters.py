@@ -59,7 +59,9 @@ class Adapters:
             return
         if name not in self.noted:
             self._switch_by_peft(name)
-            self.noted[name] = [pair for module in self.model.modules() if (pair := _spoken(module))]
+            self.noted[name] = [
+                pair for module in self.model.modules() if (pair := _spoken(module))
+            ]
         for attributes, values in self.noted[name]:
             attributes.update(values)
         self.active = name

@@ -289,6 +289,10 @@ def main(part: str, *given: str) -> None:
     faulthandler.enable()
     for name in NEEDED[part]:
         importlib.import_module(name)
+    if part != "versus_trl112":
+        from recipes.lib.memory import let_segments_grow
+
+        let_segments_grow()  # as every recipe does it
     sys.stdin.readline()
     try:
         found = PARTS[part](*given)
