@@ -52,6 +52,20 @@ def sampling_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
     return max(begin, end, key=lambda kinds: sum(kinds.values()))
 
 
+def captured_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
+    """Bytes that captured steps keep while others compute.
+
+    Args:
+        scale: The models.
+        what: The batch.
+
+    Returns:
+        The cache of keys and values, whole, and what a step computes in, which no other may use.
+    """
+    cache = scale.weigh(_filled(scale, what))[CACHE]
+    return {CACHE: cache, WORKSPACE: scale.weigh(_last_step(scale, what)).get(WORKSPACE, 0)}
+
+
 def _model(scale: Scale) -> Any:
     from peft import PeftModel
 
