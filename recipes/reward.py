@@ -172,7 +172,7 @@ def run(config: Config) -> dict[str, Any]:
         if works(trainer):
             scored = score_pairs(model, trainer.processing_class, test, size)
             final = str(folder.final)
-            with loads_whole(trainer):
+            with loads_whole(training):
                 check_saved(final, model, test, model_args, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)

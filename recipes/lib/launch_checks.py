@@ -102,10 +102,12 @@ def old_fsdp(config: Any, launch: Launch, card: Card | None) -> str:
     return "fsdp_version=1" if launch.kind == "fsdp1" else ""
 
 
-def ppo_deepspeed(config: Any, launch: Launch, card: Card | None) -> str:
-    """PPO in DeepSpeed's engine."""
-    is_ppo = _of(config, "num_ppo_epochs") is not None
-    return f"ppo with {launch.kind}" if is_ppo and launch.kind.startswith("zero") else ""
+def warmup_deepspeed(config: Any, launch: Launch, card: Card | None) -> str:
+    """Rollouts of PPO in which the policy is to stand still, in DeepSpeed's engine."""
+    number = _of(config, "critic_warmup_rollouts")
+    if not number or not launch.kind.startswith("zero"):
+        return ""
+    return f"critic_warmup_rollouts={number} with {launch.kind}"
 
 
 def too_few_cards(config: Any, launch: Launch, card: Card | None) -> str:

@@ -139,12 +139,11 @@ TABLE = (
         "pytorch/pytorch#94620",
     ),
     Refusal(
-        "PPO with DeepSpeed",
-        checks.ppo_deepspeed,
-        "its engine keeps gradients to itself, so that the critic's warm-up would move the policy "
-        "and steps without finite gradients would not be skipped",
-        "use --accelerate_config fsdp2, or ddp with use_peft",
-        "docs/scaling.md",
+        "critic warm-up with DeepSpeed",
+        checks.warmup_deepspeed,
+        "its engine keeps gradients to itself, so that the warm-up would move the policy",
+        "set critic_warmup_rollouts to 0, or use --accelerate_config fsdp2, or ddp with use_peft",
+        "tests/distributed/test_zero.py",
     ),
     Refusal(
         "more processes than cards",

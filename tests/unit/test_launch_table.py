@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Launch, Launch]] = {
     ),
     "FSDP or DeepSpeed on the CPU": ("sft", {}, Launch("fsdp2", 2, True), Launch("ddp", 2, True)),
     "FSDP1": ("sft", {}, Launch("fsdp1", 2), FSDP2),
-    "PPO with DeepSpeed": ("ppo", {}, ZERO2, FSDP2),
+    "critic warm-up with DeepSpeed": ("ppo", {"critic_warmup_rollouts": 1}, ZERO2, FSDP2),
     "more processes than cards": (
         "ppo",
         {"rollout_batch_size": 72, "total_episodes": 72, "per_device_train_batch_size": 1},

@@ -15,7 +15,8 @@ from recipes.lib.sharded import whole_state
 def save_models(trainer: Any, folder: Path) -> None:
     """Write policy and tokenizer; into a checkpoint the critic's weights too.
 
-    Of a model in shards a checkpoint has the shards, which Trainer writes with the optimizer's.
+    Of a model in shards a checkpoint has the shards, which Trainer writes with the optimizer's; so
+    it is with everything that DeepSpeed trains.
 
     Args:
         trainer: The PPOTrainer; all processes call it.
@@ -27,7 +28,7 @@ def save_models(trainer: Any, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     trainer.processing_class.save_pretrained(folder)
-    if is_checkpoint and trainer.is_fsdp_enabled:
+    if is_checkpoint and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
     save_policy(trainer.actor_critic, folder, weights)
     if is_checkpoint:

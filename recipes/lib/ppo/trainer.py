@@ -41,7 +41,7 @@ from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.resumable import Resumable
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
-from recipes.lib.sharded import whole, with_whole
+from recipes.lib.sharded import load_shards, loads_whole, whole, with_whole
 
 
 class PPOTrainer(Resumable, Trainer):
@@ -89,8 +89,9 @@ class PPOTrainer(Resumable, Trainer):
     ) -> None:
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
-        policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
-        actor_critic, self.reference = make_roles(policy, args, peft_config)
+        with loads_whole(args):  # roles are copies of each other
+            policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
+            actor_critic, self.reference = make_roles(policy, args, peft_config)
         super().__init__(
             model=actor_critic,
             args=args,
@@ -100,16 +101,20 @@ class PPOTrainer(Resumable, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_deepspeed_enabled:
-            raise UserError("PPO runs on several processes with DDP or FSDP2, not with DeepSpeed.")
+        if self.is_deepspeed_enabled and args.critic_warmup_rollouts:
+            raise UserError(
+                f"critic_warmup_rollouts={args.critic_warmup_rollouts}: DeepSpeed keeps gradients "
+                "to itself, and the policy would move; set it to 0, or use DDP or FSDP2."
+            )
         if self.reference is not None:
             self.reference.to(args.device)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
         size, device = args.scoring_batch_size, args.device
-        functions = load_reward_functions(
-            reward_funcs, reward_processing_classes, size, device, shared, **trusted
-        )
+        with loads_whole(args):
+            functions = load_reward_functions(
+                reward_funcs, reward_processing_classes, size, device, shared, **trusted
+            )
         self.clock, self.health = Clock(), Health()
         prompts = self._prompts(train_dataset)
         check_prompts(actor_critic.policy, tokenizer, prompts)
@@ -231,7 +236,7 @@ class PPOTrainer(Resumable, Trainer):
         if isinstance(data, dict):
             parts = [self.evaluate(d, None, f"{metric_key_prefix}_{n}") for n, d in data.items()]
             return {name: value for part in parts for name, value in part.items()}
-        with self.clock.measure("evaluation"), whole(self):
+        with self.clock.measure("evaluation"), whole(self, alone=True):
             seed = self.args.seed ^ EVALUATION_SEED
             metrics = self.collector.evaluate(self._prompts(data), seed)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -262,6 +267,8 @@ class PPOTrainer(Resumable, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif self.is_deepspeed_enabled:
+            load_shards(self, resume_from_checkpoint)
         else:
             load_models(self, Path(resume_from_checkpoint))
 
