@@ -1,4 +1,4 @@
-"""FSDP2's mixed precision as fine as PPO needs it: what a model says in fp32, values too."""
+"""FSDP2's mixed precision as fine as DDP's: what a model says is not rounded on its way out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class FineLinear(nn.Linear):
 
 
 def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
-    """Keep what is said in the format it is said in, and a head's products in fp32, under FSDP2.
+    """Keep what a model says in the format it says it in, and a head's products in fp32.
 
-    accelerate rounds what comes out of a model to the 16 bits it computes in. Of log-probabilities
-    that is up to 0.03 nats, which is no small part of what PPO clips a ratio at.
+    Under FSDP2 accelerate rounds what comes out of a model to the 16 bits it computes in. Of
+    log-probabilities that is up to 0.03 nats, which is no small part of what PPO clips a ratio at;
+    of a loss in the logs, all but three digits.
 
     Args:
         trainer: A transformers Trainer that has not wrapped its model yet.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, keep_newest, publish, seal
+from recipes.lib.fsdp_precision import sharpen
 from recipes.lib.processes import Launch
 from recipes.lib.runs import write_json
 from recipes.lib.same_batch import batch_of, refuse_other_batch
@@ -143,6 +144,10 @@ class Resumable(Stoppable):
             metrics = self._evaluate(None, None)
             if self._determine_best_metric(metrics=metrics, trial=None):  # type: ignore[attr-defined]
                 self.state.best_model_checkpoint = str(checkpoint)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        sharpen(self, getattr(self.model, "value_head", None))
+        return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:

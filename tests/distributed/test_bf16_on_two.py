@@ -1,4 +1,4 @@
-"""FSDP2 in bf16, as on a card: PPO's numbers stay fine, and what is saved is what was trained."""
+"""FSDP2 in bf16, as on a card: what is said is not rounded, and what is saved was trained."""
 
 import json
 import math
@@ -25,8 +25,11 @@ KEPT = {"save_strategy": "steps", "save_steps": 1}
 
 
 def words_of(name: str, **more: Any) -> list[str]:
-    recipe, values = name.partition("_")[0], RUNS[name] | SHORT | {"output_dir": name} | more
-    if recipe == "reward":
+    recipe, values = (
+        name.partition("_")[0],
+        RUNS[name] | SHORT | {"output_dir": name, "save_strategy": "no"} | more,
+    )
+    if recipe != "ppo":
         del values["total_episodes"]
     return [recipe, *flags(values)]
 
@@ -36,9 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, the second of them resumed behind its first step."""
     there = tmp_path_factory.mktemp("on") / "bf16"
     fill(there, use_cpu=False)
-    kept = {name: KEPT if name == "ppo_head" else {"save_strategy": "no"} for name in PPO}
-    words = [words_of("reward"), *(words_of(name, **more) for name, more in kept.items())]
-    words += [["cut", "ppo_head", "resumed"]]
+    words = [words_of("sft"), words_of("reward"), words_of("ppo_adapter"), words_of("ppo_model")]
+    words += [words_of("ppo_head", **KEPT), ["cut", "ppo_head", "resumed"]]
     words += [[*words_of("ppo_head", output_dir="resumed", **KEPT), "--resume"]]
     (there / "runs.json").write_text(json.dumps(words))
     done = on_two(there, "fsdp2")
@@ -88,7 +90,7 @@ def test_log_probabilities_are_those_of_one_process_in_bf16(name: str, folder: P
         assert torch.allclose(loss["logps"][counts], loss["old_logps"][counts], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["reward", *PPO])
+@pytest.mark.parametrize("name", ["sft", "reward", *PPO])
 def test_runs_in_bf16_end_with_finite_weights_that_moved(name: str, folder: Path) -> None:
     start = weights(folder / "model")
     final = weights(folder / name / "final")
@@ -104,6 +106,12 @@ def test_values_are_finer_than_bf16(folder: Path) -> None:
     values = torch.cat([loss["values"][loss["completion_mask"].bool()] for loss in later])
     assert len(values.unique()) > 1
     assert not torch.equal(values, values.bfloat16().float())
+
+
+def test_the_loss_in_the_logs_is_not_rounded(folder: Path) -> None:
+    told = json.loads((folder / "sft/summary.json").read_text())
+    # Of all test rows in one batch both are the same mean over tokens.
+    assert told["eval_loss"] == pytest.approx(math.log(told["perplexity"]), abs=1e-4)
 
 
 def test_a_reward_model_of_fsdp2_is_saved_in_fp32_and_scores_the_same(folder: Path) -> None:

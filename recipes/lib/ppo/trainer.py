@@ -25,7 +25,6 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
 from recipes.lib.fit import check_prompts
-from recipes.lib.fsdp_precision import sharpen
 from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
@@ -135,7 +134,6 @@ class PPOTrainer(Resumable, Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW (or what `optim` says) with groups for policy and critic."""
-        sharpen(self, self.actor_critic.value_head)
         if self.optimizer is None:
             model = model if model is not None else self.model
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
