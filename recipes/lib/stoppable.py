@@ -77,7 +77,7 @@ class Stoppable(FiniteSteps):
         """
         # One process of several cannot save: the others may be anywhere, unless they agreed.
         can_save = self.args.world_size == 1 or is_agreed(error)
-        is_finite = not can_save or has_finite_weights(self.model)
+        is_finite = not can_save or not self._any(not has_finite_weights(self.model))
         if self._moment is None or (can_save and is_finite and not self._moves):
             return self._save_where_it_stands()
         found = numbered(Path(self.args.output_dir))
@@ -182,5 +182,9 @@ class Stoppable(FiniteSteps):
         return interruptible() if alone and self.listens else nullcontext()
 
     def _all_stop(self) -> bool:
-        here = torch.tensor(int(bool(asked())), device=self.args.device)
-        return bool(self.accelerator.reduce(here, "sum").item())
+        return self._any(bool(asked()))
+
+    def _any(self, here: bool) -> bool:
+        """Whether something holds on any process; all of them ask, and get the same answer."""
+        number = torch.tensor(int(here), device=self.args.device)
+        return bool(self.accelerator.reduce(number, "sum").item())
