@@ -58,6 +58,7 @@ class Resumable(Stoppable):
         if self.args.should_save:
             self._put_in_place(run / PARTIAL / name, run / name)
         self.accelerator.wait_for_everyone()
+        self._written = run / name
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))
 
@@ -162,5 +163,5 @@ class Resumable(Stoppable):
         return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        self._moment, self._moves, self._last_step = None, False, -1
+        self._moment, self._written, self._moves, self._last_step = None, None, False, -1
         return super()._init_training_state(*args, **kwargs)  # type: ignore[misc]

@@ -19,6 +19,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.failures import is_memory, sentence
 from recipes.lib.faults import FiniteSteps, has_finite_weights
 from recipes.lib.memory import refusal
+from recipes.lib.processes import from_main
 from recipes.lib.stopping import Stop, Stopped, asked, disarm, interruptible, listening
 from recipes.lib.together import is_agreed
 
@@ -42,6 +43,7 @@ class Stoppable(FiniteSteps):
     _tr_loss: Any = torch.tensor(0.0)
     _owes_evaluation = False
     _resumes_from: str | None = None  # a checkpoint whose state is not taken on yet
+    _written: Path | None = None  # the checkpoint that this process saw come into its place
     _last_step = -1  # at which it was asked whether to stop
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +96,8 @@ class Stoppable(FiniteSteps):
         if self._moment is None:
             return "no step was made since the start"
         # A checkpoint of this step may be from before an evaluation that is now owed.
-        if self._moment["owes_evaluation"] or fault(folder) is not None:
+        is_there = folder == self._written or from_main(lambda: fault(folder)) is None
+        if self._moment["owes_evaluation"] or not is_there:
             self.go_back_to(self._moment)
             self.args.save_only_model = False  # or nothing could go on from it
             self._save_checkpoint(self.model_wrapped, None)  # type: ignore[attr-defined]
