@@ -54,9 +54,17 @@ class Note(TrainerCallback):
 
 
 def keep_said() -> None:
-    """Keep what PPO's loss is given."""
+    """Keep what PPO's loss is given, and how many pairs a reward model scores at the end."""
+    from recipes.lib import pair_scores
     from recipes.lib.ppo import trainer
 
+    plain_scores = pair_scores._scores
+
+    def scores(model: Any, tokenizer: Any, test: Any, batch_size: int) -> Any:
+        SAID.setdefault("scored", []).append({"pairs": len(test)})
+        return plain_scores(model, tokenizer, test, batch_size)
+
+    pair_scores._scores = scores
     plain = trainer.micro_batch_loss
 
     def loss(args: Any, inputs: Any, logps: Any, entropy: Any, values: Any) -> Any:

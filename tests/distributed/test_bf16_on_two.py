@@ -13,8 +13,16 @@ from transformers import AutoModelForCausalLM
 from recipes.lib.models import load_reward_model
 from recipes.lib.pair_scores import score_pairs
 from recipes.lib.runs import read_jsonl
-from tests.distributed.test_recipes_on_two import RUNS, fill, inside, on_two, timeless, weights
-from tests.tiny_runs import flags
+from tests.distributed.test_recipes_on_two import (
+    NOUNS,
+    RUNS,
+    fill,
+    inside,
+    on_two,
+    timeless,
+    weights,
+)
+from tests.tiny_runs import flags, write
 
 PPO = ("ppo_head", "ppo_adapter", "ppo_model")
 # bf16 keeps 8 bits, so a logit between 4 and 8 is off by up to 2**-7 = 0.008 nats when it is
@@ -39,7 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, the second of them resumed behind its first step."""
     there = tmp_path_factory.mktemp("on") / "bf16"
     fill(there, use_cpu=False)
-    words = [words_of("sft"), words_of("reward"), words_of("ppo_adapter"), words_of("ppo_model")]
+    pairs = [{"prompt": "the", "chosen": f" {noun}", "rejected": f" {noun} was"} for noun in NOUNS]
+    write(there / "test_pairs.jsonl", pairs[:5])
+    words = [words_of("sft"), words_of("reward", test_dataset_name="test_pairs.jsonl")]
+    words += [words_of("ppo_adapter"), words_of("ppo_model")]
     words += [words_of("ppo_head", **KEPT), ["cut", "ppo_head", "resumed"]]
     words += [[*words_of("ppo_head", output_dir="resumed", **KEPT), "--resume"]]
     (there / "runs.json").write_text(json.dumps(words))
@@ -118,11 +129,20 @@ def test_a_reward_model_of_fsdp2_is_saved_in_fp32_and_scores_the_same(folder: Pa
     with inside(folder):
         model, tokenizer = load_reward_model("reward/final", "float32")
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    for row in read_jsonl(folder / "reward/samples.jsonl"):
-        pairs: Any = [{key: row[key] for key in ("prompt", "chosen", "rejected")}]
-        scores = score_pairs(model, tokenizer, pairs)[0]
+    rows = read_jsonl(folder / "reward/samples.jsonl")
+    pairs: Any = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
+    for row, scored in zip(rows, score_pairs(model, tokenizer, pairs), strict=True):
         for key in ("score_chosen", "score_rejected"):
-            assert scores[key] == pytest.approx(row[key], abs=0.05)
+            assert scored[key] == pytest.approx(row[key], abs=0.05)
+
+
+def test_test_pairs_are_dealt_out_and_come_back_in_order(folder: Path) -> None:
+    shares = [torch.load(folder / f"notes{rank}.pt", weights_only=True) for rank in (0, 1)]
+    counts = [[scored["pairs"] for scored in share["scored"]] for share in shares]
+    # The first process scores five more twice, to see that the saved model is the trained one.
+    assert counts == [[3, 5, 5], [2]]
+    rows = read_jsonl(folder / "reward/samples.jsonl")
+    assert [row["chosen"] for row in rows] == [f" {noun}" for noun in NOUNS[:5]]
 
 
 def test_a_checkpoint_in_bf16_resumes_to_the_bit(folder: Path) -> None:
