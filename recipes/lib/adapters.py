@@ -23,13 +23,17 @@ from recipes.lib.adapter_folders import WEIGHTS, adapter_keys
 from recipes.lib.errors import UserError
 
 POLICY, REFERENCE, VALUE = "default", "reference", "value"
+# Where PEFT keeps which adapter speaks, in its layers and above them.
+SPEAKING = ("_active_adapter", "_disable_adapters", "active_adapter")
 
 
 class Adapters:
     """The adapters on a model. No module, so that what holds it does not hold the base as its own.
 
     PEFT changes `requires_grad` whenever it changes the active adapter; here that is put back at
-    once, so gradients of several adapters meet in one backward pass.
+    once, so gradients of several adapters meet in one backward pass. It also walks through the
+    whole model, and activation checkpointing enters a role in every layer; so what it set for a
+    role is noted the first time and written again from then on.
 
     Args:
         model: The model, with the policy's adapter active.
@@ -38,6 +42,7 @@ class Adapters:
     def __init__(self, model: PeftModel) -> None:
         self.model = model
         self.active: str | None = POLICY
+        self.noted: dict[str | None, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
 
     @contextmanager
     def role(self, name: str | None) -> Iterator[None]:
@@ -52,6 +57,16 @@ class Adapters:
     def _switch(self, name: str | None) -> None:
         if name == self.active:
             return
+        if name not in self.noted:
+            self._switch_by_peft(name)
+            self.noted[name] = [
+                pair for module in self.model.modules() if (pair := _spoken(module))
+            ]
+        for attributes, values in self.noted[name]:
+            attributes.update(values)
+        self.active = name
+
+    def _switch_by_peft(self, name: str | None) -> None:
         with self._flags_kept():
             tuner = self.model.base_model
             if name is None:
@@ -60,7 +75,6 @@ class Adapters:
                 if self.active is None:
                     tuner.enable_adapter_layers()
                 self.model.set_adapter(name)
-        self.active = name
 
     @contextmanager
     def _flags_kept(self) -> Iterator[None]:
@@ -92,6 +106,7 @@ class Adapters:
         Raises:
             UserError: PEFT cannot have it beside the others.
         """
+        self.noted.clear()  # the layers of a model may be others now
         try:
             with self._flags_kept():
                 self.model.add_adapter(name, dataclasses.replace(config))
@@ -166,6 +181,17 @@ class Adapters:
     def load_state(self, name: str, state: dict[str, Tensor]) -> None:
         """Set the weights of one adapter to those of `state`."""
         set_peft_model_state_dict(self.model, dict(state), adapter_name=name)
+
+
+def _spoken(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Attributes of a module, and what among them says which adapter speaks; None without any."""
+    kind = type(module)
+    values = {
+        name: getattr(module, name)
+        for name in SPEAKING
+        if hasattr(module, name) and not isinstance(getattr(kind, name, None), property)
+    }
+    return (vars(module), values) if values else None
 
 
 def _is_head(key: str) -> bool:

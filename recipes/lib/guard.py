@@ -41,6 +41,7 @@ def guarded(run: Recipe) -> Recipe:
         aside = _set_aside(path)
         try:
             refuse(config)
+            _prepare_card(config)
             with told(path, config.values):
                 check_training(config.training, config.values)
                 if config.script.resume and _lacks_report_alone(path):
@@ -57,6 +58,16 @@ def guarded(run: Recipe) -> Recipe:
             release(path)
 
     return wrapped
+
+
+def _prepare_card(config: Any) -> None:
+    training = config.training
+    # vLLM on the same card has a pool of its own, which does not go with segments that grow.
+    with_vllm = getattr(training, "use_vllm", False) or getattr(training, "sampler", "") == "vllm"
+    if training is not None and not with_vllm:
+        from recipes.lib.memory import let_segments_grow
+
+        let_segments_grow()
 
 
 def _lacks_report_alone(path: Path) -> bool:

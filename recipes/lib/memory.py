@@ -1,8 +1,13 @@
-"""Memory that runs out in the middle of a training: where it was, what fits, how to go on."""
+"""Memory of a card: how it is taken, and one that runs out in the middle of a training.
+
+Then it is said where it was, what fits, and how to go on.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +52,20 @@ PHASES = {
     "AcceleratedOptimizer.step": Phase("in the optimizer step"),
     "Resumable._save_checkpoint": Phase("while a checkpoint was saved"),
 }
+
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # variables with a user's wish
+
+
+def let_segments_grow() -> None:
+    """Let PyTorch take memory of a card in segments that grow, where the user wishes nothing else.
+
+    Sampling, scoring and training want blocks of other sizes each, and what one leaves behind in
+    segments of a fixed size the next cannot use (docs/benchmarks/gpu.md).
+    """
+    is_asked = any(os.environ.get(name) for name in ALLOCATOR)
+    if sys.platform == "linux" and torch.cuda.is_available() and not is_asked:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
 
 
 def phase_of(error: BaseException) -> Phase:

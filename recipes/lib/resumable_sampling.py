@@ -73,12 +73,23 @@ class ResumableSampling(Resumable):
         super().load_state_from(folder)
         path = folder / f"{BUFFER}_{self.args.process_index}.pt"
         if path.is_file():
-            state = torch.load(path, weights_only=True, map_location=self.args.device)
+            # Several processes on the CPU number it, and torch.load knows numbers of cards alone.
+            device = "cpu" if self.args.device.type == "cpu" else self.args.device
+            state = torch.load(path, weights_only=True, map_location=device)
             args, before = self.args, state["micro_batch"]
             self._step = state["step"] * before // args.per_device_train_batch_size
             self._buffered_inputs = cut_again(state["in_hand"], args.steps_per_generation)
             if self.rewards:
-                self.rewards.carried = state["samples"]
+                self.rewards.take_up(state["samples"])
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        # The completions in hand go on to be used, and samples.jsonl has to go on with them.
+        samples = self.rewards.samples() if self.rewards else []
+        try:
+            return super()._evaluate(*args, **kwargs)
+        finally:
+            if self.rewards:
+                self.rewards.take_up(samples)
 
     def _faulty_batches(self) -> Any:
         return self._buffered_inputs or []  # the completions; a batch of TRL's is rows of the data

@@ -64,7 +64,7 @@ class SampledRewards:
         self.ends: Sequence[int] = ()
         self.texts: list[str] = []
         self.said: dict[int, list[float]] = {}
-        self.carried: list[dict[str, Any]] = []  # samples of a generation before a resume
+        self.carried: list[dict[str, Any]] = []  # samples taken up
         self.functions = [self._called(i, function) for i, function in enumerate(functions)]
 
     def _called(self, index: int, function: RewardFunction) -> RewardFunction:
@@ -114,6 +114,14 @@ class SampledRewards:
                         "each row."
                     )
         return [None if math.isnan(value) else value for value in said]
+
+    def take_up(self, samples: list[dict[str, Any]]) -> None:
+        """Count those as the newest that are still in use, after a resume or an evaluation.
+
+        Args:
+            samples: What `samples` gave.
+        """
+        self.said, self.carried = {}, samples
 
     def samples(self) -> list[dict[str, Any]]:
         """The first completions of the newest generation, as rows of samples.jsonl.

@@ -18,6 +18,7 @@ from transformers import (
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 PAD, EOS = 0, 1
+BLOCK = 2**24  # random numbers, which are then repeated: quicker to make
 ENDS: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
 SHAPES: dict[str, tuple[type, dict[str, Any]]] = {
@@ -79,7 +80,8 @@ def random_state(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     most = max(value.numel() for value in state.values())
     generator = torch.Generator().manual_seed(0)
-    block = (torch.randn(most, generator=generator) * 0.02).to(dtype)
+    block = (torch.randn(min(most, BLOCK), generator=generator) * 0.02).to(dtype)
+    block = block.repeat(-(-most // BLOCK))
     ones = torch.ones(1, dtype=dtype)
     return {
         name: ones.expand(value.shape)

@@ -1,8 +1,11 @@
 """The parts of the GPU benchmark, each a process of its own: `gpu_parts.py PART SIZE ...`.
 
-Prints one line of JSON. SIZE is `full` or `tiny`; tiny shapes run the same code on a CPU.
+Waits for a line, then prints one of JSON. SIZE is `full` or `tiny`; tiny shapes run the same code
+on any machine.
 """
 
+import faulthandler
+import importlib
 import json
 import os
 import sys
@@ -11,6 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import mean, pstdev
 from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -34,6 +38,7 @@ from gpu_plan import plan  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
 PHASES = ("sampling", "scoring", "training")
+ROLLOUTS = 3
 
 
 def lengths(size: str) -> tuple[int, int]:
@@ -44,14 +49,14 @@ def lengths(size: str) -> tuple[int, int]:
 def train_ours(
     config: Any, model: Any, folder: Path, size: str, rewards: Any, **settings: Any
 ) -> dict[str, Any]:
-    """Two rollouts of PPO; the first one is warm-up. Seconds of the second, peaks of both."""
+    """Three rollouts of PPO; the first one is warm-up. Seconds of the others, peaks of all."""
     from recipes.lib.ppo.config import PPOConfig
     from recipes.lib.ppo.trainer import PPOTrainer
 
     prompt, completion = lengths(size)
     args = PPOConfig(
         output_dir=str(folder / "run"),
-        total_episodes=2 * settings["rollout_batch_size"],
+        total_episodes=ROLLOUTS * settings["rollout_batch_size"],
         max_prompt_length=prompt,
         max_completion_length=completion,
         stop_token="eos",
@@ -75,9 +80,11 @@ def train_ours(
     peak = Peak()
     with peak.watched():
         trainer.train()
-    logs = [row for row in trainer.state.log_history if "time/training" in row][-1]
-    seconds = {phase: logs[f"time/{phase}"] for phase in PHASES}
-    return {"seconds": seconds, "memory": peak.numbers()}
+    logs = [row for row in trainer.state.log_history if "time/training" in row]
+    assert len(logs) == ROLLOUTS
+    seconds = {phase: mean(row[f"time/{phase}"] for row in logs[1:]) for phase in PHASES}
+    wholes = [sum(row[f"time/{phase}"] for phase in PHASES) for row in logs[1:]]
+    return {"seconds": seconds, "spread": pstdev(wholes), "memory": peak.numbers()}
 
 
 def four_roles(size: str, epochs: str, sampler: str) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def versus_trl112(size: str) -> dict[str, Any]:
         made = [make(config, folder / "base", DEVICE, classifier=c) for c in (False, True, True)]
         args = PPOConfig(
             output_dir=str(folder / "run"),
-            total_episodes=2 * EPISODES,
+            total_episodes=ROLLOUTS * EPISODES,
             per_device_train_batch_size=MICRO_BATCH,
             gradient_accumulation_steps=EPISODES // MICRO_BATCH,
             local_rollout_forward_batch_size=MICRO_BATCH,
@@ -189,7 +196,9 @@ def versus_trl112(size: str) -> dict[str, Any]:
         with peak.watched():
             trainer.train()
     laps.begin("sampling")
-    return {"seconds": laps.seconds, "memory": peak.numbers()}
+    assert len(laps.wholes) == ROLLOUTS - 1
+    seconds = {phase: whole / len(laps.wholes) for phase, whole in laps.seconds.items()}
+    return {"seconds": seconds, "spread": pstdev(laps.wholes), "memory": peak.numbers()}
 
 
 def bandwidth() -> float:
@@ -199,9 +208,9 @@ def bandwidth() -> float:
 
 
 def seconds_of(way: Callable[[], Any]) -> float:
-    """Least seconds of three calls, after one that is not counted."""
+    """Least seconds of two calls, after one that is not counted."""
     took = []
-    for _ in range(4):
+    for _ in range(3):
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -215,7 +224,7 @@ def seconds_of(way: Callable[[], Any]) -> float:
 def decode(size: str, weights: str) -> dict[str, Any]:
     """Tokens per second of generate and of the graph sampler, and the bound of the bandwidth."""
     config, is_nf4 = shape("Llama-3.1-8B", size == "tiny"), weights == "nf4"
-    prompt, completion = (256, 64) if size == "full" else (8, 8)
+    prompt, completion = (256, 48) if size == "full" else (8, 8)
     with tempfile.TemporaryDirectory() as temporary:
         model = make(config, Path(temporary), DEVICE, nf4=is_nf4)
     model = get_peft_model(model, LoraConfig(**LORA)).get_base_model().eval()
@@ -249,7 +258,12 @@ def tokens_per_second(
         decoder = Decoder(model, decoding, batch, prompt + length)
         took["transformers"].append(seconds_of(partial(sample, model, ids, mask, noise, decoding)))
         took["graph"].append(seconds_of(partial(decoder.sample, ids, mask, noise)))
-    return {way: batch * (completion - 1) / (whole - first) for way, (whole, first) in took.items()}
+        if length == completion:
+            one, other = sample(model, ids, mask, noise, decoding), decoder.sample(ids, mask, noise)
+    width = min(one[0].shape[1], other[0].shape[1])
+    same = (one[0][:, :width] == other[0][:, :width]).float().mean().item()
+    found = {w: batch * (completion - 1) / (whole - first) for w, (whole, first) in took.items()}
+    return found | {"same": same}
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -261,8 +275,25 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+NEEDED = {
+    "four_roles": ("recipes.lib.ppo.trainer",),
+    "versus_ours": ("recipes.lib.ppo.trainer",),
+    "versus_trl112": ("trl.experimental.ppo",),
+    "decode": ("recipes.lib.decode",),
+    "plan": ("recipes.lib.plan.make", "recipes.lib.arguments", "recipes.lib.ppo.trainer", "trl"),
+}
+
+
 def main(part: str, *given: str) -> None:
-    """Run a part and print what it found."""
+    """Import what a part needs, run it when its turn comes, and print what it found."""
+    faulthandler.enable()
+    for name in NEEDED[part]:
+        importlib.import_module(name)
+    if part != "versus_trl112":
+        from recipes.lib.memory import let_segments_grow
+
+        let_segments_grow()  # as every recipe does it
+    sys.stdin.readline()
     try:
         found = PARTS[part](*given)
     except torch.OutOfMemoryError:

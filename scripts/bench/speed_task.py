@@ -78,6 +78,7 @@ class Laps:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.wholes: list[float] = []  # of each iteration
         self.phase = ""
         self.iteration = 0
         self.since = 0.0
@@ -87,6 +88,9 @@ class Laps:
         now = time.perf_counter()
         if self.phase and self.iteration > 1:
             self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.since
+            if len(self.wholes) < self.iteration - 1:
+                self.wholes.append(0.0)
+            self.wholes[-1] += now - self.since
         self.iteration += phase == "sampling"
         self.phase, self.since = phase, now
 

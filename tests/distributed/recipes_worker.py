@@ -26,6 +26,7 @@ from transformers import TrainerCallback  # noqa: E402
 
 from recipes.lib import progress  # noqa: E402
 from recipes.lib.arguments import parse  # noqa: E402
+from tests.distributed.row_noise import with_row_noise  # noqa: E402
 
 NOTES: list[dict[str, Any]] = []
 SAID: dict[str, list[dict[str, Any]]] = {}  # by run, what each loss of PPO was made of
@@ -86,7 +87,7 @@ def cut(run: Path, copy: Path) -> None:
 
 
 def main(runs: str, name: str) -> None:
-    plain = progress.watch
+    plain = with_row_noise(progress.watch)
 
     def watch(trainer: Any, *more: Any) -> None:
         plain(trainer, *more)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from recipes.lib.checkpoints import seal
-from tests.distributed.test_recipes_on_two import search_path
+from tests.distributed.runs_on_two import search_path
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "agreement_worker.py"

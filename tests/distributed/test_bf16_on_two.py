@@ -13,15 +13,8 @@ from transformers import AutoModelForCausalLM
 from recipes.lib.models import load_reward_model
 from recipes.lib.pair_scores import score_pairs
 from recipes.lib.runs import read_jsonl
-from tests.distributed.test_recipes_on_two import (
-    NOUNS,
-    RUNS,
-    fill,
-    inside,
-    on_two,
-    timeless,
-    weights,
-)
+from tests.distributed.runs_on_two import NOUNS, RUNS, fill, inside, on_two, weights
+from tests.distributed.test_recipes_on_two import timeless
 from tests.tiny_runs import flags, write
 
 PPO = ("ppo_head", "ppo_adapter", "ppo_model")

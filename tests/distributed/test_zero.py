@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed import test_recipes_on_two as two_processes
+from tests.distributed import runs_on_two as two_processes
 
 RUNS = ("sft", "reward")
 

@@ -205,6 +205,17 @@ def test_a_generation_that_serves_twice_is_counted_once(folder: Path) -> None:
     assert said[0] == said[1] != said[2]
 
 
+def test_samples_are_of_the_training_where_an_evaluation_came_between(folder: Path) -> None:
+    (folder / "test.jsonl").write_text(json.dumps({"prompt": "the sun kept the"}))
+    more = {"test_dataset_name": str(folder / "test.jsonl"), "per_device_eval_batch_size": 8}
+    more |= {"eval_strategy": "steps", "eval_steps": 1, "num_iterations": 2}
+    train("grpo", folder, "run", max_steps=2, **more)
+    rows = read_jsonl(folder / "run/samples.jsonl")
+    said = [[row["completion"] for row in rows if row["step"] == step] for step in (1, 2)]
+    assert said[0] == said[1]
+    assert not any("sun" in row["prompt"] for row in rows)
+
+
 def test_the_stated_batch_sets_accumulation_and_generation(folder: Path) -> None:
     config = parse(
         "grpo",

@@ -52,6 +52,20 @@ def sampling_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
     return max(begin, end, key=lambda kinds: sum(kinds.values()))
 
 
+def captured_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
+    """Bytes that captured steps keep while others compute.
+
+    Args:
+        scale: The models.
+        what: The batch.
+
+    Returns:
+        The cache of keys and values, whole, and what a step computes in, which no other may use.
+    """
+    cache = scale.weigh(_filled(scale, what))[CACHE]
+    return {CACHE: cache, WORKSPACE: scale.weigh(_last_step(scale, what)).get(WORKSPACE, 0)}
+
+
 def _model(scale: Scale) -> Any:
     from peft import PeftModel
 
@@ -113,11 +127,13 @@ def _filled(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
     model = _model(scale)
 
     def run(meter: Meter) -> None:
+        model.eval()  # in training, activation checkpointing leaves the cache out
         with torch.no_grad(), scale.autocast():
             cache = _full_cache(scale, model, what, what.prompt + what.completion)
             for tensor in _tensors(cache):
                 meter.label(tensor, CACHE)
             meter.peak, meter.at_peak = meter.total, dict(meter.now)
+        model.train()
 
     return run
 

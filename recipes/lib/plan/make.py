@@ -11,10 +11,10 @@ from torch import nn
 
 from recipes.lib.plan import paper, passes
 from recipes.lib.plan.cast import Cast, make_cast
-from recipes.lib.plan.decode import Sampling, sampling_bytes
 from recipes.lib.plan.launch import Launch
 from recipes.lib.plan.meter import Meter
 from recipes.lib.plan.optimizers import state_bytes, step_bytes
+from recipes.lib.plan.sampled import beside_captured, prompt_length, sampled, training_bytes
 from recipes.lib.plan.scale import Scale
 from recipes.lib.plan.shape import (
     ADAPTERS,
@@ -81,6 +81,7 @@ def plan_of(config: Any, target: Target) -> Plan:
     phases = [_update(config, fixed, gradients, trained)]
     if not target.is_fixed_only:
         phases = _phases(config, target, scale, fixed, gradients) + phases
+        phases = beside_captured(config, target, scale, phases)
     return Plan(
         recipe=config.recipe,
         model=cast.source.name if cast.source else "",
@@ -98,15 +99,11 @@ def length_of(config: Any, cast: Cast) -> int:
     return int(min(limit or 2048, context or limit or 2048))
 
 
-def _prompt(config: Any, target: Target) -> int:
-    return int(getattr(config.training, "max_prompt_length", None) or target.prompt_length)
-
-
 def _phases(
     config: Any, target: Target, scale: Scale, fixed: dict[str, int], gradients: int
 ) -> list[Phase]:
     makers = {"sft": _supervised, "dpo": _supervised, "kto": _supervised, "reward": _reward}
-    moving = makers.get(config.recipe, _sampled)(config, target, scale)
+    moving = makers.get(config.recipe, sampled)(config, target, scale)
     phases = []
     for name, kinds in moving.items():
         parts = dict(fixed)
@@ -120,7 +117,8 @@ def _phases(
                 parts[GRADIENTS] = parts.get(GRADIENTS, 0) + gradients // 2  # the buckets
         if name == "saving":
             parts[OTHERS] += sum(fixed[thing] for thing in (BASE, ADAPTERS, HEADS))
-        gathered = _gathered(scale.cast.trained, target)
+        is_alone = config.recipe == "ppo" and name in ("sampling", "scoring")
+        gathered = _gathered(scale.cast.trained, target, whole=is_alone)
         parts[WORKSPACE] = parts.get(WORKSPACE, 0) + gathered
         phases.append(Phase(name, parts))
     return phases
@@ -136,7 +134,9 @@ def _supervised(config: Any, target: Target, scale: Scale) -> dict[str, dict[str
         judged = 0 if training.precompute_ref_log_probs else 1 + estimates
         how = {"judged": judged, "others": int(estimates)}
     found = {
-        "training": _training(config, target, scale, passes.fused_loss(scale, rows, width, **how))
+        "training": training_bytes(
+            config, target, scale, passes.fused_loss(scale, rows, width, **how)
+        )
     }
     if target.has_test:
         run = passes.evaluation(scale, training.per_device_eval_batch_size, width)
@@ -150,42 +150,10 @@ def _reward(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, in
     scoring = config.script.scoring_batch_size
     weighed = scale.weigh(passes.classifier_scoring(scale, model, scoring, width))
     return {
-        "training": _training(config, target, scale, passes.pair_loss(scale, pairs, width)),
+        "training": training_bytes(config, target, scale, passes.pair_loss(scale, pairs, width)),
         "scoring": weighed,
         "saving": weighed,
     }
-
-
-def _sampled(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
-    args, cast = config.training, scale.cast
-    prompt, completion = _prompt(config, target), args.max_completion_length
-    rows, width = args.per_device_train_batch_size, prompt + completion
-    processes = target.launch.num_processes
-    if config.recipe == "ppo":
-        at_once = min(args.sampling_batch_size, max(1, args.rollout_batch_size // processes))
-        scored = min(args.scoring_batch_size, max(1, args.rollout_batch_size // processes))
-        loss = passes.ppo_loss(scale, args, rows)
-        scoring = [scale.weigh(passes.ppo_scoring(scale, args, scored))]
-    else:
-        at_once, scored = rows * args.steps_per_generation, rows
-        judged = 0
-        loss = passes.fused_loss(scale, rows, width, judged=judged, scored=completion)
-        is_held = args.beta != 0
-        run = passes.fused_scoring(scale, rows, width, completion)
-        scoring = [scale.weigh(run)] if is_held else [{}]
-    for model in cast.rewards:
-        scoring.append(scale.weigh(passes.classifier_scoring(scale, model, scored, width)))
-    is_graph = getattr(args, "sampler", "transformers") == "graph"
-    return {
-        "sampling": sampling_bytes(scale, Sampling(at_once, prompt, completion, is_graph)),
-        "scoring": max(scoring, key=lambda kinds: sum(kinds.values())),
-        "training": _training(config, target, scale, loss),
-    }
-
-
-def _training(config: Any, target: Target, scale: Scale, loss: Any) -> dict[str, int]:
-    sharded = target.launch.shards_optimizer > 1
-    return passes.training_pass(scale, config, loss, shards_gradients=sharded)
 
 
 def _fixed(config: Any, cast: Cast, target: Target) -> dict[str, int]:
@@ -248,8 +216,11 @@ def _gradient_bytes(trained: list[nn.Parameter], target: Target) -> int:
     return gradients
 
 
-def _gathered(trained: nn.Module, target: Target) -> int:
-    """Bytes of weights that are whole at a time where they are divided: two layers and the rest."""
+def _gathered(trained: nn.Module, target: Target, *, whole: bool) -> int:
+    """Bytes of weights that are whole at a time where they are divided.
+
+    All of them where a process computes by itself, as in a rollout; else two layers and the rest.
+    """
     if target.launch.shards_weights == 1:
         return 0
     of_layer: dict[str, int] = {}
@@ -258,6 +229,8 @@ def _gathered(trained: nn.Module, target: Target) -> int:
         size = parameter.numel() * min(width, parameter.element_size())
         number = next((part for part in name.split(".") if part.isdigit()), "")
         of_layer[number] = of_layer.get(number, 0) + size
+    if whole:
+        return sum(of_layer.values())
     rest = of_layer.pop("", 0)
     return rest + 2 * max(of_layer.values(), default=0)
 
@@ -281,7 +254,7 @@ def _facts(config: Any, target: Target, cast: Cast) -> dict[str, str]:
     args, names = config.training, {torch.bfloat16: "bf16", torch.float16: "fp16", None: "none"}
     facts = {"processes": str(target.launch), "mixed precision": names[target.autocast]}
     if config.recipe in ("ppo", "rloo", "grpo"):
-        prompt = _prompt(config, target)
+        prompt = prompt_length(config, target)
         facts["lengths"] = (
             f"prompts of {prompt} tokens, completions of {args.max_completion_length}"
         )

@@ -31,10 +31,12 @@ class Phase:
     Args:
         name: sampling, scoring, training, update, evaluation or saving.
         parts: Bytes by thing.
+        kept: Bytes without tensors that the allocator keeps for captured steps of sampling.
     """
 
     name: str
     parts: Mapping[str, int]
+    kept: int = 0
 
     @property
     def allocated(self) -> int:
@@ -44,7 +46,8 @@ class Phase:
     @property
     def allocator(self) -> int:
         """Bytes that the allocator holds beyond the tensors."""
-        return round(FRAGMENTED * sum(self.parts.get(thing, 0) for thing in MOVING))
+        moving = sum(self.parts.get(thing, 0) for thing in MOVING)
+        return round(FRAGMENTED * moving) + self.kept
 
     @property
     def total(self) -> int:
