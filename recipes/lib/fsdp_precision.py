@@ -26,7 +26,7 @@ def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
     of a loss in the logs, all but three digits.
 
     Args:
-        trainer: A transformers Trainer that has not wrapped its model yet.
+        trainer: A Resumable trainer that has not wrapped its model yet.
         head: A module whose linear layers compute in fp32, on weights that were rounded on their
             way between processes; None for none.
     """
@@ -36,9 +36,10 @@ def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     plugin = accelerator.state.fsdp_plugin
-    # Gradients are summed in fp32, as DDP does it.
+    policy = plugin.mixed_precision_policy
     plugin.mixed_precision_policy = MixedPrecisionPolicy(
-        param_dtype=plugin.mixed_precision_policy.param_dtype, reduce_dtype=torch.float32
+        param_dtype=policy.param_dtype,
+        reduce_dtype=torch.float32 if trainer.sums_in_fp32 else policy.reduce_dtype,
     )
     for module in head.modules() if head is not None else ():
         if isinstance(module, nn.Linear):

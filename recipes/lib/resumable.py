@@ -26,6 +26,9 @@ CARRIED = "carried"  # carried_0.json of the first process, and so on
 class Resumable(Stoppable):
     """Mixin for a Trainer; `class SFT(Resumable, SFTTrainer)`."""
 
+    # Under FSDP2, as DDP does it. Not for all: torch 2.13 fails then in KTO with an adapter, where
+    # gradients are accumulated (an FSDPParam without _unsharded_param).
+    sums_in_fp32 = False
     _writes_into: Path | None = None
     _globalstep_last_logged = 0  # Trainer's own; here for one that is saved before it has trained
 
