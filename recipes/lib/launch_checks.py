@@ -70,6 +70,13 @@ def graph_sharded(config: Any, launch: Launch, card: Card | None) -> str:
     return f"sampler=graph with {launch.kind}" if is_graph and moves else ""
 
 
+def vllm_sharded(config: Any, launch: Launch, card: Card | None) -> str:
+    """PPO's vLLM sampler and shards."""
+    moves = launch.kind.startswith("fsdp") or launch.kind == "zero3"
+    is_vllm = _of(config, "sampler") == "vllm"
+    return f"sampler=vllm with {launch.kind}" if is_vllm and moves else ""
+
+
 def spread(config: Any, launch: Launch, card: Card | None) -> str:
     """One copy of the model over several cards in each process."""
     given = _of(config, "model_init_kwargs")

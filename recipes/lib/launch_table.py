@@ -110,6 +110,13 @@ TABLE = (
         "deepspeedai/DeepSpeed#6552",
     ),
     Refusal(
+        "vLLM sampler with FSDP or ZeRO-3",
+        checks.vllm_sharded,
+        "what hands the weights to vLLM gathers them from shards, and in a rollout they are whole",
+        "use sampler=transformers, or --accelerate_config ddp",
+        "tests/distributed/test_shards.py",
+    ),
+    Refusal(
         "several processes with device_map",
         checks.spread,
         "the layers of one copy would be spread over the cards of all processes",

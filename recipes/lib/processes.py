@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from recipes.lib.errors import UserError
+
+Result = TypeVar("Result")
 TRUE = ("1", "true", "yes", "y", "on", "t")
 SHARDED = ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")  # kinds in which no process holds it all
 
@@ -97,6 +100,37 @@ def wait_for_main_process() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def from_main(look: Callable[[], Result]) -> Result:
+    """Let the main process look at something, such as files, and tell the others what it saw.
+
+    So it is read once, and no two processes go different ways because they saw different things.
+
+    Args:
+        look: Looks, and returns something small that can be sent; all processes come here with it.
+
+    Returns:
+        What it returned on the main process.
+
+    Raises:
+        UserError: It raised it there; every process raises the same.
+    """
+    if num_processes() == 1:
+        return look()
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            found[0] = look()
+        except UserError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise UserError(found[1])
+    result: Result = found[0]
+    return result
 
 
 def use_what_is_there() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.arguments import launch
-from recipes.lib.checkpoints import fault, numbered, read_manifest
+from recipes.lib.checkpoints import fault, numbered, read_manifest, seal
 from recipes.lib.runs import read_jsonl
 from tests.stopped_runs import assert_same_runs
 from tests.tiny_runs import flags, snapshot, write
@@ -214,6 +214,19 @@ def test_a_mistake_that_one_process_sees_is_told_once_and_ends_both(folder: Path
     assert said.count("error:") == 1
     assert "output_dir=run holds a run" in said
     assert snapshot(folder) == before
+
+
+def test_a_damaged_checkpoint_is_told_once_and_ends_both(folder: Path) -> None:
+    checkpoint = folder / "old/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "optimizer.pt").write_bytes(b"x")
+    seal(checkpoint, 2, launch={"kind": "ddp", "num_processes": 2})
+    (checkpoint / "optimizer.pt").write_bytes(b"y")
+    refused = start(folder, "run", resume_from_checkpoint="old/checkpoint-2")
+    said = refused.communicate(timeout=60)[0]
+    assert refused.returncode == 2
+    assert said.count("error:") == said.count("optimizer.pt was altered") == 1
+    assert not (folder / "run").exists()
 
 
 def newest(folder: Path) -> tuple[int, str | None]:

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Launch, Launch]] = {
     "QLoRA with ZeRO-3": ("sft", {"load_in_4bit": True, "use_peft": True}, ZERO3, ZERO2),
     "int8 with FSDP": ("sft", {"load_in_8bit": True, "use_peft": True}, FSDP2, DDP),
     "4-bit with FSDP": ("ppo", {"load_in_4bit": True, "use_peft": True}, FSDP2, DDP),
+    "vLLM sampler with FSDP or ZeRO-3": ("ppo", {"sampler": "vllm"}, FSDP2, DDP),
     "several processes with device_map": (
         "sft",
         {"model_init_kwargs": '{"device_map": "auto"}'},

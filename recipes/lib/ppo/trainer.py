@@ -71,6 +71,7 @@ class PPOTrainer(Resumable, Trainer):
     optimizer: Any
     control: Any
     keeps_batches = True  # the rollout in hand
+    sums_in_fp32 = True  # gradients of all processes
     loss_is_scaled_for_ga = True  # losses are divided by the tokens of the whole optimizer step
 
     def __init__(  # noqa: PLR0917  TRL's trainers have this order
