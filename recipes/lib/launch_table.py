@@ -150,7 +150,8 @@ TABLE = (
         checks.warmup_deepspeed,
         "its engine keeps gradients to itself, so that the warm-up would move the policy",
         "set critic_warmup_rollouts to 0, or use --accelerate_config fsdp2, or ddp with use_peft",
-        "tests/distributed/test_zero.py",
+        "tests/distributed/test_engine.py",
+        has_own_check=True,
     ),
     Refusal(
         "more processes than cards",

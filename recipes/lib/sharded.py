@@ -156,6 +156,23 @@ def whole_state(trainer: Any) -> dict[str, Any] | None:
     return None
 
 
+def refuse_warmup(args: Any) -> None:
+    """Refuse to let a policy stand still where it cannot.
+
+    Args:
+        args: A PPOConfig.
+
+    Raises:
+        UserError: DeepSpeed makes the optimizer's step, and a critic is to be warmed up.
+    """
+    number = args.critic_warmup_rollouts
+    if args.deepspeed_plugin is not None and number:
+        raise UserError(
+            f"critic_warmup_rollouts={number}: DeepSpeed keeps gradients to itself, and the policy "
+            "would move; set it to 0, or use DDP or FSDP2."
+        )
+
+
 def load_shards(trainer: Any, checkpoint: str) -> None:
     """Read weights and optimizer of a checkpoint back into DeepSpeed's engine.
 

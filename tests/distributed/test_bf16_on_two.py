@@ -1,4 +1,4 @@
-"""FSDP2 in bf16, as on a card: what is said is not rounded, and what is saved was trained."""
+"""Shards in bf16, as on a card: what is said is not rounded, and what is saved was trained."""
 
 import json
 import math
@@ -13,7 +13,15 @@ from transformers import AutoModelForCausalLM
 from recipes.lib.models import load_reward_model
 from recipes.lib.pair_scores import score_pairs
 from recipes.lib.runs import read_jsonl
-from tests.distributed.runs_on_two import NOUNS, RUNS, fill, inside, on_two, weights
+from tests.distributed.runs_on_two import (
+    NOUNS,
+    RUNS,
+    fill,
+    inside,
+    needs_deepspeed,
+    on_two,
+    weights,
+)
 from tests.distributed.test_recipes_on_two import timeless
 from tests.tiny_runs import flags, write
 
@@ -35,10 +43,11 @@ def words_of(name: str, **more: Any) -> list[str]:
     return [recipe, *flags(values)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes, the second of them resumed behind its first step."""
-    there = tmp_path_factory.mktemp("on") / "bf16"
+@pytest.fixture(scope="module", params=["fsdp2", "zero2", "zero3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes, the last of them resumed behind its first step."""
+    there = tmp_path_factory.mktemp("on") / request.param
+    needs_deepspeed(request.param)
     fill(there, use_cpu=False)
     pairs = [{"prompt": "the", "chosen": f" {noun}", "rejected": f" {noun} was"} for noun in NOUNS]
     write(there / "test_pairs.jsonl", pairs[:5])
@@ -47,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += [words_of("ppo_head", **KEPT), ["cut", "ppo_head", "resumed"]]
     words += [[*words_of("ppo_head", output_dir="resumed", **KEPT), "--resume"]]
     (there / "runs.json").write_text(json.dumps(words))
-    done = on_two(there, "fsdp2")
+    done = on_two(there, request.param)
     assert done.returncode == 0, done.stderr[-3000:]
     return there
 
@@ -99,7 +108,11 @@ def test_runs_in_bf16_end_with_finite_weights_that_moved(name: str, folder: Path
     start = weights(folder / "model")
     final = weights(folder / name / "final")
     assert all(tensor.isfinite().all() for tensor in final.values())
-    assert all(not torch.equal(t, start[key]) for key, t in final.items() if key in start)
+    still = [key for key, t in final.items() if key in start and torch.equal(t, start[key])]
+    if folder.name.startswith("zero"):  # final/ is in 16 bits, which round what norms have moved
+        assert len(still) < len(final) / 2
+        still = [key for key in still if "norm" not in key]
+    assert still == []
     for row in read_jsonl(folder / name / "metrics.jsonl"):
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float)))
 
@@ -133,7 +146,8 @@ def test_test_pairs_are_dealt_out_and_come_back_in_order(folder: Path) -> None:
     shares = [torch.load(folder / f"notes{rank}.pt", weights_only=True) for rank in (0, 1)]
     counts = [[scored["pairs"] for scored in share["scored"]] for share in shares]
     # The first process scores five more twice, to see that the saved model is the trained one.
-    assert counts == [[3, 5, 5], [2]]
+    # Under ZeRO-3 both score all, in step.
+    assert counts == ([[5, 5, 5]] * 2 if folder.name == "zero3" else [[3, 5, 5], [2]])
     rows = read_jsonl(folder / "reward/samples.jsonl")
     assert [row["chosen"] for row in rows] == [f" {noun}" for noun in NOUNS[:5]]
 

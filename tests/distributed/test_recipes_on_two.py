@@ -4,7 +4,6 @@ Under DDP, which is what a user without a card gets, and under FSDP2 and DeepSpe
 ZeRO-3, which accelerate runs over gloo through a shim of the tests alone (gloo_shim.py).
 """
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.distributed.runs_on_two import (
     fill,
     inside,
     make,
+    needs_deepspeed,
     notes,
     on_two,
     weights,
@@ -65,8 +65,7 @@ def folders(
     request: pytest.FixtureRequest, one: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """The same runs, made by one process and by two."""
-    if request.param.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
+    needs_deepspeed(request.param)
     two = tmp_path_factory.mktemp("on") / request.param
     fill(two, use_cpu=request.param == "ddp")
     done = on_two(two, KINDS[request.param][0])

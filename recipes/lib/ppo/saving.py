@@ -9,7 +9,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.roles import load_policy, save_policy
-from recipes.lib.sharded import whole_state
+from recipes.lib.sharded import load_shards, whole_state
 
 
 def save_models(trainer: Any, folder: Path) -> None:
@@ -36,11 +36,14 @@ def save_models(trainer: Any, folder: Path) -> None:
 
 
 def load_models(trainer: Any, folder: Path) -> None:
-    """Read policy and critic of a checkpoint back, where they are in no shards.
+    """Read policy and critic of a checkpoint back; not under FSDP2, where Trainer does it.
 
     Args:
         trainer: The PPOTrainer.
         folder: The checkpoint.
     """
+    if trainer.is_deepspeed_enabled:
+        load_shards(trainer, str(folder))
+        return
     load_policy(trainer.actor_critic, folder)
     load_value_weights(trainer.actor_critic, folder)

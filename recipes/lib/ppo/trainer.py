@@ -32,7 +32,7 @@ from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.roles import load, make_roles
-from recipes.lib.ppo.rollouts import RolloutStream
+from recipes.lib.ppo.rollouts import RolloutStream, on_device
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.saving import load_models, save_models
 from recipes.lib.ppo.state import put_back, read_state, state_of, write_state
@@ -41,7 +41,7 @@ from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.resumable import Resumable
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
-from recipes.lib.sharded import load_shards, loads_whole, whole, with_whole
+from recipes.lib.sharded import loads_whole, whole, with_whole
 
 
 class PPOTrainer(Resumable, Trainer):
@@ -102,11 +102,6 @@ class PPOTrainer(Resumable, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_deepspeed_enabled and args.critic_warmup_rollouts:
-            raise UserError(
-                f"critic_warmup_rollouts={args.critic_warmup_rollouts}: DeepSpeed keeps gradients "
-                "to itself, and the policy would move; set it to 0, or use DDP or FSDP2."
-            )
         if self.reference is not None:
             self.reference.to(args.device)
         adapters = actor_critic.adapters if args.share_backbone else None
@@ -117,8 +112,7 @@ class PPOTrainer(Resumable, Trainer):
                 reward_funcs, reward_processing_classes, size, device, shared, **trusted
             )
         self.clock, self.health = Clock(), Health()
-        prompts = self._prompts(train_dataset)
-        check_prompts(actor_critic.policy, tokenizer, prompts)
+        check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
         self.collector = Collector(self, functions, prompts)
         self.stream = RolloutStream(args, with_whole(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
@@ -147,6 +141,9 @@ class PPOTrainer(Resumable, Trainer):
             groups = parameter_groups(model, self.actor_critic, decayed, self.args)
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return on_device(inputs, self.args.device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
         """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
@@ -268,8 +265,6 @@ class PPOTrainer(Resumable, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif self.is_deepspeed_enabled:
-            load_shards(self, resume_from_checkpoint)
         else:
             load_models(self, Path(resume_from_checkpoint))
 
