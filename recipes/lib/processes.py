@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from recipes.lib.errors import UserError
 
 Result = TypeVar("Result")
 TRUE = ("1", "true", "yes", "y", "on", "t")
+PATIENCE = 5.0  # seconds that the first process gets to tell a mistake, which is most often shared
 SHARDED = ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")  # kinds in which no process holds it all
 
 
@@ -87,6 +90,40 @@ class Launch:
 def is_main_process() -> bool:
     """Whether this process writes and prints; true where no launcher set a rank."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def may_tell() -> bool:
+    """Whether this process prints its mistake: it waits, because most often all have the same one.
+
+    The first process prints at once, and its end makes its launcher end the others of its machine.
+    Another machine sees that this launcher is gone. A mistake of one machine alone is printed there
+    by its first process, whose end is that of the others.
+
+    Returns:
+        False where the first process has told its mistake.
+    """
+    if is_main_process():
+        return True
+    here, local = (int(os.environ.get(name, "0")) for name in ("GROUP_RANK", "LOCAL_RANK"))
+    rounds = 1 if here == 0 else 2 if local == 0 else 3
+    end = time.monotonic() + rounds * PATIENCE
+    while time.monotonic() < end:
+        if here > 0 and _first_machine_has_ended():
+            return False
+        time.sleep(PATIENCE / 10)
+    return True
+
+
+def _first_machine_has_ended() -> bool:
+    # Its launcher holds the store that all processes meet at.
+    place = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0")))
+    try:
+        socket.create_connection(place, timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # nothing is known
+        return False
+    return False
 
 
 def num_processes() -> int:
