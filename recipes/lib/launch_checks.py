@@ -135,7 +135,9 @@ def vllm_room(config: Any, launch: Launch, card: Card | None) -> str:
             f"one sequence {needed.cache:.2f}"
         )
     if of_training <= needed.trained:
-        return f"{key} leaves {of_training:.1f}, and the training's weights take {needed.trained:.1f}"
+        return (
+            f"{key} leaves {of_training:.1f}, and the training's weights take {needed.trained:.1f}"
+        )
     return ""
 
 

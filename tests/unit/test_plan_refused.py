@@ -77,9 +77,7 @@ def test_a_run_that_would_start_is_not_called_refused(
     assert "refused" not in capsys.readouterr().out
 
 
-def test_the_plan_as_json_has_every_reason(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_as_json_has_every_reason(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--config", "sft.yaml", *PPO, *QLORA, *on("fsdp2"), "--json"]
     assert recipe.main(words) == 2
     told = json.loads(capsys.readouterr().out)
@@ -95,7 +93,11 @@ def test_the_plan_as_json_has_every_reason(
 
 def test_what_is_told_is_what_the_run_says(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = recipe.run(["--config", "sft.yaml", *QLORA, *on("fsdp2"), "--json", "plan.json"])
-    for name, value in {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     values = {"dataset_name": "rows.jsonl", "use_peft": True, "load_in_4bit": True}
     with pytest.raises(UserError) as caught:

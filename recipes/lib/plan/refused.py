@@ -73,4 +73,3 @@ def table_as_dicts() -> list[dict[str, str]]:
         {"name": line.name, "reason": line.reason, "remedy": line.remedy, "evidence": line.evidence}
         for line in TABLE
     ]
-
