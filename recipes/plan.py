@@ -82,10 +82,9 @@ def run(argv: list[str]) -> dict[str, Any]:
 
     asked = read_asked(argv)
     hush()
-    from recipes.lib.plan.advice import find_changes
     from recipes.lib.plan.asked import parse_for
     from recipes.lib.plan.make import Target, plan_of
-    from recipes.lib.plan.page import show_advice, show_plan, show_refused, show_verdict
+    from recipes.lib.plan.page import show_plan, show_refused
     from recipes.lib.plan.refused import as_dicts, nothing_new, refused_of
     from recipes.lib.plan.start import card_memory
 
@@ -98,29 +97,36 @@ def run(argv: list[str]) -> dict[str, Any]:
 
     config, plan = planner({})
     memory = asked.memory if asked.memory is not None else card_memory()
-
-    def refused_now(changed: Any) -> Any:
-        return refused_of(changed, asked, memory)
-
-    refused = refused_now(config)
+    refused = refused_of(config, asked, memory)
     told = plan.as_dict() | {"refused": as_dicts(refused)}
     is_quiet = asked.json == "-"
     if not is_quiet:
         show_plan(plan)
     if memory is not None:
-        told |= {"memory": memory, "fits": plan.peak <= memory, "changes": []}
-        if not is_quiet:
-            show_verdict(plan, memory)
-        if plan.peak > memory:
-            is_allowed = nothing_new(refused, refused_now)
-            changes, fits = find_changes(planner, memory, is_allowed)
-            told["changes"] = [{"key": c.key, "value": c.value, "peak": c.peak} for c in changes]
-            told["fits_changed"] = fits
-            if not is_quiet:
-                show_advice(changes, fits, memory)
+        is_allowed = nothing_new(refused, lambda changed: refused_of(changed, asked, memory))
+        told |= _against(memory, plan, planner, is_allowed, is_quiet=is_quiet)
     if refused and not is_quiet:
         show_refused(refused)
     _write(told, asked.json)
+    return told
+
+
+def _against(
+    memory: int, plan: Any, planner: Any, is_allowed: Any, *, is_quiet: bool
+) -> dict[str, Any]:
+    """Whether the run fits, and what to change; printed unless that is not wished."""
+    from recipes.lib.plan.advice import find_changes
+    from recipes.lib.plan.page import show_advice, show_verdict
+
+    told = {"memory": memory, "fits": plan.peak <= memory, "changes": []}
+    if not is_quiet:
+        show_verdict(plan, memory)
+    if plan.peak > memory:
+        changes, fits = find_changes(planner, memory, is_allowed)
+        told["changes"] = [{"key": c.key, "value": c.value, "peak": c.peak} for c in changes]
+        told["fits_changed"] = fits
+        if not is_quiet:
+            show_advice(changes, fits, memory)
     return told
 
 
