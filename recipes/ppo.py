@@ -60,6 +60,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     from recipes.lib.continuing import goes_on, load_adapted_policy
     from recipes.lib.models import load_policy, load_tokenizer, peft_config
     from recipes.lib.ppo.trainer import PPOTrainer
+    from recipes.lib.sharded import loads_whole
 
     assert config.training is not None and config.model is not None
     trusted = {"trust_remote_code": config.training.trust_remote_code}
@@ -69,8 +70,10 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     use_template(tokenizer, config.script.chat_template)
     going_on = goes_on(config.model)
     load = load_adapted_policy if going_on else load_policy
+    with loads_whole(config.training):
+        policy = load(config.model, **trusted)
     return PPOTrainer(
-        model=load(config.model, **trusted),
+        model=policy,
         reward_funcs=config.script.rewards(),
         args=config.training,
         train_dataset=train,

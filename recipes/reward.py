@@ -147,7 +147,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
     from recipes.lib.lineage import write_lineage
-    from recipes.lib.pair_scores import check_saved, score_pairs
+    from recipes.lib.pair_scores import check_saved, score_shares
     from recipes.lib.progress import watch
     from recipes.lib.sharded import loads_whole, whole, works
 
@@ -169,10 +169,10 @@ def run(config: Config) -> dict[str, Any]:
     save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
     with whole(trainer, trained=True) as model:
+        scored = score_shares(trainer, model, test, size)
         if works(trainer):
-            scored = score_pairs(model, trainer.processing_class, test, size)
             final = str(folder.final)
-            with loads_whole(trainer):
+            with loads_whole(training):
                 check_saved(final, model, test, model_args, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)

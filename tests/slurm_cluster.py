@@ -1,5 +1,6 @@
 """A Slurm cluster of two nodes by name on this machine, from Debian's slurm-wlm."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -8,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NODES = ("n1", "n2")
+# Names that are addresses, so that the first one is reached as that of a real cluster is.
+NODES = ("127.0.0.1", "127.0.0.2")
+_started = itertools.count()  # two clusters of one process have ports of their own
 # Nodes and controller are of one user on one machine, so they need no secret between them.
 CONFIG = """
 ClusterName=two
@@ -36,8 +39,13 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 InactiveLimit=0
 KillWait=30
 Waittime=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters={parameters}
 {nodes}
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=DEFAULT Nodes=127.0.0.[1-2] MaxTime=INFINITE State=UP
+PartitionName=all Default=YES PriorityTier=1 GraceTime=60
+PartitionName=urgent Default=NO PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -52,11 +60,12 @@ def search_path() -> str:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Start the cluster, end it afterwards.
+def cluster(folder: Path, parameters: str = "preempt_send_user_signal") -> Iterator[dict[str, str]]:
+    """Start the cluster, end it afterwards. Jobs of the partition urgent preempt those of all.
 
     Args:
         folder: For its configuration, state and logs.
+        parameters: SlurmctldParameters; by default a preemption sends the signal of --signal.
 
     Yields:
         The environment in which Slurm's commands find it.
@@ -69,7 +78,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         "PATH": search_path(),
     }
     (folder / "state").mkdir(parents=True)
-    port = 20000 + os.getpid() % 10000
+    port = 20000 + (os.getpid() + 10 * next(_started)) % 10000
     lines = [
         f"NodeName={name} NodeHostname={os.uname().nodename} NodeAddr=127.0.0.1 CPUs=1 "
         f"Port={port + 1 + i} State=UNKNOWN"
@@ -77,9 +86,8 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     ]
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     host, nodes = os.uname().nodename, "\n".join(lines)
-    (folder / "slurm.conf").write_text(
-        CONFIG.format(host=host, port=port, user=user, folder=folder, nodes=nodes)
-    )
+    values = {"host": host, "port": port, "user": user, "folder": folder, "nodes": nodes}
+    (folder / "slurm.conf").write_text(CONFIG.format(parameters=parameters, **values))
     started = [subprocess.Popen(["slurmctld", "-D"], env=environment, **quiet())]
     try:
         time.sleep(1)
@@ -89,12 +97,24 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
                 subprocess.Popen(["slurmd", "-D", "-N", name], env=environment, **quiet())
             )
         wait_for_nodes(environment, folder)
-        yield environment
+        try:
+            yield environment
+        finally:
+            end_jobs(environment)
     finally:
         for process in reversed(started):
             process.terminate()
         for process in started:
             process.wait(timeout=20)
+
+
+def end_jobs(environment: dict[str, str]) -> None:
+    """End what still runs; without the controller its processes would wait for it for ever."""
+    for _ in range(60):
+        ask(environment, "scancel", "--me")
+        if ask(environment, "squeue", "-h") == "":
+            return
+        time.sleep(0.5)
 
 
 def quiet() -> dict[str, int]:
@@ -105,7 +125,7 @@ def quiet() -> dict[str, int]:
 def wait_for_nodes(environment: dict[str, str], folder: Path) -> None:
     """Wait until both nodes are idle."""
     for _ in range(60):
-        said = ask(environment, "sinfo", "-h", "-N", "-o", "%T")
+        said = ask(environment, "sinfo", "-h", "-N", "-p", "all", "-o", "%T")
         if said.split() == ["idle"] * len(NODES):
             return
         time.sleep(0.5)

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.launching import is_launch, launch_processes
-from recipes.lib.processes import is_main_process, use_what_is_there
+from recipes.lib.processes import is_main_process, may_tell, use_what_is_there
 from recipes.lib.stopping import EXIT_CODE, Stopped
 from recipes.lib.strict_yaml import read_yaml
 
 ALL_FLAGS = {"--help_all", "--help-all"}
 HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
-PATIENCE = 5.0  # seconds that the first process gets to tell a mistake, which is most often shared
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,8 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     try:
         return launch_processes(recipe, argv) if is_launch(argv) else _run(recipe, argv)
     except UserError as error:
-        if not is_main_process():
-            time.sleep(PATIENCE)  # and it ends the others
-        print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
+        if may_tell():
+            print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         way = "run it again" if recipe == "quickstart" else "go on with --resume"

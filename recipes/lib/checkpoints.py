@@ -163,6 +163,18 @@ def refuse_bad(folder: Path) -> None:
     """
     if (folder / MANIFEST).exists() and (wrong := fault(folder)):
         raise UserError(f"resume_from_checkpoint={folder}: {wrong}; name an older checkpoint.")
+    refuse_stateless(folder)
+
+
+def refuse_stateless(folder: Path) -> None:
+    """Refuse a checkpoint that no training goes on from.
+
+    Args:
+        folder: The checkpoint.
+
+    Raises:
+        UserError: It has no state of the optimizer.
+    """
     states = ("optimizer*", "pytorch_model_fsdp*", "global_step*")
     if folder.is_dir() and not any(path for state in states for path in folder.glob(state)):
         raise UserError(

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.checkpoints import refuse_bad
+from recipes.lib.checkpoints import refuse_bad, refuse_stateless
 from recipes.lib.errors import UserError
+from recipes.lib.processes import from_main
 from recipes.lib.resumable import STAGED
 from recipes.lib.runs import Run, is_main_process
 from recipes.lib.sharded import saved_whole
@@ -56,7 +57,9 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
     named = run.checkpoint or training.resume_from_checkpoint
     if not named:
         return None
-    refuse_bad(Path(named))
+    # The run's own was read to find it, and one that the user named is read now.
+    refuse = refuse_stateless if run.checkpoint else refuse_bad
+    from_main(lambda: refuse(Path(named)))
     check_checkpoint(Path(named))
     return str(named)
 

@@ -70,6 +70,13 @@ def graph_sharded(config: Any, launch: Launch, card: Card | None) -> str:
     return f"sampler=graph with {launch.kind}" if is_graph and moves else ""
 
 
+def vllm_sharded(config: Any, launch: Launch, card: Card | None) -> str:
+    """PPO's vLLM sampler and shards."""
+    moves = launch.kind.startswith("fsdp") or launch.kind == "zero3"
+    is_vllm = _of(config, "sampler") == "vllm"
+    return f"sampler=vllm with {launch.kind}" if is_vllm and moves else ""
+
+
 def spread(config: Any, launch: Launch, card: Card | None) -> str:
     """One copy of the model over several cards in each process."""
     given = _of(config, "model_init_kwargs")
@@ -102,10 +109,12 @@ def old_fsdp(config: Any, launch: Launch, card: Card | None) -> str:
     return "fsdp_version=1" if launch.kind == "fsdp1" else ""
 
 
-def ppo_deepspeed(config: Any, launch: Launch, card: Card | None) -> str:
-    """PPO in DeepSpeed's engine."""
-    is_ppo = _of(config, "num_ppo_epochs") is not None
-    return f"ppo with {launch.kind}" if is_ppo and launch.kind.startswith("zero") else ""
+def warmup_deepspeed(config: Any, launch: Launch, card: Card | None) -> str:
+    """Rollouts of PPO in which the policy is to stand still, in DeepSpeed's engine."""
+    number = _of(config, "critic_warmup_rollouts")
+    if not number or not launch.kind.startswith("zero"):
+        return ""
+    return f"critic_warmup_rollouts={number} with {launch.kind}"
 
 
 def too_few_cards(config: Any, launch: Launch, card: Card | None) -> str:

@@ -108,8 +108,15 @@ TABLE = (
         "graph sampler with FSDP or ZeRO-3",
         checks.graph_sharded,
         "a CUDA graph reads weights at fixed addresses, and shards are gathered anew elsewhere",
-        "use sampler=transformers or vllm, or --accelerate_config ddp or zero2",
+        "use sampler=transformers, or --accelerate_config ddp or zero2",
         "deepspeedai/DeepSpeed#6552, pytorch/pytorch#127225",
+    ),
+    Refusal(
+        "vLLM sampler with FSDP or ZeRO-3",
+        checks.vllm_sharded,
+        "what hands the weights to vLLM gathers them from shards, and in a rollout they are whole",
+        "use sampler=transformers, or --accelerate_config ddp",
+        "tests/distributed/test_shards.py",
     ),
     Refusal(
         "several processes with device_map",
@@ -141,12 +148,12 @@ TABLE = (
         "pytorch/tutorials#3358, pytorch/examples#1374",
     ),
     Refusal(
-        "PPO with DeepSpeed",
-        checks.ppo_deepspeed,
-        "its engine keeps gradients to itself, so that the critic's warm-up would move the policy "
-        "and steps without finite gradients would not be skipped",
-        "use --accelerate_config fsdp2, or ddp with use_peft",
-        "docs/scaling.md",
+        "critic warm-up with DeepSpeed",
+        checks.warmup_deepspeed,
+        "its engine keeps gradients to itself, so that the warm-up would move the policy",
+        "set critic_warmup_rollouts to 0, or use --accelerate_config fsdp2, or ddp with use_peft",
+        "tests/distributed/test_engine.py",
+        has_own_check=True,
     ),
     Refusal(
         "more processes than cards",

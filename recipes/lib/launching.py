@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import CalledProcessError
+from subprocess import CalledProcessError, Popen
 from typing import Any
 
 from recipes.lib.errors import UserError
@@ -84,7 +84,7 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         Those flags with their values, and the words that are left for the recipe.
 
     Raises:
-        UserError: A value is missing, or accelerate_config is.
+        UserError: A value is missing, a flag is given twice, or accelerate_config is missing.
     """
     given: dict[str, str] = {}
     rest: list[str] = []
@@ -97,6 +97,8 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         value = word.partition("=")[2] if "=" in word else next(words, "")
         if not value or value.startswith("--"):
             raise UserError(f"{name} has no value; write --{name} VALUE.")
+        if name in given:
+            raise UserError(f"{name} is given twice ({given[name]}, {value}); give it once.")
         given[name] = value
     if CONFIG not in given:
         raise UserError(
@@ -172,6 +174,12 @@ def _refuse_one_process(path: Path, given: dict[str, str]) -> None:
             f"{CONFIG}={path}: distributed_type=MULTI_CPU starts one process where mpirun does "
             f"not; use --{CONFIG} cpu."
         )
+    several = several or int(given.get("num_machines", config.num_machines)) > 1
+    if config.distributed_type == "NO" and several:
+        raise UserError(
+            f"{CONFIG}={given[CONFIG]}: it starts one process on one machine; use --{CONFIG} ddp, "
+            "or multi_node for several machines."
+        )
 
 
 def _flag(word: str) -> str:
@@ -180,25 +188,47 @@ def _flag(word: str) -> str:
 
 @contextmanager
 def _as_launched() -> Iterator[None]:
-    """Keep torch's launcher from taking the signals and from telling each failure in a page."""
+    """Keep torch's launcher from taking the signals and from telling each failure in a page.
+
+    A single process gets a session of its own, as torch's have. In that of this one a Ctrl-C would
+    reach it twice, from the terminal and from here, and a second one stops at once.
+    """
+    from accelerate.commands import launch
+
     before = os.environ.get(TAKES_SIGNALS)
     os.environ[TAKES_SIGNALS] = "SIGQUIT"
     logger = logging.getLogger("torch.distributed.elastic")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    theirs, launch.simple_launcher = launch.simple_launcher, _start_one
     try:
         yield
     finally:
+        launch.simple_launcher = theirs
         logger.setLevel(level)
         del os.environ[TAKES_SIGNALS]
         if before is not None:
             os.environ[TAKES_SIGNALS] = before
 
 
+def _start_one(args: Namespace) -> None:
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(args)
+    code = Popen(command, env=environment, start_new_session=True).wait()
+    if code:
+        raise CalledProcessError(code, command)
+
+
 @contextmanager
 def _signals_passed_on() -> Iterator[None]:
-    """Hand signals on to the processes; what they do about it decides how this one ends."""
-    before = {number: signal.signal(number, _pass_on) for number in (*SIGNALS, signal.SIGHUP)}
+    """Hand signals on to the processes; what they do about it decides how this one ends.
+
+    What is ignored, as SIGHUP is under nohup, stays so, here and in the processes.
+    """
+    numbers = [*SIGNALS, signal.SIGHUP]
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _pass_on) for number in heeded}
     try:
         yield
     finally:

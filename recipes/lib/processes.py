@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from recipes.lib.errors import UserError
+
+Result = TypeVar("Result")
 TRUE = ("1", "true", "yes", "y", "on", "t")
+PATIENCE = 5.0  # seconds that the first process gets to tell a mistake, which is most often shared
 SHARDED = ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")  # kinds in which no process holds it all
 
 
@@ -86,6 +92,40 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def may_tell() -> bool:
+    """Whether this process prints its mistake: it waits, because most often all have the same one.
+
+    The first process prints at once, and its end makes its launcher end the others of its machine.
+    Another machine sees that this launcher is gone. A mistake of one machine alone is printed there
+    by its first process, whose end is that of the others.
+
+    Returns:
+        False where the first process has told its mistake.
+    """
+    if is_main_process():
+        return True
+    here, local = (int(os.environ.get(name, "0")) for name in ("GROUP_RANK", "LOCAL_RANK"))
+    rounds = 1 if here == 0 else 2 if local == 0 else 3
+    end = time.monotonic() + rounds * PATIENCE
+    while time.monotonic() < end:
+        if here > 0 and _first_machine_has_ended():
+            return False
+        time.sleep(PATIENCE / 10)
+    return True
+
+
+def _first_machine_has_ended() -> bool:
+    # Its launcher holds the store that all processes meet at.
+    place = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0")))
+    try:
+        socket.create_connection(place, timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # nothing is known
+        return False
+    return False
+
+
 def num_processes() -> int:
     """How many processes the launcher started, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -97,6 +137,37 @@ def wait_for_main_process() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def from_main(look: Callable[[], Result]) -> Result:
+    """Let the main process look at something, such as files, and tell the others what it saw.
+
+    So it is read once, and no two processes go different ways because they saw different things.
+
+    Args:
+        look: Looks, and returns something small that can be sent; all processes come here with it.
+
+    Returns:
+        What it returned on the main process.
+
+    Raises:
+        UserError: It raised it there; every process raises the same.
+    """
+    if num_processes() == 1:
+        return look()
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            found[0] = look()
+        except UserError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise UserError(found[1])
+    result: Result = found[0]
+    return result
 
 
 def use_what_is_there() -> None:

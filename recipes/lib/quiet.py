@@ -19,11 +19,16 @@ def hush() -> None:
     for name in LIBRARIES:
         if VARIABLES.get(name, "") not in os.environ:
             logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_is_error)  # it sets its level on import
     for variable in VARIABLES.values():
         os.environ.setdefault(variable, "error")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"recipes\.")
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def restore(level: str) -> None:
@@ -36,6 +41,8 @@ def restore(level: str) -> None:
     number = logging.getLevelName(names.get(level, level.upper()))
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(number)
+    if number < logging.ERROR:
+        logging.getLogger("DeepSpeed").removeFilter(_is_error)
     if number < logging.ERROR and not sys.warnoptions:
         warnings.resetwarnings()
 

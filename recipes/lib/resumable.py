@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, keep_newest, publish, seal
+from recipes.lib.fine_precision import sharpen
 from recipes.lib.processes import Launch
 from recipes.lib.runs import write_json
 from recipes.lib.same_batch import batch_of, refuse_other_batch
@@ -25,6 +26,9 @@ CARRIED = "carried"  # carried_0.json of the first process, and so on
 class Resumable(Stoppable):
     """Mixin for a Trainer; `class SFT(Resumable, SFTTrainer)`."""
 
+    # Under FSDP2, as DDP does it. Not for all: torch 2.13 fails then in KTO with an adapter, where
+    # gradients are accumulated (an FSDPParam without _unsharded_param).
+    sums_in_fp32 = False
     _writes_into: Path | None = None
     _globalstep_last_logged = 0  # Trainer's own; here for one that is saved before it has trained
 
@@ -57,6 +61,7 @@ class Resumable(Stoppable):
         if self.args.should_save:
             self._put_in_place(run / PARTIAL / name, run / name)
         self.accelerator.wait_for_everyone()
+        self._written = run / name
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))
 
@@ -144,6 +149,10 @@ class Resumable(Stoppable):
             if self._determine_best_metric(metrics=metrics, trial=None):  # type: ignore[attr-defined]
                 self.state.best_model_checkpoint = str(checkpoint)
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        sharpen(self, getattr(self.model, "value_head", None))
+        return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
@@ -157,5 +166,5 @@ class Resumable(Stoppable):
         return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        self._moment, self._moves, self._last_step = None, False, -1
+        self._moment, self._written, self._moves, self._last_step = None, None, False, -1
         return super()._init_training_state(*args, **kwargs)  # type: ignore[misc]

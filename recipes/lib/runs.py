@@ -18,8 +18,8 @@ import yaml
 from recipes.lib.errors import UserError
 from recipes.lib.lock import NAME, refuse_if_taken, take
 from recipes.lib.notes import note
+from recipes.lib.processes import from_main, wait_for_main_process
 from recipes.lib.processes import is_main_process as is_main_process
-from recipes.lib.processes import num_processes, wait_for_main_process
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
@@ -187,16 +187,10 @@ def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
 def _checkpoint(path: Path) -> Path | None:
     from recipes.lib.checkpoints import newest_good
 
-    found: list[Path | None] = [None]
-    if is_main_process():
-        found[0], told = newest_good(path)
-        for sentence in told:
-            print(sentence, file=sys.stderr)
-    if num_processes() > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(found)
-    return found[0]
+    found, told = from_main(lambda: newest_good(path))
+    for sentence in told if is_main_process() else ():
+        print(sentence, file=sys.stderr)
+    return found
 
 
 def _refuse_other_config(path: Path, values: dict[str, Any]) -> None:

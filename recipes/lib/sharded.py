@@ -25,13 +25,15 @@ def stage_of(trainer: Any) -> int:
 
 
 @contextmanager
-def whole(trainer: Any, *, trained: bool = False) -> Iterator[Any]:
+def whole(trainer: Any, *, trained: bool = False, alone: bool = False) -> Iterator[Any]:
     """Let each process use the trained model by itself; all processes enter and leave together.
 
     Args:
         trainer: A transformers Trainer, in training or behind it.
         trained: The training is over: the model computes in the format of its weights, without
             the mixed precision that accelerate put around it.
+        alone: The processes may do different things; under ZeRO-3 the weights are then gathered
+            before, where its engine would gather them in every forward pass, in step.
 
     Yields:
         The model without what the launcher wrapped around it.
@@ -40,7 +42,7 @@ def whole(trainer: Any, *, trained: bool = False) -> Iterator[Any]:
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=not trained)
     if stage_of(trainer) == 3:
-        with _gathered(trainer, model):
+        with _gathered(trainer, model, alone):
             yield model
     elif isinstance(model, FSDPModule):
         # Before a part of a module is used alone, FSDP2 has to see a pass through all of it.
@@ -66,7 +68,7 @@ def with_whole(trainer: Any, function: Callable[[int], Result]) -> Callable[[int
         return function
 
     def called(number: int) -> Result:
-        with whole(trainer):
+        with whole(trainer, alone=True):
             return function(number)
 
     return called
@@ -81,13 +83,14 @@ def works(trainer: Any) -> bool:
 
 
 @contextmanager
-def loads_whole(trainer: Any) -> Iterator[None]:
-    """Let a model be loaded as it is, where ZeRO-3 would load a shard of it.
+def loads_whole(args: Any) -> Iterator[None]:
+    """Let models be loaded as they are, where ZeRO-3 would load a shard of them.
 
     Args:
-        trainer: A transformers Trainer.
+        args: A TrainingArguments.
     """
-    if stage_of(trainer) != 3:
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage != 3:
         yield
         return
     from transformers.integrations import deepspeed
@@ -96,18 +99,27 @@ def loads_whole(trainer: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        deepspeed.set_hf_deepspeed_config(trainer.accelerator.state.deepspeed_plugin.dschf)
+        deepspeed.set_hf_deepspeed_config(plugin.dschf)
 
 
 @contextmanager
-def _gathered(trainer: Any, model: Any) -> Iterator[None]:
-    if trainer.model_wrapped is not model:  # an engine looks after it
+def _gathered(trainer: Any, model: Any, alone: bool) -> Iterator[None]:
+    engine = trainer.model_wrapped
+    if engine is not model and not alone:  # it gathers by itself
         yield
         return
     import deepspeed
+    from trl.models.utils import add_hooks, remove_hooks
 
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
-        yield
+        if engine is model:
+            yield
+            return
+        remove_hooks(engine)  # which would let go of weights behind each layer
+        try:
+            yield
+        finally:
+            add_hooks(engine)
 
 
 @contextmanager
@@ -137,9 +149,40 @@ def whole_state(trainer: Any) -> dict[str, Any] | None:
     Returns:
         The weights by name (empty on the others); None for a model that is in no shards.
     """
-    if not trainer.is_fsdp_enabled:
-        return None
-    return dict(trainer.accelerator.get_state_dict(trainer.model))
+    if trainer.is_fsdp_enabled:
+        return dict(trainer.accelerator.get_state_dict(trainer.model))
+    if stage_of(trainer) == 3:
+        return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {})
+    return None
+
+
+def refuse_warmup(args: Any) -> None:
+    """Refuse to let a policy stand still where it cannot.
+
+    Args:
+        args: A PPOConfig.
+
+    Raises:
+        UserError: DeepSpeed makes the optimizer's step, and a critic is to be warmed up.
+    """
+    number = args.critic_warmup_rollouts
+    if args.deepspeed_plugin is not None and number:
+        raise UserError(
+            f"critic_warmup_rollouts={number}: DeepSpeed keeps gradients to itself, and the policy "
+            "would move; set it to 0, or use DDP or FSDP2."
+        )
+
+
+def load_shards(trainer: Any, checkpoint: str) -> None:
+    """Read weights and optimizer of a checkpoint back into DeepSpeed's engine.
+
+    Args:
+        trainer: A transformers Trainer.
+        checkpoint: Its folder.
+    """
+    from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+    deepspeed_load_checkpoint(trainer.model_wrapped, checkpoint)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.failures import is_memory, sentence
 from recipes.lib.faults import FiniteSteps, has_finite_weights
 from recipes.lib.memory import refusal
+from recipes.lib.processes import from_main
 from recipes.lib.stopping import Stop, Stopped, asked, disarm, interruptible, listening
 from recipes.lib.together import is_agreed
 
@@ -42,6 +43,7 @@ class Stoppable(FiniteSteps):
     _tr_loss: Any = torch.tensor(0.0)
     _owes_evaluation = False
     _resumes_from: str | None = None  # a checkpoint whose state is not taken on yet
+    _written: Path | None = None  # the checkpoint that this process saw come into its place
     _last_step = -1  # at which it was asked whether to stop
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +79,7 @@ class Stoppable(FiniteSteps):
         """
         # One process of several cannot save: the others may be anywhere, unless they agreed.
         can_save = self.args.world_size == 1 or is_agreed(error)
-        is_finite = not can_save or has_finite_weights(self.model)
+        is_finite = not can_save or not self._any(not has_finite_weights(self.model))
         if self._moment is None or (can_save and is_finite and not self._moves):
             return self._save_where_it_stands()
         found = numbered(Path(self.args.output_dir))
@@ -94,7 +96,8 @@ class Stoppable(FiniteSteps):
         if self._moment is None:
             return "no step was made since the start"
         # A checkpoint of this step may be from before an evaluation that is now owed.
-        if self._moment["owes_evaluation"] or fault(folder) is not None:
+        is_there = folder == self._written or from_main(lambda: fault(folder)) is None
+        if self._moment["owes_evaluation"] or not is_there:
             self.go_back_to(self._moment)
             self.args.save_only_model = False  # or nothing could go on from it
             self._save_checkpoint(self.model_wrapped, None)  # type: ignore[attr-defined]
@@ -182,5 +185,9 @@ class Stoppable(FiniteSteps):
         return interruptible() if alone and self.listens else nullcontext()
 
     def _all_stop(self) -> bool:
-        here = torch.tensor(int(bool(asked())), device=self.args.device)
-        return bool(self.accelerator.reduce(here, "sum").item())
+        return self._any(bool(asked()))
+
+    def _any(self, here: bool) -> bool:
+        """Whether something holds on any process; all of them ask, and get the same answer."""
+        number = torch.tensor(int(here), device=self.args.device)
+        return bool(self.accelerator.reduce(number, "sum").item())

@@ -28,6 +28,7 @@ class Cost:
     training: float
     gradients: float
     gathering: float
+    sent: float = 0.0  # to a server of rollouts, before each of them
 
 
 def bandwidth(cards: int) -> float:
@@ -78,14 +79,24 @@ def full(cards: int) -> Cost:
     return Cost(*sampling(cards), passes(3, cards), training, 0.0, gathering)
 
 
-def row(name: str, cards: int, cost: Cost) -> str:
-    """A row of the table."""
+def served(cards: int, servers: int) -> Cost:
+    """LoRA as above; another machine samples with vLLM, at the bound, while the others wait."""
+    plain, (_, bound) = lora(cards), sampling(servers)
+    merged = 2 * WEIGHTS  # base and adapter in one, bf16, from the first process to each server
+    return Cost(bound, bound, plain.scoring, plain.training, plain.gradients, 0.0, merged)
+
+
+def row(name: str, cards: int | str, cost: Cost, training: int = 0) -> str:
+    """A row of the table; `training` says how many of the cards train where a text names them."""
+    number = training or int(cards)
     moved = cost.gradients + cost.gathering
-    seconds = [cost.sampling, cost.sampling_bound, cost.scoring, cost.training]
-    numbers = [f"{value:.1f}" for value in (*seconds, moved / bandwidth(cards))]
-    total = cost.sampling + cost.scoring + cost.training + moved / bandwidth(cards)
-    rate = EPISODES * 3600 / total
-    cells = [name, str(cards), *numbers, f"{moved / 1e9:,.1f}", f"{total:.0f}", f"{rate:,.0f}"]
+    wait = moved / bandwidth(number) + cost.sent / NETWORK
+    seconds = [cost.sampling, cost.sampling_bound, cost.scoring, cost.training, wait]
+    a_step = moved / (EPOCHS * MINI_BATCHES)
+    total = cost.sampling + cost.scoring + cost.training + wait
+    cells = [name, str(cards), *(f"{value:.1f}" for value in seconds)]
+    cells += [f"{a_step / 1e9:,.2f}", f"{(moved + cost.sent) / 1e9:,.1f}"]
+    cells += [f"{total:.0f}", f"{EPISODES * 3600 / total:,.0f}"]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -93,11 +104,12 @@ def table() -> str:
     """The table of docs/scaling.md."""
     head = (
         "| way | cards | sampling, s | (its bound) | scoring, s | training, s | moving, s | "
-        "moved by each card, GB | together, s | episodes an hour |"
+        "GB a card and step | GB a card and rollout | together, s | episodes an hour |"
     )
-    lines = [head, "|---" * 10 + "|"]
+    lines = [head, "|---" * 11 + "|"]
     lines += [row("LoRA, DDP", cards, lora(cards)) for cards in (1, 8, 64)]
     lines += [row("full, FSDP2", cards, full(cards)) for cards in (8, 64)]
+    lines += [row("LoRA, DDP, vLLM", f"{n} + 8", served(n, 8), n) for n in (8, 64)]
     return "\n".join(lines)
 
 

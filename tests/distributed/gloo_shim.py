@@ -9,6 +9,7 @@ import os
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from transformers import training_args
 
 
 def _prepare_backend(self: PartialState, *_: object, **__: object) -> tuple[str, DistributedType]:
@@ -23,3 +24,5 @@ os.environ["ACCELERATE_USE_CPU"] = "false"  # or both are passed over in silence
 os.environ["DS_ACCELERATOR"] = "cpu"
 PartialState._prepare_backend = _prepare_backend
 PartialState.set_device = _set_device
+# A card is asked whether it computes in bf16; the CPU of the shim does.
+training_args.is_torch_bf16_gpu_available = lambda: True

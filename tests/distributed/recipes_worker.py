@@ -29,6 +29,7 @@ from recipes.lib.arguments import parse  # noqa: E402
 from tests.distributed.row_noise import with_row_noise  # noqa: E402
 
 NOTES: list[dict[str, Any]] = []
+SAID: dict[str, list[dict[str, Any]]] = {}  # by run, what each loss of PPO was made of
 
 
 class Note(TrainerCallback):
@@ -53,6 +54,28 @@ class Note(TrainerCallback):
         )
 
 
+def keep_said() -> None:
+    """Keep what PPO's loss is given, and how many pairs a reward model scores at the end."""
+    from recipes.lib import pair_scores
+    from recipes.lib.ppo import trainer
+
+    plain_scores = pair_scores._scores
+
+    def scores(model: Any, tokenizer: Any, test: Any, batch_size: int) -> Any:
+        SAID.setdefault("scored", []).append({"pairs": len(test)})
+        return plain_scores(model, tokenizer, test, batch_size)
+
+    pair_scores._scores = scores
+    plain = trainer.micro_batch_loss
+
+    def loss(args: Any, inputs: Any, logps: Any, entropy: Any, values: Any) -> Any:
+        kept = {"logps": logps.detach().clone(), "values": values.detach().clone()}
+        SAID.setdefault(args.output_dir, []).append(dict(inputs) | kept)
+        return plain(args, inputs, logps, entropy, values)
+
+    trainer.micro_batch_loss = loss
+
+
 def cut(run: Path, copy: Path) -> None:
     if os.environ.get("RANK", "0") == "0":
         shutil.copytree(run, copy)
@@ -71,12 +94,15 @@ def main(runs: str, name: str) -> None:
         trainer.add_callback(Note(trainer))
 
     progress.watch = watch
+    keep_said()
     for recipe, *words in json.loads(Path(runs).read_text()):
         if recipe == "cut":
             cut(*map(Path, words))
             continue
         importlib.import_module(f"recipes.{recipe}").run(parse(recipe, words))
-    Path(f"{name}{os.environ.get('RANK', '0')}.json").write_text(json.dumps(NOTES))
+    here = name + os.environ.get("RANK", "0")
+    Path(f"{here}.json").write_text(json.dumps(NOTES))
+    torch.save(SAID, f"{here}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

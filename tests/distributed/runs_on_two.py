@@ -1,6 +1,7 @@
 """What tests of recipes on two processes share: the runs, their data, how they are started."""
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -179,6 +180,11 @@ def on_two(folder: Path, config: str) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
+
+
+def needs_deepspeed(kind: str) -> None:
+    if kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
 
 
 def search_path() -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.arguments import launch
-from recipes.lib.checkpoints import fault, numbered, read_manifest
+from recipes.lib.checkpoints import fault, numbered, read_manifest, seal
 from recipes.lib.runs import read_jsonl
 from tests.stopped_runs import assert_same_runs
 from tests.tiny_runs import flags, snapshot, write
@@ -41,8 +41,9 @@ def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
 def wait():  # too long for anyone who waits for it, but for one process if that is the other's
-    (HERE / ("waiting" + os.environ["RANK"])).write_text(str(os.getpid()))
-    if os.environ["RANK"] == "1" or not (HERE / "alone.now").exists():
+    rank = os.environ.get("RANK", "0")
+    (HERE / ("waiting" + rank)).write_text(str(os.getpid()))
+    if rank == "1" or not (HERE / "alone.now").exists():
         time.sleep(100.0)
 
 def fail():
@@ -108,7 +109,7 @@ def start_by_accelerate(folder: Path, name: str) -> subprocess.Popen[str]:
     return popen(folder, [*launcher, "-m", "recipes.ppo", *words(name)])
 
 
-def popen(folder: Path, module: list[str]) -> subprocess.Popen[str]:
+def popen(folder: Path, module: list[str], **more: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", *module],
         cwd=folder,
@@ -116,6 +117,7 @@ def popen(folder: Path, module: list[str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **more,
     )
 
 
@@ -194,6 +196,33 @@ def stop_in_a_rollout(
     return said
 
 
+@pytest.mark.parametrize("config", ["single_gpu", "cpu"])
+def test_a_ctrl_c_that_the_terminal_sends_to_all_counts_once(folder: Path, config: str) -> None:
+    (folder / "wait.now").touch()
+    processes = 2 if config == "cpu" else 1
+    values = {"total_episodes": 32, "num_mini_batches": 1}
+    broken = popen(
+        folder,
+        ["recipes.cli", "ppo", "--accelerate_config", config, *words("run", **values)],
+        start_new_session=True,
+        # As nohup has it; a shell may have ignored SIGINT of what runs in its background.
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGHUP, signal.SIG_IGN),
+            signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ),
+    )
+    while not all((folder / f"waiting{rank}").exists() for rank in range(processes)):
+        assert broken.poll() is None, broken.communicate()
+        time.sleep(0.05)
+    os.killpg(broken.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    os.killpg(broken.pid, signal.SIGINT)
+    said = broken.communicate(timeout=60)[0]
+    assert broken.returncode == 75, said[-2000:]
+    assert said.count("SIGINT: saving where it stands") == 1
+    assert newest(folder) == (1, None)
+
+
 def test_a_reward_that_fails_on_one_process_ends_both_with_a_checkpoint(folder: Path) -> None:
     (folder / "fail.now").touch()
     broken = start(folder, "run", save_strategy="no")
@@ -214,6 +243,19 @@ def test_a_mistake_that_one_process_sees_is_told_once_and_ends_both(folder: Path
     assert said.count("error:") == 1
     assert "output_dir=run holds a run" in said
     assert snapshot(folder) == before
+
+
+def test_a_damaged_checkpoint_is_told_once_and_ends_both(folder: Path) -> None:
+    checkpoint = folder / "old/checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "optimizer.pt").write_bytes(b"x")
+    seal(checkpoint, 2, launch={"kind": "ddp", "num_processes": 2})
+    (checkpoint / "optimizer.pt").write_bytes(b"y")
+    refused = start(folder, "run", resume_from_checkpoint="old/checkpoint-2")
+    said = refused.communicate(timeout=60)[0]
+    assert refused.returncode == 2
+    assert said.count("error:") == said.count("optimizer.pt was altered") == 1
+    assert not (folder / "run").exists()
 
 
 def newest(folder: Path) -> tuple[int, str | None]:

@@ -1,5 +1,6 @@
 """`--accelerate_config`: what is handed to accelerate, what is refused before it starts."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,37 @@ def test_flags_of_accelerate_go_to_it_and_all_others_to_the_recipe() -> None:
     assert args.training_script_args == rest
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "single_gpu"])
+def test_each_configuration_starts_its_share_on_each_of_two_machines(name: str) -> None:
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    # As scripts/slurm/train.sbatch has it.
+    words = f"--accelerate_config {name} --num_machines 2 --num_processes 4 --machine_rank 1 "
+    words += "--main_process_ip host --main_process_port 1234"
+    args = launching.accelerate_arguments("ppo", *launching.split(words.split()))
+    args, defaults, _ = launch._validate_launch_command(args)
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        command, _ = prepare_deepspeed_cmd_env(args)
+        assert command is None  # that of DeepSpeed logs in to every machine from each of them
+    else:
+        prepare_multi_gpu_env(args)
+    assert (args.nnodes, args.nproc_per_node, args.node_rank) == ("2", "2", 1)
+    assert (args.rdzv_endpoint, args.rdzv_backend) == ("host:1234", "static")
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with launching._signals_passed_on():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is launching._pass_on
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -71,6 +103,15 @@ def test_flags_of_accelerate_go_to_it_and_all_others_to_the_recipe() -> None:
             "ppo --accelerate_config ddp --num_processes two",
             "num_processes=two: must be a whole number.",
         ),
+        (
+            "ppo --accelerate_config fsdp2 --num_machines 2 --accelerate-config=multi_node",
+            "accelerate_config is given twice (fsdp2, multi_node); give it once.",
+        ),
+        (
+            "ppo --accelerate_config single_gpu --num_machines 2",
+            "accelerate_config=single_gpu: it starts one process on one machine; use ",
+        ),
+        ("ppo --accelerate_config single_gpu --num_processes 2", "; use --accelerate_config ddp"),
         ("evaluate run --accelerate_config ddp", "accelerate_config is for recipes that train: "),
         (
             "sft --accelerate_config {folder}/mpi.yaml",

@@ -15,6 +15,7 @@ from trl.import_utils import is_vllm_available
 
 from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
+from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.vllm_sampler import check_vllm, kept_base, restored, through_stop
 from recipes.lib.sampling import Decoding
 from tests.recipes.test_ppo_trainer import make, state
@@ -60,14 +61,22 @@ def test_without_vllm_its_sampler_is_refused_with_the_way_to_get_it(
         make(tiny_model, tiny_tokenizer, tmp_path, sampler="vllm")
 
 
-def test_vllm_is_refused_what_it_cannot_do() -> None:
+def test_vllm_is_refused_weights_that_it_cannot_merge() -> None:
     quantized: Any = SimpleNamespace(is_quantized=True)
-    plain: Any = SimpleNamespace(is_quantized=False)
-    args: Any = SimpleNamespace(vllm_server_base_url="http://node:8000", vllm_mode="colocate")
     with pytest.raises(UserError, match="quantized weights do not survive unchanged"):
-        check_vllm(quantized, args)
-    with pytest.raises(UserError, match="vllm_mode=colocate; set vllm_mode=server"):
-        check_vllm(plain, args)
+        check_vllm(quantized)
+
+
+def test_the_address_of_a_server_is_all_that_has_to_be_said(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    address = {"vllm_server_base_url": "http://node:8000"}
+    config = PPOConfig(**keys, **address)
+    assert (config.sampler, config.vllm_mode) == ("vllm", "server")
+    plain = PPOConfig(**keys)
+    assert (plain.sampler, plain.vllm_mode) == (None, "colocate")
+    for other in ({"vllm_mode": "colocate"}, {"sampler": "graph"}):
+        with pytest.raises(UserError, match="vllm_server_base_url=http://node:8000 wants sampler"):
+            PPOConfig(**keys, **address, **other)
 
 
 def test_weights_come_back_to_the_bit_after_vllm_has_read_them(tiny_model: Any) -> None:

@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Launch, Launch]] = {
     "QLoRA with ZeRO-3": ("sft", {"load_in_4bit": True, "use_peft": True}, ZERO3, ZERO2),
     "int8 with FSDP": ("sft", {"load_in_8bit": True, "use_peft": True}, FSDP2, DDP),
     "4-bit with FSDP": ("ppo", {"load_in_4bit": True, "use_peft": True}, FSDP2, DDP),
+    "vLLM sampler with FSDP or ZeRO-3": ("ppo", {"sampler": "vllm"}, FSDP2, DDP),
     "several processes with device_map": (
         "sft",
         {"model_init_kwargs": '{"device_map": "auto"}'},
@@ -40,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Launch, Launch]] = {
     ),
     "FSDP or DeepSpeed on the CPU": ("sft", {}, Launch("fsdp2", 2, True), Launch("ddp", 2, True)),
     "FSDP1": ("sft", {}, Launch("fsdp1", 2), FSDP2),
-    "PPO with DeepSpeed": ("ppo", {}, ZERO2, FSDP2),
+    "critic warm-up with DeepSpeed": ("ppo", {"critic_warmup_rollouts": 1}, ZERO2, FSDP2),
     "more processes than cards": (
         "ppo",
         {"rollout_batch_size": 72, "total_episodes": 72, "per_device_train_batch_size": 1},

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from recipes.lib.errors import UserError
+from recipes.lib.sharded import refuse_warmup
 
 AT_LEAST_ONE = (
     "total_episodes",
@@ -90,15 +91,15 @@ class PPOConfig(TrainingArguments):
             "choices": ["transformers", "graph", "vllm"],
         },
     )
-    vllm_mode: str = field(
-        default="colocate",
+    vllm_mode: str | None = field(
+        default=None,
         metadata={
-            "help": "colocate: vLLM on the cards of the training; server: on its own.",
+            "help": "colocate: vLLM on the cards of the training, the default; server: on its own.",
             "choices": ["colocate", "server"],
         },
     )
     vllm_server_base_url: str | None = field(
-        default=None, metadata={"help": "Address of the vLLM server, such as http://node2:8000."}
+        default=None, metadata={"help": "vLLM server to sample on, such as http://node2:8000."}
     )
     vllm_gpu_memory_utilization: float = field(
         default=0.3, metadata={"help": "Share of a card's memory that a colocated vLLM takes."}
@@ -215,6 +216,12 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         """Check ranges and derive accumulation, number of steps and logging interval."""
         self._check_ranges()
+        if self.vllm_server_base_url is not None:  # all that has to be said for it
+            self.sampler, self.vllm_mode = self.sampler or "vllm", self.vllm_mode or "server"
+            asks = (self.sampler, self.vllm_mode) == ("vllm", "server")
+            reason = "wants sampler=vllm and vllm_mode=server; leave both out"
+            self._refuse_unless(asks, "vllm_server_base_url", reason)
+        self.vllm_mode = self.vllm_mode or "colocate"
         given_accumulation = self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1
         self.remove_unused_columns = False
@@ -225,6 +232,7 @@ class PPOConfig(TrainingArguments):
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
         super().__post_init__()
+        refuse_warmup(self)
         self.gradient_accumulation_steps = self._derived_accumulation()
         if given_accumulation not in (None, self.gradient_accumulation_steps):
             raise UserError(
@@ -269,8 +277,7 @@ class PPOConfig(TrainingArguments):
     def _check_ranges(self) -> None:
         for key in AT_LEAST_ONE:
             self._refuse_unless(getattr(self, key) >= 1, key, "must be at least 1")
-        above_0 = ("temperature", "cliprange", "cliprange_value", "target_kl", "reward_clip")
-        for key in above_0:
+        for key in ("temperature", "cliprange", "cliprange_value", "target_kl", "reward_clip"):
             value = getattr(self, key)
             self._refuse_unless(value is None or value > 0, key, "must be above 0")
         for key in ("gamma", "lam"):

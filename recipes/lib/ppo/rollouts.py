@@ -166,3 +166,18 @@ class RolloutStream:
         self.number = self.first_step // self.args.steps_per_rollout
         tensors = load_file(folder / "rollout.safetensors") if state["in_hand"] else None
         self.rollout = Rollout(**tensors) if tensors else None
+
+
+def on_device(inputs: dict[str, Any], device: Any) -> dict[str, Any]:
+    """A micro-batch where the model is, in the formats that it has.
+
+    Under DeepSpeed in 16 bits Trainer would round log-probabilities, advantages and returns, too.
+
+    Args:
+        inputs: Tensors and numbers by name.
+        device: Where the model is.
+
+    Returns:
+        The same there.
+    """
+    return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in inputs.items()}

@@ -32,7 +32,7 @@ from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.roles import load, make_roles
-from recipes.lib.ppo.rollouts import RolloutStream
+from recipes.lib.ppo.rollouts import RolloutStream, on_device
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.saving import load_models, save_models
 from recipes.lib.ppo.state import put_back, read_state, state_of, write_state
@@ -41,7 +41,7 @@ from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.resumable import Resumable
 from recipes.lib.reward_models import load_reward_functions
 from recipes.lib.reward_roles import SharedBase
-from recipes.lib.sharded import whole, with_whole
+from recipes.lib.sharded import loads_whole, whole, with_whole
 
 
 class PPOTrainer(Resumable, Trainer):
@@ -71,6 +71,7 @@ class PPOTrainer(Resumable, Trainer):
     optimizer: Any
     control: Any
     keeps_batches = True  # the rollout in hand
+    sums_in_fp32 = True  # gradients of all processes
     loss_is_scaled_for_ga = True  # losses are divided by the tokens of the whole optimizer step
 
     def __init__(  # noqa: PLR0917  TRL's trainers have this order
@@ -89,8 +90,9 @@ class PPOTrainer(Resumable, Trainer):
     ) -> None:
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
-        policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
-        actor_critic, self.reference = make_roles(policy, args, peft_config)
+        with loads_whole(args):  # roles are copies of each other
+            policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
+            actor_critic, self.reference = make_roles(policy, args, peft_config)
         super().__init__(
             model=actor_critic,
             args=args,
@@ -100,19 +102,17 @@ class PPOTrainer(Resumable, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_deepspeed_enabled:
-            raise UserError("PPO runs on several processes with DDP or FSDP2, not with DeepSpeed.")
         if self.reference is not None:
             self.reference.to(args.device)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
         size, device = args.scoring_batch_size, args.device
-        functions = load_reward_functions(
-            reward_funcs, reward_processing_classes, size, device, shared, **trusted
-        )
+        with loads_whole(args):
+            functions = load_reward_functions(
+                reward_funcs, reward_processing_classes, size, device, shared, **trusted
+            )
         self.clock, self.health = Clock(), Health()
-        prompts = self._prompts(train_dataset)
-        check_prompts(actor_critic.policy, tokenizer, prompts)
+        check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
         self.collector = Collector(self, functions, prompts)
         self.stream = RolloutStream(args, with_whole(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
@@ -141,6 +141,9 @@ class PPOTrainer(Resumable, Trainer):
             groups = parameter_groups(model, self.actor_critic, decayed, self.args)
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return on_device(inputs, self.args.device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
         """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
@@ -231,7 +234,7 @@ class PPOTrainer(Resumable, Trainer):
         if isinstance(data, dict):
             parts = [self.evaluate(d, None, f"{metric_key_prefix}_{n}") for n, d in data.items()]
             return {name: value for part in parts for name, value in part.items()}
-        with self.clock.measure("evaluation"), whole(self):
+        with self.clock.measure("evaluation"), whole(self, alone=True):
             seed = self.args.seed ^ EVALUATION_SEED
             metrics = self.collector.evaluate(self._prompts(data), seed)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -46,7 +46,7 @@ class VLLMSampler:
         tokenizer: Any,
         most_prompt_tokens: int,
     ) -> None:
-        check_vllm(policy, args)
+        check_vllm(policy)
         from trl.generation.vllm_generation import VLLMGeneration
 
         self.policy, self.decoding = policy, decoding
@@ -89,26 +89,19 @@ class VLLMSampler:
         return [through_stop(list(ids), self.decoding) for ids in said[: len(prompts)]]
 
 
-def check_vllm(policy: Any, args: PPOConfig) -> None:
+def check_vllm(policy: Any) -> None:
     """Refuse what cannot work, before anything is started.
 
     Args:
         policy: The policy.
-        args: The configuration.
 
     Raises:
-        UserError: vLLM is not installed, the policy's base is quantized, or a server is named that
-            would not be asked.
+        UserError: vLLM is not installed, or the policy's base is quantized.
     """
     if getattr(policy, "is_quantized", False):
         raise UserError(
             "sampler=vllm: vLLM gets the adapter merged into its base, which quantized weights do "
             "not survive unchanged; use sampler=graph, or leave load_in_4bit and load_in_8bit out."
-        )
-    if args.vllm_server_base_url is not None and args.vllm_mode != "server":
-        raise UserError(
-            f"vllm_server_base_url={args.vllm_server_base_url} is not asked with "
-            f"vllm_mode={args.vllm_mode}; set vllm_mode=server."
         )
     from trl.import_utils import is_vllm_available
 
