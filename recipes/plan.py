@@ -5,6 +5,10 @@ not fit, it says what to change, the cheapest first, as flags to paste, and what
 
     rlhf plan --config configs/ppo/qwen3-0.6b-ultrafeedback.yaml --memory 12GB
     rlhf plan --config sft.yaml --recipe sft --accelerate_config fsdp2 --num_processes 4
+    rlhf plan --refusals
+
+A run that would be refused at its start (4-bit weights in ZeRO-3's shards) is planned all the same;
+the reasons and the ways out follow, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any
 from recipes.lib.errors import UserError
 
 USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
+       rlhf plan --refusals [--json [FILE]]
 
   --config FILE             of sft, reward, ppo, dpo, kto, rloo or grpo
   --memory 24GB             of one card; default: that of the visible one
@@ -24,7 +29,10 @@ USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
   --recipe NAME             where the file's folder does not tell it
   --prompt_length INT       tokens of a prompt where the recipe sets no limit (rloo, grpo); 512
   --json [FILE]             the plan in bytes, into a file or on the terminal
+  --refusals                the table of what does not go with several processes
   --key value               any key of the recipe, as the recipe takes it"""
+
+REFUSALS = "--refusals"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: The words after `plan`; None takes them from `sys.argv`.
 
     Returns:
-        The exit code: 0 also where the run does not fit, 2 for a mistake of the user.
+        The exit code: 0 also where the run does not fit, 2 for a mistake of the user and for a
+        run that would be refused.
     """
     from recipes.lib.help import show
 
@@ -43,8 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         show(f"{(__doc__ or '').strip()}\n\n{USAGE}")
         return 0
     try:
-        run(argv)
-        return 0
+        if REFUSALS in argv:
+            show_refusals(argv)
+            return 0
+        return 2 if run(argv)["refused"] else 0
     except UserError as error:
         print(f"rlhf plan: error: {error}", file=sys.stderr)
         return 2
@@ -60,8 +71,8 @@ def run(argv: list[str]) -> dict[str, Any]:
         argv: The words after `plan`.
 
     Returns:
-        The plan in plain values, in bytes, with `memory`, `fits` and `changes` where a memory is
-        known.
+        The plan in plain values, in bytes, with what would be `refused` at the start, and with
+        `memory`, `fits` and `changes` where a memory is known.
 
     Raises:
         UserError: A flag or the configuration is wrong, or a model is not there.
@@ -71,10 +82,10 @@ def run(argv: list[str]) -> dict[str, Any]:
 
     asked = read_asked(argv)
     hush()
-    from recipes.lib.plan.advice import find_changes
     from recipes.lib.plan.asked import parse_for
     from recipes.lib.plan.make import Target, plan_of
-    from recipes.lib.plan.page import show_advice, show_plan, show_verdict
+    from recipes.lib.plan.page import show_plan, show_refused
+    from recipes.lib.plan.refused import as_dicts, nothing_new, refused_of
     from recipes.lib.plan.start import card_memory
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
@@ -84,27 +95,64 @@ def run(argv: list[str]) -> dict[str, Any]:
         )
         return config, plan_of(config, target)
 
-    _, plan = planner({})
+    config, plan = planner({})
     memory = asked.memory if asked.memory is not None else card_memory()
-    told = plan.as_dict()
+    refused = refused_of(config, asked, memory)
+    told = plan.as_dict() | {"refused": as_dicts(refused)}
     is_quiet = asked.json == "-"
     if not is_quiet:
         show_plan(plan)
     if memory is not None:
-        told |= {"memory": memory, "fits": plan.peak <= memory, "changes": []}
-        if not is_quiet:
-            show_verdict(plan, memory)
-        if plan.peak > memory:
-            changes, fits = find_changes(planner, memory)
-            told["changes"] = [{"key": c.key, "value": c.value, "peak": c.peak} for c in changes]
-            told["fits_changed"] = fits
-            if not is_quiet:
-                show_advice(changes, fits, memory)
+        is_allowed = nothing_new(refused, lambda changed: refused_of(changed, asked, memory))
+        told |= _against(memory, plan, planner, is_allowed, is_quiet=is_quiet)
+    if refused and not is_quiet:
+        show_refused(refused)
     _write(told, asked.json)
     return told
 
 
-def _write(told: dict[str, Any], place: str | None) -> None:
+def _against(
+    memory: int, plan: Any, planner: Any, is_allowed: Any, *, is_quiet: bool
+) -> dict[str, Any]:
+    """Whether the run fits, and what to change; printed unless that is not wished."""
+    from recipes.lib.plan.advice import find_changes
+    from recipes.lib.plan.page import show_advice, show_verdict
+
+    told = {"memory": memory, "fits": plan.peak <= memory, "changes": []}
+    if not is_quiet:
+        show_verdict(plan, memory)
+    if plan.peak > memory:
+        changes, fits = find_changes(planner, memory, is_allowed)
+        told["changes"] = [{"key": c.key, "value": c.value, "peak": c.peak} for c in changes]
+        told["fits_changed"] = fits
+        if not is_quiet:
+            show_advice(changes, fits, memory)
+    return told
+
+
+def show_refusals(argv: list[str]) -> None:
+    """Print the whole table of what is refused.
+
+    Args:
+        argv: The words after `plan`.
+
+    Raises:
+        UserError: There is more than --refusals and --json.
+    """
+    from recipes.lib.plan.asked import split
+    from recipes.lib.plan.page import show_table
+    from recipes.lib.plan.refused import table_as_dicts
+
+    given, rest = split([word for word in argv if word != REFUSALS])
+    others = [*(f"--{name}" for name in given if name != "json"), *rest]
+    if others:
+        raise UserError(f"{REFUSALS} shows the whole table; leave {others[0]} out.")
+    if "json" not in given:
+        show_table()
+    _write(table_as_dicts(), given.get("json"))
+
+
+def _write(told: Any, place: str | None) -> None:
     import json
 
     from recipes.lib.runs import write_json

@@ -25,6 +25,7 @@ from recipes.lib.errors import UserError
 POLICY, REFERENCE, VALUE = "default", "reference", "value"
 # Where PEFT keeps which adapter speaks, in its layers and above them.
 SPEAKING = ("_active_adapter", "_disable_adapters", "active_adapter")
+SILENT = ("_disable_adapters",)  # the bare base leaves alone which adapter would speak
 
 
 class Adapters:
@@ -59,8 +60,9 @@ class Adapters:
             return
         if name not in self.noted:
             self._switch_by_peft(name)
+            names = SILENT if name is None else SPEAKING
             self.noted[name] = [
-                pair for module in self.model.modules() if (pair := _spoken(module))
+                pair for module in self.model.modules() if (pair := _spoken(module, names))
             ]
         for attributes, values in self.noted[name]:
             attributes.update(values)
@@ -183,12 +185,14 @@ class Adapters:
         set_peft_model_state_dict(self.model, dict(state), adapter_name=name)
 
 
-def _spoken(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def _spoken(
+    module: nn.Module, names: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Attributes of a module, and what among them says which adapter speaks; None without any."""
     kind = type(module)
     values = {
         name: getattr(module, name)
-        for name in SPEAKING
+        for name in names
         if hasattr(module, name) and not isinstance(getattr(kind, name, None), property)
     }
     return (vars(module), values) if values else None

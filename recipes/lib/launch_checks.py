@@ -130,20 +130,24 @@ def vllm_room(config: Any, launch: Launch, card: Card | None) -> str:
     is_vllm = _of(config, "sampler") == "vllm" or _of(config, "use_vllm")
     if not is_vllm or _of(config, "vllm_mode", "colocate") != "colocate" or card is None:
         return ""
-    share, weights = _of(config, "vllm_gpu_memory_utilization", 0.3), weights_gib(config)
-    theirs = share * card.gib / _of(config, "vllm_tensor_parallel_size", 1)
-    if weights and (theirs <= weights or card.gib - theirs <= weights):
+    from recipes.lib.plan.beside_vllm import held
+
+    if (needed := held(config, launch)) is None:
+        return ""
+    share, total = _of(config, "vllm_gpu_memory_utilization", 0.3), card.gib
+    of_vllm, of_training = share * total, (1 - share) * total
+    key = f"vllm_gpu_memory_utilization={share} of {total:.1f} GiB"
+    # On each card: tensor parallelism divides the weights, not the share.
+    if of_vllm <= needed.served + needed.cache:
         return (
-            f"vllm_gpu_memory_utilization={share} of {card.gib:.0f} GiB with weights of "
-            f"{weights:.1f} GiB"
+            f"{key} is {of_vllm:.1f}, and vLLM's weights take {needed.served:.1f} and the cache of "
+            f"one sequence {needed.cache:.2f}"
+        )
+    if of_training <= needed.trained:
+        return (
+            f"{key} leaves {of_training:.1f}, and the training's weights take {needed.trained:.1f}"
         )
     return ""
-
-
-def weights_gib(config: Any) -> float:
-    """Weights on the disk, GiB; 0 for a model that is not here."""
-    folder = Path(str(_of(config, "model_name_or_path")))
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**30
 
 
 def other_launch(config: Any, launch: Launch, card: Card | None) -> str:

@@ -1,7 +1,8 @@
 """What does not go together with several processes: one table, asked before anything loads.
 
 Each line has the condition, what happens otherwise, the way out, and where that is known from: an
-issue upstream, or a test of this project. `rlhf plan` prints the same table.
+issue upstream, or a test of this project. `rlhf plan` says which lines apply to what it was asked,
+and `rlhf plan --refusals` prints them all.
 """
 
 from __future__ import annotations
@@ -83,9 +84,10 @@ TABLE = (
     Refusal(
         "QLoRA with ZeRO-3",
         checks.quantized_zero3,
-        "ZeRO-3 cuts weights into shards, which bitsandbytes' formats do not survive",
+        "ZeRO-3 and bitsandbytes' formats do not go together, and transformers loads them whole on "
+        "each card",
         "use --accelerate_config ddp, where each process places the base on its own card, or zero2",
-        "huggingface/transformers#26412, deepspeedai/DeepSpeed#7096",
+        "huggingface/transformers#26412, deepspeedai/DeepSpeed#5819",
     ),
     Refusal(
         "int8 with FSDP",
@@ -100,14 +102,14 @@ TABLE = (
         "FSDP2 loses what is needed to read 4-bit weights, and accelerate therefore leaves them "
         "whole on each card, so that nothing is saved",
         "use --accelerate_config ddp",
-        "huggingface/accelerate#3874, huggingface/accelerate#3983",
+        "huggingface/accelerate#3983, huggingface/accelerate#3987",
     ),
     Refusal(
         "graph sampler with FSDP or ZeRO-3",
         checks.graph_sharded,
         "a CUDA graph reads weights at fixed addresses, and shards are gathered anew elsewhere",
-        "use sampler=transformers or vllm, or --accelerate_config ddp or zero2",
-        "deepspeedai/DeepSpeed#6552",
+        "use sampler=transformers, or --accelerate_config ddp or zero2",
+        "deepspeedai/DeepSpeed#6552, pytorch/pytorch#127225",
     ),
     Refusal(
         "vLLM sampler with FSDP or ZeRO-3",
@@ -128,7 +130,7 @@ TABLE = (
         checks.batches,
         "they do not divide, so the optimizer step would not be the one that was asked for",
         "change one of them",
-        "tests/distributed/test_recipes_on_two.py",
+        "tests/distributed/test_what_is_refused.py",
         has_own_check=True,
     ),
     Refusal(
@@ -136,14 +138,14 @@ TABLE = (
         checks.sharded_on_cpu,
         "accelerate would run plain DDP without saying so",
         "use --accelerate_config cpu",
-        "tests/distributed/test_launching.py",
+        "tests/distributed/test_what_is_refused.py",
     ),
     Refusal(
         "FSDP1",
         checks.old_fsdp,
         "only FSDP2 is tested here, and PyTorch develops the older one no further",
         "set fsdp_version: 2, or use --accelerate_config fsdp2",
-        "pytorch/pytorch#94620",
+        "pytorch/tutorials#3358, pytorch/examples#1374",
     ),
     Refusal(
         "critic warm-up with DeepSpeed",
@@ -172,6 +174,6 @@ TABLE = (
         checks.other_launch,
         "its optimizer cannot be read there, or would be left out without a word",
         "start it as before, or another run from its model",
-        "tests/distributed/test_recipes_on_two.py",
+        "tests/distributed/test_what_is_refused.py",
     ),
 )

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
 
 from recipes.lib.arguments import Config, parse
 from recipes.lib.checkpoints import seal
 from recipes.lib.errors import UserError
-from recipes.lib.launch_checks import Card, kind_of, weights_gib
+from recipes.lib.launch_checks import Card, kind_of
 from recipes.lib.launch_table import TABLE, refusals, refuse
 from recipes.lib.policies import own_card
 from recipes.lib.processes import Launch
@@ -98,21 +97,6 @@ def test_the_graph_sampler_needs_weights_that_stay_where_they_are(
 ) -> None:
     config = Config("ppo", None, {}, None, Sampling(sampler="graph"), None)
     assert names(config, launch) == ["graph sampler with FSDP or ZeRO-3"] * refused
-
-
-@pytest.mark.parametrize(
-    ("share", "gib", "refused"), [(0.3, 80.0, False), (0.1, 80.0, True), (0.9, 80.0, True)]
-)
-def test_vllm_on_the_same_card_needs_room_for_two_copies(
-    share: float, gib: float, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # 16 GiB of weights: 0.3 of 80 GiB are 24, 0.1 are 8, and 0.9 leave 8 to the training.
-    monkeypatch.setattr("recipes.lib.launch_checks.weights_gib", lambda _: 16.0)
-    keys = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": share}
-    config = Config("grpo", None, {}, None, Sampling(**keys), None)
-    assert names(config, DDP, Card(gib, 8)) == ["vLLM colocate without room"] * refused
-    vars(config.training)["vllm_mode"] = "server"
-    assert names(config, DDP, Card(gib, 8)) == []
 
 
 def checkpoint(folder: Path, launch: Launch | None, file: str = "optimizer.pt") -> Path:
@@ -218,9 +202,3 @@ def test_quantized_weights_go_to_the_card_of_their_process(
     monkeypatch.setitem(state._shared_state, "num_processes", 2)
     monkeypatch.setitem(state._shared_state, "device", torch.device("cuda", 1))
     assert own_card() == {"": 1}
-
-
-def test_weights_are_measured_on_the_disk(tmp_path: Path) -> None:
-    save_file({"w": torch.zeros(1 << 18)}, tmp_path / "model.safetensors")
-    config = config_of("sft", model_name_or_path=str(tmp_path))
-    assert weights_gib(config) == pytest.approx(2**-10, rel=1e-3)

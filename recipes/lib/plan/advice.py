@@ -44,12 +44,15 @@ Cost = Callable[[Any, Any, Any], str]  # from the Config and the values before a
 Step = tuple[str, Any, Any, Cost]  # key, value before, value after, cost
 
 
-def find_changes(planner: Planner, memory: int) -> tuple[list[Change], bool]:
+def find_changes(
+    planner: Planner, memory: int, is_allowed: Callable[[Any], bool] = lambda _: True
+) -> tuple[list[Change], bool]:
     """Look for the cheapest changes with which a run fits.
 
     Args:
         planner: Plans with keys set; gives the Config and the plan.
         memory: Bytes of the card.
+        is_allowed: Whether a run with a Config would be started.
 
     Returns:
         The changes, of a key the last one alone, and whether the run fits with them.
@@ -69,7 +72,7 @@ def find_changes(planner: Planner, memory: int) -> tuple[list[Change], bool]:
         except UserError:  # a batch that does not divide, a key that the recipe refuses
             dead.add(key)
             continue
-        if _size(tried[1], phase) >= _size(plan, phase):
+        if not is_allowed(tried[0]) or _size(tried[1], phase) >= _size(plan, phase):
             dead.add(key)
             continue
         first = began.setdefault(key, now)

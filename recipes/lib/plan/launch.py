@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.processes import Launch as Started
 
 FOLDER = Path(__file__).parents[3] / "configs" / "accelerate"
 ALONE = ("NO", "MULTI_CPU", "MULTI_GPU")
@@ -75,6 +76,20 @@ def read_launch(name: str | None, num_processes: int | None) -> Launch:
         f"accelerate_config={name}: its distributed_type {shown} cannot be planned; known are NO, "
         "MULTI_GPU, FSDP, and DEEPSPEED with zero_stage 2 or 3."
     )
+
+
+def read_started(name: str | None, num_processes: int | None) -> Started:
+    """The same launch as a run sees it at its start.
+
+    Args:
+        name: Name of a file in configs/accelerate, or a path; None for one process, or DDP.
+        num_processes: Instead of the file's.
+
+    Returns:
+        The launch, with FSDP's version, and whether it is on the CPU.
+    """
+    values = {"distributed_type": "MULTI_GPU"} if name is None else _read(name)
+    return Started.of(values, num_processes)
 
 
 def current_launch(training: Any) -> Launch:

@@ -227,7 +227,9 @@ def _gathered(trained: nn.Module, target: Target, *, whole: bool) -> int:
     for name, parameter in trained.named_parameters():
         width = 2 if target.autocast is not None else parameter.element_size()
         size = parameter.numel() * min(width, parameter.element_size())
-        number = next((part for part in name.split(".") if part.isdigit()), "")
+        # The value head is a stack of its own, beside the layers.
+        parts = [] if name.startswith("value_head.") else name.split(".")
+        number = next((part for part in parts if part.isdigit()), "")
         of_layer[number] = of_layer.get(number, 0) + size
     if whole:
         return sum(of_layer.values())

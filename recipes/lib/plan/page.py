@@ -1,4 +1,4 @@
-"""The page that `rlhf plan` prints: a table of phases and things, a verdict, advice."""
+"""The page that `rlhf plan` prints: a table of phases and things, a verdict, advice, refusals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recipes.lib.launch_table import TABLE, Refusal
 from recipes.lib.plan.advice import Change
 from recipes.lib.plan.shape import THINGS, Plan
 from recipes.lib.plan.sizes import GIB, shown
@@ -91,6 +92,39 @@ def show_advice(
     console.print()
     for line in advice_lines(changes, fits, memory):
         console.print(Text(line), soft_wrap=True)
+
+
+def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = None) -> None:
+    """Print why a run would be refused at its start, and the ways out.
+
+    Args:
+        refused: Lines of the table, each with what is wrong in keys and values.
+        console: Where to; standard output by default.
+    """
+    console = _console(console)
+    console.print()
+    console.print(Text("will be refused before anything loads:", style="red"))
+    for line, wrong in refused:
+        for words in (wrong, f"  {line.reason}", f"  way out: {line.remedy}"):
+            rows = textwrap.wrap(
+                words,
+                WIDTH,
+                initial_indent=INDENT,
+                subsequent_indent=INDENT * 2,
+                break_on_hyphens=False,
+            )
+            for row in rows:
+                console.print(Text(row), soft_wrap=True)
+
+
+def show_table(console: Console | None = None) -> None:
+    """Print the whole table of what does not go with several processes; see `launch_table`."""
+    table = Table(box=None, padding=(0, 2, 1, 0))
+    for name, width in (("what does not go", 18), ("what would happen", 26), ("way out", 28)):
+        table.add_column(name, width=width, header_style="cyan")
+    for line in TABLE:
+        table.add_row(line.name, line.reason, line.remedy)
+    _console(console).print(table)
 
 
 def _console(console: Console | None) -> Console:

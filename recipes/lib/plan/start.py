@@ -116,8 +116,16 @@ def _refusal(config: Any, has_test: bool) -> str | None:
 def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
     from recipes.lib.arguments import rebuilt
     from recipes.lib.finishing import set_accumulation
+    from recipes.lib.launch_table import refusals
     from recipes.lib.plan.advice import find_changes
     from recipes.lib.plan.make import plan_of
+    from recipes.lib.plan.refused import nothing_new
+    from recipes.lib.processes import Launch
+
+    started = Launch.here(config.training)
+
+    def refused(changed: Any) -> Any:
+        return refusals(changed, started)
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         changed = rebuilt(config, changes)
@@ -125,7 +133,7 @@ def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
             set_accumulation(changed.training, changed.script.global_batch_size)
         return changed, plan_of(changed, target)
 
-    return find_changes(planner, memory)
+    return find_changes(planner, memory, nothing_new(refused(config), refused))
 
 
 def _autocast(training: Any) -> Any:
