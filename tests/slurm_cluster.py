@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -86,13 +87,16 @@ def cluster(folder: Path, parameters: str = "preempt_send_user_signal") -> Itera
     ]
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     host, nodes = os.uname().nodename, "\n".join(lines)
+    # Sockets are made in it, whose paths may have no more than 108 characters.
+    spool = Path(tempfile.mkdtemp(prefix="slurm-"))
     values = {"host": host, "port": port, "user": user, "folder": folder, "nodes": nodes}
-    (folder / "slurm.conf").write_text(CONFIG.format(parameters=parameters, **values))
+    text = CONFIG.format(parameters=parameters, spool=spool, **values)
+    (folder / "slurm.conf").write_text(text)
     started = [subprocess.Popen(["slurmctld", "-D"], env=environment, **quiet())]
     try:
         time.sleep(1)
         for name in NODES:
-            (folder / f"spool-{name}").mkdir()
+            (spool / name).mkdir()
             started.append(
                 subprocess.Popen(["slurmd", "-D", "-N", name], env=environment, **quiet())
             )
@@ -106,6 +110,7 @@ def cluster(folder: Path, parameters: str = "preempt_send_user_signal") -> Itera
             process.terminate()
         for process in started:
             process.wait(timeout=20)
+        shutil.rmtree(spool, ignore_errors=True)
 
 
 def end_jobs(environment: dict[str, str]) -> None:

@@ -43,7 +43,7 @@ class Adapters:
     def __init__(self, model: PeftModel) -> None:
         self.model = model
         self.active: str | None = POLICY
-        self.noted: dict[str | None, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+        self.noted: dict[str | None, list[tuple[nn.Module, dict[str, Any]]]] = {}
 
     @contextmanager
     def role(self, name: str | None) -> Iterator[None]:
@@ -64,8 +64,8 @@ class Adapters:
             self.noted[name] = [
                 pair for module in self.model.modules() if (pair := _spoken(module, names))
             ]
-        for attributes, values in self.noted[name]:
-            attributes.update(values)
+        for module, values in self.noted[name]:
+            vars(module).update(values)  # not by setattr, which for a module takes its time
         self.active = name
 
     def _switch_by_peft(self, name: str | None) -> None:
@@ -185,17 +185,15 @@ class Adapters:
         set_peft_model_state_dict(self.model, dict(state), adapter_name=name)
 
 
-def _spoken(
-    module: nn.Module, names: tuple[str, ...]
-) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Attributes of a module, and what among them says which adapter speaks; None without any."""
+def _spoken(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]] | None:
+    """A module, and what of its attributes says which adapter speaks; None without any."""
     kind = type(module)
     values = {
         name: getattr(module, name)
         for name in names
         if hasattr(module, name) and not isinstance(getattr(kind, name, None), property)
     }
-    return (vars(module), values) if values else None
+    return (module, values) if values else None
 
 
 def _is_head(key: str) -> bool:

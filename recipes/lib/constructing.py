@@ -10,7 +10,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.fields import fields_of
 
 # What the checks of transformers and TRL raise.
-REFUSALS = (ValueError, TypeError, KeyError, OSError, ImportError)
+REFUSALS = (ValueError, TypeError, KeyError, OSError, ImportError, AttributeError)
 
 
 def construct(cls: type, values: dict[str, Any], given: Sequence[str]) -> Any:
@@ -70,4 +70,6 @@ def _sentence(error: BaseException) -> str:
         return (
             "it needs a package that is not installed (" + " ".join(str(error.name).split()) + ")"
         )
+    if isinstance(error, AttributeError):  # a mapping was looked for in a number, or the like
+        return "this is not what it takes; give it the form that its library's documentation has"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__

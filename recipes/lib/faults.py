@@ -46,7 +46,8 @@ def dump(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: in
 def has_finite_weights(model: torch.nn.Module) -> bool:
     """Whether no weight that is trained is NaN or infinite, of shards those of this process."""
     trained: Any = (weight for weight in model.parameters() if weight.requires_grad)
-    here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)
+    shards = (getattr(weight, "ds_tensor", weight) for weight in trained)  # of ZeRO-3
+    here = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in shards)
     return all(bool(weight.isfinite().all()) for weight in here)
 
 
@@ -64,10 +65,11 @@ class FiniteSteps:
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        # With fp16 the scaler looks after it, and DeepSpeed has made its step by now. Gradients are
-        # summed, so all processes see the same.
-        others = self.accelerator.scaler is not None or self.is_deepspeed_enabled
-        if norm is None or others or math.isfinite(float(norm)):
+        # With fp16 a scaler looks after it. DeepSpeed has left the step out by itself and says that
+        # the norm is infinite. Gradients are summed, so all processes see the same.
+        by_scaler = self.accelerator.scaler is not None
+        by_scaler = by_scaler or (self.is_deepspeed_enabled and self.args.fp16)
+        if norm is None or by_scaler or math.isfinite(float(norm)):
             self._in_a_row, self._moves = 0, True  # the optimizer comes next
             return norm
         self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
@@ -81,7 +83,8 @@ class FiniteSteps:
                 f"the gradients of {self._in_a_row} steps in a row were not finite, the last batch "
                 f"is in {path}; start anew with a lower learning_rate, or without bf16 and fp16."
             )
-        model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
+        if not self.is_deepspeed_enabled:
+            model.zero_grad(set_to_none=True)  # an optimizer leaves alone what has no gradient
         self._moves = True
         return norm
 

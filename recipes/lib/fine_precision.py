@@ -43,6 +43,27 @@ def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
             module.__class__ = FineLinear  # as it is: names and what is saved stay
 
 
+def as_trained(trainer: Any, model: nn.Module | None) -> None:
+    """Turn a frozen model's weights to the format that the trained ones compute in.
+
+    DeepSpeed in 16 bits turns the trained weights to them, and there is no autocast; what is
+    compared with them, as a reference is, would otherwise differ from the first step on.
+
+    Args:
+        trainer: A transformers Trainer.
+        model: The model, which goes to the trainer's device, too; its buffers, as those of
+            positions, stay as fine as they are. None for none.
+    """
+    if model is None:
+        return
+    formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = formats.get(trainer.accelerator.mixed_precision)
+    if trainer.is_deepspeed_enabled and dtype is not None:
+        for weight in model.parameters():
+            weight.data = weight.data.to(dtype)
+    model.to(trainer.args.device)
+
+
 def _say_in_full(plugin: Any, sums_in_fp32: bool) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 

@@ -62,12 +62,13 @@ def guarded(run: Recipe) -> Recipe:
 
 def _prepare_card(config: Any) -> None:
     training = config.training
+    if training is None:
+        return
+    from recipes.lib.memory import let_segments_grow
+
     # vLLM on the same card has a pool of its own, which does not go with segments that grow.
     with_vllm = getattr(training, "use_vllm", False) or getattr(training, "sampler", "") == "vllm"
-    if training is not None and not with_vllm:
-        from recipes.lib.memory import let_segments_grow
-
-        let_segments_grow()
+    let_segments_grow(not with_vllm or training.vllm_mode != "colocate")
 
 
 def _lacks_report_alone(path: Path) -> bool:

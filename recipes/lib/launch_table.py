@@ -115,7 +115,7 @@ TABLE = (
         "vLLM sampler with FSDP or ZeRO-3",
         checks.vllm_sharded,
         "what hands the weights to vLLM gathers them from shards, and in a rollout they are whole",
-        "use sampler=transformers, or --accelerate_config ddp",
+        "use sampler=transformers, or --accelerate_config ddp or zero2",
         "tests/distributed/test_shards.py",
     ),
     Refusal(

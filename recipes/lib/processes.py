@@ -151,7 +151,7 @@ def from_main(look: Callable[[], Result]) -> Result:
         What it returned on the main process.
 
     Raises:
-        UserError: It raised it there; every process raises the same.
+        UserError: It raised it there, or failed otherwise; every process raises the same.
     """
     if num_processes() == 1:
         return look()
@@ -163,6 +163,8 @@ def from_main(look: Callable[[], Result]) -> Result:
             found[0] = look()
         except UserError as error:
             found[1] = str(error)
+        except Exception as error:  # the others wait
+            found[1] = f"the main process failed ({type(error).__name__}: {error})."
     broadcast_object_list(found)
     if found[1] is not None:
         raise UserError(found[1])

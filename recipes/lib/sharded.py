@@ -95,11 +95,12 @@ def loads_whole(args: Any) -> Iterator[None]:
         return
     from transformers.integrations import deepspeed
 
+    before = deepspeed._hf_deepspeed_config_weak_ref  # where from_pretrained looks
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        deepspeed.set_hf_deepspeed_config(plugin.dschf)
+        deepspeed._hf_deepspeed_config_weak_ref = before
 
 
 @contextmanager
@@ -156,20 +157,27 @@ def whole_state(trainer: Any) -> dict[str, Any] | None:
     return None
 
 
-def refuse_warmup(args: Any) -> None:
-    """Refuse to let a policy stand still where it cannot.
+def refuse_in_engine(args: Any) -> None:
+    """Refuse what PPO cannot do in DeepSpeed's engine.
 
     Args:
         args: A PPOConfig.
 
     Raises:
-        UserError: DeepSpeed makes the optimizer's step, and a critic is to be warmed up.
+        UserError: A critic is to be warmed up, where the engine makes the policy's step, too; or
+            checkpoints are to hold the model alone, which is in the engine's files.
     """
-    number = args.critic_warmup_rollouts
-    if args.deepspeed_plugin is not None and number:
+    if args.deepspeed_plugin is None:
+        return
+    if number := args.critic_warmup_rollouts:
         raise UserError(
             f"critic_warmup_rollouts={number}: DeepSpeed keeps gradients to itself, and the policy "
             "would move; set it to 0, or use DDP or FSDP2."
+        )
+    if args.save_only_model:
+        raise UserError(
+            "save_only_model=true: under DeepSpeed the weights of PPO's checkpoints are in the "
+            "files of its engine, which would be left out; leave it out."
         )
 
 

@@ -148,7 +148,10 @@ class Stoppable(FiniteSteps):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Forward and backward pass of a micro-batch; a signal abandons the step."""
-        with self._cut_short():
+        # DeepSpeed makes the optimizer's step in here, which is not to be left half made.
+        with nullcontext() if self.is_deepspeed_enabled else self._cut_short():
+            steps = self.is_deepspeed_enabled and self.accelerator.sync_gradients
+            self._moves = self._moves or steps
             return super().training_step(*args, **kwargs)  # type: ignore[misc]
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
@@ -166,7 +169,8 @@ class Stoppable(FiniteSteps):
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        stops = self.listens and self.args.world_size > 1 and self._all_stop()
+        is_whole = self.args.world_size > 1 or self.is_deepspeed_enabled  # steps are
+        stops = self.listens and is_whole and self._all_stop()
         # A first call at the end of an epoch is followed by that of the epoch, which logs.
         ends_epoch = float(self.state.epoch or 0.0).is_integer()
         stops = stops and (not ends_epoch or self._last_step == self.state.global_step)

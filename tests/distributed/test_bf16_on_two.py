@@ -117,6 +117,12 @@ def test_runs_in_bf16_end_with_finite_weights_that_moved(name: str, folder: Path
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, (int, float)))
 
 
+@pytest.mark.parametrize("name", PPO)
+def test_the_policy_begins_where_its_reference_is(name: str, folder: Path) -> None:
+    rows = [row for row in read_jsonl(folder / name / "metrics.jsonl") if "objective/kl" in row]
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+
+
 def test_values_are_finer_than_bf16(folder: Path) -> None:
     # Values of a second rollout are no more the constant that a critic of zeros begins with.
     later = [loss for loss in said(folder, "ppo_head") if loss["rollout_number"] == 1]

@@ -1,11 +1,26 @@
 """What DeepSpeed's engine does to a backward pass, and what follows from it for PPO."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.distributed.runs_on_two import ROOT, needs_deepspeed, search_path
+import pytest
+import torch
+from torch import nn
+
+from recipes.lib.faults import has_finite_weights
+from recipes.lib.runs import read_jsonl
+from tests.distributed.runs_on_two import (
+    ROOT,
+    fill,
+    needs_deepspeed,
+    search_path,
+    weights,
+    words_of,
+)
 
 # One process, as accelerate's launcher starts it.
 STEP = """
@@ -24,18 +39,46 @@ print("moved by", (before - layer.weight.detach()).tolist())
 torch.distributed.destroy_process_group()
 """
 PPO = """
+import json, sys
 from tests.distributed import gloo_shim
 from recipes.lib.ppo.config import PPOConfig
 
 PPOConfig(output_dir="run", total_episodes=8, rollout_batch_size=8, num_mini_batches=1,
-          per_device_train_batch_size=8, critic_warmup_rollouts=1, bf16=False)
+          per_device_train_batch_size=8, bf16=False, **json.loads(sys.argv[1]))
 """
 
 
-def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+SPOILED = """
+import sys
+from tests.distributed import gloo_shim
+from recipes import sft
+from recipes.lib import progress
+from recipes.lib.arguments import parse
+
+plain = progress.watch
+
+def watch(trainer, *more):
+    plain(trainer, *more)
+    compute = trainer.compute_loss
+
+    def spoiled(*args, **kwargs):
+        loss = compute(*args, **kwargs)
+        return loss * float("nan") if trainer.state.global_step == 1 else loss
+
+    trainer.compute_loss = spoiled
+
+progress.watch = watch
+sft.run(parse("sft", sys.argv[1:]))
+"""
+
+
+def run(
+    script: str, folder: Path, kind: str = "zero2", words: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     (folder / "script.py").write_text(script)
     start = ["accelerate.commands.launch", "--config_file"]
-    start += [str(ROOT / "configs/accelerate/zero2.yaml"), "--num_processes", "1", "script.py"]
+    start += [str(ROOT / f"configs/accelerate/{kind}.yaml"), "--num_processes", "1", "script.py"]
+    start += words
     return subprocess.run(
         [sys.executable, "-m", *start],
         cwd=folder,
@@ -54,8 +97,40 @@ def test_the_engine_steps_within_the_backward_pass(tmp_path: Path) -> None:
     assert "moved by [[0.25, 0.25]]" in done.stdout, done.stderr[-2000:]
 
 
-def test_a_warm_up_of_the_critic_is_refused_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"critic_warmup_rollouts": 1}, "critic_warmup_rollouts=1: DeepSpeed keeps gradients to"),
+        ({"save_only_model": True}, "save_only_model=true: under DeepSpeed the weights of PPO's"),
+    ],
+)
+def test_what_ppo_cannot_do_there_is_refused(
+    keys: dict[str, object], told: str, tmp_path: Path
+) -> None:
     needs_deepspeed("zero2")
-    done = run(PPO, tmp_path)
+    done = run(PPO, tmp_path, words=[json.dumps(keys)])
     assert done.returncode != 0
-    assert "UserError: critic_warmup_rollouts=1: DeepSpeed keeps gradients to" in done.stderr
+    assert f"UserError: {told}" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_a_step_that_is_not_finite_is_skipped_counted_and_kept(kind: str, tmp_path: Path) -> None:
+    needs_deepspeed(kind)
+    there = tmp_path / "runs"
+    fill(there)
+    more = {"logging_steps": 1, "save_strategy": "no", "global_batch_size": 4}
+    done = run(SPOILED, there, kind, words_of("sft", False, **more)[1:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "step 2: gradients are not finite, so it is skipped" in done.stderr
+    rows = [row for row in read_jsonl(there / "sft/metrics.jsonl") if "loss" in row]
+    assert [row.get("skipped_steps") for row in rows] == [None, 1, 1]
+    assert (there / "sft/faults/step-2-process-0.safetensors").is_file()
+    assert all(tensor.isfinite().all() for tensor in weights(there / "sft/final").values())
+
+
+def test_a_shard_of_zero3_that_is_not_finite_is_seen() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = torch.empty(0)  # as ZeRO-3 leaves it, with the shard beside it
+    for number, is_finite in ((1.0, True), (float("nan"), False)):
+        layer.weight.ds_tensor = torch.tensor([number])  # type: ignore[assignment]
+        assert has_finite_weights(layer) is is_finite

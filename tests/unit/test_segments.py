@@ -10,7 +10,7 @@ from recipes.lib.guard import _prepare_card
 from recipes.lib.memory import let_segments_grow
 from tests.tiny_runs import flags
 
-VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 @pytest.fixture
@@ -20,8 +20,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", found.append)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", found.append)
     return found
+
+
+def test_pytorch_takes_it_and_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    let_segments_grow()  # a warning is an error here
+    assert "expandable_segments:True" in torch._C._accelerator_getAllocatorSettings()
+    let_segments_grow(False)
+    assert "expandable_segments:False" in torch._C._accelerator_getAllocatorSettings()
 
 
 def test_segments_grow_where_nobody_wishes_otherwise(asked: list[str]) -> None:
@@ -58,6 +68,7 @@ def test_nothing_is_asked_without_a_card(asked: list[str], monkeypatch: pytest.M
         ("ppo", {"reward_funcs": "r.py:f"}, True),
         ("ppo", {"reward_funcs": "r.py:f", "sampler": "graph"}, True),
         ("ppo", {"reward_funcs": "r.py:f", "sampler": "vllm"}, False),
+        ("ppo", {"reward_funcs": "r.py:f", "vllm_server_base_url": "http://node:8000"}, True),
         ("grpo", {"reward_funcs": "r.py:f"}, True),
         ("grpo", {"reward_funcs": "r.py:f", "use_vllm": True}, False),
         ("rloo", {"reward_funcs": "r.py:f", "use_vllm": True}, False),
@@ -71,4 +82,4 @@ def test_a_recipe_asks_for_it_but_beside_vllm(
         patch.setattr(torch.cuda, "is_available", lambda: False)
         config = parse(recipe, words)
     _prepare_card(config)
-    assert asked == ["expandable_segments:True"] * grows
+    assert asked == [f"expandable_segments:{grows}"]

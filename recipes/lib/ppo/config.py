@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from recipes.lib.errors import UserError
-from recipes.lib.sharded import refuse_warmup
+from recipes.lib.sharded import refuse_in_engine
 
 AT_LEAST_ONE = (
     "total_episodes",
@@ -232,7 +232,7 @@ class PPOConfig(TrainingArguments):
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
         super().__post_init__()
-        refuse_warmup(self)
+        refuse_in_engine(self)
         self.gradient_accumulation_steps = self._derived_accumulation()
         if given_accumulation not in (None, self.gradient_accumulation_steps):
             raise UserError(

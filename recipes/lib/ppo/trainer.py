@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 
 from recipes.lib.backbone import ActorCritic
 from recipes.lib.errors import UserError
+from recipes.lib.fine_precision import as_trained
 from recipes.lib.fit import check_prompts
 from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
@@ -102,8 +103,7 @@ class PPOTrainer(Resumable, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.reference is not None:
-            self.reference.to(args.device)
+        as_trained(self, self.reference)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
         size, device = args.scoring_batch_size, args.device
