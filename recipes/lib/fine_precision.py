@@ -46,8 +46,8 @@ def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
 def as_trained(trainer: Any, model: nn.Module | None) -> None:
     """Turn a frozen model's weights to the format that the trained ones compute in.
 
-    DeepSpeed in 16 bits turns the trained weights to them, and there is no autocast; what is
-    compared with them, as a reference is, would otherwise differ from the first step on.
+    In 16 bits DeepSpeed turns the trained weights to them and FSDP2 gathers them so, where an
+    autocast would leave some in fp32; a reference would differ from the first step on.
 
     Args:
         trainer: A transformers Trainer.
@@ -58,7 +58,7 @@ def as_trained(trainer: Any, model: nn.Module | None) -> None:
         return
     formats = {"bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = formats.get(trainer.accelerator.mixed_precision)
-    if trainer.is_deepspeed_enabled and dtype is not None:
+    if (trainer.is_deepspeed_enabled or trainer.accelerator.is_fsdp2) and dtype is not None:
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
     model.to(trainer.args.device)
