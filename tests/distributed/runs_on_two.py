@@ -167,10 +167,13 @@ def words_of(name: str, use_cpu: bool, output_dir: str | None = None, **more: An
     return [name.partition("_")[0], *flags(values)]
 
 
-def on_two(folder: Path, config: str) -> subprocess.CompletedProcess[str]:
-    path = str(ROOT / f"configs/accelerate/{config}.yaml")
-    start = ["accelerate.commands.launch", "--config_file", path, "--num_processes", "2"]
-    start += ["--tee", "3", "--log_dir", "logs", str(WORKER), "runs.json", "notes"]
+def on_two(
+    folder: Path, config: str, runs: str = "runs", num_processes: int = 2
+) -> subprocess.CompletedProcess[str]:
+    path, notes = str(ROOT / f"configs/accelerate/{config}.yaml"), runs.replace("runs", "notes")
+    start = ["accelerate.commands.launch", "--config_file", path]
+    start += ["--num_processes", str(num_processes), "--tee", "3", "--log_dir", f"logs_{runs}"]
+    start += [str(WORKER), f"{runs}.json", notes]
     return subprocess.run(
         [sys.executable, "-m", *start],
         cwd=folder,

@@ -60,7 +60,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# ZeRO-2 is the long way once more; its runs in bf16, and what its engine does, are in every run.
+SLOW = {"zero2": pytest.mark.slow}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=SLOW.get(kind, ())) for kind in KINDS]
+)
 def folders(
     request: pytest.FixtureRequest, one: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
@@ -176,7 +182,7 @@ def test_only_the_main_process_writes_and_prints(folders: tuple[Path, Path]) -> 
     for name in RUNS.keys() - RESUMED.keys():
         there = [sorted(p.name for p in (f / name).rglob("*")) for f in (one, two)]
         assert there[0] == there[1]
-    logs = {path.parent.name + path.name: path for path in (two / "logs").rglob("*.log")}
+    logs = {path.parent.name + path.name: path for path in (two / "logs_runs").rglob("*.log")}
     said = "".join(logs[f"1{stream}.log"].read_text() for stream in ("stdout", "stderr"))
     # warnings of torch's C++ part, and DeepSpeed on having compiled one
     not_ours = ("[rank1]:[W", "[W", "[Gloo]", "DeepSpeed deepspeed.ops")
@@ -214,6 +220,25 @@ def test_one_process_resumes_what_two_began_or_refuses_it(folders: tuple[Path, P
                 continue
             make([*words, "--resume"])
         alone, expected = weights(two / f"{name}_alone/final"), weights(two / name / "final")
+        assert all(torch.allclose(alone[key], t, atol=1e-6) for key, t in expected.items())
+
+
+def test_one_process_of_fsdp2_goes_on_with_the_shards_of_two(folders: tuple[Path, Path]) -> None:
+    two = folders[1]
+    if two.name != "fsdp2":  # the others allow it to one process as it is, or not at all
+        return
+    names = [name for name in RESUMED if name != "rloo"]
+    words = [words_of(name, False, f"{name}_of_one") for name in names]
+    (two / "runs_of_one.json").write_text(json.dumps([[*row, "--resume"] for row in words]))
+    with inside(two):
+        for name in names:
+            cut(Path(name), Path(f"{name}_of_one"))
+    done = on_two(two, "fsdp2", "runs_of_one", 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads((two / "notes_of_one0.json").read_text())
+    assert {(note["processes"], note["kind"], note["step"]) for note in seen} == {(1, "FSDP", 3)}
+    for name in names:
+        alone, expected = (weights(two / n / "final") for n in (f"{name}_of_one", name))
         assert all(torch.allclose(alone[key], t, atol=1e-6) for key, t in expected.items())
 
 
