@@ -223,10 +223,10 @@ def test_one_process_resumes_what_two_began_or_refuses_it(folders: tuple[Path, P
         assert all(torch.allclose(alone[key], t, atol=1e-6) for key, t in expected.items())
 
 
+# The others allow it to one process as it is, or not at all.
+@pytest.mark.parametrize("folders", ["fsdp2"], indirect=True)
 def test_one_process_of_fsdp2_goes_on_with_the_shards_of_two(folders: tuple[Path, Path]) -> None:
     two = folders[1]
-    if two.name != "fsdp2":  # the others allow it to one process as it is, or not at all
-        return
     names = [name for name in RESUMED if name != "rloo"]
     words = [words_of(name, False, f"{name}_of_one") for name in names]
     (two / "runs_of_one.json").write_text(json.dumps([[*row, "--resume"] for row in words]))
