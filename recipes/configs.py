@@ -3,14 +3,13 @@
 A configuration's name is its path under `configs/` without the ending, e.g. `quickstart/ppo`.
 """
 
-import difflib
 import sys
 import textwrap
 from pathlib import Path
 
 from recipes.lib.errors import UserError
 from recipes.lib.help import show
-from recipes.lib.shipped import FOLDER, find_configs
+from recipes.lib.shipped import FOLDER, find_config, find_configs
 
 USAGE = """usage: rlhf configs                     list names and purposes
        rlhf configs show NAME           print one
@@ -55,36 +54,14 @@ def run(argv: list[str], folder: Path = FOLDER) -> str:
         case [] | ["list"]:
             return listing(folder)
         case ["show", name]:
-            return find(name, folder).read_text(encoding="utf-8").rstrip()
+            return find_config(name, folder).read_text(encoding="utf-8").rstrip()
         case ["copy", name]:
-            return copy(find(name, folder), Path())
+            return copy(find_config(name, folder), Path())
         case ["copy", name, dest]:
-            return copy(find(name, folder), Path(dest))
+            return copy(find_config(name, folder), Path(dest))
         case ["show" | "copy" as action, *rest]:
             raise UserError(f"{action}: takes a NAME{_dest(action)}, got {len(rest)} words.")
     raise UserError(f"{argv[0]}: is no action; write rlhf configs [show|copy NAME].")
-
-
-def find(name: str, folder: Path) -> Path:
-    """Finds one configuration by name.
-
-    Args:
-        name: With or without `configs/` in front and `.yaml` behind.
-        folder: Where they are.
-
-    Returns:
-        Its path.
-
-    Raises:
-        UserError: There is none of that name; the nearest is named.
-    """
-    known = find_configs(folder)
-    wanted = name.removeprefix("configs/").removesuffix(".yaml")
-    if wanted in known:
-        return known[wanted]
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
-    remedy = f"the nearest is {near[0]}" if near else "`rlhf configs` lists them"
-    raise UserError(f"{name}: there is no such configuration; {remedy}.")
 
 
 def listing(folder: Path) -> str:

@@ -24,11 +24,12 @@ from recipes.lib.arguments import Config, launch, parse
 from recipes.lib.errors import UserError
 from recipes.lib.quiet import hide_short_bars
 from recipes.lib.runs import is_run, move_aside, read_jsonl, write_json
+from recipes.lib.shipped import FOLDER
 from recipes.lib.strict_yaml import read_yaml
 
 STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
 ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
-CONFIGS = Path(__file__).parent.parent / "configs" / "quickstart"
+CONFIGS = FOLDER / "quickstart"
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.checkpoints import numbered, read_manifest
-from recipes.lib.processes import Launch
+from recipes.lib.launch import Launch
 
 KINDS_OF_FILES = (
     ("pytorch_model_fsdp*", "fsdp"),
@@ -53,26 +53,26 @@ def quantized_zero3(config: Any, launch: Launch, card: Card | None) -> str:
 
 def int8_fsdp(config: Any, launch: Launch, card: Card | None) -> str:
     """8-bit weights under FSDP."""
-    is_int8 = _bits(config) == "load_in_8bit" and launch.kind.startswith("fsdp")
+    is_int8 = _bits(config) == "load_in_8bit" and launch.is_fsdp
     return "load_in_8bit=true with FSDP" if is_int8 else ""
 
 
 def int4_fsdp(config: Any, launch: Launch, card: Card | None) -> str:
     """4-bit weights under FSDP."""
-    is_int4 = _bits(config) == "load_in_4bit" and launch.kind.startswith("fsdp")
+    is_int4 = _bits(config) == "load_in_4bit" and launch.is_fsdp
     return "load_in_4bit=true with FSDP" if is_int4 else ""
 
 
 def graph_sharded(config: Any, launch: Launch, card: Card | None) -> str:
     """CUDA graphs of weights that move."""
-    moves = launch.kind.startswith("fsdp") or launch.kind == "zero3"
+    moves = launch.is_fsdp or launch.kind == "zero3"
     is_graph = _of(config, "sampler") == "graph"
     return f"sampler=graph with {launch.kind}" if is_graph and moves else ""
 
 
 def vllm_sharded(config: Any, launch: Launch, card: Card | None) -> str:
     """PPO's vLLM sampler and shards."""
-    moves = launch.kind.startswith("fsdp") or launch.kind == "zero3"
+    moves = launch.is_fsdp or launch.kind == "zero3"
     is_vllm = _of(config, "sampler") == "vllm"
     return f"sampler=vllm with {launch.kind}" if is_vllm and moves else ""
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from recipes.lib import launch_checks as checks
 from recipes.lib.errors import UserError
+from recipes.lib.launch import Launch
 from recipes.lib.launch_checks import Card
-from recipes.lib.processes import Launch
 
 
 @dataclass(frozen=True)

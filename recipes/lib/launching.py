@@ -18,7 +18,7 @@ from subprocess import CalledProcessError, Popen
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.shipped import FOLDER, find_configs
+from recipes.lib.launch import find_accelerate_config
 from recipes.lib.stopping import EXIT_CODE, SIGNALS
 
 CONFIG = "accelerate_config"
@@ -124,7 +124,7 @@ def accelerate_arguments(recipe: str, given: dict[str, str], rest: Sequence[str]
     """
     if recipe not in RECIPES:
         raise UserError(f"{CONFIG} is for recipes that train: {', '.join(RECIPES)}.")
-    path = find_config(given[CONFIG])
+    path = find_accelerate_config(given[CONFIG])
     numbers = ("num_processes", "num_machines", "machine_rank", "main_process_port")
     for name in numbers:
         if name in given and not given[name].isdigit():
@@ -135,27 +135,6 @@ def accelerate_arguments(recipe: str, given: dict[str, str], rest: Sequence[str]
     flags = [word for name in TAKEN if name in given for word in (f"--{name}", given[name])]
     start = ["--config_file", str(path), *flags, "-m", f"recipes.{recipe}", *rest]
     return launch_command_parser().parse_args(start)
-
-
-def find_config(name: str) -> Path:
-    """The file of an accelerate configuration.
-
-    Args:
-        name: A file, or the name of one that comes with the project, such as ddp.
-
-    Returns:
-        Its path.
-
-    Raises:
-        UserError: There is none.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    known = find_configs(FOLDER / "accelerate")
-    if name not in known:
-        there = f"; there are {', '.join(known)}, or name a file" if known else "; name a file"
-        raise UserError(f"{CONFIG}={name}: there is no such configuration{there}.")
-    return known[name]
 
 
 def _refuse_one_process(path: Path, given: dict[str, str]) -> None:

@@ -2,89 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from recipes.lib.errors import UserError
 
 Result = TypeVar("Result")
-TRUE = ("1", "true", "yes", "y", "on", "t")
 PATIENCE = 5.0  # seconds that the first process gets to tell a mistake, which is most often shared
-SHARDED = ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")  # kinds in which no process holds it all
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a run was started.
-
-    Args:
-        kind: "single", "ddp", "fsdp1", "fsdp2", or "zero" with its stage.
-        num_processes: How many processes, on all machines.
-        on_cpu: Whether they compute on the CPU.
-        num_machines: How many machines they run on, as many on each.
-    """
-
-    kind: str
-    num_processes: int
-    on_cpu: bool = False
-    num_machines: int = 1
-
-    @classmethod
-    def here(cls, training: Any = None) -> Launch:
-        """How this process was started.
-
-        Args:
-            training: A TrainingArguments, which may ask for FSDP or DeepSpeed by itself.
-
-        Returns:
-            The launch.
-        """
-        number = num_processes()
-        machines = max(number // int(os.environ.get("LOCAL_WORLD_SIZE", number)), 1)
-        on_cpu = _is_true("ACCELERATE_USE_CPU") or bool(getattr(training, "use_cpu", False))
-        if getattr(training, "deepspeed", None) or _is_true("ACCELERATE_USE_DEEPSPEED"):
-            return cls(f"zero{_zero_stage(training)}", number, on_cpu, machines)
-        if getattr(training, "fsdp", None) or _is_true("ACCELERATE_USE_FSDP"):
-            return cls(f"fsdp{_fsdp_version(training)}", number, on_cpu, machines)
-        return cls("ddp" if number > 1 else "single", number, on_cpu, machines)
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any], number: int | None = None) -> Launch:
-        """What an accelerate configuration starts.
-
-        Args:
-            config: Its content.
-            number: Processes that `--num_processes` asks for.
-
-        Returns:
-            The launch.
-        """
-        number = number or int(config.get("num_processes", 1))
-        machines = int(config.get("num_machines") or 1)
-        named, on_cpu = str(config.get("distributed_type", "NO")), bool(config.get("use_cpu"))
-        if named == "DEEPSPEED":
-            stage = (config.get("deepspeed_config") or {}).get("zero_stage", 2)
-            return cls(f"zero{stage}", number, on_cpu, machines)
-        if named == "FSDP":
-            version = (config.get("fsdp_config") or {}).get("fsdp_version", 1)
-            return cls(f"fsdp{version}", number, on_cpu, machines)
-        is_ddp = named != "NO" and number > 1
-        return cls("ddp" if is_ddp else "single", number, on_cpu, machines)
-
-    def told(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
-        return {"kind": self.kind, "num_processes": self.num_processes}
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether no process holds the whole state of the training."""
-        return self.kind in SHARDED
 
 
 def is_main_process() -> bool:
@@ -184,24 +111,3 @@ def use_what_is_there() -> None:
 
         if not torch.accelerator.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
-
-
-def _zero_stage(training: Any) -> int:
-    given = getattr(training, "deepspeed", None) or os.environ.get(
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE"
-    )
-    if isinstance(given, str) and Path(given).is_file():
-        given = json.loads(Path(given).read_text(encoding="utf-8"))
-    if isinstance(given, Mapping):
-        return int((given.get("zero_optimization") or {}).get("stage", 0))
-    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-
-
-def _fsdp_version(training: Any) -> int:
-    if getattr(training, "fsdp", None):
-        return int((training.fsdp_config or {}).get("version", 2))
-    return int(os.environ.get("FSDP_VERSION", "1"))
-
-
-def _is_true(name: str) -> bool:
-    return os.environ.get(name, "").lower() in TRUE

@@ -1,7 +1,6 @@
 """`--accelerate_config`: what is handed to accelerate, what is refused before it starts."""
 
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from accelerate.commands.config import load_config_from_file
 from recipes import cli
 from recipes.lib import launching
 from recipes.lib.errors import UserError
-from recipes.lib.processes import Launch
+from recipes.lib.launch import Launch, find_accelerate_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs/accelerate"
@@ -38,8 +37,8 @@ def test_accelerate_reads_a_configuration_and_its_header_has_both_commands(
 
 def test_these_are_all_configurations_and_each_is_found_by_name_or_path() -> None:
     assert sorted(path.stem for path in CONFIGS.iterdir()) == sorted(NAMES)
-    assert launching.find_config("ddp") == CONFIGS / "ddp.yaml"
-    assert launching.find_config(str(CONFIGS / "cpu.yaml")) == CONFIGS / "cpu.yaml"
+    assert find_accelerate_config("ddp") == CONFIGS / "ddp.yaml"
+    assert find_accelerate_config(str(CONFIGS / "cpu.yaml")) == CONFIGS / "cpu.yaml"
 
 
 def test_flags_of_accelerate_go_to_it_and_all_others_to_the_recipe() -> None:
@@ -152,18 +151,18 @@ def test_the_exit_code_is_the_one_that_says_most(codes: dict[int, int], code: in
 def test_an_installed_package_brings_its_configurations_along() -> None:
     import tomllib
 
-    from recipes.lib.shipped import INSTALLED
+    from recipes.lib.shipped import SHARE
 
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     shipped = {path.parent for path in (ROOT / "configs").rglob("*.yaml")}
     named = {f"share/rlhf-recipes/{p.relative_to(ROOT)}" for p in shipped}
     assert set(tables["data-files"]) == named
-    assert INSTALLED.relative_to(sys.prefix) == Path("share/rlhf-recipes/configs")
+    assert Path("share/rlhf-recipes/configs") == SHARE
 
 
 def test_a_wrong_name_without_any_configurations_asks_for_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(launching, "FOLDER", tmp_path)
+    monkeypatch.setattr("recipes.lib.launch.FOLDER", tmp_path)
     with pytest.raises(UserError, match=r"accelerate_config=ddp: .*; name a file\.$"):
-        launching.find_config("ddp")
+        find_accelerate_config("ddp")

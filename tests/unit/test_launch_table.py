@@ -12,10 +12,10 @@ from accelerate import PartialState
 from recipes.lib.arguments import Config, parse
 from recipes.lib.checkpoints import seal
 from recipes.lib.errors import UserError
+from recipes.lib.launch import Launch
 from recipes.lib.launch_checks import Card, kind_of
 from recipes.lib.launch_table import TABLE, refusals, refuse
 from recipes.lib.policies import own_card
-from recipes.lib.processes import Launch
 from tests.tiny_runs import flags
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast, Trainer
 from recipes import plan as recipe
 from recipes.lib.arguments import launch, parse
 from recipes.lib.errors import UserError
+from recipes.lib.launch import Launch, read_launch
 from recipes.lib.plan import start
 from recipes.lib.plan.advice import find_changes
-from recipes.lib.plan.launch import Launch, read_launch
 from recipes.lib.plan.make import Target, plan_of
 from recipes.lib.plan.optimizers import state_bytes
 from recipes.lib.plan.paper import num_bytes
@@ -191,7 +191,7 @@ def test_shards_divide_what_they_should(place: Path) -> None:
     base, optimizer, gradients = fixed(one, BASE, OPTIMIZER, GRADIENTS)
     ddp = fixed(planned("sft", Launch("ddp", 4)), BASE, OPTIMIZER, GRADIENTS)
     assert ddp == [base, optimizer, 2 * gradients]  # and the buckets
-    fsdp = fixed(planned("sft", Launch("fsdp", 4)), BASE, OPTIMIZER, GRADIENTS)
+    fsdp = fixed(planned("sft", Launch("fsdp2", 4)), BASE, OPTIMIZER, GRADIENTS)
     assert fsdp == [base // 4, optimizer // 4, gradients // 4]
     zero2 = fixed(planned("sft", Launch("zero2", 4)), BASE, OPTIMIZER)
     assert zero2 == [base, optimizer // 4]
@@ -215,8 +215,8 @@ def test_roles_of_ppo_are_one_base_under_lora_and_copies_else(place: Path) -> No
 def test_a_launch_is_read_from_accelerates_files(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("distributed_type: FSDP\nnum_processes: 8\nfsdp_config:\n  fsdp_version: 2\n")
-    assert read_launch(str(file), None) == Launch("fsdp", 8)
-    assert read_launch(str(file), 2) == Launch("fsdp", 2)
+    assert read_launch(str(file), None) == Launch("fsdp2", 8)
+    assert read_launch(str(file), 2) == Launch("fsdp2", 2)
     file.write_text("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n")
     assert str(read_launch(str(file), 4)) == "ZeRO-3, 4 processes"
     file.write_text('distributed_type: "NO"\nnum_processes: 1\n')

@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from recipes import plan as recipe
 from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
+from recipes.lib.launch import Launch, read_launch
 from recipes.lib.launch_table import TABLE, refuse
 from recipes.lib.plan import start
-from recipes.lib.plan.launch import read_started
-from recipes.lib.processes import Launch
 from tests.plan_reality import ALIKE, rows_of
 from tests.tiny_models import save_model
 from tests.tiny_runs import LORA, flags, write
@@ -173,4 +172,4 @@ def test_the_table_goes_with_no_other_flag(capsys: pytest.CaptureFixture[str]) -
 def test_a_launch_is_read_as_a_run_sees_it(
     name: str | None, number: int | None, expected: Any
 ) -> None:
-    assert read_started(name, number) == expected
+    assert read_launch(name, number) == expected

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.arguments import parse
-from recipes.lib.plan.launch import Launch
+from recipes.lib.launch import Launch
 from recipes.lib.plan.make import Target, plan_of
 from recipes.lib.plan.shape import BASE, CACHE, WORKSPACE, Plan
 from tests.plan_reality import ALIKE
@@ -95,7 +95,7 @@ def test_a_captured_cache_has_the_rows_that_a_process_samples() -> None:
 @pytest.mark.usefixtures("place")
 def test_a_rollout_of_shards_gathers_all_weights_and_training_two_layers() -> None:
     values = {"model_name_or_path": "deep", "critic": "head", "sampler": "transformers"}
-    one, two = planned(**values), planned(Launch("fsdp", 2), **values)
+    one, two = planned(**values), planned(Launch("fsdp2", 2), **values)
     # Weights: queries and outputs, keys and values, three products of the units, two norms.
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
     # embedding and head, the last norm, a value head with 256 units and their biases
@@ -118,7 +118,7 @@ def test_recipes_of_trl_gather_layer_by_layer_also_while_they_sample() -> None:
     values |= {"model_name_or_path": "deep", "num_generations": 2, "gradient_accumulation_steps": 2}
     config = parse("grpo", flags(values))
     one, two = (
-        plan_of(config, Target(launch, torch.bfloat16)) for launch in (Launch(), Launch("fsdp", 2))
+        plan_of(config, Target(launch, torch.bfloat16)) for launch in (Launch(), Launch("fsdp2", 2))
     )
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
     grown = of(two, "sampling")[WORKSPACE] - of(one, "sampling")[WORKSPACE]

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from recipes.lib.arguments import Config, parse
+from recipes.lib.launch import Launch
 from recipes.lib.launch_checks import Card
 from recipes.lib.launch_table import refusals
 from recipes.lib.plan import beside_vllm
 from recipes.lib.plan.beside_vllm import held
-from recipes.lib.processes import Launch
 from tests.model_shapes import SHAPES
 from tests.tiny_runs import flags
 

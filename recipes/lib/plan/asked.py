@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.plan.launch import Launch, read_launch, read_started
+from recipes.lib.launch import Launch, read_launch
 from recipes.lib.plan.sizes import read_memory
-from recipes.lib.processes import Launch as Started
 
 RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
 FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", "prompt_length", "json")
@@ -27,8 +26,7 @@ class Asked:
         recipe: Name of the recipe.
         file: The configuration.
         memory: Bytes of a card; None for that of the visible one.
-        launch: The processes, as a plan sees them.
-        started: The same as a run sees them at its start.
+        launch: How the run is started.
         prompt_length: Tokens of a prompt where the recipe has no limit.
         json: File for the plan as JSON; "-" for the terminal, None for none.
     """
@@ -38,7 +36,6 @@ class Asked:
     file: Path | None
     memory: int | None = None
     launch: Launch = field(default_factory=Launch)
-    started: Started = field(default_factory=lambda: Started("single", 1))
     prompt_length: int = 512
     json: str | None = None
 
@@ -62,14 +59,12 @@ def read_asked(argv: Sequence[str]) -> Asked:
     """
     given, rest = split(list(argv))
     file = _file(rest)
-    processes = given.get("accelerate_config"), _number(given, "num_processes")
     return Asked(
         rest=tuple(rest),
         recipe=_recipe(given.get("recipe"), file),
         file=file,
         memory=read_memory(given["memory"]) if "memory" in given else None,
-        launch=read_launch(*processes),
-        started=read_started(*processes),
+        launch=read_launch(given.get("accelerate_config"), _number(given, "num_processes")),
         prompt_length=_number(given, "prompt_length") or 512,
         json=given.get("json"),
     )

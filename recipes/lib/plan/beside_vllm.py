@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.launch import Launch
 from recipes.lib.plan.shape import ADAPTERS, BASE, HEADS, OTHERS
 from recipes.lib.plan.sizes import GIB
 
@@ -27,12 +28,12 @@ class Held:
     trained: float
 
 
-def held(config: Any, launch: Any) -> Held | None:
+def held(config: Any, launch: Launch) -> Held | None:
     """What vLLM and the training hold on a card, without optimizer, activations and buffers.
 
     Args:
         config: The parsed Config of a recipe that samples.
-        launch: How it is started, a `recipes.lib.processes.Launch`.
+        launch: How it is started.
 
     Returns:
         The sizes; None for a model whose shapes are not to be had.
@@ -49,20 +50,17 @@ def held(config: Any, launch: Any) -> Held | None:
         return None
 
 
-def _held(config: Any, launch: Any) -> Held:
-    from recipes.lib.plan.launch import Launch
+def _held(config: Any, launch: Launch) -> Held:
     from recipes.lib.plan.make import Target, plan_of
 
-    kinds = {"single": "one", "fsdp1": "fsdp", "fsdp2": "fsdp", "zero1": "zero2"}
-    planned = Launch(kinds.get(launch.kind, launch.kind), launch.num_processes)
     configs = config.path.resolve().parent.parent if config.path is not None else None
-    plan = plan_of(config, Target(planned, configs=configs, is_fixed_only=True))
+    plan = plan_of(config, Target(launch, configs=configs, is_fixed_only=True))
     shape = _shape(config, configs)
     ranks = getattr(config.training, "vllm_tensor_parallel_size", 1)
     parts = plan.fullest.parts
     served = WIDTH * plan.parameters
     if getattr(config.model, "load_in_4bit", False):
-        served = parts[BASE] * planned.shards_weights  # vLLM packs them, too
+        served = parts[BASE] * launch.shards_weights  # vLLM packs them, too
     return Held(
         served / ranks / GIB,
         _cache(shape, longest(config.training)) / ranks / GIB,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.lib.launch import Launch
 from recipes.lib.plan import paper, passes
 from recipes.lib.plan.cast import Cast, make_cast
-from recipes.lib.plan.launch import Launch
 from recipes.lib.plan.meter import Meter
 from recipes.lib.plan.optimizers import state_bytes, step_bytes
 from recipes.lib.plan.sampled import beside_captured, prompt_length, sampled, training_bytes
@@ -200,7 +200,7 @@ def _size(parameter: nn.Parameter) -> int:
 
 def _held(parameter: nn.Parameter, target: Target) -> int:
     """Bytes of a weight as the launch keeps it: FSDP2 trains in fp32 under mixed precision."""
-    if target.launch.kind == "fsdp" and target.autocast is not None and parameter.requires_grad:
+    if target.launch.is_fsdp and target.autocast is not None and parameter.requires_grad:
         return 4 * parameter.numel()
     return _size(parameter)
 

@@ -23,11 +23,11 @@ def refused_of(config: Any, asked: Asked, memory: int | None) -> list[tuple[Refu
     Returns:
         The lines, each with what is wrong in keys and values.
     """
-    started = asked.started
-    started = replace(started, on_cpu=started.on_cpu or bool(config.training.use_cpu))
+    on_cpu = asked.launch.on_cpu or bool(config.training.use_cpu)
+    launch = replace(asked.launch, on_cpu=on_cpu)
     if memory is None:
-        return refusals(config, started)
-    return refusals(config, started, Card(memory / GIB, _cards(asked)))
+        return refusals(config, launch)
+    return refusals(config, launch, Card(memory / GIB, _cards(asked)))
 
 
 def _cards(asked: Asked) -> int:
@@ -36,7 +36,7 @@ def _cards(asked: Asked) -> int:
 
     if asked.memory is None and torch.cuda.is_available():
         return int(torch.cuda.device_count())
-    return max(1, asked.started.num_processes // asked.started.num_machines)
+    return max(1, asked.launch.num_processes // asked.launch.num_machines)
 
 
 def nothing_new(

@@ -77,11 +77,11 @@ def check_plan(config: Any, has_test: bool = True) -> None:
 
 
 def _refusal(config: Any, has_test: bool) -> str | None:
-    from recipes.lib.plan.launch import current_launch
+    from recipes.lib.launch import Launch
     from recipes.lib.plan.make import Target, plan_of
 
     training = config.training
-    launch = current_launch(training)
+    launch = Launch.here(training)
     if launch.kind == "zero3":
         # Under it a model is divided while it is built, by all processes together.
         print("plan: skipped (under ZeRO-3; ask rlhf plan)", file=sys.stderr)
@@ -116,11 +116,11 @@ def _refusal(config: Any, has_test: bool) -> str | None:
 def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
     from recipes.lib.arguments import rebuilt
     from recipes.lib.finishing import set_accumulation
+    from recipes.lib.launch import Launch
     from recipes.lib.launch_table import refusals
     from recipes.lib.plan.advice import find_changes
     from recipes.lib.plan.make import plan_of
     from recipes.lib.plan.refused import nothing_new
-    from recipes.lib.processes import Launch
 
     started = Launch.here(config.training)
 
