@@ -19,17 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config, launch
+from recipes.lib.arguments import Config
 from recipes.lib.errors import UserError
+from recipes.lib.files import copy_tree, write_jsonl
 from recipes.lib.guard import guarded
-from recipes.lib.runs import (
-    Run,
-    RunArguments,
-    copy_tree,
-    is_main_process,
-    open_run,
-    write_jsonl,
-)
+from recipes.lib.main import launch
+from recipes.lib.processes import is_main_process
+from recipes.lib.runs import Run, RunArguments, open_run
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

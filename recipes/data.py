@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, read
-from recipes.lib.data_keys import validate
+from recipes.lib.arguments import Config
+from recipes.lib.data import read
+from recipes.lib.data_keys import DataArguments, validate
 from recipes.lib.errors import UserError
+from recipes.lib.main import launch
+from recipes.lib.model_folders import TrustArguments
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.trust import TrustArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,7 +110,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
         return None
     from pathlib import Path
 
-    from recipes.lib.models import load_tokenizer
+    from recipes.lib.vocabulary import load_tokenizer
 
     tokenizer = load_tokenizer(
         script.model_name_or_path,

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.arguments import Config
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
+from recipes.lib.main import launch
+from recipes.lib.model_folders import TrustArguments
+from recipes.lib.prompts import prompt_text
 from recipes.lib.runs import FolderArguments, open_run
-from recipes.lib.trust import TrustArguments
 
 POSITIONAL = "run"
 

@@ -21,12 +21,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.arguments import Config
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
+from recipes.lib.files import write_jsonl
 from recipes.lib.guard import guarded
-from recipes.lib.runs import FolderArguments, Run, open_run, write_jsonl
-from recipes.lib.trust import TrustArguments
+from recipes.lib.main import launch
+from recipes.lib.model_folders import TrustArguments
+from recipes.lib.prompts import prompt_text
+from recipes.lib.runs import FolderArguments, Run, open_run
 
 if TYPE_CHECKING:
     from recipes.lib.feedback.pairs import Pair
@@ -90,7 +94,8 @@ def sample(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair
     from trl import ModelConfig
 
     from recipes.lib.feedback.pairs import sample_pairs
-    from recipes.lib.models import load_policy, load_tokenizer
+    from recipes.lib.policies import load_policy
+    from recipes.lib.vocabulary import load_tokenizer
 
     name = script.model_name_or_path or ""
     trusted = script.trust_remote_code

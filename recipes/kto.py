@@ -26,12 +26,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, load_splits, prompt_text
+from recipes.lib.arguments import Config
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.guard import guarded
+from recipes.lib.main import launch
 from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.processes import is_main_process
+from recipes.lib.prompts import prompt_text
+from recipes.lib.runs import RunArguments, check_folder, open_run
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
 PAIR = ("chosen", "rejected")
@@ -84,9 +88,10 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     from trl import KTOTrainer
 
     from recipes.lib.fit import check_fit
-    from recipes.lib.generation import prompt_token_ids
-    from recipes.lib.models import load_policy, load_tokenizer, peft_config
+    from recipes.lib.policies import load_policy, peft_config
+    from recipes.lib.prompts import prompt_token_ids
     from recipes.lib.trl_trainers import make
+    from recipes.lib.vocabulary import load_tokenizer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
@@ -156,7 +161,8 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
+    from recipes.lib.finishing import checkpoint_of, finish, save_final
+    from recipes.lib.group_batches import set_accumulation
     from recipes.lib.lineage import write_lineage
     from recipes.lib.progress import watch
 

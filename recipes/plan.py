@@ -82,14 +82,16 @@ def run(argv: list[str]) -> dict[str, Any]:
 
     asked = read_asked(argv)
     hush()
+    from recipes.lib.main import parse
     from recipes.lib.plan.asked import parse_for
-    from recipes.lib.plan.make import Target, plan_of
+    from recipes.lib.plan.make import plan_of
     from recipes.lib.plan.page import show_plan, show_refused
     from recipes.lib.plan.refused import as_dicts, nothing_new, refused_of
     from recipes.lib.plan.start import card_memory
+    from recipes.lib.plan.target import Target
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
-        config, autocast = parse_for(asked, changes)
+        config, autocast = parse_for(asked, parse, changes)
         target = Target(
             asked.launch, autocast, prompt_length=asked.prompt_length, configs=asked.configs
         )
@@ -155,7 +157,7 @@ def show_refusals(argv: list[str]) -> None:
 def _write(told: Any, place: str | None) -> None:
     import json
 
-    from recipes.lib.runs import write_json
+    from recipes.lib.files import write_json
 
     if place == "-":
         print(json.dumps(told, indent=1))

@@ -20,20 +20,18 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.arguments import Config
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
+from recipes.lib.files import read_jsonl
 from recipes.lib.guard import guarded
+from recipes.lib.main import launch
 from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.plan.start import PlanArguments, check_plan
+from recipes.lib.processes import is_main_process
 from recipes.lib.reward_arguments import RewardArguments
-from recipes.lib.runs import (
-    RunArguments,
-    check_folder,
-    is_main_process,
-    open_run,
-    read_jsonl,
-)
+from recipes.lib.runs import RunArguments, check_folder, open_run
 
 SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
 # Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
@@ -58,9 +56,10 @@ def arguments() -> tuple[type, ...]:
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
     from recipes.lib.continuing import goes_on, load_adapted_policy
-    from recipes.lib.models import load_policy, load_tokenizer, peft_config
+    from recipes.lib.policies import load_policy, peft_config
     from recipes.lib.ppo.trainer import PPOTrainer
     from recipes.lib.sharded import loads_whole
+    from recipes.lib.vocabulary import load_tokenizer
 
     assert config.training is not None and config.model is not None
     trusted = {"trust_remote_code": config.training.trust_remote_code}

@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.arguments import Config, launch, parse
+from recipes.lib.arguments import Config
 from recipes.lib.errors import UserError
+from recipes.lib.files import read_jsonl, write_json
+from recipes.lib.main import launch, parse
 from recipes.lib.quiet import hide_short_bars
-from recipes.lib.runs import is_run, move_aside, read_jsonl, write_json
+from recipes.lib.runs import is_run, move_aside
 from recipes.lib.shipped import FOLDER
 from recipes.lib.strict_yaml import read_yaml
 

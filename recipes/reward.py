@@ -21,13 +21,16 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, check_template
+from recipes.lib.arguments import Config
+from recipes.lib.chat_templates import check_template
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
+from recipes.lib.main import launch
 from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.processes import is_main_process
+from recipes.lib.runs import RunArguments, check_folder, open_run
 from recipes.lib.streaming import Rows, load_rows
 
 if TYPE_CHECKING:
@@ -90,10 +93,12 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from trl import RewardTrainer
 
     from recipes.lib.chat_templates import check_template_path
-    from recipes.lib.continuing import goes_on, load_adapted_classifier
+    from recipes.lib.continuing import goes_on
     from recipes.lib.fit import check_fit
-    from recipes.lib.models import load_reward_model, load_tokenizer, peft_config
+    from recipes.lib.models import load_adapted_classifier, load_reward_model
+    from recipes.lib.policies import peft_config
     from recipes.lib.trl_trainers import make
+    from recipes.lib.vocabulary import load_tokenizer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
@@ -145,7 +150,8 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, the model or the run folder cannot be used.
         RuntimeError: The saved model scores differently.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
+    from recipes.lib.finishing import checkpoint_of, finish, save_final
+    from recipes.lib.group_batches import set_accumulation
     from recipes.lib.lineage import write_lineage
     from recipes.lib.pair_scores import check_saved, score_shares
     from recipes.lib.progress import watch
@@ -177,10 +183,8 @@ def run(config: Config) -> dict[str, Any]:
     if is_main_process():
         folder.write_samples(scored)
         summary |= summarize(scored, rows.known, test)
-        data = script.data_names()
-        write_lineage(
-            folder.path, "reward", model_args.model_name_or_path, data, trust_remote_code=trusted
-        )
+        name, data = model_args.model_name_or_path, script.data_names()
+        write_lineage(folder.path, "reward", name, data, trust_remote_code=trusted)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
 
 

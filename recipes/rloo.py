@@ -24,13 +24,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.arguments import Config
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.guard import guarded
+from recipes.lib.main import launch
 from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.plan.start import PlanArguments, check_plan
+from recipes.lib.processes import is_main_process
 from recipes.lib.reward_arguments import RewardArguments
-from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.runs import RunArguments, check_folder, open_run
 
 SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
 
@@ -54,9 +57,10 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     from trl import RLOOTrainer
 
     from recipes.lib.fit import check_sampling
-    from recipes.lib.models import load_policy, load_tokenizer, peft_config
+    from recipes.lib.policies import load_policy, peft_config
     from recipes.lib.sampled_rewards import load_rewards
     from recipes.lib.trl_trainers import make
+    from recipes.lib.vocabulary import load_tokenizer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None

@@ -19,13 +19,16 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config, launch
-from recipes.lib.data import DataArguments, check_template
+from recipes.lib.arguments import Config
+from recipes.lib.chat_templates import check_template
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.guard import guarded
+from recipes.lib.main import launch
 from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.runs import RunArguments, check_folder, is_main_process, open_run
+from recipes.lib.processes import is_main_process
+from recipes.lib.runs import RunArguments, check_folder, open_run
 from recipes.lib.streaming import Rows, load_rows
 
 if TYPE_CHECKING:
@@ -90,8 +93,8 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     from trl import SFTTrainer
 
     from recipes.lib.fit import check_fit
-    from recipes.lib.models import load_policy, peft_config
     from recipes.lib.old_kwargs import check_dataset_kwargs
+    from recipes.lib.policies import load_policy, peft_config
     from recipes.lib.silent_rows import numbered, settle_silent
     from recipes.lib.trl_trainers import make
 
@@ -125,19 +128,19 @@ def _tokenized(rows: Any, known: Dataset | None, tokenizer: Any) -> Any:
     return keep_boundary(rows, known, tokenizer) if isinstance(known[0]["prompt"], str) else rows
 
 
-def load_tokenizer(config: Config, train: Dataset) -> Any:
+def tokenizer_of(config: Config, train: Dataset) -> Any:
     """The model's tokenizer, which can render the rows.
 
     Raises:
         UserError: There is none, or it lacks a chat template where the rows hold messages.
     """
-    from recipes.lib import models
     from recipes.lib.chat_templates import check_template_path
+    from recipes.lib.vocabulary import load_tokenizer
 
     training, model = config.training, config.model
     assert training is not None and model is not None
     check_template_path(training.chat_template_path)
-    tokenizer = models.load_tokenizer(
+    tokenizer = load_tokenizer(
         model.model_name_or_path or "",
         revision=model.model_revision,
         trust_remote_code=training.trust_remote_code,
@@ -193,7 +196,8 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final, set_accumulation
+    from recipes.lib.finishing import checkpoint_of, finish, save_final
+    from recipes.lib.group_batches import set_accumulation
     from recipes.lib.lineage import write_lineage
     from recipes.lib.progress import watch
 
@@ -205,7 +209,7 @@ def run(config: Config) -> dict[str, Any]:
     rows = load_text_rows(script, training)
     check_plan(config, rows.test is not None)
     trusted = training.trust_remote_code
-    trainer = make_trainer(config, load_tokenizer(config, rows.known), rows)
+    trainer = make_trainer(config, tokenizer_of(config, rows.known), rows)
     folder = open_run(config)
     watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)

@@ -8,7 +8,7 @@ import pytest
 import transformers
 from torch import nn
 
-from recipes.lib.arguments import launch
+from recipes.lib.main import launch
 from recipes.lib.plan.meter import Meter
 from recipes.lib.plan.paper import num_bytes, tensors_of
 from tests.tiny_runs import flags

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from recipes import dpo, grpo, kto, ppo, reward, rloo, sft
 from recipes.lib import progress
-from recipes.lib.arguments import parse
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import parse
 from tests.tiny_runs import FAST, write
 
 RECIPES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}

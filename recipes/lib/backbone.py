@@ -19,6 +19,7 @@ from torch.utils.checkpoint import noop_context_fn
 from recipes.lib.adapters import REFERENCE, VALUE, Adapters
 from recipes.lib.errors import UserError
 from recipes.lib.forward import Batch, base_model, has_plain_head, said_of, trunk_of
+from recipes.lib.policies import keep_unpacked
 
 ROUNDING = 1e-6  # relative, of equal fp32 numbers
 MOST_UNITS = 1024  # of the value head's hidden layer, so that its optimizer stays small
@@ -208,16 +209,6 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def keep_unpacked(model: Any) -> None:
-    """Stop bitsandbytes from packing 4-bit weights for evaluation, which lets no gradient through.
-
-    On CPUs with AVX512-BF16 it packs at the first evaluation and does not undo it for training.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def make_value_head(policy: Any, *, hidden: bool) -> nn.Sequential:

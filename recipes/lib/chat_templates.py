@@ -14,7 +14,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import load_tokenizer
+from recipes.lib.vocabulary import load_tokenizer
 
 KEY = "chat_template_path"
 
@@ -146,3 +146,21 @@ def _remedy(tokenizer: Any, answer: str, model_name: str | None) -> str:
         where = "" if model_name is None else f" in the tokenizer_config.json of {model_name}"
         return f"set eos_token={max(added, key=answer.rfind)}{where}, which it does write"
     return f"{_give(model_name)} a template that does"
+
+
+def check_template(row: dict[str, Any], column: str, has_template: bool) -> None:
+    """Refuse conversations for a tokenizer that cannot render them.
+
+    Args:
+        row: One row of the data.
+        column: A column that holds text or messages.
+        has_template: Whether there will be a chat template.
+
+    Raises:
+        UserError: The column holds messages and there is no chat template.
+    """
+    if isinstance(row[column], list) and not has_template:
+        raise UserError(
+            f"chat_template_path is missing: {column} holds messages, but the tokenizer has no "
+            "chat template; name a .jinja file or a model that has one."
+        )

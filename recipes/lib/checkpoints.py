@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.runs import write_json
+from recipes.lib.files import write_json
 
 MANIFEST = "manifest.json"
 PARTIAL = "_partial"  # folder of what is being written or deleted; what begins with _ is not pushed

@@ -14,7 +14,8 @@ from trl import ModelConfig
 from recipes.lib.generation import Completion, sample
 from recipes.lib.judges import Judge
 from recipes.lib.likelihood import completion_logps
-from recipes.lib.models import evaluation_device, load_policy, load_tokenizer
+from recipes.lib.policies import evaluation_device, load_policy
+from recipes.lib.vocabulary import load_tokenizer
 
 
 @dataclass(frozen=True)

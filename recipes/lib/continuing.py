@@ -7,13 +7,12 @@ merged into.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.adapter_folders import adapter_base, adapter_task, as_base_of, put_on
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import is_adapter, resolve_model
-from recipes.lib.models import load_policy, load_reward_model
+from recipes.lib.policies import load_policy
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,56 +59,6 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
             trust_remote_code=trust_remote_code,
         )
     return put_on(model, path, trainable=True)
-
-
-def load_adapted_classifier(
-    model_args: ModelConfig, *, trust_remote_code: bool = False
-) -> PeftModel:
-    """Load a reward model to be, whose adapter begins as that of a language model or goes on.
-
-    Args:
-        model_args: TRL's model keys; the name is that of an adapter's run or folder.
-        trust_remote_code: Whether code beside a model may run.
-
-    Returns:
-        The adapter, trainable, on a classifier with the same base; the score head is new, or that
-        of the reward adapter.
-
-    Raises:
-        UserError: A lora key contradicts the adapter's shape, or the weights do not fit.
-    """
-    import peft
-    from safetensors.torch import load_file
-
-    from recipes.lib.adapter_folders import WEIGHTS
-
-    path = resolve_model(model_args.model_name_or_path or "")
-    config = peft.PeftConfig.from_pretrained(path)
-    _refuse_other_shape(config, model_args)
-    base, revision = adapter_base(path)
-    of_base = replace(model_args, model_name_or_path=base, model_revision=revision)
-    with as_base_of(path):
-        model, _ = load_reward_model(
-            base,
-            str(model_args.dtype),
-            new_head=True,
-            model_args=of_base,
-            trust_remote_code=trust_remote_code,
-        )
-    if adapter_task(path) == "SEQ_CLS":
-        return put_on(model, path, trainable=True)
-    saved = [*(getattr(config, "modules_to_save", None) or []), "score"]
-    changes = {"task_type": "SEQ_CLS", "modules_to_save": saved, "inference_mode": False}
-    adapted = peft.get_peft_model(model, replace(config, **changes))
-    weights = load_file(Path(path) / WEIGHTS)
-    state = peft.get_peft_model_state_dict(adapted)
-    if odd := sorted(set(weights) - set(state)):
-        raise UserError(
-            f"model_name_or_path={path}: a classifier has no place for {odd[0]}; leave use_peft "
-            "out, so that the adapter is merged."
-        )
-    peft.set_peft_model_state_dict(adapted, state | weights)
-    return adapted
 
 
 def _refuse_other_shape(config: Any, model_args: ModelConfig) -> None:

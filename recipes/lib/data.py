@@ -8,11 +8,9 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from recipes.lib.bad_rows import CHOICES
-from recipes.lib.data_keys import FORMAT_NAMES, parts_of, validate
+from recipes.lib.data_keys import DataArguments, parts_of, validate
 from recipes.lib.errors import UserError
 from recipes.lib.formats import (
     FORMATS,
@@ -27,87 +25,6 @@ from recipes.lib.splitting import assert_disjoint, split
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-@dataclass(kw_only=True)
-class DataArguments:
-    """Which rows a recipe trains on and which it is tested on."""
-
-    # TRL's parser of flags takes no such annotation: 1 is one row, and 1.0 would be all of them.
-    HINTS: ClassVar[dict[str, Any]] = {"test_fraction": int | float}
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data: a .jsonl, .json, .csv or .parquet file, a folder with one such file per "
-            "split, a saved dataset, a run that made data, or a Hub id."
-        },
-    )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset."}
-    )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Revision of a Hub dataset: a commit, tag or branch."}
-    )
-    dataset_format: str = field(
-        default="trl",
-        metadata={
-            "help": "What the rows are: trl (all formats of TRL's dataset page), alpaca, sharegpt, "
-            "or hh (raw transcripts of Human and Assistant).",
-            "choices": FORMAT_NAMES,
-        },
-    )
-    datasets: list[Part] = field(
-        default_factory=list,
-        metadata={
-            "help": "A mixture instead of dataset_name: mappings of path, and perhaps name, "
-            "revision, format, split, test_split, columns, weight (share of its own rows) or "
-            "fraction (share of the mixture)."
-        },
-    )
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split to train on, of a folder or Hub dataset."}
-    )
-    dataset_test_split: str = field(
-        default="test",
-        metadata={"help": "Split to test on, of a folder or Hub dataset, where there is one."},
-    )
-    test_dataset_name: str | None = field(
-        default=None, metadata={"help": "Test data in a file of its own; never trained on."}
-    )
-    test_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the rows held out as test rows where no test data is given; a whole "
-            "number such as 1 or 500 is their number.",
-        },
-    )
-    max_train_rows: int | None = field(
-        default=None, metadata={"help": "Train on the first so many rows only."}
-    )
-    on_bad_rows: str = field(
-        default="refuse",
-        metadata={
-            "help": "What becomes of rows that cannot be used: refuse the data, or drop and count "
-            "them.",
-            "choices": CHOICES,
-        },
-    )
-
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read training rows while training, instead of all of them before; of sft, "
-            "reward and dpo, with max_steps."
-        },
-    )
-
-    text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
-
-    def data_names(self) -> list[str]:
-        """Paths and Hub ids of all data, for the lineage."""
-        parts = [part.path for part in parts_of(self)] if self.datasets else []
-        return [name for name in (self.dataset_name, *parts, self.test_dataset_name) if name]
 
 
 def load_splits(
@@ -187,42 +104,6 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
         )
     trains = [rows for rows, _ in found]
     return (mix(parts, trains, seed) if args.datasets else trains[0]), test
-
-
-def check_template(row: dict[str, Any], column: str, has_template: bool) -> None:
-    """Refuse conversations for a tokenizer that cannot render them.
-
-    Args:
-        row: One row of the data.
-        column: A column that holds text or messages.
-        has_template: Whether there will be a chat template.
-
-    Raises:
-        UserError: The column holds messages and there is no chat template.
-    """
-    if isinstance(row[column], list) and not has_template:
-        raise UserError(
-            f"chat_template_path is missing: {column} holds messages, but the tokenizer has no "
-            "chat template; name a .jinja file or a model that has one."
-        )
-
-
-def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
-    """Plain text of a prompt or completion, for people and for files of samples.
-
-    Args:
-        prompt: A text, or messages.
-
-    Returns:
-        The text; a single message gives its content, several give "role: content" lines.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    # A call of a tool may come without content.
-    texts = [str(message.get("content") or "") for message in prompt]
-    if len(prompt) == 1:
-        return texts[0]
-    return "\n".join(f"{turn['role']}: {text}" for turn, text in zip(prompt, texts, strict=True))
 
 
 def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.refusals import as_refusal
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # What libraries say in exceptions that carry no number.
@@ -65,35 +60,3 @@ def is_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in DISK:
         return True
     return any(words in str(error) for words in DISK_WORDS)
-
-
-@contextmanager
-def told(path: Path, values: dict[str, Any]) -> Iterator[None]:
-    """Tell in one sentence what ends a run: memory or disk ran out, or a library refused a key.
-
-    Args:
-        path: The run folder.
-        values: What the user set.
-
-    Raises:
-        UserError: One of them happened.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if is_memory(error):
-            raise UserError(
-                "there is not enough memory for this run; lower per_device_train_batch_size, set "
-                "gradient_checkpointing, or train an adapter (use_peft, load_in_4bit)."
-            ) from error
-        if is_disk(error):
-            raise UserError(
-                f"output_dir={path} cannot be written: the disk is full or read-only; make room "
-                "and go on with --resume, or choose another output_dir."
-            ) from error
-        refusal = as_refusal(error, values)
-        if refusal is not None:
-            raise refusal from error
-        raise

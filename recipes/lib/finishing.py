@@ -7,38 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.checkpoints import refuse_bad, refuse_stateless
-from recipes.lib.errors import UserError
-from recipes.lib.processes import from_main
+from recipes.lib.processes import from_main, is_main_process
 from recipes.lib.resumable import STAGED
-from recipes.lib.runs import Run, is_main_process
+from recipes.lib.runs import Run
 from recipes.lib.sharded import saved_whole
 from recipes.lib.trust import check_checkpoint
-
-
-def set_accumulation(
-    training: Any, global_batch_size: int | None, num_processes: int | None = None
-) -> None:
-    """Derive gradient accumulation from the batch of one optimizer step.
-
-    Args:
-        training: A TrainingArguments; its gradient_accumulation_steps is set.
-        global_batch_size: Rows in one optimizer step over all processes; None leaves things be.
-        num_processes: For how many processes; default: those of this run.
-
-    Raises:
-        UserError: The micro-batches of all processes do not divide it.
-    """
-    if global_batch_size is None:
-        return
-    processes = num_processes or training.world_size
-    together = training.per_device_train_batch_size * processes
-    if global_batch_size < 1 or global_batch_size % together:
-        raise UserError(
-            f"global_batch_size={global_batch_size}: not a multiple of {together} "
-            f"(per_device_train_batch_size {training.per_device_train_batch_size} on "
-            f"{processes} processes); change one of them."
-        )
-    training.gradient_accumulation_steps = global_batch_size // together
 
 
 def checkpoint_of(run: Run, training: Any) -> str | None:

@@ -14,7 +14,7 @@ from recipes.lib.streaming import look, named
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from recipes.lib.data import DataArguments
+    from recipes.lib.data_keys import DataArguments
 
 LARGE = 1_000_000_000  # bytes of a file; as rows in memory it takes several times that
 

@@ -52,7 +52,7 @@ def read_flags(
 
     Args:
         recipe: Name of the recipe, for the messages.
-        argv: The flags and their values, from `join_negative_numbers`.
+        argv: The flags and their values.
         types: The recipe's dataclasses.
         fields: Their fields by name.
 
@@ -64,8 +64,9 @@ def read_flags(
             type, or a word belongs to no flag.
     """
     parser = StrictParser(types)
+    argv = join_negative_numbers(argv)
     _check_names(recipe, argv, parser._option_string_actions, fields)
-    namespace, rest = parser.parse_known_args(list(argv))
+    namespace, rest = parser.parse_known_args(argv)
     if rest:
         raise UserError(f"{rest[0]!r} belongs to no flag; write --key value.")
     return {key: convert(fields[key], raw) for key, raw in vars(namespace).items()}

@@ -5,9 +5,8 @@ Shapes: B sequences, T tokens (padded prompt), C completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from peft import PeftModel
 from tqdm.auto import tqdm
@@ -16,12 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from recipes.lib.decodable import is_faster
 from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
+from recipes.lib.prompts import Prompt, completion_text, prompt_token_ids
 from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.sampling import sample as sample_tokens
 
 NO_TOKEN = -1  # of a tokenizer without an EOS: nothing stops a completion but its length
-
-Prompt = str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -133,51 +131,6 @@ def _sample_ids(
     return ids
 
 
-def prompt_token_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    template_kwargs: dict[str, Any] | None = None,
-) -> list[int]:
-    """Token ids of one prompt, as TRL's trainers make them.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        prompt: a text (the tokenizer adds its special tokens) or messages (its chat template
-            does, with the generation prompt).
-        template_kwargs: further arguments of the chat template.
-
-    Returns:
-        The token ids.
-
-    Raises:
-        UserError: messages, and the tokenizer has no chat template, or one that cannot render
-            them.
-    """
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise UserError(
-            "prompt: messages were given, but the model's tokenizer has no chat template; "
-            "train it with chat_template_path, or use plain text prompts."
-        )
-    from jinja2.exceptions import TemplateError
-
-    try:
-        rendered = tokenizer.apply_chat_template(
-            prompt,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **(template_kwargs or {}),
-        )
-    except TemplateError as error:
-        raise UserError(
-            f"prompt: the model's chat template cannot render it ({' '.join(str(error).split())}); "
-            "train the model with another chat_template_path."
-        ) from error
-    return list(rendered["input_ids"])
-
-
 def fits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, max_new_tokens: int
 ) -> bool:
@@ -185,34 +138,6 @@ def fits(
     context = _context(model)
     length = len(prompt_token_ids(tokenizer, prompt))
     return context is None or length + max_new_tokens <= context
-
-
-def completion_text(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: list[int],
-    completion_ids: list[int],
-    ends: Collection[int] = (),
-) -> str:
-    """Text of a completion, with the space in front that many tokenizers drop at a beginning.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        prompt_ids: tokens before the completion.
-        completion_ids: tokens of the completion.
-        ends: further tokens that are no part of the text where they stand at its end.
-
-    Returns:
-        What the completion adds to the text of the prompt, without special tokens.
-    """
-    if completion_ids and completion_ids[-1] in ends:
-        completion_ids = completion_ids[:-1]
-    # By id: not every tokenizer counts its EOS among the special tokens that decoding skips.
-    completion_ids = [token for token in completion_ids if token != tokenizer.eos_token_id]
-    before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt_ids + completion_ids, skip_special_tokens=True)
-    if whole.startswith(before):
-        return whole[len(before) :]
-    return tokenizer.decode(completion_ids, skip_special_tokens=True)
 
 
 def _decoding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig, RLOOConfig
 
@@ -65,3 +66,29 @@ def num_episodes(training: RLOOConfig | GRPOConfig, num_steps: int) -> int:
     micro_steps = num_steps * training.gradient_accumulation_steps
     served = training.steps_per_generation * training.num_iterations
     return -(-micro_steps // served) * training.generation_batch_size
+
+
+def set_accumulation(
+    training: Any, global_batch_size: int | None, num_processes: int | None = None
+) -> None:
+    """Derive gradient accumulation from the batch of one optimizer step.
+
+    Args:
+        training: A TrainingArguments; its gradient_accumulation_steps is set.
+        global_batch_size: Rows in one optimizer step over all processes; None leaves things be.
+        num_processes: For how many processes; default: those of this run.
+
+    Raises:
+        UserError: The micro-batches of all processes do not divide it.
+    """
+    if global_batch_size is None:
+        return
+    processes = num_processes or training.world_size
+    together = training.per_device_train_batch_size * processes
+    if global_batch_size < 1 or global_batch_size % together:
+        raise UserError(
+            f"global_batch_size={global_batch_size}: not a multiple of {together} "
+            f"(per_device_train_batch_size {training.per_device_train_batch_size} on "
+            f"{processes} processes); change one of them."
+        )
+    training.gradient_accumulation_steps = global_batch_size // together

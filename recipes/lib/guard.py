@@ -5,17 +5,26 @@ from __future__ import annotations
 import functools
 import glob
 import json
+import os
 import shutil
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.failures import told
+from recipes.lib.failures import is_disk, is_memory
 from recipes.lib.launch_table import refuse
 from recipes.lib.lock import is_taken, refuse_if_taken, release
-from recipes.lib.refusals import check_training
-from recipes.lib.runs import folder_of, is_main_process
+from recipes.lib.processes import is_main_process
+from recipes.lib.refusals import as_refusal, check_training
+from recipes.lib.runs import folder_of
+
+# Variables with a user's wish.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
 
 Recipe = Callable[[Any], dict[str, Any]]
 
@@ -64,7 +73,6 @@ def _prepare_card(config: Any) -> None:
     training = config.training
     if training is None:
         return
-    from recipes.lib.memory import let_segments_grow
 
     # vLLM on the same card has a pool of its own, which does not go with segments that grow.
     with_vllm = getattr(training, "use_vllm", False) or getattr(training, "sampler", "") == "vllm"
@@ -109,3 +117,56 @@ def _has_begun(path: Path) -> bool:
     if metrics.is_file() and metrics.stat().st_size:
         return True
     return (path / "final").exists() or any(path.glob("checkpoint-*/manifest.json"))
+
+
+@contextmanager
+def told(path: Path, values: dict[str, Any]) -> Iterator[None]:
+    """Tell in one sentence what ends a run: memory or disk ran out, or a library refused a key.
+
+    Args:
+        path: The run folder.
+        values: What the user set.
+
+    Raises:
+        UserError: One of them happened.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_memory(error):
+            raise UserError(
+                "there is not enough memory for this run; lower per_device_train_batch_size, set "
+                "gradient_checkpointing, or train an adapter (use_peft, load_in_4bit)."
+            ) from error
+        if is_disk(error):
+            raise UserError(
+                f"output_dir={path} cannot be written: the disk is full or read-only; make room "
+                "and go on with --resume, or choose another output_dir."
+            ) from error
+        refusal = as_refusal(error, values)
+        if refusal is not None:
+            raise refusal from error
+        raise
+
+
+def let_segments_grow(grow: bool = True) -> None:
+    """Let PyTorch take memory of a card in segments that grow, where the user wishes nothing else.
+
+    Sampling, scoring and training want blocks of other sizes each, and what one leaves behind in
+    segments of a fixed size the next cannot use (docs/benchmarks/gpu.md).
+
+    Args:
+        grow: Whether they are to grow; the setting is of the process, so a run that does not want
+            it sets it back.
+    """
+    import torch
+
+    is_asked = any(os.environ.get(name) for name in ALLOCATOR)
+    if sys.platform != "linux" or is_asked or not torch.cuda.is_available():
+        return
+    with warnings.catch_warnings():
+        # Deprecated in torch 2.13; of its successor 2.11 does not say that CUDA heeds it.
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{grow}")

@@ -6,13 +6,10 @@ import os
 import re
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
-from recipes.lib.launching import RECIPES
+from recipes.lib.help_table import PACKAGE, TABLE, TRAINING_RECIPES, build_table
 
-TABLE = Path(__file__).with_name("help.json")
-PACKAGE = Path(__file__).parent.parent
 WIDTH = 80
 SHORT = 200  # characters of an inherited option's text; --help_all shows the whole
 
@@ -51,8 +48,6 @@ def print_live_help(recipe: str, everything: bool) -> None:
         recipe: Name of the recipe.
         everything: Also the options that are rarely needed.
     """
-    from recipes.lib.help_table import build_table
-
     show(render(recipe, build_table([recipe]), everything))
 
 
@@ -90,7 +85,7 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
         "  --config FILE",
         "      YAML file with any of the keys below; flags win over it.",
     ]
-    if recipe in RECIPES:
+    if recipe in TRAINING_RECIPES:
         lines += [
             "  --accelerate_config NAME|FILE",
             "      Start it on several processes: cpu, ddp, fsdp2, zero2, zero3, multi_node",

@@ -6,17 +6,31 @@ a test holds it equal to what this module builds.
 
 import ast
 import dataclasses
+import functools
 import importlib
 import json
+import operator
 from enum import Enum
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from recipes.lib.defaults import IN_WORDS
-from recipes.lib.early import NAMED
 from recipes.lib.fields import Field, fields_of, members
 
+NAMED: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "str": str,
+    "dict": dict,
+    "null": NoneType,
+    "list[str]": list[str],
+    "list[float]": list[float],
+}
+
+
+TRAINING_RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
 TABLE = Path(__file__).with_name("help.json")
 PACKAGE = Path(__file__).parent.parent
 ROOT = PACKAGE.parent
@@ -173,3 +187,34 @@ def _positional(module: ModuleType) -> dict[str, str] | None:
         return {"name": "action", "shown": "|".join(module.ACTIONS)}
     name = getattr(module, "POSITIONAL", None)
     return {"name": name, "shown": name.upper()} if name else None
+
+
+@functools.cache
+def table_fields(recipe: str) -> dict[str, Field]:
+    """The keys of a recipe with their types, as the generated table has them.
+
+    Args:
+        recipe: Name of the recipe.
+
+    Returns:
+        Fields by name, without defaults; the type of some is left open. Empty for a recipe that the
+        table does not know.
+    """
+    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"recipes": {}}
+    entry = table["recipes"].get(recipe, {"options": [], "positional": None})
+    found = [table["common"][one] if isinstance(one, str) else one for one in entry["options"]]
+    fields = {
+        one["name"]: Field(one["name"], _hint(one["kinds"]), one.get("choices"), False, None)
+        for one in found
+    }
+    if found and entry["positional"]:
+        name = entry["positional"]["name"]
+        fields[name] = Field(name, Any, None, False, None)
+    return fields
+
+
+def _hint(kinds: list[Any] | None) -> Any:
+    if kinds is None:
+        return Any
+    members = [NAMED[one] if isinstance(one, str) else Literal[tuple(one)] for one in kinds]
+    return functools.reduce(operator.or_, members)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from recipes.lib.data import prompt_text
-from recipes.lib.models import evaluation_device, load_reward_model
+from recipes.lib.models import load_reward_model
+from recipes.lib.policies import evaluation_device
+from recipes.lib.prompts import prompt_text
 from recipes.lib.reward_models import RewardModel
-from recipes.lib.rewards import is_function_reference, load_function, score
+from recipes.lib.rewards import is_function_reference, load_function
+from recipes.lib.scoring import score
 
 Judge = Callable[[list[Any], list[str]], list[float]]
 

@@ -18,6 +18,7 @@ from subprocess import CalledProcessError, Popen
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.help_table import TRAINING_RECIPES
 from recipes.lib.launch import find_accelerate_config
 from recipes.lib.stopping import EXIT_CODE, SIGNALS
 
@@ -32,7 +33,6 @@ TAKEN = (
     "gpu_ids",
 )
 TAKES_SIGNALS = "PET_SIGNALS_TO_HANDLE"  # variable with the signals that torch's launcher takes
-RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
 
 
 def is_launch(argv: Sequence[str]) -> bool:
@@ -122,8 +122,8 @@ def accelerate_arguments(recipe: str, given: dict[str, str], rest: Sequence[str]
     Raises:
         UserError: The recipe is not one that trains, or a value is wrong.
     """
-    if recipe not in RECIPES:
-        raise UserError(f"{CONFIG} is for recipes that train: {', '.join(RECIPES)}.")
+    if recipe not in TRAINING_RECIPES:
+        raise UserError(f"{CONFIG} is for recipes that train: {', '.join(TRAINING_RECIPES)}.")
     path = find_accelerate_config(given[CONFIG])
     numbers = ("num_processes", "num_machines", "machine_rank", "main_process_port")
     for name in numbers:

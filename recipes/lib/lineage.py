@@ -7,8 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.files import write_json
 from recipes.lib.model_folders import resolve_model
-from recipes.lib.runs import write_json
 
 PACKAGES = "torch transformers trl peft accelerate datasets bitsandbytes".split()
 

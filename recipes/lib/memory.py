@@ -6,10 +6,7 @@ Then it is said where it was, what fits, and how to go on.
 from __future__ import annotations
 
 import gc
-import os
-import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,29 +50,6 @@ PHASES = {
     "AcceleratedOptimizer.step": Phase("in the optimizer step"),
     "Resumable._save_checkpoint": Phase("while a checkpoint was saved"),
 }
-
-
-# Variables with a user's wish.
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
-
-
-def let_segments_grow(grow: bool = True) -> None:
-    """Let PyTorch take memory of a card in segments that grow, where the user wishes nothing else.
-
-    Sampling, scoring and training want blocks of other sizes each, and what one leaves behind in
-    segments of a fixed size the next cannot use (docs/benchmarks/gpu.md).
-
-    Args:
-        grow: Whether they are to grow; the setting is of the process, so a run that does not want
-            it sets it back.
-    """
-    is_asked = any(os.environ.get(name) for name in ALLOCATOR)
-    if sys.platform != "linux" or is_asked or not torch.cuda.is_available():
-        return
-    with warnings.catch_warnings():
-        # Deprecated in torch 2.13; of its successor 2.11 does not say that CUDA heeds it.
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.cuda.memory._set_allocator_settings(f"expandable_segments:{grow}")
 
 
 def phase_of(error: BaseException) -> Phase:

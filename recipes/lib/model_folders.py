@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.failures import is_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 MISMATCH = "ignore_mismatched_sizes"  # what transformers tells to set where shapes differ
 ADAPTER_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -71,61 +72,6 @@ def fetch_adapter(name: str, revision: str = "main") -> str:
         return name
     with reading(name, "adapter"):
         return snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES)
-
-
-def load_tokenizer(
-    name_or_path: str, *, revision: str = "main", trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and see that it can pad.
-
-    A missing pad token becomes the EOS token; no id changes and nothing is added. The padding side
-    stays as it is: this project pads by attention mask where it batches by itself.
-
-    Args:
-        name_or_path: As in `resolve_model`; an adapter folder without one has its base's.
-        revision: Of a Hub model.
-        trust_remote_code: Whether code from the Hub may run.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        UserError: There is no tokenizer, it has neither a pad nor an EOS token, or its files name
-            a place to write to.
-    """
-    from transformers import AutoTokenizer
-
-    path = fetch_adapter(resolve_model(name_or_path), revision)
-    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        from recipes.lib.adapter_folders import adapter_base, as_base_of
-
-        base, revision = adapter_base(path)
-        with as_base_of(path):
-            return load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
-    with reading(name_or_path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
-        )
-    _refuse_names(tokenizer, name_or_path)
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(
-                f"model_name_or_path={name_or_path}: its tokenizer has neither a pad nor an EOS "
-                "token; add an EOS token to its tokenizer_config.json."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _refuse_names(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    # Each named template is saved as a file of that name, at the end of a training.
-    templates = tokenizer.chat_template
-    for key in templates if isinstance(templates, dict) else ():
-        if Path(key).name != key:
-            raise UserError(
-                f"model_name_or_path={name}: a chat template of its tokenizer is named {key!r}, "
-                "which is a path; rename it in tokenizer_config.json."
-            )
 
 
 def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> None:
@@ -202,4 +148,14 @@ def _model_folder(path: Path) -> Path:
     raise UserError(
         f"model_name_or_path={path}: the folder holds neither config.json, adapter_config.json nor "
         "final/; name a model folder or a run."
+    )
+
+
+@dataclass(kw_only=True)
+class TrustArguments:
+    """The key of recipes whose models no trainer of TRL loads; named as in TRL's configurations."""
+
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Run the code that lies beside models and tokenizers; read it first."},
     )

@@ -7,14 +7,15 @@ A reward model is a sequence classifier with one label that reads the last token
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.adapter_folders import adapter_base, adapter_keys, adapter_task, put_on
+from recipes.lib.adapter_folders import adapter_base, adapter_keys, adapter_task, as_base_of, put_on
+from recipes.lib.continuing import _refuse_other_shape
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import (
     fetch_adapter,
     is_adapter,
-    load_tokenizer,
     reading,
     refuse_random,
     resolve_model,
@@ -26,21 +27,13 @@ from recipes.lib.policies import (
     options,
     unpacked,
 )
-from recipes.lib.vocabulary import refuse_vocabulary
+from recipes.lib.vocabulary import load_tokenizer, refuse_vocabulary
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig
 
-__all__ = [
-    "evaluation_device",
-    "load_policy",
-    "load_reward_model",
-    "load_tokenizer",
-    "peft_config",
-    "resolve_model",
-]
 HEAD = frozenset({"score.weight"})  # the only weight that training a reward model may start anew
 
 
@@ -87,55 +80,6 @@ def load_reward_model(
         model.name_or_path = name
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return unpacked(model).eval(), tokenizer
-
-
-def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
-    """TRL's LoRA configuration for a task, with the score head saved where there is one.
-
-    Args:
-        model_args: TRL's model keys.
-        task_type: "CAUSAL_LM" or "SEQ_CLS".
-
-    Returns:
-        The configuration, or None without use_peft.
-
-    Raises:
-        UserError: The whole model would be trained in a format that is too coarse for it.
-    """
-    from trl import get_peft_config
-
-    if not model_args.use_peft:
-        _refuse_coarse(model_args)
-    saved = list(model_args.lora_modules_to_save or [])
-    if task_type == "SEQ_CLS" and "score" not in saved:
-        saved.append("score")
-    config = get_peft_config(
-        replace(model_args, lora_task_type=task_type, lora_modules_to_save=saved or None)
-    )
-    if config is not None and model_args.model_revision != "main":
-        config.revision = model_args.model_revision  # so that the adapter finds the same base
-    return config
-
-
-def evaluation_device() -> Any:
-    """Where models are evaluated: the accelerator of this process, or the CPU."""
-    from accelerate import PartialState
-
-    return PartialState().device
-
-
-def _refuse_coarse(model_args: ModelConfig) -> None:
-    for key in ("load_in_4bit", "load_in_8bit"):
-        if getattr(model_args, key):
-            raise UserError(
-                f"{key}=true: quantized weights cannot be trained; set use_peft to train an "
-                "adapter on them."
-            )
-    if model_args.dtype == "float16":
-        raise UserError(
-            "dtype=float16: steps of a full fine-tuning vanish or overflow in 16-bit floats of "
-            "that kind; choose bfloat16 or float32 (fp16=true computes in it), or set use_peft."
-        )
 
 
 def _classifier(
@@ -205,3 +149,53 @@ def _refuse_labels(path: str, revision: str, trust_remote_code: bool) -> None:
             f"model_name_or_path={path}: it has {config.num_labels} labels and a reward model has "
             "one; name a model with one label."
         )
+
+
+def load_adapted_classifier(
+    model_args: ModelConfig, *, trust_remote_code: bool = False
+) -> PeftModel:
+    """Load a reward model to be, whose adapter begins as that of a language model or goes on.
+
+    Args:
+        model_args: TRL's model keys; the name is that of an adapter's run or folder.
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        The adapter, trainable, on a classifier with the same base; the score head is new, or that
+        of the reward adapter.
+
+    Raises:
+        UserError: A lora key contradicts the adapter's shape, or the weights do not fit.
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    from recipes.lib.adapter_folders import WEIGHTS
+
+    path = resolve_model(model_args.model_name_or_path or "")
+    config = peft.PeftConfig.from_pretrained(path)
+    _refuse_other_shape(config, model_args)
+    base, revision = adapter_base(path)
+    of_base = replace(model_args, model_name_or_path=base, model_revision=revision)
+    with as_base_of(path):
+        model, _ = load_reward_model(
+            base,
+            str(model_args.dtype),
+            new_head=True,
+            model_args=of_base,
+            trust_remote_code=trust_remote_code,
+        )
+    if adapter_task(path) == "SEQ_CLS":
+        return put_on(model, path, trainable=True)
+    saved = [*(getattr(config, "modules_to_save", None) or []), "score"]
+    changes = {"task_type": "SEQ_CLS", "modules_to_save": saved, "inference_mode": False}
+    adapted = peft.get_peft_model(model, replace(config, **changes))
+    weights = load_file(Path(path) / WEIGHTS)
+    state = peft.get_peft_model_state_dict(adapted)
+    if odd := sorted(set(weights) - set(state)):
+        raise UserError(
+            f"model_name_or_path={path}: a classifier has no place for {odd[0]}; leave use_peft "
+            "out, so that the adapter is merged."
+        )
+    peft.set_peft_model_state_dict(adapted, state | weights)
+    return adapted

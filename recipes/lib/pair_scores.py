@@ -8,8 +8,8 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from recipes.lib.data import prompt_text
 from recipes.lib.models import load_reward_model
+from recipes.lib.prompts import prompt_text
 from recipes.lib.reward_models import RewardModel
 from recipes.lib.sharded import stage_of
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.rewards import ask, function_name, load_function, wait_for
+from recipes.lib.rewards import load_function
+from recipes.lib.scoring import ask, function_name, wait_for
 from recipes.lib.stopping import Stop
 
 MODULE = "recipes.lib.patient_rewards"

@@ -17,7 +17,7 @@ from recipes.lib.model_folders import (
 from recipes.lib.vocabulary import refuse_vocabulary
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
     from trl import ModelConfig
 
@@ -137,8 +137,65 @@ def unpacked(model: Any) -> Any:
     from recipes.lib.cpu_linear import use_fast_products
 
     if getattr(model, "is_quantized", False):
-        from recipes.lib.backbone import keep_unpacked
-
         keep_unpacked(model)
     use_fast_products(model)
     return model
+
+
+def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
+    """TRL's LoRA configuration for a task, with the score head saved where there is one.
+
+    Args:
+        model_args: TRL's model keys.
+        task_type: "CAUSAL_LM" or "SEQ_CLS".
+
+    Returns:
+        The configuration, or None without use_peft.
+
+    Raises:
+        UserError: The whole model would be trained in a format that is too coarse for it.
+    """
+    from trl import get_peft_config
+
+    if not model_args.use_peft:
+        _refuse_coarse(model_args)
+    saved = list(model_args.lora_modules_to_save or [])
+    if task_type == "SEQ_CLS" and "score" not in saved:
+        saved.append("score")
+    config = get_peft_config(
+        replace(model_args, lora_task_type=task_type, lora_modules_to_save=saved or None)
+    )
+    if config is not None and model_args.model_revision != "main":
+        config.revision = model_args.model_revision  # so that the adapter finds the same base
+    return config
+
+
+def evaluation_device() -> Any:
+    """Where models are evaluated: the accelerator of this process, or the CPU."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def _refuse_coarse(model_args: ModelConfig) -> None:
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model_args, key):
+            raise UserError(
+                f"{key}=true: quantized weights cannot be trained; set use_peft to train an "
+                "adapter on them."
+            )
+    if model_args.dtype == "float16":
+        raise UserError(
+            "dtype=float16: steps of a full fine-tuning vanish or overflow in 16-bit floats of "
+            "that kind; choose bfloat16 or float32 (fp16=true computes in it), or set use_peft."
+        )
+
+
+def keep_unpacked(model: Any) -> None:
+    """Stop bitsandbytes from packing 4-bit weights for evaluation, which lets no gradient through.
+
+    On CPUs with AVX512-BF16 it packs at the first evaluation and does not undo it for training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -1,6 +1,7 @@
 """What a trainer tells while it runs: metrics.jsonl for programs, one progress bar for people."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from recipes.lib.runs import read_jsonl, write_jsonl
-from recipes.lib.trust import keep_secret
+from recipes.lib.files import read_jsonl, write_jsonl
 
 # Totals of a finished training that Trainer logs once; they belong to the summary.
 TOTALS = ("train_runtime", "train_loss", "total_flos")
@@ -113,3 +113,14 @@ def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar(label, shown))
+
+
+def keep_secret(training: Any) -> None:
+    """Move a Hub token from the arguments, which are pickled and logged, to the environment.
+
+    Args:
+        training: A TrainingArguments; its hub_token is emptied.
+    """
+    if getattr(training, "hub_token", None):
+        os.environ["HF_TOKEN"] = training.hub_token
+        training.hub_token = None

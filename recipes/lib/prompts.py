@@ -1,13 +1,18 @@
 """Prompts as token ids."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from __future__ import annotations
 
-from datasets import Dataset
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.generation import prompt_token_ids
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+Prompt = str | list[dict[str, Any]]
 
 
 @dataclass
@@ -96,3 +101,94 @@ def check_context(prompts: Prompts, config: Any, max_completion_length: int | No
             f"tokens that is more than the model's context of {context}; lower it, or drop the "
             "prompts that are long (rlhf data shows the lengths)."
         )
+
+
+def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
+    """Plain text of a prompt or completion, for people and for files of samples.
+
+    Args:
+        prompt: A text, or messages.
+
+    Returns:
+        The text; a single message gives its content, several give "role: content" lines.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    # A call of a tool may come without content.
+    texts = [str(message.get("content") or "") for message in prompt]
+    if len(prompt) == 1:
+        return texts[0]
+    return "\n".join(f"{turn['role']}: {text}" for turn, text in zip(prompt, texts, strict=True))
+
+
+def prompt_token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    template_kwargs: dict[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of one prompt, as TRL's trainers make them.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt: a text (the tokenizer adds its special tokens) or messages (its chat template
+            does, with the generation prompt).
+        template_kwargs: further arguments of the chat template.
+
+    Returns:
+        The token ids.
+
+    Raises:
+        UserError: messages, and the tokenizer has no chat template, or one that cannot render
+            them.
+    """
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "prompt: messages were given, but the model's tokenizer has no chat template; "
+            "train it with chat_template_path, or use plain text prompts."
+        )
+    from jinja2.exceptions import TemplateError
+
+    try:
+        rendered = tokenizer.apply_chat_template(
+            prompt,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **(template_kwargs or {}),
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"prompt: the model's chat template cannot render it ({' '.join(str(error).split())}); "
+            "train the model with another chat_template_path."
+        ) from error
+    return list(rendered["input_ids"])
+
+
+def completion_text(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[int],
+    completion_ids: list[int],
+    ends: Collection[int] = (),
+) -> str:
+    """Text of a completion, with the space in front that many tokenizers drop at a beginning.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        prompt_ids: tokens before the completion.
+        completion_ids: tokens of the completion.
+        ends: further tokens that are no part of the text where they stand at its end.
+
+    Returns:
+        What the completion adds to the text of the prompt, without special tokens.
+    """
+    if completion_ids and completion_ids[-1] in ends:
+        completion_ids = completion_ids[:-1]
+    # By id: not every tokenizer counts its EOS among the special tokens that decoding skips.
+    completion_ids = [token for token in completion_ids if token != tokenizer.eos_token_id]
+    before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+    whole = tokenizer.decode(prompt_ids + completion_ids, skip_special_tokens=True)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return tokenizer.decode(completion_ids, skip_special_tokens=True)

@@ -6,10 +6,11 @@ and refused with the reason where that would change what the run computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.fields import Field
 from recipes.lib.notes import note
 from recipes.lib.renamed_data import BESIDE, DATA_KEYS, with_files
 from recipes.lib.renamed_ppo import other_defaults, rollout_batches, sign_of_trl
@@ -29,18 +30,16 @@ Values = dict[str, Any]
 def translate(
     recipe: str,
     values: Values,
-    known: Container[str],
+    known: Mapping[str, Field],
     where: Callable[[str], str],
-    beside: Values | None = None,
 ) -> tuple[Values, dict[str, str]]:
     """Bring the keys of a file to today's names, with one remark for each that is not.
 
     Args:
         recipe: Name of the recipe.
-        values: The keys of a file, or of the flags.
+        values: The keys of a file.
         known: Today's keys of the recipe.
         where: Says where a key stands.
-        beside: Of flags, what the file says by today's keys.
 
     Returns:
         The values by today's keys, and the old key that each translated one came from.
@@ -70,10 +69,10 @@ def translate(
         _tell(key, found, where)
         result |= found
         origins |= dict.fromkeys(found, key)
-    _change_values(recipe, result, origins, where, beside or {})
+    _change_values(recipe, result, origins, where)
     sign = sign_of_trl(values)
     if recipe == "ppo" and sign is not None:
-        _as_trl_ppo(sign, result, origins, beside or {})
+        _as_trl_ppo(sign, result, origins, known)
     return result, origins
 
 
@@ -176,7 +175,6 @@ def _change_values(
     values: Values,
     origins: dict[str, str],
     where: Callable[[str], str],
-    beside: Values,
 ) -> None:
     """Changes the values of keys that have kept their name but not all of their meaning."""
     parts = with_files(values.get("datasets"))
@@ -184,7 +182,7 @@ def _change_values(
         note(f"datasets ({where('datasets')}): data_files is now written path; it is read as that.")
         values["datasets"] = parts
     if recipe == "ppo" and "gradient_accumulation_steps" in values:
-        found = rollout_batches(beside | values)
+        found = rollout_batches(values)
         if found:
             _tell("gradient_accumulation_steps", found, where)
             del values["gradient_accumulation_steps"]
@@ -192,15 +190,17 @@ def _change_values(
             origins |= dict.fromkeys(found, "gradient_accumulation_steps")
 
 
-def _as_trl_ppo(sign: str, values: Values, origins: dict[str, str], beside: Values) -> None:
+def _as_trl_ppo(
+    sign: str, values: Values, origins: dict[str, str], known: Mapping[str, Field]
+) -> None:
     """Takes the batch that TRL's PPO had where a file leaves the accumulation to its default."""
     if "gradient_accumulation_steps" not in origins.values():
-        found = rollout_batches({"gradient_accumulation_steps": 1} | beside | values)
+        found = rollout_batches({"gradient_accumulation_steps": 1} | values)
         if found:
             shown = ", ".join(f"{name}={value}" for name, value in found.items())
             note(f"gradient_accumulation_steps is absent, and was 1 in TRL's PPO: {shown}.")
             origins |= {name: sign for name in found if name not in values}
             values |= found
-    others = other_defaults(beside | values)
+    others = other_defaults(values, known)
     if others:
         note(f"{others}.")

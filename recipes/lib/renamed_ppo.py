@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
+
+from recipes.lib.fields import Field
 
 Values = dict[str, Any]
 
@@ -38,18 +41,16 @@ def sign_of_trl(values: Values) -> str | None:
     return next((sign for sign in SIGNS if sign in values), None)
 
 
-def other_defaults(values: Values) -> str | None:
+def other_defaults(values: Values, fields: Mapping[str, Field]) -> str | None:
     """Name the keys that a file leaves to defaults which are not those of TRL's PPO.
 
     Args:
         values: The file's keys, by today's names.
+        fields: The keys of PPO, with their defaults here.
 
     Returns:
         A sentence without its full stop, or None where the file states them all.
     """
-    from recipes.lib.ppo.config import PPOConfig
-
-    fields = PPOConfig.__dataclass_fields__
     told = [
         f"{key} {fields[key].default} ({value} there)"
         for key, value in DEFAULTS.items()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.checkpoints import PARTIAL, PREFIX, clear, keep_newest, publish, seal
+from recipes.lib.files import write_json
 from recipes.lib.fine_precision import sharpen
 from recipes.lib.launch import Launch
-from recipes.lib.runs import write_json
 from recipes.lib.same_batch import batch_of, refuse_other_batch
 from recipes.lib.stoppable import OF_TRL, Stoppable
 

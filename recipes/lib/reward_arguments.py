@@ -50,7 +50,8 @@ class RewardArguments:
     def _one(self, reference: str) -> Any:
         # Late, because they import torch.
         from recipes.lib.patient_rewards import RewardProcess, patient
-        from recipes.lib.rewards import function_name, is_function_reference, load_function
+        from recipes.lib.rewards import is_function_reference, load_function
+        from recipes.lib.scoring import function_name
 
         if not is_function_reference(reference):
             return reference

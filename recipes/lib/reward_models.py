@@ -13,7 +13,8 @@ from jinja2.exceptions import TemplateError
 from recipes.lib.errors import UserError
 from recipes.lib.model_folders import is_adapter, resolve_model
 from recipes.lib.reward_roles import SharedBase
-from recipes.lib.rewards import RewardFunction, is_function_reference, load_function
+from recipes.lib.rewards import is_function_reference, load_function
+from recipes.lib.scoring import RewardFunction
 
 
 class RewardModel:
@@ -151,7 +152,7 @@ def _load(
         model, tokenizer = load_reward_model(str(entry), trust_remote_code=trusted)
         return RewardModel(model.to(device), tokenizer, Path(entry).name, batch_size)
     if isinstance(entry, torch.nn.Module):
-        from recipes.lib.models import load_tokenizer
+        from recipes.lib.vocabulary import load_tokenizer
 
         name = str(entry.config._name_or_path)  # type: ignore[union-attr]
         if tokenizer is None:

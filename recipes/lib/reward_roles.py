@@ -15,7 +15,8 @@ from recipes.lib.adapter_folders import adapter_base, adapter_task
 from recipes.lib.adapters import Adapters
 from recipes.lib.errors import UserError
 from recipes.lib.forward import base_model, trunk_of
-from recipes.lib.model_folders import load_tokenizer, resolve_model
+from recipes.lib.model_folders import resolve_model
+from recipes.lib.vocabulary import load_tokenizer
 
 SEPARATE = "set share_backbone: false to load it as a model of its own"
 

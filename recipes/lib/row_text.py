@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.lib.data import check_template
+from recipes.lib.chat_templates import check_template
 from recipes.lib.data_page import Example
 from recipes.lib.errors import UserError
 from recipes.lib.seen_rows import Seen, pieces, seen_sequences

@@ -4,9 +4,7 @@ Layout: config.yaml, metrics.jsonl, checkpoint-*/, final/, lineage.json, samples
 summary.json. A folder with a config.yaml holds a run; one with a summary.json holds a finished run.
 """
 
-import json
 import os
-import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import Any
 import yaml
 
 from recipes.lib.errors import UserError
+from recipes.lib.files import write_json, write_jsonl, write_text
 from recipes.lib.lock import NAME, refuse_if_taken, take
 from recipes.lib.notes import note
 from recipes.lib.processes import from_main, wait_for_main_process
@@ -232,51 +231,3 @@ def move_aside(path: Path) -> Path:
         number += 1
     path.rename(target)
     return target
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder whole or not at all, in place of what the target held."""
-    partial = target.with_name(f".{target.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    shutil.copytree(source, partial)
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line; a last line that a kill cut short is left out."""
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1].strip() and not _is_json(lines[-1]):
-        lines.pop()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True

@@ -18,10 +18,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from recipes.lib.errors import UserError
-from recipes.lib.generation import completion_text, prompt_token_ids
+from recipes.lib.files import read_jsonl
+from recipes.lib.prompts import completion_text, prompt_token_ids
 from recipes.lib.reward_models import load_reward_functions
-from recipes.lib.rewards import RewardFunction, ask, checked, distinct_names, wait_for
-from recipes.lib.runs import read_jsonl
+from recipes.lib.scoring import RewardFunction, ask, checked, distinct_names, wait_for
 from recipes.lib.together import together
 
 NUM_KEPT = 4  # completions of a generation that samples.jsonl gets, as under PPO

@@ -13,8 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.bad_rows import Problem, settle
-from recipes.lib.data import DataArguments, in_trl_format, load_splits
-from recipes.lib.data_keys import parts_of, validate
+from recipes.lib.data import in_trl_format, load_splits
+from recipes.lib.data_keys import DataArguments, parts_of, validate
 from recipes.lib.errors import UserError
 from recipes.lib.file_rows import READ_ERRORS, BrokenRowError, Row, to_dataset, unreadable
 from recipes.lib.mixtures import Part, join

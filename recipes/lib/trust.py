@@ -8,25 +8,12 @@ is read. Tokens stay in the environment.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from recipes.lib.errors import UserError
 
 SAFE_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 PICKLES = ("*.pt", "*.pth", "*.bin")
-
-
-@dataclass(kw_only=True)
-class TrustArguments:
-    """The key of recipes whose models no trainer of TRL loads; named as in TRL's configurations."""
-
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Run the code that lies beside models and tokenizers; read it first."},
-    )
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -71,14 +58,3 @@ def _check_pickle(path: Path) -> None:
             f"resume_from_checkpoint={path.parent}: {path.name} asks for {sorted(asked)[0]}, which "
             "could run code, and is not read; resume from a checkpoint of your own."
         )
-
-
-def keep_secret(training: Any) -> None:
-    """Move a Hub token from the arguments, which are pickled and logged, to the environment.
-
-    Args:
-        training: A TrainingArguments; its hub_token is emptied.
-    """
-    if getattr(training, "hub_token", None):
-        os.environ["HF_TOKEN"] = training.hub_token
-        training.hub_token = None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import is_adapter, load_tokenizer
+from recipes.lib.model_folders import fetch_adapter, is_adapter, reading, resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 FAINT = 1e-2  # of the median length of the embeddings: what no training has moved is far below
 
@@ -84,3 +88,58 @@ def _has_tokenizer(path: str) -> bool:
     return (folder / "tokenizer_config.json").is_file() or (
         folder.is_dir() and is_adapter(path) and (folder / "tokenizer.json").is_file()
     )
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str = "main", trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and see that it can pad.
+
+    A missing pad token becomes the EOS token; no id changes and nothing is added. The padding side
+    stays as it is: this project pads by attention mask where it batches by itself.
+
+    Args:
+        name_or_path: As in `resolve_model`; an adapter folder without one has its base's.
+        revision: Of a Hub model.
+        trust_remote_code: Whether code from the Hub may run.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UserError: There is no tokenizer, it has neither a pad nor an EOS token, or its files name
+            a place to write to.
+    """
+    from transformers import AutoTokenizer
+
+    path = fetch_adapter(resolve_model(name_or_path), revision)
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        from recipes.lib.adapter_folders import adapter_base, as_base_of
+
+        base, revision = adapter_base(path)
+        with as_base_of(path):
+            return load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
+    with reading(name_or_path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    _refuse_names(tokenizer, name_or_path)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"model_name_or_path={name_or_path}: its tokenizer has neither a pad nor an EOS "
+                "token; add an EOS token to its tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _refuse_names(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    # Each named template is saved as a file of that name, at the end of a training.
+    templates = tokenizer.chat_template
+    for key in templates if isinstance(templates, dict) else ():
+        if Path(key).name != key:
+            raise UserError(
+                f"model_name_or_path={name}: a chat template of its tokenizer is named {key!r}, "
+                "which is a path; rename it in tokenizer_config.json."
+            )

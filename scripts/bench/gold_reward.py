@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from recipes.lib.data import prompt_text
+from recipes.lib.prompts import prompt_text
 from recipes.lib.tales import gold_score
 
 

@@ -290,7 +290,7 @@ def main(part: str, *given: str) -> None:
     for name in NEEDED[part]:
         importlib.import_module(name)
     if part != "versus_trl112":
-        from recipes.lib.memory import let_segments_grow
+        from recipes.lib.guard import let_segments_grow
 
         let_segments_grow()  # as every recipe does it
     if not sys.stdin.readline():  # nobody waits for it any more

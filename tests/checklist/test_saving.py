@@ -15,7 +15,7 @@ from recipes.lib.backbone import reference_logps
 from recipes.lib.continuing import load_adapted_policy
 from recipes.lib.errors import UserError
 from recipes.lib.forward import Batch
-from recipes.lib.models import load_policy
+from recipes.lib.policies import load_policy
 from recipes.lib.sampling import Decoding, episode_uniforms, sample
 from tests.checklist import tiny
 

@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
 from recipes.lib import progress  # noqa: E402
-from recipes.lib.arguments import parse  # noqa: E402
+from recipes.lib.main import parse  # noqa: E402
 from tests.distributed.row_noise import with_row_noise  # noqa: E402
 
 NOTES: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes.lib import progress
-from recipes.lib.arguments import parse
+from recipes.lib.main import parse
 from tests.conftest import WORDS, word_tokenizer
 from tests.distributed.row_noise import with_row_noise
 from tests.tiny_models import save_model

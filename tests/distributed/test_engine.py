@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from recipes.lib.faults import has_finite_weights
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
 from tests.distributed.runs_on_two import (
     ROOT,
     fill,

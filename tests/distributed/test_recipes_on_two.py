@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from recipes import kto
-from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import parse
 from tests.distributed.recipes_worker import cut
 from tests.distributed.runs_on_two import (
     ALONE,

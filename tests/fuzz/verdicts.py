@@ -16,11 +16,11 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 
-from recipes.lib.arguments import launch, parse
-from recipes.lib.data import DataArguments
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.fields import fields_of
 from recipes.lib.file_rows import to_dataset
+from recipes.lib.main import launch, parse
 from recipes.lib.refusals import check_training
 from recipes.lib.row_checks import find_problems
 from recipes.lib.shapes import shape_of

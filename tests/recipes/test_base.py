@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from recipes.base import run
-from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
+from recipes.lib.main import parse
 
 TINY = {
     "num_texts": 64,

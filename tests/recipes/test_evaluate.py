@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.evaluate import default_folder, run
-from recipes.lib.arguments import parse
 from recipes.lib.contest import kl_estimate
 from recipes.lib.errors import UserError
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import parse
 
 PROMPTS = [f"the {subject} {verb}" for subject in ("cat", "dog", "sun") for verb in ("is", "was")]
 JUDGE = (

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceCl
 from trl import ModelConfig
 
 from recipes import ppo, reward, sft
-from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
-from recipes.lib.models import load_policy
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import parse
+from recipes.lib.policies import load_policy
 from recipes.lib.reward_models import load_reward_functions
-from recipes.lib.runs import read_jsonl
 from tests import four_roles
 from tests.checklist import tiny
 from tests.recipes.test_ppo_resume import StopAt

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
 from tests.hub_server import HubServer, commit_of
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, write

@@ -14,8 +14,8 @@ from recipes.lib import progress
 from recipes.lib.checkpoints import fault, numbered
 from recipes.lib.errors import UserError
 from recipes.lib.failures import is_memory
+from recipes.lib.files import read_jsonl
 from recipes.lib.memory import PHASES, flags, phase_of
-from recipes.lib.runs import read_jsonl
 from tests.memory_limit import Hungry, HungryBackward, room_for, take
 from tests.stopped_runs import SAMPLING, assert_same_runs, furnish, train
 

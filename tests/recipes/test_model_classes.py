@@ -10,11 +10,13 @@ from transformers import PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from recipes import ppo, reward, sft
-from recipes.lib.arguments import parse
 from recipes.lib.data import load_splits
 from recipes.lib.errors import UserError
-from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
+from recipes.lib.main import parse
+from recipes.lib.models import load_reward_model
+from recipes.lib.policies import load_policy
 from recipes.lib.streaming import load_rows
+from recipes.lib.vocabulary import load_tokenizer
 from tests.tiny_models import CLASSES, save_model
 from tests.tiny_runs import FAST, write
 

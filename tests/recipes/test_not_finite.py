@@ -14,8 +14,9 @@ from recipes.lib import progress
 from recipes.lib.checkpoints import fault, numbered
 from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
-from recipes.lib.finite import NotFiniteError, check_scored
+from recipes.lib.finite import NotFiniteError
 from recipes.lib.ppo import trainer as ppo_trainer
+from recipes.lib.ppo.rollouts import check_scored
 from recipes.lib.sampling import Decoding, episode_uniforms, invert_cdf, pad_left, sample
 from tests.stopped_runs import assert_same_runs, furnish, rows, train
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.arguments import parse
-from recipes.lib.plan.make import Target, plan_of
+from recipes.lib.main import parse
+from recipes.lib.plan.make import plan_of
 from recipes.lib.plan.shape import (
     ACTIVATIONS,
     ADAPTERS,
@@ -21,6 +21,7 @@ from recipes.lib.plan.shape import (
     WORKSPACE,
     Plan,
 )
+from recipes.lib.plan.target import Target
 from tests.plan_reality import ALIKE, Measured, measured_run, rows_of, write_reward
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, write

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.arguments import parse
 from recipes.lib.likelihood import label_logps
+from recipes.lib.main import parse
 from recipes.lib.plan import passes
 from recipes.lib.plan.cast import make_cast
 from recipes.lib.plan.decode import Sampling, sampling_bytes
@@ -80,7 +80,7 @@ def test_scoring_takes_what_the_plan_says(
 
     from recipes.lib.backbone import reference_logps
     from recipes.lib.forward import Batch
-    from recipes.lib.models import load_policy, peft_config
+    from recipes.lib.policies import load_policy, peft_config
     from recipes.lib.ppo.roles import make_roles
 
     adapter = peft_config(config.model, "CAUSAL_LM")

@@ -7,9 +7,9 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import ppo
-from recipes.lib.arguments import parse
+from recipes.lib.files import read_jsonl
 from recipes.lib.gsm8k import correct_number, prompt_rows
-from recipes.lib.runs import read_jsonl
+from recipes.lib.main import parse
 
 FAST = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "seed": 1}
 
@@ -85,7 +85,7 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
 def _read(tokenizer: PreTrainedTokenizerFast, folder: Path, row: dict[str, object]) -> str:
     from transformers import AutoTokenizer
 
-    from recipes.lib.generation import prompt_token_ids
+    from recipes.lib.prompts import prompt_token_ids
 
     saved = AutoTokenizer.from_pretrained(folder / "tiny")
     ids = prompt_token_ids(saved, row["prompt"])  # type: ignore[arg-type]

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from recipes import quickstart
-from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import parse
 
 ROOT = Path(__file__).parents[2]
 QUIET = {"disable_tqdm": True}

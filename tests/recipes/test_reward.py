@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import parse
 from recipes.lib.models import load_reward_model
 from recipes.lib.reward_models import RewardModel
-from recipes.lib.runs import read_jsonl
 from recipes.reward import run
 from tests.tiny_runs import FAST, LORA, write
 
@@ -167,7 +167,8 @@ def test_mistakes_are_told_and_leave_no_folder(
 def test_a_saved_model_that_scores_differently_is_an_error(folder: Path) -> None:
     from trl import ModelConfig
 
-    from recipes.lib.data import DataArguments, load_splits
+    from recipes.lib.data import load_splits
+    from recipes.lib.data_keys import DataArguments
     from recipes.lib.pair_scores import check_saved
 
     train(folder, "run", max_steps=1)

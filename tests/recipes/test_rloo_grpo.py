@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from recipes import grpo, reward, rloo
-from recipes.lib.arguments import launch, parse
 from recipes.lib.errors import UserError
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import launch, parse
 from tests.tiny_runs import FAST
 
 RECIPES = {"rloo": rloo, "grpo": grpo}

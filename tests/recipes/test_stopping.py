@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from recipes.lib import progress
-from recipes.lib.arguments import launch
 from recipes.lib.checkpoints import fault, numbered
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import launch
 from recipes.lib.ppo.samplers import Sampler
-from recipes.lib.runs import read_jsonl
 from recipes.lib.stopping import Stopped
 from tests.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
 from tests.tiny_runs import LORA, flags

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.arguments import launch
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
+from recipes.lib.main import launch
 from tests.mistakes import attempt
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, write

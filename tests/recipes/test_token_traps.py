@@ -13,11 +13,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from recipes import reward, sft
-from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
-from recipes.lib.generation import prompt_token_ids, sample
-from recipes.lib.models import load_policy, load_reward_model, load_tokenizer
+from recipes.lib.generation import sample
+from recipes.lib.main import parse
+from recipes.lib.models import load_reward_model
+from recipes.lib.policies import load_policy
+from recipes.lib.prompts import prompt_token_ids
 from recipes.lib.streaming import load_rows
+from recipes.lib.vocabulary import load_tokenizer
 from tests.checklist import tiny
 from tests.tiny_models import save_model, with_bos
 from tests.tiny_runs import FAST, LORA, write

@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.arguments import launch
 from recipes.lib.checkpoints import MANIFEST, seal
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import load_tokenizer
-from recipes.lib.models import load_policy, load_reward_model
+from recipes.lib.main import launch
+from recipes.lib.models import load_reward_model
+from recipes.lib.policies import load_policy
+from recipes.lib.vocabulary import load_tokenizer
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, snapshot, write
 

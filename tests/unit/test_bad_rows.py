@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.file_rows import BrokenRowError, parse_line, read_file
 from tests.tiny_runs import write

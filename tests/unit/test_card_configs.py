@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from recipes.lib.main import parse
 from recipes.lib.plan.asked import parse_for, read_asked
-from recipes.lib.plan.make import Target, plan_of
+from recipes.lib.plan.make import plan_of
 from recipes.lib.plan.sizes import GIB
+from recipes.lib.plan.target import Target
 from tests.model_shapes import SHAPES, fill_cache
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +72,7 @@ def test_the_planned_peak_in_the_header_is_what_the_plan_says_and_fits(path: Pat
     found = HEADER.search(path.read_text(encoding="utf-8"))
     assert found is not None
     asked = read_asked(["--config", str(path)])
-    config, autocast = parse_for(asked)
+    config, autocast = parse_for(asked, parse)
     plan = plan_of(config, Target(asked.launch, autocast, configs=asked.configs))
     assert f"{plan.peak / GIB:.1f}" == found[2]
     assert plan.peak < 0.97 * int(found[1]) * GIB

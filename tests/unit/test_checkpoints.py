@@ -16,7 +16,7 @@ from recipes.lib.checkpoints import (
     seal,
 )
 from recipes.lib.errors import UserError
-from recipes.lib.runs import read_jsonl
+from recipes.lib.files import read_jsonl
 
 
 def make(run: Path, step: int) -> Path:

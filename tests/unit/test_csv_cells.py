@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from recipes.data import run as look_at
-from recipes.lib.arguments import parse
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.file_rows import read_file
+from recipes.lib.main import parse
 from recipes.lib.sources import find_sources
 
 ASK = [{"role": "user", "content": 'the cat, or "the dog"?'}]

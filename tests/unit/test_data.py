@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from recipes.lib.data import DataArguments, check_template, load_splits, prompt_text
+from recipes.lib.chat_templates import check_template
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
+from recipes.lib.prompts import prompt_text
 from recipes.lib.row_checks import check_rows
 from recipes.lib.splitting import assert_disjoint
 

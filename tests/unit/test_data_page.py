@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.arguments import parse
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.formats import FORMATS
+from recipes.lib.main import parse
 from recipes.lib.shapes import SHAPES, shape_of
 from recipes.lib.streaming import load_rows
 

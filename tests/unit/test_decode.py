@@ -20,10 +20,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from recipes.lib.backbone import keep_unpacked
 from recipes.lib.decodable import is_faster
 from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
+from recipes.lib.policies import keep_unpacked
 from recipes.lib.sampling import Decoding, episode_uniforms, sample
 from tests.tiny_models import CLASSES, GROUPED
 

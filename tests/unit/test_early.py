@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.arguments import parse
-from recipes.lib.early import check_early, table_fields
+from recipes.lib.arguments import read
 from recipes.lib.errors import UserError
 from recipes.lib.fields import describe, fields_of
-from recipes.lib.strict_yaml import read_yaml
+from recipes.lib.help_table import table_fields
+from recipes.lib.main import check_places, parse
 from tests.fuzz.inputs import RECIPES, types_of
 
 ROOT = Path(__file__).parents[2]
 QUICK = """
 import sys
-from recipes.lib.arguments import launch
+from recipes.lib.main import launch
 code = launch(sys.argv[1], sys.argv[2:])
 print("torch" in sys.modules, "trl" in sys.modules, "transformers" in sys.modules)
 raise SystemExit(code)
@@ -73,15 +73,17 @@ def test_the_table_has_the_keys_and_types_of_the_recipe(recipe: str) -> None:
 def test_what_is_right_and_what_is_old_is_let_through(place: Path) -> None:
     path = place / "right.yaml"
     path.write_text("torch_dtype: auto\nlearning_rate: 1e-5\neval_strategy: no\nmax_length: null\n")
-    words = ["--max-seq-length", "3", "--no_tf32", "--packing"]
-    check_early("sft", path, read_yaml(path), words, {}, runs=True)
-    check_early("no such recipe", None, None, ["--x", "1"], {}, runs=True)
+    given = read("sft", ["--config", str(path), "--max-length", "3", "--no_tf32", "--packing"])
+    assert given.values["max_length"] == "3"
+    check_places(given, given.values)
+    assert read("no such recipe", ["--x", "1"]).values == {}
 
 
 def test_a_run_that_goes_on_or_is_moved_aside_is_let_through(place: Path) -> None:
-    for word in ("--resume", "--overwrite", "--overwrite_output_dir"):
+    for word in ("--resume", "--overwrite"):
         words = ["--output_dir", str(place / "used"), word]
-        check_early("sft", None, None, words, {}, runs=True)
+        given = read("sft", words)
+        check_places(given, given.values)
     with pytest.raises(UserError, match="holds a run"):
         parse("sft", words[:2], runs=True)
     assert parse("sft", words[:2]).training.output_dir == words[1]
@@ -91,4 +93,5 @@ def test_another_process_of_the_run_does_not_ask_for_its_folder(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")  # the first one may have made it in the meantime
-    check_early("sft", None, None, ["--output_dir", str(place / "used")], {}, runs=True)
+    given = read("sft", ["--output_dir", str(place / "used")])
+    check_places(given, given.values)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from tests.tiny_runs import write
 

@@ -6,8 +6,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.errors import UserError
-from recipes.lib.generation import complete, completion_text, fits, sample
+from recipes.lib.generation import complete, fits, sample
 from recipes.lib.likelihood import completion_logps, perplexity
+from recipes.lib.prompts import completion_text
 
 PROMPTS = ["the cat", "who found the old book on the red road ?", "a bird sang and", "the"]
 

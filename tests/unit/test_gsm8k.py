@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
+from recipes.lib.files import read_jsonl
 from recipes.lib.gsm8k import correct_number, last_number, prompt_rows
 from recipes.lib.rewards import load_function
-from recipes.lib.runs import read_jsonl
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from recipes.lib.arguments import Config, parse
+from recipes.lib.arguments import Config
 from recipes.lib.checkpoints import seal
 from recipes.lib.errors import UserError
 from recipes.lib.launch import Launch
 from recipes.lib.launch_checks import Card, kind_of
 from recipes.lib.launch_table import TABLE, refusals, refuse
+from recipes.lib.main import parse
 from recipes.lib.policies import own_card
 from tests.tiny_runs import flags
 

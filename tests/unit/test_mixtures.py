@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.mixtures import Part, row_counts
 from tests.tiny_runs import write

@@ -9,9 +9,11 @@ from trl import ModelConfig
 
 from recipes.lib.adapter_folders import adapter_base
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import load_tokenizer, resolve_model
-from recipes.lib.models import load_policy, load_reward_model, peft_config
+from recipes.lib.model_folders import resolve_model
+from recipes.lib.models import load_reward_model
+from recipes.lib.policies import load_policy, peft_config
 from recipes.lib.reward_models import RewardModel
+from recipes.lib.vocabulary import load_tokenizer
 
 LORA = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_r": 2}
 

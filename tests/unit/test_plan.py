@@ -9,16 +9,17 @@ import torch
 from transformers import PreTrainedTokenizerFast, Trainer
 
 from recipes import plan as recipe
-from recipes.lib.arguments import launch, parse
 from recipes.lib.errors import UserError
 from recipes.lib.launch import Launch, read_launch
+from recipes.lib.main import launch, parse
 from recipes.lib.plan import start
 from recipes.lib.plan.advice import find_changes
-from recipes.lib.plan.make import Target, plan_of
+from recipes.lib.plan.make import plan_of
 from recipes.lib.plan.optimizers import state_bytes
 from recipes.lib.plan.paper import num_bytes
 from recipes.lib.plan.shape import ADAPTERS, BASE, GRADIENTS, HEADS, OPTIMIZER, OTHERS, Plan
 from recipes.lib.plan.sizes import GIB, read_memory, shown
+from recipes.lib.plan.target import Target
 from tests.plan_reality import ALIKE, rows_of
 from tests.tiny_models import save_model
 from tests.tiny_runs import FAST, LORA, flags, write

@@ -8,10 +8,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from recipes import plan as recipe
-from recipes.lib.arguments import parse
 from recipes.lib.errors import UserError
 from recipes.lib.launch import Launch, read_launch
 from recipes.lib.launch_table import TABLE, refuse
+from recipes.lib.main import parse
 from recipes.lib.plan import start
 from tests.plan_reality import ALIKE, rows_of
 from tests.tiny_models import save_model

@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.arguments import parse
 from recipes.lib.launch import Launch
-from recipes.lib.plan.make import Target, plan_of
+from recipes.lib.main import parse
+from recipes.lib.plan.make import plan_of
 from recipes.lib.plan.shape import BASE, CACHE, WORKSPACE, Plan
+from recipes.lib.plan.target import Target
 from tests.plan_reality import ALIKE
 from tests.tiny_models import save_model
 from tests.tiny_runs import LORA, flags

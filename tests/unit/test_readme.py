@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.arguments import parse
+from recipes.lib.main import parse
 from recipes.lib.ppo.config import PPOConfig
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ import pytest
 
 from recipes.lib.errors import UserError
 from recipes.lib.reward_models import load_reward_functions
-from recipes.lib.rewards import is_function_reference, load_function, score
+from recipes.lib.rewards import is_function_reference, load_function
+from recipes.lib.scoring import score
 
 PROMPTS = ["a", "b", "c"]
 TEXTS = ["one", "two words", "three more words"]

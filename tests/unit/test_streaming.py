@@ -11,7 +11,8 @@ import pytest
 from datasets import Dataset
 
 from recipes.lib import stream, streaming
-from recipes.lib.data import DataArguments, load_splits
+from recipes.lib.data import load_splits
+from recipes.lib.data_keys import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.shapes import shape_of
 from recipes.lib.sources import hub_sources

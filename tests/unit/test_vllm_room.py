@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.arguments import Config, parse
+from recipes.lib.arguments import Config
 from recipes.lib.launch import Launch
 from recipes.lib.launch_checks import Card
 from recipes.lib.launch_table import refusals
+from recipes.lib.main import parse
 from recipes.lib.plan import beside_vllm
 from recipes.lib.plan.beside_vllm import held
 from tests.model_shapes import SHAPES

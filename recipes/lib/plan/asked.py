@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.arguments import Config
 from recipes.lib.errors import UserError
+from recipes.lib.help_table import TRAINING_RECIPES
 from recipes.lib.launch import Launch, read_launch
 from recipes.lib.plan.sizes import read_memory
 
-RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
 FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", "prompt_length", "json")
 PRECISION = ("bf16", "fp16")
 TRUE = ("true", "yes", "1", "y", "t")
@@ -111,19 +112,19 @@ def _file(rest: list[str]) -> Path | None:
 
 
 def _recipe(named: str | None, file: Path | None) -> str:
-    if named is not None and named not in RECIPES:
-        raise UserError(f"recipe={named}: must be one of {', '.join(RECIPES)}.")
+    if named is not None and named not in TRAINING_RECIPES:
+        raise UserError(f"recipe={named}: must be one of {', '.join(TRAINING_RECIPES)}.")
     if named is not None:
         return named
     if file is None:
         raise UserError("config is missing; write rlhf plan --config FILE.")
     # configs/<recipe>/<name>.yaml, quickstart/<recipe>.yaml, runs/<recipe>/<name>/config.yaml
     for name in (file.parent.name, file.stem, file.resolve().parent.parent.name):
-        if name in RECIPES:
+        if name in TRAINING_RECIPES:
             return name
     raise UserError(
         f"recipe is missing: neither {file} nor its folder is named after a recipe; add --recipe "
-        f"and one of {', '.join(RECIPES)}."
+        f"and one of {', '.join(TRAINING_RECIPES)}."
     )
 
 
@@ -135,11 +136,14 @@ def _number(given: dict[str, str], name: str) -> int | None:
     return int(given[name])
 
 
-def parse_for(asked: Asked, changes: dict[str, Any] | None = None) -> tuple[Any, Any]:
+def parse_for(
+    asked: Asked, parse: Callable[..., Config], changes: dict[str, Any] | None = None
+) -> tuple[Config, Any]:
     """Parse the recipe's configuration, whatever this machine can compute in.
 
     Args:
         asked: What was asked.
+        parse: Reads the configuration of a recipe, as the recipe itself does.
         changes: Keys to set.
 
     Returns:
@@ -149,8 +153,6 @@ def parse_for(asked: Asked, changes: dict[str, Any] | None = None) -> tuple[Any,
     Raises:
         UserError: The configuration is wrong.
     """
-    from recipes.lib.arguments import parse
-
     plain = dict.fromkeys(PRECISION, False)
     config = parse(asked.recipe, list(asked.rest), plain | (changes or {}))
     _divide(config, asked.launch.num_processes)
@@ -159,7 +161,7 @@ def parse_for(asked: Asked, changes: dict[str, Any] | None = None) -> tuple[Any,
 
 def _divide(config: Any, processes: int) -> None:
     """Set what follows from the number of processes, which this process is not one of."""
-    from recipes.lib.finishing import set_accumulation
+    from recipes.lib.group_batches import set_accumulation
 
     training = config.training
     if hasattr(config.script, "global_batch_size"):

@@ -51,7 +51,8 @@ def held(config: Any, launch: Launch) -> Held | None:
 
 
 def _held(config: Any, launch: Launch) -> Held:
-    from recipes.lib.plan.make import Target, plan_of
+    from recipes.lib.plan.make import plan_of
+    from recipes.lib.plan.target import Target
 
     configs = config.path.resolve().parent.parent if config.path is not None else None
     plan = plan_of(config, Target(launch, configs=configs, is_fixed_only=True))

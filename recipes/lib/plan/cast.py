@@ -81,7 +81,7 @@ def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
 
 def _adapter(config: Any, source: Source) -> Any:
     """The adapter that is trained: a new one, or the one that the run goes on with."""
-    from recipes.lib.models import peft_config
+    from recipes.lib.policies import peft_config
 
     task = "SEQ_CLS" if config.recipe == "reward" else "CAUSAL_LM"
     if config.model.use_peft and source.adapter is not None and config.recipe in ("ppo", "reward"):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from recipes.lib.launch import Launch
 from recipes.lib.plan import paper, passes
 from recipes.lib.plan.cast import Cast, make_cast
 from recipes.lib.plan.meter import Meter
@@ -27,32 +24,9 @@ from recipes.lib.plan.shape import (
     Phase,
     Plan,
 )
+from recipes.lib.plan.target import Target
 
-RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
 BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a configuration is planned for.
-
-    Args:
-        launch: The processes.
-        autocast: Number format of mixed precision, or None.
-        prompt_length: Tokens of a prompt where the recipe has no limit (rloo, grpo).
-        has_test: Whether there are rows to test on.
-        on_card: Whether passes take the paths of CUDA; else those of the CPU, for tests.
-        is_fixed_only: Leave out what a pass takes, which needs seconds on large models.
-        configs: Folder with configurations of runs that are still to be made.
-    """
-
-    launch: Launch = field(default_factory=Launch)
-    autocast: torch.dtype | None = None
-    prompt_length: int = 512
-    has_test: bool = True
-    on_card: bool = True
-    is_fixed_only: bool = False
-    configs: Path | None = None
 
 
 def plan_of(config: Any, target: Target) -> Plan:

@@ -10,7 +10,7 @@ from recipes.lib.plan.scale import Scale
 from recipes.lib.plan.shape import CACHE, WORKSPACE, Phase
 
 if TYPE_CHECKING:
-    from recipes.lib.plan.make import Target
+    from recipes.lib.plan.target import Target
 
 
 def prompt_length(config: Any, target: Target) -> int:

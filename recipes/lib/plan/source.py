@@ -121,7 +121,7 @@ def _to_be_trained(name: str, file: Path) -> Source:
 
     from trl import ModelConfig
 
-    from recipes.lib.models import peft_config
+    from recipes.lib.policies import peft_config
     from recipes.lib.strict_yaml import read_yaml
 
     values = read_yaml(file).values

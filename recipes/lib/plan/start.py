@@ -59,7 +59,7 @@ def check_plan(config: Any, has_test: bool = True) -> None:
     Raises:
         UserError: The run cannot fit.
     """
-    from recipes.lib.runs import is_main_process
+    from recipes.lib.processes import is_main_process
 
     if config.script.skip_plan or not is_main_process():
         return
@@ -78,7 +78,8 @@ def check_plan(config: Any, has_test: bool = True) -> None:
 
 def _refusal(config: Any, has_test: bool) -> str | None:
     from recipes.lib.launch import Launch
-    from recipes.lib.plan.make import Target, plan_of
+    from recipes.lib.plan.make import plan_of
+    from recipes.lib.plan.target import Target
 
     training = config.training
     launch = Launch.here(training)
@@ -114,8 +115,8 @@ def _refusal(config: Any, has_test: bool) -> str | None:
 
 
 def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
-    from recipes.lib.arguments import rebuilt
-    from recipes.lib.finishing import set_accumulation
+    from recipes.lib.arguments import rebuild
+    from recipes.lib.group_batches import set_accumulation
     from recipes.lib.launch import Launch
     from recipes.lib.launch_table import refusals
     from recipes.lib.plan.advice import find_changes
@@ -128,7 +129,7 @@ def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
         return refusals(changed, started)
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
-        changed = rebuilt(config, changes)
+        changed = rebuild(config, changes)
         if hasattr(changed.script, "global_batch_size"):
             set_accumulation(changed.training, changed.script.global_batch_size)
         return changed, plan_of(changed, target)

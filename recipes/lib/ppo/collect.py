@@ -12,9 +12,7 @@ from torch import Tensor
 
 from recipes.lib.backbone import reference_logps, spread
 from recipes.lib.errors import UserError
-from recipes.lib.finite import check_scored, of_rollout
 from recipes.lib.forward import Batch
-from recipes.lib.generation import completion_text
 from recipes.lib.ppo.describe import describe, describe_episodes, describe_values
 from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
 from recipes.lib.ppo.returns import (
@@ -24,12 +22,12 @@ from recipes.lib.ppo.returns import (
     token_rewards,
     whiten,
 )
-from recipes.lib.ppo.rollouts import Rollout, prompt_index
+from recipes.lib.ppo.rollouts import Rollout, check_scored, of_rollout, prompt_index
 from recipes.lib.ppo.samplers import make_sampler
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
-from recipes.lib.prompts import Prompts
-from recipes.lib.rewards import RewardFunction, distinct_names, score
+from recipes.lib.prompts import Prompts, completion_text
 from recipes.lib.sampling import Decoding, episode_uniforms, further_stops, pad_left
+from recipes.lib.scoring import RewardFunction, distinct_names, score
 from recipes.lib.stopping import disarm
 from recipes.lib.together import together
 

@@ -10,6 +10,7 @@ Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded r
 import functools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.lib.errors import UserError
+from recipes.lib.files import write_json
+from recipes.lib.finite import CAUSE, NotFiniteError
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.runs import write_json
 
 SHUFFLE_KEY = 0x5_4FF1E  # keeps the shuffles apart from the sampling noise of the same seed
 PROMPT_KEY = 0x9_2011
@@ -181,3 +183,40 @@ def on_device(inputs: dict[str, Any], device: Any) -> dict[str, Any]:
         The same there.
     """
     return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
+
+
+def check_scored(
+    mask_BC: Tensor, logps_BC: Tensor, ref_logps_BC: Tensor, values_BC: Tensor
+) -> None:
+    """Refuse episodes with log-probabilities or values that are not finite.
+
+    Args:
+        mask_BC: 1 where a token counts.
+        logps_BC: Log-probabilities of the policy.
+        ref_logps_BC: Log-probabilities of the reference.
+        values_BC: Values of the critic.
+
+    Raises:
+        NotFiniteError: One that counts is not finite.
+    """
+    of_models = {
+        "log-probabilities of the policy": logps_BC,
+        "log-probabilities of the reference": ref_logps_BC,
+        "values of the critic": values_BC,
+    }
+    for what, numbers_BC in of_models.items():
+        faulty_B = (~numbers_BC.isfinite() & mask_BC.bool()).any(1)
+        if number := int(faulty_B.sum()):
+            raise NotFiniteError(
+                f"the {what} of {number} of {len(faulty_B)} completions were NaN or infinite while "
+                f"they were scored: its {CAUSE}."
+            )
+
+
+@contextmanager
+def of_rollout(number: int) -> Iterator[None]:
+    """Say of which rollout the numbers are that are not finite."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise UserError(f"rollout {number}: {error}") from error

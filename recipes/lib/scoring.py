@@ -1,0 +1,198 @@
+"""Asking reward functions about completions, and adding up what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.lib.errors import UserError
+from recipes.lib.failures import is_memory
+
+RewardFunction = Callable[..., Any]
+
+
+def score(
+    functions: Sequence[RewardFunction],
+    weights: Sequence[float],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[list[int]],
+    columns: dict[str, list[Any]],
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of what all functions say of each row.
+
+    Args:
+        functions: The reward functions.
+        weights: One weight for each.
+        prompts: Prompts.
+        completions: Completions.
+        completion_ids: Token ids of the completions.
+        columns: Further columns of the data set, handed on to the functions.
+
+    Returns:
+        Sum of shape (B,) and what each function said of shape (B, F), NaN for None.
+
+    Raises:
+        UserError: A function returned something else than one finite number or None for each row,
+            or no function applies to a row.
+    """
+    given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    said = [ask(function, given | columns) for function in functions]
+    waiting = [i for i, answer in enumerate(said) if inspect.isawaitable(answer)]
+    answers = wait_for([said[i] for i in waiting], [functions[i] for i in waiting])
+    for i, answer in zip(waiting, answers, strict=True):
+        said[i] = answer
+    rows_F = [
+        checked(function, answer, len(prompts))
+        for function, answer in zip(functions, said, strict=True)
+    ]
+    said_BF = torch.tensor(rows_F, dtype=torch.float32).T
+    if said_BF.isnan().all(1).any():
+        row = int(said_BF.isnan().all(1).nonzero()[0])
+        raise UserError(
+            f"every reward function returned None for row {row}; one has to apply to each row."
+        )
+    weights_F = torch.tensor(list(weights), dtype=said_BF.dtype)
+    return (said_BF * weights_F).nansum(1), said_BF
+
+
+def ask(function: RewardFunction, given: dict[str, Any]) -> Any:
+    """Call a reward function.
+
+    Args:
+        function: The function.
+        given: Its arguments by name.
+
+    Returns:
+        What it returned, which may be something to wait for.
+
+    Raises:
+        UserError: It raised, or a package that it needs is not installed.
+    """
+    try:
+        return function(**given)
+    except Exception as error:
+        raise _fault(function, error) from error
+
+
+def wait_for(awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFunction]) -> list[Any]:
+    """Wait for the answers of async reward functions, all at the same time.
+
+    One event loop on a thread of its own serves the whole process: it works inside a notebook,
+    which has a running loop already, and a client that a function keeps stays usable.
+
+    Args:
+        awaited: What the functions returned.
+        functions: The functions, for messages.
+
+    Returns:
+        The answers, in order.
+
+    Raises:
+        UserError: A function raised, or a package that it needs is not installed.
+    """
+
+    async def one(waited: Awaitable[Any], function: RewardFunction) -> Any:
+        try:
+            return await waited
+        except Exception as error:
+            raise _fault(function, error) from error
+
+    async def every() -> list[Any]:
+        pairs = zip(awaited, functions, strict=True)
+        return list(await asyncio.gather(*(one(waited, function) for waited, function in pairs)))
+
+    return asyncio.run_coroutine_threadsafe(every(), _event_loop()).result() if awaited else []
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async-rewards", daemon=True).start()
+    return loop
+
+
+def _fault(function: RewardFunction, error: Exception) -> Exception:
+    """What a reward function raised, in one sentence; what ran out is told by others."""
+    if isinstance(error, UserError) or is_memory(error):
+        return error
+    sentence = " ".join(str(error).split()).rstrip(".")
+    if not isinstance(error, ImportError):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return UserError(
+            f"reward function {function_name(function)} raised {type(error).__name__}: {sentence} "
+            f"({Path(last.filename).name}, line {last.lineno}); mend it, or let it return None "
+            "where it does not apply."
+        )
+    return UserError(
+        f"reward function {function_name(function)} needs a package that is not installed: "
+        f"{sentence}."
+    )
+
+
+def checked(function: RewardFunction, said: Any, num_rows: int) -> list[float]:
+    """What a reward function said, if it is one number or None for each row.
+
+    Args:
+        function: The function, for the message.
+        said: What it returned.
+        num_rows: Completions that it was asked about.
+
+    Returns:
+        One number for each row, NaN for None.
+
+    Raises:
+        UserError: It is something else.
+    """
+    name = function_name(function)
+    if not isinstance(said, (list, tuple, Tensor)) or len(said) != num_rows:
+        got = f"{len(said)} values" if isinstance(said, (list, tuple, Tensor)) else repr(said)
+        raise UserError(
+            f"reward function {name} returned {got} for {num_rows} completions; "
+            "return a list with one number for each."
+        )
+    values = said.tolist() if isinstance(said, Tensor) else list(said)
+    for row, value in enumerate(values):
+        if value is None:
+            values[row] = math.nan
+        elif isinstance(value, (str, bool)) or not math.isfinite(float(value)):
+            raise UserError(
+                f"reward function {name} returned {value!r} for row {row}; "
+                "return a finite number, or None where it does not apply."
+            )
+    return [float(value) for value in values]
+
+
+def function_name(function: RewardFunction) -> str:
+    """Name of a reward function in messages and metrics."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def distinct_names(functions: Sequence[RewardFunction]) -> list[str]:
+    """Names of reward functions for metrics, numbered where several have the same.
+
+    Args:
+        functions: The reward functions.
+
+    Returns:
+        For example `final`, `final-2`, `short`.
+    """
+    names: list[str] = []
+    for function in functions:
+        name, number = function_name(function), 1
+        while (numbered := name if number == 1 else f"{name}-{number}") in names:
+            number += 1
+        names.append(numbered)
+    return names
