@@ -2,7 +2,7 @@
 
 Loss: the mean of -log p(token | tokens before it) over all tokens.
 
-Data: none is read. The text comes from recipes/lib/tales, seeded; so do the rows of the later
+Data: none is read. The text comes from recipes/lib/tasks/tales, seeded; so do the rows of the later
 stages, which share nothing with it: data/sft_train.jsonl, sft_test.jsonl, feedback_prompts.jsonl,
 ppo_prompts.jsonl and eval_prompts.jsonl in the run folder.
 Writes final/ (model and tokenizer), data/, metrics.jsonl and summary.json.
@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config
+from recipes.lib.config.parse import Config
+from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.files import copy_tree, write_jsonl
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
-from recipes.lib.processes import is_main_process
-from recipes.lib.runs import Run, RunArguments, open_run
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.files import copy_tree, write_jsonl
+from recipes.lib.runs.folder import Run, RunArguments, open_run
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -71,7 +71,7 @@ def arguments() -> tuple[type, ...]:
     return BaseArguments, SFTConfig
 
 
-SHIPPED = Path(__file__).parent / "lib/tales/trained"
+SHIPPED = Path(__file__).parent / "lib/tasks/tales/trained"
 NUM_TOKENIZER_TEXTS = 8000  # beyond them no new words come up
 
 SPLIT_OF_KEY = {
@@ -90,7 +90,7 @@ def validate(script: BaseArguments) -> None:
         UserError: The heads do not divide the width evenly, the vocabulary has no room, or more
             rows are asked for than there are different ones.
     """
-    from recipes.lib.tales.prompts import facts_of
+    from recipes.lib.tasks.tales.prompts import facts_of
 
     if script.num_heads < 1 or script.hidden_size % (2 * script.num_heads):
         raise UserError(
@@ -119,7 +119,7 @@ def trained_folder(trained: str) -> Path:
 
 def write_data(script: BaseArguments, seed: int, folder: Path) -> None:
     """Write the rows of the later stages."""
-    from recipes.lib.tales.rows import prompt_rows, sft_rows
+    from recipes.lib.tasks.tales.rows import prompt_rows, sft_rows
 
     folder.mkdir(exist_ok=True)
     for key, split in SPLIT_OF_KEY.items():
@@ -136,7 +136,7 @@ def make_model(
     """Draw a model of the asked size."""
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, set_seed
 
-    from recipes.lib.cpu_linear import use_fast_products
+    from recipes.lib.models.cpu_linear import use_fast_products
 
     set_seed(seed)
     model = LlamaForCausalLM(
@@ -175,8 +175,8 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The sizes do not fit together, or the run folder cannot be used.
     """
-    from recipes.lib.finishing import finish
-    from recipes.lib.lineage import write_lineage
+    from recipes.lib.recipe.finish import finish
+    from recipes.lib.runs.lineage import write_lineage
 
     start = time.monotonic()
     script, training = config.script, config.training
@@ -208,11 +208,11 @@ def train(config: Config, folder: Run) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from recipes.lib.finishing import checkpoint_of, save_final
-    from recipes.lib.progress import watch
-    from recipes.lib.tales.rows import base_texts
-    from recipes.lib.tales.tokenizer import train_tokenizer
-    from recipes.lib.trl_trainers import resumable
+    from recipes.lib.recipe.finish import checkpoint_of, save_final
+    from recipes.lib.tasks.tales.rows import base_texts
+    from recipes.lib.tasks.tales.tokenizer import train_tokenizer
+    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.trl import resumable
 
     script, training = config.script, config.training
     assert training is not None

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from recipes.lib.help import print_help, show
+from recipes.lib.recipe.help import print_help, show
 
 PACKAGE = Path(__file__).parent
 ALL_FLAGS = {"--help_all", "--help-all"}

@@ -7,9 +7,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+from recipes.lib.config.shipped_configs import FOLDER, find_config, find_configs
 from recipes.lib.errors import UserError
-from recipes.lib.help import show
-from recipes.lib.shipped import FOLDER, find_config, find_configs
+from recipes.lib.recipe.help import show
 
 USAGE = """usage: rlhf configs                     list names and purposes
        rlhf configs show NAME           print one

@@ -14,19 +14,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.data import read
-from recipes.lib.data_keys import DataArguments, validate
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments, validate
+from recipes.lib.data.loading import read
 from recipes.lib.errors import UserError
-from recipes.lib.main import launch
-from recipes.lib.model_folders import TrustArguments
+from recipes.lib.models.folders import TrustArguments
 from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.recipe.main import launch
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from recipes.lib.data_page import Example, Page
-    from recipes.lib.lengths import Length
+    from recipes.lib.data.lengths import Length
+    from recipes.lib.data.preview import Example, Page
     from recipes.lib.shapes import Shape
 
 POSITIONAL = "dataset_name"
@@ -110,7 +110,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
         return None
     from pathlib import Path
 
-    from recipes.lib.vocabulary import load_tokenizer
+    from recipes.lib.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(
         script.model_name_or_path,
@@ -131,7 +131,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
 
 def good_rows(train: Dataset, shape: Shape) -> tuple[Dataset, list[str]]:
     """The rows that training could use, and in words what is wrong with the others."""
-    from recipes.lib.row_checks import find_problems
+    from recipes.lib.data.row_checks import find_problems
 
     problems = find_problems(train, shape.columns)
     bad = {row for problem in problems for row in problem.rows}
@@ -147,7 +147,7 @@ def good_rows(train: Dataset, shape: Shape) -> tuple[Dataset, list[str]]:
 
 def repeated(train: Dataset, test: Dataset | None) -> list[str]:
     """In words: rows that are there twice, and what both splits share."""
-    from recipes.lib.splitting import content_keys
+    from recipes.lib.data.splitting import content_keys
 
     keys = list(content_keys(train))
     found = [f"{len(keys) - len(set(keys)):,} training rows repeat an earlier one"]
@@ -163,7 +163,7 @@ def repeated(train: Dataset, test: Dataset | None) -> list[str]:
 
 def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any) -> list[Length]:
     """Lengths of the first rows: tokens, or characters where there is no tokenizer."""
-    from recipes.lib.lengths import Length, length_of
+    from recipes.lib.data.lengths import Length, length_of
     from recipes.lib.row_text import parts_of_row, sequences
 
     lengths = []
@@ -191,7 +191,7 @@ def make_examples(
 
 def length_facts(page: Page, lengths: list[Length], shape: Shape, model: str | None) -> None:
     """Put lengths, their plot and the effect of a limit on the page."""
-    from recipes.lib.lengths import bins_of, effects, quantile
+    from recipes.lib.data.lengths import bins_of, effects, quantile
 
     numbers = [length.whole for length in lengths]
     page.unit = "tokens" if model else "characters"
@@ -218,9 +218,9 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data cannot be read, or has none of TRL's formats.
     """
-    from recipes.lib.data_page import Page, show_page
+    from recipes.lib.data.preview import Page, show_page
+    from recipes.lib.data.splitting import split
     from recipes.lib.shapes import shape_of
-    from recipes.lib.splitting import split
 
     script: DataPageArguments = config.script
     check_keys(script)

@@ -22,16 +22,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.data_keys import DataArguments
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.data.streaming import Rows, load_rows
+from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.processes import is_main_process
-from recipes.lib.prompts import prompt_text
-from recipes.lib.runs import RunArguments, check_folder, open_run
-from recipes.lib.streaming import Rows, load_rows
+from recipes.lib.plan.check import PlanArguments, check_plan
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.folder import RunArguments, check_folder, open_run
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 SIDES = ("chosen", "rejected")
@@ -58,11 +58,11 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import DPOTrainer
 
-    from recipes.lib.fit import check_fit
-    from recipes.lib.policies import load_policy, peft_config
-    from recipes.lib.prompts import prompt_token_ids
-    from recipes.lib.trl_trainers import make
-    from recipes.lib.vocabulary import load_tokenizer
+    from recipes.lib.data.prompts import prompt_token_ids
+    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.trainers.row_fit import check_fit
+    from recipes.lib.trainers.trl import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
@@ -88,7 +88,7 @@ def make_trainer(config: Config, rows: Rows) -> Any:
 
 def test_logps(trainer: Any) -> dict[str, list[float]]:
     """Log-probabilities (nats) of both sides of the test pairs under the model as it is now."""
-    from recipes.lib.implicit_rewards import sequence_logps
+    from recipes.lib.evaluation.implicit_rewards import sequence_logps
 
     rows = trainer.eval_dataset
     return {side: sequence_logps(trainer, rows, f"{side}_ids") for side in SIDES} if rows else {}
@@ -96,7 +96,7 @@ def test_logps(trainer: Any) -> dict[str, list[float]]:
 
 def scored_rows(trainer: Any, before: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Rows of samples.jsonl: the test pairs as plain text with their implicit rewards."""
-    from recipes.lib.implicit_rewards import implicit_rewards
+    from recipes.lib.evaluation.implicit_rewards import implicit_rewards
 
     after = test_logps(trainer)
     rewards = {
@@ -112,7 +112,7 @@ def scored_rows(trainer: Any, before: dict[str, list[float]]) -> list[dict[str, 
 
 def summarize(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:
     """Accuracy and mean margin of the implicit rewards, and the ceiling of the accuracy."""
-    from recipes.lib.judging import pair_accuracy
+    from recipes.lib.evaluation.win_rate import pair_accuracy
 
     chosen, rejected = ([row[f"score_{side}"] for row in rows] for side in SIDES)
     numbers = {"accuracy": pair_accuracy(chosen, rejected)}
@@ -134,10 +134,10 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final
-    from recipes.lib.group_batches import set_accumulation
-    from recipes.lib.lineage import write_lineage
-    from recipes.lib.progress import watch
+    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
+    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.trainers.batch_sizes import set_accumulation
+    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model

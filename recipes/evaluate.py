@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
-from recipes.lib.model_folders import TrustArguments
-from recipes.lib.prompts import prompt_text
-from recipes.lib.runs import FolderArguments, open_run
+from recipes.lib.models.folders import TrustArguments
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.folder import FolderArguments, open_run
 
 POSITIONAL = "run"
 
@@ -126,11 +126,11 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.contest import Sampling, compare
-    from recipes.lib.finishing import finish
-    from recipes.lib.judges import load_judge
-    from recipes.lib.judging import win_rate
-    from recipes.lib.lineage import write_lineage
+    from recipes.lib.evaluation.contest import Sampling, compare
+    from recipes.lib.evaluation.judges import load_judge
+    from recipes.lib.evaluation.win_rate import win_rate
+    from recipes.lib.recipe.finish import finish
+    from recipes.lib.runs.lineage import write_lineage
 
     start = time.monotonic()
     script: EvaluateArguments = config.script

@@ -21,21 +21,21 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError
-from recipes.lib.files import write_jsonl
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
-from recipes.lib.model_folders import TrustArguments
-from recipes.lib.prompts import prompt_text
-from recipes.lib.runs import FolderArguments, Run, open_run
+from recipes.lib.models.folders import TrustArguments
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.files import write_jsonl
+from recipes.lib.runs.folder import FolderArguments, Run, open_run
 
 if TYPE_CHECKING:
+    from recipes.lib.evaluation.judges import Judge
     from recipes.lib.feedback.pairs import Pair
     from recipes.lib.feedback.rater import Rating
-    from recipes.lib.judges import Judge
 
 ACTIONS = ("simulate",)
 NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
@@ -94,8 +94,8 @@ def sample(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair
     from trl import ModelConfig
 
     from recipes.lib.feedback.pairs import sample_pairs
-    from recipes.lib.policies import load_policy
-    from recipes.lib.vocabulary import load_tokenizer
+    from recipes.lib.models.policies import load_policy
+    from recipes.lib.models.tokenizers import load_tokenizer
 
     name = script.model_name_or_path or ""
     trusted = script.trust_remote_code
@@ -162,9 +162,9 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the data, the model or the judge cannot be used.
     """
-    from recipes.lib.finishing import finish
-    from recipes.lib.judges import load_judge
-    from recipes.lib.lineage import write_lineage
+    from recipes.lib.evaluation.judges import load_judge
+    from recipes.lib.recipe.finish import finish
+    from recipes.lib.runs.lineage import write_lineage
 
     start = time.monotonic()
     script = config.script

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 also where the run does not fit, 2 for a mistake of the user and for a
         run that would be refused.
     """
-    from recipes.lib.help import show
+    from recipes.lib.recipe.help import show
 
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
@@ -77,18 +77,18 @@ def run(argv: list[str]) -> dict[str, Any]:
     Raises:
         UserError: A flag or the configuration is wrong, or a model is not there.
     """
-    from recipes.lib.plan.asked import read_asked
-    from recipes.lib.quiet import hush
+    from recipes.lib.plan.options import read_asked
+    from recipes.lib.verbosity import hush
 
     asked = read_asked(argv)
     hush()
-    from recipes.lib.main import parse
-    from recipes.lib.plan.asked import parse_for
-    from recipes.lib.plan.make import plan_of
+    from recipes.lib.plan.check import card_memory
+    from recipes.lib.plan.options import parse_for
     from recipes.lib.plan.page import show_plan, show_refused
+    from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.refused import as_dicts, nothing_new, refused_of
-    from recipes.lib.plan.start import card_memory
     from recipes.lib.plan.target import Target
+    from recipes.lib.recipe.main import parse
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         config, autocast = parse_for(asked, parse, changes)
@@ -141,7 +141,7 @@ def show_refusals(argv: list[str]) -> None:
     Raises:
         UserError: There is more than --refusals and --json.
     """
-    from recipes.lib.plan.asked import split
+    from recipes.lib.plan.options import split
     from recipes.lib.plan.page import show_table
     from recipes.lib.plan.refused import table_as_dicts
 
@@ -157,7 +157,7 @@ def show_refusals(argv: list[str]) -> None:
 def _write(told: Any, place: str | None) -> None:
     import json
 
-    from recipes.lib.files import write_json
+    from recipes.lib.runs.files import write_json
 
     if place == "-":
         print(json.dumps(told, indent=1))

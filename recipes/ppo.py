@@ -20,18 +20,18 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
+from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.processes import is_main_process
-from recipes.lib.reward_arguments import RewardArguments
-from recipes.lib.runs import RunArguments, check_folder, open_run
+from recipes.lib.plan.check import PlanArguments, check_plan
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.rewards.arguments import RewardArguments
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.runs.folder import RunArguments, check_folder, open_run
 
 SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
 # Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
@@ -56,10 +56,10 @@ def arguments() -> tuple[type, ...]:
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
     from recipes.lib.continuing import goes_on, load_adapted_policy
-    from recipes.lib.policies import load_policy, peft_config
+    from recipes.lib.distributed.shards import loads_whole
+    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.ppo.trainer import PPOTrainer
-    from recipes.lib.sharded import loads_whole
-    from recipes.lib.vocabulary import load_tokenizer
 
     assert config.training is not None and config.model is not None
     trusted = {"trust_remote_code": config.training.trust_remote_code}
@@ -104,10 +104,10 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final
-    from recipes.lib.lineage import write_lineage
     from recipes.lib.ppo.origin import roles_of
-    from recipes.lib.progress import watch
+    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
+    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model

@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.arguments import Config
+from recipes.lib.config.parse import Config
+from recipes.lib.config.shipped_configs import FOLDER
+from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl, write_json
-from recipes.lib.main import launch, parse
-from recipes.lib.quiet import hide_short_bars
-from recipes.lib.runs import is_run, move_aside
-from recipes.lib.shipped import FOLDER
-from recipes.lib.strict_yaml import read_yaml
+from recipes.lib.recipe.main import launch, parse
+from recipes.lib.runs.files import read_jsonl, write_json
+from recipes.lib.runs.folder import is_run, move_aside
+from recipes.lib.verbosity import hide_short_bars
 
 STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
 ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place

@@ -21,17 +21,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.chat_templates import check_template
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.streaming import Rows, load_rows
+from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
+from recipes.lib.models.chat_template import check_template
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.processes import is_main_process
-from recipes.lib.runs import RunArguments, check_folder, open_run
-from recipes.lib.streaming import Rows, load_rows
+from recipes.lib.plan.check import PlanArguments, check_plan
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.folder import RunArguments, check_folder, open_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +75,7 @@ def load_pairs(script: RewardArguments, training: Any) -> Rows:
 def summarize(rows: list[dict[str, Any]], train: Dataset, test: Dataset) -> dict[str, float]:
     """Accuracy of the scores, its ceiling, its yardstick, and the mean margin of the scores."""
     from recipes.lib.bag_of_words import bag_of_words_accuracy
-    from recipes.lib.judging import pair_accuracy
+    from recipes.lib.evaluation.win_rate import pair_accuracy
 
     chosen = [row["score_chosen"] for row in rows]
     rejected = [row["score_rejected"] for row in rows]
@@ -92,13 +92,13 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from recipes.lib.chat_templates import check_template_path
     from recipes.lib.continuing import goes_on
-    from recipes.lib.fit import check_fit
-    from recipes.lib.models import load_adapted_classifier, load_reward_model
-    from recipes.lib.policies import peft_config
-    from recipes.lib.trl_trainers import make
-    from recipes.lib.vocabulary import load_tokenizer
+    from recipes.lib.models.chat_template import check_template_path
+    from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
+    from recipes.lib.models.policies import peft_config
+    from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.trainers.row_fit import check_fit
+    from recipes.lib.trainers.trl import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
@@ -150,12 +150,12 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, the model or the run folder cannot be used.
         RuntimeError: The saved model scores differently.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final
-    from recipes.lib.group_batches import set_accumulation
-    from recipes.lib.lineage import write_lineage
-    from recipes.lib.pair_scores import check_saved, score_shares
-    from recipes.lib.progress import watch
-    from recipes.lib.sharded import loads_whole, whole, works
+    from recipes.lib.distributed.shards import loads_whole, whole, works
+    from recipes.lib.evaluation.pair_scores import check_saved, score_shares
+    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
+    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.trainers.batch_sizes import set_accumulation
+    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
     script, training, model_args = config.script, config.training, config.model

@@ -24,16 +24,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
+from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.processes import is_main_process
-from recipes.lib.reward_arguments import RewardArguments
-from recipes.lib.runs import RunArguments, check_folder, open_run
+from recipes.lib.plan.check import PlanArguments, check_plan
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.rewards.arguments import RewardArguments
+from recipes.lib.runs.folder import RunArguments, check_folder, open_run
 
 SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
 
@@ -47,7 +47,7 @@ def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     from trl import ModelConfig
 
-    from recipes.lib.group_batches import RLOOBatchConfig
+    from recipes.lib.trainers.batch_sizes import RLOOBatchConfig
 
     return RLOOArguments, RLOOBatchConfig, ModelConfig
 
@@ -56,11 +56,11 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     """TRL's trainer on the policy, with LoRA where it is asked for; and its rewards."""
     from trl import RLOOTrainer
 
-    from recipes.lib.fit import check_sampling
-    from recipes.lib.policies import load_policy, peft_config
-    from recipes.lib.sampled_rewards import load_rewards
-    from recipes.lib.trl_trainers import make
-    from recipes.lib.vocabulary import load_tokenizer
+    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.trainers.row_fit import check_sampling
+    from recipes.lib.trainers.sampled_rewards import load_rewards
+    from recipes.lib.trainers.trl import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
@@ -99,11 +99,11 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final
-    from recipes.lib.group_batches import num_episodes
-    from recipes.lib.lineage import write_lineage
-    from recipes.lib.progress import watch
-    from recipes.lib.sampled_rewards import keep_samples, last_numbers
+    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
+    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.trainers.batch_sizes import num_episodes
+    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.sampled_rewards import keep_samples, last_numbers
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model

@@ -19,17 +19,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.arguments import Config
-from recipes.lib.chat_templates import check_template
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.streaming import Rows, load_rows
+from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.guard import guarded
-from recipes.lib.main import launch
+from recipes.lib.models.chat_template import check_template
 from recipes.lib.own_template import TemplateArguments, use_template
-from recipes.lib.plan.start import PlanArguments, check_plan
-from recipes.lib.processes import is_main_process
-from recipes.lib.runs import RunArguments, check_folder, open_run
-from recipes.lib.streaming import Rows, load_rows
+from recipes.lib.plan.check import PlanArguments, check_plan
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.folder import RunArguments, check_folder, open_run
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,11 +92,11 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
 
-    from recipes.lib.fit import check_fit
-    from recipes.lib.old_kwargs import check_dataset_kwargs
-    from recipes.lib.policies import load_policy, peft_config
+    from recipes.lib.config.legacy_dataset_kwargs import check_dataset_kwargs
+    from recipes.lib.models.policies import load_policy, peft_config
     from recipes.lib.silent_rows import numbered, settle_silent
-    from recipes.lib.trl_trainers import make
+    from recipes.lib.trainers.row_fit import check_fit
+    from recipes.lib.trainers.trl import make
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
@@ -134,8 +134,8 @@ def tokenizer_of(config: Config, train: Dataset) -> Any:
     Raises:
         UserError: There is none, or it lacks a chat template where the rows hold messages.
     """
-    from recipes.lib.chat_templates import check_template_path
-    from recipes.lib.vocabulary import load_tokenizer
+    from recipes.lib.models.chat_template import check_template_path
+    from recipes.lib.models.tokenizers import load_tokenizer
 
     training, model = config.training, config.model
     assert training is not None and model is not None
@@ -153,8 +153,8 @@ def tokenizer_of(config: Config, train: Dataset) -> Any:
 
 def test_perplexity(trainer: Any) -> float | None:
     """Perplexity of the test rows, on the very tokens that the trainer made of them."""
-    from recipes.lib.likelihood import perplexity
-    from recipes.lib.sharded import whole
+    from recipes.lib.distributed.shards import whole
+    from recipes.lib.models.likelihood import perplexity
 
     rows = trainer.eval_dataset
     if rows is None:
@@ -166,8 +166,8 @@ def test_perplexity(trainer: Any) -> float | None:
 
 def write_samples(trainer: Any, test: Dataset | None, script: SFTArguments, folder: Any) -> None:
     """Write what the model says to prompts of test rows; all processes call it."""
-    from recipes.lib.held_out import held_out_samples
-    from recipes.lib.sharded import whole, works
+    from recipes.lib.distributed.shards import whole, works
+    from recipes.lib.evaluation.held_out import held_out_samples
 
     with whole(trainer) as trained:
         if test is not None and works(trainer):
@@ -196,10 +196,10 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.finishing import checkpoint_of, finish, save_final
-    from recipes.lib.group_batches import set_accumulation
-    from recipes.lib.lineage import write_lineage
-    from recipes.lib.progress import watch
+    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
+    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.trainers.batch_sizes import set_accumulation
+    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.checkpoints import newest_good, numbered
-from recipes.lib.files import read_jsonl
+from recipes.lib.runs.checkpoints import newest_good, numbered
+from recipes.lib.runs.files import read_jsonl
 
 # What Python tells an audit hook of files; the rest is wrapped: it writes in C++ and in Rust.
 AUDITED = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
@@ -26,8 +26,8 @@ LIBRARIES = (
     "recipes.ppo",
     "recipes.lib.ppo.trainer",
     "recipes.lib.continuing",
-    "recipes.lib.finishing",
-    "recipes.lib.lineage",
+    "recipes.lib.recipe.finish",
+    "recipes.lib.runs.lineage",
     "recipes.lib.report",
     "datasets",
     "peft",
@@ -135,7 +135,7 @@ def run_in_fork(work: Callable[[], None], log: Path, kill_after: float | None = 
 def train(values: dict[str, Any], resume: bool = False) -> None:
     """Train PPO in this process."""
     from recipes import ppo
-    from recipes.lib.main import parse
+    from recipes.lib.recipe.main import parse
 
     ppo.run(parse("ppo", [], values | ({"resume": True} if resume else {})))
 

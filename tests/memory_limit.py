@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from recipes.lib.progress import RunCallback
+from recipes.lib.trainers.progress import RunCallback
 
 OF_A_ROW = 256 << 20  # bytes that are really asked for, and not touched
 SLACK = 192 << 20  # for all else

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.lib.main import launch
+from recipes.lib.recipe.main import launch
 from tests.tiny_runs import snapshot
 
 

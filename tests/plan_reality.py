@@ -8,9 +8,9 @@ import pytest
 import transformers
 from torch import nn
 
-from recipes.lib.main import launch
-from recipes.lib.plan.meter import Meter
-from recipes.lib.plan.paper import num_bytes, tensors_of
+from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.meta_models import num_bytes, tensors_of
+from recipes.lib.recipe.main import launch
 from tests.tiny_runs import flags
 
 ALIKE = {"hidden_size": 64, "intermediate_size": 128}

@@ -11,7 +11,7 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from recipes.lib.policies import load_policy, peft_config
+from recipes.lib.models.policies import load_policy, peft_config
 from tests.tiny_models import save_model
 
 LORA = ModelConfig(use_peft=True, lora_target_modules=["q_proj", "v_proj"], lora_r=2)

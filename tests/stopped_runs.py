@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from recipes import dpo, grpo, kto, ppo, reward, rloo, sft
-from recipes.lib import progress
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.trainers import progress
 from tests.tiny_runs import FAST, write
 
 RECIPES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "ppo": ppo}

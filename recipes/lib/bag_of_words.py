@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recipes.lib.judging import pair_accuracy
-from recipes.lib.prompts import prompt_text
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.evaluation.win_rate import pair_accuracy
 
 if TYPE_CHECKING:
     from datasets import Dataset

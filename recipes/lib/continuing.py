@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.adapter_folders import adapter_base, adapter_task, as_base_of, put_on
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import is_adapter, resolve_model
-from recipes.lib.policies import load_policy
+from recipes.lib.models.adapter_folders import adapter_base, adapter_task, as_base_of, put_on
+from recipes.lib.models.folders import is_adapter, resolve_model
+from recipes.lib.models.policies import load_policy
 
 if TYPE_CHECKING:
     from peft import PeftModel

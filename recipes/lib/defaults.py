@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.fields import fields_of
+from recipes.lib.config.fields import fields_of
 
 IN_WORDS = {
     "output_dir": "runs/<recipe>/<name of the config>",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recipes.lib.data_keys import parts_of
-from recipes.lib.mixtures import join
+from recipes.lib.data.arguments import parts_of
+from recipes.lib.data.mixtures import join
+from recipes.lib.data.reading import local_path
+from recipes.lib.data.sources import find_sources
+from recipes.lib.data.streaming import look, named
 from recipes.lib.notes import note
-from recipes.lib.reading import local_path
-from recipes.lib.sources import find_sources
-from recipes.lib.streaming import look, named
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from recipes.lib.data_keys import DataArguments
+    from recipes.lib.data.arguments import DataArguments
 
 LARGE = 1_000_000_000  # bytes of a file; as rows in memory it takes several times that
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import RUNS
+from recipes.lib.models.folders import RUNS
 
 # Rewards that TRL's scripts know by their bare names; a dictionary makes one from a factory, with
 # the values that those scripts use.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.lib.chat_templates import check_template
-from recipes.lib.data_page import Example
+from recipes.lib.data.preview import Example
+from recipes.lib.data.tokenization import Seen, pieces, seen_sequences
 from recipes.lib.errors import UserError
-from recipes.lib.seen_rows import Seen, pieces, seen_sequences
+from recipes.lib.models.chat_template import check_template
 from recipes.lib.shapes import Row, Shape
 
 

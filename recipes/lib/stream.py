@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from recipes.lib.data.file_rows import BrokenRowError, Row
+from recipes.lib.data.formats import FORMATS
+from recipes.lib.data.mixtures import Part
+from recipes.lib.data.row_checks import FOR_TEMPLATE, fault, other_kind
+from recipes.lib.data.sources import Source
+from recipes.lib.data.splitting import content_key
 from recipes.lib.errors import UserError
-from recipes.lib.file_rows import BrokenRowError, Row
-from recipes.lib.formats import FORMATS
-from recipes.lib.mixtures import Part
 from recipes.lib.notes import note
-from recipes.lib.row_checks import FOR_TEMPLATE, fault, other_kind
-from recipes.lib.sources import Source
-from recipes.lib.splitting import content_key
 
 LOOKED_AT = 10_000  # rows of each source that are looked at before the run
 # What a row may have beside its format, and what stands for it where it has none: TRL hands the

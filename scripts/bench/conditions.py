@@ -6,7 +6,7 @@ from datetime import date
 from importlib import metadata
 from pathlib import Path
 
-from recipes.lib.lineage import commit
+from recipes.lib.runs.lineage import commit
 
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate")
 

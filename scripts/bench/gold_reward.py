@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from recipes.lib.prompts import prompt_text
-from recipes.lib.tales import gold_score
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.tasks.tales import gold_score
 
 
 def gold(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:

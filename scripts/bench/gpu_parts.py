@@ -246,8 +246,8 @@ def tokens_per_second(
     model: Any, vocabulary: int, batch: int, prompt: int, completion: int
 ) -> dict[str, float]:
     """Tokens per second of each sampler, the reading of the prompts left out."""
-    from recipes.lib.decode import Decoder
-    from recipes.lib.sampling import Decoding, episode_uniforms, sample
+    from recipes.lib.generation.decoder import Decoder
+    from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
 
     ids = torch.randint(2, vocabulary, (batch, prompt), device=DEVICE)
     mask = torch.ones_like(ids)
@@ -279,8 +279,13 @@ NEEDED = {
     "four_roles": ("recipes.lib.ppo.trainer",),
     "versus_ours": ("recipes.lib.ppo.trainer",),
     "versus_trl112": ("trl.experimental.ppo",),
-    "decode": ("recipes.lib.decode",),
-    "plan": ("recipes.lib.plan.make", "recipes.lib.arguments", "recipes.lib.ppo.trainer", "trl"),
+    "decode": ("recipes.lib.generation.decoder",),
+    "plan": (
+        "recipes.lib.plan.planner",
+        "recipes.lib.config.parse",
+        "recipes.lib.ppo.trainer",
+        "trl",
+    ),
 }
 
 
@@ -290,7 +295,7 @@ def main(part: str, *given: str) -> None:
     for name in NEEDED[part]:
         importlib.import_module(name)
     if part != "versus_trl112":
-        from recipes.lib.guard import let_segments_grow
+        from recipes.lib.recipe.guard import let_segments_grow
 
         let_segments_grow()  # as every recipe does it
     if not sys.stdin.readline():  # nobody waits for it any more

@@ -47,9 +47,9 @@ def rows_for(recipe: str, config: Any, half: int) -> list[dict[str, str]]:
 
 def plan(size: str, case: str) -> dict[str, Any]:
     """The plan of a recipe's run, and the peaks of that run. GiB."""
-    from recipes.lib.main import parse
-    from recipes.lib.plan.make import plan_of
+    from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
+    from recipes.lib.recipe.main import parse
 
     recipe, half = case.split(",")[0], 512 if size == "full" else 16
     config = shape("Qwen3-0.6B", size == "tiny")

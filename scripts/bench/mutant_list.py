@@ -43,14 +43,18 @@ class Mutant:
             object.__setattr__(self, "keyword", f"item_{self.item:02}")
 
 
-RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{PPO}/collect.py"
+RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{LIB}/ppo/collector.py"
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
-ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{PPO}/describe.py"
-BACKBONE, SAMPLING = f"{LIB}/backbone.py", f"{LIB}/sampling.py"
-DECODE, SAVING = f"{LIB}/decode.py", f"{PPO}/saving.py"
-ADAPTERS, FORWARD, LOGPS = f"{LIB}/adapters.py", f"{LIB}/forward.py", f"{LIB}/logps.py"
+ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{LIB}/ppo/metrics.py"
+BACKBONE, SAMPLING = f"{LIB}/ppo/actor_critic.py", f"{LIB}/generation/sampling.py"
+DECODE, SAVING = f"{LIB}/generation/decoder.py", f"{PPO}/saving.py"
+ADAPTERS, FORWARD, LOGPS = (
+    f"{LIB}/models/adapters.py",
+    f"{LIB}/models/forward.py",
+    f"{LIB}/logps.py",
+)
 STATE, UNMOVED = f"{PPO}/state.py", f"{PPO}/unmoved.py"
-REWARD_MODELS, MODELS = f"{LIB}/reward_models.py", f"{LIB}/models.py"
+REWARD_MODELS, MODELS = f"{LIB}/rewards/reward_models.py", f"{LIB}/models/classifiers.py"
 
 K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
 LOSS = "    return of_policy + args.vf_coef * of_value, shares"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from recipes.lib.generation.sampling import episode_uniforms
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.describe import describe, explained_variance
+from recipes.lib.ppo.metrics import describe, explained_variance
 from recipes.lib.ppo.rollouts import Rollout, RolloutStream
-from recipes.lib.sampling import episode_uniforms
 from tests.checklist import tiny
 
 

@@ -8,7 +8,7 @@ import torch
 
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.describe import describe, explained_variance
+from recipes.lib.ppo.metrics import describe, explained_variance
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.returns import advantages_and_returns, token_rewards, whiten
 from tests.checklist import tiny

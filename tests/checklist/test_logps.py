@@ -10,11 +10,11 @@ import torch
 from scipy.stats import chisquare
 from transformers import GPT2ForSequenceClassification, TrainerCallback
 
-from recipes.lib.backbone import reference_logps, token_values
-from recipes.lib.decode import Decoder
-from recipes.lib.forward import Batch
+from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample
 from recipes.lib.logps import logps_and_entropy
-from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
+from recipes.lib.models.forward import Batch
+from recipes.lib.ppo.actor_critic import reference_logps, token_values
 from tests.checklist import tiny
 
 LONG = [[4], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6], [7, 8], [9, 9, 4]]

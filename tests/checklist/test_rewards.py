@@ -9,11 +9,11 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, pipeline
 
 from recipes.lib.errors import UserError
-from recipes.lib.ppo.collect import EVALUATION_SEED
+from recipes.lib.generation.sampling import episode_uniforms, mask_through_stop
+from recipes.lib.ppo.collector import EVALUATION_SEED
 from recipes.lib.ppo.episodes import Episode
 from recipes.lib.ppo.returns import advantages_and_returns, whiten
-from recipes.lib.reward_models import RewardModel, load_reward_functions
-from recipes.lib.sampling import episode_uniforms, mask_through_stop
+from recipes.lib.rewards.reward_models import RewardModel, load_reward_functions
 from tests.checklist import tiny
 
 REWARD_WORDS = "<start> <eos> <unk> <pad> l k j i h g f e d c b a . [ask] [/ask]".split()

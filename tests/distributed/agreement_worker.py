@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from recipes.lib import checkpoints
+from recipes.lib.distributed.processes import use_what_is_there
 from recipes.lib.errors import UserError
-from recipes.lib.finishing import checkpoint_of
-from recipes.lib.processes import use_what_is_there
-from recipes.lib.runs import Run
-from recipes.lib.stoppable import Stoppable
+from recipes.lib.recipe.finish import checkpoint_of
+from recipes.lib.runs import checkpoints
+from recipes.lib.runs.folder import Run
+from recipes.lib.trainers.interruption import Stoppable
 
 
 def training_on(accelerator: Any, folder: Path) -> Any:

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.processes import use_what_is_there
-from recipes.lib.quiet import hush
+from recipes.lib.distributed.processes import use_what_is_there
+from recipes.lib.verbosity import hush
 
 hush()  # as the command line does it
 use_what_is_there()
@@ -24,8 +24,8 @@ if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPS
 import torch  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
-from recipes.lib import progress  # noqa: E402
-from recipes.lib.main import parse  # noqa: E402
+from recipes.lib.recipe.main import parse  # noqa: E402
+from recipes.lib.trainers import progress  # noqa: E402
 from tests.distributed.row_noise import with_row_noise  # noqa: E402
 
 NOTES: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ class Note(TrainerCallback):
 
 def keep_said() -> None:
     """Keep what PPO's loss is given, and how many pairs a reward model scores at the end."""
-    from recipes.lib import pair_scores
+    from recipes.lib.evaluation import pair_scores
     from recipes.lib.ppo import trainer
 
     plain_scores = pair_scores._scores

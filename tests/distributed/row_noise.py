@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from recipes.lib.sampling import EpisodeNoise, episode_uniforms
+from recipes.lib.generation.sampling import EpisodeNoise, episode_uniforms
 
 MOST_ROWS = 1000  # sampled at one step
 
@@ -37,7 +37,7 @@ class RowNoise:
 
 
 def with_row_noise(watch: Callable[..., None]) -> Callable[..., None]:
-    """What recipes call on every trainer (`recipes.lib.progress.watch`), and then RowNoise."""
+    """What recipes call on every trainer (`progress.watch`), and then RowNoise."""
 
     def watched(trainer: Any, *more: Any) -> None:
         watch(trainer, *more)

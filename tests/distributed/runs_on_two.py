@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.lib import progress
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.trainers import progress
 from tests.conftest import WORDS, word_tokenizer
 from tests.distributed.row_noise import with_row_noise
 from tests.tiny_models import save_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from recipes.lib.checkpoints import seal
+from recipes.lib.runs.checkpoints import seal
 from tests.distributed.runs_on_two import search_path
 
 ROOT = Path(__file__).parents[2]

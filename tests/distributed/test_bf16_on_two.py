@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from recipes.lib.files import read_jsonl
-from recipes.lib.models import load_reward_model
-from recipes.lib.pair_scores import score_pairs
+from recipes.lib.evaluation.pair_scores import score_pairs
+from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.runs.files import read_jsonl
 from tests.distributed.runs_on_two import (
     NOUNS,
     RUNS,

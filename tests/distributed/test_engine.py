@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.lib.faults import has_finite_weights
-from recipes.lib.files import read_jsonl
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.trainers.skipped_steps import has_finite_weights
 from tests.distributed.runs_on_two import (
     ROOT,
     fill,
@@ -53,7 +53,7 @@ import sys
 from tests.distributed import gloo_shim
 from recipes import sft
 from recipes.lib import progress
-from recipes.lib.arguments import parse
+from recipes.lib.config.parse import parse
 
 plain = progress.watch
 

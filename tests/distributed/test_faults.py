@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.checkpoints import fault, numbered, read_manifest, seal
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import launch
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.checkpoints import fault, numbered, read_manifest, seal
+from recipes.lib.runs.files import read_jsonl
 from tests.stopped_runs import assert_same_runs
 from tests.tiny_runs import flags, snapshot, write
 

@@ -8,9 +8,9 @@ import pytest
 from accelerate.commands.config import load_config_from_file
 
 from recipes import cli
-from recipes.lib import launching
+from recipes.lib.distributed import accelerate_launch
+from recipes.lib.distributed.launch import Launch, find_accelerate_config
 from recipes.lib.errors import UserError
-from recipes.lib.launch import Launch, find_accelerate_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs/accelerate"
@@ -44,9 +44,9 @@ def test_these_are_all_configurations_and_each_is_found_by_name_or_path() -> Non
 def test_flags_of_accelerate_go_to_it_and_all_others_to_the_recipe() -> None:
     words = "--config a.yaml --accelerate_config multi_node --num-processes=4 --num_machines 2"
     words += " --machine_rank 1 --main_process_ip host --main_process_port 1234 --seed 3"
-    given, rest = launching.split(words.split())
+    given, rest = accelerate_launch.split(words.split())
     assert rest == ["--config", "a.yaml", "--seed", "3"]
-    args = launching.accelerate_arguments("ppo", given, rest)
+    args = accelerate_launch.accelerate_arguments("ppo", given, rest)
     assert args.config_file == str(CONFIGS / "multi_node.yaml")
     assert (args.num_processes, args.num_machines, args.machine_rank) == (4, 2, 1)
     assert (args.main_process_ip, args.main_process_port) == ("host", 1234)
@@ -62,7 +62,7 @@ def test_each_configuration_starts_its_share_on_each_of_two_machines(name: str) 
     # As scripts/slurm/train.sbatch has it.
     words = f"--accelerate_config {name} --num_machines 2 --num_processes 4 --machine_rank 1 "
     words += "--main_process_ip host --main_process_port 1234"
-    args = launching.accelerate_arguments("ppo", *launching.split(words.split()))
+    args = accelerate_launch.accelerate_arguments("ppo", *accelerate_launch.split(words.split()))
     args, defaults, _ = launch._validate_launch_command(args)
     if args.use_deepspeed:
         args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
@@ -77,9 +77,9 @@ def test_each_configuration_starts_its_share_on_each_of_two_machines(name: str) 
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with launching._signals_passed_on():
+        with accelerate_launch._signals_passed_on():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) is launching._pass_on
+            assert signal.getsignal(signal.SIGTERM) is accelerate_launch._pass_on
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -145,13 +145,13 @@ def test_a_mistake_is_told_in_one_sentence(
     ],
 )
 def test_the_exit_code_is_the_one_that_says_most(codes: dict[int, int], code: int) -> None:
-    assert launching._told("ppo", codes) == code
+    assert accelerate_launch._told("ppo", codes) == code
 
 
 def test_an_installed_package_brings_its_configurations_along() -> None:
     import tomllib
 
-    from recipes.lib.shipped import SHARE
+    from recipes.lib.config.shipped_configs import SHARE
 
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     shipped = {path.parent for path in (ROOT / "configs").rglob("*.yaml")}
@@ -163,6 +163,6 @@ def test_an_installed_package_brings_its_configurations_along() -> None:
 def test_a_wrong_name_without_any_configurations_asks_for_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("recipes.lib.launch.FOLDER", tmp_path)
+    monkeypatch.setattr("recipes.lib.distributed.launch.FOLDER", tmp_path)
     with pytest.raises(UserError, match=r"accelerate_config=ddp: .*; name a file\.$"):
         find_accelerate_config("ddp")

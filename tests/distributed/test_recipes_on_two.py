@@ -13,8 +13,8 @@ import torch
 
 from recipes import kto
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
 from tests.distributed.recipes_worker import cut
 from tests.distributed.runs_on_two import (
     ALONE,

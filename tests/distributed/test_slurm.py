@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.checkpoints import numbered, read_manifest
-from recipes.lib.files import read_jsonl
+from recipes.lib.runs.checkpoints import numbered, read_manifest
+from recipes.lib.runs.files import read_jsonl
 from tests.slurm_cluster import NODES, ask, cluster, is_installed
 from tests.tiny_runs import flags, write
 

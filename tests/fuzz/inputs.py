@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from recipes.lib.fields import fields_of
+from recipes.lib.config.fields import fields_of
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ("sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo", "evaluate", "feedback", "data")

@@ -10,9 +10,9 @@ from typing import Any, get_args, get_origin
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
+from recipes.lib.config.fields import Field, fields_of, is_enum, members
 from recipes.lib.errors import UserError
-from recipes.lib.fields import Field, fields_of, is_enum, members
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
 from tests.fuzz.inputs import FIRST, RECIPES, types_of
 
 # As YAML has them, and what a reader of YAML 1.2 makes of them.

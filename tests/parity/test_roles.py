@@ -16,12 +16,12 @@ from transformers import (
     LlamaConfig,
 )
 
-from recipes.lib.adapters import POLICY, REFERENCE, VALUE, Adapters
-from recipes.lib.backbone import reference_logps
 from recipes.lib.errors import UserError
-from recipes.lib.forward import Batch
 from recipes.lib.logps import in_pieces
-from recipes.lib.reward_models import RewardModel, load_reward_functions
+from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
+from recipes.lib.models.forward import Batch
+from recipes.lib.ppo.actor_critic import reference_logps
+from recipes.lib.rewards.reward_models import RewardModel, load_reward_functions
 from tests import four_roles
 from tests.checklist import tiny
 

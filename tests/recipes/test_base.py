@@ -6,7 +6,7 @@ import pytest
 
 from recipes.base import run
 from recipes.lib.errors import UserError
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
 
 TINY = {
     "num_texts": 64,
@@ -144,8 +144,8 @@ def test_the_shipped_model_knows_the_tales(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from recipes.base import SHIPPED
-    from recipes.lib.likelihood import perplexity
-    from recipes.lib.tales.rows import base_texts
+    from recipes.lib.models.likelihood import perplexity
+    from recipes.lib.tasks.tales.rows import base_texts
 
     model = AutoModelForCausalLM.from_pretrained(SHIPPED)
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)

@@ -11,12 +11,12 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import sft
-from recipes.lib.lengths import effects, length_of
-from recipes.lib.main import launch, parse
-from recipes.lib.seen_rows import Seen, seen_sequences
+from recipes.lib.data.lengths import effects, length_of
+from recipes.lib.data.streaming import Rows
+from recipes.lib.data.tokenization import Seen, seen_sequences
+from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.recipe.main import launch, parse
 from recipes.lib.shapes import shape_of
-from recipes.lib.streaming import Rows
-from recipes.lib.vocabulary import load_tokenizer
 from tests.tiny_runs import FAST, write
 
 USER = [{"role": "user", "content": "what sat on the tree ?"}]

@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.lengths import Bin, Length, bins_of, effects, length_of, quantile
-from recipes.lib.main import launch, parse
-from recipes.lib.seen_rows import pieces, seen_sequences
+from recipes.lib.data.lengths import Bin, Length, bins_of, effects, length_of, quantile
+from recipes.lib.data.tokenization import pieces, seen_sequences
+from recipes.lib.recipe.main import launch, parse
 from recipes.lib.shapes import SHAPES, shape_of
 from tests.tiny_runs import FAST, write
 
@@ -95,7 +95,7 @@ def test_tokens_and_loss_are_those_of_trls_dpo(
 
 
 def test_a_prompt_is_what_a_model_samples_from(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    from recipes.lib.prompts import prompt_token_ids
+    from recipes.lib.data.prompts import prompt_token_ids
 
     for prompt in ("the cat sat", USER):
         ((ids, has_loss),) = ours({"prompt": prompt}, tiny_tokenizer)

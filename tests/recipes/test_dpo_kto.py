@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from recipes import dpo, kto
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import launch, parse
+from recipes.lib.recipe.main import launch, parse
+from recipes.lib.runs.files import read_jsonl
 from tests.tiny_runs import FAST, LORA, write
 
 RECIPES = {"dpo": dpo, "kto": kto}

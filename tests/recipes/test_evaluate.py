@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.evaluate import default_folder, run
-from recipes.lib.contest import kl_estimate
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
+from recipes.lib.evaluation.contest import kl_estimate
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
 
 PROMPTS = [f"the {subject} {verb}" for subject in ("cat", "dog", "sun") for verb in ("is", "was")]
 JUDGE = (
@@ -112,8 +112,8 @@ def test_models_with_different_tokenizers_have_no_kl(
 
 @pytest.mark.parametrize("kind", ["text", "messages"])
 def test_a_reward_model_judges_what_it_was_trained_to_read(folder: Path, kind: str) -> None:
-    from recipes.lib.models import load_reward_model
-    from recipes.lib.reward_models import RewardModel
+    from recipes.lib.models.classifiers import load_reward_model
+    from recipes.lib.rewards.reward_models import RewardModel
 
     reward, tokenizer = load_reward_model(str(folder / "base"), new_head=True)
     reward.save_pretrained(folder / "reward")

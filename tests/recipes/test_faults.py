@@ -16,11 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes.lib import patient_rewards, progress
-from recipes.lib.checkpoints import newest_good, numbered
+from recipes.lib.distributed.signals import Stopped
 from recipes.lib.errors import UserError
-from recipes.lib.runs import Run
-from recipes.lib.stopping import Stopped
+from recipes.lib.rewards import retries
+from recipes.lib.runs.checkpoints import newest_good, numbered
+from recipes.lib.runs.folder import Run
+from recipes.lib.trainers import progress
 from tests.small_disk import NoMountError, small_disk
 from tests.stopped_runs import REWARD, assert_same_runs, furnish, kill_at, rows, train
 
@@ -106,7 +107,7 @@ def test_three_in_a_row_stop_the_run_which_goes_on_from_there(
 def test_a_reward_that_fails_in_the_middle_costs_no_step(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr(patient_rewards, "BACKOFF", 0.01)
+    monkeypatch.setattr(retries, "BACKOFF", 0.01)
     plain = {"eval_strategy": "no", "reward_retries": 1}
     train("ppo", folder, "whole", **plain)
     (folder / "rewards.py").write_text(

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.feedback import run
 from recipes.lib.errors import UserError
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
 
 # Likes long completions, which is nothing that the model knows of.
 JUDGE = "def judge(prompts, completions):\n    return [float(len(text)) for text in completions]\n"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.main import launch
+from recipes.lib.recipe.main import launch
 from tests.tiny_models import save_model, with_bos
 from tests.tiny_runs import LORA, flags, snapshot, write
 

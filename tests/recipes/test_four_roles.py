@@ -15,10 +15,10 @@ from trl import ModelConfig
 
 from recipes import ppo, reward, sft
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
-from recipes.lib.policies import load_policy
-from recipes.lib.reward_models import load_reward_functions
+from recipes.lib.models.policies import load_policy
+from recipes.lib.recipe.main import parse
+from recipes.lib.rewards.reward_models import load_reward_functions
+from recipes.lib.runs.files import read_jsonl
 from tests import four_roles
 from tests.checklist import tiny
 from tests.recipes.test_ppo_resume import StopAt

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.files import read_jsonl
+from recipes.lib.runs.files import read_jsonl
 from tests.hub_server import HubServer, commit_of
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, write
@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, object]] = {
 }
 SCRIPT = """
 import json, sys
-from recipes.lib.arguments import launch
+from recipes.lib.config.parse import launch
 for recipe, *words in json.loads(sys.argv[1]):
     print("code", launch(recipe, words), file=sys.stderr)
 """

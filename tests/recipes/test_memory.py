@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib import progress
-from recipes.lib.checkpoints import fault, numbered
 from recipes.lib.errors import UserError
 from recipes.lib.failures import is_memory
-from recipes.lib.files import read_jsonl
-from recipes.lib.memory import PHASES, flags, phase_of
+from recipes.lib.runs.checkpoints import fault, numbered
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.trainers import progress
+from recipes.lib.trainers.out_of_memory import PHASES, flags, phase_of
 from tests.memory_limit import Hungry, HungryBackward, room_for, take
 from tests.stopped_runs import SAMPLING, assert_same_runs, furnish, train
 

@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from recipes import ppo, reward, sft
-from recipes.lib.data import load_splits
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.streaming import load_rows
 from recipes.lib.errors import UserError
-from recipes.lib.main import parse
-from recipes.lib.models import load_reward_model
-from recipes.lib.policies import load_policy
-from recipes.lib.streaming import load_rows
-from recipes.lib.vocabulary import load_tokenizer
+from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.models.policies import load_policy
+from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.recipe.main import parse
 from tests.tiny_models import CLASSES, save_model
 from tests.tiny_runs import FAST, write
 

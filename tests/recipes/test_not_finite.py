@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTTrainer
 
-from recipes.lib import progress
-from recipes.lib.checkpoints import fault, numbered
-from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
-from recipes.lib.finite import NotFiniteError
+from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.numerics import NotFiniteError
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, invert_cdf, pad_left, sample
 from recipes.lib.ppo import trainer as ppo_trainer
 from recipes.lib.ppo.rollouts import check_scored
-from recipes.lib.sampling import Decoding, episode_uniforms, invert_cdf, pad_left, sample
+from recipes.lib.runs.checkpoints import fault, numbered
+from recipes.lib.trainers import progress
 from tests.stopped_runs import assert_same_runs, furnish, rows, train
 
 

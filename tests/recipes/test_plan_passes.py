@@ -7,9 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.main import parse
-from recipes.lib.plan.make import plan_of
-from recipes.lib.plan.shape import (
+from recipes.lib.plan.breakdown import (
     ACTIVATIONS,
     ADAPTERS,
     BASE,
@@ -21,7 +19,9 @@ from recipes.lib.plan.shape import (
     WORKSPACE,
     Plan,
 )
+from recipes.lib.plan.planner import plan_of
 from recipes.lib.plan.target import Target
+from recipes.lib.recipe.main import parse
 from tests.plan_reality import ALIKE, Measured, measured_run, rows_of, write_reward
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, write

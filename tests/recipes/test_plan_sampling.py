@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.likelihood import label_logps
-from recipes.lib.main import parse
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample
+from recipes.lib.models.likelihood import label_logps
 from recipes.lib.plan import passes
-from recipes.lib.plan.cast import make_cast
-from recipes.lib.plan.decode import Sampling, sampling_bytes
-from recipes.lib.plan.meter import Meter
-from recipes.lib.plan.paper import tensors_of
+from recipes.lib.plan.breakdown import CACHE
+from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.meta_models import tensors_of
+from recipes.lib.plan.run_models import make_cast
+from recipes.lib.plan.sampling_phases import Sampling, sampling_bytes
 from recipes.lib.plan.scale import Scale
-from recipes.lib.plan.shape import CACHE
-from recipes.lib.sampling import Decoding, episode_uniforms, pad_left, sample
+from recipes.lib.recipe.main import parse
 from tests.plan_reality import ALIKE
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags
@@ -78,9 +78,9 @@ def test_scoring_takes_what_the_plan_says(
     scale, config = scale_of(tmp_path, "ppo", **more)
     planned = scale.weigh(passes.ppo_scoring(scale, config.training, ROWS))
 
-    from recipes.lib.backbone import reference_logps
-    from recipes.lib.forward import Batch
-    from recipes.lib.policies import load_policy, peft_config
+    from recipes.lib.models.forward import Batch
+    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.ppo.actor_critic import reference_logps
     from recipes.lib.ppo.roles import make_roles
 
     adapter = peft_config(config.model, "CAUSAL_LM")

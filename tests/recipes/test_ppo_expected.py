@@ -17,9 +17,9 @@ from transformers import (
     TrainerCallback,
 )
 
-from recipes.lib.files import read_jsonl
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
+from recipes.lib.runs.files import read_jsonl
 from tests.conftest import SPECIAL, WORDS
 
 PROMPTS = ["the cat", "the dog sat", "a bird in the tree", "rain"]

@@ -7,9 +7,9 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import ppo
-from recipes.lib.files import read_jsonl
-from recipes.lib.gsm8k import correct_number, prompt_rows
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.tasks.gsm8k import correct_number, prompt_rows
 
 FAST = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "seed": 1}
 
@@ -50,7 +50,7 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
         "model_name_or_path": str(tmp_path / "tiny"),
         "dataset_name": str(tmp_path / "rows.jsonl"),
         "reward_funcs": [
-            "recipes.lib.gsm8k:correct_number",
+            "recipes.lib.tasks.gsm8k:correct_number",
             "get_soft_overlong_punishment",
             f"{tmp_path / 'mine.py'}:length",
         ],
@@ -85,7 +85,7 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
 def _read(tokenizer: PreTrainedTokenizerFast, folder: Path, row: dict[str, object]) -> str:
     from transformers import AutoTokenizer
 
-    from recipes.lib.prompts import prompt_token_ids
+    from recipes.lib.data.prompts import prompt_token_ids
 
     saved = AutoTokenizer.from_pretrained(folder / "tiny")
     ids = prompt_token_ids(saved, row["prompt"])  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from recipes import ppo
-from recipes.lib.files import read_jsonl
 from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.health import RULES
 from recipes.lib.report.times import REST, times
+from recipes.lib.runs.files import read_jsonl
 from tests.report_html import Page
 
 ROOT = Path(__file__).parents[2]

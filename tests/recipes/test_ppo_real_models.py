@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from recipes import ppo, reward
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
 
 WORDS = Path(__file__).parents[2] / "scripts/bench/happy_words.py"
 FAST = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "seed": 1}

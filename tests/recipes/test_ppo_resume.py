@@ -9,10 +9,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from recipes.lib.files import read_jsonl
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
-from recipes.lib.progress import RunCallback
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.trainers.progress import RunCallback
 
 STEPS = 24  # 3 rollouts of 2 epochs of 4 mini-batches
 

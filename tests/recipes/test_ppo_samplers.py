@@ -13,11 +13,11 @@ from trl.distributed import DistributedBackend
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.import_utils import is_vllm_available
 
-from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
+from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.sampling import Decoding
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.vllm_sampler import check_vllm, kept_base, restored, through_stop
-from recipes.lib.sampling import Decoding
 from tests.recipes.test_ppo_trainer import make, state
 
 

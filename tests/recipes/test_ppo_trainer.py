@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from recipes.lib.backbone import disable_dropout
 from recipes.lib.errors import UserError
+from recipes.lib.ppo.actor_critic import disable_dropout
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
 from tests.checklist import tiny

@@ -14,8 +14,8 @@ import yaml
 
 from recipes import quickstart
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 QUIET = {"disable_tqdm": True}

@@ -7,10 +7,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
-from recipes.lib.models import load_reward_model
-from recipes.lib.reward_models import RewardModel
+from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.recipe.main import parse
+from recipes.lib.rewards.reward_models import RewardModel
+from recipes.lib.runs.files import read_jsonl
 from recipes.reward import run
 from tests.tiny_runs import FAST, LORA, write
 
@@ -167,9 +167,9 @@ def test_mistakes_are_told_and_leave_no_folder(
 def test_a_saved_model_that_scores_differently_is_an_error(folder: Path) -> None:
     from trl import ModelConfig
 
-    from recipes.lib.data import load_splits
-    from recipes.lib.data_keys import DataArguments
-    from recipes.lib.pair_scores import check_saved
+    from recipes.lib.data.arguments import DataArguments
+    from recipes.lib.data.loading import load_splits
+    from recipes.lib.evaluation.pair_scores import check_saved
 
     train(folder, "run", max_steps=1)
     model, _ = load_reward_model(str(folder / "run"))

@@ -16,8 +16,8 @@ from transformers import (
 
 from recipes import grpo, reward, rloo
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import launch, parse
+from recipes.lib.recipe.main import launch, parse
+from recipes.lib.runs.files import read_jsonl
 from tests.tiny_runs import FAST
 
 RECIPES = {"rloo": rloo, "grpo": grpo}
@@ -154,7 +154,7 @@ def test_a_reward_reads_the_text_that_continues_the_prompt(shared: Path, tmp_pat
 
 
 def test_a_run_of_the_reward_recipe_scores_as_it_does_by_itself(folder: Path) -> None:
-    from recipes.lib.models import load_reward_model
+    from recipes.lib.models.classifiers import load_reward_model
 
     pairs = [{"prompt": "the cat", "chosen": " was red .", "rejected": " was old ."}] * 8
     (folder / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in pairs))

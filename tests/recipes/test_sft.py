@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
 from recipes.sft import run
 from tests.tiny_runs import FAST, write
 
@@ -76,8 +76,8 @@ def test_a_run_writes_everything_and_its_perplexity_is_that_of_its_final_model(
 
 def held_out(folder: Path) -> list[dict[str, str]]:
     """The rows that no training step saw, found by their text in the samples and the data."""
-    from recipes.lib.data import load_splits
-    from recipes.lib.data_keys import DataArguments
+    from recipes.lib.data.arguments import DataArguments
+    from recipes.lib.data.loading import load_splits
 
     args = DataArguments(dataset_name=str(folder / "rows.jsonl"), test_fraction=0.25)
     test = load_splits(args, 1, ())[1]

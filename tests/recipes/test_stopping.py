@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes.lib import progress
-from recipes.lib.checkpoints import fault, numbered
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import launch
+from recipes.lib.distributed.signals import Stopped
 from recipes.lib.ppo.samplers import Sampler
-from recipes.lib.stopping import Stopped
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.checkpoints import fault, numbered
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.trainers import progress
 from tests.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
 from tests.tiny_runs import LORA, flags
 

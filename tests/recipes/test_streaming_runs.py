@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.files import read_jsonl
-from recipes.lib.main import launch
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.files import read_jsonl
 from tests.mistakes import attempt
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, write
@@ -163,7 +163,8 @@ def test_a_recipe_that_needs_all_its_rows_says_so(recipe: str, place: Path) -> N
 def test_a_bad_row_ends_the_run_when_it_comes_and_once_mended_it_resumes_exactly(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recipes.lib import stream, streaming
+    from recipes.lib import stream
+    from recipes.lib.data import streaming
 
     monkeypatch.setattr(stream, "LOOKED_AT", 100)
     monkeypatch.setattr(streaming, "LOOKED_AT", 100)

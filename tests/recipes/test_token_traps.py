@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from recipes import reward, sft
+from recipes.lib.data.prompts import prompt_token_ids
+from recipes.lib.data.streaming import load_rows
 from recipes.lib.errors import UserError
-from recipes.lib.generation import sample
-from recipes.lib.main import parse
-from recipes.lib.models import load_reward_model
-from recipes.lib.policies import load_policy
-from recipes.lib.prompts import prompt_token_ids
-from recipes.lib.streaming import load_rows
-from recipes.lib.vocabulary import load_tokenizer
+from recipes.lib.generation.completions import sample
+from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.models.policies import load_policy
+from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.recipe.main import parse
 from tests.checklist import tiny
 from tests.tiny_models import save_model, with_bos
 from tests.tiny_runs import FAST, LORA, write

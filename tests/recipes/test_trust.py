@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.checkpoints import MANIFEST, seal
 from recipes.lib.errors import UserError
-from recipes.lib.main import launch
-from recipes.lib.models import load_reward_model
-from recipes.lib.policies import load_policy
-from recipes.lib.vocabulary import load_tokenizer
+from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.models.policies import load_policy
+from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.checkpoints import MANIFEST, seal
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, snapshot, write
 

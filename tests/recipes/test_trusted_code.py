@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.main import launch
+from recipes.lib.recipe.main import launch
 from tests.tiny_models import save_model
 from tests.tiny_runs import FAST, LORA, flags, snapshot, write
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.lib.sharded import whole
+from recipes.lib.distributed.shards import whole
 from tests.checklist import tiny
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from recipes.lib.defaults import precision
 from recipes.lib.errors import UserError
-from recipes.lib.main import launch, parse
+from recipes.lib.recipe.main import launch, parse
 
 
 def test_flags_win_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.file_rows import BrokenRowError, parse_line, read_file
+from recipes.lib.data.loading import load_splits
 from recipes.lib.errors import UserError
-from recipes.lib.file_rows import BrokenRowError, parse_line, read_file
 from tests.tiny_runs import write
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}

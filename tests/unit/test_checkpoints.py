@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.checkpoints import (
+from recipes.lib.errors import UserError
+from recipes.lib.runs.checkpoints import (
     MANIFEST,
     fault,
     keep_newest,
@@ -15,8 +16,7 @@ from recipes.lib.checkpoints import (
     refuse_bad,
     seal,
 )
-from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
+from recipes.lib.runs.files import read_jsonl
 
 
 def make(run: Path, step: int) -> Path:

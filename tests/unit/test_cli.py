@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from recipes import cli
-from recipes.lib import help as help_page
-from recipes.lib.help_table import TABLE, build_table, dump, recipes_with_arguments
+from recipes.lib.config.option_table import TABLE, build_table, dump, recipes_with_arguments
+from recipes.lib.recipe import help as help_page
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "matplotlib", "yaml")

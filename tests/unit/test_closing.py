@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from recipes.lib.closing import chat_commands, format_number, is_chat_model, print_closing
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
+from recipes.lib.recipe.summary import chat_commands, format_number, is_chat_model, print_closing
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

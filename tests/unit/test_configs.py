@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from recipes import configs
+from recipes.lib.config.option_table import recipes_with_arguments
 from recipes.lib.errors import UserError
-from recipes.lib.help_table import recipes_with_arguments
-from recipes.lib.main import parse
+from recipes.lib.recipe.main import parse
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(

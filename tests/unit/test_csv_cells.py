@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from recipes.data import run as look_at
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.file_rows import read_file
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.sources import find_sources
 from recipes.lib.errors import UserError
-from recipes.lib.file_rows import read_file
-from recipes.lib.main import parse
-from recipes.lib.sources import find_sources
+from recipes.lib.recipe.main import parse
 
 ASK = [{"role": "user", "content": 'the cat, or "the dog"?'}]
 ANSWER = [{"role": "assistant", "content": "sat"}]
@@ -153,7 +153,7 @@ def test_a_number_of_test_rows_that_cannot_be(
 
 
 def test_a_stream_holds_out_no_number_of_rows(tmp_path: Path) -> None:
-    from recipes.lib.data_keys import validate
+    from recipes.lib.data.arguments import validate
 
     args = DataArguments(dataset_name="rows.csv", streaming=True, test_fraction=2)
     with pytest.raises(UserError, match="a stream cannot hold out a number of rows"):

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from recipes.lib.chat_templates import check_template
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.data.row_checks import check_rows
+from recipes.lib.data.splitting import assert_disjoint
 from recipes.lib.errors import UserError
-from recipes.lib.prompts import prompt_text
-from recipes.lib.row_checks import check_rows
-from recipes.lib.splitting import assert_disjoint
+from recipes.lib.models.chat_template import check_template
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(10)]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
-from recipes.lib.formats import FORMATS
-from recipes.lib.main import parse
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.formats import FORMATS
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.streaming import load_rows
+from recipes.lib.recipe.main import parse
 from recipes.lib.shapes import SHAPES, shape_of
-from recipes.lib.streaming import load_rows
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 SECTIONS = dict(

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from recipes.lib.decodable import is_faster
-from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
-from recipes.lib.policies import keep_unpacked
-from recipes.lib.sampling import Decoding, episode_uniforms, sample
+from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
+from recipes.lib.models.policies import keep_unpacked
 from tests.tiny_models import CLASSES, GROUPED
 
 VOCABULARY, STOP, PAD = 24, 1, 0
@@ -251,7 +251,7 @@ def test_more_rows_or_longer_prompts_than_expected_get_a_new_cache(is_static: bo
 
 
 def test_many_slots_are_seen_in_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.lib.decode.SLOTS_A_GRAPH", 8)
+    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_A_GRAPH", 8)
     model = make("gemma3")
     decoder = Decoder(model, decoding(), 9, 27, is_static=True)
     widths: list[int] = []

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.arguments import read
+from recipes.lib.config.fields import describe, fields_of
+from recipes.lib.config.option_table import table_fields
+from recipes.lib.config.parse import read
 from recipes.lib.errors import UserError
-from recipes.lib.fields import describe, fields_of
-from recipes.lib.help_table import table_fields
-from recipes.lib.main import check_places, parse
+from recipes.lib.recipe.main import check_places, parse
 from tests.fuzz.inputs import RECIPES, types_of
 
 ROOT = Path(__file__).parents[2]
 QUICK = """
 import sys
-from recipes.lib.main import launch
+from recipes.lib.recipe.main import launch
 code = launch(sys.argv[1], sys.argv[2:])
 print("torch" in sys.modules, "trl" in sys.modules, "transformers" in sys.modules)
 raise SystemExit(code)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
 from recipes.lib.errors import UserError
 from tests.tiny_runs import write
 

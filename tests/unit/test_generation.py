@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recipes.lib.data.prompts import completion_text
 from recipes.lib.errors import UserError
-from recipes.lib.generation import complete, fits, sample
-from recipes.lib.likelihood import completion_logps, perplexity
-from recipes.lib.prompts import completion_text
+from recipes.lib.generation.completions import complete, fits, sample
+from recipes.lib.models.likelihood import completion_logps, perplexity
 
 PROMPTS = ["the cat", "who found the old book on the red road ?", "a bird sang and", "the"]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recipes.lib.decode import Decoder
 from recipes.lib.errors import UserError
-from recipes.lib.graphs import Graphs
-from recipes.lib.sampling import episode_uniforms, sample
+from recipes.lib.generation.cuda_graphs import Graphs
+from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.sampling import episode_uniforms, sample
 from tests.unit.test_decode import NUM_PROMPTS, decoding, make, prompts
 
 LOOKS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "aten.equal")
@@ -76,7 +76,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Graphs, "_capture", record)
     monkeypatch.setattr("torch.cuda.device", torch.device)
-    monkeypatch.setattr("recipes.lib.decode.SLOTS_A_GRAPH", 16)
+    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_A_GRAPH", 16)
 
 
 def as_on_a_card(model: Any) -> Decoder:

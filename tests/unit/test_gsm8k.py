@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl
-from recipes.lib.gsm8k import correct_number, last_number, prompt_rows
-from recipes.lib.rewards import load_function
+from recipes.lib.rewards.functions import load_function
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.tasks.gsm8k import correct_number, last_number, prompt_rows
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_messages_are_read_too() -> None:
 
 
 def test_the_reward_is_found_by_its_name() -> None:
-    assert load_function("recipes.lib.gsm8k:correct_number") is correct_number
-    assert load_function("recipes.lib.gsm8k.correct_number") is correct_number
+    assert load_function("recipes.lib.tasks.gsm8k:correct_number") is correct_number
+    assert load_function("recipes.lib.tasks.gsm8k.correct_number") is correct_number
 
 
 def test_prompts_are_messages_with_the_bare_answer() -> None:

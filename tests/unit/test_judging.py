@@ -1,6 +1,6 @@
 import pytest
 
-from recipes.lib.judging import pair_accuracy, win_rate
+from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
 
 
 def test_ties_count_half() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from accelerate import PartialState
 
-from recipes.lib.arguments import Config
-from recipes.lib.checkpoints import seal
+from recipes.lib.config.parse import Config
+from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
-from recipes.lib.launch import Launch
-from recipes.lib.launch_checks import Card, kind_of
-from recipes.lib.launch_table import TABLE, refusals, refuse
-from recipes.lib.main import parse
-from recipes.lib.policies import own_card
+from recipes.lib.models.policies import own_card
+from recipes.lib.plan.refusal_conditions import Card, kind_of
+from recipes.lib.plan.refusals import TABLE, refusals, refuse
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.checkpoints import seal
 from tests.tiny_runs import flags
 
 ROOT = Path(__file__).parents[2]

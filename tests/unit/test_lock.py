@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.lock import NAME, is_taken, release, take
+from recipes.lib.runs.lock import NAME, is_taken, release, take
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from recipes.lib.lock import take
+from recipes.lib.runs.lock import take
 take(Path(sys.argv[1]))
 print("taken", flush=True)
 time.sleep(60)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.strict_yaml import MAX_BYTES
+from recipes.lib.config.strict_yaml import MAX_BYTES
 from tests.mistakes import attempt
 from tests.tiny_runs import snapshot
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.mixtures import Part, row_counts
 from recipes.lib.errors import UserError
-from recipes.lib.mixtures import Part, row_counts
 from tests.tiny_runs import write
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.main import launch
+from recipes.lib.recipe.main import launch
 from tests import spoiled
 from tests.mistakes import attempt, within
 from tests.tiny_models import save_model

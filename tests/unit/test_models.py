@@ -7,13 +7,13 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 from trl import ModelConfig
 
-from recipes.lib.adapter_folders import adapter_base
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import resolve_model
-from recipes.lib.models import load_reward_model
-from recipes.lib.policies import load_policy, peft_config
-from recipes.lib.reward_models import RewardModel
-from recipes.lib.vocabulary import load_tokenizer
+from recipes.lib.models.adapter_folders import adapter_base
+from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.models.folders import resolve_model
+from recipes.lib.models.policies import load_policy, peft_config
+from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.rewards.reward_models import RewardModel
 
 LORA = {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_r": 2}
 

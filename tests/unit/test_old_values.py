@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.arguments import Config
-from recipes.lib.main import launch, parse
+from recipes.lib.config.parse import Config
+from recipes.lib.recipe.main import launch, parse
 from tests.tiny_runs import write
 
 NO_CARD = {"bf16": False, "use_cpu": True, "report_to": "none"}
@@ -214,7 +214,7 @@ def test_a_file_of_trls_ppo_without_accumulation_has_the_batch_it_had(
         "0.15 (0.2 there), cliprange_value None (0.2 there).",
     ]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    from recipes.lib.renamed_ppo import rollout_batches
+    from recipes.lib.config.legacy_ppo import rollout_batches
 
     assert rollout_batches({"per_device_train_batch_size": 16})["rollout_batch_size"] == 32
 

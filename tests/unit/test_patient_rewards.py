@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from recipes.lib import patient_rewards
 from recipes.lib.errors import UserError
-from recipes.lib.patient_rewards import RewardProcess, may_pass, patient
-from recipes.lib.reward_arguments import RewardArguments
+from recipes.lib.rewards import retries
+from recipes.lib.rewards.arguments import RewardArguments
+from recipes.lib.rewards.retries import RewardProcess, may_pass, patient
 
 FUNCTIONS = """
 import os, signal, sys, time
@@ -55,7 +55,7 @@ def drops(completions, **_):
 
 @pytest.fixture
 def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(patient_rewards, "BACKOFF", 0.01)
+    monkeypatch.setattr(retries, "BACKOFF", 0.01)
     (tmp_path / "functions.py").write_text(FUNCTIONS)
     return str(tmp_path / "functions.py")
 
@@ -114,7 +114,7 @@ def test_what_will_not_pass_is_not_asked_again(functions: str) -> None:
 def test_the_process_ends_with_the_one_that_asks(functions: str, tmp_path: Path) -> None:
     asks = (
         "import sys, os, signal\n"
-        "from recipes.lib.patient_rewards import RewardProcess\n"
+        "from recipes.lib.rewards.retries import RewardProcess\n"
         f"reward = RewardProcess({functions + ':length'!r}, 'length', 20.0)\n"
         "reward(completions=['a'])\n"
         "print(reward.process.pid, flush=True)\n"
@@ -138,7 +138,7 @@ def _is_alive(number: int) -> bool:
 def test_async_functions_and_exceptions_of_libraries_get_patience_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(patient_rewards, "BACKOFF", 0.01)
+    monkeypatch.setattr(retries, "BACKOFF", 0.01)
     calls: list[int] = []
 
     class APIConnectionError(Exception):
@@ -159,7 +159,7 @@ def test_async_functions_and_exceptions_of_libraries_get_patience_too(
 
 def test_the_wait_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(patient_rewards.time, "sleep", waits.append)
+    monkeypatch.setattr(retries.time, "sleep", waits.append)
 
     def drops(**_: Any) -> None:
         raise ConnectionResetError

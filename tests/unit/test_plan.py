@@ -9,17 +9,17 @@ import torch
 from transformers import PreTrainedTokenizerFast, Trainer
 
 from recipes import plan as recipe
+from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
-from recipes.lib.launch import Launch, read_launch
-from recipes.lib.main import launch, parse
-from recipes.lib.plan import start
+from recipes.lib.plan import check
 from recipes.lib.plan.advice import find_changes
-from recipes.lib.plan.make import plan_of
+from recipes.lib.plan.breakdown import ADAPTERS, BASE, GRADIENTS, HEADS, OPTIMIZER, OTHERS, Plan
+from recipes.lib.plan.meta_models import num_bytes
 from recipes.lib.plan.optimizers import state_bytes
-from recipes.lib.plan.paper import num_bytes
-from recipes.lib.plan.shape import ADAPTERS, BASE, GRADIENTS, HEADS, OPTIMIZER, OTHERS, Plan
+from recipes.lib.plan.planner import plan_of
 from recipes.lib.plan.sizes import GIB, read_memory, shown
 from recipes.lib.plan.target import Target
+from recipes.lib.recipe.main import launch, parse
 from tests.plan_reality import ALIKE, rows_of
 from tests.tiny_models import save_model
 from tests.tiny_runs import FAST, LORA, flags, write
@@ -171,7 +171,7 @@ def test_states_of_optimizers_are_exact(optim: str, place: Path) -> None:
     found = [v for state in optimizer.state.values() for v in state.values()]
     tensors = {t.untyped_storage()._cdata: t for t in found if isinstance(t, torch.Tensor)}
     with_fake = torch._subclasses.FakeTensorMode()
-    from recipes.lib.plan.meter import Meter
+    from recipes.lib.plan.measure import Meter
 
     with with_fake, Meter():
         paper = torch.nn.Sequential(
@@ -233,7 +233,7 @@ def test_a_run_that_cannot_fit_the_machine_stops_before_it_begins(
 ) -> None:
     values = FAST | {"model_name_or_path": "model", "dataset_name": "rows.jsonl", "max_steps": 1}
     words = flags(values)
-    monkeypatch.setattr(start, "machine_memory", lambda: 2**20)
+    monkeypatch.setattr(check, "machine_memory", lambda: 2**20)
     assert launch("sft", words) == 2
     said = capsys.readouterr().err
     assert "weights, gradients and optimizer take" in said
@@ -248,18 +248,18 @@ def test_a_run_that_cannot_fit_the_card_stops_with_flags_to_paste(
     many = {"per_device_train_batch_size": 64, "use_cpu": False, "max_length": 64}
     many["gradient_checkpointing"] = False
     config = parse("sft", flags({"dataset_name": "rows.jsonl"} | many | LORA))
-    monkeypatch.setattr(start, "card_memory", lambda: GIB)
-    start.check_plan(config, has_test=False)
-    monkeypatch.setattr(start, "card_memory", lambda: 40 * 2**20)
+    monkeypatch.setattr(check, "card_memory", lambda: GIB)
+    check.check_plan(config, has_test=False)
+    monkeypatch.setattr(check, "card_memory", lambda: 40 * 2**20)
     with pytest.raises(UserError) as caught:
-        start.check_plan(config, has_test=False)
+        check.check_plan(config, has_test=False)
     said = str(caught.value)
     assert "training takes" in said
     assert "with rows of 64 tokens, and the card has 40.0 MiB" in said
     assert "--per_device_train_batch_size" in said
     assert said.endswith("or begin with --skip_plan true.")
     config.script.skip_plan = True
-    start.check_plan(config, has_test=False)
+    check.check_plan(config, has_test=False)
 
 
 def test_a_plan_that_fails_for_its_own_reasons_stops_no_run(
@@ -268,13 +268,13 @@ def test_a_plan_that_fails_for_its_own_reasons_stops_no_run(
     def fails(*_: Any) -> None:
         raise RuntimeError("no shapes\nfor this model")
 
-    monkeypatch.setattr("recipes.lib.plan.make.make_cast", fails)
+    monkeypatch.setattr("recipes.lib.plan.planner.make_cast", fails)
     config = parse("sft", flags({"dataset_name": "rows.jsonl"}))
-    start.check_plan(config)
+    check.check_plan(config)
     assert capsys.readouterr().err == "plan: skipped (RuntimeError: no shapes for this model)\n"
 
 
 def test_the_memory_of_the_machine_is_known_here() -> None:
-    memory = start.machine_memory()
+    memory = check.machine_memory()
     assert memory is not None
     assert memory > GIB

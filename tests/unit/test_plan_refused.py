@@ -8,11 +8,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from recipes import plan as recipe
+from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
-from recipes.lib.launch import Launch, read_launch
-from recipes.lib.launch_table import TABLE, refuse
-from recipes.lib.main import parse
-from recipes.lib.plan import start
+from recipes.lib.plan import check
+from recipes.lib.plan.refusals import TABLE, refuse
+from recipes.lib.recipe.main import parse
 from tests.plan_reality import ALIKE, rows_of
 from tests.tiny_models import save_model
 from tests.tiny_runs import LORA, flags, write
@@ -118,13 +118,13 @@ def test_advice_at_the_start_of_a_run_names_nothing_that_would_be_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = parse("sft", flags({"dataset_name": "rows.jsonl", "use_cpu": False} | LORA))
-    monkeypatch.setattr(start, "card_memory", lambda: 2**20)
+    monkeypatch.setattr(check, "card_memory", lambda: 2**20)
     with pytest.raises(UserError, match="--load_in_4bit true"):
-        start.check_plan(config)
+        check.check_plan(config)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UserError) as caught:
-        start.check_plan(config)
+        check.check_plan(config)
     assert "the card has 1.0 MiB" in str(caught.value)
     assert "load_in_4bit" not in str(caught.value)
 

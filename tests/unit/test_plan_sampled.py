@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from recipes.lib.launch import Launch
-from recipes.lib.main import parse
-from recipes.lib.plan.make import plan_of
-from recipes.lib.plan.shape import BASE, CACHE, WORKSPACE, Plan
+from recipes.lib.distributed.launch import Launch
+from recipes.lib.plan.breakdown import BASE, CACHE, WORKSPACE, Plan
+from recipes.lib.plan.planner import plan_of
 from recipes.lib.plan.target import Target
+from recipes.lib.recipe.main import parse
 from tests.plan_reality import ALIKE
 from tests.tiny_models import save_model
 from tests.tiny_runs import LORA, flags

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from recipes.lib.files import read_jsonl
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.samples import token_texts
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.report import write_report
 from recipes.lib.report.tokens import MAX_TOKENS, Scale, grouped, has_tokens, pieces, scales
+from recipes.lib.runs.files import read_jsonl
 from tests.report_runs import ARABIC, CHINESE, EMOJI, write_run
 
 FLAG = "\U0001f1ea\U0001f1fa"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.main import parse
 from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.recipe.main import parse
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

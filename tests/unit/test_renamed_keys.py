@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.arguments import Config
-from recipes.lib.main import launch, parse
+from recipes.lib.config.parse import Config
+from recipes.lib.recipe.main import launch, parse
 from tests.tiny_runs import write
 
 FILES = Path(__file__).parents[1] / "old_configs"

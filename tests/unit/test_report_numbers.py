@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from recipes.lib.report.numbers import duration, number, percent, plain, tiles
-from recipes.lib.report.runfiles import RunFiles
+from recipes.lib.report.run_files import RunFiles
 from recipes.lib.report.verdict import quickstart_verdict, verdict
 
 

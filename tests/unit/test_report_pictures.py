@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recipes.lib.report.catalogue import PPO, REWARD, SFT
+from recipes.lib.report.charts import PPO, REWARD, SFT
 from recipes.lib.report.curves import draw_curves, placed, points, smoothed
 from recipes.lib.report.figure import short
 from recipes.lib.report.pairs import (

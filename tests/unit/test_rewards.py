@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.reward_models import load_reward_functions
-from recipes.lib.rewards import is_function_reference, load_function
-from recipes.lib.scoring import score
+from recipes.lib.rewards.functions import is_function_reference, load_function
+from recipes.lib.rewards.reward_models import load_reward_functions
+from recipes.lib.rewards.scoring import score
 
 PROMPTS = ["a", "b", "c"]
 TEXTS = ["one", "two words", "three more words"]

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from recipes.lib.adapters import POLICY, REFERENCE, VALUE, Adapters
+from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
 from tests.checklist import tiny
 
 ROLES = [POLICY, REFERENCE, VALUE, None]

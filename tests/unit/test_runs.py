@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.files import read_jsonl, write_jsonl
-from recipes.lib.lock import NAME
-from recipes.lib.runs import FolderArguments, check_folder, open_run
+from recipes.lib.runs.files import read_jsonl, write_jsonl
+from recipes.lib.runs.folder import FolderArguments, check_folder, open_run
+from recipes.lib.runs.lock import NAME
 
 
 @dataclass

@@ -7,12 +7,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import GenerationConfig
 
-from recipes.lib.sampling import (
-    Decoding,
-    episode_uniforms,
-    invert_cdf,
-    sample,
-)
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, invert_cdf, sample
 
 
 def test_an_episodes_noise_depends_on_seed_episode_and_position_alone() -> None:

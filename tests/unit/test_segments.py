@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.lib.guard import _prepare_card, let_segments_grow
-from recipes.lib.main import parse
+from recipes.lib.recipe.guard import _prepare_card, let_segments_grow
+from recipes.lib.recipe.main import parse
 from tests.tiny_runs import flags
 
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")

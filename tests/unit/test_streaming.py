@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from recipes.lib import stream, streaming
-from recipes.lib.data import load_splits
-from recipes.lib.data_keys import DataArguments
+from recipes.lib import stream
+from recipes.lib.data import streaming
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.sources import hub_sources
+from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.errors import UserError
 from recipes.lib.shapes import shape_of
-from recipes.lib.sources import hub_sources
-from recipes.lib.streaming import Rows, load_rows
 from tests.tiny_runs import write
 
 PAIRS = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]

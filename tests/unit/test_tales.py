@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from recipes.lib.tales import gold_score, gold_scores
-from recipes.lib.tales.pages import page
-from recipes.lib.tales.prompts import SPLITS, Facts, draw_facts, request, split_of
-from recipes.lib.tales.rows import base_texts, prompt_rows, sft_rows
-from recipes.lib.tales.stories import CAREFUL, CARELESS, TELLERS, Habits, tell
-from recipes.lib.tales.tokenizer import train_tokenizer
+from recipes.lib.tasks.tales import gold_score, gold_scores
+from recipes.lib.tasks.tales.pages import page
+from recipes.lib.tasks.tales.prompts import SPLITS, Facts, draw_facts, request, split_of
+from recipes.lib.tasks.tales.rows import base_texts, prompt_rows, sft_rows
+from recipes.lib.tasks.tales.stories import CAREFUL, CARELESS, TELLERS, Habits, tell
+from recipes.lib.tasks.tales.tokenizer import train_tokenizer
 
 PROMPT = "Tell me a tale about a fox who lost a key in the forest."
 OPENING = "Once a fox lost a key in the forest."

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.arguments import Config
-from recipes.lib.launch import Launch
-from recipes.lib.launch_checks import Card
-from recipes.lib.launch_table import refusals
-from recipes.lib.main import parse
-from recipes.lib.plan import beside_vllm
-from recipes.lib.plan.beside_vllm import held
+from recipes.lib.config.parse import Config
+from recipes.lib.distributed.launch import Launch
+from recipes.lib.plan import vllm
+from recipes.lib.plan.refusal_conditions import Card
+from recipes.lib.plan.refusals import refusals
+from recipes.lib.plan.vllm import held
+from recipes.lib.recipe.main import parse
 from tests.model_shapes import SHAPES
 from tests.tiny_runs import flags
 
@@ -146,5 +146,5 @@ def test_a_plan_that_fails_for_its_own_reasons_refuses_nothing(
     def fails(*_: Any) -> None:
         raise RuntimeError("no shapes for this model")
 
-    monkeypatch.setattr(beside_vllm, "_held", fails)
+    monkeypatch.setattr(vllm, "_held", fails)
     assert refused(grpo(vllm_gpu_memory_utilization=0.99)) == []

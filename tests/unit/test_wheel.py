@@ -60,7 +60,7 @@ def test_it_lists_and_copies_its_configurations(site: Path, tmp_path: Path) -> N
 
 
 def test_it_plans_with_an_accelerate_configuration(site: Path, tmp_path: Path) -> None:
-    model = ROOT / "recipes/lib/tales/trained"
+    model = ROOT / "recipes/lib/tasks/tales/trained"
     shutil.copytree(model, tmp_path / "model")
     words = "plan --recipe sft --model_name_or_path model --dataset_name none --memory 8GB"
     told = run(site, tmp_path, *words.split(), "--accelerate_config", "ddp", "--num_processes", "2")

@@ -39,12 +39,12 @@ def sample_pairs(
         tokenizer: Its tokenizer.
         prompts: Texts or messages.
         num_tries: Draws of a prompt before it is left out.
-        **sampling: max_new_tokens, temperature, seed, batch_size, as in recipes.lib.generation.
+        **sampling: max_new_tokens, temperature, seed, batch_size, as in generation.completions.
 
     Returns:
         The pairs in the order of their prompts, and the number of completion tokens drawn.
     """
-    from recipes.lib.generation import sample
+    from recipes.lib.generation.completions import sample
 
     seed = sampling.pop("seed")
     pairs: dict[int, Pair] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.plan.shape import Plan
+from recipes.lib.plan.breakdown import Plan
 
 # Tokens whose training computes as long as the weights take to be read, or unpacked from 4 bits,
 # in the three passes of a micro-batch: derived for an H200 and 8B weights, not measured.

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.lib.launch_table import TABLE, Refusal
 from recipes.lib.plan.advice import Change
-from recipes.lib.plan.shape import THINGS, Plan
+from recipes.lib.plan.breakdown import THINGS, Plan
+from recipes.lib.plan.refusals import TABLE, Refusal
 from recipes.lib.plan.sizes import GIB, shown
 
 WIDTH = 80
@@ -118,7 +118,7 @@ def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = N
 
 
 def show_table(console: Console | None = None) -> None:
-    """Print the whole table of what does not go with several processes; see `launch_table`."""
+    """Print the whole table of what does not go with several processes; see `refusals`."""
     table = Table(box=None, padding=(0, 2, 1, 0))
     for name, width in (("what does not go", 18), ("what would happen", 26), ("way out", 28)):
         table.add_column(name, width=width, header_style="cyan")

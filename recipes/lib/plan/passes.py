@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.lib.plan.meter import Meter
+from recipes.lib.plan.measure import Meter
 from recipes.lib.plan.scale import Scale
 
 # Numbers per token that TRL's trainers ask the head for.
@@ -172,8 +172,8 @@ def ppo_loss(scale: Scale, args: Any, rows: int) -> Callable[[Meter], Tensor]:
 
 def ppo_scoring(scale: Scale, args: Any, rows: int) -> Callable[[Meter], None]:
     """Log-probabilities and values of the policy, and then those of the reference."""
-    from recipes.lib.backbone import reference_logps
-    from recipes.lib.forward import Batch
+    from recipes.lib.models.forward import Batch
+    from recipes.lib.ppo.actor_critic import reference_logps
 
     def run(meter: Meter) -> None:
         model = scale.cast.trained
@@ -229,8 +229,8 @@ def fused_scoring(scale: Scale, rows: int, width: int, scored: int) -> Callable[
 
 
 def evaluation(scale: Scale, rows: int, width: int) -> Callable[[Meter], None]:
-    """Log-probabilities of the test rows, from full logits: `recipes.lib.likelihood`."""
-    from recipes.lib.likelihood import _batch_logps
+    """Log-probabilities of the test rows, from full logits: `recipes.lib.models.likelihood`."""
+    from recipes.lib.models.likelihood import _batch_logps
 
     policy = scale.cast.policy
 

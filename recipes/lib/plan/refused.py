@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from recipes.lib.launch_checks import Card
-from recipes.lib.launch_table import TABLE, Refusal, refusals
-from recipes.lib.plan.asked import Asked
+from recipes.lib.plan.options import Asked
+from recipes.lib.plan.refusal_conditions import Card
+from recipes.lib.plan.refusals import TABLE, Refusal, refusals
 from recipes.lib.plan.sizes import GIB
 
 

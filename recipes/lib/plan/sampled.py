@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.plan import passes
-from recipes.lib.plan.decode import Sampling, captured_bytes, sampling_bytes
+from recipes.lib.plan.breakdown import CACHE, WORKSPACE, Phase
+from recipes.lib.plan.sampling_phases import Sampling, captured_bytes, sampling_bytes
 from recipes.lib.plan.scale import Scale
-from recipes.lib.plan.shape import CACHE, WORKSPACE, Phase
 
 if TYPE_CHECKING:
     from recipes.lib.plan.target import Target

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from recipes.lib.plan import paper
-from recipes.lib.plan.cast import Cast
-from recipes.lib.plan.meter import Meter
-from recipes.lib.plan.on_card import as_on_card
+from recipes.lib.plan import meta_models
+from recipes.lib.plan.fake_cuda import as_on_card
+from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.run_models import Cast
 
 PROBES = 2, 3  # repetitions of the pattern of layers at which a deep model is weighed
 TILE = 32768  # columns of logits that TRL makes at a time
@@ -37,7 +37,7 @@ class Scale:
 
         self.cast, self.dtype, self.on_card, self.is_deep = cast, autocast, on_card, is_deep
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        paper.to_fake(cast.modules, self.mode)
+        meta_models.to_fake(cast.modules, self.mode)
         config = cast.policy.config.get_text_config()
         self.vocab_sizes = {config.vocab_size, TILE}
 
@@ -86,7 +86,7 @@ class Scale:
             stack.enter_context(self.mode)
             meter = Meter(self.vocab_sizes)
             for module in self.cast.modules:
-                meter.forget(paper.tensors_of(module))
+                meter.forget(meta_models.tensors_of(module))
             stack.enter_context(meter)
             run(meter)
             return dict(meter.at_peak)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.lib.launch import Launch
+from recipes.lib.distributed.launch import Launch
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from recipes.lib.distributed.shards import refuse_in_engine
 from recipes.lib.errors import UserError
-from recipes.lib.sharded import refuse_in_engine
 
 AT_LEAST_ONE = (
     "total_episodes",

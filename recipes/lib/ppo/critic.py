@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from recipes.lib.adapters import POLICY, VALUE
-from recipes.lib.backbone import ActorCritic, make_value_head
 from recipes.lib.errors import UserError
-from recipes.lib.model_folders import is_adapter, reading, resolve_model
+from recipes.lib.models.adapters import POLICY, VALUE
+from recipes.lib.models.folders import is_adapter, reading, resolve_model
+from recipes.lib.ppo.actor_critic import ActorCritic, make_value_head
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.reward_roles import check_head, check_same_base
+from recipes.lib.rewards.shared_base import check_head, check_same_base
 
 ADAPTER = "adapter."  # before the names of the critic's adapter weights
 VALUE_WEIGHTS = "value.safetensors"
@@ -59,7 +59,7 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
     if args.critic != "model":
         return None
     if args.critic_model_name_or_path is not None:
-        from recipes.lib.models import load_reward_model
+        from recipes.lib.models.classifiers import load_reward_model
 
         critic, _ = load_reward_model(
             args.critic_model_name_or_path, trust_remote_code=args.trust_remote_code

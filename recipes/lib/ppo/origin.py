@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.lib.adapters import POLICY, REFERENCE, VALUE, Adapters
-from recipes.lib.forward import base_model
-from recipes.lib.reward_models import RewardModel
-from recipes.lib.reward_roles import RewardRole
+from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
+from recipes.lib.models.forward import base_model
+from recipes.lib.rewards.reward_models import RewardModel
+from recipes.lib.rewards.shared_base import RewardRole
 
 
 def roles_of(trainer: Any) -> dict[str, str]:

@@ -7,12 +7,12 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.lib.adapter_folders import WEIGHTS
-from recipes.lib.adapters import POLICY, REFERENCE
-from recipes.lib.backbone import ActorCritic, disable_dropout, make_reference
-from recipes.lib.cpu_linear import use_fast_products
 from recipes.lib.errors import UserError
-from recipes.lib.policies import keep_unpacked
+from recipes.lib.models.adapter_folders import WEIGHTS
+from recipes.lib.models.adapters import POLICY, REFERENCE
+from recipes.lib.models.cpu_linear import use_fast_products
+from recipes.lib.models.policies import keep_unpacked
+from recipes.lib.ppo.actor_critic import ActorCritic, disable_dropout, make_reference
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import add_value_adapter, chosen_critic, make_critic
 

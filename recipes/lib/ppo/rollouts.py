@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.lib.errors import UserError
-from recipes.lib.files import write_json
-from recipes.lib.finite import CAUSE, NotFiniteError
+from recipes.lib.generation.numerics import CAUSE, NotFiniteError
 from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.runs.files import write_json
 
 SHUFFLE_KEY = 0x5_4FF1E  # keeps the shuffles apart from the sampling noise of the same seed
 PROMPT_KEY = 0x9_2011

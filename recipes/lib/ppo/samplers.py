@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from recipes.lib.decodable import is_faster
-from recipes.lib.decode import Decoder
-from recipes.lib.forward import base_model
+from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.sampling import Decoding, pad_left, sample
+from recipes.lib.models.forward import base_model
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.vllm_sampler import VLLMSampler
-from recipes.lib.sampling import Decoding, pad_left, sample
 
 
 class Sampler:

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from recipes.lib.distributed.shards import load_shards, whole_state
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.roles import load_policy, save_policy
-from recipes.lib.sharded import load_shards, whole_state
 
 
 def save_models(trainer: Any, folder: Path) -> None:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.files import write_json
 from recipes.lib.ppo.health import Health
+from recipes.lib.runs.files import write_json
 
 FILE = "ppo_state.json"
 

@@ -22,12 +22,13 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 
-from recipes.lib.backbone import ActorCritic
+from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
+from recipes.lib.distributed.mixed_precision import as_trained
+from recipes.lib.distributed.shards import loads_whole, whole, with_whole
 from recipes.lib.errors import UserError
-from recipes.lib.fine_precision import as_trained
-from recipes.lib.fit import check_prompts
+from recipes.lib.ppo.actor_critic import ActorCritic
 from recipes.lib.ppo.clock import Clock
-from recipes.lib.ppo.collect import EVALUATION_SEED, Collector
+from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check
@@ -38,11 +39,10 @@ from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.saving import load_models, save_models
 from recipes.lib.ppo.state import put_back, read_state, state_of, write_state
 from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
-from recipes.lib.prompts import Prompts, check_context, tokenize_prompts
-from recipes.lib.resumable import Resumable
-from recipes.lib.reward_models import load_reward_functions
-from recipes.lib.reward_roles import SharedBase
-from recipes.lib.sharded import loads_whole, whole, with_whole
+from recipes.lib.rewards.reward_models import load_reward_functions
+from recipes.lib.rewards.shared_base import SharedBase
+from recipes.lib.trainers.resumable import Resumable
+from recipes.lib.trainers.row_fit import check_prompts
 
 
 class PPOTrainer(Resumable, Trainer):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.lib.forward import base_model
+from recipes.lib.models.forward import base_model
 
 # Log ratio (nats) that rounding explains: of any token in fp32, of the mean token in 16 bits, where
 # one token among many thousands can be far off.

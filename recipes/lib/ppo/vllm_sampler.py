@@ -16,8 +16,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from recipes.lib.errors import UserError
+from recipes.lib.generation.sampling import Decoding, mask_through_stop
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.sampling import Decoding, mask_through_stop
 
 
 class VLLMSampler:

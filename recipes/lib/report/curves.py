@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from recipes.lib.report.figure import DASHES, INK, SERIES, Key, Picture, canvas, to_svg
 from recipes.lib.report.numbers import is_finite, is_number, plain
-from recipes.lib.report.runfiles import Row
+from recipes.lib.report.run_files import Row
 
 Points = tuple[np.ndarray, np.ndarray]
 

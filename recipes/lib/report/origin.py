@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from recipes.lib.report.runfiles import Row, RunFiles
+from recipes.lib.report.run_files import Row, RunFiles
 
 HASH_DIGITS = 12  # enough to compare by eye
 

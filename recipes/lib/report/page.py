@@ -6,7 +6,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from recipes.lib.files import write_text
 from recipes.lib.report.layout import (
     QUICKSTART_LABELS,
     QUICKSTART_TILES,
@@ -16,9 +15,10 @@ from recipes.lib.report.layout import (
 )
 from recipes.lib.report.numbers import Number, is_number, number, tiles
 from recipes.lib.report.origin import origin
-from recipes.lib.report.runfiles import Row, RunFiles, read_run
+from recipes.lib.report.run_files import Row, RunFiles, read_run
 from recipes.lib.report.sections import quickstart_sections, run_sections
 from recipes.lib.report.verdict import quickstart_verdict, verdict
+from recipes.lib.runs.files import write_text
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from recipes.lib.report.calibration import Bin, calibration_error, reliability, suitable_bins
 from recipes.lib.report.figure import INK, MUTED, SERIES, Key, Picture, canvas, to_svg
 from recipes.lib.report.numbers import is_finite, percent, plain
-from recipes.lib.report.runfiles import Row
+from recipes.lib.report.run_files import Row
 
 
 def differences(rows: Sequence[Row], high: str, low: str) -> list[float]:

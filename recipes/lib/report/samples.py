@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from recipes.lib.report.numbers import is_finite, is_number, plain
-from recipes.lib.report.runfiles import Row
+from recipes.lib.report.run_files import Row
 from recipes.lib.report.tokens import SHADES, Piece, Scale, Shade, ends, has_tokens, pieces, scales
 
 MAX_CHARACTERS = 1500

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from recipes.lib.report.catalogue import LOSS, PPO, REWARD, SFT
 from recipes.lib.report.catalogue_trl import DPO, GROUPS, KTO
+from recipes.lib.report.charts import LOSS, PPO, REWARD, SFT
 from recipes.lib.report.curves import Curve, draw_curves
 from recipes.lib.report.figure import Picture
 from recipes.lib.report.pairs import (
@@ -13,7 +13,7 @@ from recipes.lib.report.pairs import (
     reliability_diagram,
     win_histogram,
 )
-from recipes.lib.report.runfiles import RunFiles
+from recipes.lib.report.run_files import RunFiles
 from recipes.lib.report.samples import (
     SampleTable,
     comparison,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recipes.lib.report.numbers import Number, duration, is_finite, percent, plain
-from recipes.lib.report.runfiles import Row
+from recipes.lib.report.run_files import Row
 
 PHASES = {
     "sampling": "Sampling completions",

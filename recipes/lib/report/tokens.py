@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recipes.lib.report.numbers import MINUS, is_finite, plain
-from recipes.lib.report.runfiles import Row
+from recipes.lib.report.run_files import Row
 
 MAX_TOKENS = 160  # shown of a text; a page with all of a long one would be megabytes
 NUM_LAST = 40  # of these from its end, where the score is

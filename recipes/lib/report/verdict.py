@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-from recipes.lib.judging import pair_accuracy, win_rate
+from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
 from recipes.lib.report.calibration import wilson
 from recipes.lib.report.curves import points
 from recipes.lib.report.numbers import is_finite, is_number, percent, plain
 from recipes.lib.report.pairs import differences
-from recipes.lib.report.runfiles import Row, RunFiles
+from recipes.lib.report.run_files import Row, RunFiles
 
 
 def verdict(run: RunFiles) -> str:

@@ -1,0 +1,1 @@
+"""From a command line and a YAML file to checked dataclasses."""

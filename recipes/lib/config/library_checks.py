@@ -1,0 +1,108 @@
+"""Keys that only the libraries check: asked before the run, or told when it fails over them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from recipes.lib.config.build import shown
+from recipes.lib.errors import UserError
+from recipes.lib.notes import note
+
+# What a library says while a run begins, and the key that it is about.
+SAID = {
+    "Unknown loss type": "loss_type",
+    "Unexpected keyword arguments": "gradient_checkpointing_kwargs",
+    "vLLM is not available": "use_vllm",
+    "liger-kernel": "use_liger_kernel",
+    "You have set `use_liger_kernel`": "use_liger_kernel",
+}
+NO_TEST_ROWS = (
+    "eval_strategy: there are no test rows to evaluate on; set test_fraction or "
+    "test_dataset_name, or leave eval_strategy out."
+)
+HUB_ERRORS = (
+    "OfflineModeIsEnabled",
+    "HfHubHTTPError",
+    "RepositoryNotFoundError",
+    "LocalTokenNotFound",
+)
+FAILURES = (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError)
+
+
+def check_training(training: Any, values: dict[str, Any]) -> None:
+    """Ask the libraries for what they would make of some keys in the middle of a run.
+
+    Args:
+        training: The TrainingArguments of the run, or None.
+        values: What the user set.
+
+    Raises:
+        UserError: The optimizer, the schedule or a tracker cannot be had with these values.
+    """
+    if training is None:
+        return
+    import torch
+    from transformers import Trainer, get_scheduler
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    if values.get("model_init_kwargs"):
+        note(
+            "model_init_kwargs is left out: the model is loaded by keys of their own (dtype, "
+            "attn_implementation, model_revision)."
+        )
+
+    def schedule() -> None:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        kwargs = training.lr_scheduler_kwargs or {}
+        name = training.lr_scheduler_type
+        if name not in ("reduce_lr_on_plateau", "greedy"):
+            get_scheduler(name, optimizer, 1, 10, kwargs)
+
+    def trackers() -> None:
+        for tracker in get_reporting_integration_callbacks(training.report_to):
+            tracker()
+
+    _ask(schedule, values, ("lr_scheduler_type", "lr_scheduler_kwargs"))
+    _ask(trackers, values, ("report_to",))
+    if "optim" in values:
+        _ask(lambda: Trainer.get_optimizer_cls_and_kwargs(training), values, ("optim",))
+
+
+def _ask(question: Any, values: dict[str, Any], keys: tuple[str, ...]) -> None:
+    given = [key for key in keys if key in values]
+    if not given:
+        return
+    try:
+        question()
+    except FAILURES as error:
+        named = ", ".join(f"{key}={shown(values[key])}" for key in given)
+        raise UserError(f"{named}: {_sentence(error)}.") from error
+
+
+def as_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None:
+    """What a library refuses while a run begins, in one sentence.
+
+    Args:
+        error: What was raised.
+        values: What the user set.
+
+    Returns:
+        The error to raise, or None for what is a fault of the program.
+    """
+    said = _sentence(error)
+    if "didn't pass an `eval_dataset`" in said:
+        return UserError(NO_TEST_ROWS)
+    for words, key in SAID.items():
+        if words in said and key in values:
+            return UserError(f"{key}={shown(values[key])}: {said}.")
+    if values.get("push_to_hub") and type(error).__name__.startswith(HUB_ERRORS):
+        return UserError(
+            f"push_to_hub=true: the Hub refused or cannot be reached ({said}); log in, or leave it "
+            "out."
+        )
+    return None
+
+
+def _sentence(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__

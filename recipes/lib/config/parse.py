@@ -1,0 +1,207 @@
+"""From a command line to a checked configuration, in two steps: `read` and check, then `build`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.config.build import construct, shown
+from recipes.lib.config.fields import Field, fields_of
+from recipes.lib.config.legacy_keys import translate
+from recipes.lib.config.quick_checks import check_keys
+from recipes.lib.config.strict_yaml import YamlFile, read_yaml
+from recipes.lib.config.unknown_keys import unknown_key
+from recipes.lib.config.values import MismatchError, admit
+from recipes.lib.defaults import with_defaults
+from recipes.lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a recipe runs with.
+
+    Args:
+        recipe: Its name.
+        path: The YAML file that it came from.
+        types: The dataclasses that it was built from.
+        values: Exactly the keys that file, flags and caller gave, as plain values.
+        script: The recipe's own dataclass.
+        training: The TrainingArguments of its trainer.
+        model: A trl.ModelConfig.
+    """
+
+    recipe: str
+    path: Path | None
+    types: tuple[type, ...]
+    values: dict[str, Any]
+    script: Any
+    training: Any | None
+    model: Any | None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user gave, checked as far as that takes no imports of seconds.
+
+    Args:
+        recipe: Name of the recipe.
+        path: The configuration file, or None.
+        file: Its content, or None.
+        flags: The other words of the command line.
+        word: The value of the word that stands without a flag, by its key.
+        values: All of it by key, raw: the words behind flags as text.
+    """
+
+    recipe: str
+    path: Path | None
+    file: YamlFile | None
+    flags: list[str]
+    word: dict[str, str]
+    values: dict[str, Any]
+
+
+def read(recipe: str, argv: Sequence[str], word: str | None = None) -> Given:
+    """Read a recipe's command line and file, and refuse what is wrong in them at first sight.
+
+    Args:
+        recipe: Name of the recipe, e.g. "ppo".
+        argv: `[WORD] [--config FILE] [--key value ...]`.
+        word: Key of the word that stands in front, where the recipe takes one.
+
+    Returns:
+        What was given.
+
+    Raises:
+        UserError: The file is not there or is no YAML, a key is unknown, or a value of the file has
+            a wrong type.
+    """
+    argv = list(argv)
+    has_word = word is not None and argv and not argv[0].startswith("-")
+    first = {str(word): argv.pop(0)} if has_word else {}
+    flags, path = _take_config(argv)
+    file = read_yaml(path) if path else None
+    if file is not None and "env" in file.values:
+        raise UserError(
+            f"env ({path}, line {file.lines['env']}): a configuration may not set environment "
+            "variables; set them in the shell."
+        )
+    values = check_keys(recipe, path, file, flags)
+    return Given(recipe, path, file, flags, first, values | first)
+
+
+def build(given: Given, types: tuple[type, ...], overrides: dict[str, Any] | None = None) -> Config:
+    """Build a recipe's dataclasses; flags win over the file, overrides over both.
+
+    Args:
+        given: From `read`.
+        types: The recipe's dataclasses.
+        overrides: Values that a calling recipe sets, by key.
+
+    Returns:
+        The configuration, checked.
+
+    Raises:
+        UserError: A key or a value is wrong; the text names key, value and remedy.
+    """
+    fields = fields_of(types)
+    values = _file_values(given, fields)
+    if given.flags:
+        from recipes.lib.config.flags import read_flags
+
+        values |= read_flags(given.recipe, given.flags, types, fields)
+    values |= given.word | _override_values(given.recipe, overrides or {}, fields)
+    return _built(given.recipe, given.path, types, fields, values)
+
+
+def rebuild(config: Config, changes: dict[str, Any]) -> Config:
+    """Build a configuration again with some keys set.
+
+    Args:
+        config: The configuration.
+        changes: Values by key.
+
+    Returns:
+        A new one.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
+    fields = fields_of(config.types)
+    values = config.values | _override_values(config.recipe, changes, fields)
+    return _built(config.recipe, config.path, config.types, fields, values)
+
+
+def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+    rest: list[str] = []
+    paths: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            paths.append(next(words, ""))
+        elif word.startswith("--config="):
+            paths.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    if len(paths) > 1:
+        raise UserError(f"--config {paths[1]}: --config is given twice; name one file.")
+    if paths and (not paths[0] or paths[0].startswith("--")):
+        raise UserError("--config: the file is missing; write --config FILE.")
+    return rest, Path(paths[0]) if paths else None
+
+
+def _file_values(given: Given, fields: dict[str, Field]) -> dict[str, Any]:
+    if given.file is None:
+        return {}
+    lines = given.file.lines
+
+    def where(key: str) -> str:
+        return f"{given.path}, line {lines[key]}"
+
+    values = {}
+    current, origins = translate(given.recipe, given.file.values, fields, where)
+    for key, value in current.items():
+        place = where(origins.get(key, key))
+        if key not in fields:
+            raise unknown_key(given.recipe, key, fields, f"{key} ({place})")
+        values[key] = _admit(fields[key], value, f" ({place})")
+    return values
+
+
+def _override_values(
+    recipe: str, overrides: dict[str, Any], fields: dict[str, Field]
+) -> dict[str, Any]:
+    for key in overrides:
+        if key not in fields:
+            raise unknown_key(recipe, key, fields, key)
+    return {key: _admit(fields[key], value, "") for key, value in overrides.items()}
+
+
+def _admit(field: Field, value: Any, where: str) -> Any:
+    try:
+        return admit(field, value)
+    except MismatchError as error:
+        raise UserError(f"{field.name}={shown(value)}{where}: {error}.") from error
+
+
+def _built(
+    recipe: str,
+    path: Path | None,
+    types: tuple[type, ...],
+    fields: dict[str, Field],
+    values: dict[str, Any],
+) -> Config:
+    for field in fields.values():
+        if field.required and field.name not in values:
+            raise UserError(f"{field.name} is missing; set it in the file or with --{field.name}.")
+    if values.get("output_dir") == "":
+        raise UserError("output_dir='': must name a folder; leave the key out for the default.")
+    filled = with_defaults(recipe, path, types, values)
+    script, *others = [construct(cls, filled, list(values)) for cls in types]
+    training = next((item for item in others if _is_a(item, "TrainingArguments")), None)
+    model = next((item for item in others if _is_a(item, "ModelConfig")), None)
+    return Config(recipe, path, types, values, script, training, model)
+
+
+def _is_a(item: Any, name: str) -> bool:
+    # By name, so that a recipe without a trainer need not import transformers (7 s).
+    return any(base.__name__ == name for base in type(item).__mro__)

@@ -1,0 +1,217 @@
+"""Checks values against the fields they are meant for, from YAML and from flags alike."""
+
+import dataclasses
+import json
+import math
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from recipes.lib.config.fields import Field, describe, fields_of, is_enum, members, one_of
+from recipes.lib.config.strict_yaml import parse_scalar
+from recipes.lib.ranges import out_of_range
+
+LARGEST_INT = 2**63 - 1  # what a tensor of integers can hold
+TRUE_WORDS = {"yes", "true", "t", "y", "1"}  # TrlParser's words for flags
+FALSE_WORDS = {"no", "false", "f", "n", "0"}
+
+
+class MismatchError(Exception):
+    """A value that its field does not take; the text says what it takes instead."""
+
+
+def admit(field: Field, value: Any) -> Any:
+    """Returns the value as the field's constructor takes it.
+
+    Args:
+        field: The field to fill.
+        value: A plain value, as YAML or a caller gives it.
+
+    Returns:
+        The same value; an int where the field is a float becomes a float.
+
+    Raises:
+        MismatchError: The value has another type, is not finite, out of its range, or is none of
+            the choices.
+    """
+    result = _admit(field.hint, value)
+    if field.choices is not None and result is not None and result not in field.choices:
+        raise MismatchError(f"must be {one_of(field.choices)}")
+    words = out_of_range(field.name, result)
+    if words is not None:
+        raise MismatchError(f"must be {words}")
+    return result
+
+
+def from_text(field: Field, text: str) -> Any:
+    """Reads the value of a flag.
+
+    Args:
+        field: The field to fill; of a list field, one item is read.
+        text: What stood on the command line.
+
+    Returns:
+        The value as the field's constructor takes it.
+
+    Raises:
+        MismatchError: The text is no such value.
+    """
+    parts = members(field.hint)
+    if any(member is bool for member in parts) and str not in parts:
+        return _bool_from_text(field, text)
+    if text[:1] in ("{", "[") and any(_is_container(member) for member in parts):
+        value = _container_from_text(text)
+        # A flag of a list may come as `--datasets '{...}' '{...}'`, one word an item.
+        is_item = isinstance(value, dict) and not any(_is_mapping(member) for member in parts)
+        return admit(field, [value] if is_item else value)
+    if str in parts or any(is_enum(member) for member in parts):
+        return admit(field, text)
+    if text.lower() in ("none", "null") and NoneType in parts:
+        return None
+    lists = [member for member in parts if get_origin(member) is list]
+    if lists:
+        item = dataclasses.replace(field, hint=get_args(lists[0])[0])
+        return from_text(item, text)
+    try:
+        return admit(field, text if _literal_text(parts, text) else parse_scalar(text))
+    except ValueError as error:
+        raise MismatchError("must be a shorter number") from error
+
+
+def _is_container(hint: Any) -> bool:
+    return (get_origin(hint) or hint) in (list, tuple, dict)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return (get_origin(hint) or hint) is dict
+
+
+def _literal_text(parts: list[Any], text: str) -> bool:
+    return any(get_origin(member) is Literal and text in get_args(member) for member in parts)
+
+
+def _admit(hint: Any, value: Any) -> Any:
+    parts = members(hint)
+    if any(is_enum(member) for member in parts):
+        # `SchedulerType | str` means the names of the enum; other text would fail much later.
+        parts = [member for member in parts if member is not str]
+    for member in sorted(parts, key=lambda member: member is float):
+        try:
+            return _admit_one(member, value)
+        except _NotThisOneError:
+            continue
+    raise MismatchError(f"must be {describe(hint)}{_advice(parts, value)}")
+
+
+class _NotThisOneError(Exception):
+    """The value is not of this member of a union."""
+
+
+def _admit_one(hint: Any, value: Any) -> Any:
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        return _require(value, any(value == c and type(value) is type(c) for c in get_args(hint)))
+    if is_enum(hint):
+        return _require(value, isinstance(value, str) and value in [m.value for m in hint])
+    if hint is float and type(value) in (int, float):
+        return _finite(value)
+    if hint is int and type(value) is int and abs(value) > LARGEST_INT:
+        raise MismatchError("must be a smaller number")
+    if hint is str and isinstance(value, str):
+        return _readable(value)
+    if hint in (bool, int, NoneType):
+        return _require(value, type(value) is hint)
+    return _admit_container(hint, value)
+
+
+def _admit_container(hint: Any, value: Any) -> Any:
+    origin = get_origin(hint)
+    if hint == list[str] and isinstance(value, str):
+        # As the flag `--lora_target_modules all-linear` means a list of one.
+        return [_readable(value)]
+    if (origin or hint) is list and isinstance(value, list):
+        inner = get_args(hint)[0] if get_args(hint) else Any
+        return [_admit(inner, item) for item in value]
+    if origin is tuple and isinstance(value, list) and len(value) == len(get_args(hint)):
+        return [_admit(inner, item) for inner, item in zip(get_args(hint), value, strict=True)]
+    if (origin or hint) is dict and isinstance(value, dict):
+        inner = get_args(hint)[1] if get_args(hint) else Any
+        return {key: _admit(inner, item) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+        return _admit_mapping(hint, value)
+    raise _NotThisOneError
+
+
+def _require(value: Any, holds: bool) -> Any:
+    if not holds:
+        raise _NotThisOneError
+    return value
+
+
+def _finite(value: int | float) -> float:
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise MismatchError("must be a smaller number") from error
+    if not math.isfinite(number):
+        raise MismatchError("must be a finite number")
+    return number
+
+
+def _readable(text: str) -> str:
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise MismatchError("must be text in UTF-8 without null characters")
+    return text
+
+
+def _admit_mapping(cls: type, value: dict[str, Any]) -> dict[str, Any]:
+    fields = fields_of((cls,))
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise MismatchError(f"has the unknown key {unknown[0]}; known are {', '.join(fields)}")
+    absent = [field.name for field in fields.values() if field.required and field.name not in value]
+    if absent:
+        raise MismatchError(f"must give {absent[0]} in each mapping")
+    result = {}
+    for key, item in value.items():
+        try:
+            result[key] = admit(fields[key], item)
+        except MismatchError as error:
+            raise MismatchError(f"has {key}={item!r}, which {error}") from error
+    return result
+
+
+def _advice(parts: list[Any], value: Any) -> str:
+    if value is None:
+        return "; leave the key out to get the default"
+    if isinstance(value, str) and not any(member is str for member in parts):
+        return "; write it without quotes" if not isinstance(_plain(value), str) else ""
+    if str in parts and not isinstance(value, (list, dict)):
+        return "; put it in quotes"
+    return ""
+
+
+def _plain(text: str) -> Any:
+    try:
+        return parse_scalar(text)
+    except ValueError:
+        return text
+
+
+def _bool_from_text(field: Field, text: str) -> Any:
+    word = text.lower()
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    if word in ("none", "null"):
+        return admit(field, None)
+    raise MismatchError(f"must be {describe(field.hint)}")
+
+
+def _container_from_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MismatchError("must be valid JSON") from error

@@ -1,0 +1,171 @@
+"""Which rows a run trains on and which it is tested on, in TRL's formats.
+
+A file, a folder, a saved dataset, a run that made data, a Hub dataset or a mixture of them becomes
+a training and a test split. Plain text and messages are passed on as they are: TRL's trainers take
+both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from recipes.lib.data.arguments import DataArguments, parts_of, validate
+from recipes.lib.data.formats import FORMATS, convert, with_template_kwargs, without_repeated_prompt
+from recipes.lib.data.mixtures import Part, join, mix
+from recipes.lib.data.reading import read_splits
+from recipes.lib.data.row_checks import check_rows
+from recipes.lib.data.splitting import assert_disjoint, split
+from recipes.lib.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def load_splits(
+    args: DataArguments,
+    seed: int,
+    required_columns: Sequence[str] | Callable[[Dataset], Sequence[str]],
+) -> tuple[Dataset, Dataset | None]:
+    """Load the training split and the test split.
+
+    Args:
+        args: What to load.
+        seed: Of the split that `test_fraction` makes, and of the choice of a mixture's rows.
+        required_columns: Columns that every row must fill, or a function that tells them from the
+            data.
+
+    Returns:
+        The training rows and the test rows, or None where there are no test rows.
+
+    Raises:
+        UserError: No data, a broken file, a missing column, a bad row, a test row in the training
+            rows, or keys that contradict each other.
+    """
+    validate(args)
+    train, test = read(args, seed)
+    splits = {"train": train} if test is None else {"train": train, "test": test}
+    name = f"dataset_name={args.dataset_name}" if args.dataset_name else "datasets"
+    for key, rows in splits.items():
+        columns = required_columns(rows) if callable(required_columns) else required_columns
+        if "chosen" in columns and "prompt" in rows.column_names:
+            columns = [*columns, "prompt"]
+        checked = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+        splits[key] = with_template_kwargs(checked)
+    train, test = splits["train"], splits.get("test")
+    if test is None and args.test_fraction > 0:
+        train, test = split(train, args.test_fraction, seed)
+    elif test is not None:
+        train = assert_disjoint(train, test, args.on_bad_rows)
+    if args.max_train_rows is not None:
+        train = train.select(range(min(args.max_train_rows, len(train))))
+    return train, test
+
+
+def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Read training and test rows in TRL's formats, unchecked.
+
+    Args:
+        args: What to load, validated.
+        seed: Of the choice of a mixture's rows.
+
+    Returns:
+        The training rows and the test rows that the data brings, or None.
+
+    Raises:
+        UserError: As load_splits, but for what it says of rows.
+    """
+    if args.streaming:
+        raise UserError(
+            "streaming=true: this recipe needs all its rows at hand; sft, reward and dpo stream. "
+            "Leave it out, and cut very large data with a split or max_train_rows."
+        )
+    parts = parts_of(args)
+    found = [_read_part(part, args.on_bad_rows) for part in parts]
+    # Of a mixture that is to be split, TRL splits the training rows whatever else there is.
+    splits_itself = bool(args.datasets) and args.test_fraction > 0
+    tests = [
+        (part, rows)
+        for part, (_, rows) in zip(parts, found, strict=True)
+        if rows is not None and not splits_itself and args.test_dataset_name is None
+    ]
+    test = join(*map(list, zip(*tests, strict=True))) if tests else None
+    if args.test_dataset_name is not None:
+        test = read_test(args)
+    if test is not None and args.test_fraction > 0:
+        raise UserError(
+            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
+            "name another dataset_test_split."
+        )
+    trains = [rows for rows, _ in found]
+    return (mix(parts, trains, seed) if args.datasets else trains[0]), test
+
+
+def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
+    splits = read_splits(
+        part.path,
+        split=str(part.split),
+        config=part.name,
+        revision=part.revision,
+        on_bad_rows=on_bad_rows,
+    )
+    if part.split not in splits:
+        raise UserError(
+            f"dataset_train_split={part.split}: {part.path} has the splits "
+            f"{', '.join(sorted(splits))}; name one of them."
+        )
+    train = in_trl_format(splits.pop(part.split), part, on_bad_rows)
+    test = splits.get(str(part.test_split))
+    return train, None if test is None else in_trl_format(test, part, on_bad_rows)
+
+
+def read_test(args: DataArguments) -> Dataset:
+    """Read the rows of `test_dataset_name`, unchecked.
+
+    Args:
+        args: What to load.
+
+    Returns:
+        The rows in TRL's formats.
+
+    Raises:
+        UserError: They are not there, or cannot be read.
+    """
+    name, key = str(args.test_dataset_name), args.dataset_test_split
+    tests = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
+    if key not in tests:
+        raise UserError(
+            f"dataset_test_split={key}: {name} has the splits {', '.join(sorted(tests))}; name one "
+            "of them."
+        )
+    part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
+    return in_trl_format(tests[key], part, args.on_bad_rows)
+
+
+def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
+    """Keep the columns that a part names, and convert its format.
+
+    Args:
+        rows: As they stand in the file.
+        part: What they belong to.
+        on_bad_rows: "refuse" or "drop" rows that do not have the format.
+
+    Returns:
+        The rows in TRL's formats.
+
+    Raises:
+        UserError: A column is not there, or rows do not have the format.
+    """
+    if part.columns is not None:
+        absent = [column for column in part.columns if column not in rows.column_names]
+        if absent:
+            raise UserError(
+                f"datasets: columns names {absent[0]}, but {part.path} has "
+                f"{', '.join(rows.column_names)}; name those."
+            )
+        rows = rows.select_columns(part.columns)
+    if part.text_field in rows.column_names and "text" not in rows.column_names:
+        rows = rows.rename_column(part.text_field, "text")
+    if part.format in FORMATS:
+        rows = convert(rows, part.format, part.path, on_bad_rows)
+    return without_repeated_prompt(rows)

@@ -1,0 +1,129 @@
+"""The page that `rlhf data` prints: facts, a plot of lengths, rows with their loss mask."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recipes.lib.data.lengths import Bin
+
+WIDTH = 80
+BAR = "\u2588"
+HALF_BAR = "\u258c"
+LINE_END = "\u21b5"
+MAX_LINES = 6  # of one piece of a row
+GUTTER = 9
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence of a row, in pieces with and without loss."""
+
+    title: str
+    pieces: list[tuple[str, str]]  # what it is ("context", "LOSS", a role), text
+
+
+@dataclass
+class Page:
+    """All that is to be printed."""
+
+    title: str
+    facts: dict[str, list[str]] = field(default_factory=dict)
+    unit: str = "tokens"
+    bins: list[Bin] = field(default_factory=list)
+    limit: int | None = None
+    examples: list[Example] = field(default_factory=list)
+
+
+def show_page(page: Page, console: Console | None = None) -> None:
+    """Print the page, 80 columns wide at most.
+
+    Args:
+        page: What to print.
+        console: Where to; standard output by default.
+    """
+    console = console or Console(highlight=False)
+    console.width = min(WIDTH, console.width)
+    console.print()
+    console.print(Text(_visible(page.title), style="bold"), overflow="fold")
+    console.print(_facts(page.facts))
+    if page.bins:
+        console.print()
+        console.print(_plot(page))
+    for example in page.examples:
+        console.print()
+        console.print(Text(example.title, style="bold"))
+        for kind, text in example.pieces:
+            _print_piece(console, kind, text)
+    console.print()
+
+
+def _facts(facts: dict[str, list[str]]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, lines in facts.items():
+        for number, line in enumerate(lines):
+            table.add_row("" if number else name, Text(_visible(line)))
+    return table
+
+
+def _plot(page: Page) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(page.unit, justify="right", no_wrap=True, header_style="cyan")
+    table.add_column("rows", justify="right", no_wrap=True, header_style="cyan")
+    table.add_column("", no_wrap=True)
+    most = max(one.count for one in page.bins)
+    room = 44
+    for one in page.bins:
+        halves = round(2 * room * one.count / most)
+        bar = BAR * (halves // 2) + HALF_BAR * (halves % 2)
+        is_long = page.limit is not None and one.high > page.limit
+        table.add_row(
+            f"{one.low:,} - {one.high:,}",
+            f"{one.count:,}",
+            Text(bar or ("." if one.count else ""), style="yellow" if is_long else "green"),
+        )
+        if page.limit is not None and one.low <= page.limit <= one.high:
+            table.add_row("", "", Text(f"-- max_length {page.limit:,}", style="yellow"))
+    return table
+
+
+def _print_piece(console: Console, kind: str, text: str) -> None:
+    style = {"LOSS": "green", "context": "dim"}.get(kind, "")
+    for number, line in enumerate(_lines(text, console.width - GUTTER - 2)):
+        gutter = f"{kind if number == 0 else '':>{GUTTER}} "
+        mark = "#" if kind == "LOSS" else "|"
+        console.print(Text(gutter, style="cyan") + Text(f"{mark}{line}", style=style), no_wrap=True)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    """Wraps a text where it is too wide; of a long one, only the beginning and the end."""
+    lines: list[str] = []
+    for line in _visible(text).replace("\n", f"{LINE_END}\n").split("\n"):
+        lines += _fold(line, width)
+    if len(lines) > MAX_LINES:
+        left_out = len(lines) - MAX_LINES + 1
+        lines = [*lines[: MAX_LINES - 2], f"... {left_out} more lines ...", lines[-1]]
+    return lines
+
+
+def _fold(line: str, width: int) -> list[str]:
+    if Text(line).cell_len <= width:
+        return [line] if line else []
+    if line.isascii():
+        wrapped = textwrap.TextWrapper(width, drop_whitespace=False, replace_whitespace=False)
+        return wrapped.wrap(line)
+    return [str(part) for part in Text(line).wrap(Console(width=width), width, overflow="fold")]
+
+
+def _visible(text: str) -> str:
+    """Control characters as escapes: data must not steer the terminal."""
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )

@@ -1,0 +1,149 @@
+"""Finding rows: a file, a folder of split files, a saved dataset, a run that made data, the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.lib.data.file_rows import SUFFIXES, read_file
+from recipes.lib.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
+UNREADABLE_HUB = (
+    "dataset_name={name}: no such file here, and the Hub gave no dataset ({reason}); check the "
+    "name and the network."
+)
+
+
+def read_splits(
+    name: str,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    on_bad_rows: str = "refuse",
+) -> dict[str, Dataset]:
+    """Read all splits that a name stands for.
+
+    Args:
+        name: A file, a folder, a run folder (its final/), or a Hub id.
+        split: Name to give to the rows of a single file.
+        config: Configuration of a Hub dataset.
+        revision: Revision of a Hub dataset.
+        on_bad_rows: "refuse" or "drop" lines of a file that cannot be read.
+
+    Returns:
+        Rows by split; the files of a folder are its splits, named by their stems.
+
+    Raises:
+        UserError: Nothing is there, or it cannot be read.
+    """
+    path = local_path(name)
+    if path is not None and path.is_dir():
+        folder = final_of(path)
+        if is_saved(folder):
+            return read_saved(folder, split)
+        files = split_files(folder, name)
+        return {stem: read_file(file, on_bad_rows) for stem, file in files.items()}
+    if path is not None:
+        return {split: read_file(path, on_bad_rows)}
+    return _read_hub(name, config, revision)
+
+
+def final_of(folder: Path) -> Path:
+    """The folder that holds the rows: of a run its final/, else the folder itself."""
+    return folder / "final" if (folder / "final").is_dir() else folder
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the datasets library wrote a folder."""
+    return any((folder / mark).is_file() for mark in SAVED)
+
+
+def split_files(folder: Path, name: str) -> dict[str, Path]:
+    """The files of a folder, which are its splits.
+
+    Args:
+        folder: The folder.
+        name: What the user wrote.
+
+    Returns:
+        The files by their stems.
+
+    Raises:
+        UserError: There is none.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    if not files:
+        raise UserError(
+            f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
+            "a folder that holds train.jsonl."
+        )
+    return {file.stem: file for file in files}
+
+
+def local_path(name: str) -> Path | None:
+    """Find out whether a name means something on this machine.
+
+    Args:
+        name: What the user wrote.
+
+    Returns:
+        An existing file or folder, or None for a Hub id.
+
+    Raises:
+        UserError: The name reads like a path and nothing is there.
+    """
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            if path.is_dir() or path.is_file():
+                return path
+            raise UserError(f"dataset_name={name}: neither a file nor a folder; name one.")
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"dataset_name={name[:80]}: cannot be looked up ({reason}).") from error
+    looks_local = path.suffix in SUFFIXES or name.startswith((".", "~", "/", "runs/"))
+    if looks_local or name.count("/") > 1:
+        raise UserError(f"dataset_name={name}: there is no such file or folder; check the path.")
+    return None
+
+
+def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
+    """Read a folder that `save_to_disk` wrote; its rows stay on disk until they are needed.
+
+    Args:
+        folder: The folder.
+        split: Name to give to the rows where it holds one split.
+
+    Returns:
+        Rows by split.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    from datasets import Dataset, load_from_disk
+
+    try:
+        saved = load_from_disk(str(folder))
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"dataset_name={folder}: cannot be read as a saved dataset ({reason}); save it again."
+        ) from error
+    return {split: saved} if isinstance(saved, Dataset) else dict(saved)
+
+
+def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, Dataset]:
+    from recipes.lib.hub_data import open_hub
+
+    try:
+        return dict(open_hub(name, config, revision))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error

@@ -1,0 +1,218 @@
+"""Checking rows in TRL's formats: every value is text or messages and says something."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.data.file_rows import to_dataset
+from recipes.lib.data.problems import Problem, settle
+from recipes.lib.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPOKEN = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+FOR_TEMPLATE = ("tools", "chat_template_kwargs")  # which TRL hands to the chat template
+ANSWERED = ("messages", "completion")  # of which the assistant's turns are learned
+BATCH = 1000  # rows that are decoded at a time
+
+
+def check_rows(
+    dataset: Dataset, required_columns: Sequence[str], name: str, on_bad_rows: str = "refuse"
+) -> Dataset:
+    """Check that rows have the columns and that every row can be learned from.
+
+    Args:
+        dataset: The rows.
+        required_columns: Columns that every row must fill.
+        name: What the messages call the data.
+        on_bad_rows: "refuse" or "drop" rows with a fault.
+
+    Returns:
+        The rows; without the bad ones where those are dropped.
+
+    Raises:
+        UserError: There are no rows, a column is missing, or a row has a fault (`fault`).
+    """
+    if not len(dataset):
+        raise UserError(f"{name}: no rows; give a file with at least one.")
+    for column in required_columns:
+        if column not in dataset.column_names:
+            raise UserError(
+                f"{name}: column {column!r} is missing; the columns are "
+                f"{', '.join(dataset.column_names)}. Rename the right one to {column!r}, or say "
+                "what the file holds with dataset_format."
+            )
+    problems = find_problems(dataset, required_columns)
+    bad = settle(name, problems, len(dataset), on_bad_rows)
+    if not bad:
+        return dataset
+    kept = dataset.select([row for row in range(len(dataset)) if row not in bad])
+    # Made anew: what was of mixed types with the bad rows is of one type without them.
+    return to_dataset(kept.to_list())
+
+
+def find_problems(dataset: Dataset, required_columns: Sequence[str]) -> list[Problem]:
+    """Find the rows that cannot be learned from.
+
+    Args:
+        dataset: The rows.
+        required_columns: Columns of it that every row must fill.
+
+    Returns:
+        The faults with their rows, in the order of the first row of each.
+    """
+    problems: dict[str, Problem] = {}
+    first = next((column for column in SPOKEN if column in required_columns), None)
+    is_text: bool | None = None  # as the first good row, by which trainers go for all rows
+    beside = [name for name in FOR_TEMPLATE if name in dataset.column_names]
+    for number, row in enumerate(rows_of(dataset, [*required_columns, *beside])):
+        found = fault(row)
+        if found is None and first is not None:
+            is_text = isinstance(row[first], str) if is_text is None else is_text
+            found = other_kind(row, first, is_text)
+        if found is not None:
+            problems.setdefault(found[0], Problem(found[1])).rows.append(number)
+    return list(problems.values())
+
+
+def other_kind(row: dict[str, Any], column: str, is_text: bool) -> tuple[str, str] | None:
+    """Say that a row holds text where others hold messages, or the other way round.
+
+    Args:
+        row: A row without a fault.
+        column: Where to look.
+        is_text: What the others hold.
+
+    Returns:
+        As `fault`.
+    """
+    if isinstance(row[column], str) == is_text:
+        return None
+    words = ("messages", "text") if is_text else ("text", "messages")
+    return "other", f"column {column!r} holds {words[0]}, unlike the {words[1]} before,"
+
+
+def rows_of(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Go through some columns of all rows.
+
+    Args:
+        dataset: The rows.
+        columns: Columns of it.
+
+    Yields:
+        Each row's values by column.
+    """
+    if not columns:
+        yield from ({} for _ in range(len(dataset)))
+        return
+    for batch in dataset.select_columns(list(columns)).iter(BATCH):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def fault(row: dict[str, Any]) -> tuple[str, str] | None:
+    """Say what keeps a row from being learned from.
+
+    Args:
+        row: Values of the columns that it must fill.
+
+    Returns:
+        The kind of fault and the same in words with the value, or None for a good row.
+    """
+    spoken = [column for column in SPOKEN if column in row]
+    for column in spoken:
+        what = value_fault(row[column])
+        if what is None and column in ANSWERED and not is_answered(row[column]):
+            what = ("unanswered", "has no turn of the assistant")
+        if what is not None:
+            return f"{column} {what[0]}", f"column {column!r} {what[1]}"
+    kinds = {isinstance(row[column], str) for column in spoken}
+    if len(kinds) > 1:
+        both = " and ".join(repr(column) for column in spoken)
+        return "mixed", f"columns {both} mix text and messages"
+    if "chosen" in row and "rejected" in row and row["chosen"] == row["rejected"]:
+        return "equal", "columns 'chosen' and 'rejected' are equal"
+    if not isinstance(row.get("chat_template_kwargs") or {}, dict):
+        kwargs = shown(row["chat_template_kwargs"])
+        return "kwargs", f"column 'chat_template_kwargs' has {kwargs}, which is no mapping,"
+    if not _is_tools(row.get("tools")):
+        return "tools", f"column 'tools' has {shown(row['tools'])}, which is no list of tools,"
+    if "label" in row and row["label"] not in (True, False):
+        return "label", f"column 'label' has {shown(row['label'])}, which must be true or false,"
+    return None
+
+
+def _is_tools(value: Any) -> bool:
+    if not isinstance(value, str) or not value:
+        return not value or isinstance(value, list)
+    try:
+        return isinstance(json.loads(value), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def value_fault(value: Any) -> tuple[str, str] | None:
+    """Say what is wrong with a value that should be text or messages.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The kind of fault and a predicate with the value, or None.
+    """
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return "empty", "is empty"
+    if isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        return "kind", f"holds {shown(value)}, which is neither text nor messages,"
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return "message", f"holds {shown(message)}, which is no message with a role,"
+        content = message.get("content")
+        if content is not None and not isinstance(content, (str, list)):
+            return "content", f"holds {shown(content)} as content, which is no text,"
+    return None if says_something(value[-1]) else ("empty", "is empty")
+
+
+def says_something(message: dict[str, Any]) -> bool:
+    """Whether a message has text, parts or calls of tools.
+
+    Args:
+        message: A message with a role.
+
+    Returns:
+        False for one whose content is absent or white space.
+    """
+    content = message.get("content")
+    if message.get("tool_calls"):
+        return True
+    return bool(content.strip() if isinstance(content, str) else content)
+
+
+def is_answered(value: Any) -> bool:
+    """Whether the assistant says something in what is to be learned.
+
+    Args:
+        value: Text, or messages without a fault.
+
+    Returns:
+        False for messages without a turn of the assistant.
+    """
+    return isinstance(value, str) or any(turn["role"] == "assistant" for turn in value)
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, cut where it is long.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        At most 40 characters.
+    """
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

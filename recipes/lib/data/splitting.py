@@ -1,0 +1,127 @@
+"""Training rows and test rows: split by a seed, and never the same row on both sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.data.row_checks import rows_of
+from recipes.lib.errors import UserError
+from recipes.lib.notes import note
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Columns that make a row the same row; chosen and rejected are compared without their order,
+# because a pair judged the other way round is the same pair.
+CONTENT_COLUMNS = ("prompt", "completion", "messages", "text")
+PAIR = ("chosen", "rejected")
+
+
+def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out a share or a number of the rows; equal rows go to the same side.
+
+    Args:
+        dataset: All rows.
+        fraction: Share of the distinct rows that become test rows, or from 1 on their number.
+        seed: Of the choice.
+
+    Returns:
+        Training rows and test rows, each in the order of the data.
+
+    Raises:
+        UserError: One side would be empty.
+    """
+    import numpy as np
+
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(content_keys(dataset)):
+        rows.setdefault(key, []).append(row)
+    groups = list(rows.values())
+    order = np.random.default_rng(seed).permutation(len(groups))
+    num_test = round(fraction * len(groups) if fraction < 1 else fraction)
+    if not 0 < num_test < len(groups):
+        raise UserError(
+            f"test_fraction={fraction:.12g}: of {len(groups)} distinct rows that leaves one side "
+            f"empty; choose another {'share' if fraction < 1 else 'number'}."
+        )
+    test = sorted(row for group in order[:num_test] for row in groups[group])
+    train = sorted(row for group in order[num_test:] for row in groups[group])
+    return dataset.select(train), dataset.select(test)
+
+
+def assert_disjoint(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -> Dataset:
+    """Refuse test rows that are also training rows, or drop those from the training rows.
+
+    Two rows are the same if prompt, completion, messages, text and the set of chosen and rejected
+    are the same; other columns do not matter.
+
+    Args:
+        train: Training rows.
+        test: Test rows.
+        on_bad_rows: "refuse", or "drop" the training rows in question.
+
+    Returns:
+        The training rows, none of which is a test row.
+
+    Raises:
+        UserError: At least one test row is a training row, and none is to be dropped, or none
+            would be left.
+    """
+    known = set(content_keys(train))
+    tests = list(content_keys(test))
+    seen = [row for row, key in enumerate(tests) if key in known]
+    if not seen:
+        return train
+    if on_bad_rows != "drop":
+        raise UserError(
+            f"{len(seen)} of {len(test)} test rows are also training rows, first test row "
+            f"{seen[0]} (counted from 0); remove them from one side, or set on_bad_rows=drop to "
+            "leave them out of training."
+        )
+    held_out = set(tests)
+    kept = [row for row, key in enumerate(content_keys(train)) if key not in held_out]
+    if not kept:
+        raise UserError(
+            "test_dataset_name: every training row is also a test row; give other test rows."
+        )
+    note(f"{len(train) - len(kept)} of {len(train)} training rows dropped: they are test rows too.")
+    return train.select(kept)
+
+
+def content_keys(dataset: Dataset) -> Iterator[str]:
+    """Go through what makes each row that row.
+
+    Args:
+        dataset: The rows.
+
+    Yields:
+        A text for each row; equal rows have equal texts.
+    """
+    names = [name for name in (*CONTENT_COLUMNS, *PAIR) if name in dataset.column_names]
+    yield from map(content_key, rows_of(dataset, names))
+
+
+def content_key(row: dict[str, Any]) -> str:
+    """What makes a row that row.
+
+    Args:
+        row: The row; a key without a value counts as absent, as tables fill such keys in.
+
+    Returns:
+        A text; equal rows have equal texts.
+    """
+    sides = sorted(_text(row[name]) for name in PAIR if row.get(name) is not None)
+    said = {name: row[name] for name in CONTENT_COLUMNS if row.get(name) is not None}
+    return json.dumps([_text(said), sides])
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_without_none(value), sort_keys=True)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,240 @@
+"""Training rows that are read while training: checked one by one, shuffled in a window, endless.
+
+The first rows of each source are looked at before the run, as all rows are where nothing streams:
+they tell the format, and their faults end the run before it starts. Test rows are read before the
+run and kept apart by their content, wherever in the stream they come again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.data.arguments import DataArguments, parts_of, validate
+from recipes.lib.data.file_rows import READ_ERRORS, BrokenRowError, Row, to_dataset, unreadable
+from recipes.lib.data.loading import in_trl_format, load_splits
+from recipes.lib.data.mixtures import Part, join
+from recipes.lib.data.problems import Problem, settle
+from recipes.lib.data.row_checks import check_rows
+from recipes.lib.data.sources import Source, find_sources
+from recipes.lib.data.splitting import content_key
+from recipes.lib.errors import UserError
+from recipes.lib.notes import note
+from recipes.lib.stream import BESIDE, LOOKED_AT, Reader, Stream
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+WINDOW = 1_000  # rows among which the next one is drawn
+
+
+@dataclass
+class Rows:
+    """What a run trains on and is tested on."""
+
+    train: Any  # a Dataset, or an IterableDataset
+    test: Dataset | None
+    known: Dataset  # training rows that can be looked at before the run; without streaming all
+    stream: Stream | None = None
+
+    def begin(self) -> None:
+        """Say that training begins: from now on a stream has no end."""
+        if self.stream is not None:
+            self.stream.is_endless = True
+
+
+def load_rows(
+    args: DataArguments, training: Any, required_columns: Callable[[Dataset], Sequence[str]]
+) -> Rows:
+    """Load training and test rows; with `streaming` the training rows come while training.
+
+    Args:
+        args: What to load.
+        training: A TrainingArguments.
+        required_columns: Tells from the data which columns every row must fill.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UserError: As `load_splits`, or a key does not go with streaming.
+    """
+    if not args.streaming:
+        train, test = load_splits(args, training.seed, required_columns)
+        return Rows(train, test, train)
+    validate(args)
+    parts = parts_of(args)
+    _check_keys(args, training, parts)
+    found = [find_sources(p.path, str(p.split), p.name, p.revision) for p in parts]
+    readers = _readers(args, found, parts, required_columns)
+    shares = [part.fraction or 1.0 for part in parts]
+    stream = Stream(readers, shares, training.seed, args.test_fraction)
+    test = _test_rows(args, stream, found, parts)
+    known = [row for reader in readers for row in islice(reader.rows(), LOOKED_AT)]
+    kept = [row for row in known if not stream.is_test(row)]
+    if args.test_fraction:
+        test = [row for row in known if stream.is_test(row)]
+        note(f"streaming: {len(test)} test rows, from the first {len(known)} good rows.")
+    name = args.dataset_name or "datasets"
+    if not kept and not args.test_fraction:
+        name = args.dataset_name or "datasets"
+        raise UserError(f"dataset_name={name}: every row is also a test row; give other test rows.")
+    if not kept or test == []:
+        raise UserError(
+            f"test_fraction={args.test_fraction}: of the first {len(known)} rows {len(kept)} are "
+            "left to train on; choose another share, or name test_dataset_name."
+        )
+    return Rows(_shuffled(stream), _table(test, name) if test else None, _table(kept, name), stream)
+
+
+def _readers(
+    args: DataArguments,
+    found: list[dict[str, Source]],
+    parts: list[Part],
+    required_columns: Callable[[Dataset], Sequence[str]],
+) -> list[Reader]:
+    """Readers of the training rows, in the format that the first rows of all parts have."""
+    drops = args.on_bad_rows == "drop"
+    sources = [named(splits, part) for splits, part in zip(found, parts, strict=True)]
+    heads = [look(s, part, drops, LOOKED_AT) for s, part in zip(sources, parts, strict=True)]
+    head = join(parts, heads) if len(parts) > 1 else heads[0]
+    columns = list(required_columns(head))
+    if "chosen" in columns and "prompt" in head.column_names:
+        columns.append("prompt")
+    name = f"dataset_name={args.dataset_name}" if args.dataset_name else "datasets"
+    head = check_rows(head, columns, f"{name} (first {len(head)} rows)", args.on_bad_rows)
+    beside = [column for column in BESIDE if column in head.column_names]
+    is_text = isinstance(head[0][columns[0]], str)
+    return [
+        Reader(source, part, columns, beside, is_text, drops)
+        for source, part in zip(sources, parts, strict=True)
+    ]
+
+
+def _check_keys(args: DataArguments, training: Any, parts: list[Part]) -> None:
+    if training.max_steps < 1:
+        raise UserError("max_steps is missing: a stream has no length; set the number of steps.")
+    if args.max_train_rows is not None:
+        raise UserError(
+            f"max_train_rows={args.max_train_rows}: a stream is limited by max_steps; leave it out."
+        )
+    if training.dataloader_num_workers:
+        raise UserError(
+            f"dataloader_num_workers={training.dataloader_num_workers}: a stream is read by the "
+            "training process itself; leave it out."
+        )
+    if training.ignore_data_skip:
+        raise UserError(
+            "ignore_data_skip=true: a resumed run would see the first rows of the stream once "
+            "more; leave it out."
+        )
+    without = [part.path for part in parts if part.fraction is None or part.weight is not None]
+    if len(parts) > 1 and without:
+        raise UserError(
+            f"datasets: {without[0]} has no fraction; of a streamed mixture, whose sizes are not "
+            "known, give each dataset its fraction (share of the mixture) and no weight."
+        )
+    if len(parts) == 1 and parts[0].weight is not None:
+        raise UserError("datasets: weight does not go with streaming; leave it out.")
+
+
+def named(sources: dict[str, Source], part: Part, key: str = "dataset_train_split") -> Source:
+    """The source of the split that a part asks for.
+
+    Args:
+        sources: All sources of the part's path.
+        part: The part.
+        key: What the message calls the split.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: There is no such split.
+    """
+    if part.split not in sources:
+        raise UserError(
+            f"{key}={part.split}: {part.path} has the splits {', '.join(sorted(sources))}; name "
+            "one of them."
+        )
+    return sources[part.split]
+
+
+def look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset:
+    """Read the first rows, their broken lines told or dropped.
+
+    Args:
+        source: Where to read.
+        part: What it belongs to.
+        drops: Whether bad rows are dropped.
+        limit: How many; None for all.
+
+    Returns:
+        The rows in TRL's formats.
+
+    Raises:
+        UserError: There are none, or some are bad and not to be dropped.
+    """
+    rows, problems = [], dict[str, Problem]()
+    total = 0
+    for number, row in islice(source.rows(), limit):
+        total += 1
+        if isinstance(row, BrokenRowError):
+            problems.setdefault(str(row), Problem(str(row))).rows.append(number)
+        else:
+            rows.append(row)
+    what = "drop" if drops else "refuse"
+    settle(source.name, list(problems.values()), total, what, row_word=source.word)
+    if not rows:
+        raise UserError(f"dataset_name={source.name}: no rows; give a file with at least one.")
+    return in_trl_format(_table(rows, source.name), part, what)
+
+
+def _table(rows: list[Row], name: str) -> Dataset:
+    try:
+        return to_dataset(rows)
+    except READ_ERRORS as error:
+        raise unreadable(name, error) from error
+
+
+def _test_rows(
+    args: DataArguments, stream: Stream, found: list[dict[str, Source]], parts: list[Part]
+) -> list[Row] | None:
+    """Read the rows of named test data; they are held out of the stream."""
+    readers = [
+        replace(reader, source=sources[str(part.test_split)])
+        for reader, sources, part in zip(stream.readers, found, parts, strict=True)
+        if part.test_split in sources and part.test_split != part.split
+    ]
+    if args.datasets and args.test_fraction > 0:
+        return None
+    if args.test_dataset_name is not None:
+        key = args.dataset_test_split
+        path, kind = args.test_dataset_name, args.dataset_format
+        part = Part(path=path, format=kind, text_field=args.text_field, split=key)
+        source = named(find_sources(part.path, key), part, "dataset_test_split")
+        readers = [replace(stream.readers[0], source=source, part=part)]
+    if not readers:
+        return None
+    if args.test_fraction > 0:
+        raise UserError(
+            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
+            "name another dataset_test_split."
+        )
+    rows = []
+    for reader in readers:
+        table = look(reader.source, reader.part, reader.drops, None)
+        name = f"{reader.source.name} (test)"
+        check_rows(table, reader.columns, name, args.on_bad_rows)
+        rows += list(reader.rows())
+    stream.held_out = frozenset(map(content_key, rows))
+    return rows
+
+
+def _shuffled(stream: Stream) -> Any:
+    from datasets import IterableDataset
+
+    rows = IterableDataset.from_generator(stream)
+    return rows.shuffle(seed=stream.seed, buffer_size=WINDOW)

@@ -1,0 +1,1 @@
+"""Several processes: how they are launched, agree, and share a model."""

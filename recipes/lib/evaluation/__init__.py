@@ -1,0 +1,1 @@
+"""Did it get better: judges, win rates, scores of held-out pairs."""

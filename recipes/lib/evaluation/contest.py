@@ -1,0 +1,139 @@
+"""Two models complete the same prompts: completions, scores, and the KL between the models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from torch import Tensor
+from trl import ModelConfig
+
+from recipes.lib.evaluation.judges import Judge
+from recipes.lib.generation.completions import Completion, sample
+from recipes.lib.models.likelihood import completion_logps
+from recipes.lib.models.policies import evaluation_device, load_policy
+from recipes.lib.models.tokenizers import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How both sides sample: tokens, temperature (0 is greedy), batch and seed."""
+
+    max_new_tokens: int
+    temperature: float
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side's completions of the prompts and what the judge says of them."""
+
+    completions: list[Completion]
+    scores: list[float]
+
+    def facts(self, suffix: str) -> dict[str, float]:
+        """Mean score, mean length in tokens, share of completions that the model ended itself."""
+        return {
+            f"score{suffix}": fmean(self.scores),
+            f"completion_length{suffix}": fmean(len(c.ids) for c in self.completions),
+            f"eos_fraction{suffix}": fmean(c.has_ended for c in self.completions),
+        }
+
+
+def compare(
+    names: tuple[str, str],
+    prompts: list[Any],
+    judge: Judge,
+    sampling: Sampling,
+    dtype: str,
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[Side, Side, dict[str, float]]:
+    """Let a model and a baseline complete the prompts.
+
+    One of the two is in memory at a time. There is no KL where sampling is greedy (the
+    completions are no sample of the distribution) or the two have different vocabularies.
+
+    Args:
+        names: Model and baseline, as in resolve_model.
+        prompts: Texts or messages.
+        judge: Scores completions.
+        sampling: How both sample.
+        dtype: Of both models.
+        trust_remote_code: Whether code beside the models may run.
+
+    Returns:
+        The model's side, the baseline's, and `kl` with `kl_stderr` where there is a KL(model ||
+        baseline), nats per completion.
+
+    Raises:
+        UserError: A model cannot be used.
+    """
+    tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
+    has_kl = sampling.temperature > 0
+    has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    model = _load(names[0], dtype, trust_remote_code)
+    ours = _sample(model, tokenizers[0], prompts, sampling)
+    logps = _logps(model, ours, sampling) if has_kl else []
+    del model
+    model = _load(names[1], dtype, trust_remote_code)
+    theirs = _sample(model, tokenizers[1], prompts, sampling)
+    numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
+    del model
+    sides = [Side(side, judge(prompts, [c.text for c in side])) for side in (ours, theirs)]
+    return sides[0], sides[1], numbers
+
+
+def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> dict[str, float]:
+    """KL of a model from a baseline, from the model's own samples.
+
+    Args:
+        logps: The model's log-probabilities of its completions' tokens, one tensor each, nats.
+        baseline_logps: The baseline's of the same tokens.
+
+    Returns:
+        `kl`, the mean over completions of the summed log-ratio (k1), in nats per completion, and
+        `kl_stderr`, its standard error, where there are two completions or more.
+
+    Source: Schulman, Approximating KL divergence, 2020, estimator k1.
+    """
+    ratios = [
+        float((one.double() - other.double()).sum())
+        for one, other in zip(logps, baseline_logps, strict=True)
+    ]
+    numbers = {"kl": fmean(ratios)}
+    if len(ratios) > 1:
+        numbers["kl_stderr"] = stdev(ratios) / math.sqrt(len(ratios))
+    return numbers
+
+
+def _load(name: str, dtype: str, trust_remote_code: bool) -> Any:
+    args = ModelConfig(model_name_or_path=name, dtype=dtype)
+    model = load_policy(args, trust_remote_code=trust_remote_code)
+    return model.to(evaluation_device())
+
+
+def _sample(model: Any, tokenizer: Any, prompts: list[Any], sampling: Sampling) -> list[Completion]:
+    return sample(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        seed=sampling.seed,
+        batch_size=sampling.batch_size,
+    )
+
+
+def _logps(model: Any, completions: list[Completion], sampling: Sampling) -> list[Tensor]:
+    return completion_logps(
+        model,
+        [c.prompt_ids for c in completions],
+        [c.ids for c in completions],
+        temperature=sampling.temperature,
+        batch_size=sampling.batch_size,
+    )

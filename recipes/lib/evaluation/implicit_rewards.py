@@ -1,0 +1,61 @@
+"""Implicit rewards: what a policy that was trained on preferences says of held-out completions.
+
+    r(x, y) = beta * (log policy(y | x) - log start(y | x))
+
+The start is the model that the run began from. Units: nats times beta.
+
+Source: Rafailov et al., Direct Preference Optimization, 2023, section 4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.distributed.shards import whole
+from recipes.lib.models.likelihood import label_logps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def sequence_logps(trainer: Any, rows: Dataset, column: str) -> list[float]:
+    """Log-probability of each completion under the trainer's model as it is now.
+
+    Called before and after training, it gives both halves of the implicit reward, whether or not
+    the trainer keeps a reference in memory.
+
+    Args:
+        trainer: TRL's DPOTrainer or KTOTrainer.
+        rows: Its own tokens: `prompt_ids` and the column.
+        column: Token ids of the completions, such as `chosen_ids`.
+
+    Returns:
+        Nats for each row, cut to max_length as in training.
+    """
+    args = trainer.args
+    kept = slice(None)
+    if args.max_length is not None:
+        keeps_end = getattr(args, "truncation_mode", "keep_start") == "keep_end"
+        kept = slice(-args.max_length, None) if keeps_end else slice(args.max_length)
+    prompts, completions = list(rows["prompt_ids"]), list(rows[column])
+    pairs = list(zip(prompts, completions, strict=True))
+    ids = [(prompt + completion)[kept] for prompt, completion in pairs]
+    labels = [([-100] * len(prompt) + completion)[kept] for prompt, completion in pairs]
+    batch_size = args.per_device_eval_batch_size
+    with whole(trainer) as model:
+        logps = label_logps(model, ids, labels, batch_size=batch_size)
+    return [float(logps_C.sum()) for logps_C in logps]
+
+
+def implicit_rewards(beta: float, after: list[float], before: list[float]) -> list[float]:
+    """The rewards of completions from their log-probabilities.
+
+    Args:
+        beta: Of the loss.
+        after: Under the trained model, nats.
+        before: Under the model that the run began from, nats.
+
+    Returns:
+        One reward for each completion.
+    """
+    return [beta * (one - other) for one, other in zip(after, before, strict=True)]

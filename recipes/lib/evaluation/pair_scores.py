@@ -1,0 +1,141 @@
+"""Scores of preference pairs, and whether a saved reward model gives the same ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.distributed.shards import stage_of
+from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.rewards.reward_models import RewardModel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+NUM_CHECKED = 64  # test pairs that the saved model must score like the trained one
+CHUNK = 512  # pairs that are batched by length together, between two steps of the progress bar
+
+
+def score_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Dataset, batch_size: int = 64
+) -> list[dict[str, Any]]:
+    """Score both sides of every pair.
+
+    Args:
+        model: A reward model.
+        tokenizer: Its tokenizer.
+        test: Rows with chosen and rejected, with or without a prompt.
+        batch_size: Texts at a time.
+
+    Returns:
+        Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected.
+    """
+    return _rows(test, _scores(model, tokenizer, test, batch_size))
+
+
+def score_shares(
+    trainer: Any, model: PreTrainedModel, test: Dataset, batch_size: int = 64
+) -> list[dict[str, Any]]:
+    """Score both sides of every pair, each process its share; all of them call it.
+
+    Args:
+        trainer: A transformers Trainer behind its training.
+        model: Its reward model, whole.
+        test: Pairs as of `score_pairs`.
+        batch_size: Texts at a time.
+
+    Returns:
+        Rows as of `score_pairs`, on every process.
+    """
+    number, tokenizer = trainer.args.world_size, trainer.processing_class
+    if number == 1 or stage_of(trainer) == 3:  # whose engine has all do the same, in step
+        return score_pairs(model, tokenizer, test, batch_size)
+    mine = test.select(range(trainer.args.process_index, len(test), number))
+    scores = gather_object([_scores(model, tokenizer, mine, batch_size) if len(mine) else []])
+    return _rows(test, [scores[row % number][row // number] for row in range(len(test))])
+
+
+def _scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Dataset, batch_size: int
+) -> list[tuple[float, float]]:
+    scorer = RewardModel(model, tokenizer, "reward", batch_size)
+    empty: str | list[Any] = "" if isinstance(test[0]["chosen"], str) else []
+    scores: list[tuple[float, float]] = []
+    with tqdm(total=len(test), desc="scores", unit="pair", leave=False) as progress:
+        for start in range(0, len(test), CHUNK):
+            pairs = [test[row] for row in range(start, min(start + CHUNK, len(test)))]
+            prompts = [pair.get("prompt", empty) for pair in pairs]
+            chosen = scorer(prompts, [pair["chosen"] for pair in pairs])
+            rejected = scorer(prompts, [pair["rejected"] for pair in pairs])
+            scores += zip(chosen, rejected, strict=True)
+            progress.update(len(pairs))
+    return scores
+
+
+def _rows(test: Dataset, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": prompt_text(pair["prompt"]) if pair.get("prompt") else "",
+            "chosen": prompt_text(pair["chosen"]),
+            "rejected": prompt_text(pair["rejected"]),
+            "score_chosen": chosen,
+            "score_rejected": rejected,
+        }
+        for pair, (chosen, rejected) in zip(test, scores, strict=True)
+    ]
+
+
+def check_saved(
+    final: str,
+    model: PreTrainedModel,
+    test: Dataset,
+    model_args: ModelConfig,
+    batch_size: int = 64,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """See that the saved reward model scores as the trained one does.
+
+    Args:
+        final: Folder of the saved model.
+        model: The trained model, in memory.
+        test: Pairs to compare on; the first few are enough.
+        model_args: What the model was loaded with.
+        batch_size: Texts at a time.
+        trust_remote_code: What the model was loaded with.
+
+    Raises:
+        RuntimeError: It does not; what was saved is not what was trained.
+    """
+    few = test.select(range(min(NUM_CHECKED, len(test))))
+    dtype = str(model_args.dtype)
+    saved, tokenizer = load_reward_model(
+        final, dtype, model_args=model_args, trust_remote_code=trust_remote_code
+    )
+    device, formats = next(model.parameters()).device, {w.dtype for w in model.parameters()}
+    if len(formats) == 1:  # FSDP2 and ZeRO gather all of a model in the 16 bits it computes in
+        _round(saved, *formats)
+    before = score_pairs(model, tokenizer, few, batch_size)
+    after = score_pairs(saved.to(device), tokenizer, few, batch_size)
+    # Half precision rounds adapters, which train in float32, when they are read again.
+    is_exact = dtype == "float32" and formats == {torch.float32}
+    tolerance = 1e-4 if is_exact else 0.05
+    for one, other in zip(before, after, strict=True):
+        for key in ("score_chosen", "score_rejected"):
+            if abs(one[key] - other[key]) > tolerance * max(1.0, abs(one[key])):
+                raise RuntimeError(
+                    f"{final} scores {other[key]} where the trained model scored {one[key]}: the "
+                    "saved reward model is not the trained one."
+                )
+
+
+def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    # The weights alone: models keep buffers, as those of positions, finer than that.
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)

@@ -1,0 +1,1 @@
+"""Completions of a policy: noise, decoding, caches, CUDA graphs."""

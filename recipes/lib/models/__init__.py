@@ -1,0 +1,1 @@
+"""Models, adapters and tokenizers: finding, loading, checking, their log-probabilities."""

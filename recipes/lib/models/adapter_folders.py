@@ -1,0 +1,148 @@
+"""Adapters: their base, their weights, and whether the two belong together.
+
+An adapter is trained on one base. On another one its weights are noise at best, so every weight in
+its file has to find its place, and every place that its configuration makes has to be filled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.models.folders import resolve_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_base(path: str | Path) -> tuple[str, str]:
+    """The model that an adapter folder was trained on.
+
+    Args:
+        path: The adapter folder.
+
+    Returns:
+        Its folder or Hub id, and its revision.
+
+    Raises:
+        UserError: The adapter names none, or the folder that it names is gone.
+    """
+    config = _config(path)
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{path}: adapter_config.json names no base model; put its path or Hub id under "
+            "base_model_name_or_path."
+        )
+    try:
+        found = resolve_model(str(base))
+    except UserError as error:
+        raise UserError(
+            f"model_name_or_path={path}: it is an adapter on {base}, which is not there; put that "
+            "model back, or write its new place under base_model_name_or_path of "
+            "adapter_config.json."
+        ) from error
+    if Path(found).resolve() == Path(path).resolve():
+        raise UserError(
+            f"model_name_or_path={path}: adapter_config.json names the adapter itself as its base; "
+            "put the base model under base_model_name_or_path."
+        )
+    return found, str(config.get("revision") or "main")
+
+
+@contextmanager
+def as_base_of(path: str | Path) -> Iterator[None]:
+    """Name the adapter where its base cannot be loaded."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error).removeprefix("model_name_or_path=")
+        raise UserError(f"model_name_or_path={path}: its base {told}") from error
+
+
+def adapter_task(path: str | Path) -> str:
+    """What an adapter folder was trained for: CAUSAL_LM or SEQ_CLS."""
+    return str(_config(path).get("task_type"))
+
+
+def adapter_keys(path: str | Path) -> set[str]:
+    """Names of the weights that an adapter folder holds.
+
+    Raises:
+        UserError: It has no weights in safetensors' format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path) / WEIGHTS
+    if not file.is_file():
+        raise UserError(
+            f"model_name_or_path={path}: the adapter has no {WEIGHTS}; other formats can run code "
+            "and are not read, so save it with safetensors."
+        )
+    try:
+        with safe_open(file, "pt") as weights:
+            return set(weights.keys())
+    except SafetensorError as error:
+        raise UserError(
+            f"model_name_or_path={path}: {WEIGHTS} is broken ({error}); copy it again."
+        ) from error
+
+
+def put_on(base: PreTrainedModel, path: str, *, trainable: bool = False) -> PeftModel:
+    """Load an adapter onto the model that it was trained on.
+
+    Args:
+        base: The base; it is changed.
+        path: The adapter folder.
+        trainable: Whether it is trained on.
+
+    Returns:
+        The adapted model.
+
+    Raises:
+        UserError: The adapter belongs to another base, or its file cannot be used.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    stored = adapter_keys(path)
+    try:
+        model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise _other_base(path, str(base.name_or_path), str(error)) from error
+    places = {
+        name
+        for name in get_peft_model_state_dict(model, save_embedding_layers=False)
+        if ".lora_" in name
+    }
+    astray = sorted(places ^ {name for name in stored if ".lora_" in name})
+    if astray:
+        reason = f"{len(astray)} weights find no counterpart, first {astray[0]}"
+        raise _other_base(path, str(base.name_or_path), reason)
+    return model
+
+
+def _other_base(path: str, base: str, reason: str) -> UserError:
+    sentence = " ".join(reason.split()).rstrip(".")
+    shown = sentence if len(sentence) <= 200 else sentence[:197] + "..."
+    return UserError(
+        f"model_name_or_path={path}: the adapter does not fit its base {base} ({shown}); name the "
+        "model that it was trained on under base_model_name_or_path of adapter_config.json."
+    )
+
+
+def _config(path: str | Path) -> dict[str, Any]:
+    file = Path(path) / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); copy it again.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} must hold keys and values; copy it again.")
+    return config

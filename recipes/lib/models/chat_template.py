@@ -1,0 +1,166 @@
+"""Whether a chat template fits what a model is trained on and how it will be asked.
+
+A policy is asked with the prompt rendered alone. What it is trained on has to begin with the same
+text, has to end with the token at which sampling stops, and has to have one beginning-of-sequence
+token and no second one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from recipes.lib.errors import UserError
+from recipes.lib.models.tokenizers import load_tokenizer
+
+KEY = "chat_template_path"
+
+
+def check_template_path(path: str | None) -> None:
+    """See that a chat template can be had from where the user says, and runs no code to be had.
+
+    Args:
+        path: A .jinja file, or a model whose tokenizer has the template; None is let through.
+
+    Raises:
+        UserError: There is none.
+    """
+    if path is None:
+        return
+    if path.endswith((".jinja", ".j2")):
+        if not Path(path).is_file():
+            raise UserError(f"{KEY}={path}: there is no such file; check the path.")
+        return
+    try:
+        tokenizer = load_tokenizer(path)
+    except UserError as error:
+        raise UserError(str(error).replace("model_name_or_path", KEY, 1)) from error
+    if not tokenizer.chat_template:
+        raise UserError(f"{KEY}={path}: its tokenizer has no chat template; name one that has.")
+
+
+def check_conversation(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    template: str | None = None,
+    kwargs: dict[str, Any] | None = None,
+    model_name: str | None = None,
+) -> None:
+    """Check a chat template on one conversation that a policy is trained on.
+
+    Args:
+        tokenizer: With its chat template.
+        messages: The conversation; one that does not end with the assistant is let through.
+        template: Used instead of the tokenizer's, where the trainer has one of its own.
+        kwargs: Further arguments of the template.
+        model_name: The model to name where the recipe has no chat_template_path.
+
+    Raises:
+        UserError: The prompt alone is rendered otherwise (thinking templates do that), the answer
+            does not end with the EOS token, or the BOS token is there twice.
+    """
+    kwargs = kwargs or {}
+    whole = _render(tokenizer, messages, template, kwargs)
+    check_bos(tokenizer, tokenizer(whole, add_special_tokens=False)["input_ids"], model_name)
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        return
+    prompt = _render(tokenizer, messages[:-1], template, kwargs | {"add_generation_prompt": True})
+    if not whole.startswith(prompt):
+        raise UserError(
+            f"{_whose(model_name)} chat template renders a prompt alone as "
+            f"...{prompt[-40:]!r} but not so before its answer, and the model would be trained on "
+            f"something else than it is asked; {_give(model_name)} a template that renders both "
+            "alike."
+        )
+    answer = whole[len(prompt) :]
+    if tokenizer.eos_token not in answer:
+        raise UserError(
+            f"eos_token={tokenizer.eos_token}: the chat template does not end an answer with it, "
+            f"so the model would not learn to stop; {_remedy(tokenizer, answer, model_name)}."
+        )
+
+
+def check_bos(tokenizer: Any, ids: list[int], model_name: str | None = None) -> None:
+    """Refuse a second BOS token at the start of a rendered conversation; tell where none is.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Token ids of the conversation.
+        model_name: The model to name where the recipe has no chat_template_path.
+
+    Raises:
+        UserError: There are two.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return
+    if ids[:2] == [bos, bos]:
+        raise UserError(
+            f"{_whose(model_name)} chat template begins with {tokenizer.bos_token} twice; "
+            f"{_give(model_name)} a template that writes it once."
+        )
+    adds_bos = list(tokenizer("a")["input_ids"])[:1] == [bos]
+    if adds_bos and bos not in ids:
+        tqdm.write(
+            f"Warning: the chat template writes no {tokenizer.bos_token}, which the tokenizer puts "
+            f"before plain text; if the model was trained with it, {_give(model_name)} a template "
+            "that writes it.",
+            file=sys.stderr,
+        )
+
+
+def _render(
+    tokenizer: Any, messages: list[dict[str, Any]], template: str | None, kwargs: dict[str, Any]
+) -> str:
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, **kwargs
+            )
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"{KEY} is missing: the model's chat template cannot render the data "
+            f"({' '.join(str(error).split())}); name a template that can."
+        ) from error
+
+
+def _whose(model_name: str | None) -> str:
+    if model_name is None:
+        return f"{KEY} is missing: the model's"
+    return f"model_name_or_path={model_name}: its"
+
+
+def _give(model_name: str | None) -> str:
+    return f"set {KEY} to" if model_name is None else "save the model with"
+
+
+def _remedy(tokenizer: Any, answer: str, model_name: str | None) -> str:
+    added = [str(token) for token in tokenizer.get_added_vocab() if str(token) in answer]
+    if added:
+        where = "" if model_name is None else f" in the tokenizer_config.json of {model_name}"
+        return f"set eos_token={max(added, key=answer.rfind)}{where}, which it does write"
+    return f"{_give(model_name)} a template that does"
+
+
+def check_template(row: dict[str, Any], column: str, has_template: bool) -> None:
+    """Refuse conversations for a tokenizer that cannot render them.
+
+    Args:
+        row: One row of the data.
+        column: A column that holds text or messages.
+        has_template: Whether there will be a chat template.
+
+    Raises:
+        UserError: The column holds messages and there is no chat template.
+    """
+    if isinstance(row[column], list) and not has_template:
+        raise UserError(
+            f"chat_template_path is missing: {column} holds messages, but the tokenizer has no "
+            "chat template; name a .jinja file or a model that has one."
+        )

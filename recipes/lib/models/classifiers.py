@@ -1,0 +1,201 @@
+"""Loading models: a run, a folder, an adapter on its base, or a Hub id.
+
+What is loaded is what was trained: weights that would come up random are an error, not a warning.
+A reward model is a sequence classifier with one label that reads the last token before the padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.continuing import _refuse_other_shape
+from recipes.lib.errors import UserError
+from recipes.lib.models.adapter_folders import (
+    adapter_base,
+    adapter_keys,
+    adapter_task,
+    as_base_of,
+    put_on,
+)
+from recipes.lib.models.folders import (
+    fetch_adapter,
+    is_adapter,
+    reading,
+    refuse_random,
+    resolve_model,
+)
+from recipes.lib.models.policies import is_quantized, load_policy, merge, options, unpacked
+from recipes.lib.models.tokenizers import load_tokenizer, refuse_vocabulary
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import ModelConfig
+
+HEAD = frozenset({"score.weight"})  # the only weight that training a reward model may start anew
+
+
+def load_reward_model(
+    name_or_path: str,
+    dtype: str = "float32",
+    *,
+    new_head: bool = False,
+    model_args: ModelConfig | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a reward model and its tokenizer; every weight of it was trained.
+
+    Args:
+        name_or_path: A run, a full reward model, a reward adapter with its score head, or a Hub id.
+        dtype: "float32", "bfloat16", "float16" or "auto".
+        new_head: For training: a language model will do, and only its score head is new. An
+            adapter comes merged, ready to be trained on.
+        model_args: Further keys of TRL's ModelConfig (revision, attention, quantization).
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        A sequence classifier with one label, in evaluation mode, and its tokenizer; the model
+        knows the pad token.
+
+    Raises:
+        UserError: Nothing is found, a weight would come up random, or there is not one label.
+    """
+    from trl import ModelConfig as Config
+
+    name = resolve_model(name_or_path)
+    revision = model_args.model_revision if model_args is not None else "main"
+    path = fetch_adapter(name, revision)
+    args = replace(model_args or Config(), model_name_or_path=path, dtype=dtype)
+    if is_adapter(path) and not new_head:
+        model: Any = _reward_adapter(path, args, trust_remote_code)
+    else:
+        model = _classifier(args, new_head, trust_remote_code)
+    tokenizer = load_tokenizer(
+        path, revision=args.model_revision, trust_remote_code=trust_remote_code
+    )
+    refuse_vocabulary(model, path, args.model_revision, tokenizer)
+    if path != name:  # the Hub id of an adapter, and not where it was downloaded to
+        model.name_or_path = name
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return unpacked(model).eval(), tokenizer
+
+
+def _classifier(
+    model_args: ModelConfig, new_head: bool, trust_remote_code: bool
+) -> PreTrainedModel:
+    from transformers import AutoModelForSequenceClassification
+
+    path = str(model_args.model_name_or_path)
+    if is_adapter(path):
+        if adapter_task(path) == "SEQ_CLS":
+            return merge(_reward_adapter(path, model_args, trust_remote_code), path)
+        return _with_new_head(model_args, path, trust_remote_code)
+    with reading(path, "reward model"):
+        _refuse_labels(path, model_args.model_revision, trust_remote_code)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            num_labels=1,
+            revision=model_args.model_revision,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            **options(model_args),
+        )
+    if new_head and set(info["missing_keys"]) - HEAD and not is_quantized(model_args):
+        # A tied checkpoint may store its embeddings under the language model's head alone, which
+        # a classifier does not read; the language model itself knows what is tied to what.
+        return _with_new_head(model_args, path, trust_remote_code)
+    refuse_random(path, info, allowed=HEAD if new_head else frozenset())
+    return model
+
+
+def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PeftModel:
+    has_head = any(key.endswith("score.weight") for key in adapter_keys(path))
+    if adapter_task(path) != "SEQ_CLS" or not has_head:
+        raise UserError(
+            f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
+            "one from it with `rlhf reward`."
+        )
+    name, revision = adapter_base(path)
+    base = replace(model_args, model_name_or_path=name, model_revision=revision)
+    return put_on(_classifier(base, True, trust_remote_code), path)
+
+
+def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
+    from transformers import AutoModelForSequenceClassification
+
+    policy = load_policy(model_args, trust_remote_code=trust_remote_code)
+    config = type(policy.config).from_dict(policy.config.to_dict() | {"num_labels": 1})
+    config._name_or_path = policy.config._name_or_path  # where code of its own is looked for
+    with reading(path, "reward model"):
+        model = AutoModelForSequenceClassification.from_config(
+            config, dtype=policy.dtype, trust_remote_code=trust_remote_code
+        )
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    model.name_or_path = path
+    return model.eval()
+
+
+def _refuse_labels(path: str, revision: str, trust_remote_code: bool) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code
+    )
+    names = config.architectures or []
+    if any("SequenceClassification" in name for name in names) and config.num_labels != 1:
+        raise UserError(
+            f"model_name_or_path={path}: it has {config.num_labels} labels and a reward model has "
+            "one; name a model with one label."
+        )
+
+
+def load_adapted_classifier(
+    model_args: ModelConfig, *, trust_remote_code: bool = False
+) -> PeftModel:
+    """Load a reward model to be, whose adapter begins as that of a language model or goes on.
+
+    Args:
+        model_args: TRL's model keys; the name is that of an adapter's run or folder.
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        The adapter, trainable, on a classifier with the same base; the score head is new, or that
+        of the reward adapter.
+
+    Raises:
+        UserError: A lora key contradicts the adapter's shape, or the weights do not fit.
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    from recipes.lib.models.adapter_folders import WEIGHTS
+
+    path = resolve_model(model_args.model_name_or_path or "")
+    config = peft.PeftConfig.from_pretrained(path)
+    _refuse_other_shape(config, model_args)
+    base, revision = adapter_base(path)
+    of_base = replace(model_args, model_name_or_path=base, model_revision=revision)
+    with as_base_of(path):
+        model, _ = load_reward_model(
+            base,
+            str(model_args.dtype),
+            new_head=True,
+            model_args=of_base,
+            trust_remote_code=trust_remote_code,
+        )
+    if adapter_task(path) == "SEQ_CLS":
+        return put_on(model, path, trainable=True)
+    saved = [*(getattr(config, "modules_to_save", None) or []), "score"]
+    changes = {"task_type": "SEQ_CLS", "modules_to_save": saved, "inference_mode": False}
+    adapted = peft.get_peft_model(model, replace(config, **changes))
+    weights = load_file(Path(path) / WEIGHTS)
+    state = peft.get_peft_model_state_dict(adapted)
+    if odd := sorted(set(weights) - set(state)):
+        raise UserError(
+            f"model_name_or_path={path}: a classifier has no place for {odd[0]}; leave use_peft "
+            "out, so that the adapter is merged."
+        )
+    peft.set_peft_model_state_dict(adapted, state | weights)
+    return adapted

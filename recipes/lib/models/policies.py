@@ -1,0 +1,201 @@
+"""Loading policies: a run, a folder, an adapter on its base, or a Hub id, quantized or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.models.adapter_folders import adapter_base, as_base_of, put_on
+from recipes.lib.models.folders import (
+    fetch_adapter,
+    is_adapter,
+    reading,
+    refuse_random,
+    resolve_model,
+)
+from recipes.lib.models.tokenizers import refuse_vocabulary
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+    from trl import ModelConfig
+
+
+def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal language model.
+
+    An adapter is loaded on its base (which may be an adapter in turn) and merged, so that a run
+    can go on from any other run; quantization comes after that. The merged model is named after
+    the adapter's folder: an adapter trained on it finds its way back.
+
+    Args:
+        model_args: TRL's model keys: name, revision, dtype, attention, quantization.
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        The model, in evaluation mode, on the CPU or where quantization put it.
+
+    Raises:
+        UserError: Nothing is found, weights are missing, the adapter has another base or one that
+            is stored quantized, or the tokenizer has tokens that the model lacks.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = resolve_model(model_args.model_name_or_path or "")
+    folder = fetch_adapter(path, model_args.model_revision)
+    if is_adapter(folder):
+        model = _merged(folder, model_args, trust_remote_code)
+        model.name_or_path = path  # the Hub id of an adapter, and not where it was downloaded to
+    else:
+        with reading(path, "causal language model"):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=model_args.model_revision,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **options(model_args),
+            )
+        refuse_random(path, info, allowed=frozenset())
+    refuse_vocabulary(model, folder, model_args.model_revision, trust_remote_code=trust_remote_code)
+    return unpacked(model)
+
+
+def options(model_args: ModelConfig) -> dict[str, Any]:
+    """What from_pretrained gets from TRL's model keys."""
+    from trl import get_quantization_config
+
+    quantization = get_quantization_config(model_args)
+    given = {
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        "quantization_config": quantization,
+        "device_map": own_card() if quantization is not None else None,
+        "use_safetensors": True,  # other formats can run code
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def own_card() -> dict[str, int] | None:
+    """Where a process of several puts weights that are placed while they load: on its own card.
+
+    Returns:
+        A device map; None for one process or on the CPU, where transformers knows the place.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.num_processes == 1 or state.device.type == "cpu":
+        return None
+    return {"": state.device.index}
+
+
+def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
+    name, revision = adapter_base(path)
+    plain = replace(
+        model_args,
+        model_name_or_path=name,
+        model_revision=revision,
+        load_in_4bit=False,
+        load_in_8bit=False,
+    )
+    with as_base_of(path):
+        base = load_policy(plain, trust_remote_code=trust_remote_code)
+    if getattr(base, "is_quantized", False):
+        raise UserError(
+            f"model_name_or_path={path}: its base {name} is stored quantized, and merging would "
+            "round the adapter away; put the base in 16 bits under base_model_name_or_path of "
+            "adapter_config.json."
+        )
+    merged = merge(put_on(base, path), path)
+    return _quantized(merged, model_args) if is_quantized(model_args) else merged
+
+
+def is_quantized(model_args: ModelConfig) -> bool:
+    """Whether the model is loaded with 4-bit or 8-bit weights."""
+    return bool(model_args.load_in_4bit or model_args.load_in_8bit)
+
+
+def merge(adapted: PeftModel, path: str) -> PreTrainedModel:
+    """Merge an adapter into its base, as the full model of a name."""
+    model = adapted.merge_and_unload()
+    model.requires_grad_(True)  # peft froze the base, and a merged model is a full one
+    model.name_or_path = path  # so that an adapter trained on it names this folder as its base
+    return model
+
+
+def _quantized(model: PreTrainedModel, model_args: ModelConfig) -> PreTrainedModel:
+    # Merged in full precision first: a merge into 4-bit weights would round what was learned.
+    given = {"config": model.config, "state_dict": model.state_dict()}
+    loaded = type(model).from_pretrained(None, **given, **options(model_args))
+    loaded.name_or_path = model.name_or_path
+    return loaded
+
+
+def unpacked(model: Any) -> Any:
+    """The same model; if quantized, kept in the form that gradients pass on every machine."""
+    from recipes.lib.models.cpu_linear import use_fast_products
+
+    if getattr(model, "is_quantized", False):
+        keep_unpacked(model)
+    use_fast_products(model)
+    return model
+
+
+def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
+    """TRL's LoRA configuration for a task, with the score head saved where there is one.
+
+    Args:
+        model_args: TRL's model keys.
+        task_type: "CAUSAL_LM" or "SEQ_CLS".
+
+    Returns:
+        The configuration, or None without use_peft.
+
+    Raises:
+        UserError: The whole model would be trained in a format that is too coarse for it.
+    """
+    from trl import get_peft_config
+
+    if not model_args.use_peft:
+        _refuse_coarse(model_args)
+    saved = list(model_args.lora_modules_to_save or [])
+    if task_type == "SEQ_CLS" and "score" not in saved:
+        saved.append("score")
+    config = get_peft_config(
+        replace(model_args, lora_task_type=task_type, lora_modules_to_save=saved or None)
+    )
+    if config is not None and model_args.model_revision != "main":
+        config.revision = model_args.model_revision  # so that the adapter finds the same base
+    return config
+
+
+def evaluation_device() -> Any:
+    """Where models are evaluated: the accelerator of this process, or the CPU."""
+    from accelerate import PartialState
+
+    return PartialState().device
+
+
+def _refuse_coarse(model_args: ModelConfig) -> None:
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model_args, key):
+            raise UserError(
+                f"{key}=true: quantized weights cannot be trained; set use_peft to train an "
+                "adapter on them."
+            )
+    if model_args.dtype == "float16":
+        raise UserError(
+            "dtype=float16: steps of a full fine-tuning vanish or overflow in 16-bit floats of "
+            "that kind; choose bfloat16 or float32 (fp16=true computes in it), or set use_peft."
+        )
+
+
+def keep_unpacked(model: Any) -> None:
+    """Stop bitsandbytes from packing 4-bit weights for evaluation, which lets no gradient through.
+
+    On CPUs with AVX512-BF16 it packs at the first evaluation and does not undo it for training.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

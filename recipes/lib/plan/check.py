@@ -1,0 +1,145 @@
+"""The plan at the start of a training recipe: a run that cannot fit stops before anything loads."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.plan.sizes import shown
+
+
+@dataclass(kw_only=True)
+class PlanArguments:
+    """Whether a recipe looks at the memory of the machine before it begins."""
+
+    skip_plan: bool = field(
+        default=False, metadata={"help": "Begin without asking whether the run fits the memory."}
+    )
+
+
+def card_memory() -> int | None:
+    """Bytes of the card of this process; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that this process may have at most; None where nobody says."""
+    import os
+
+    found = []
+    try:
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):
+        return None
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        try:
+            found.append(int((Path("/sys/fs/cgroup") / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+    return min(found)
+
+
+def check_plan(config: Any, has_test: bool = True) -> None:
+    """Stop a run that cannot fit, with advice.
+
+    On a card the whole plan counts, with rows as long as the configuration lets them be. Without
+    one only weights, gradients and optimizer count, against all the memory of the machine.
+
+    Args:
+        config: The parsed Config of a training recipe.
+        has_test: Whether there are rows to test on.
+
+    Raises:
+        UserError: The run cannot fit.
+    """
+    from recipes.lib.distributed.processes import is_main_process
+
+    if config.script.skip_plan or not is_main_process():
+        return
+    try:
+        said = _refusal(config, has_test)
+    except UserError:
+        return  # what is wrong with a model or a file is told better where it is loaded
+    except Exception as error:
+        # A model that the plan does not understand may be trained all the same.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        print(f"plan: skipped ({type(error).__name__}: {reason})", file=sys.stderr)
+        return
+    if said is not None:
+        raise UserError(said)
+
+
+def _refusal(config: Any, has_test: bool) -> str | None:
+    from recipes.lib.distributed.launch import Launch
+    from recipes.lib.plan.planner import plan_of
+    from recipes.lib.plan.target import Target
+
+    training = config.training
+    launch = Launch.here(training)
+    if launch.kind == "zero3":
+        # Under it a model is divided while it is built, by all processes together.
+        print("plan: skipped (under ZeRO-3; ask rlhf plan)", file=sys.stderr)
+        return None
+    card = None if training.use_cpu else card_memory()
+    target = Target(launch, _autocast(training), has_test=has_test, is_fixed_only=card is None)
+    plan = plan_of(config, target)
+    if card is None:
+        memory = machine_memory()
+        if memory is None or plan.least * launch.num_processes <= memory:
+            return None
+        return (
+            f"model_name_or_path={config.model.model_name_or_path}: weights, gradients and "
+            f"optimizer take {shown(plan.least * launch.num_processes)} and the machine has "
+            f"{shown(memory)}; take a smaller model, use_peft, or begin with --skip_plan true."
+        )
+    # The tensors alone, without what is assumed of allocator and driver.
+    needed = max(phase.allocated for phase in plan.phases)
+    if needed <= card:
+        return None
+    changes, fits = _advice(config, target, card)
+    flags = " ".join(change.flag for change in changes)
+    remedy = (
+        f"add {flags}" if fits else f"even with {flags} it does not" if flags else "no key helps"
+    )
+    return (
+        f"{plan.fullest.name} takes {shown(needed)} with {plan.facts['lengths']}, and the card has "
+        f"{shown(card)}; {remedy} (rlhf plan shows why), or begin with --skip_plan true."
+    )
+
+
+def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
+    from recipes.lib.config.parse import rebuild
+    from recipes.lib.distributed.launch import Launch
+    from recipes.lib.plan.advice import find_changes
+    from recipes.lib.plan.planner import plan_of
+    from recipes.lib.plan.refusals import refusals
+    from recipes.lib.plan.refused import nothing_new
+    from recipes.lib.trainers.batch_sizes import set_accumulation
+
+    started = Launch.here(config.training)
+
+    def refused(changed: Any) -> Any:
+        return refusals(changed, started)
+
+    def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
+        changed = rebuild(config, changes)
+        if hasattr(changed.script, "global_batch_size"):
+            set_accumulation(changed.training, changed.script.global_batch_size)
+        return changed, plan_of(changed, target)
+
+    return find_changes(planner, memory, nothing_new(refused(config), refused))
+
+
+def _autocast(training: Any) -> Any:
+    import torch
+
+    if training.fp16:
+        return torch.float16
+    return torch.bfloat16 if training.bf16 else None

@@ -1,0 +1,138 @@
+"""Where the shapes of a model come from: its configuration alone, for a run also before it ran."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.models.folders import is_adapter, resolve_model
+
+RUN_PARTS = 3  # runs/<recipe>/<name>
+
+
+class UnplannedError(Exception):
+    """There is nothing to plan with; the text says why, and it is no mistake of the user."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model by its shapes.
+
+    Args:
+        name: As the user named it.
+        base: Folder or Hub id of the configuration of the whole model.
+        revision: Of a Hub id.
+        adapter: PEFT's configuration, where what was named is an adapter.
+        origin: In words, where a run's shapes come from that did not run yet.
+    """
+
+    name: str
+    base: str
+    revision: str = "main"
+    adapter: Any = None
+    origin: str | None = None
+
+    def config(self, trust_remote_code: bool = False) -> Any:
+        """The configuration of the whole model.
+
+        Raises:
+            UserError: There is none.
+        """
+        from transformers import AutoConfig
+
+        from recipes.lib.models.folders import reading
+
+        with reading(self.base, "configuration"):
+            return AutoConfig.from_pretrained(
+                self.base, revision=self.revision, trust_remote_code=trust_remote_code
+            )
+
+
+def find_source(name: str, revision: str = "main", configs: Path | None = None) -> Source:
+    """Find the shapes of a model.
+
+    Args:
+        name: A run, a folder, an adapter or a Hub id.
+        revision: Of a Hub id.
+        configs: Folder `configs/` that knows what runs will be made from.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: Nothing is there, and no configuration says what will be.
+    """
+    try:
+        path = resolve_model(name)
+    except UserError as error:
+        file = _recipe_file(name, configs)
+        if file is None:
+            raise UserError(_without_run(name, str(error))) from error
+        return _to_be_trained(name, file)
+    if (folder := _adapter_config(path, revision)) is None:
+        return Source(name, path, revision)
+    values = json.loads(folder.read_text(encoding="utf-8"))
+    below = values.get("base_model_name_or_path")
+    if not below or below == name:
+        raise UserError(f"model_name_or_path={name}: adapter_config.json names no base model.")
+    source = find_source(str(below), str(values.get("revision") or "main"), configs)
+    from peft import PeftConfig
+
+    return Source(
+        name, source.base, source.revision, PeftConfig.from_pretrained(str(folder.parent))
+    )
+
+
+def _adapter_config(path: str, revision: str) -> Path | None:
+    if Path(path).is_dir():
+        return Path(path) / "adapter_config.json" if is_adapter(path) else None
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    from recipes.lib.models.folders import reading
+
+    with reading(path, "configuration"):
+        found = find_adapter_config_file(path, revision=revision)
+    return Path(found) if found else None
+
+
+def _recipe_file(name: str, configs: Path | None) -> Path | None:
+    """The configuration that a run of this name is made with: runs/sft/x by configs/sft/x.yaml."""
+    parts = Path(name).parts[-2:]
+    if configs is None or len(parts) < 2 or Path(name).is_absolute():
+        return None
+    file = configs / parts[0] / f"{parts[1]}.yaml"
+    return file if file.is_file() else None
+
+
+def _without_run(name: str, said: str) -> str:
+    if Path(name).parts[:1] == ("runs",):
+        return (
+            f"model_name_or_path={name}: there is no such run, and no configuration of its name "
+            "beside the file to take the shapes from; name a model with --model_name_or_path."
+        )
+    return said
+
+
+def _to_be_trained(name: str, file: Path) -> Source:
+    from dataclasses import fields
+
+    from trl import ModelConfig
+
+    from recipes.lib.config.strict_yaml import read_yaml
+    from recipes.lib.models.policies import peft_config
+
+    values = read_yaml(file).values
+    known = {field.name for field in fields(ModelConfig)}
+    args = ModelConfig(**{key: value for key, value in values.items() if key in known})
+    if not args.model_name_or_path:
+        raise UserError(
+            f"model_name_or_path={name}: there is no such run yet, and {file.name} does not say "
+            "from which model it is made; run that first, or name a model."
+        )
+    source = find_source(args.model_name_or_path or "", args.model_revision, file.parent.parent)
+    task = "SEQ_CLS" if file.parent.name == "reward" else "CAUSAL_LM"
+    adapter = peft_config(args, task)
+    return Source(name, source.base, source.revision, adapter, f"not trained yet; as {file.name}")

@@ -1,0 +1,243 @@
+"""From a configuration to a plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from recipes.lib.plan import meta_models, passes
+from recipes.lib.plan.breakdown import (
+    ADAPTERS,
+    BASE,
+    GRADIENTS,
+    HEADS,
+    OPTIMIZER,
+    OTHERS,
+    WORKSPACE,
+    Phase,
+    Plan,
+)
+from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.optimizers import state_bytes, step_bytes
+from recipes.lib.plan.run_models import Cast, make_cast
+from recipes.lib.plan.sampled import beside_captured, prompt_length, sampled, training_bytes
+from recipes.lib.plan.scale import Scale
+from recipes.lib.plan.target import Target
+
+BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in
+
+
+def plan_of(config: Any, target: Target) -> Plan:
+    """Plan the memory of a run.
+
+    Args:
+        config: The parsed Config of a training recipe.
+        target: What it is planned for.
+
+    Returns:
+        The plan, for the card of one process.
+
+    Raises:
+        UserError: A model is not there.
+    """
+    from recipes.lib.verbosity import hush
+
+    hush()
+    cast = make_cast(config, target.autocast, target.configs)
+    scale = Scale(cast, target.autocast, on_card=target.on_card)
+    trained = [p for p in cast.trained.parameters() if p.requires_grad]
+    with scale.mode, Meter():
+        passes.prepare(scale, config)
+        fixed = _fixed(config, cast, target)
+    gradients = _gradient_bytes(trained, target)
+    phases = [_update(config, fixed, gradients, trained)]
+    if not target.is_fixed_only:
+        phases = _phases(config, target, scale, fixed, gradients) + phases
+        phases = beside_captured(config, target, scale, phases)
+    return Plan(
+        recipe=config.recipe,
+        model=cast.source.name if cast.source else "",
+        phases=tuple(phases),
+        trainable=sum(p.numel() for p in trained),
+        parameters=_num_parameters(cast.policy),
+        facts=_facts(config, target, cast),
+    )
+
+
+def length_of(config: Any, cast: Cast) -> int:
+    """Tokens of the longest row that is trained on, T."""
+    limit = getattr(config.training, "max_length", None)
+    context = getattr(cast.policy.config.get_text_config(), "max_position_embeddings", None)
+    return int(min(limit or 2048, context or limit or 2048))
+
+
+def _phases(
+    config: Any, target: Target, scale: Scale, fixed: dict[str, int], gradients: int
+) -> list[Phase]:
+    makers = {"sft": _supervised, "dpo": _supervised, "kto": _supervised, "reward": _reward}
+    moving = makers.get(config.recipe, sampled)(config, target, scale)
+    phases = []
+    for name, kinds in moving.items():
+        parts = dict(fixed)
+        for kind, size in kinds.items():
+            parts[kind] = parts.get(kind, 0) + size
+        if name == "training":
+            sharded = target.launch.shards_optimizer > 1
+            if config.training.gradient_accumulation_steps > 1 or sharded:
+                parts[GRADIENTS] = gradients
+            elif target.launch.kind == "ddp":
+                parts[GRADIENTS] = parts.get(GRADIENTS, 0) + gradients // 2  # the buckets
+        if name == "saving":
+            parts[OTHERS] += sum(fixed[thing] for thing in (BASE, ADAPTERS, HEADS))
+        is_alone = config.recipe == "ppo" and name in ("sampling", "scoring")
+        gathered = _gathered(scale.cast.trained, target, whole=is_alone)
+        parts[WORKSPACE] = parts.get(WORKSPACE, 0) + gathered
+        phases.append(Phase(name, parts))
+    return phases
+
+
+def _supervised(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+    training, width = config.training, length_of(config, scale.cast)
+    rows = training.per_device_train_batch_size
+    how = {"judged": 0, "others": 0}
+    if config.recipe != "sft":
+        estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
+        rows = 2 * rows if config.recipe == "dpo" else rows
+        judged = 0 if training.precompute_ref_log_probs else 1 + estimates
+        how = {"judged": judged, "others": int(estimates)}
+    found = {
+        "training": training_bytes(
+            config, target, scale, passes.fused_loss(scale, rows, width, **how)
+        )
+    }
+    if target.has_test:
+        run = passes.evaluation(scale, training.per_device_eval_batch_size, width)
+        found["evaluation"] = scale.weigh(run)
+    return found
+
+
+def _reward(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+    training, width = config.training, length_of(config, scale.cast)
+    pairs, model = training.per_device_train_batch_size, scale.cast.policy
+    scoring = config.script.scoring_batch_size
+    weighed = scale.weigh(passes.classifier_scoring(scale, model, scoring, width))
+    return {
+        "training": training_bytes(config, target, scale, passes.pair_loss(scale, pairs, width)),
+        "scoring": weighed,
+        "saving": weighed,
+    }
+
+
+def _fixed(config: Any, cast: Cast, target: Target) -> dict[str, int]:
+    """Bytes of what is there all the time."""
+    launch, dtype = target.launch, target.autocast
+    critic = getattr(cast.trained, "critic", None)
+    of_critic = meta_models.num_bytes(meta_models.tensors_of(critic)) if critic is not None else 0
+    by_kind = {ADAPTERS: 0, HEADS: 0, OTHERS: of_critic}
+    for name, parameter in cast.trained.named_parameters():
+        kind = _kind(name)
+        if kind is not None and kind != OTHERS:
+            by_kind[kind] += _held(parameter, target)
+    everything = meta_models.num_bytes(meta_models.tensors_of(cast.trained))
+    everything += sum(_held(p, target) - _size(p) for p in cast.trained.parameters())
+    base = everything - sum(by_kind.values())
+    others = sum(
+        meta_models.num_bytes(meta_models.tensors_of(module))
+        for module in (cast.reference, *cast.rewards)
+        if module is not None
+    )
+    trained = [p for p in cast.trained.parameters() if p.requires_grad]
+    states = state_bytes(config.training, cast.trained)
+    if launch.kind.startswith("zero") and dtype is not None:
+        states += sum(4 * p.numel() for p in trained if p.dtype != torch.float32)
+    fixed = {BASE: base, **by_kind}
+    fixed = {thing: size // launch.shards_weights for thing, size in fixed.items()}
+    fixed[OTHERS] += others
+    fixed[OPTIMIZER] = states // launch.shards_optimizer
+    return fixed
+
+
+def _kind(name: str) -> str | None:
+    if name.startswith("critic."):
+        return OTHERS
+    if name.startswith(("value_head.", "score_")) or ".score." in name or name == "score.weight":
+        return HEADS
+    is_adapter = "lora_" in name or "modules_to_save" in name
+    return ADAPTERS if is_adapter else None
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+def _held(parameter: nn.Parameter, target: Target) -> int:
+    """Bytes of a weight as the launch keeps it: FSDP2 trains in fp32 under mixed precision."""
+    if target.launch.is_fsdp and target.autocast is not None and parameter.requires_grad:
+        return 4 * parameter.numel()
+    return _size(parameter)
+
+
+def _gradient_bytes(trained: list[nn.Parameter], target: Target) -> int:
+    """Bytes of all gradients together; under DDP a second time, in the buckets that are sent."""
+    total = sum(_held(parameter, target) for parameter in trained)
+    if target.launch.kind == "ddp":
+        return 2 * total
+    gradients = total // target.launch.shards_optimizer
+    if target.launch.kind == "zero2":
+        gradients += min(total, 2 * BUCKET)
+    return gradients
+
+
+def _gathered(trained: nn.Module, target: Target, *, whole: bool) -> int:
+    """Bytes of weights that are whole at a time where they are divided.
+
+    All of them where a process computes by itself, as in a rollout; else two layers and the rest.
+    """
+    if target.launch.shards_weights == 1:
+        return 0
+    of_layer: dict[str, int] = {}
+    for name, parameter in trained.named_parameters():
+        width = 2 if target.autocast is not None else parameter.element_size()
+        size = parameter.numel() * min(width, parameter.element_size())
+        # The value head is a stack of its own, beside the layers.
+        parts = [] if name.startswith("value_head.") else name.split(".")
+        number = next((part for part in parts if part.isdigit()), "")
+        of_layer[number] = of_layer.get(number, 0) + size
+    if whole:
+        return sum(of_layer.values())
+    rest = of_layer.pop("", 0)
+    return rest + 2 * max(of_layer.values(), default=0)
+
+
+def _update(
+    config: Any, fixed: dict[str, int], gradients: int, trained: list[nn.Parameter]
+) -> Phase:
+    total = sum(_size(parameter) for parameter in trained)
+    step = step_bytes(config.training, total)
+    return Phase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})
+
+
+def _num_parameters(policy: nn.Module) -> int:
+    """Weights of the model without adapters; packed ones count as what they were."""
+    found = {id(p): p for name, p in policy.named_parameters() if _kind(name) is None}
+    states = [(p, getattr(p, "quant_state", None)) for p in found.values()]
+    return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
+
+
+def _facts(config: Any, target: Target, cast: Cast) -> dict[str, str]:
+    args, names = config.training, {torch.bfloat16: "bf16", torch.float16: "fp16", None: "none"}
+    facts = {"processes": str(target.launch), "mixed precision": names[target.autocast]}
+    if config.recipe in ("ppo", "rloo", "grpo"):
+        prompt = prompt_length(config, target)
+        facts["lengths"] = (
+            f"prompts of {prompt} tokens, completions of {args.max_completion_length}"
+        )
+        if config.recipe != "ppo":
+            facts["lengths"] += " (--prompt_length)"
+    else:
+        facts["lengths"] = f"rows of {length_of(config, cast)} tokens"
+    if cast.source is not None and cast.source.origin:
+        facts["model"] = cast.source.origin
+    return facts

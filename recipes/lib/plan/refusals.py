@@ -1,0 +1,179 @@
+"""What does not go together with several processes: one table, asked before anything loads.
+
+Each line has the condition, what happens otherwise, the way out, and where that is known from: an
+issue upstream, or a test of this project. `rlhf plan` says which lines apply to what it was asked,
+and `rlhf plan --refusals` prints them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.lib.distributed.launch import Launch
+from recipes.lib.errors import UserError
+from recipes.lib.plan import refusal_conditions as checks
+from recipes.lib.plan.refusal_conditions import Card
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A line of the table.
+
+    Args:
+        name: What does not go together.
+        applies: Says of a configuration, a launch and a card (None: unknown) what is wrong, with
+            keys and values; nothing where nothing is.
+        reason: What would happen.
+        remedy: The way out.
+        evidence: Where it is known from.
+        has_own_check: Whether the recipe refuses it by itself, with a sentence of its own.
+    """
+
+    name: str
+    applies: Callable[[Any, Launch, Card | None], str]
+    reason: str
+    remedy: str
+    evidence: str
+    has_own_check: bool = False
+
+
+def refusals(config: Any, launch: Launch, card: Card | None = None) -> list[tuple[Refusal, str]]:
+    """The lines of the table that apply to a run.
+
+    Args:
+        config: The parsed Config of a recipe.
+        launch: How it is started.
+        card: The accelerator, where one is known.
+
+    Returns:
+        The lines, each with what is wrong in keys and values.
+    """
+    found = [(line, line.applies(config, launch, card)) for line in TABLE]
+    return [(line, wrong) for line, wrong in found if wrong]
+
+
+def refuse(config: Any) -> None:
+    """Refuse a run that this launch cannot carry.
+
+    Args:
+        config: The parsed Config of a recipe.
+
+    Raises:
+        UserError: A line of the table applies.
+    """
+    if config.training is None:
+        return
+    for line, wrong in refusals(config, Launch.here(config.training), _card(config)):
+        if line.has_own_check:
+            continue
+        raise UserError(f"{wrong}: {line.reason}; {line.remedy}.")
+
+
+def _card(config: Any) -> Card | None:
+    import torch
+
+    if Launch.here(config.training).on_cpu or not torch.cuda.is_available():
+        return None
+    bytes_of_one = torch.cuda.get_device_properties(0).total_memory
+    return Card(bytes_of_one / 2**30, torch.cuda.device_count())
+
+
+TABLE = (
+    Refusal(
+        "QLoRA with ZeRO-3",
+        checks.quantized_zero3,
+        "ZeRO-3 and bitsandbytes' formats do not go together, and transformers loads them whole on "
+        "each card",
+        "use --accelerate_config ddp, where each process places the base on its own card, or zero2",
+        "huggingface/transformers#26412, deepspeedai/DeepSpeed#5819",
+    ),
+    Refusal(
+        "int8 with FSDP",
+        checks.int8_fsdp,
+        "FSDP shards floating point weights alone",
+        "use --accelerate_config ddp",
+        "huggingface/peft#2833, bitsandbytes-foundation/bitsandbytes#1709",
+    ),
+    Refusal(
+        "4-bit with FSDP",
+        checks.int4_fsdp,
+        "FSDP2 loses what is needed to read 4-bit weights, and accelerate therefore leaves them "
+        "whole on each card, so that nothing is saved",
+        "use --accelerate_config ddp",
+        "huggingface/accelerate#3983, huggingface/accelerate#3987",
+    ),
+    Refusal(
+        "graph sampler with FSDP or ZeRO-3",
+        checks.graph_sharded,
+        "a CUDA graph reads weights at fixed addresses, and shards are gathered anew elsewhere",
+        "use sampler=transformers, or --accelerate_config ddp or zero2",
+        "deepspeedai/DeepSpeed#6552, pytorch/pytorch#127225",
+    ),
+    Refusal(
+        "vLLM sampler with FSDP or ZeRO-3",
+        checks.vllm_sharded,
+        "what hands the weights to vLLM gathers them from shards, and in a rollout they are whole",
+        "use sampler=transformers, or --accelerate_config ddp or zero2",
+        "tests/distributed/test_shards.py",
+    ),
+    Refusal(
+        "several processes with device_map",
+        checks.spread,
+        "the layers of one copy would be spread over the cards of all processes",
+        "leave device_map out, or use one process",
+        "huggingface/transformers#31557",
+    ),
+    Refusal(
+        "batches that do not divide",
+        checks.batches,
+        "they do not divide, so the optimizer step would not be the one that was asked for",
+        "change one of them",
+        "tests/distributed/test_what_is_refused.py",
+        has_own_check=True,
+    ),
+    Refusal(
+        "FSDP or DeepSpeed on the CPU",
+        checks.sharded_on_cpu,
+        "accelerate would run plain DDP without saying so",
+        "use --accelerate_config cpu",
+        "tests/distributed/test_what_is_refused.py",
+    ),
+    Refusal(
+        "FSDP1",
+        checks.old_fsdp,
+        "only FSDP2 is tested here, and PyTorch develops the older one no further",
+        "set fsdp_version: 2, or use --accelerate_config fsdp2",
+        "pytorch/tutorials#3358, pytorch/examples#1374",
+    ),
+    Refusal(
+        "critic warm-up with DeepSpeed",
+        checks.warmup_deepspeed,
+        "its engine keeps gradients to itself, so that the warm-up would move the policy",
+        "set critic_warmup_rollouts to 0, or use --accelerate_config fsdp2, or ddp with use_peft",
+        "tests/distributed/test_engine.py",
+        has_own_check=True,
+    ),
+    Refusal(
+        "more processes than cards",
+        checks.too_few_cards,
+        "two processes on one card cannot talk to each other over NCCL",
+        "lower num_processes, or use --accelerate_config cpu",
+        "pytorch/pytorch#68666",
+    ),
+    Refusal(
+        "vLLM colocate without room",
+        checks.vllm_room,
+        "both vLLM and the training hold the weights on the same card, and one of them has no room",
+        "change vllm_gpu_memory_utilization, or give vLLM a card of its own (vllm_mode=server)",
+        "huggingface/trl#2688, huggingface/trl#3394",
+    ),
+    Refusal(
+        "a checkpoint of another launch kind",
+        checks.other_launch,
+        "its optimizer cannot be read there, or would be left out without a word",
+        "start it as before, or another run from its model",
+        "tests/distributed/test_what_is_refused.py",
+    ),
+)

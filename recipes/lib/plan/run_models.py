@@ -1,0 +1,205 @@
+"""The models of a run on paper: what is trained, what it is held to, what judges it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from recipes.lib.plan import meta_models
+from recipes.lib.plan.model_shapes import Source, find_source
+
+SAMPLING = ("ppo", "rloo", "grpo")
+WITH_REFERENCE = ("dpo", "kto")
+
+
+@dataclass
+class Cast:
+    """The models of a run.
+
+    Args:
+        trained: The module whose weights the optimizer moves; under PPO an ActorCritic.
+        policy: The model itself; under PPO the policy in `trained`.
+        reference: A frozen copy; None where the policy without its adapter is the reference.
+        rewards: Reward models that are models of their own.
+        source: Where the shapes of the policy come from.
+        notes: What the reader has to know.
+    """
+
+    trained: Any
+    policy: Any
+    reference: Any = None
+    rewards: list[Any] = field(default_factory=list)
+    source: Source | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All models."""
+        return [self.trained, *([self.reference] if self.reference else []), *self.rewards]
+
+
+def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
+    """Put the models of a recipe together on paper, as the recipe does it with real ones.
+
+    Args:
+        config: The parsed Config of a training recipe.
+        autocast: Number format of mixed precision, or None.
+        configs: Folder with configurations of runs that are still to be made.
+
+    Returns:
+        The models on the meta device.
+
+    Raises:
+        UserError: A model is not there.
+    """
+    args, training = config.model, config.training
+    trusted = bool(getattr(training, "trust_remote_code", False))
+    source = find_source(args.model_name_or_path or "", args.model_revision, configs)
+    own_adapter = _adapter(config, source)
+    shape = source.config(trusted)
+    if config.recipe == "reward":
+        model = meta_models.classifier(shape, args, trusted)
+    else:
+        model = meta_models.causal_model(shape, args, trusted)
+    if config.recipe == "ppo":
+        return _ppo_cast(config, model, own_adapter, source, configs)
+    cast = Cast(model, model, source=source)
+    if own_adapter is not None:
+        cast.trained = cast.policy = meta_models.adapted(model, own_adapter)
+        _round_as_trl(cast.policy, autocast)
+    elif _keeps_reference(config):
+        cast.reference = copy.deepcopy(model).requires_grad_(False)
+    if config.recipe in SAMPLING:
+        _add_rewards(cast, config, configs, shared=False)
+    return cast
+
+
+def _adapter(config: Any, source: Source) -> Any:
+    """The adapter that is trained: a new one, or the one that the run goes on with."""
+    from recipes.lib.models.policies import peft_config
+
+    task = "SEQ_CLS" if config.recipe == "reward" else "CAUSAL_LM"
+    if config.model.use_peft and source.adapter is not None and config.recipe in ("ppo", "reward"):
+        found = replace(source.adapter, inference_mode=False, task_type=task)
+        if config.recipe == "reward":
+            saved = {*(found.modules_to_save or []), "score"}
+            found = replace(found, modules_to_save=sorted(saved))
+        return found
+    return peft_config(config.model, task)
+
+
+def _keeps_reference(config: Any) -> bool:
+    training = config.training
+    if config.recipe in WITH_REFERENCE:
+        return not training.precompute_ref_log_probs
+    return config.recipe in SAMPLING and training.beta != 0
+
+
+def _round_as_trl(policy: Any, autocast: Any) -> None:
+    """Number formats of what TRL trains on quantized weights; see `trl_trainers.make`."""
+    if not getattr(policy, "is_quantized", False):
+        return
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            plain = torch.float32 if "lora_" in name else policy.get_base_model().dtype
+            dtype = plain if autocast is None else torch.bfloat16
+            if "lora_magnitude_vector" not in name:
+                parameter.data = parameter.data.to(dtype)
+
+
+def _ppo_cast(config: Any, model: Any, adapter: Any, source: Source, configs: Path | None) -> Cast:
+    """As recipes.lib.ppo.roles.make_roles, without a weight."""
+    from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE
+    from recipes.lib.ppo.actor_critic import (
+        ActorCritic,
+        disable_dropout,
+        make_reference,
+        make_value_head,
+    )
+    from recipes.lib.ppo.critic import chosen_critic
+
+    args = config.training
+    kind = chosen_critic(args, adapter is not None)
+    critic = _critic_model(config, model, configs) if kind == "model" else None
+    policy = model if adapter is None else meta_models.adapted(model, adapter)
+    with torch.device("meta"):
+        reference = make_reference(policy)
+        trained = ActorCritic(policy, critic)
+        adapters = trained.adapters
+        if adapters is not None:
+            if source.adapter is not None:
+                adapters.add(REFERENCE, adapters.model.peft_config[POLICY], trainable=False)
+            if kind == "adapter":
+                trained.value_head = make_value_head(policy, hidden=False)
+                found = _named_adapter(args.critic_model_name_or_path, configs)
+                chosen = found or adapters.model.peft_config[POLICY]
+                adapters.add(VALUE, _plain(chosen), trainable=True)
+    if args.disable_dropout:
+        disable_dropout(trained)
+    cast = Cast(trained, policy, reference, source=source)
+    _add_rewards(cast, config, configs, shared=adapters is not None and args.share_backbone)
+    return cast
+
+
+def _critic_model(config: Any, model: Any, configs: Path | None) -> Any:
+    args = config.training
+    if args.critic_model_name_or_path is None:
+        return _full_classifier(model.config, model.dtype, config)
+    source = find_source(args.critic_model_name_or_path, configs=configs)
+    critic = _full_classifier(source.config(args.trust_remote_code), torch.float32, config)
+    if source.adapter is not None:
+        critic = meta_models.adapted(critic, source.adapter)
+    return critic.requires_grad_(True)
+
+
+def _full_classifier(shape: Any, dtype: torch.dtype, config: Any) -> Any:
+    plain = replace(
+        config.model,
+        dtype=str(dtype).removeprefix("torch."),
+        load_in_4bit=False,
+        load_in_8bit=False,
+        attn_implementation=None,
+    )
+    return meta_models.classifier(shape, plain, config.training.trust_remote_code)
+
+
+def _named_adapter(name: str | None, configs: Path | None) -> Any:
+    return None if name is None else find_source(name, configs=configs).adapter
+
+
+def _plain(peft_config: Any) -> Any:
+    """An adapter of a classifier as one of the policy's base, its head left out."""
+    saved = [name for name in peft_config.modules_to_save or [] if name != "score"]
+    return replace(
+        peft_config, task_type="CAUSAL_LM", modules_to_save=saved or None, inference_mode=False
+    )
+
+
+def _add_rewards(cast: Cast, config: Any, configs: Path | None, *, shared: bool) -> None:
+    from recipes.lib.rewards.functions import is_function_reference
+    from recipes.lib.rewards.shared_base import RewardRole
+
+    for name in config.script.reward_funcs:
+        if is_function_reference(name):
+            continue
+        source = find_source(name, configs=configs)
+        trusted = bool(getattr(config.training, "trust_remote_code", False))
+        if shared and source.adapter is not None:
+            adapters = cast.trained.adapters
+            number = sum(key.startswith("reward") for key in adapters.model.peft_config)
+            with torch.device("meta"):
+                adapters.add(f"reward{number}", _plain(source.adapter), trainable=False)
+                size = cast.policy.config.get_text_config().hidden_size
+                head = {"weight": torch.empty(1, size)}
+                role = RewardRole(adapters, f"reward{number}", head, 0)
+            cast.trained.add_module(f"score_{number}", role.score)
+            continue
+        model = _full_classifier(source.config(trusted), torch.float32, config)
+        if source.adapter is not None:
+            model = meta_models.adapted(model, source.adapter)
+        cast.rewards.append(model.eval().requires_grad_(False))

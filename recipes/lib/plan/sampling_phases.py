@@ -1,0 +1,184 @@
+"""Sampling on paper: the pass over the prompts and the last, longest step of decoding.
+
+Shapes: B sequences, P prompt tokens, C completion tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.lib.plan.breakdown import CACHE, WORKSPACE
+from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.scale import Scale
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is sampled at a time.
+
+    Args:
+        rows: B.
+        prompt: P.
+        completion: C.
+        is_graph: Whether the cache has its full size from the start (`sampler: graph`).
+    """
+
+    rows: int
+    prompt: int
+    completion: int
+    is_graph: bool = False
+
+
+def sampling_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
+    """Bytes at the fullest moment of sampling.
+
+    Args:
+        scale: The models.
+        what: The batch.
+
+    Returns:
+        Bytes by kind, the cache of keys and values apart.
+    """
+    begin = scale.weigh(_prefill(scale, what))
+    end = scale.weigh(_last_step(scale, what))
+    if what.is_graph:
+        whole = scale.weigh(_filled(scale, what))[CACHE]
+        begin, end = begin | {CACHE: whole}, end | {CACHE: whole}
+    return max(begin, end, key=lambda kinds: sum(kinds.values()))
+
+
+def captured_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
+    """Bytes that captured steps keep while others compute.
+
+    Args:
+        scale: The models.
+        what: The batch.
+
+    Returns:
+        The cache of keys and values, whole, and what a step computes in, which no other may use.
+    """
+    cache = scale.weigh(_filled(scale, what))[CACHE]
+    return {CACHE: cache, WORKSPACE: scale.weigh(_last_step(scale, what)).get(WORKSPACE, 0)}
+
+
+def _model(scale: Scale) -> Any:
+    from peft import PeftModel
+
+    policy = scale.cast.policy
+    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
+
+
+def _prefill(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
+    model = _model(scale)
+
+    def run(meter: Meter) -> None:
+        model.eval()
+        ids, mask = _ids(what.rows, what.prompt), _ids(what.rows, what.prompt)
+        with torch.no_grad(), scale.autocast():
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=torch.zeros_like(ids),  # of each row its own, as generate has them
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            size = _size(out.past_key_values)
+            _choose(out.logits)
+        _rename(meter, size)
+        model.train()
+
+    return run
+
+
+def _last_step(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
+    model = _model(scale)
+
+    def run(meter: Meter) -> None:
+        model.eval()
+        with torch.no_grad(), scale.autocast():
+            cache = _full_cache(scale, model, what, what.prompt + what.completion - 1)
+            for tensor in _tensors(cache):
+                meter.label(tensor, CACHE)
+            # From here on: filling the cache at once is not what a run does.
+            meter.peak, meter.at_peak = meter.total, dict(meter.now)
+            ids = _ids(what.rows, 1)
+            mask = _ids(what.rows, what.prompt + what.completion)
+            out = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=torch.zeros_like(ids),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            _choose(out.logits)
+            size = _size(out.past_key_values)
+        _rename(meter, size)
+        model.train()
+
+    return run
+
+
+def _filled(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
+    model = _model(scale)
+
+    def run(meter: Meter) -> None:
+        model.eval()  # in training, activation checkpointing leaves the cache out
+        with torch.no_grad(), scale.autocast():
+            cache = _full_cache(scale, model, what, what.prompt + what.completion)
+            for tensor in _tensors(cache):
+                meter.label(tensor, CACHE)
+            meter.peak, meter.at_peak = meter.total, dict(meter.now)
+        model.train()
+
+    return run
+
+
+def _full_cache(scale: Scale, model: Any, what: Sampling, length: int) -> Any:
+    """A cache of keys and values as it stands after so many tokens."""
+    from transformers import DynamicCache
+
+    ids = _ids(what.rows, 1)
+    short = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    cache = DynamicCache(config=model.config)
+    for number, layer in enumerate(short.layers):
+        keys, values = (
+            torch.empty((*t.shape[:2], length, t.shape[3]), dtype=t.dtype)
+            for t in (layer.keys, layer.values)
+        )
+        cache.update(keys, values, number)
+    return cache
+
+
+def _tensors(cache: Any) -> list[Tensor]:
+    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+
+def _rename(meter: Meter, size: int) -> None:
+    """Of what the fullest moment held, call the cache what it is."""
+    held = meter.at_peak
+    moved = min(size - held.get(CACHE, 0), held.get(WORKSPACE, 0))
+    held[WORKSPACE] = held.get(WORKSPACE, 0) - moved
+    held[CACHE] = held.get(CACHE, 0) + moved
+
+
+def _size(cache: Any) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in _tensors(cache))
+
+
+def _choose(logits: Tensor) -> None:
+    """Choose tokens as `recipes.lib.generation.sampling` does."""
+    from recipes.lib.generation.sampling import EpisodeNoise
+
+    scores = logits[:, -1, :].to(torch.float32, copy=True)
+    rows = scores.shape[0]
+    noise = EpisodeNoise(torch.empty(rows, 1, dtype=torch.float64), 1, 1.0)
+    noise(torch.empty(rows, 1, dtype=torch.long), scores).argmax(-1)
+
+
+def _ids(rows: int, width: int) -> Tensor:
+    return torch.ones(rows, width, dtype=torch.long)

@@ -1,0 +1,284 @@
+"""Collecting episodes: sample, score, and turn scores into what the objective needs.
+
+Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded right), F functions.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from recipes.lib.data.prompts import Prompts, completion_text
+from recipes.lib.distributed.agreement import together
+from recipes.lib.distributed.signals import disarm
+from recipes.lib.errors import UserError
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
+from recipes.lib.models.forward import Batch
+from recipes.lib.ppo.actor_critic import reference_logps, spread
+from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
+from recipes.lib.ppo.metrics import describe, describe_episodes, describe_values
+from recipes.lib.ppo.returns import (
+    KLController,
+    RunningMoments,
+    advantages_and_returns,
+    token_rewards,
+    whiten,
+)
+from recipes.lib.ppo.rollouts import Rollout, check_scored, of_rollout, prompt_index
+from recipes.lib.ppo.samplers import make_sampler
+from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
+from recipes.lib.rewards.scoring import RewardFunction, distinct_names, score
+
+# Evaluation has its own noise: the same episode numbers under another seed.
+EVALUATION_SEED = 1 << 62
+LEAST_SPREAD = 0.1  # of the returns, in units of the first scores: less is next to nothing
+
+
+class Collector:
+    """Collects the episodes of a PPOTrainer.
+
+    Args:
+        trainer: The trainer: its models, tokenizer, configuration and accelerator are used.
+        functions: Reward functions.
+        prompts: Prompts to train on.
+    """
+
+    def __init__(self, trainer: Any, functions: Sequence[RewardFunction], prompts: Prompts) -> None:
+        self.trainer = trainer
+        self.functions = list(functions)
+        self.prompts = prompts
+        self.weights = trainer.args.reward_weights or [1.0] * len(self.functions)
+        if len(self.weights) != len(self.functions):
+            raise UserError(
+                f"reward_weights={self.weights} has {len(self.weights)} entries for "
+                f"{len(self.functions)} reward_funcs; give one for each."
+            )
+        args, tokenizer = trainer.args, trainer.processing_class
+        self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
+        self.moments = RunningMoments()
+        self.returns_std = 1.0  # of the rollout in hand
+        # A critic of zeros gets its units from the first scores that differ.
+        self.has_units = args.critic_model_name_or_path is not None
+        stop = find_stop_token(tokenizer, args.stop_token)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop
+        policy = trainer.actor_critic.policy
+        others = further_stops(policy, stop) if args.stop_token is None else ()
+        self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
+        longest = max(map(len, prompts.ids))
+        self.sampler = make_sampler(trainer, self.decoding, longest)
+        self.metrics: dict[str, float] = {}
+        self.samples: list[dict[str, Any]] = []
+
+    def rollout(self, number: int) -> Rollout:
+        """Make a rollout; every process returns the whole of it.
+
+        Args:
+            number: Number of the rollout in the run.
+
+        Returns:
+            The rollout.
+        """
+        args, clock = self.trainer.args, self.trainer.clock
+        with of_rollout(number):
+            sampled_before = self._sample_share(number) if self.sampler.is_collective else None
+            with together():
+                mine = sampled_before if sampled_before is not None else self._sample_share(number)
+                with clock.measure("scoring"):
+                    self.score(self.prompts, mine)
+        with clock.measure("scoring"):
+            episodes: list[Episode] = gather_object(mine)
+            disarm()  # from here on it changes what belongs to the run
+            rollout = self._finish(episodes, number * args.rollout_batch_size)
+        sampled = sum(len(e.completion_ids) for e in episodes)
+        clock.count("sampling", sampled)
+        clock.count("scoring", sampled + sum(len(e.prompt_ids) for e in episodes))
+        return rollout
+
+    def _sample_share(self, number: int) -> list[Episode]:
+        """The episodes of a rollout that are this process's, without scores."""
+        args, clock = self.trainer.args, self.trainer.clock
+        share = args.rollout_batch_size // args.world_size
+        begin = number * args.rollout_batch_size + args.process_index * share
+        numbers = range(begin, begin + share)
+        rows = [
+            prompt_index(args.seed, n // args.num_generations, len(self.prompts)) for n in numbers
+        ]
+        with clock.measure("sampling"):
+            uniforms_BC = episode_uniforms(args.seed, numbers, args.max_completion_length)
+            return self.sample(self.prompts, rows, uniforms_BC)
+
+    def sample(
+        self, prompts: Prompts, rows: Sequence[int], uniforms_BC: Tensor | None
+    ) -> list[Episode]:
+        """Sample one completion for each row.
+
+        Args:
+            prompts: The prompts.
+            rows: Row of each episode's prompt.
+            uniforms_BC: Noise of each episode; None for the most probable tokens.
+
+        Returns:
+            The episodes, in the order of the rows, without scores.
+        """
+        said = self.sampler.completions([prompts.ids[row] for row in rows], uniforms_BC)
+        return [Episode(row, prompts.ids[row], ids) for row, ids in zip(rows, said, strict=True)]
+
+    @torch.no_grad()
+    def score(self, prompts: Prompts, episodes: list[Episode]) -> None:
+        """Fill in texts, rewards, log-probabilities and values of episodes."""
+        args, model = self.trainer.args, self.trainer.actor_critic
+        model.eval()
+        self._reward(prompts, episodes)
+        order = sorted(
+            range(len(episodes)),
+            key=lambda i: len(episodes[i].prompt_ids) + len(episodes[i].completion_ids),
+        )
+        for start in range(0, len(order), args.scoring_batch_size):
+            batch = [episodes[i] for i in order[start : start + args.scoring_batch_size]]
+            ids_BP, mask_BP = pad_left(
+                [e.prompt_ids for e in batch], self.decoding.pad_token_id, args.device
+            )
+            ids_BC, mask_BC = pad_right(
+                [e.completion_ids for e in batch], self.decoding.pad_token_id, args.device
+            )
+            ids = torch.cat([ids_BP, ids_BC], dim=1)
+            mask = torch.cat([mask_BP, mask_BC], dim=1)
+            with self.trainer.accelerator.autocast():
+                width = ids_BC.shape[1]
+                logps_BC, _, values_BC = model(ids, mask, width, args.temperature)
+                ref_logps_BC = reference_logps(
+                    model, self.trainer.reference, Batch(ids, mask, width), args.temperature
+                )
+            check_scored(mask_BC, logps_BC, ref_logps_BC, values_BC)
+            for row, episode in enumerate(batch):
+                length = len(episode.completion_ids)
+                episode.logps = logps_BC[row, :length].cpu()
+                episode.ref_logps = ref_logps_BC[row, :length].cpu()
+                episode.values = values_BC[row, :length].cpu()
+
+    def _reward(self, prompts: Prompts, episodes: list[Episode]) -> None:
+        if not episodes:
+            return
+        tokenizer = self.trainer.processing_class
+        ends = self.decoding.other_stop_token_ids
+        texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
+        rows = [e.row for e in episodes]
+        asked = [prompts.data[row]["prompt"] for row in rows]
+        spoken = isinstance(asked[0], list)
+        said = [[{"role": "assistant", "content": t}] for t in texts] if spoken else texts
+        total_B, said_BF = score(
+            self.functions,
+            self.weights,
+            asked,
+            said,
+            [e.completion_ids for e in episodes],
+            prompts.columns(rows),
+        )
+        for i, episode in enumerate(episodes):
+            episode.text = texts[i]
+            episode.score = total_B[i].item()
+            episode.said = tuple(said_BF[i].tolist())
+
+    def _finish(self, episodes: list[Episode], first: int) -> Rollout:
+        """From the episodes of all processes to one rollout; the same on each of them."""
+        args = self.trainer.args
+        ids_BP, mask_BP = pad_left(
+            [e.prompt_ids for e in episodes], self.decoding.pad_token_id, "cpu"
+        )
+        ids_BC, mask_BC = pad_right(
+            [e.completion_ids for e in episodes], self.decoding.pad_token_id, "cpu"
+        )
+        logps_BC = stack([e.logps for e in episodes])
+        ref_logps_BC = stack([e.ref_logps for e in episodes])
+        values_BC = stack([e.values for e in episodes])
+        scores_B = self.penalised(episodes)
+        if not self.has_units:
+            values_BC = self.trainer.actor_critic.begin_values(scores_B, values_BC) * mask_BC
+            self.has_units = spread(scores_B, 0.0) > 0.0
+        rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
+        if args.whiten_rewards:
+            rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
+        advantages_BC, returns_BC = advantages_and_returns(
+            rewards_BC, values_BC, mask_BC, args.gamma, args.lam
+        )
+        self.returns_std = self._spread_of_returns(returns_BC[mask_BC.bool()])
+        whitened_BC = whiten(advantages_BC, mask_BC)
+        ended_B = self.ended(episodes)
+        self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
+        self.metrics |= describe_episodes(episodes, ended_B, distinct_names(self.functions))
+        self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
+        self.kl.update(self.metrics["objective/kl"], len(episodes))
+        if args.log_completions:
+            of_tokens = {
+                "kl": kl_BC,
+                "value": values_BC,
+                "advantage": whitened_BC,
+                "reward": rewards_BC,
+            }
+            self.samples = keep_samples(
+                self.trainer.processing_class, first, episodes[:NUM_KEPT], of_tokens
+            )
+        return Rollout(
+            prompt_ids=ids_BP,
+            prompt_mask=mask_BP,
+            completion_ids=ids_BC,
+            completion_mask=mask_BC,
+            old_logps=logps_BC,
+            ref_logps=ref_logps_BC,
+            old_values=values_BC,
+            advantages=whitened_BC,
+            returns=returns_BC,
+        )
+
+    def _spread_of_returns(self, returns: Tensor) -> float:
+        return max(spread(returns), LEAST_SPREAD * self.trainer.actor_critic.value_scale.item())
+
+    def penalised(self, episodes: Sequence[Episode]) -> Tensor:
+        """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""
+        args = self.trainer.args
+        scores_B = torch.tensor([e.score for e in episodes])
+        if args.normalize_rewards:
+            self.moments.update(scores_B)
+            scores_B = scores_B / self.moments.std
+        if args.reward_clip is not None:
+            scores_B = scores_B.clamp(-args.reward_clip, args.reward_clip)
+        if args.missing_eos_penalty is not None:
+            scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))
+        return scores_B
+
+    def ended(self, episodes: Sequence[Episode]) -> Tensor:
+        """1 for each episode whose completion ends with a stop token."""
+        return torch.tensor([float(e.completion_ids[-1] in self.decoding.stops) for e in episodes])
+
+    def evaluate(self, prompts: Prompts, seed: int) -> dict[str, float]:
+        """Score what the policy says to held-out prompts.
+
+        Args:
+            prompts: The prompts.
+            seed: Seed of the noise; with it the same at every evaluation.
+
+        Returns:
+            Mean score, KL (nats per completion) and length at the temperature of training, and the
+            mean score of the most probable completions.
+        """
+        args = self.trainer.args
+        rows = range(args.process_index, len(prompts), args.world_size)
+        uniforms_BC = episode_uniforms(seed, rows, args.max_completion_length)
+
+        def say() -> tuple[list[Episode], list[Episode]]:
+            return self.sample(prompts, rows, uniforms_BC), self.sample(prompts, rows, None)
+
+        said_before = say() if self.sampler.is_collective else None
+        with together():
+            sampled, greedy = said_before or say()
+            self.score(prompts, sampled)
+            self._reward(prompts, greedy)
+        sampled, greedy = gather_object(sampled), gather_object(greedy)
+        return {
+            "scores": sum(e.score for e in sampled) / len(sampled),
+            "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
+            "completion_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),
+            "greedy_scores": sum(e.score for e in greedy) / len(greedy),
+        }

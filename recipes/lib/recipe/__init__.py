@@ -1,0 +1,1 @@
+"""What stands around every recipe: the way in, the guard, the last words."""

@@ -1,0 +1,148 @@
+"""Prints the options of a recipe from the generated table, without importing the recipe."""
+
+import ast
+import json
+import os
+import re
+import sys
+import textwrap
+from typing import Any
+
+from recipes.lib.config.option_table import PACKAGE, TABLE, TRAINING_RECIPES, build_table
+
+WIDTH = 80
+SHORT = 200  # characters of an inherited option's text; --help_all shows the whole
+
+# Those of the trainer's own options that runs commonly set; the others wait for --help_all.
+COMMON = frozenset(
+    "output_dir max_steps num_train_epochs per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps gradient_checkpointing learning_rate lr_scheduler_type "
+    "warmup_steps weight_decay max_grad_norm optim bf16 fp16 use_cpu seed logging_steps "
+    "eval_strategy eval_steps save_strategy save_steps save_total_limit load_best_model_at_end "
+    "resume_from_checkpoint report_to run_name push_to_hub hub_model_id log_level".split()
+)
+TITLES = {"model": "model and adapters", "training": "training (common options)"}
+
+
+def print_help(recipe: str, everything: bool) -> bool:
+    """Prints the help of a recipe if the table knows it.
+
+    Args:
+        recipe: Name of the recipe.
+        everything: Also the options that are rarely needed.
+
+    Returns:
+        Whether the table knows the recipe.
+    """
+    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"recipes": {}}
+    if recipe not in table["recipes"]:
+        return False
+    show(render(recipe, table, everything))
+    return True
+
+
+def print_live_help(recipe: str, everything: bool) -> None:
+    """Prints the help of a recipe that is not in the table yet, from its dataclasses (seconds).
+
+    Args:
+        recipe: Name of the recipe.
+        everything: Also the options that are rarely needed.
+    """
+    show(render(recipe, build_table([recipe]), everything))
+
+
+def show(text: str) -> None:
+    """Prints a long text; a reader that closes early, such as `head`, is no error.
+
+    Args:
+        text: The lines.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would try to flush again on exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
+    """Writes the help of a recipe.
+
+    Args:
+        recipe: Name of the recipe.
+        table: As `help_table.build_table` makes it.
+        everything: Also the options that are rarely needed, and all texts in full.
+
+    Returns:
+        Lines of at most 80 columns where words allow it.
+    """
+    entry = table["recipes"][recipe]
+    options = [table["common"][o] if isinstance(o, str) else o for o in entry["options"]]
+    positional = f" {entry['positional']['shown']}" if entry["positional"] else ""
+    lines = [f"usage: rlhf {recipe}{positional} [--config FILE] [--key value ...]", ""]
+    lines += textwrap.wrap(_description(recipe), WIDTH)
+    lines += [
+        "",
+        "  --config FILE",
+        "      YAML file with any of the keys below; flags win over it.",
+    ]
+    if recipe in TRAINING_RECIPES:
+        lines += [
+            "  --accelerate_config NAME|FILE",
+            "      Start it on several processes: cpu, ddp, fsdp2, zero2, zero3, multi_node",
+            "      or a file; --num_processes, --num_machines, ... go with it.",
+        ]
+    hidden = 0
+    for group in _order(recipe, options):
+        members = [option for option in options if option["group"] == group]
+        shown = [o for o in members if everything or group != "training" or o["name"] in COMMON]
+        hidden += len(members) - len(shown)
+        lines += ["", f"{_title(group)}:"]
+        for option in shown:
+            lines += _lines(option, full=everything or group in (recipe, "data", "run folder"))
+    if hidden:
+        lines += ["", f"{hidden} more options of the trainer: rlhf {recipe} --help_all"]
+    return "\n".join(lines)
+
+
+def _order(recipe: str, options: list[dict[str, Any]]) -> list[str]:
+    groups = list(dict.fromkeys(option["group"] for option in options))
+    last = ("data", "model", "run folder", "training")
+    method = [group for group in groups if group != recipe and group not in last]
+    return [group for group in (recipe, *method, *last) if group in groups]
+
+
+def _title(group: str) -> str:
+    return TITLES.get(group, f"method ({group})" if group.endswith("Config") else group)
+
+
+def _lines(option: dict[str, Any], full: bool) -> list[str]:
+    words = option["type"]
+    text = option["help"] if full else _shorten(option["help"])
+    if len(words) > 40:
+        text = f"{text} One of: {words.replace('|', ', ')}."
+        words = "TEXT"
+    if option["default"] is not None:
+        default = option["default"]
+        text += " Required." if default == "required" else f" Default: {default}."
+    indent = " " * 6
+    body = textwrap.wrap(
+        text.strip(), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
+    return [f"  --{option['name']} {words}", *body]
+
+
+def _shorten(text: str) -> str:
+    kept = ""
+    for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z`])", text):
+        if kept and len(kept) + len(sentence) > SHORT:
+            break
+        kept = f"{kept} {sentence}".strip()
+    return kept
+
+
+def _description(recipe: str) -> str:
+    path = PACKAGE / f"{recipe}.py"
+    if not path.exists():
+        return ""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())

@@ -1,0 +1,157 @@
+"""The way in: from a command line to a checked configuration, a run, its last words, a code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from recipes.lib.config.parse import Config, Given, build, read
+from recipes.lib.distributed.accelerate_launch import is_launch, launch_processes
+from recipes.lib.distributed.processes import is_main_process, may_tell, use_what_is_there
+from recipes.lib.distributed.signals import EXIT_CODE, Stopped
+from recipes.lib.errors import UserError
+
+ALL_FLAGS = {"--help_all", "--help-all"}
+HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
+GOING_ON = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
+
+
+def launch(recipe: str, argv: list[str] | None) -> int:
+    """Runs a recipe from the command line.
+
+    Args:
+        recipe: Name of the recipe.
+        argv: The words after the recipe's name; None takes them from `sys.argv`. With
+            --accelerate_config the recipe is started on several processes.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user, 75 for a training that a signal ended with
+        a checkpoint, 130 for an interrupt.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if HELP_FLAGS & set(argv):
+        return _help(recipe, everything=bool(ALL_FLAGS & set(argv)))
+    try:
+        return launch_processes(recipe, argv) if is_launch(argv) else _run(recipe, argv)
+    except UserError as error:
+        if may_tell():
+            print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        way = "run it again" if recipe == "quickstart" else "go on with --resume"
+        _say(f"rlhf {recipe}: {stopped}; {way}.")
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        _say(f"rlhf {recipe}: interrupted")
+        return 130
+    finally:
+        _leave_process_group()
+
+
+def _say(text: str) -> None:
+    if is_main_process():
+        print(text, file=sys.stderr)
+
+
+def _leave_process_group() -> None:
+    """Ends what joined this process to others: a thread of gloo that is left aborts the exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _help(recipe: str, everything: bool) -> int:
+    from recipes.lib.recipe.help import print_help, print_live_help
+
+    if not print_help(recipe, everything):
+        print_live_help(recipe, everything)
+    return 0
+
+
+def _run(recipe: str, argv: list[str]) -> int:
+    from recipes.lib.recipe.summary import print_closing
+    from recipes.lib.verbosity import hush, restore
+
+    hush()
+    use_what_is_there()
+    config = parse(recipe, argv, runs=True)
+    if config.values.get("log_level"):
+        restore(config.values["log_level"])
+    summary = importlib.import_module(f"recipes.{recipe}").run(config)
+    if is_main_process():
+        print_closing(config, summary)
+    return 0
+
+
+def parse(
+    recipe: str,
+    argv: Sequence[str],
+    overrides: dict[str, Any] | None = None,
+    *,
+    runs: bool = False,
+) -> Config:
+    """Read a recipe's configuration strictly; flags win over the file, overrides over both.
+
+    Args:
+        recipe: Name of the recipe, e.g. "ppo".
+        argv: `[WORD] [--config FILE] [--key value ...]`.
+        overrides: Values that a calling recipe sets, by key.
+        runs: Whether the recipe runs next, so that a path that is not there is a mistake by now.
+
+    Returns:
+        The configuration with its dataclasses built and checked.
+
+    Raises:
+        UserError: The file or a flag is wrong; the text names key, value and remedy.
+    """
+    module = importlib.import_module(f"recipes.{recipe}")
+    word = "action" if hasattr(module, "ACTIONS") else getattr(module, "POSITIONAL", None)
+    given = read(recipe, argv, word)
+    values = given.values | (overrides or {})
+    if word is not None:
+        _check_word(module, word, recipe, values)
+    if runs:
+        check_places(given, values)
+    return build(given, module.arguments(), overrides)
+
+
+def _check_word(module: ModuleType, key: str, recipe: str, values: dict[str, Any]) -> None:
+    actions = getattr(module, "ACTIONS", None)
+    instead = getattr(module, "INSTEAD", "")  # a key that does what the word does
+    if not values.get(key) and not values.get(instead):
+        what = "|".join(actions) if actions else key.upper()
+        raise UserError(f"{key} is missing; write rlhf {recipe} {what}.")
+    if actions and values[key] not in actions:
+        raise UserError(f"{key}={values[key]}: must be one of {', '.join(actions)}.")
+
+
+def check_places(given: Given, values: dict[str, Any]) -> None:
+    """Refuse data that are not there and a folder that is taken, before the imports of seconds.
+
+    Args:
+        given: What file and command line say.
+        values: The same by key, with what wins over both.
+
+    Raises:
+        UserError: One of the two.
+    """
+    from recipes.lib.config.option_table import table_fields
+    from recipes.lib.data.reading import local_path
+    from recipes.lib.runs.folder import check_path
+
+    name = values.get("dataset_name")
+    if isinstance(name, str) and name:
+        local_path(name)
+    trains = {"overwrite", "max_steps"} <= set(table_fields(given.recipe))
+    if not trains or not is_main_process():
+        return
+    if any(values.get(key) not in (None, False) for key in GOING_ON):
+        return
+    name = given.path.stem if given.path else "default"
+    folder = values.get("output_dir", Path("runs") / given.recipe / name)
+    if isinstance(folder, (str, Path)) and str(folder):
+        check_path(Path(folder), resume=False, overwrite=False, values={})

@@ -1,0 +1,1 @@
+"""Rewards of completions: functions and models, asked and added up."""

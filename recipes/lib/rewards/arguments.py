@@ -1,0 +1,61 @@
+"""Keys about rewards that the recipes have in common which sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from recipes.lib.errors import UserError
+
+
+@dataclass(kw_only=True)
+class RewardArguments:
+    """Keys about rewards of the recipes that sample."""
+
+    reward_funcs: list[str] = field(
+        metadata={
+            "help": "Rewards: runs, folders or Hub ids of reward models, functions as "
+            "file.py:function, or names of TRL's such as accuracy_reward."
+        }
+    )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds that a reward function may take for a batch. With it functions run "
+            "in processes of their own, which are killed and started anew."
+        },
+    )
+    reward_retries: int = field(
+        default=3,
+        metadata={
+            "help": "How often a reward function is asked again that timed out, died or lost a "
+            "connection, after 1, 2, 4 ... seconds."
+        },
+    )
+
+    def rewards(self) -> list[Any]:
+        """The rewards as PPOTrainer takes them: names of models, functions that are patient.
+
+        Raises:
+            UserError: A number is out of range, or a function is not there.
+        """
+        if self.reward_timeout is not None and not self.reward_timeout > 0:
+            raise UserError(
+                f"reward_timeout={self.reward_timeout}: must be above 0; leave it out for no limit."
+            )
+        if self.reward_retries < 0:
+            raise UserError(f"reward_retries={self.reward_retries}: must be 0 or more.")
+        return [self._one(reference) for reference in self.reward_funcs]
+
+    def _one(self, reference: str) -> Any:
+        # Late, because they import torch.
+        from recipes.lib.rewards.functions import is_function_reference, load_function
+        from recipes.lib.rewards.retries import RewardProcess, patient
+        from recipes.lib.rewards.scoring import function_name
+
+        if not is_function_reference(reference):
+            return reference
+        function = load_function(reference)
+        if self.reward_timeout is not None:
+            function = RewardProcess(reference, function_name(function), self.reward_timeout)
+        return patient(function, self.reward_retries)

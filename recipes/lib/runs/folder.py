@@ -1,0 +1,233 @@
+"""The run folder: who may write into it, what it holds, where a run goes on.
+
+Layout: config.yaml, metrics.jsonl, checkpoint-*/, final/, lineage.json, samples.jsonl, report.html,
+summary.json. A folder with a config.yaml holds a run; one with a summary.json holds a finished run.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.lib.distributed.processes import from_main, wait_for_main_process
+from recipes.lib.distributed.processes import is_main_process as is_main_process
+from recipes.lib.errors import UserError
+from recipes.lib.notes import note
+from recipes.lib.runs.files import write_json, write_jsonl, write_text
+from recipes.lib.runs.lock import NAME, refuse_if_taken, take
+
+# Keys that say how a run is carried out and not what it computes: free to change on a resume.
+FREE_ON_RESUME = frozenset(
+    "resume overwrite output_dir resume_from_checkpoint per_device_train_batch_size "
+    "gradient_accumulation_steps steps_per_generation gradient_checkpointing "
+    "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
+    "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
+    "reward_timeout reward_retries dataloader_num_workers dataset_num_proc push_to_hub "
+    "hub_model_id hub_token skip_plan".split()
+)
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """How a recipe treats the folder it writes to."""
+
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest good checkpoint of the folder."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Move the run that the folder holds aside and start anew."}
+    )
+
+
+@dataclass(kw_only=True)
+class FolderArguments(RunArguments):
+    """RunArguments for recipes that have no trainer configuration with an output_dir of its own."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Run folder; default runs/<recipe>/<name of the YAML>."}
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder.
+
+    Args:
+        path: The folder.
+        checkpoint: The checkpoint to go on from, or None for a fresh start.
+    """
+
+    path: Path
+    checkpoint: Path | None = None
+
+    @property
+    def final(self) -> Path:
+        """Folder of the finished model or data."""
+        return self.path / "final"
+
+    def write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write summary.json, which marks the run as finished, and return the summary."""
+        write_json(self.path / "summary.json", summary)
+        return summary
+
+    def write_samples(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write samples.jsonl, replacing what it held."""
+        write_jsonl(self.path / "samples.jsonl", rows)
+
+
+def check_folder(config: Any) -> None:
+    """Refuse an output folder that may not be written to, before anything heavy is loaded.
+
+    Args:
+        config: The parsed Config of a recipe.
+
+    Raises:
+        UserError: The folder holds a run and neither resume nor overwrite was given, holds
+            something else, or the configuration differs from the one to resume.
+    """
+    if is_main_process():
+        check_path(folder_of(config), config.script.resume, config.script.overwrite, config.values)
+
+
+def open_run(config: Any) -> Run:
+    """Take possession of the output folder of a recipe.
+
+    Args:
+        config: The parsed Config of a recipe.
+
+    Returns:
+        The run; with `resume`, its checkpoint is the newest good one (None if there is none).
+
+    Raises:
+        UserError: As in `check_folder`, or the folder cannot be written.
+    """
+    path = folder_of(config)
+    if is_main_process():
+        check_path(path, config.script.resume, config.script.overwrite, config.values)
+        _take(path, config.script.resume, config.values)
+    wait_for_main_process()
+    checkpoint = _checkpoint(path) if config.script.resume else None
+    if config.script.resume and checkpoint is None:
+        note(f"output_dir={path} holds no checkpoint to resume; the run starts at the beginning.")
+    return Run(path, checkpoint)
+
+
+def folder_of(config: Any) -> Path:
+    """The output folder of a recipe's configuration."""
+    holder = config.training if config.training is not None else config.script
+    return Path(holder.output_dir)
+
+
+def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]) -> None:
+    """As `check_folder`, of a path and the keys of RunArguments."""
+    if resume and overwrite:
+        raise UserError("resume and overwrite exclude each other; give one of them.")
+    _refuse_unwritable(path)
+    if is_run(path):
+        if resume or overwrite:
+            refuse_if_taken(path)
+        if resume:
+            _refuse_links(path)
+            _refuse_other_config(path, values)
+        elif not overwrite:
+            raise UserError(
+                f"output_dir={path} holds a run; continue it with --resume, move it aside with "
+                "--overwrite, or choose another output_dir."
+            )
+    elif path.is_dir() and any(entry.name != NAME for entry in path.iterdir()):
+        raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
+
+
+def _refuse_unwritable(path: Path) -> None:
+    # Asked of the file system and not of the permissions, which the superuser does not need.
+    there = next(
+        folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()
+    )
+    if not there.is_dir():
+        raise UserError(
+            f"output_dir={path} cannot be written: {there.name} is a file, not a folder."
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"output_dir={path} cannot be written: {there} is read-only; choose another output_dir."
+        )
+
+
+def _refuse_links(path: Path) -> None:
+    # A run that came from elsewhere could lead what is written out of its folder.
+    home = path.resolve()
+    for entry in path.rglob("*"):
+        if entry.is_symlink() and not entry.resolve().is_relative_to(home):
+            raise UserError(
+                f"output_dir={path}: {entry.relative_to(path)} is a link that leads out of it; "
+                "replace it by what it leads to."
+            )
+
+
+def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
+    try:
+        if is_run(path):
+            if resume:
+                take(path)
+                return
+            refuse_if_taken(path)
+            move_aside(path)
+        path.mkdir(parents=True, exist_ok=True)
+        take(path)
+        write_text(path / "config.yaml", config_text(values))
+    except OSError as error:
+        raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
+
+
+def _checkpoint(path: Path) -> Path | None:
+    from recipes.lib.runs.checkpoints import newest_good
+
+    found, told = from_main(lambda: newest_good(path))
+    for sentence in told if is_main_process() else ():
+        print(sentence, file=sys.stderr)
+    return found
+
+
+def _refuse_other_config(path: Path, values: dict[str, Any]) -> None:
+    if (path / "summary.json").exists():
+        raise UserError(f"output_dir={path} holds a finished run: nothing is left to resume.")
+    try:
+        before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:  # the reader of plain values: tags of others are refused
+        raise UserError(
+            f"{path / 'config.yaml'} is not the configuration of a run "
+            f"({' '.join(str(error).split())}); restore it, or start another run."
+        ) from error
+    keys = (set(before) | set(values)) - FREE_ON_RESUME
+    for key in sorted(keys):
+        if before.get(key) != values.get(key):
+            raise UserError(
+                f"{key}={values.get(key)!r} differs from {before.get(key)!r} of the run to resume "
+                f"in {path}; set it back, or start another run."
+            )
+
+
+def config_text(values: dict[str, Any]) -> str:
+    """The YAML of a configuration as it is kept in config.yaml."""
+    # A token is a secret: the file goes into reports and to the Hub.
+    left_out = {"resume", "overwrite", "hub_token"}
+    kept = {key: value for key, value in values.items() if key not in left_out}
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run, finished or not."""
+    return (path / "config.yaml").is_file()
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a run folder to the first free <name>.old-<n> and return the new path."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target

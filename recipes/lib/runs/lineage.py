@@ -1,0 +1,71 @@
+"""Where a run came from: models, data with hashes, versions, commit."""
+
+import hashlib
+import json
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.models.folders import resolve_model
+from recipes.lib.runs.files import write_json
+
+PACKAGES = "torch transformers trl peft accelerate datasets bitsandbytes".split()
+
+
+def write_lineage(run: Path, recipe: str, model: str | None, data: list[str], **more: Any) -> None:
+    """Write lineage.json.
+
+    Args:
+        run: The run folder.
+        recipe: Name of the recipe.
+        model: Model the run started from: folder, run or Hub id.
+        data: Paths or Hub ids of the data.
+        more: Further facts, such as the reward functions; trust_remote_code where it is true.
+    """
+    if not more.get("trust_remote_code", True):
+        del more["trust_remote_code"]
+    write_json(
+        run / "lineage.json",
+        {
+            "recipe": recipe,
+            "model": _parent(model),
+            "data": [{"name": name, "sha256": sha256(Path(name))} for name in data],
+            **more,
+            "versions": {name: metadata.version(name) for name in PACKAGES},
+            "commit": commit(),
+        },
+    )
+
+
+def _parent(model: str | None) -> dict[str, Any] | None:
+    if model is None:
+        return None
+    folder = Path(resolve_model(model))
+    lineage = (folder.parent if folder.name == "final" else folder) / "lineage.json"
+    try:
+        known = json.loads(lineage.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or one that says nothing; the run itself is done
+        known = None
+    return {"name": model, "lineage": known}
+
+
+def sha256(path: Path) -> str | None:
+    """Hash of a file's bytes; None for what is no file (a folder, a Hub id)."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def commit() -> str | None:
+    """Commit of this checkout, with a plus sign where files differ from it; None outside git."""
+    root = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

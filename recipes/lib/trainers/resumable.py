@@ -1,0 +1,170 @@
+"""What transformers' Trainer lacks for a run that loses nothing: a mixin before any of its classes.
+
+Its checkpoints are whole (runs.checkpoints). They also hold what Trainer and TRL's trainers
+forget between two logs, so that the metrics after a resume are those of the unbroken run. A signal
+or a failure ends a run with a checkpoint (trainers.interruption).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.distributed.launch import Launch
+from recipes.lib.distributed.mixed_precision import sharpen
+from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, clear, keep_newest, publish, seal
+from recipes.lib.runs.files import write_json
+from recipes.lib.same_batch import batch_of, refuse_other_batch
+from recipes.lib.trainers.interruption import OF_TRL, Stoppable
+
+STAGED = "_hub"  # folder that uploads in the background read; gone with the end of the run
+CARRIED = "carried"  # carried_0.json of the first process, and so on
+
+
+class Resumable(Stoppable):
+    """Mixin for a Trainer; `class SFT(Resumable, SFTTrainer)`."""
+
+    # Under FSDP2, as DDP does it. Not for all: torch 2.13 fails then in KTO with an adapter, where
+    # gradients are accumulated (an FSDPParam without _unsharded_param).
+    sums_in_fp32 = False
+    _writes_into: Path | None = None
+    _globalstep_last_logged = 0  # Trainer's own; here for one that is saved before it has trained
+
+    # --- checkpoints that are whole
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)  # type: ignore[misc]
+        return str(self._writes_into) if self._writes_into else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run, step = Path(super()._get_output_dir(trial)), self.state.global_step  # type: ignore[misc]
+        name = f"{PREFIX}{step}"
+        self._writes_into = run / PARTIAL
+        best = self.state.best_model_checkpoint
+        try:
+            if self.args.should_save:
+                clear(run / PARTIAL / name)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        except Exception:
+            shutil.rmtree(run / PARTIAL, ignore_errors=True)  # it may be what fills the disk
+            raise
+        finally:
+            self._writes_into = None
+        # Trainer looked for the best one beside the partial one.
+        newer = run / f"{PREFIX}{self.state.best_global_step}"
+        is_there = newer.name == name or newer.exists()
+        self.state.best_model_checkpoint = str(newer) if is_there else best
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._put_in_place(run / PARTIAL / name, run / name)
+        self.accelerator.wait_for_everyone()
+        self._written = run / name
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run / name))
+
+    def _push_from_checkpoint(self, folder: str) -> None:
+        # Later, from where it stays: an upload in the background would miss what is renamed.
+        if self._writes_into is not None:
+            return
+        # Trainer copies the model to where it uploads from, which is not to be the run folder.
+        run, staged = self.args.output_dir, Path(self.args.output_dir) / STAGED
+        staged.mkdir(exist_ok=True)
+        self.args.output_dir = str(staged)
+        try:
+            super()._push_from_checkpoint(folder)  # type: ignore[misc]
+        finally:
+            self.args.output_dir = run
+
+    def _put_in_place(self, partial: Path, target: Path) -> None:
+        self.state.save_to_json(str(partial / "trainer_state.json"))
+        # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        seal(partial, self.state.global_step, launch=Launch.here(self.args).told())
+        publish(partial, target)
+        best = Path(self.state.best_model_checkpoint or "").name
+        keep_newest(target.parent, self.args.save_total_limit, {target.name, best})
+
+    # --- what Trainer forgets
+
+    def save_state_into(self, folder: Path) -> None:
+        """Write into a checkpoint what the next log needs of the steps before it.
+
+        Args:
+            folder: The checkpoint.
+        """
+        carried = {name: getattr(self, name) for name in OF_TRL if hasattr(self, name)}
+        carried |= {
+            "loss": self._tr_loss.item(),
+            "last_logged": self._globalstep_last_logged,
+            "owes_evaluation": self._owes_evaluation,
+            "skipped": [self._skipped, self._in_a_row],
+            "batch": batch_of(self),
+        }
+        if "_metrics" in carried:
+            carried["_metrics"] = dict(carried["_metrics"]["train"])
+        write_json(folder / f"{CARRIED}_{self.args.process_index}.json", carried)
+
+    def load_state_from(self, folder: Path) -> None:
+        """Take on what a checkpoint holds beside Trainer's own.
+
+        Args:
+            folder: The checkpoint; one of plain Trainer has nothing more.
+        """
+        best = Path(self.args.output_dir) / f"{PREFIX}{self.state.best_global_step}"
+        if best.is_dir():  # the run may have been moved since
+            self.state.best_model_checkpoint = str(best)
+        paths = [folder / f"{CARRIED}_{n}.json" for n in (0, self.args.process_index)]
+        if not paths[0].is_file():
+            return
+        # What all processes have to agree on is read from the first one's.
+        shared = json.loads(paths[0].read_text(encoding="utf-8"))
+        refuse_other_batch(self, shared.get("batch") or batch_of(self))
+        self._globalstep_last_logged = shared["last_logged"]
+        self._owes_evaluation = shared["owes_evaluation"]
+        self._skipped, self._in_a_row = shared["skipped"]
+        if not paths[1].is_file():
+            return
+        carried = json.loads(paths[1].read_text(encoding="utf-8"))
+        self._tr_loss = self._tr_loss + carried["loss"]
+        if "_metrics" in carried:
+            self._metrics["train"].update(carried["_metrics"])  # type: ignore[attr-defined]
+            self._total_train_tokens = carried["_total_train_tokens"]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        self.save_state_into(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        self._resumes_from = None
+        self.load_state_from(Path(checkpoint))
+        if self._owes_evaluation:
+            self._owes_evaluation = False
+            metrics = self._evaluate(None, None)
+            if self._determine_best_metric(metrics=metrics, trial=None):  # type: ignore[attr-defined]
+                self.state.best_model_checkpoint = str(checkpoint)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        sharpen(self, getattr(self.model, "value_head", None))
+        return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+            return
+        # Trainer would make a step before it sees that the checkpoint is of the last one.
+        self.control.should_training_stop = True
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self._resumes_from is not None:
+            self._load_rng_state(self._resumes_from)
+        return super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        self._moment, self._written, self._moves, self._last_step = None, None, False, -1
+        return super()._init_training_state(*args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,139 @@
+"""Whether the rows that a trainer made fit the model: length, template, tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+
+from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
+from recipes.lib.errors import UserError
+from recipes.lib.models.chat_template import KEY, check_bos, check_conversation
+from recipes.lib.models.tokenizers import untrained_tokens
+
+PROMPT = "prompt_ids"  # before each of the sides, where there is one
+SIDES = ("input_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
+
+
+def check_fit(trainer: Any, row: dict[str, Any]) -> None:
+    """Check what a trainer is about to train on.
+
+    Args:
+        trainer: TRL's SFT, Reward, DPO or KTO trainer, made.
+        row: The first row of the data as it was given.
+
+    Raises:
+        UserError: No row is left, a row is longer than the model's context, the chat template does
+            not fit, or special tokens of the data have embeddings that were never trained and will
+            not be.
+    """
+    rows, tokenizer = trainer.train_dataset, trainer.processing_class
+    first = next(iter(rows), None)
+    if first is None:
+        raise UserError(
+            f"max_length={trainer.args.max_length}: every training row is longer and dropped; "
+            "raise it."
+        )
+    before = [PROMPT] if PROMPT in first else []
+    sides = [name for name in SIDES if name in first]
+    _check_context(trainer, before, sides)
+    ids = [token for name in (*before, sides[0]) for token in first[name]]
+    model_name = None if hasattr(trainer.args, KEY) else tokenizer.name_or_path
+    if isinstance(row.get("chosen"), list) and not before:  # a reward model is asked nothing
+        check_bos(tokenizer, ids, model_name)
+    elif (messages := _messages(row)) is not None:
+        kwargs = dict(row.get("chat_template_kwargs") or {})
+        template = getattr(trainer, "chat_template", None)
+        check_conversation(tokenizer, messages, template, kwargs, model_name)
+    used = {token for name in (*before, *sides) for token in first[name]}
+    _check_tokens(trainer.model, tokenizer, used)
+
+
+def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
+    """Check what a policy is about to be asked.
+
+    Args:
+        model: The policy.
+        tokenizer: Its tokenizer.
+        prompts: The prompts to train on.
+
+    Raises:
+        UserError: The chat template does not fit, or special tokens of the prompts have embeddings
+            that were never trained and will not be.
+    """
+    if isinstance(prompts.data[0]["prompt"], list):
+        check_bos(tokenizer, prompts.ids[0], tokenizer.name_or_path)
+    _check_tokens(model, tokenizer, set(prompts.ids[0]))
+
+
+def check_sampling(trainer: Any) -> None:
+    """Check what TRL's trainers that sample are about to ask; TRL cuts no prompt.
+
+    Args:
+        trainer: TRL's RLOO or GRPO trainer, made.
+
+    Raises:
+        UserError: As `check_prompts`; or a prompt leaves no room for a completion in the model's
+            context.
+    """
+    args, tokenizer = trainer.args, trainer.processing_class
+    for rows in (trainer.train_dataset, trainer.eval_dataset):
+        if rows is not None:
+            prompts = tokenize_prompts(rows, tokenizer, None, args.chat_template_kwargs)
+            check_context(prompts, trainer.model.config, args.max_completion_length)
+            check_prompts(trainer.model, tokenizer, prompts)
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    if isinstance(row.get("messages"), list):
+        return list(row["messages"])
+    for side in ("completion", "chosen"):
+        if isinstance(row.get(side), list):
+            before = row.get("prompt")  # or the side begins with it
+            return (list(before) if isinstance(before, list) else []) + list(row[side])
+    return None
+
+
+def _check_context(trainer: Any, before: list[str], sides: list[str]) -> None:
+    config = trainer.model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    limit = trainer.args.max_length
+    if context is None or (limit is not None and limit <= context):
+        return
+    if not hasattr(trainer.train_dataset, "__len__"):
+        raise UserError(
+            f"max_length={limit}: rows of a stream cannot be measured before the run, and the "
+            f"model's context has {context} tokens; set max_length to {context} or less."
+        )
+    for dataset in (trainer.train_dataset, trainer.eval_dataset):
+        for name in sides if dataset is not None else ():
+            longest = _longest(dataset, [*before, name])
+            if longest > context:
+                raise UserError(
+                    f"max_length={limit}: the longest row has {longest} tokens "
+                    f"and the model's context {context}; set max_length to {context} or less."
+                )
+
+
+def _longest(dataset: Any, names: list[str]) -> int:
+    batches = dataset.with_format("numpy", columns=names).iter(1000)
+    rows = (row for batch in batches for row in zip(*(batch[name] for name in names), strict=True))
+    return max((sum(map(len, row)) for row in rows), default=0)
+
+
+def _check_tokens(model: Any, tokenizer: Any, ids: set[int]) -> None:
+    """Special tokens that an adapter would have to learn, and cannot: embeddings are frozen."""
+    if not isinstance(model, PeftModel):
+        return
+    weight = model.get_input_embeddings()
+    if any(parameter.requires_grad for parameter in weight.parameters()):
+        return
+    used = ids & set(tokenizer.get_added_vocab().values())
+    untrained = untrained_tokens(model, tokenizer, used) if used else []
+    if untrained:
+        raise UserError(
+            f"lora_modules_to_save is missing: the data uses {', '.join(untrained)}, whose "
+            "embeddings were never trained, and an adapter leaves them as they are; set "
+            "lora_modules_to_save to the model's embeddings (such as embed_tokens) and its "
+            "lm_head, or choose a template without these tokens."
+        )
