@@ -18,16 +18,16 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments, validate
 from recipes.lib.data.loading import read
 from recipes.lib.errors import UserError
+from recipes.lib.models.chat_template import TemplateArguments, use_template
 from recipes.lib.models.folders import TrustArguments
-from recipes.lib.own_template import TemplateArguments, use_template
 from recipes.lib.recipe.main import launch
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from recipes.lib.data.formats import Shape
     from recipes.lib.data.lengths import Length
     from recipes.lib.data.preview import Example, Page
-    from recipes.lib.shapes import Shape
 
 POSITIONAL = "dataset_name"
 INSTEAD = "datasets"
@@ -85,12 +85,12 @@ def check_keys(script: DataPageArguments) -> None:
 
 def rows_of(script: DataPageArguments) -> tuple[Dataset, Dataset | None]:
     """Training and test rows, unchecked; of a stream, or with max_rows, the first ones alone."""
-    from recipes.lib.first_rows import first_rows, tell_large
+    from recipes.lib.data.streaming import first_rows, tell_large
 
     if script.max_rows is None and not script.streaming:
         tell_large(script)
         return read(script, script.seed)
-    from recipes.lib.stream import LOOKED_AT
+    from recipes.lib.data.streaming import LOOKED_AT
 
     return first_rows(script, script.max_rows or LOOKED_AT), None
 
@@ -164,7 +164,7 @@ def repeated(train: Dataset, test: Dataset | None) -> list[str]:
 def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any) -> list[Length]:
     """Lengths of the first rows: tokens, or characters where there is no tokenizer."""
     from recipes.lib.data.lengths import Length, length_of
-    from recipes.lib.row_text import parts_of_row, sequences
+    from recipes.lib.data.preview import parts_of_row, sequences
 
     lengths = []
     for row in rows.select(range(min(script.num_measured, len(rows)))):
@@ -181,7 +181,7 @@ def make_examples(
     script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any
 ) -> list[Example]:
     """The first rows, as tokens with their mask or as text."""
-    from recipes.lib.row_text import examples_of_row
+    from recipes.lib.data.preview import examples_of_row
 
     found = []
     for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
@@ -218,9 +218,9 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data cannot be read, or has none of TRL's formats.
     """
+    from recipes.lib.data.formats import shape_of
     from recipes.lib.data.preview import Page, show_page
     from recipes.lib.data.splitting import split
-    from recipes.lib.shapes import shape_of
 
     script: DataPageArguments = config.script
     check_keys(script)

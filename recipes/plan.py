@@ -86,7 +86,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     from recipes.lib.plan.options import parse_for
     from recipes.lib.plan.page import show_plan, show_refused
     from recipes.lib.plan.planner import plan_of
-    from recipes.lib.plan.refused import as_dicts, nothing_new, refused_of
+    from recipes.lib.plan.refusals import as_dicts, nothing_new, refused_of
     from recipes.lib.plan.target import Target
     from recipes.lib.recipe.main import parse
 
@@ -143,7 +143,7 @@ def show_refusals(argv: list[str]) -> None:
     """
     from recipes.lib.plan.options import split
     from recipes.lib.plan.page import show_table
-    from recipes.lib.plan.refused import table_as_dicts
+    from recipes.lib.plan.refusals import table_as_dicts
 
     given, rest = split([word for word in argv if word != REFUSALS])
     others = [*(f"--{name}" for name in given if name != "json"), *rest]

@@ -25,7 +25,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, use_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -55,9 +55,8 @@ def arguments() -> tuple[type, ...]:
 
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
-    from recipes.lib.continuing import goes_on, load_adapted_policy
     from recipes.lib.distributed.shards import loads_whole
-    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.models.policies import goes_on, load_adapted_policy, load_policy, peft_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.ppo.trainer import PPOTrainer
 
@@ -104,7 +103,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
-    from recipes.lib.ppo.origin import roles_of
+    from recipes.lib.ppo.roles import roles_of
     from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
     from recipes.lib.runs.lineage import write_lineage
     from recipes.lib.trainers.progress import watch

@@ -26,8 +26,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import check_template
-from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, check_template, use_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -74,7 +73,7 @@ def load_pairs(script: RewardArguments, training: Any) -> Rows:
 
 def summarize(rows: list[dict[str, Any]], train: Dataset, test: Dataset) -> dict[str, float]:
     """Accuracy of the scores, its ceiling, its yardstick, and the mean margin of the scores."""
-    from recipes.lib.bag_of_words import bag_of_words_accuracy
+    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
     from recipes.lib.evaluation.win_rate import pair_accuracy
 
     chosen = [row["score_chosen"] for row in rows]
@@ -92,10 +91,9 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from recipes.lib.continuing import goes_on
     from recipes.lib.models.chat_template import check_template_path
     from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
-    from recipes.lib.models.policies import peft_config
+    from recipes.lib.models.policies import goes_on, peft_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_fit
     from recipes.lib.trainers.trl import make

@@ -28,7 +28,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, use_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch

@@ -24,8 +24,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import check_template
-from recipes.lib.own_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, check_template, use_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -94,8 +93,7 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
 
     from recipes.lib.config.legacy_dataset_kwargs import check_dataset_kwargs
     from recipes.lib.models.policies import load_policy, peft_config
-    from recipes.lib.silent_rows import numbered, settle_silent
-    from recipes.lib.trainers.row_fit import check_fit
+    from recipes.lib.trainers.row_fit import check_fit, numbered, settle_silent
     from recipes.lib.trainers.trl import make
 
     training, model_args = config.training, config.model
@@ -121,7 +119,7 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
 
 
 def _tokenized(rows: Any, known: Dataset | None, tokenizer: Any) -> Any:
-    from recipes.lib.boundaries import keep_boundary
+    from recipes.lib.data.tokenization import keep_boundary
 
     if known is None or columns_of(known) != COLUMN_SETS[0]:
         return rows

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import ModelConfig
 
-from recipes.lib.continuing import load_adapted_policy
+from recipes.lib.models.policies import load_adapted_policy
 from tests.checklist import tiny
 
 

@@ -25,7 +25,7 @@ AUDITED = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 LIBRARIES = (
     "recipes.ppo",
     "recipes.lib.ppo.trainer",
-    "recipes.lib.continuing",
+    "recipes.lib.models.policies",
     "recipes.lib.recipe.finish",
     "recipes.lib.runs.lineage",
     "recipes.lib.report",

@@ -1,4 +1,27 @@
-"""The one exception for what a user can put right."""
+"""What a user is told in one sentence: mistakes, remarks, and lack of memory or disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# What libraries say in exceptions that carry no number.
+DISK_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "iostream error",
+    "inline_container.cc",
+)
+SAMPLING_WORDS = "probability tensor contains"  # PyTorch's multinomial, under RLOO and GRPO
+MEMORY_WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class UserError(ValueError):
@@ -30,3 +53,51 @@ def on_one_line(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
+
+
+def note(text: str) -> None:
+    """Prints a remark, once for all processes of a run.
+
+    Args:
+        text: One sentence.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {on_one_line(text)}", file=sys.stderr, flush=True)
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, of the machine or of the accelerator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(
+        words in str(error) for words in MEMORY_WORDS
+    )
+
+
+def sentence(error: BaseException) -> str | None:
+    """What went wrong in a training for which its last steps need not be lost.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The sentence without its end; None for a fault of the program.
+    """
+    if isinstance(error, UserError):
+        return str(error).rstrip(".")
+    if isinstance(error, RuntimeError) and SAMPLING_WORDS in str(error):
+        return (
+            "the policy's logits were NaN or infinite while completions were sampled: its weights "
+            "or its number format overflowed; load it with dtype=float32 or bfloat16, or start "
+            "anew with a lower learning_rate"
+        )
+    return None
+
+
+def is_disk(error: BaseException) -> bool:
+    """Whether an exception says that a file could not be written: no space, or read-only."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return True
+    return any(words in str(error) for words in DISK_WORDS)

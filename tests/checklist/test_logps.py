@@ -12,8 +12,7 @@ from transformers import GPT2ForSequenceClassification, TrainerCallback
 
 from recipes.lib.generation.decoder import Decoder
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample
-from recipes.lib.logps import logps_and_entropy
-from recipes.lib.models.forward import Batch
+from recipes.lib.models.forward import Batch, logps_and_entropy
 from recipes.lib.ppo.actor_critic import reference_logps, token_values
 from tests.checklist import tiny
 

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification, pipel
 from recipes.lib.errors import UserError
 from recipes.lib.generation.sampling import episode_uniforms, mask_through_stop
 from recipes.lib.ppo.collector import EVALUATION_SEED
-from recipes.lib.ppo.episodes import Episode
 from recipes.lib.ppo.returns import advantages_and_returns, whiten
+from recipes.lib.ppo.rollouts import Episode
 from recipes.lib.rewards.reward_models import RewardModel, load_reward_functions
 from tests.checklist import tiny
 

@@ -11,11 +11,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import ModelConfig
 
-from recipes.lib.continuing import load_adapted_policy
 from recipes.lib.errors import UserError
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
 from recipes.lib.models.forward import Batch
-from recipes.lib.models.policies import load_policy
+from recipes.lib.models.policies import load_adapted_policy, load_policy
 from recipes.lib.ppo.actor_critic import reference_logps
 from tests.checklist import tiny
 

@@ -20,11 +20,11 @@ from recipes.lib.config.fields import fields_of
 from recipes.lib.config.library_checks import check_training
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.file_rows import to_dataset
+from recipes.lib.data.formats import shape_of
 from recipes.lib.data.row_checks import find_problems
 from recipes.lib.data.streaming import load_rows
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import launch, parse
-from recipes.lib.shapes import shape_of
 from tests.fuzz import inputs, options
 
 SECONDS = 10

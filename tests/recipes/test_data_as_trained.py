@@ -11,12 +11,12 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import sft
+from recipes.lib.data.formats import shape_of
 from recipes.lib.data.lengths import effects, length_of
 from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenization import Seen, seen_sequences
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import launch, parse
-from recipes.lib.shapes import shape_of
 from tests.tiny_runs import FAST, write
 
 USER = [{"role": "user", "content": "what sat on the tree ?"}]

@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recipes.lib.data.formats import SHAPES, shape_of
 from recipes.lib.data.lengths import Bin, Length, bins_of, effects, length_of, quantile
 from recipes.lib.data.tokenization import pieces, seen_sequences
 from recipes.lib.recipe.main import launch, parse
-from recipes.lib.shapes import SHAPES, shape_of
 from tests.tiny_runs import FAST, write
 
 USER = [{"role": "user", "content": "what sat on the tree ?"}]
@@ -283,9 +283,9 @@ def test_of_large_data_the_first_rows_are_read_alone(
     argv: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recipes.data import run
-    from recipes.lib import stream
+    from recipes.lib.data import streaming
 
-    monkeypatch.setattr(stream, "LOOKED_AT", 3)
+    monkeypatch.setattr(streaming, "LOOKED_AT", 3)
     path = write(folder / "rows.jsonl", [{"text": f"row {n}"} for n in range(3)])
     with path.open("a") as file:
         file.write("{broken\n")  # never read
@@ -314,9 +314,9 @@ def test_a_mixture_is_looked_at_part_by_part(folder: Path) -> None:
 def test_a_large_file_is_read_whole_with_a_remark(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from recipes.lib import first_rows
+    from recipes.lib.data import streaming
 
-    monkeypatch.setattr(first_rows, "LARGE", 20)
+    monkeypatch.setattr(streaming, "LARGE", 20)
     path = write(folder / "rows.jsonl", [{"text": "row one"}, {"text": "row two"}])
     assert launch("data", [str(path)]) == 0
     assert "is read as a whole; --max_rows 10000 reads the first rows alone." in (

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.errors import UserError
-from recipes.lib.failures import is_memory
+from recipes.lib.errors import UserError, is_memory
 from recipes.lib.runs.checkpoints import fault, numbered
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers import progress

@@ -11,11 +11,10 @@ from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left
 from recipes.lib.models.likelihood import label_logps
 from recipes.lib.plan import passes
 from recipes.lib.plan.breakdown import CACHE
-from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.measure import Meter, Scale
 from recipes.lib.plan.meta_models import tensors_of
 from recipes.lib.plan.run_models import make_cast
 from recipes.lib.plan.sampling_phases import Sampling, sampling_bytes
-from recipes.lib.plan.scale import Scale
 from recipes.lib.recipe.main import parse
 from tests.plan_reality import ALIKE
 from tests.tiny_models import save_model

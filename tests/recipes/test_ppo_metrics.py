@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from recipes import ppo
-from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.health import RULES
+from recipes.lib.ppo.metrics import Clock
 from recipes.lib.report.times import REST, times
 from recipes.lib.runs.files import read_jsonl
 from tests.report_html import Page

@@ -17,7 +17,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder
 from recipes.lib.generation.sampling import Decoding
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.vllm_sampler import check_vllm, kept_base, restored, through_stop
+from recipes.lib.ppo.samplers import check_vllm, kept_base, restored, through_stop
 from tests.recipes.test_ppo_trainer import make, state
 
 

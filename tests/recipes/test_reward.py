@@ -184,7 +184,7 @@ def test_a_saved_model_that_scores_differently_is_an_error(folder: Path) -> None
 def test_bag_of_words_cannot_learn_an_order_of_words() -> None:
     from datasets import Dataset
 
-    from recipes.lib.bag_of_words import bag_of_words_accuracy
+    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
 
     swaps = [(f"a {x} b {y}", f"b {y} a {x}") for x in "pqr" for y in "stu"]
     same_words = Dataset.from_list([{"chosen": one, "rejected": two} for one, two in swaps])

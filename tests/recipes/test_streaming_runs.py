@@ -163,10 +163,8 @@ def test_a_recipe_that_needs_all_its_rows_says_so(recipe: str, place: Path) -> N
 def test_a_bad_row_ends_the_run_when_it_comes_and_once_mended_it_resumes_exactly(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recipes.lib import stream
     from recipes.lib.data import streaming
 
-    monkeypatch.setattr(stream, "LOOKED_AT", 100)
     monkeypatch.setattr(streaming, "LOOKED_AT", 100)
     monkeypatch.setattr(streaming, "WINDOW", 10)
     values = STREAM | {"save_strategy": "steps", "save_steps": 4}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from recipes.lib.defaults import precision
+from recipes.lib.config.build import precision
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import launch, parse
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from recipes.lib.plan.breakdown import GIB
 from recipes.lib.plan.options import parse_for, read_asked
 from recipes.lib.plan.planner import plan_of
-from recipes.lib.plan.sizes import GIB
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import parse
 from tests.model_shapes import SHAPES, fill_cache

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from recipes.lib.data.arguments import DataArguments
-from recipes.lib.data.formats import FORMATS
+from recipes.lib.data.formats import FORMATS, SHAPES, shape_of
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.streaming import load_rows
 from recipes.lib.recipe.main import parse
-from recipes.lib.shapes import SHAPES, shape_of
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 SECTIONS = dict(

@@ -20,9 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from recipes.lib.decodable import is_faster
 from recipes.lib.errors import UserError
-from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
 from recipes.lib.models.policies import keep_unpacked
 from tests.tiny_models import CLASSES, GROUPED

@@ -13,11 +13,21 @@ from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan import check
 from recipes.lib.plan.advice import find_changes
-from recipes.lib.plan.breakdown import ADAPTERS, BASE, GRADIENTS, HEADS, OPTIMIZER, OTHERS, Plan
+from recipes.lib.plan.breakdown import (
+    ADAPTERS,
+    BASE,
+    GIB,
+    GRADIENTS,
+    HEADS,
+    OPTIMIZER,
+    OTHERS,
+    Plan,
+    read_memory,
+    shown,
+)
 from recipes.lib.plan.meta_models import num_bytes
 from recipes.lib.plan.optimizers import state_bytes
 from recipes.lib.plan.planner import plan_of
-from recipes.lib.plan.sizes import GIB, read_memory, shown
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import launch, parse
 from tests.plan_reality import ALIKE, rows_of

@@ -2,7 +2,7 @@
 
 import torch
 
-from recipes.lib.logps import logps_and_entropy
+from recipes.lib.models.forward import logps_and_entropy
 from recipes.lib.ppo.objective import policy_loss, value_loss
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from recipes.lib import stream
 from recipes.lib.data import streaming
 from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.formats import shape_of
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.sources import hub_sources
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.errors import UserError
-from recipes.lib.shapes import shape_of
 from tests.tiny_runs import write
 
 PAIRS = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]
@@ -160,7 +159,7 @@ def test_a_share_is_held_out_by_content_and_seed(tmp_path: Path) -> None:
 def test_test_rows_behind_those_that_are_looked_at_do_not_train_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "LOOKED_AT", 10)
+    monkeypatch.setattr(streaming, "LOOKED_AT", 10)
     monkeypatch.setattr(streaming, "LOOKED_AT", 10)
     path = write(tmp_path / "rows.jsonl", [{"text": f"row {n}"} for n in range(1000)])
     rows = load(dataset_name=str(path), test_fraction=0.5)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.lib.errors import UserError
-from recipes.lib.notes import note
+from recipes.lib.errors import UserError, note
 
 KNOWN = "skip_prepare_dataset"
 JOINED = "append_concat_token"  # whether an EOS token stood between packed rows

@@ -16,13 +16,13 @@ from recipes.lib.config.legacy_tables import (
     LEFT_OUT,
     LEFT_OUT_AT,
     LEFT_OUT_OF,
+    MERGED,
     REFUSED,
     REFUSED_OF,
     RENAMED,
+    SPECIAL,
 )
-from recipes.lib.errors import UserError
-from recipes.lib.notes import note
-from recipes.lib.renamed_special import MERGED, SPECIAL
+from recipes.lib.errors import UserError, note
 
 Values = dict[str, Any]
 

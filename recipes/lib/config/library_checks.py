@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 from recipes.lib.config.build import shown
-from recipes.lib.errors import UserError
-from recipes.lib.notes import note
+from recipes.lib.errors import UserError, note
 
 # What a library says while a run begins, and the key that it is about.
 SAID = {

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, Literal, get_args, get_origin
 
+from recipes.lib.config.build import IN_WORDS
 from recipes.lib.config.fields import Field, fields_of, members
-from recipes.lib.defaults import IN_WORDS
 
 NAMED: dict[str, Any] = {
     "bool": bool,
@@ -153,7 +153,7 @@ def _type_words(field: Field) -> str:
 
 
 def _kinds(hint: Any) -> list[Any] | None:
-    """The members of an annotation by the names in `early.NAMED`; None where one has no name."""
+    """The members of an annotation by the names in `NAMED`; None where one has no name."""
     names = {kind: name for name, kind in NAMED.items()}
     kinds: list[Any] = []
     for member in members(hint):

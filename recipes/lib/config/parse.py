@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.build import construct, shown
+from recipes.lib.config.build import construct, shown, with_defaults
 from recipes.lib.config.fields import Field, fields_of
 from recipes.lib.config.legacy_keys import translate
 from recipes.lib.config.quick_checks import check_keys
 from recipes.lib.config.strict_yaml import YamlFile, read_yaml
 from recipes.lib.config.unknown_keys import unknown_key
 from recipes.lib.config.values import MismatchError, admit
-from recipes.lib.defaults import with_defaults
 from recipes.lib.errors import UserError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recipes.lib.shapes import Shape
+from recipes.lib.data.formats import Shape
 
 if TYPE_CHECKING:
     from recipes.lib.data.tokenization import Seen

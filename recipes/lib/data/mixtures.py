@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from recipes.lib.data.row_checks import SPOKEN
-from recipes.lib.errors import UserError
-from recipes.lib.notes import note
+from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
     from datasets import Dataset

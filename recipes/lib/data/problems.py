@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from recipes.lib.errors import UserError
-from recipes.lib.notes import note
+from recipes.lib.errors import UserError, note
 
 CHOICES = ("refuse", "drop")
 

@@ -1,15 +1,23 @@
-"""Finding rows: a file, a folder of split files, a saved dataset, a run that made data, the Hub."""
+"""Finding rows: a file, a folder of split files, a saved dataset, a run that made data, the Hub.
+
+Where the Hub cannot be reached, the datasets library takes whatever it has in its cache under the
+name, of any revision; so the revision is compared here.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import SUFFIXES, read_file
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
 
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
 UNREADABLE_HUB = (
@@ -138,7 +146,6 @@ def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
 
 
 def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, Dataset]:
-    from recipes.lib.hub_data import open_hub
 
     try:
         return dict(open_hub(name, config, revision))
@@ -147,3 +154,45 @@ def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, 
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error
+
+
+def open_hub(name: str, config: str | None, revision: str | None, **options: Any) -> Any:
+    """Open a dataset on the Hub.
+
+    Args:
+        name: Its id.
+        config: Its configuration.
+        revision: A commit, tag or branch; None for the newest.
+        options: Further arguments of `load_dataset`.
+
+    Returns:
+        Its splits.
+
+    Raises:
+        UserError: The revision is not on the Hub, and what is in the cache is not of it.
+    """
+    from datasets import load_dataset, load_dataset_builder
+
+    builder = load_dataset_builder(name, config, revision=revision)
+    if type(builder).__module__.endswith("packaged_modules.cache.cache"):
+        commit = str(builder.hash)
+        if revision is not None and commit != _commit_of(name, revision):
+            raise UserError(
+                f"dataset_revision={revision}: the Hub did not give this revision of {name}, and "
+                f"the rows in the cache are of {commit[:10]}; check the name and the network, or "
+                "leave it out to use those."
+            )
+        note(f"dataset_name={name}: not read from the Hub but from the cache, at {commit[:10]}.")
+    return load_dataset(name, config, revision=revision, **options)
+
+
+def _commit_of(name: str, revision: str) -> str | None:
+    """The commit of a revision, as it was when something was last read of it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    if COMMIT.fullmatch(revision):
+        return revision
+    folder = repo_folder_name(repo_id=name, repo_type="dataset")
+    path = Path(HF_HUB_CACHE) / folder / "refs" / revision
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None

@@ -89,7 +89,7 @@ def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str
     Raises:
         UserError: There is no such dataset, or it cannot be reached.
     """
-    from recipes.lib.hub_data import open_hub
+    from recipes.lib.data.reading import open_hub
 
     try:
         found = open_hub(name, config, revision, streaming=True)

@@ -7,25 +7,36 @@ run and kept apart by their content, wherever in the stream they come again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.arguments import DataArguments, parts_of, validate
 from recipes.lib.data.file_rows import READ_ERRORS, BrokenRowError, Row, to_dataset, unreadable
+from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.loading import in_trl_format, load_splits
 from recipes.lib.data.mixtures import Part, join
 from recipes.lib.data.problems import Problem, settle
-from recipes.lib.data.row_checks import check_rows
+from recipes.lib.data.reading import local_path
+from recipes.lib.data.row_checks import FOR_TEMPLATE, check_rows, fault, other_kind
 from recipes.lib.data.sources import Source, find_sources
 from recipes.lib.data.splitting import content_key
-from recipes.lib.errors import UserError
-from recipes.lib.notes import note
-from recipes.lib.stream import BESIDE, LOOKED_AT, Reader, Stream
+from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+LARGE = 1_000_000_000  # bytes of a file; as rows in memory it takes several times that
+
+
+LOOKED_AT = 10_000  # rows of each source that are looked at before the run
+# What a row may have beside its format, and what stands for it where it has none: TRL hands the
+# first two to the chat template and reads the margin of a pair; noise tells the best accuracy.
+BESIDE: dict[str, Any] = {"tools": None, "chat_template_kwargs": {}, "margin": None, "noise": None}
+
 
 WINDOW = 1_000  # rows among which the next one is drawn
 
@@ -238,3 +249,152 @@ def _shuffled(stream: Stream) -> Any:
 
     rows = IterableDataset.from_generator(stream)
     return rows.shuffle(seed=stream.seed, buffer_size=WINDOW)
+
+
+@dataclass
+class Reader:
+    """Good rows of one source, in TRL's formats."""
+
+    source: Source
+    part: Part
+    columns: Sequence[str]  # that every row must fill
+    beside: Sequence[str]  # that it may have
+    is_text: bool
+    drops: bool
+    has_told: bool = False
+
+    def rows(self) -> Iterator[Row]:
+        """Go through the source once.
+
+        Yields:
+            Its good rows.
+
+        Raises:
+            UserError: A row is bad and bad rows are not to be dropped.
+        """
+        told, dropped = "", 0
+        try:
+            for place, (number, row) in enumerate(self.source.rows()):
+                try:
+                    good = self._good(row)
+                except BrokenRowError as error:
+                    what = f"{error} in {self.source.word} {number}"
+                    if not self.drops:
+                        raise UserError(
+                            f"{self.source.name}: {what}; mend or remove it, or set "
+                            "on_bad_rows=drop."
+                        ) from error
+                    if place >= LOOKED_AT:  # those before were counted when they were looked at
+                        told, dropped = told or what, dropped + 1
+                else:
+                    yield good
+        finally:
+            if dropped and not self.has_told:
+                self.has_told = True
+                note(
+                    f"{self.source.name}: {dropped} {self.source.word}s behind the first "
+                    f"{LOOKED_AT} dropped: first {told}."
+                )
+
+    def _good(self, row: Row | BrokenRowError) -> Row:
+        if isinstance(row, BrokenRowError):
+            raise row
+        if self.part.columns is not None:
+            row = {name: row.get(name) for name in self.part.columns}
+        if self.part.text_field in row and "text" not in row:
+            row = dict(row)
+            row["text"] = row.pop(str(self.part.text_field))
+        row = FORMATS[str(self.part.format)](dict(row)) if self.part.format in FORMATS else row
+        needed = {name: row.get(name) for name in self.columns}
+        beside = {name: row.get(name) for name in FOR_TEMPLATE}
+        found = fault(needed | beside) or other_kind(needed, self.columns[0], self.is_text)
+        if found is not None:
+            raise BrokenRowError(found[1])
+        late = [name for name in BESIDE if row.get(name) and name not in self.beside]
+        if late:
+            raise BrokenRowError(f"column {late[0]!r}, which the first {LOOKED_AT} rows lack,")
+        return needed | {name: row.get(name, BESIDE[name]) for name in self.beside}
+
+
+@dataclass
+class Stream:
+    """Training rows of all readers; the same ones in the same order each time it is called."""
+
+    readers: list[Reader]
+    shares: list[float]  # of the readers in the stream
+    seed: int
+    fraction: float = 0.0  # share of the rows that are test rows, by their content
+    held_out: frozenset[str] = frozenset()  # content of further test rows
+    is_endless: bool = False
+
+    def __call__(self) -> Iterator[Row]:
+        """Go through the rows: pass after pass, or until one reader has been passed once."""
+        import numpy as np
+
+        streams = [self._passes(reader) for reader in self.readers]
+        bounds = list(accumulate(share / sum(self.shares) for share in self.shares))[:-1]
+        draws = np.random.default_rng(self.seed)
+        while True:
+            chosen = bisect(bounds, draws.random()) if bounds else 0
+            try:
+                yield next(streams[chosen])
+            except StopIteration:
+                return
+
+    def is_test(self, row: Row) -> bool:
+        """Whether a row is a test row, which depends on its content and the seed alone."""
+        key = content_key(row)
+        if self.fraction == 0:
+            return key in self.held_out
+        digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.fraction * 2**64
+
+    def _passes(self, reader: Reader) -> Iterator[Row]:
+        while True:
+            count = 0
+            for row in reader.rows():
+                if not self.is_test(row):
+                    count += 1
+                    yield row
+            if count == 0:
+                raise UserError(f"dataset_name={reader.part.path}: no row is left to train on.")
+            if not self.is_endless:
+                return
+
+
+def first_rows(args: DataArguments, limit: int) -> Dataset:
+    """Read the first training rows of each dataset, and nothing behind them.
+
+    Args:
+        args: What to load, validated.
+        limit: Rows of each dataset.
+
+    Returns:
+        The rows in TRL's formats, unchecked.
+
+    Raises:
+        UserError: As `load_rows`, but for what it says of rows behind the first.
+    """
+    parts = parts_of(args)
+    drops = args.on_bad_rows == "drop"
+    heads = []
+    for part in parts:
+        found = find_sources(part.path, str(part.split), part.name, part.revision)
+        heads.append(look(named(found, part), part, drops, limit))
+    return join(parts, heads) if len(parts) > 1 else heads[0]
+
+
+def tell_large(args: DataArguments) -> None:
+    """Say how to look at a large file without reading all of it.
+
+    Args:
+        args: What to load, validated.
+    """
+    for part in parts_of(args):
+        path = local_path(part.path)
+        if path is not None and path.is_file() and path.stat().st_size > LARGE:
+            size = path.stat().st_size / 1e9
+            note(
+                f"{part.path} has {size:.1f} GB and is read as a whole; --max_rows 10000 reads "
+                "the first rows alone."
+            )

@@ -17,8 +17,7 @@ from accelerate.utils import gather_object
 from torch import distributed
 
 from recipes.lib.distributed.signals import Stop, interruptible
-from recipes.lib.errors import UserError
-from recipes.lib.failures import sentence
+from recipes.lib.errors import UserError, sentence
 
 DONE, LEFT, FAILED = 0, 1, 2
 PAUSE = 0.01  # seconds between two looks

@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.lib.data.prompts import Prompt, completion_text, prompt_token_ids
-from recipes.lib.decodable import is_faster
 from recipes.lib.errors import UserError
-from recipes.lib.generation.decoder import Decoder
+from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.generation.sampling import sample as sample_tokens
 

@@ -8,8 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from recipes.lib.errors import UserError
-from recipes.lib.failures import is_memory
+from recipes.lib.errors import UserError, is_memory
 
 RUNS_BEFORE = 2  # in which libraries choose kernels and take workspaces
 

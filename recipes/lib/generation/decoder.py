@@ -2,26 +2,36 @@
 
 An eager decode step is bound by the launches of its many small kernels. On a GPU the step is
 captured once and replayed, with the same weights at the same addresses; on a CPU the same code runs
-without capture. Tokens are those of `sampling.sample`, up to rounding.
+without capture. Tokens are those of `sampling.sample`, up to rounding. `is_faster` and the checks
+below it say which models it can run.
 
 Shapes: B episodes, P prompt tokens (padded left), C completion tokens, S slots (P + C), V
 vocabulary.
 """
 
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 
-from recipes.lib.decodable import obstacle, takes_positions
 from recipes.lib.errors import UserError
 from recipes.lib.generation.cache import Window, windowed_cache
 from recipes.lib.generation.cuda_graphs import Graphs
 from recipes.lib.generation.numerics import check_sampled
 from recipes.lib.generation.sampling import Decoding, invert_cdf, mask_through_stop
 from recipes.lib.models.forward import position_ids
+
+KINDS = ("full_attention", "sliding_attention")
+# Their frequencies follow the longest sequence in the batch, which changes when rows end.
+MOVING_ROPE = ("dynamic", "longrope")
+
 
 SLOTS_A_GRAPH = 256  # a graph sees this many slots more than the one before
 STEPS_A_LOOK = 8  # on a GPU; to look whether rows have ended waits for it
@@ -51,7 +61,7 @@ class State:
     is_faulty: Tensor
 
     @classmethod
-    def of_size(cls, rows: int, slots: int, num_tokens: int, device: Any) -> "State":
+    def of_size(cls, rows: int, slots: int, num_tokens: int, device: Any) -> State:
         """State for at most so many rows, slots and tokens."""
         numbers = {"dtype": torch.long, "device": device}
         truths = {"dtype": torch.bool, "device": device}
@@ -82,7 +92,7 @@ class Decoder:
             GPU, where they are captured.
 
     Raises:
-        UserError: The loop cannot run the model; see `decodable.obstacle`.
+        UserError: The loop cannot run the model; see `obstacle`.
     """
 
     def __init__(
@@ -273,3 +283,58 @@ class Decoder:
 
     def _positions(self, position_ids: Tensor) -> dict[str, Tensor]:
         return {"position_ids": position_ids} if self.takes_positions else {}
+
+
+def obstacle(model: PreTrainedModel, is_static: bool = False) -> str | None:
+    """Why the loop cannot run a model as generate does.
+
+    Args:
+        model: Causal language model.
+        is_static: Whether steps must have the same shapes, as a capture needs.
+
+    Returns:
+        What the model does, for a sentence that begins with "the model"; None for nothing.
+    """
+    kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+    others = sorted(set(kinds) - set(KINDS))
+    if others:
+        return f"has layers of {' and '.join(others)}"
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return "takes no cache of keys and values"
+    own = type(model).prepare_inputs_for_generation
+    if own is not GenerationMixin.prepare_inputs_for_generation:
+        return "prepares its inputs for generation in its own way"
+    moving = sorted(set(_rope_types(model.config.to_dict())) & set(MOVING_ROPE))
+    if moving:
+        return f"has positions of the kind {' and '.join(moving)}"
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        return "lies on several devices"
+    if is_static and not getattr(model, "_can_compile_fullgraph", False):
+        return "has steps that depend on what they read"
+    return None
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether a model is told positions, and does not count them by itself."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def is_faster(model: PreTrainedModel) -> bool:
+    """Whether the loop is known to be faster than generate (docs/benchmarks/cpu.md).
+
+    Args:
+        model: Causal language model.
+
+    Returns:
+        Whether it can run the model, on a CPU; on a GPU this is not yet measured.
+    """
+    return model.device.type == "cpu" and obstacle(model) is None
+
+
+def _rope_types(value: Any) -> Iterator[str]:
+    """All rope types in a configuration, which may have one for each kind of layer."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key in ("rope_type", "type") and isinstance(inner, str):
+                yield inner
+            yield from _rope_types(inner)

@@ -2,12 +2,14 @@
 
 A policy is asked with the prompt rendered alone. What it is trained on has to begin with the same
 text, has to end with the token at which sampling stops, and has to have one beginning-of-sequence
-token and no second one.
+token and no second one. A template may also stand in the configuration itself.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,50 @@ def check_template(row: dict[str, Any], column: str, has_template: bool) -> None
             f"chat_template_path is missing: {column} holds messages, but the tokenizer has no "
             "chat template; name a .jinja file or a model that has one."
         )
+
+
+@dataclass(kw_only=True)
+class TemplateArguments:
+    """The chat template of a recipe that renders messages."""
+
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "Chat template (Jinja source) instead of the tokenizer's own."},
+    )
+
+
+def use_template(tokenizer: Any, template: str | None, path: str | None = None) -> None:
+    """Give a tokenizer the chat template of the configuration; it is saved with the model.
+
+    Args:
+        tokenizer: The tokenizer.
+        template: Jinja source; None leaves the tokenizer as it is.
+        path: chat_template_path, where the recipe has it.
+
+    Raises:
+        UserError: The source is empty or no Jinja, or the path is set, too.
+    """
+    from jinja2 import Environment
+    from jinja2.exceptions import TemplateError
+
+    if template is None:
+        return
+    if path is not None:
+        raise UserError(
+            f"chat_template and chat_template_path={path} exclude each other; leave one out."
+        )
+    if not template.strip():
+        raise UserError("chat_template='': holds no template; write one, or leave it out.")
+    try:
+        # As transformers reads templates, with the tags of loops and of what is generated.
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_marks(template))
+    except TemplateError as error:
+        raise UserError(
+            f"chat_template: is no Jinja template ({' '.join(str(error).split())}); mend it."
+        ) from error
+    tokenizer.chat_template = template
+
+
+def _without_marks(template: str) -> str:
+    # The tag of transformers' own, around what the assistant said.
+    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

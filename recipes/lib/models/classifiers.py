@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.continuing import _refuse_other_shape
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import (
     adapter_base,
@@ -26,7 +25,14 @@ from recipes.lib.models.folders import (
     refuse_random,
     resolve_model,
 )
-from recipes.lib.models.policies import is_quantized, load_policy, merge, options, unpacked
+from recipes.lib.models.policies import (
+    _refuse_other_shape,
+    is_quantized,
+    load_policy,
+    merge,
+    options,
+    unpacked,
+)
 from recipes.lib.models.tokenizers import load_tokenizer, refuse_vocabulary
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.errors import UserError
-from recipes.lib.failures import is_memory
+from recipes.lib.errors import UserError, is_memory
 
 if TYPE_CHECKING:
     pass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.plan.sizes import shown
+from recipes.lib.plan.breakdown import shown
 
 
 @dataclass(kw_only=True)
@@ -119,8 +119,7 @@ def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
     from recipes.lib.distributed.launch import Launch
     from recipes.lib.plan.advice import find_changes
     from recipes.lib.plan.planner import plan_of
-    from recipes.lib.plan.refusals import refusals
-    from recipes.lib.plan.refused import nothing_new
+    from recipes.lib.plan.refusals import nothing_new, refusals
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     started = Launch.here(config.training)

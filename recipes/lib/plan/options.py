@@ -11,7 +11,7 @@ from recipes.lib.config.option_table import TRAINING_RECIPES
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
-from recipes.lib.plan.sizes import read_memory
+from recipes.lib.plan.breakdown import read_memory
 
 FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", "prompt_length", "json")
 PRECISION = ("bf16", "fp16")
@@ -181,7 +181,7 @@ def _divide(config: Any, processes: int) -> None:
 def _autocast(asked: Asked) -> Any:
     import torch
 
-    from recipes.lib.defaults import precision
+    from recipes.lib.config.build import precision
 
     given = {**_in_file(asked.file), **_in_flags(asked.rest)}
     if given.get("fp16"):

@@ -9,9 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recipes.lib.plan.advice import Change
-from recipes.lib.plan.breakdown import THINGS, Plan
+from recipes.lib.plan.breakdown import GIB, THINGS, Plan, shown
 from recipes.lib.plan.refusals import TABLE, Refusal
-from recipes.lib.plan.sizes import GIB, shown
 
 WIDTH = 80
 INDENT = "  "

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.lib.plan.measure import Meter
-from recipes.lib.plan.scale import Scale
+from recipes.lib.plan.measure import Meter, Scale
 
 # Numbers per token that TRL's trainers ask the head for.
 OUTPUTS = {

@@ -19,11 +19,10 @@ from recipes.lib.plan.breakdown import (
     Phase,
     Plan,
 )
-from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.measure import Meter, Scale
 from recipes.lib.plan.optimizers import state_bytes, step_bytes
 from recipes.lib.plan.run_models import Cast, make_cast
-from recipes.lib.plan.sampled import beside_captured, prompt_length, sampled, training_bytes
-from recipes.lib.plan.scale import Scale
+from recipes.lib.plan.sampling_phases import beside_captured, prompt_length, sampled, training_bytes
 from recipes.lib.plan.target import Target
 
 BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.distributed.launch import Launch
-from recipes.lib.plan.breakdown import ADAPTERS, BASE, HEADS, OTHERS
-from recipes.lib.plan.sizes import GIB
+from recipes.lib.plan.breakdown import ADAPTERS, BASE, GIB, HEADS, OTHERS
 
 WIDTH = 2  # bytes of a number in vLLM, which serves fp32 models in 16 bits too
 

@@ -17,7 +17,6 @@ from recipes.lib.errors import UserError
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.models.forward import Batch
 from recipes.lib.ppo.actor_critic import reference_logps, spread
-from recipes.lib.ppo.episodes import Episode, find_stop_token, pad_right, stack
 from recipes.lib.ppo.metrics import describe, describe_episodes, describe_values
 from recipes.lib.ppo.returns import (
     KLController,
@@ -26,7 +25,16 @@ from recipes.lib.ppo.returns import (
     token_rewards,
     whiten,
 )
-from recipes.lib.ppo.rollouts import Rollout, check_scored, of_rollout, prompt_index
+from recipes.lib.ppo.rollouts import (
+    Episode,
+    Rollout,
+    check_scored,
+    find_stop_token,
+    of_rollout,
+    pad_right,
+    prompt_index,
+    stack,
+)
 from recipes.lib.ppo.samplers import make_sampler
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
 from recipes.lib.rewards.scoring import RewardFunction, distinct_names, score

@@ -1,14 +1,21 @@
-"""Numbers that describe a rollout, under the names of TRL 1.12's PPO where it had one.
+"""Numbers that describe a rollout, under the names of TRL 1.12's PPO, and where its time went.
 
 Shapes: B episodes, C completion tokens. Masks are 1 where a token counts.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recipes.lib.ppo.episodes import Episode
+from recipes.lib.ppo.rollouts import Episode
+
+# Phases that process tokens and are in every log; the others are logged when they took place.
+COUNTED = ("sampling", "scoring", "training")
+OTHERS = ("evaluation", "saving")
 
 
 def describe(
@@ -98,3 +105,60 @@ def explained_variance(values_BC: Tensor, returns_BC: Tensor, mask_BC: Tensor) -
     kept = mask_BC.bool()
     residual = (returns_BC - values_BC)[kept].var(correction=0)
     return 1.0 - (residual / returns_BC[kept].var(correction=0).clamp(min=1e-8)).item()
+
+
+class Clock:
+    """Adds up seconds by phase; a phase that is measured inside another one interrupts it."""
+
+    def __init__(self) -> None:
+        self.phase = ""  # outside of every phase nothing is added up
+        self.since = time.monotonic()
+        self.seconds: dict[str, float] = {}
+        self.tokens: dict[str, int] = {}
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Count the time inside the block as that of a phase, and of no other."""
+        outer = self.phase
+        self.begin(phase)
+        try:
+            yield
+        finally:
+            self.begin(outer)
+
+    def begin(self, phase: str) -> None:
+        """Count the time from now on as that of a phase, until another one begins."""
+        now = time.monotonic()
+        if self.phase:
+            self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self.since
+        self.phase, self.since = phase, now
+
+    def count(self, phase: str, tokens: int) -> None:
+        """Note that a phase has processed so many tokens."""
+        self.tokens[phase] = self.tokens.get(phase, 0) + tokens
+
+    def take(self) -> dict[str, float]:
+        """Metrics of the time since they were last taken.
+
+        Returns:
+            `time/<phase>` in seconds and `time/<phase>_tokens_per_second`.
+        """
+        self.begin(self.phase)
+        happened = [phase for phase in OTHERS if self.seconds.get(phase)]
+        metrics = {f"time/{p}": self.seconds.get(p, 0.0) for p in (*COUNTED, *happened)}
+        for phase in COUNTED:
+            seconds, tokens = self.seconds.get(phase, 0.0), self.tokens.get(phase, 0)
+            if seconds and tokens:
+                metrics[f"time/{phase}_tokens_per_second"] = tokens / seconds
+        self.seconds, self.tokens = {}, {}
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that the log after a resume covers its whole interval."""
+        self.begin(self.phase)
+        return {"seconds": self.seconds, "tokens": self.tokens}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a checkpoint."""
+        self.seconds, self.tokens = dict(state["seconds"]), dict(state["tokens"])
+        self.since = time.monotonic()

@@ -1,19 +1,26 @@
 """What a policy says to prompts: by transformers' generate, the own decode loop, or vLLM.
 
+vLLM, in the training's processes or on a server, draws its own noise. So the same seed gives other
+completions than the other samplers, and a run that is resumed in the middle of a rollout makes that
+rollout anew.
+
 Shapes: B episodes, P prompt tokens (padded left), C completion tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor
 
-from recipes.lib.decodable import is_faster
-from recipes.lib.generation.decoder import Decoder
-from recipes.lib.generation.sampling import Decoding, pad_left, sample
+from recipes.lib.errors import UserError
+from recipes.lib.generation.decoder import Decoder, is_faster
+from recipes.lib.generation.sampling import Decoding, mask_through_stop, pad_left, sample
 from recipes.lib.models.forward import base_model
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.vllm_sampler import VLLMSampler
 
 
 class Sampler:
@@ -87,6 +94,123 @@ class Sampler:
             most_rows = min(self.args.sampling_batch_size, share)
             self.decoder = Decoder(self.model, self.decoding, most_rows, self.most_tokens)
         return self.decoder
+
+
+class VLLMSampler:
+    """Samples completions with vLLM; its weights follow the policy's.
+
+    Args:
+        policy: Causal language model, with or without an adapter.
+        args: The configuration.
+        decoding: Length, temperature and the tokens at the end.
+        accelerator: The trainer's.
+        tokenizer: The policy's.
+        most_prompt_tokens: Length of the longest prompt that is expected.
+
+    Raises:
+        UserError: vLLM is not installed, or the policy's base is quantized.
+    """
+
+    is_collective = True  # all processes sample together
+
+    def __init__(
+        self,
+        policy: Any,
+        args: PPOConfig,
+        decoding: Decoding,
+        accelerator: Any,
+        tokenizer: Any,
+        most_prompt_tokens: int,
+    ) -> None:
+        check_vllm(policy)
+        from trl.generation.vllm_generation import VLLMGeneration
+
+        self.policy, self.decoding = policy, decoding
+        self.base = kept_base(policy)
+        self.generation = VLLMGeneration(
+            policy,
+            accelerator,
+            tokenizer,
+            mode=args.vllm_mode,
+            server_base_url=args.vllm_server_base_url,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            max_model_length=most_prompt_tokens + decoding.max_new_tokens,
+            trust_remote_code=args.trust_remote_code,
+            temperature=decoding.temperature,
+            max_completion_length=decoding.max_new_tokens,
+            logprobs=None,
+            # Exactly the tokens that end a completion elsewhere; not those of the model's folder.
+            generation_kwargs={"ignore_eos": True, "stop_token_ids": decoding.stops},
+        )
+
+    def completions(
+        self, prompts: Sequence[list[int]], uniforms_BC: Tensor | None
+    ) -> list[list[int]]:
+        """Sample one completion for each prompt; called by all processes together.
+
+        Args:
+            prompts: Token ids of each prompt; processes may have different numbers of them.
+            uniforms_BC: None for the most probable tokens; otherwise without effect.
+
+        Returns:
+            Token ids of each completion, in the order of the prompts.
+        """
+        with restored(self.base):
+            self.generation.sync_weights()
+        self.generation.temperature = 0.0 if uniforms_BC is None else self.decoding.temperature
+        most = max(gather_object([len(prompts)]))
+        # A server deals its answers out in equal shares.
+        filled = [*prompts, *([[self.decoding.pad_token_id]] * (most - len(prompts)))]
+        said = self.generation.generate(filled, None, 1)[1] if most else []
+        return [through_stop(list(ids), self.decoding) for ids in said[: len(prompts)]]
+
+
+def check_vllm(policy: Any) -> None:
+    """Refuse what cannot work, before anything is started.
+
+    Args:
+        policy: The policy.
+
+    Raises:
+        UserError: vLLM is not installed, or the policy's base is quantized.
+    """
+    if getattr(policy, "is_quantized", False):
+        raise UserError(
+            "sampler=vllm: vLLM gets the adapter merged into its base, which quantized weights do "
+            "not survive unchanged; use sampler=graph, or leave load_in_4bit and load_in_8bit out."
+        )
+    from trl.import_utils import is_vllm_available
+
+    if not is_vllm_available():
+        raise UserError(
+            "sampler=vllm: vLLM is not installed; pip install 'rlhf-recipes[vllm]', or use "
+            "sampler=graph."
+        )
+
+
+def kept_base(policy: Any) -> dict[Any, Tensor]:
+    """Copies of the weights that lie under a LoRA adapter, on the CPU; none without an adapter."""
+    if not isinstance(policy, PeftModel):
+        return {}
+    below = [p for name, p in policy.named_parameters() if ".base_layer." in name]
+    return {parameter: parameter.detach().to("cpu", copy=True) for parameter in below}
+
+
+@contextmanager
+def restored(base: dict[Any, Tensor]) -> Iterator[None]:
+    """Put weights back to the bit afterwards: to merge an adapter and take it off rounds them."""
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, kept in base.items():
+                parameter.copy_(kept)
+
+
+def through_stop(ids: list[int], decoding: Decoding) -> list[int]:
+    """A completion up to and including its first stop token."""
+    mask = mask_through_stop(torch.tensor([ids]), *decoding.stops)
+    return ids[: int(mask.sum())]
 
 
 def make_sampler(

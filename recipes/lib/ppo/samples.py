@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recipes.lib.ppo.episodes import Episode
+from recipes.lib.ppo.rollouts import Episode
 
 NUM_KEPT = 4  # episodes of each rollout
 NUM_CONTEXT = 8  # tokens before a piece that decide about its leading space

@@ -27,18 +27,23 @@ from recipes.lib.distributed.mixed_precision import as_trained
 from recipes.lib.distributed.shards import loads_whole, whole, with_whole
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.actor_critic import ActorCritic
-from recipes.lib.ppo.clock import Clock
 from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check
-from recipes.lib.ppo.objective import micro_batch_loss
+from recipes.lib.ppo.metrics import Clock
+from recipes.lib.ppo.objective import check_unmoved, forward_dtype, micro_batch_loss
 from recipes.lib.ppo.roles import load, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream, on_device
 from recipes.lib.ppo.samples import append_samples
-from recipes.lib.ppo.saving import load_models, save_models
-from recipes.lib.ppo.state import put_back, read_state, state_of, write_state
-from recipes.lib.ppo.unmoved import check_unmoved, forward_dtype
+from recipes.lib.ppo.state import (
+    load_models,
+    put_back,
+    read_state,
+    save_models,
+    state_of,
+    write_state,
+)
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable

@@ -8,10 +8,9 @@ from typing import Any
 
 from recipes.lib.distributed.processes import from_main, is_main_process
 from recipes.lib.distributed.shards import saved_whole
-from recipes.lib.runs.checkpoints import refuse_bad, refuse_stateless
+from recipes.lib.runs.checkpoints import check_checkpoint, refuse_bad, refuse_stateless
 from recipes.lib.runs.folder import Run
 from recipes.lib.trainers.resumable import STAGED
-from recipes.lib.trust import check_checkpoint
 
 
 def checkpoint_of(run: Run, training: Any) -> str | None:

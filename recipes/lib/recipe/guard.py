@@ -16,8 +16,7 @@ from typing import Any
 
 from recipes.lib.config.library_checks import as_refusal, check_training
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.errors import UserError
-from recipes.lib.failures import is_disk, is_memory
+from recipes.lib.errors import UserError, is_disk, is_memory
 from recipes.lib.plan.refusals import refuse
 from recipes.lib.runs.folder import folder_of
 from recipes.lib.runs.lock import is_taken, refuse_if_taken, release

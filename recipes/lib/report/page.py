@@ -1,4 +1,4 @@
-"""Writes the page: reads the folder, chooses the content, fills the template."""
+"""Writes the page: reads the folder, chooses numbers and charts, fills the template."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,19 +6,67 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from recipes.lib.report.layout import (
-    QUICKSTART_LABELS,
-    QUICKSTART_TILES,
-    RUN_TILES,
-    STAGES,
-    TITLES,
-)
 from recipes.lib.report.numbers import Number, is_number, number, tiles
 from recipes.lib.report.origin import origin
 from recipes.lib.report.run_files import Row, RunFiles, read_run
 from recipes.lib.report.sections import quickstart_sections, run_sections
 from recipes.lib.report.verdict import quickstart_verdict, verdict
 from recipes.lib.runs.files import write_text
+
+TITLES = {
+    "base": "Base model",
+    "sft": "Supervised fine-tuning",
+    "feedback": "Feedback",
+    "reward": "Reward model",
+    "ppo": "PPO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "dpo": "DPO",
+    "kto": "KTO",
+    "evaluate": "Evaluation",
+}
+# Each tile: its key in summary.json, then the keys of the numbers it is compared with.
+RUN_TILES = [
+    ("win_rate", "win_rate_ci95"),
+    ("score", "score_baseline"),
+    ("scores", "first_scores"),
+    ("kl",),
+    ("kl_per_token",),
+    ("rlhf_reward",),
+    ("completion_length",),
+    ("accuracy", "accuracy_ceiling"),
+    ("accuracy_bag_of_words",),
+    ("auc",),
+    ("margin",),
+    ("perplexity", "base_perplexity"),
+    ("eval_loss", "train_loss"),
+    ("num_pairs", "num_test"),
+    ("mean_score",),
+    ("num_prompts",),
+    ("num_texts",),
+    ("num_parameters",),
+    ("episodes",),
+    ("seconds",),
+]
+QUICKSTART_TILES = [
+    ("win_rate", "win_rate_ci95"),
+    ("gold_ppo", "gold_sft"),
+    ("kl",),
+    ("reward_accuracy", "reward_accuracy_ceiling"),
+    ("sft_perplexity", "base_perplexity"),
+    ("total_seconds",),
+    ("peak_rss_mb",),
+]
+QUICKSTART_LABELS = {"win_rate": "Win rate of PPO over SFT", "kl": "KL from the SFT model"}
+# Stages in their order, each with the number that stands for it and what it is called there.
+STAGES = {
+    "base": ("base_perplexity", "perplexity"),
+    "sft": ("sft_perplexity", "perplexity"),
+    "feedback": ("reward_accuracy_ceiling", "best accuracy its noise allows"),
+    "reward": ("reward_accuracy", "accuracy"),
+    "ppo": ("kl", "KL"),
+    "evaluate": ("win_rate", "win rate of PPO over SFT"),
+}
 
 
 @dataclass(frozen=True)

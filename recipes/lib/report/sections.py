@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from recipes.lib.report.catalogue_trl import DPO, GROUPS, KTO
-from recipes.lib.report.charts import LOSS, PPO, REWARD, SFT
+from recipes.lib.report.charts import DPO, GROUPS, KTO, LOSS, PPO, REWARD, SFT
 from recipes.lib.report.curves import Curve, draw_curves
 from recipes.lib.report.figure import Picture
 from recipes.lib.report.pairs import (

@@ -1,23 +1,29 @@
-"""Reward functions: finding them, calling them, adding up what they say.
+"""Finding reward functions: in a file, in a module, or among TRL's own by name."""
 
-    f(prompts, completions, completion_ids, **columns) -> list[float | None]
+from __future__ import annotations
 
-Prompts and completions are text, or messages where the prompts are messages. None means that the
-function does not apply to that row, which is then left out of the weighted sum. Functions may be
-async; those wait for their answers at the same time.
-
-Shapes: B rows, F reward functions.
-"""
-
+import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.named_rewards import is_name, trl_reward
+from recipes.lib.models.folders import RUNS
+
+# Rewards that TRL's scripts know by their bare names; a dictionary makes one from a factory, with
+# the values that those scripts use.
+NAMES: dict[str, dict[str, int] | None] = {
+    "accuracy_reward": None,
+    "reasoning_accuracy_reward": None,
+    "think_format_reward": None,
+    "get_soft_overlong_punishment": {"max_completion_len": 1280, "soft_punish_cache": 256},
+}
+NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward")
+READ_MESSAGES = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+HOME = "trl.rewards"
 
 
 def load_function(reference: str) -> Callable[..., Any]:
@@ -77,3 +83,75 @@ def is_function_reference(name: str) -> bool:
     if Path(name).exists():
         return False
     return ":" in name or is_name(name)
+
+
+def is_name(name: str) -> bool:
+    """Whether a text without a colon is the name of a function and not of a model.
+
+    A Hub id has a slash or a hyphen, or no dot; what lies in a folder of that name is a model.
+
+    Args:
+        name: A name of TRL's scripts, or a dotted import path.
+    """
+    if Path(name).exists() or (RUNS / name).exists():
+        return False
+    parts = name.split(".")
+    return name in NAMES or (len(parts) > 1 and all(part.isidentifier() for part in parts))
+
+
+def trl_reward(reference: str) -> Callable[..., Any] | None:
+    """Find one of TRL's rewards.
+
+    Args:
+        reference: `accuracy_reward`, or after `trl.rewards:` or `trl.rewards.` any reward there.
+
+    Returns:
+        The reward function, or None where the reference means something else.
+
+    Raises:
+        UserError: TRL has no such reward, it is made from values that a name cannot give, or a
+            package that it needs is not installed.
+    """
+    home, _, name = reference.replace(":", ".").rpartition(".")
+    if home != HOME and (home or name not in NAMES):
+        return None
+    import trl.rewards
+
+    found = getattr(trl.rewards, name, None)
+    if not callable(found):
+        raise UserError(
+            f"{reference!r}: {HOME} has no reward {name}; known are {', '.join(NAMES)}."
+        )
+    _check_packages(reference, name)
+    if values := NAMES.get(name):
+        reward: Callable[..., Any] = found(**values)
+        return reward
+    if name.startswith("get_"):
+        raise UserError(
+            f"{reference!r} makes a reward and is none itself; write `reward = {name}(...)` into a "
+            "file.py and give file.py:reward."
+        )
+    return _reads_messages(found) if name in READ_MESSAGES else found
+
+
+def _check_packages(reference: str, name: str) -> None:
+    from trl.import_utils import is_math_verify_available
+
+    if name in NEED_MATH_VERIFY and not is_math_verify_available():
+        raise UserError(
+            f"{reference!r} needs the package math_verify, which is not installed; "
+            "pip install 'trl[math-verify]'."
+        )
+
+
+def _reads_messages(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(completions: Sequence[Any], **given: Any) -> Any:
+        if completions and isinstance(completions[0], str):
+            raise UserError(
+                f"reward function {function.__name__} reads messages, but the prompts are plain "
+                "text; give prompts as messages."
+            )
+        return function(completions=completions, **given)
+
+    return called

@@ -1,4 +1,13 @@
-"""Asking reward functions about completions, and adding up what they say."""
+"""Asking reward functions about completions, and adding up what they say.
+
+    f(prompts, completions, completion_ids, **columns) -> list[float | None]
+
+Prompts and completions are text, or messages where the prompts are messages. None means that the
+function does not apply to that row, which is then left out of the weighted sum. Functions may be
+async; those wait for their answers at the same time.
+
+Shapes: B rows, F reward functions.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.lib.errors import UserError
-from recipes.lib.failures import is_memory
+from recipes.lib.errors import UserError, is_memory
 
 RewardFunction = Callable[..., Any]
 

@@ -15,8 +15,7 @@ import yaml
 
 from recipes.lib.distributed.processes import from_main, wait_for_main_process
 from recipes.lib.distributed.processes import is_main_process as is_main_process
-from recipes.lib.errors import UserError
-from recipes.lib.notes import note
+from recipes.lib.errors import UserError, note
 from recipes.lib.runs.files import write_json, write_jsonl, write_text
 from recipes.lib.runs.lock import NAME, refuse_if_taken, take
 

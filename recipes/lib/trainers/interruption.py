@@ -17,8 +17,7 @@ import torch
 from recipes.lib.distributed.agreement import is_agreed
 from recipes.lib.distributed.processes import from_main
 from recipes.lib.distributed.signals import Stop, Stopped, asked, disarm, interruptible, listening
-from recipes.lib.errors import UserError
-from recipes.lib.failures import is_memory, sentence
+from recipes.lib.errors import UserError, is_memory, sentence
 from recipes.lib.runs.checkpoints import PREFIX, fault, numbered
 from recipes.lib.trainers.out_of_memory import refusal
 from recipes.lib.trainers.skipped_steps import FiniteSteps, has_finite_weights

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import split_tensor_dict
 
-from recipes.lib.same_batch import batch_of
-from recipes.lib.trainers.resumable import Resumable
+from recipes.lib.trainers.resumable import Resumable, batch_of
 
 BUFFER = "completions"  # completions_0.pt of the first process, and so on
 
