@@ -1,5 +1,6 @@
 # Sourced by the scripts: makes .venv, installs the tested set, and does nothing when that is done.
-# After `prepare_environment`, $PYTHON_BIN is the environment's interpreter.
+# After `prepare_environment [EXTRA]`, $PYTHON_BIN is the environment's interpreter; `dev` brings what
+# the tests need beside the project itself.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 VENV="$ROOT/.venv"
@@ -40,34 +41,43 @@ make_venv() {
   fi
 }
 
-install_packages() {
-  say "Installing the packages of pyproject.toml at the versions of constraints.txt."
-  if ! { command -v nvidia-smi && nvidia-smi -L; } >/dev/null 2>&1; then
-    say "No NVIDIA GPU found: with PyTorch's CPU index in PIP_EXTRA_INDEX_URL the download is far"
-    say "smaller; pytorch.org/get-started names it, README.md shows how."
-  fi
-  # pip's own lines, less the chatter: each download with its size, and what goes wrong.
-  if ! "$PYTHON_BIN" -m pip install --disable-pip-version-check --progress-bar off \
-    -c "$ROOT/constraints.txt" -e "$ROOT[dev]" |
-    { grep --line-buffered -E '^ *(Downloading|Installing|Building)|[Ee]rror' >&2 || true; }; then
-    say "error: the installation failed; pip's reason is above. Nothing is marked as installed; run again."
-    return 1
-  fi
+# uv takes PyTorch's CPU build by itself where there is no card; pip takes the one of its index.
+install_with_uv() {
+  command -v uv >/dev/null || return 1
+  uv pip install --python "$PYTHON_BIN" --torch-backend auto --no-progress \
+    -c "$ROOT/constraints.txt" -e "$1" && return 0
+  say "uv could not install it (above); pip tries next."
+  return 1
 }
 
-prepare_environment() {
-  if ! "$PYTHON_BIN" -c '' 2>/dev/null; then
-    make_venv
-  fi
+install_with_pip() {
   if ! "$PYTHON_BIN" -c 'import pip' 2>/dev/null; then
     "$PYTHON_BIN" -m ensurepip
   fi
-  local wanted
-  wanted="$(wanted_stamp "$PYTHON_BIN")"
-  if [ "$(cat "$STAMP" 2>/dev/null || true)" = "$wanted" ]; then
-    return 0
+  if ! { command -v nvidia-smi && nvidia-smi -L; } >/dev/null 2>&1; then
+    say "No NVIDIA GPU found: with uv on the PATH, or PyTorch's CPU index in PIP_EXTRA_INDEX_URL, the"
+    say "download is far smaller; pytorch.org/get-started names it, README.md shows how."
   fi
-  install_packages
-  printf '%s\n' "$wanted" >"$STAMP"
+  # pip's own lines, less the chatter: each download with its size, and what goes wrong.
+  "$PYTHON_BIN" -m pip install --disable-pip-version-check --progress-bar off \
+    -c "$ROOT/constraints.txt" -e "$1" |
+    { grep --line-buffered -E '^ *(Downloading|Installing|Building)|[Ee]rror' >&2 || true; }
+}
+
+prepare_environment() {
+  local extra="${1:-}" wanted
+  if ! "$PYTHON_BIN" -c '' 2>/dev/null; then
+    make_venv
+  fi
+  wanted="$(wanted_stamp "$PYTHON_BIN")"
+  case "$(cat "$STAMP" 2>/dev/null || true)" in
+    "$wanted $extra" | "$wanted dev") return 0 ;;
+  esac
+  say "Installing the packages of pyproject.toml at the versions of constraints.txt."
+  if ! install_with_uv "$ROOT${extra:+[$extra]}" && ! install_with_pip "$ROOT${extra:+[$extra]}"; then
+    say "error: the installation failed; the reason is above. Nothing is marked as installed; run again."
+    return 1
+  fi
+  printf '%s\n' "$wanted $extra" >"$STAMP"
   say "Installed into .venv."
 }
