@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.mistakes import attempt
+from tests.helpers.mistakes import attempt
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LIKED = {"prompt": "p", "completion": "a", "label": True}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.mistakes import Answer, attempt, changes
-from tests.small_disk import NoMountError, small_disk
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, snapshot
+from tests.helpers.mistakes import Answer, attempt, changes
+from tests.helpers.small_disk import NoMountError, small_disk
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, snapshot
 from tests.unit.test_model_mistakes import furnish
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.config.strict_yaml import MAX_BYTES
-from tests.mistakes import attempt
-from tests.tiny_runs import snapshot
+from tests.helpers.mistakes import attempt
+from tests.helpers.tiny_runs import snapshot
 
 ROOT = Path(__file__).parents[2]
 

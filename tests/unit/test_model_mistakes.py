@@ -8,10 +8,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.recipe.main import launch
-from tests import spoiled
-from tests.mistakes import attempt, within
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, snapshot, write
+from tests.helpers import spoiled
+from tests.helpers.mistakes import attempt, within
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, snapshot, write
 
 STEP = {"max_steps": 1, "per_device_train_batch_size": 2}
 SFT = {"dataset_name": "rows.jsonl", **STEP}
