@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import word_tokenizer
-from tests.mistakes import Answer, attempt
+from tests.helpers.mistakes import Answer, attempt
 from tests.recipes import test_refusals
 from tests.unit import (
     test_data_mistakes,

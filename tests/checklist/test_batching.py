@@ -12,7 +12,7 @@ from recipes.lib.generation.sampling import episode_uniforms
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.metrics import describe, explained_variance
 from recipes.lib.ppo.rollouts import Rollout, RolloutStream
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 
 class Recorder(TrainerCallback):

@@ -11,7 +11,7 @@ from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.metrics import describe, explained_variance
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.returns import advantages_and_returns, token_rewards, whiten
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])

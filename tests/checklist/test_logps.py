@@ -14,7 +14,7 @@ from recipes.lib.generation.decoder import Decoder
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample
 from recipes.lib.models.forward import Batch, logps_and_entropy
 from recipes.lib.ppo.actor_critic import reference_logps, token_values
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 LONG = [[4], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6], [7, 8], [9, 9, 4]]
 

@@ -14,7 +14,7 @@ from recipes.lib.ppo.collector import EVALUATION_SEED
 from recipes.lib.ppo.returns import advantages_and_returns, whiten
 from recipes.lib.ppo.rollouts import Episode
 from recipes.lib.rewards.reward_models import RewardModel, load_reward_functions
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 REWARD_WORDS = "<start> <eos> <unk> <pad> l k j i h g f e d c b a . [ask] [/ask]".split()
 REWARD_TEMPLATE = (

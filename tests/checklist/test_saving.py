@@ -16,7 +16,7 @@ from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
 from recipes.lib.models.forward import Batch
 from recipes.lib.models.policies import load_adapted_policy, load_policy
 from recipes.lib.ppo.actor_critic import reference_logps
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 
 def lora() -> LoraConfig:

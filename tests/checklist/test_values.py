@@ -10,7 +10,7 @@ from transformers import LlamaForSequenceClassification
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.objective import value_loss
 from recipes.lib.ppo.returns import advantages_and_returns, whiten
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 
 def test_item_26_values_behind_the_end_do_not_leak_backwards() -> None:

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from recipes.lib.runs.checkpoints import seal
-from tests.distributed.runs_on_two import search_path
+from tests.helpers.distributed.runs_on_two import search_path
 
 ROOT = Path(__file__).parents[2]
-WORKER = Path(__file__).parent / "agreement_worker.py"
+WORKER = ROOT / "tests/helpers/distributed/agreement_worker.py"
 
 
 def answers(folder: Path, question: str) -> list[str]:

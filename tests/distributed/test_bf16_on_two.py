@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from recipes.lib.evaluation.pair_scores import score_pairs
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.runs.files import read_jsonl
-from tests.distributed.runs_on_two import (
+from tests.distributed.test_recipes_on_two import timeless
+from tests.helpers.distributed.runs_on_two import (
     NOUNS,
     RUNS,
     fill,
@@ -22,8 +23,7 @@ from tests.distributed.runs_on_two import (
     on_two,
     weights,
 )
-from tests.distributed.test_recipes_on_two import timeless
-from tests.tiny_runs import flags, write
+from tests.helpers.tiny_runs import flags, write
 
 PPO = ("ppo_head", "ppo_adapter", "ppo_model")
 # bf16 keeps 8 bits, so a logit between 4 and 8 is off by up to 2**-7 = 0.008 nats when it is

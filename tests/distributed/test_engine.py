@@ -13,7 +13,7 @@ from torch import nn
 
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers.skipped_steps import has_finite_weights
-from tests.distributed.runs_on_two import (
+from tests.helpers.distributed.runs_on_two import (
     ROOT,
     fill,
     needs_deepspeed,
@@ -24,7 +24,7 @@ from tests.distributed.runs_on_two import (
 
 # One process, as accelerate's launcher starts it.
 STEP = """
-from tests.distributed import gloo_shim
+from tests.helpers.distributed import gloo_shim
 import torch
 from accelerate import Accelerator
 
@@ -40,7 +40,7 @@ torch.distributed.destroy_process_group()
 """
 PPO = """
 import json, sys
-from tests.distributed import gloo_shim
+from tests.helpers.distributed import gloo_shim
 from recipes.lib.ppo.config import PPOConfig
 
 PPOConfig(output_dir="run", total_episodes=8, rollout_batch_size=8, num_mini_batches=1,
@@ -50,7 +50,7 @@ PPOConfig(output_dir="run", total_episodes=8, rollout_batch_size=8, num_mini_bat
 
 SPOILED = """
 import sys
-from tests.distributed import gloo_shim
+from tests.helpers.distributed import gloo_shim
 from recipes import sft
 from recipes.lib import progress
 from recipes.lib.config.parse import parse

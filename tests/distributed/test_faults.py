@@ -18,8 +18,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.checkpoints import fault, numbered, read_manifest, seal
 from recipes.lib.runs.files import read_jsonl
-from tests.stopped_runs import assert_same_runs
-from tests.tiny_runs import flags, snapshot, write
+from tests.helpers.stopped_runs import assert_same_runs
+from tests.helpers.tiny_runs import flags, snapshot, write
 
 ROOT = Path(__file__).parent.parent.parent
 REWARD = """

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import runs_on_two as two
-from tests.distributed.runs_on_two import fill, inside, make, notes, on_two, weights, words_of
+from tests.helpers.distributed import runs_on_two as two
+from tests.helpers.distributed.runs_on_two import (
+    fill,
+    inside,
+    make,
+    notes,
+    on_two,
+    weights,
+    words_of,
+)
 
 IN_4_BITS: dict[str, Any] = {"load_in_4bit": True, "use_peft": True, "lora_dropout": 0.0}
 NAMES = ("sft", "reward", "ppo_adapter")

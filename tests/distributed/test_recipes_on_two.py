@@ -15,8 +15,8 @@ from recipes import kto
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
 from recipes.lib.runs.files import read_jsonl
-from tests.distributed.recipes_worker import cut
-from tests.distributed.runs_on_two import (
+from tests.helpers.distributed.recipes_worker import cut
+from tests.helpers.distributed.runs_on_two import (
     ALONE,
     RESUMED,
     RUNS,

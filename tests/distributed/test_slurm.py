@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.runs.checkpoints import numbered, read_manifest
 from recipes.lib.runs.files import read_jsonl
-from tests.slurm_cluster import NODES, ask, cluster, is_installed
-from tests.tiny_runs import flags, write
+from tests.helpers.slurm_cluster import NODES, ask, cluster, is_installed
+from tests.helpers.tiny_runs import flags, write
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/slurm/train.sbatch"

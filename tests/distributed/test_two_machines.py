@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.tiny_runs import flags, write
+from tests.helpers.tiny_runs import flags, write
 
 ROOT = Path(__file__).parents[2]
 

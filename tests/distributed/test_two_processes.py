@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checklist import tiny
+from tests.helpers import tiny
 
-WORKER = Path(__file__).parent / "ppo_worker.py"
-ROOT = WORKER.parent.parent.parent
+ROOT = Path(__file__).parents[2]
+WORKER = ROOT / "tests/helpers/distributed/ppo_worker.py"
 
 
 @dataclass

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
-from tests.distributed import runs_on_two
-from tests.distributed.recipes_worker import cut
-from tests.tiny_runs import snapshot
+from tests.helpers.distributed import runs_on_two
+from tests.helpers.distributed.recipes_worker import cut
+from tests.helpers.tiny_runs import snapshot
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 SHARDS = {
@@ -47,7 +47,7 @@ def only_sft(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_accelerate_makes_no_shards_on_the_cpu_and_says_nothing(kind: str, tmp_path: Path) -> None:
     if kind == "zero2" and not HAS_DEEPSPEED:
         pytest.skip("deepspeed is not installed")
-    worker = str(Path(__file__).parent / "sharded_on_cpu.py")
+    worker = str(runs_on_two.WORKER.with_name("sharded_on_cpu.py"))
     start = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, "notes"]
     done = on_two(tmp_path, start, ACCELERATE_USE_CPU="true", **SHARDS[kind])
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fuzz.verdicts import KINDS, tally, warm_up
+from tests.helpers.fuzz.verdicts import KINDS, tally, warm_up
 
 NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 200, "options": 300}
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from recipes.lib.report import write_quickstart_report, write_report
-from tests import report_runs
+from tests.helpers import report_runs
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

@@ -13,8 +13,8 @@ import pytest
 from matplotlib.image import imread
 
 from recipes.lib.report import write_report
-from tests import report_runs
-from tests.page.devtools import Browser
+from tests.helpers import report_runs
+from tests.helpers.devtools import Browser
 
 CHROMIUM = shutil.which("chromium")
 SHADES = ["kl", "value", "advantage", "reward"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.parity import trajectory
+from tests.helpers import trajectory
 
 # Other machines add up in another order. Measured with other vector units (none, AVX2) and two
 # threads: no number moved by more than 2e-6 of itself, or by 1e-6 where it is near 0, in 30 Adam

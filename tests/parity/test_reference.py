@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.checklist import tiny
-from tests.parity import reference_ppo
+from tests.helpers import reference_ppo, tiny
 
 SETTINGS = reference_ppo.Settings(
     temperature=0.8,

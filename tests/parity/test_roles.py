@@ -21,8 +21,7 @@ from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
 from recipes.lib.models.forward import Batch, in_pieces
 from recipes.lib.ppo.actor_critic import reference_logps
 from recipes.lib.rewards.reward_models import RewardModel, load_reward_functions
-from tests import four_roles
-from tests.checklist import tiny
+from tests.helpers import four_roles, tiny
 
 IDS = torch.tensor([[4, 5, 6, 7, 8, 9, 1], [0, 0, 4, 9, 8, 1, 0], [5, 5, 4, 10, 11, 12, 13]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]])

@@ -17,7 +17,7 @@ from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenization import Seen, seen_sequences
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import launch, parse
-from tests.tiny_runs import FAST, write
+from tests.helpers.tiny_runs import FAST, write
 
 USER = [{"role": "user", "content": "what sat on the tree ?"}]
 GOOD = [{"role": "assistant", "content": "the happy bird sat ."}]

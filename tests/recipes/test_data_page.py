@@ -11,7 +11,7 @@ from recipes.lib.data.formats import SHAPES, shape_of
 from recipes.lib.data.lengths import Bin, Length, bins_of, effects, length_of, quantile
 from recipes.lib.data.tokenization import pieces, seen_sequences
 from recipes.lib.recipe.main import launch, parse
-from tests.tiny_runs import FAST, write
+from tests.helpers.tiny_runs import FAST, write
 
 USER = [{"role": "user", "content": "what sat on the tree ?"}]
 GOOD = [{"role": "assistant", "content": "the happy bird sat ."}]

@@ -18,7 +18,7 @@ from transformers import (
 from recipes import dpo, kto
 from recipes.lib.recipe.main import launch, parse
 from recipes.lib.runs.files import read_jsonl
-from tests.tiny_runs import FAST, LORA, write
+from tests.helpers.tiny_runs import FAST, LORA, write
 
 RECIPES = {"dpo": dpo, "kto": kto}
 SUBJECTS = ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")

@@ -22,8 +22,8 @@ from recipes.lib.rewards import retries
 from recipes.lib.runs.checkpoints import newest_good, numbered
 from recipes.lib.runs.folder import Run
 from recipes.lib.trainers import progress
-from tests.small_disk import NoMountError, small_disk
-from tests.stopped_runs import REWARD, assert_same_runs, furnish, kill_at, rows, train
+from tests.helpers.small_disk import NoMountError, small_disk
+from tests.helpers.stopped_runs import REWARD, assert_same_runs, furnish, kill_at, rows, train
 
 
 @pytest.fixture

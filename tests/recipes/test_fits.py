@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.recipe.main import launch
-from tests.tiny_models import save_model, with_bos
-from tests.tiny_runs import LORA, flags, snapshot, write
+from tests.helpers.tiny_models import save_model, with_bos
+from tests.helpers.tiny_runs import LORA, flags, snapshot, write
 
 ASKED = [{"role": "user", "content": "who sat ?"}]
 GOOD = [{"role": "assistant", "content": "the cat ."}]

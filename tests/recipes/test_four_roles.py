@@ -19,10 +19,9 @@ from recipes.lib.models.policies import load_policy
 from recipes.lib.recipe.main import parse
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.runs.files import read_jsonl
-from tests import four_roles
-from tests.checklist import tiny
+from tests.helpers import four_roles, tiny
+from tests.helpers.tiny_runs import FAST, write
 from tests.recipes.test_ppo_resume import StopAt
-from tests.tiny_runs import FAST, write
 
 NF4 = {
     "load_in_4bit": True,

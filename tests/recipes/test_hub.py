@@ -10,9 +10,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.runs.files import read_jsonl
-from tests.hub_server import HubServer, commit_of
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, write
+from tests.helpers.hub_server import HubServer, commit_of
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, write
 
 ROOT = Path(__file__).parents[2]
 RUN = {

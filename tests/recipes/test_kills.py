@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import ROOT
-from tests.tiny_runs import FAST, write
+from tests.helpers.tiny_runs import FAST, write
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_runs_that_are_killed_anywhere_end_as_the_unbroken_one(
 ) -> None:
     (tmp_path / "values.json").write_text(json.dumps(values))
     done = subprocess.run(  # a process with threads cannot be forked
-        [sys.executable, "-m", "tests.kills", str(tmp_path)],
+        [sys.executable, "-m", "tests.helpers.kills", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -15,8 +15,8 @@ from recipes.lib.runs.checkpoints import fault, numbered
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers import progress
 from recipes.lib.trainers.out_of_memory import PHASES, flags, phase_of
-from tests.memory_limit import Hungry, HungryBackward, room_for, take
-from tests.stopped_runs import SAMPLING, assert_same_runs, furnish, train
+from tests.helpers.memory_limit import Hungry, HungryBackward, room_for, take
+from tests.helpers.stopped_runs import SAMPLING, assert_same_runs, furnish, train
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import parse
-from tests.tiny_models import CLASSES, save_model
-from tests.tiny_runs import FAST, write
+from tests.helpers.tiny_models import CLASSES, save_model
+from tests.helpers.tiny_runs import FAST, write
 
 VERBS = ("was", "sat", "ran", "is")
 # Mixtures keep their experts in one parameter, which peft adapts without dropout only.

@@ -18,7 +18,7 @@ from recipes.lib.ppo import trainer as ppo_trainer
 from recipes.lib.ppo.rollouts import check_scored
 from recipes.lib.runs.checkpoints import fault, numbered
 from recipes.lib.trainers import progress
-from tests.stopped_runs import assert_same_runs, furnish, rows, train
+from tests.helpers.stopped_runs import assert_same_runs, furnish, rows, train
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from recipes.lib.plan.breakdown import (
 from recipes.lib.plan.planner import plan_of
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import parse
-from tests.plan_reality import ALIKE, Measured, measured_run, rows_of, write_reward
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, write
+from tests.helpers.plan_reality import ALIKE, Measured, measured_run, rows_of, write_reward
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, write
 
 ROWS = 4
 COMPLETION = 8

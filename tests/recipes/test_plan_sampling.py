@@ -16,9 +16,9 @@ from recipes.lib.plan.meta_models import tensors_of
 from recipes.lib.plan.run_models import make_cast
 from recipes.lib.plan.sampling_phases import Sampling, sampling_bytes
 from recipes.lib.recipe.main import parse
-from tests.plan_reality import ALIKE
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags
+from tests.helpers.plan_reality import ALIKE
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags
 
 ROWS, PROMPT, COMPLETION = 16, 20, 20
 NO_STOP = -1  # so that every completion has its full length

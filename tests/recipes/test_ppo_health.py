@@ -16,7 +16,7 @@ from trl import ModelConfig
 from recipes import ppo
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
-from tests.report_html import Page
+from tests.helpers.report_html import Page
 
 PROMPTS = ["the cat", "the dog sat", "a bird in the tree", "rain"]
 

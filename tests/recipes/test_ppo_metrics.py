@@ -13,7 +13,7 @@ from recipes.lib.ppo.health import RULES
 from recipes.lib.ppo.metrics import Clock
 from recipes.lib.report.times import REST, times
 from recipes.lib.runs.files import read_jsonl
-from tests.report_html import Page
+from tests.helpers.report_html import Page
 
 ROOT = Path(__file__).parents[2]
 METRICS = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.ppo.actor_critic import disable_dropout
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 PROMPTS = ["the cat", "the dog sat", "a bird in the tree", "rain"]
 LORA = LoraConfig(r=4, target_modules="all-linear")

@@ -13,7 +13,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
-from tests.fake_hub import FakeHub
+from tests.helpers.fake_hub import FakeHub
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_not_a_real_token"

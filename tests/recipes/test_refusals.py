@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.mistakes import attempt
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, write
+from tests.helpers.mistakes import attempt
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, write
 
 SAMPLED = {
     "reward_funcs": "rewards.py:good",

@@ -12,7 +12,7 @@ from recipes.lib.recipe.main import parse
 from recipes.lib.rewards.reward_models import RewardModel
 from recipes.lib.runs.files import read_jsonl
 from recipes.reward import run
-from tests.tiny_runs import FAST, LORA, write
+from tests.helpers.tiny_runs import FAST, LORA, write
 
 SUBJECTS = ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")
 

@@ -18,7 +18,7 @@ from recipes import grpo, reward, rloo
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import launch, parse
 from recipes.lib.runs.files import read_jsonl
-from tests.tiny_runs import FAST
+from tests.helpers.tiny_runs import FAST
 
 RECIPES = {"rloo": rloo, "grpo": grpo}
 REWARDS = """

@@ -11,7 +11,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
 from recipes.lib.runs.files import read_jsonl
 from recipes.sft import run
-from tests.tiny_runs import FAST, write
+from tests.helpers.tiny_runs import FAST, write
 
 SUBJECTS = ("cat", "dog", "bird", "child")
 

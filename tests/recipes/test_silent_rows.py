@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.mistakes import attempt
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, write
+from tests.helpers.mistakes import attempt
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, write
 
 ASK = [{"role": "user", "content": "tell me"}]
 ANSWER = [{"role": "assistant", "content": "the cat"}]
@@ -127,7 +127,7 @@ def test_rows_that_all_have_loss_are_as_before(place: Path) -> None:
 def test_what_trl_ignores_in_dataset_kwargs_is_told(
     kwargs: str, row: str, bos: bool, sentence: str, place: Path, tiny_tokenizer: Any
 ) -> None:
-    from tests.tiny_models import with_bos
+    from tests.helpers.tiny_models import with_bos
 
     if bos:
         with_bos(tiny_tokenizer, "<system>").save_pretrained("model")

@@ -21,8 +21,8 @@ from recipes.lib.recipe.main import launch
 from recipes.lib.runs.checkpoints import fault, numbered
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers import progress
-from tests.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
-from tests.tiny_runs import LORA, flags
+from tests.helpers.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
+from tests.helpers.tiny_runs import LORA, flags
 
 
 @pytest.fixture

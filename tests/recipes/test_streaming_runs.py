@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.files import read_jsonl
-from tests.mistakes import attempt
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, write
+from tests.helpers.mistakes import attempt
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, write
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree", "river", "stone")

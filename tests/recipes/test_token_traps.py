@@ -1,7 +1,7 @@
 """Tokenizers, templates and vocabularies as they come: each trap is met, told or refused.
 
 Positions under left padding (GPT-2) are items 13 of tests/checklist/test_logps.py; a tied
-checkpoint as a classifier is in tests/unit/test_models.py.
+checkpoint as a classifier is in tests/unit/models/test_models.py.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import parse
-from tests.checklist import tiny
-from tests.tiny_models import save_model, with_bos
-from tests.tiny_runs import FAST, LORA, write
+from tests.helpers import tiny
+from tests.helpers.tiny_models import save_model, with_bos
+from tests.helpers.tiny_runs import FAST, LORA, write
 
 ROW = {"prompt": "the cat", "completion": " sat ."}
 TURNS = [{"role": "user", "content": "who sat ?"}, {"role": "assistant", "content": "the cat ."}]

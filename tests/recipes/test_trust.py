@@ -16,8 +16,8 @@ from recipes.lib.models.policies import load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.checkpoints import MANIFEST, seal
-from tests.tiny_models import save_model
-from tests.tiny_runs import flags, snapshot, write
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import flags, snapshot, write
 
 SFT = {
     "dataset_name": "rows.jsonl",

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.recipe.main import launch
-from tests.tiny_models import save_model
-from tests.tiny_runs import FAST, LORA, flags, snapshot, write
+from tests.helpers.tiny_models import save_model
+from tests.helpers.tiny_runs import FAST, LORA, flags, snapshot, write
 
 CODE = """
 from pathlib import Path

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from recipes.lib.distributed.shards import whole
-from tests.checklist import tiny
+from tests.helpers import tiny
 
 
 def test_mixed_precision_stays_on_behind_a_look_at_the_model(tmp_path: Path) -> None:
