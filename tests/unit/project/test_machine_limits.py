@@ -13,7 +13,7 @@ from tests.helpers.mistakes import Answer, attempt, changes
 from tests.helpers.small_disk import NoMountError, small_disk
 from tests.helpers.tiny_models import save_model
 from tests.helpers.tiny_runs import flags, snapshot
-from tests.unit.test_model_mistakes import furnish
+from tests.unit.project.test_model_mistakes import furnish
 
 ROOT = Path(__file__).parents[3]
 SFT = {"dataset_name": "rows.jsonl", "max_steps": 1, "per_device_train_batch_size": 2}
