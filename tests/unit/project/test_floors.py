@@ -7,6 +7,7 @@ room is for.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -125,6 +126,15 @@ def test_only_conductors_import_recipes_and_few_find_one_by_name() -> None:
 )
 def test_imports_are_found_wherever_they_stand(source: str, found: set[str]) -> None:
     assert set(imported(source, {"a", "a.b"})) == found
+
+
+def test_the_page_on_architecture_has_the_same_floors() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", page, flags=re.MULTILINE)
+    named = {(int(n) - 1, room) for n, cell in rows for room in re.findall(r"\[(\w+)[\].]", cell)}
+    there = {path.stem for path in (ROOT / "recipes/lib").iterdir()}
+    built = {(n, room) for n, rooms in enumerate(FLOORS) for room in rooms & there}
+    assert named - {(len(FLOORS), "recipes")} == built
 
 
 def test_a_room_that_no_floor_lists_fails_with_a_sentence() -> None:
