@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What faster products and the own decode loop bring on a CPU, side by side; writes a page.
 
-`.venv/bin/python scripts/bench/cpu [--quickstart RUN]` writes docs/benchmarks/cpu.md in some minutes.
+`.venv/bin/python scripts/bench/speed/cpu.py [--quickstart RUN]` writes docs/benchmarks/cpu.md in some minutes.
 RUN is a finished quickstart, whose tales end at different lengths.
 """
 
@@ -16,19 +16,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402  the paths above come first
-from conditions import conditions  # noqa: E402
-from speed_task import LORA, prompts, write_models  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from recipes.lib.models.cpu_linear import CpuLinear, use_fast_products  # noqa: E402
-from recipes.lib.generation.decoder import Decoder  # noqa: E402
 from recipes.lib.data.prompts import prompt_token_ids  # noqa: E402
-from recipes.lib.verbosity import hush  # noqa: E402
+from recipes.lib.generation.decoder import Decoder  # noqa: E402
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample  # noqa: E402
+from recipes.lib.models.cpu_linear import CpuLinear, use_fast_products  # noqa: E402
+from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402
+from scripts.bench.speed.speed_task import LORA, prompts, write_models  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks/cpu.md"
 REPEATS = 5
@@ -168,7 +168,9 @@ def main() -> None:
             [
                 "# On a CPU",
                 "",
-                conditions(".venv/bin/python scripts/bench/cpu --quickstart runs/quickstart"),
+                conditions(
+                    ".venv/bin/python scripts/bench/speed/cpu.py --quickstart runs/quickstart"
+                ),
                 "",
                 "## Products",
                 "",

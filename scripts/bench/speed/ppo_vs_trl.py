@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seconds and memory of an iteration of PPO under LoRA, beside the last PPO of TRL.
 
-`.venv/bin/python scripts/bench/ppo_vs_trl --trl112 FOLDER`, where FOLDER holds the unpacked wheel of
+`.venv/bin/python scripts/bench/speed/ppo_vs_trl.py --trl112 FOLDER`, where FOLDER holds the unpacked wheel of
 trl 1.12.0. Same model, prompts, rollout, passes, mini-batches and LoRA rank; runs alternate, each in
 a process of its own. Writes docs/benchmarks/speed.md. About fifteen minutes.
 """
@@ -16,15 +16,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
-sys.path[:0] = [str(ROOT), str(HERE)]
+sys.path.insert(0, str(ROOT))
 
-from conditions import conditions  # noqa: E402  the path above comes first
-from speed_task import COMPLETION_TOKENS, EPISODES, LORA, PROMPT_TOKENS, write_models  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.speed.speed_task import (  # noqa: E402
+    COMPLETION_TOKENS,
+    EPISODES,
+    LORA,
+    PROMPT_TOKENS,
+    write_models,
+)
 
 PAGE = ROOT / "docs/benchmarks/speed.md"
-COMMAND = ".venv/bin/python scripts/bench/ppo_vs_trl --trl112 FOLDER"
+COMMAND = ".venv/bin/python scripts/bench/speed/ppo_vs_trl.py --trl112 FOLDER"
 REPEATS = 5
 PHASES = ("sampling", "scoring", "training")
 SIDES = {

@@ -2,7 +2,7 @@
 """What the quickstart's task demands, and what its result is worth; writes docs/benchmarks/quickstart.md.
 
 First run ./scripts/quickstart; this reads its stages and runs some of them again with other seeds
-and sizes, in a temporary folder: `.venv/bin/python scripts/bench/quickstart_task`. About 25 minutes
+and sizes, in a temporary folder: `.venv/bin/python scripts/bench/quickstart/quickstart_task.py`. About 25 minutes
 on two cores.
 """
 
@@ -13,15 +13,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes import evaluate, feedback, ppo, reward  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
-from recipes.lib.verbosity import hush  # noqa: E402
 from recipes.lib.runs.files import read_jsonl  # noqa: E402
+from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 
 CONFIGS = ROOT / "configs/quickstart"
 RUN = ROOT / "runs/quickstart"
@@ -120,7 +119,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp())
     stages = "\n".join(f"| {name} | {s:.3g} |" for name, s in summary["seconds"].items())
     page = PAGE_TEXT.format(
-        conditions=conditions(".venv/bin/python scripts/bench/quickstart_task"),
+        conditions=conditions(".venv/bin/python scripts/bench/quickstart/quickstart_task.py"),
         stages=stages,
         total=sum(summary["seconds"].values()),
         numbers=number_rows(summary),

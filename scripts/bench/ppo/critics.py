@@ -2,7 +2,7 @@
 """Which critic learns best: a head, an adapter, a model; from zero or from the reward model.
 
 On a task with a known optimum, on stories260K and on the quickstart's task, whole models and LoRA,
-five seeds each: `.venv/bin/python scripts/bench/critics`, after ./scripts/quickstart and with
+five seeds each: `.venv/bin/python scripts/bench/ppo/critics.py`, after ./scripts/quickstart and with
 ../shared beside the project. Writes docs/benchmarks/critics.md. An hour and a half on one core;
 finished runs are kept in runs/critics.json, so that a stopped bench goes on.
 """
@@ -18,19 +18,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
-from conditions import conditions  # noqa: E402  the path above comes first
 from datasets import Dataset  # noqa: E402
-from exact_methods import train as train_exactly  # noqa: E402
-from exact_tasks import find  # noqa: E402
 
 from recipes import evaluate, ppo, reward  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
+from recipes.lib.runs.files import read_jsonl, write_json  # noqa: E402
 from recipes.lib.runs.lineage import commit  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
-from recipes.lib.runs.files import read_jsonl, write_json  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.ppo.exact_methods import train as train_exactly  # noqa: E402
+from scripts.bench.ppo.exact_tasks import find  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICKSTART = ROOT / "runs/quickstart"
@@ -63,7 +63,7 @@ TALES = COMMON | {
 STORIES = COMMON | {
     "model_name_or_path": str(SHARED / "models/stories260K"),
     "dataset_name": str(SHARED / "data/prompt/tinystories.jsonl"),
-    "reward_funcs": [f"{Path(__file__).parent / 'happy_words.py'}:happy_words"],
+    "reward_funcs": [f"{ROOT / 'scripts/bench/happy_words.py'}:happy_words"],
     "total_episodes": 1536,
     "rollout_batch_size": 128,
     "per_device_train_batch_size": 32,
@@ -244,7 +244,7 @@ def main() -> int:
     if "--page" not in sys.argv:
         kept = measured(kept, adapter)
     told = "\n\n".join(f"## {task}\n\n{table(task, kept, adapter)}" for task in TASKS)
-    command = ".venv/bin/python scripts/bench/critics"
+    command = ".venv/bin/python scripts/bench/ppo/critics.py"
     page = PAGE_TEXT.format(conditions=conditions(command), tables=told, commit=kept["commit"])
     PAGE.write_text(page, encoding="utf-8")
     return 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Memory and speed on a GPU: four roles on one 4-bit base, beside TRL's PPO, decoding, the plan.
 
-`.venv/bin/python scripts/bench/gpu [--trl112 FOLDER]` takes about a quarter of an hour on one card and prints
+`.venv/bin/python scripts/bench/gpu/gpu.py [--trl112 FOLDER]` takes about a quarter of an hour on one card and prints
 its tables last; `--json FILE` keeps the numbers and `--page` writes docs/benchmarks/gpu.md. FOLDER holds
 the unpacked wheel of trl 1.12.0. `--tiny` runs the same code on tiny shapes, on a CPU too.
 """
@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
-sys.path[:0] = [str(ROOT), str(HERE)]
+sys.path.insert(0, str(ROOT))
 
-from conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 
 PAGE = ROOT / "docs/benchmarks/gpu.md"
-COMMAND = ".venv/bin/python scripts/bench/gpu --trl112 FOLDER --page"
+COMMAND = ".venv/bin/python scripts/bench/gpu/gpu.py --trl112 FOLDER --page"
 PHASES = ("sampling", "scoring", "training")
 MEMORY = ("allocated", "reserved", "device")
 PLANNED = ("ppo", "sft, 4 bits", "sft", "reward", "sft, full")

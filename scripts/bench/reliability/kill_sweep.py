@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """PPO on stories260K, killed with SIGKILL anywhere and resumed; writes docs/benchmarks/reliability.md.
 
-`.venv/bin/python scripts/bench/kill_sweep [FOLDER]` needs ../shared beside the project, and some
+`.venv/bin/python scripts/bench/reliability/kill_sweep.py [FOLDER]` needs ../shared beside the project, and some
 minutes on one core. Runs that went wrong stay in FOLDER (default: a temporary one). With --faults it
 injects all other faults instead, by running their tests, and writes their part of the page.
 """
@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 from tests.helpers import kills  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
@@ -30,7 +29,7 @@ SAVED = 7  # the save whose file operations are counted; the one before is delet
 VALUES = {
     "model_name_or_path": str(SHARED / "models/stories260K"),
     "dataset_name": str(SHARED / "data/prompt/tinystories.jsonl"),
-    "reward_funcs": [f"{Path(__file__).parent / 'happy_words.py'}:happy_words"],
+    "reward_funcs": [f"{ROOT / 'scripts/bench/happy_words.py'}:happy_words"],
     "total_episodes": 256,
     "rollout_batch_size": 32,
     "num_ppo_epochs": 2,
@@ -89,7 +88,7 @@ def faults() -> int:
             return 1
         path, _, name = test.partition("::")
         lines.append(f"| {fault} | {what} | [{name or Path(path).stem}](../../{path}) |")
-    command_line = ".venv/bin/python scripts/bench/kill_sweep --faults"
+    command_line = ".venv/bin/python scripts/bench/reliability/kill_sweep.py --faults"
     put(TITLES[1], FAULTS_TEXT.format(conditions=conditions(command_line), rows="\n".join(lines)))
     return 0
 
@@ -124,7 +123,7 @@ def main() -> int:
     print(*rows, *moments.wrong, *saving.wrong, sep="\n")
     if moments.wrong or saving.wrong:
         return 1
-    command = ".venv/bin/python scripts/bench/kill_sweep"
+    command = ".venv/bin/python scripts/bench/reliability/kill_sweep.py"
     put(TITLES[0], KILLS_TEXT.format(conditions=conditions(command), rows="\n".join(rows)))
     return 0
 
