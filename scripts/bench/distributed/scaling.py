@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """One process against two, on the CPU: tokens a second and efficiency by phase; writes a page.
 
-`.venv/bin/python scripts/bench/distributed/scaling.py` writes docs/benchmarks/scaling.md in some minutes on two
-cores, one thread a process; `--repeats 1` is a trial. The model is the one that the quickstart ships.
+`.venv/bin/python scripts/bench/distributed/scaling.py` writes docs/benchmarks/scaling.md in some
+minutes on two cores, one thread a process; `--repeats 1` is a trial. The model is the one that the
+quickstart ships.
 """
 
 import argparse
@@ -124,10 +125,10 @@ PAGE_TEXT = """# One process against two
 
 {conditions}
 
-{others} One thread a process, gloo, `--accelerate_config cpu`; the model that the quickstart
-ships (3.1 MB), sft with 32 rows a step, ppo with 256 episodes a rollout and `critic: model`. The same words on one
-and on two processes, so the same steps. Tokens a second of all processes together, {repeats},
-without each run's first log. Efficiency is the rate of two over twice the rate of one.
+{others} One thread a process, gloo, `--accelerate_config cpu`; the model that the quickstart ships
+(3.1 MB), sft with 32 rows a step, ppo with 256 episodes a rollout and `critic: model`. The same
+words on one and on two processes, so the same steps. Tokens a second of all processes together,
+{repeats}, without each run's first log. Efficiency is the rate of two over twice the rate of one.
 
 {table}
 

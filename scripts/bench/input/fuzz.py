@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Malformed input of all kinds, and each mistake of the tests; writes docs/benchmarks/input.md.
 
-`.venv/bin/python scripts/bench/input/fuzz.py` tries all of them (minutes); `fuzz KIND NUMBER` tries some,
-writes nothing, and of a fault shows the smallest input. tests/fuzz draws them.
+`.venv/bin/python scripts/bench/input/fuzz.py` tries all of them (minutes); `fuzz KIND NUMBER` tries
+some, writes nothing, and of a fault shows the smallest input. tests/fuzz draws them.
 """
 
 import os

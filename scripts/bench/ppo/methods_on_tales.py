@@ -3,8 +3,8 @@
 
 First run ./scripts/quickstart; this reads its SFT model, its pairs and its reward model, trains
 each method with three learning rates and one seed, and judges every policy by the hidden true
-score: `.venv/bin/python scripts/bench/ppo/methods_on_tales.py`. Writes docs/benchmarks/methods.md. About
-15 minutes on two cores.
+score: `.venv/bin/python scripts/bench/ppo/methods_on_tales.py`. Writes docs/benchmarks/methods.md.
+About 15 minutes on two cores.
 """
 
 import sys

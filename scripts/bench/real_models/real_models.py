@@ -144,8 +144,8 @@ stories, {sft[seconds]:.0f} s.
 | stories260K after SFT | {reward[accuracy]:.3f} |
 | bag of words, logistic regression | {reward[accuracy_bag_of_words]:.3f} |
 
-{reward[seconds]:.0f} s. Counting words is the better use of these pairs where the model is as small as this one and
-has read nothing but children's stories.
+{reward[seconds]:.0f} s. Counting words is the better use of these pairs where the model is as small
+as this one and has read nothing but children's stories.
 
 ## PPO on the opening sentences of TinyStories
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What faster products and the own decode loop bring on a CPU, side by side; writes a page.
 
-`.venv/bin/python scripts/bench/speed/cpu.py [--quickstart RUN]` writes docs/benchmarks/cpu.md in some minutes.
-RUN is a finished quickstart, whose tales end at different lengths.
+`.venv/bin/python scripts/bench/speed/cpu.py [--quickstart RUN]` writes docs/benchmarks/cpu.md in
+some minutes. RUN is a finished quickstart, whose tales end at different lengths.
 """
 
 import argparse
@@ -174,9 +174,10 @@ def main() -> None:
                 "",
                 "## Products",
                 "",
-                "Forward and backward pass of one linear layer in fp32 with both gradients, milliseconds,",
-                f"tokens x inputs x outputs; alternating, {REPEATS} repeats of ten. MKL is what PyTorch",
-                "takes; oneDNN is what the recipes take on this processor (`recipes/lib/models/cpu_linear.py`).",
+                "Forward and backward pass of one linear layer in fp32 with both gradients,",
+                f"milliseconds, tokens x inputs x outputs; alternating, {REPEATS} repeats of ten.",
+                "MKL is what PyTorch takes; oneDNN is what the recipes take on this processor",
+                "(`recipes/lib/models/cpu_linear.py`).",
                 "",
                 "| size | MKL | oneDNN | ratio |",
                 "|---|---|---|---|",
@@ -184,8 +185,9 @@ def main() -> None:
                 "",
                 "## An iteration of PPO",
                 "",
-                "The task of [speed.md](speed.md): seconds of an iteration, the ratio to the run with MKL",
-                f"beside it, and memory above the imports in GiB; {REPEATS} runs each, alternating.",
+                "The task of [speed.md](speed.md): seconds of an iteration, the ratio to the run",
+                f"with MKL beside it, and memory above the imports in GiB; {REPEATS} runs each,",
+                "alternating.",
                 "",
                 "| critic | products | seconds | ratio | GiB |",
                 "|---|---|---|---|---|",
@@ -193,9 +195,9 @@ def main() -> None:
                 "",
                 "## Samplers",
                 "",
-                "`sampler: transformers` and `sampler: graph` (uncaptured on a CPU) on the same prompts with",
-                "the same noise, which gave the same tokens. Seconds; tokens are the mean length of a completion",
-                "and the greatest.",
+                "`sampler: transformers` and `sampler: graph` (uncaptured on a CPU) on the same",
+                "prompts with the same noise, which gave the same tokens. Seconds; tokens are the",
+                "mean length of a completion and the greatest.",
                 "",
                 "| model | tokens | transformers | graph | ratio | tokens/s of graph |",
                 "|---|---|---|---|---|---|",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What each way of saving passes and logits brings: seconds and GiB, on and off; writes a page.
 
-`.venv/bin/python scripts/bench/speed/passes.py` writes docs/benchmarks/passes.md in some minutes on one core.
-Models are those of ppo_vs_trl, with random weights.
+`.venv/bin/python scripts/bench/speed/passes.py` writes docs/benchmarks/passes.md in some minutes on
+one core. Models are those of ppo_vs_trl, with random weights.
 """
 
 import resource
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
@@ -63,7 +63,11 @@ def roles(folder: Path) -> tuple[Adapters, Batch, dict[str, Tensor]]:
     ids = torch.cat([rows, said], 1)
     batch = Batch(ids, torch.ones_like(ids), 48)
     policy.eval()
-    return adapters, batch, {key: batch.inputs[key] for key in ("input_ids", "attention_mask")}
+    return (
+        adapters,
+        batch,
+        {key: cast(Tensor, batch.inputs[key]) for key in ("input_ids", "attention_mask")},
+    )
 
 
 @torch.no_grad()
@@ -102,7 +106,7 @@ def passes(folder: Path) -> list[str]:
 
     def on_every_token() -> None:
         logits = policy(**inputs, use_cache=False).logits[:, :-1]
-        logps_and_entropy(logits, inputs["input_ids"][:, 1:], 1.0)
+        forward.logps_and_entropy(logits, inputs["input_ids"][:, 1:], 1.0)
 
     every, spoken = timed(on_every_token, lambda: said_of(policy, batch, 1.0, False, True))
     return [
@@ -120,7 +124,7 @@ def logits_once(most: int) -> None:
     hidden = torch.randn(4, TOKENS // 4, WIDTH, requires_grad=True)
     ids = torch.randint(LARGE_VOCABULARY, (4, TOKENS // 4))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    said, _ = in_pieces(
+    said, _ = forward.in_pieces(
         head,
         hidden,
         ids,
@@ -198,8 +202,9 @@ PAGE_TEXT = """# Fewer passes, fewer logits
 
 {conditions}
 
-One thread; 32 rows of 16 + 48 tokens, a Qwen3-class policy of 7 million random weights with LoRA of rank
-16 (`scripts/bench/speed/ppo_vs_trl.py`). Mean and standard deviation of {repeats} repeats, alternating.
+One thread; 32 rows of 16 + 48 tokens, a Qwen3-class policy of 7 million random weights with LoRA of
+rank 16 (`scripts/bench/speed/ppo_vs_trl.py`). Mean and standard deviation of {repeats} repeats,
+alternating.
 
 | what | without | with |
 |---|---|---|
