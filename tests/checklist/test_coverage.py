@@ -15,7 +15,7 @@ def text_of_tests() -> dict[str, str]:
 
 
 def mutant_list() -> ModuleType:
-    path = ROOT / "scripts/bench/mutant_list.py"
+    path = ROOT / "scripts/bench/mutants/mutant_list.py"
     spec = importlib.util.spec_from_file_location("mutant_list", path)
     assert spec is not None
     assert spec.loader is not None

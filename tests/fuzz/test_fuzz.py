@@ -1,4 +1,4 @@
-"""A short run of scripts/bench/fuzz: malformed inputs are refused in a sentence, or right."""
+"""A short run of bench/input/fuzz.py: malformed inputs are refused in a sentence, or right."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Killing PPO runs with SIGKILL and resuming them: for a test, and for scripts/bench/kill_sweep.
+"""Killing PPO runs with SIGKILL and resuming them: for a test, for kill_sweep.py of the benchmarks.
 
 The libraries are imported once; every run is a fork of that process, which kills it.
 """

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def test_it_runs_end_to_end_and_prints_its_tables_last(tmp_path: Path) -> None:
     numbers = tmp_path / "gpu.json"
-    command = [sys.executable, "scripts/bench/gpu", "--tiny", "--json", str(numbers)]
+    command = [sys.executable, "scripts/bench/gpu/gpu.py", "--tiny", "--json", str(numbers)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(numbers.read_text())
@@ -31,9 +31,11 @@ def test_it_runs_end_to_end_and_prints_its_tables_last(tmp_path: Path) -> None:
 
 
 def test_the_page_says_which_cells_wait_for_a_card() -> None:
-    command = [sys.executable, "scripts/bench/gpu", "--empty"]
+    command = [sys.executable, "scripts/bench/gpu/gpu.py", "--empty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "Not yet measured. The command: `.venv/bin/python scripts/bench/gpu" in done.stdout
+    assert (
+        "Not yet measured. The command: `.venv/bin/python scripts/bench/gpu/gpu.py" in done.stdout
+    )
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
     of_numbers = [line for line in rows if "not yet measured" in line]
     assert len(of_numbers) == 3 + 3 + 8 + 5  # every row but the heads of the four tables

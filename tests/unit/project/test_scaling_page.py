@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def terms() -> Any:
-    path = ROOT / "scripts/bench/scaling_terms.py"
+    path = ROOT / "scripts/bench/distributed/scaling_terms.py"
     spec = importlib.util.spec_from_file_location("scaling_terms", path)
     assert spec is not None
     assert spec.loader is not None

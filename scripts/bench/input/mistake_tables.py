@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.conftest import word_tokenizer
 from tests.helpers.mistakes import Answer, attempt
+from tests.helpers.small_disk import NoMountError
 from tests.recipes import test_refusals
 from tests.unit import (
     test_data_mistakes,
@@ -75,7 +76,7 @@ def _row(name: str, run: Try) -> str:
         folder = Path(place).resolve()
         try:
             answer = run(name, folder)
-        except test_machine_limits.NoMountError:
+        except NoMountError:
             return f"| {name} | sft | needs the rights to mount a file system | | |"
         said = answer.sentence().replace(f"{folder}/", "").replace(str(folder), ".")
     changed = [path for path in answer.changed if Path(path).name != "disk"]

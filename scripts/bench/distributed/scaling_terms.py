@@ -1,7 +1,7 @@
 """PPO of an 8B model on 1, 8 and 64 cards by arithmetic: bytes, operations, seconds by phase.
 
-`.venv/bin/python scripts/bench/scaling_terms.py` prints the tables of docs/scaling.md. Terms of the
-card are its maker's; what was measured says so.
+`.venv/bin/python scripts/bench/distributed/scaling_terms.py` prints the tables of docs/scaling.md.
+Terms of the card are its maker's; what was measured says so.
 """
 
 from dataclasses import dataclass

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-sys.path[:0] = [str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-import numpy as np  # noqa: E402  the path above comes first
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from speed_task import COMMON, COMPLETION_TOKENS, EPISODES, LORA, Laps, prompts  # noqa: E402
-from transformers import (  # noqa: E402
+import numpy as np
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # noqa: E402
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+from scripts.bench.speed.speed_task import COMMON, COMPLETION_TOKENS, EPISODES, LORA, Laps, prompts
 
 
 def watch(laps: Laps) -> None:

@@ -9,16 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from datasets import Dataset  # noqa: E402  the paths above come first
 from peft import LoraConfig  # noqa: E402
-from speed_task import COMMON, COMPLETION_TOKENS, EPISODES, LORA, prompts  # noqa: E402
 
 from recipes.lib.models import cpu_linear  # noqa: E402
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.trainer import PPOTrainer  # noqa: E402
+from scripts.bench.speed.speed_task import COMMON, COMPLETION_TOKENS, EPISODES, LORA, prompts  # noqa: E402
 
 PHASES = ("sampling", "scoring", "training")
 
@@ -26,7 +26,7 @@ PHASES = ("sampling", "scoring", "training")
 def main(folder: str, critic: str, products: str = "fast") -> None:
     """Train, and print seconds of an iteration by phase and memory in GiB."""
     if products == "mkl":
-        cpu_linear.gains = lambda: False
+        setattr(cpu_linear, "gains", lambda: False)  # noqa: B010
     at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = [{"prompt": " ".join(f"w{token - 2}" for token in row)} for row in prompts()]
     with tempfile.TemporaryDirectory() as out:

@@ -2,7 +2,7 @@
 """SFT, a reward model and PPO on real weights and real text; writes docs/benchmarks/real-models.md.
 
 Run it with the environment's Python, with the folder of models and data beside the project:
-`.venv/bin/python scripts/bench/real_models`. It takes about 20 minutes on two cores.
+`.venv/bin/python scripts/bench/real_models/real_models.py`. It takes about 20 minutes on two cores.
 """
 
 import sys
@@ -12,20 +12,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes import ppo, reward, sft  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
-from recipes.lib.verbosity import hush  # noqa: E402
 from recipes.lib.runs.files import read_jsonl  # noqa: E402
+from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 
 SHARED = ROOT.parent / "shared"
 MODEL = str(SHARED / "models/stories260K")
 STORIES = str(SHARED / "data/prompt/tinystories.jsonl")
-HAPPY = f"{Path(__file__).parent / 'happy_words.py'}:happy_words"
+HAPPY = f"{ROOT / 'scripts/bench/happy_words.py'}:happy_words"
 PAGE = ROOT / "docs/benchmarks/real-models.md"
 COMMON = {"use_cpu": True, "bf16": False, "save_strategy": "no"}
 PPO = COMMON | {
@@ -113,7 +112,7 @@ def main() -> int:
     learned = run_ppo(folder / "learned", MODEL, model, 1)
     both = run_ppo(folder / "both", MODEL, [HAPPY, *model], 1, reward_weights=[1.0, 0.2])
     page = PAGE_TEXT.format(
-        conditions=conditions(".venv/bin/python scripts/bench/real_models"),
+        conditions=conditions(".venv/bin/python scripts/bench/real_models/real_models.py"),
         sft=tuned,
         reward=judged,
         words=ppo_row("happy words", words),
@@ -145,8 +144,8 @@ stories, {sft[seconds]:.0f} s.
 | stories260K after SFT | {reward[accuracy]:.3f} |
 | bag of words, logistic regression | {reward[accuracy_bag_of_words]:.3f} |
 
-{reward[seconds]:.0f} s. Counting words is the better use of these pairs where the model is as small as this one and
-has read nothing but children's stories.
+{reward[seconds]:.0f} s. Counting words is the better use of these pairs where the model is as small
+as this one and has read nothing but children's stories.
 
 ## PPO on the opening sentences of TinyStories
 

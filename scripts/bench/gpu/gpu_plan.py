@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_models import make, shape, texts, write_tokenizer
-from gpu_peak import DEVICE, GIB, Peak
+
+from scripts.bench.gpu.gpu_models import make, shape, texts, write_tokenizer
+from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak
 
 LORA_FLAGS = {"use_peft": True, "lora_r": 16, "lora_target_modules": "all-linear"}
 REWARD = (

@@ -1,4 +1,4 @@
-"""The ways in which scripts/bench/mutants breaks PPO: one substitution each, and its tests.
+"""The ways in which mutants.py breaks PPO: one substitution each, and its tests.
 
 An entry reads: item of the checklist, what is broken, file, text (found exactly once), replacement,
 modules of the tests that could notice. The tests are those named for the item.
@@ -47,13 +47,9 @@ RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{LIB
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{LIB}/ppo/metrics.py"
 BACKBONE, SAMPLING = f"{LIB}/ppo/actor_critic.py", f"{LIB}/generation/sampling.py"
-DECODE, SAVING = f"{LIB}/generation/decoder.py", f"{PPO}/saving.py"
-ADAPTERS, FORWARD, LOGPS = (
-    f"{LIB}/models/adapters.py",
-    f"{LIB}/models/forward.py",
-    f"{LIB}/logps.py",
-)
-STATE, UNMOVED = f"{PPO}/state.py", f"{PPO}/unmoved.py"
+DECODE = f"{LIB}/generation/decoder.py"
+ADAPTERS, FORWARD = f"{LIB}/models/adapters.py", f"{LIB}/models/forward.py"
+STATE = f"{PPO}/state.py"
 REWARD_MODELS, MODELS = f"{LIB}/rewards/reward_models.py", f"{LIB}/models/classifiers.py"
 
 K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
@@ -254,7 +250,7 @@ OF_LOGPS = [
     Mutant(
         9,
         "nobody looks at the first ratio",
-        UNMOVED,
+        OBJECTIVE,
         "if off > allowed:",
         "if False:",
         "trainer",
@@ -271,7 +267,7 @@ OF_LOGPS = [
     Mutant(
         10,
         "log-softmax in the dtype of the model",
-        LOGPS,
+        FORWARD,
         "scaled_BCV = logits_BCV.float()\n",
         "scaled_BCV = logits_BCV\n",
         "logps",
@@ -402,7 +398,7 @@ OF_LOGPS = [
     Mutant(
         17,
         "the scorer leaves ids out",
-        LOGPS,
+        FORWARD,
         "scaled_BCV.log_softmax(-1)",
         "scaled_BCV - scaled_BCV[..., :16].logsumexp(-1, keepdim=True)",
         "logps",
@@ -884,7 +880,7 @@ OF_BATCHING = [
     Mutant(
         42,
         "entropy of what was sampled only",
-        LOGPS,
+        FORWARD,
         RETURNED,
         "picked_BC = " + RETURNED.removeprefix("return ").removesuffix(", entropy_BC") + "\n"
         "    return picked_BC, picked_BC.detach() - 0.5 * entropy_BC",
@@ -984,7 +980,7 @@ OF_SAVING = [
     Mutant(
         47,
         "the reference saved",
-        SAVING,
+        STATE,
         "save_policy(trainer.actor_critic, folder, weights)",
         "(trainer.reference or trainer.actor_critic.policy).save_pretrained(folder)",
         "saving",
@@ -992,7 +988,7 @@ OF_SAVING = [
     Mutant(
         47,
         "no tokenizer saved",
-        SAVING,
+        STATE,
         "    trainer.processing_class.save_pretrained(folder)\n",
         "",
         "saving",
@@ -1016,7 +1012,7 @@ OF_SAVING = [
     Mutant(
         48,
         "the critic starts anew",
-        SAVING,
+        STATE,
         "    load_value_weights(trainer.actor_critic, folder)\n",
         "",
         "resume",

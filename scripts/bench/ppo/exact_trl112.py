@@ -15,14 +15,15 @@ from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-sys.path[:0] = [str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-import torch  # noqa: E402  the paths above come first
-from datasets import Dataset  # noqa: E402
-from exact_tasks import EOS, PAD, Task, find, judge  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from transformers import LlamaForSequenceClassification  # noqa: E402
-from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: E402
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import LlamaForSequenceClassification
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from scripts.bench.ppo.exact_tasks import EOS, PAD, Task, find, judge
 
 
 class RewardTrunk(nn.Module):

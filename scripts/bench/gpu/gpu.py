@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Memory and speed on a GPU: four roles on one 4-bit base, beside TRL's PPO, decoding, the plan.
 
-`.venv/bin/python scripts/bench/gpu [--trl112 FOLDER]` takes about a quarter of an hour on one card and prints
-its tables last; `--json FILE` keeps the numbers and `--page` writes docs/benchmarks/gpu.md. FOLDER holds
-the unpacked wheel of trl 1.12.0. `--tiny` runs the same code on tiny shapes, on a CPU too.
+`.venv/bin/python scripts/bench/gpu/gpu.py [--trl112 FOLDER]` takes about a quarter of an hour on
+one card and prints its tables last; `--json FILE` keeps the numbers and `--page` writes
+docs/benchmarks/gpu.md. FOLDER holds the unpacked wheel of trl 1.12.0. `--tiny` runs the same code
+on tiny shapes, on a CPU too.
 """
 
 import argparse
@@ -17,14 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
-sys.path[:0] = [str(ROOT), str(HERE)]
+sys.path.insert(0, str(ROOT))
 
-from conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 
 PAGE = ROOT / "docs/benchmarks/gpu.md"
-COMMAND = ".venv/bin/python scripts/bench/gpu --trl112 FOLDER --page"
+COMMAND = ".venv/bin/python scripts/bench/gpu/gpu.py --trl112 FOLDER --page"
 PHASES = ("sampling", "scoring", "training")
 MEMORY = ("allocated", "reserved", "device")
 PLANNED = ("ppo", "sft, 4 bits", "sft", "reward", "sft, full")
@@ -92,7 +93,7 @@ def used_before() -> str:
         return ""
 
 
-def measure(asked: Any, told: Callable[[Found], None]) -> Found:
+def measure(asked: Any, told: Callable[[Found], object]) -> Found:
     """Run all parts, the next one's imports beside each; `told` hears of each that is done."""
     known = asked.json and asked.json.is_file()
     found: Found = json.loads(asked.json.read_text(encoding="utf-8")) if known else {}
@@ -102,7 +103,7 @@ def measure(asked: Any, told: Callable[[Found], None]) -> Found:
     waiting: Part | None = None
     for number, (name, given) in enumerate(todo):
         if asked.tiny and given[0] != "versus_trl112":  # no memory is measured: one process will do
-            import gpu_parts
+            from scripts.bench.gpu import gpu_parts
 
             found[name] = gpu_parts.PARTS[given[0]](*given[1:])
         else:
@@ -124,7 +125,8 @@ def runs_table(found: Found, names: list[str], against: str | None = None) -> li
     """Seconds by phase and peaks of memory; a part that failed says why."""
     compared = found.get(against or "", {}).get("seconds")
     lines = [
-        "| run | seconds | sampling | scoring | training | of TRL 1.12 | allocated | reserved | device |",
+        "| run | seconds | sampling | scoring | training | of TRL 1.12 | allocated | reserved "
+        "| device |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
@@ -203,40 +205,44 @@ def page(found: Found, about: str) -> str:
             "",
             about,
             "",
-            "Weights are random, shapes are real. Seconds are those of one rollout and its updates: mean of two",
-            "behind a first one, and how far each is from it; memory is in GiB: what PyTorch allocated and",
-            "reserved at most, and all that was in use on the device.",
+            "Weights are random, shapes are real. Seconds are those of one rollout and its",
+            "updates: mean of two behind a first one, and how far each is from it; memory is in",
+            "GiB: what PyTorch allocated and reserved at most, and all that was in use on the",
+            "device.",
             "",
             "## Four roles on one 4-bit base",
             "",
-            "Llama-3.1-8B's shape in NF4 with double quantization, LoRA 16 on every layer for policy, value and",
-            "reward, the reference with adapters off; 16 episodes of 256 + 256 tokens, 4 optimizer steps an",
-            "epoch, micro-batches of 4, activation checkpointing. To be met: 10.5 GiB reserved, 11.5 on the",
-            "device.",
+            "Llama-3.1-8B's shape in NF4 with double quantization, LoRA 16 on every layer for",
+            "policy, value and reward, the reference with adapters off; 16 episodes of 256 + 256",
+            "tokens, 4 optimizer steps an epoch, micro-batches of 4, activation checkpointing. To",
+            "be met: 10.5 GiB reserved, 11.5 on the device.",
             "",
             *runs_table(found, roles),
             "",
             "## Beside TRL 1.12's PPO",
             "",
-            "Qwen3-1.7B's shape in bf16, LoRA 16, a reward model of its own; 32 episodes of 256 + 256 tokens, 4",
-            "epochs of one optimizer step, micro-batches of 8. To be met: 0.33 of TRL's time.",
+            "Qwen3-1.7B's shape in bf16, LoRA 16, a reward model of its own; 32 episodes of 256 +",
+            "256 tokens, 4 epochs of one optimizer step, micro-batches of 8. To be met: 0.33 of",
+            "TRL's time.",
             "",
             *runs_table(found, ["critic: head", "critic: adapter", "TRL 1.12"], "TRL 1.12"),
             *wholes(found, ["critic: head", "critic: adapter", "TRL 1.12"]),
             "",
             "## Decoding",
             "",
-            "Tokens per second of Llama-3.1-8B's shape with a LoRA adapter of rank 16, behind prompts of 256",
-            "tokens; the least of two runs. The bound is that of reading weights and cache once a step at the",
-            "bandwidth that a copy on the same device reaches. Both samplers have the same noise; where rounding",
-            "turns one token the rest of a row goes another way.",
+            "Tokens per second of Llama-3.1-8B's shape with a LoRA adapter of rank 16, behind",
+            "prompts of 256 tokens; the least of two runs. The bound is that of reading weights",
+            "and cache once a step at the bandwidth that a copy on the same device reaches. Both",
+            "samplers have the same noise; where rounding turns one token the rest of a row goes",
+            "another way.",
             "",
             *decode_table(found),
             "",
             "## The plan",
             "",
-            "Runs of the recipes on Qwen3-0.6B's shape in bf16, rows of 1,024 tokens (PPO: 512 + 512), LoRA 16",
-            "but where it says full: what `rlhf plan` said, and the peaks. To be met: 10 %.",
+            "Runs of the recipes on Qwen3-0.6B's shape in bf16, rows of 1,024 tokens (PPO: 512 +",
+            "512), LoRA 16 but where it says full: what `rlhf plan` said, and the peaks. To be",
+            "met: 10 %.",
             "",
             *plan_table(found),
         ]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What the quickstart's task demands, and what its result is worth; writes docs/benchmarks/quickstart.md.
+"""What the quickstart's task demands, and what its result is worth: docs/benchmarks/quickstart.md.
 
 First run ./scripts/quickstart; this reads its stages and runs some of them again with other seeds
-and sizes, in a temporary folder: `.venv/bin/python scripts/bench/quickstart_task`. About 25 minutes
-on two cores.
+and sizes, in a temporary folder: `.venv/bin/python scripts/bench/quickstart/quickstart_task.py`.
+About 25 minutes on two cores.
 """
 
 import json
@@ -13,15 +13,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes import evaluate, feedback, ppo, reward  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
-from recipes.lib.verbosity import hush  # noqa: E402
 from recipes.lib.runs.files import read_jsonl  # noqa: E402
+from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 
 CONFIGS = ROOT / "configs/quickstart"
 RUN = ROOT / "runs/quickstart"
@@ -120,13 +119,14 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp())
     stages = "\n".join(f"| {name} | {s:.3g} |" for name, s in summary["seconds"].items())
     page = PAGE_TEXT.format(
-        conditions=conditions(".venv/bin/python scripts/bench/quickstart_task"),
+        conditions=conditions(".venv/bin/python scripts/bench/quickstart/quickstart_task.py"),
         stages=stages,
         total=sum(summary["seconds"].values()),
         numbers=number_rows(summary),
         results=result_rows(folder),
         rewards=reward_rows(folder),
         long=long_rows(folder),
+        of_ppo="seconds of PPO (one thread, beside other work)",
         **summary,
     )
     PAGE.write_text(page, encoding="utf-8")
@@ -158,23 +158,23 @@ The run whose time stands above:
 PPO against SFT on 512 prompts that no stage trained on, by the gold score that the simulated rater
 draws on; three seeds of PPO and of the evaluation, on the same SFT and reward model:
 
-| seed | gold of SFT | gold of PPO | win rate (95 % interval) | KL, nats per completion | seconds of PPO (one thread, beside other work) |
+| seed | gold of SFT | gold of PPO | win rate (95 % interval) | KL, nats per completion | {of_ppo} |
 |---|---|---|---|---|---|
 {results}
 
 ## The task
 
-Accuracy of the reward model by number of pairs trained on, mean and standard deviation over three seeds
-of the order of training, with the ceiling that the noise of the simulated rater leaves. The task was
-tuned on the held-out pairs; the fresh prompts are those of the PPO stage, which no tuning has seen, with
-other draws of sampling and rating:
+Accuracy of the reward model by number of pairs trained on, mean and standard deviation over three
+seeds of the order of training, with the ceiling that the noise of the simulated rater leaves. The
+task was tuned on the held-out pairs; the fresh prompts are those of the PPO stage, which no tuning
+has seen, with other draws of sampling and rating:
 
 | pairs | tested on | ceiling | reward model | bag of words |
 |---|---|---|---|---|
 {rewards}
 
-PPO run far too long (three times the episodes, no KL penalty, constant learning rate 4e-4), against the
-same reward model; gold is logged and has weight 0:
+PPO run far too long (three times the episodes, no KL penalty, constant learning rate 4e-4), against
+the same reward model; gold is logged and has weight 0:
 
 | episode | KL, nats per completion | reward model | gold | tokens |
 |---|---|---|---|---|

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Malformed input of all kinds, and each mistake of the tests; writes docs/benchmarks/input.md.
 
-`.venv/bin/python scripts/bench/fuzz` tries all of them (minutes); `fuzz KIND NUMBER` tries some,
-writes nothing, and of a fault shows the smallest input. tests/fuzz draws them.
+`.venv/bin/python scripts/bench/input/fuzz.py` tries all of them (minutes); `fuzz KIND NUMBER` tries
+some, writes nothing, and of a fault shows the smallest input. tests/fuzz draws them.
 """
 
 import os
@@ -11,13 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
-from mistake_tables import mistake_tables  # noqa: E402
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.input.mistake_tables import mistake_tables  # noqa: E402
 from tests.helpers.fuzz.verdicts import KINDS, SECONDS, tally, warm_up  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks/input.md"
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> int:
     return int(faults > 0)
 
 
-COMMAND = ".venv/bin/python scripts/bench/fuzz"
+COMMAND = ".venv/bin/python scripts/bench/input/fuzz.py"
 PAGE_TEXT = """# Malformed input
 
 {conditions}

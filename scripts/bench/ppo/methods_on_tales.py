@@ -3,8 +3,8 @@
 
 First run ./scripts/quickstart; this reads its SFT model, its pairs and its reward model, trains
 each method with three learning rates and one seed, and judges every policy by the hidden true
-score: `.venv/bin/python scripts/bench/methods_on_tales`. Writes docs/benchmarks/methods.md. About
-15 minutes on two cores.
+score: `.venv/bin/python scripts/bench/ppo/methods_on_tales.py`. Writes docs/benchmarks/methods.md.
+About 15 minutes on two cores.
 """
 
 import sys
@@ -12,14 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes import dpo, evaluate, grpo, kto, ppo, rloo  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 
 RUN = ROOT / "runs/quickstart"
 PAGE = ROOT / "docs/benchmarks/methods.md"
@@ -109,7 +108,7 @@ def main() -> int:
         for rate in RATES.get(name, OFFLINE_RATES):
             rows.append(row(name, rate, folder))
             print(rows[-1], flush=True)
-    command = ".venv/bin/python scripts/bench/methods_on_tales"
+    command = ".venv/bin/python scripts/bench/ppo/methods_on_tales.py"
     PAGE.write_text(PAGE_TEXT.format(conditions=conditions(command), rows="\n".join(rows)))
     return 0
 

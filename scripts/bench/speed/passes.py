@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What each way of saving passes and logits brings: seconds and GiB, on and off; writes a page.
 
-`.venv/bin/python scripts/bench/passes` writes docs/benchmarks/passes.md in some minutes on one core.
-Models are those of ppo_vs_trl, with random weights.
+`.venv/bin/python scripts/bench/speed/passes.py` writes docs/benchmarks/passes.md in some minutes on
+one core. Models are those of ppo_vs_trl, with random weights.
 """
 
 import resource
@@ -13,15 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402  the paths above come first
-from conditions import conditions  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from speed_task import LORA, VOCABULARY, prompts, write_models  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
@@ -31,6 +29,8 @@ from recipes.lib.models.forward import Batch, said_of, trunk_of  # noqa: E402
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.rollouts import Rollout, RolloutStream  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402
+from scripts.bench.speed.speed_task import LORA, VOCABULARY, prompts, write_models  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks/passes.md"
 REPEATS = 5
@@ -63,7 +63,11 @@ def roles(folder: Path) -> tuple[Adapters, Batch, dict[str, Tensor]]:
     ids = torch.cat([rows, said], 1)
     batch = Batch(ids, torch.ones_like(ids), 48)
     policy.eval()
-    return adapters, batch, {key: batch.inputs[key] for key in ("input_ids", "attention_mask")}
+    return (
+        adapters,
+        batch,
+        {key: cast(Tensor, batch.inputs[key]) for key in ("input_ids", "attention_mask")},
+    )
 
 
 @torch.no_grad()
@@ -82,8 +86,13 @@ def passes(folder: Path) -> list[str]:
     def together() -> Tensor:
         names = [name for name in (POLICY, REFERENCE, VALUE) for _ in range(32)]
         many = {key: torch.cat([value] * 3) for key, value in inputs.items()}
-        said = policy(**many, use_cache=False, adapter_names=names, logits_to_keep=1,
-                      output_hidden_states=True)
+        said = policy(
+            **many,
+            use_cache=False,
+            adapter_names=names,
+            logits_to_keep=1,
+            output_hidden_states=True,
+        )
         return said.hidden_states[-1]
 
     assert torch.allclose(one_by_one(), together(), atol=1e-4)
@@ -97,7 +106,7 @@ def passes(folder: Path) -> list[str]:
 
     def on_every_token() -> None:
         logits = policy(**inputs, use_cache=False).logits[:, :-1]
-        logps_and_entropy(logits, inputs["input_ids"][:, 1:], 1.0)
+        forward.logps_and_entropy(logits, inputs["input_ids"][:, 1:], 1.0)
 
     every, spoken = timed(on_every_token, lambda: said_of(policy, batch, 1.0, False, True))
     return [
@@ -115,7 +124,7 @@ def logits_once(most: int) -> None:
     hidden = torch.randn(4, TOKENS // 4, WIDTH, requires_grad=True)
     ids = torch.randint(LARGE_VOCABULARY, (4, TOKENS // 4))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    said, _ = in_pieces(
+    said, _ = forward.in_pieces(
         head,
         hidden,
         ids,
@@ -156,8 +165,14 @@ def padding() -> str:
         lengths = Rollout.lengths
         if not is_sorted:
             Rollout.lengths = property(lambda self: torch.zeros(256))  # type: ignore[assignment]
-        args = PPOConfig("", rollout_batch_size=256, num_mini_batches=4, use_cpu=True,
-                         per_device_train_batch_size=8, total_episodes=256)
+        args = PPOConfig(
+            "",
+            rollout_batch_size=256,
+            num_mini_batches=4,
+            use_cpu=True,
+            per_device_train_batch_size=8,
+            total_episodes=256,
+        )
         stream = RolloutStream(args, lambda number: rollout)
         steps = 4 * args.num_ppo_epochs * 8
         batches = [batch for _, batch in zip(range(steps), stream, strict=False)]
@@ -178,7 +193,7 @@ def main() -> int:
         rows = [*passes(Path(folder)), pieces(), padding()]
     for row in rows:
         print(row)
-    command = ".venv/bin/python scripts/bench/passes"
+    command = ".venv/bin/python scripts/bench/speed/passes.py"
     PAGE.write_text(PAGE_TEXT.format(conditions=conditions(command), rows="\n".join(rows)))
     return 0
 
@@ -187,8 +202,9 @@ PAGE_TEXT = """# Fewer passes, fewer logits
 
 {conditions}
 
-One thread; 32 rows of 16 + 48 tokens, a Qwen3-class policy of 7 million random weights with LoRA of rank
-16 (`scripts/bench/ppo_vs_trl`). Mean and standard deviation of {repeats} repeats, alternating.
+One thread; 32 rows of 16 + 48 tokens, a Qwen3-class policy of 7 million random weights with LoRA of
+rank 16 (`scripts/bench/speed/ppo_vs_trl.py`). Mean and standard deviation of {repeats} repeats,
+alternating.
 
 | what | without | with |
 |---|---|---|

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""PPO on stories260K, killed with SIGKILL anywhere and resumed; writes docs/benchmarks/reliability.md.
+"""PPO on stories260K, killed anywhere and resumed; writes docs/benchmarks/reliability.md.
 
-`.venv/bin/python scripts/bench/kill_sweep [FOLDER]` needs ../shared beside the project, and some
-minutes on one core. Runs that went wrong stay in FOLDER (default: a temporary one). With --faults it
-injects all other faults instead, by running their tests, and writes their part of the page.
+`.venv/bin/python scripts/bench/reliability/kill_sweep.py [FOLDER]` needs ../shared beside the
+project, and some minutes on one core. Runs that went wrong stay in FOLDER (default: a temporary
+one). With --faults it injects all other faults instead, by running their tests, and writes their
+part of the page.
 """
 
 import argparse
@@ -15,12 +16,11 @@ import time
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 from tests.helpers import kills  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
@@ -30,7 +30,7 @@ SAVED = 7  # the save whose file operations are counted; the one before is delet
 VALUES = {
     "model_name_or_path": str(SHARED / "models/stories260K"),
     "dataset_name": str(SHARED / "data/prompt/tinystories.jsonl"),
-    "reward_funcs": [f"{Path(__file__).parent / 'happy_words.py'}:happy_words"],
+    "reward_funcs": [f"{ROOT / 'scripts/bench/happy_words.py'}:happy_words"],
     "total_episodes": 256,
     "rollout_batch_size": 32,
     "num_ppo_epochs": 2,
@@ -89,7 +89,7 @@ def faults() -> int:
             return 1
         path, _, name = test.partition("::")
         lines.append(f"| {fault} | {what} | [{name or Path(path).stem}](../../{path}) |")
-    command_line = ".venv/bin/python scripts/bench/kill_sweep --faults"
+    command_line = ".venv/bin/python scripts/bench/reliability/kill_sweep.py --faults"
     put(TITLES[1], FAULTS_TEXT.format(conditions=conditions(command_line), rows="\n".join(lines)))
     return 0
 
@@ -124,18 +124,19 @@ def main() -> int:
     print(*rows, *moments.wrong, *saving.wrong, sep="\n")
     if moments.wrong or saving.wrong:
         return 1
-    command = ".venv/bin/python scripts/bench/kill_sweep"
+    command = ".venv/bin/python scripts/bench/reliability/kill_sweep.py"
     put(TITLES[0], KILLS_TEXT.format(conditions=conditions(command), rows="\n".join(rows)))
     return 0
 
 
 KILLS_TEXT = """{conditions}
 
-PPO on stories260K (32 optimizer steps in 8 rollouts, a checkpoint at each step of which the newest is kept,
-adaptive KL), killed by another process with SIGKILL and resumed. **Equal** means that weights, metrics and
-samples are those of the unbroken run to the bit. At a file operation of a save the run is killed right before
-it; where PyTorch or safetensors write a file, also after it with half of the file left. **Lost** would be a
-save that leaves neither the checkpoint before nor the new one.
+PPO on stories260K (32 optimizer steps in 8 rollouts, a checkpoint at each step of which the newest
+is kept, adaptive KL), killed by another process with SIGKILL and resumed. **Equal** means that
+weights, metrics and samples are those of the unbroken run to the bit. At a file operation of a save
+the run is killed right before it; where PyTorch or safetensors write a file, also after it with
+half of the file left. **Lost** would be a save that leaves neither the checkpoint before nor the
+new one.
 
 | killed at | kills | no checkpoint yet | run was finished | lost | equal |
 |---|---|---|---|---|---|
@@ -143,8 +144,9 @@ save that leaves neither the checkpoint before nor the new one.
 """
 FAULTS_TEXT = """{conditions}
 
-Each fault is really injected by the test behind it, into tiny runs of the recipes. **Goes on** means that the
-resumed run is equal to the unbroken one to the bit, in weights, metrics and samples, unless it says otherwise.
+Each fault is really injected by the test behind it, into tiny runs of the recipes. **Goes on**
+means that the resumed run is equal to the unbroken one to the bit, in weights, metrics and samples,
+unless it says otherwise.
 
 | fault | what the run does | shown by |
 |---|---|---|
@@ -158,7 +160,8 @@ TWO = "tests/distributed/test_faults.py"
 IN_RUNS = "tests/recipes/test_faults.py"
 FAULTS = [
     (
-        "SIGTERM, SIGINT or SIGUSR1 in a step, between micro-batches, in an evaluation; sft, reward, dpo, kto, "
+        "SIGTERM, SIGINT or SIGUSR1 in a step, between micro-batches, in an evaluation; sft, "
+        "reward, dpo, kto, "
         "ppo (each critic), rloo, grpo",
         "saves a checkpoint, exit code 75; goes on",
         f"{STOPPING}::test_a_run_that_a_signal_ended_goes_on_as_if_nothing_had_been",
@@ -181,7 +184,8 @@ FAULTS = [
     (
         "a checkpoint that was truncated, altered, or lost a file",
         "is named, and the one before is taken",
-        "tests/unit/runs/test_checkpoints.py::test_a_bad_checkpoint_is_named_and_the_one_before_is_used",
+        "tests/unit/runs/test_checkpoints.py::"
+        "test_a_bad_checkpoint_is_named_and_the_one_before_is_used",
     ),
     (
         "a disk that fills up: while logging, while saving a checkpoint, at the end",
@@ -194,7 +198,8 @@ FAULTS = [
         f"{IN_RUNS}::test_a_disk_that_is_full_at_the_report_costs_the_report_until_there_is_room",
     ),
     (
-        "memory that runs out: sampling, scoring, forward, backward, evaluation; sft, dpo, ppo, grpo",
+        "memory that runs out: sampling, scoring, forward, backward, evaluation; sft, dpo, ppo, "
+        "grpo",
         "says where and which flags fit, saves; with them it goes on, weights within 1e-5",
         f"{MEMORY}::test_a_run_without_memory_says_what_fits_and_goes_on_as_it_says",
     ),
@@ -250,7 +255,8 @@ FAULTS = [
     ),
     (
         "one process of two is killed; later SIGTERM to both, then SIGUSR1 to one, in a rollout",
-        "the other one ends, too; both abandon the rollout and save; goes on with two, within 1e-5 with one",
+        "the other one ends, too; both abandon the rollout and save; goes on with two, within 1e-5 "
+        "with one",
         f"{TWO}::test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on",
     ),
     (

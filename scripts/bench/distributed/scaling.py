@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """One process against two, on the CPU: tokens a second and efficiency by phase; writes a page.
 
-`.venv/bin/python scripts/bench/scaling` writes docs/benchmarks/scaling.md in some minutes on two
-cores, one thread a process; `--repeats 1` is a trial. The model is the one that the quickstart ships.
+`.venv/bin/python scripts/bench/distributed/scaling.py` writes docs/benchmarks/scaling.md in some
+minutes on two cores, one thread a process; `--repeats 1` is a trial. The model is the one that the
+quickstart ships.
 """
 
 import argparse
@@ -13,14 +14,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from conditions import conditions  # noqa: E402  the paths above come first
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 from recipes.lib.runs.files import read_jsonl  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the paths above come first
 
 PAGE = ROOT / "docs/benchmarks/scaling.md"
 LOAD = 0.3  # of other programs on the machine, above which the page says so
@@ -113,7 +112,9 @@ def main(argv: list[str] | None = None) -> None:
 def page(measured: dict[int, dict[str, list[float]]], others: str, repeats: int) -> str:
     """The page."""
     return PAGE_TEXT.format(
-        conditions=conditions(f".venv/bin/python scripts/bench/scaling --repeats {repeats}"),
+        conditions=conditions(
+            f".venv/bin/python scripts/bench/distributed/scaling.py --repeats {repeats}"
+        ),
         others=others,
         repeats=(f"mean and standard deviation of {repeats} runs" if repeats > 1 else "of one run"),
         table=table(measured),
@@ -124,10 +125,10 @@ PAGE_TEXT = """# One process against two
 
 {conditions}
 
-{others} One thread a process, gloo, `--accelerate_config cpu`; the model that the quickstart
-ships (3.1 MB), sft with 32 rows a step, ppo with 256 episodes a rollout and `critic: model`. The same words on one
-and on two processes, so the same steps. Tokens a second of all processes together, {repeats},
-without each run's first log. Efficiency is the rate of two over twice the rate of one.
+{others} One thread a process, gloo, `--accelerate_config cpu`; the model that the quickstart ships
+(3.1 MB), sft with 32 rows a step, ppo with 256 episodes a rollout and `critic: model`. The same
+words on one and on two processes, so the same steps. Tokens a second of all processes together,
+{repeats}, without each run's first log. Efficiency is the rate of two over twice the rate of one.
 
 {table}
 

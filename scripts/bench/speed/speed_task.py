@@ -17,7 +17,7 @@ EPISODES = 32
 PROMPT_TOKENS, COMPLETION_TOKENS = 16, 48
 ITERATIONS = 3  # the first one is warm-up and is not counted
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-COMMON = {
+COMMON: dict[str, Any] = {
     "total_episodes": EPISODES * ITERATIONS,
     "num_ppo_epochs": 4,
     "num_mini_batches": 4,

@@ -6,8 +6,9 @@ import time
 from typing import Any
 
 from datasets import Dataset
-from exact_tasks import Task, judge
 from peft import LoraConfig
+
+from scripts.bench.ppo.exact_tasks import Task, judge
 
 EPISODES_PER_ROLLOUT = 256
 COMMON = {

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What faster products and the own decode loop bring on a CPU, side by side; writes a page.
 
-`.venv/bin/python scripts/bench/cpu [--quickstart RUN]` writes docs/benchmarks/cpu.md in some minutes.
-RUN is a finished quickstart, whose tales end at different lengths.
+`.venv/bin/python scripts/bench/speed/cpu.py [--quickstart RUN]` writes docs/benchmarks/cpu.md in
+some minutes. RUN is a finished quickstart, whose tales end at different lengths.
 """
 
 import argparse
@@ -16,19 +16,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402  the paths above come first
-from conditions import conditions  # noqa: E402
-from speed_task import LORA, prompts, write_models  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from recipes.lib.models.cpu_linear import CpuLinear, use_fast_products  # noqa: E402
-from recipes.lib.generation.decoder import Decoder  # noqa: E402
 from recipes.lib.data.prompts import prompt_token_ids  # noqa: E402
-from recipes.lib.verbosity import hush  # noqa: E402
+from recipes.lib.generation.decoder import Decoder  # noqa: E402
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample  # noqa: E402
+from recipes.lib.models.cpu_linear import CpuLinear, use_fast_products  # noqa: E402
+from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402
+from scripts.bench.speed.speed_task import LORA, prompts, write_models  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks/cpu.md"
 REPEATS = 5
@@ -168,13 +168,16 @@ def main() -> None:
             [
                 "# On a CPU",
                 "",
-                conditions(".venv/bin/python scripts/bench/cpu --quickstart runs/quickstart"),
+                conditions(
+                    ".venv/bin/python scripts/bench/speed/cpu.py --quickstart runs/quickstart"
+                ),
                 "",
                 "## Products",
                 "",
-                "Forward and backward pass of one linear layer in fp32 with both gradients, milliseconds,",
-                f"tokens x inputs x outputs; alternating, {REPEATS} repeats of ten. MKL is what PyTorch",
-                "takes; oneDNN is what the recipes take on this processor (`recipes/lib/models/cpu_linear.py`).",
+                "Forward and backward pass of one linear layer in fp32 with both gradients,",
+                f"milliseconds, tokens x inputs x outputs; alternating, {REPEATS} repeats of ten.",
+                "MKL is what PyTorch takes; oneDNN is what the recipes take on this processor",
+                "(`recipes/lib/models/cpu_linear.py`).",
                 "",
                 "| size | MKL | oneDNN | ratio |",
                 "|---|---|---|---|",
@@ -182,8 +185,9 @@ def main() -> None:
                 "",
                 "## An iteration of PPO",
                 "",
-                "The task of [speed.md](speed.md): seconds of an iteration, the ratio to the run with MKL",
-                f"beside it, and memory above the imports in GiB; {REPEATS} runs each, alternating.",
+                "The task of [speed.md](speed.md): seconds of an iteration, the ratio to the run",
+                f"with MKL beside it, and memory above the imports in GiB; {REPEATS} runs each,",
+                "alternating.",
                 "",
                 "| critic | products | seconds | ratio | GiB |",
                 "|---|---|---|---|---|",
@@ -191,9 +195,9 @@ def main() -> None:
                 "",
                 "## Samplers",
                 "",
-                "`sampler: transformers` and `sampler: graph` (uncaptured on a CPU) on the same prompts with",
-                "the same noise, which gave the same tokens. Seconds; tokens are the mean length of a completion",
-                "and the greatest.",
+                "`sampler: transformers` and `sampler: graph` (uncaptured on a CPU) on the same",
+                "prompts with the same noise, which gave the same tokens. Seconds; tokens are the",
+                "mean length of a completion and the greatest.",
                 "",
                 "| model | tokens | transformers | graph | ratio | tokens/s of graph |",
                 "|---|---|---|---|---|---|",

@@ -6,7 +6,7 @@ method tries four settings (learning rate, passes over a rollout) on three seeds
 with few episodes and with many; the best is then run on five other seeds, and as it is on the other
 tasks. Writes docs/benchmarks/ppo.md:
 
-    .venv/bin/python scripts/bench/exact_optimum --task ../shared/bench/exact_task.py \
+    .venv/bin/python scripts/bench/ppo/exact_optimum.py --task ../shared/bench/exact_task.py \
         --trl112 FOLDER
 
 FOLDER holds the unpacked wheel of trl 1.12.0, the last release with PPO; without it those rows are
@@ -30,19 +30,20 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
-sys.path[:0] = [str(ROOT), str(HERE)]
-
-from conditions import conditions  # noqa: E402  the path above comes first
-from exact_methods import train  # noqa: E402
-from exact_tasks import TASKS, Task, find  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from recipes.lib.runs.files import read_jsonl  # noqa: E402
 from recipes.lib.runs.lineage import commit  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.ppo.exact_methods import train  # noqa: E402
+from scripts.bench.ppo.exact_tasks import TASKS, Task, find  # noqa: E402
 
-COMMAND = "OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/exact_optimum --task FILE --trl112 DIR"
+COMMAND = (
+    "OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/ppo/exact_optimum.py --task FILE --trl112 DIR"
+)
 PAGE = ROOT / "docs/benchmarks/ppo.md"
 KEPT = ROOT / "runs/exact_optimum.jsonl"
 TUNING_SEEDS, SEEDS = (101, 102, 103), (21, 22, 23, 24, 25)
@@ -247,7 +248,7 @@ PAGE_TEXT = """# PPO against a known optimum
 {conditions}
 
 Every completion of these tasks can be enumerated, so the best policy and its J* are known
-(`scripts/bench/exact_tasks.py`).
+(`scripts/bench/ppo/exact_tasks.py`).
 
     J = E[reward] - beta KL(policy || reference),  optimality = (J - J_ref) / (J* - J_ref)
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Breaks PPO in one place at a time and shows that its tests notice (docs/benchmarks/mutants.md).
 
-`.venv/bin/python scripts/bench/mutants` runs all of scripts/bench/mutant_list.py in some minutes on
-one core; with numbers of items, theirs only, and no page is written. Each mutant is a patched copy
-of the package in a temporary folder. The libraries are imported once; a fork of this process
-imports the patched package and runs the tests named for the item, up to the first that fails. What
-was killed is kept in runs/mutants.json for as long as package and tests stay as they are, so that a
-stopped run goes on where it stopped.
+`.venv/bin/python scripts/bench/mutants/mutants.py` runs all of mutant_list.py beside it in some
+minutes on one core; with numbers of items, theirs only, and no page is written. Each mutant is a
+patched copy of the package in a temporary folder. The libraries are imported once; a fork of this
+process imports the patched package and runs the tests named for the item, up to the first that
+fails. What was killed is kept in runs/mutants.json for as long as package and tests stay as they
+are, so that a stopped run goes on where it stopped.
 """
 
 import hashlib
@@ -24,11 +24,13 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# Not the package itself: each fork imports its own copy of it.
-sys.path = [str(Path(__file__).parent), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+ROOT = Path(__file__).resolve().parents[3]
+OTHERS = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
+sys.path = [str(ROOT), *OTHERS]
 
-from mutant_list import MODULES, MUTANTS, Mutant  # noqa: E402  the path above comes first
+from scripts.bench.mutants.mutant_list import MODULES, MUTANTS, Mutant  # noqa: E402
+
+sys.path = OTHERS  # not the package itself: each fork imports its own copy of it
 
 PAGE = ROOT / "docs/benchmarks/mutants.md"
 KEPT = ROOT / "runs/mutants.json"
@@ -185,7 +187,7 @@ class Kept:
 def page(rows: list[tuple[Mutant, str]]) -> str:
     """The table as Markdown."""
     sys.path.insert(0, str(ROOT))
-    from conditions import conditions
+    from scripts.bench.conditions import conditions
 
     killed = sum(bool(test) for _, test in rows)
     lines = [
@@ -194,7 +196,7 @@ def page(rows: list[tuple[Mutant, str]]) -> str:
         "Each row is one place in which the trainer was broken, and the test of the checklist that",
         "noticed. The package as it is passes all of these tests.",
         "",
-        conditions("scripts/bench/mutants"),
+        conditions("scripts/bench/mutants/mutants.py"),
         f"- {killed} of {len(rows)} killed",
         "",
         "| item | what was broken | killed by test |",

@@ -2,9 +2,9 @@
 """Which critic learns best: a head, an adapter, a model; from zero or from the reward model.
 
 On a task with a known optimum, on stories260K and on the quickstart's task, whole models and LoRA,
-five seeds each: `.venv/bin/python scripts/bench/critics`, after ./scripts/quickstart and with
-../shared beside the project. Writes docs/benchmarks/critics.md. An hour and a half on one core;
-finished runs are kept in runs/critics.json, so that a stopped bench goes on.
+five seeds each: `.venv/bin/python scripts/bench/ppo/critics.py`, after ./scripts/quickstart and
+with ../shared beside the project. Writes docs/benchmarks/critics.md. An hour and a half on one
+core; finished runs are kept in runs/critics.json, so that a stopped bench goes on.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
 
-from conditions import conditions  # noqa: E402  the path above comes first
 from datasets import Dataset  # noqa: E402
-from exact_methods import train as train_exactly  # noqa: E402
-from exact_tasks import find  # noqa: E402
 
 from recipes import evaluate, ppo, reward  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
+from recipes.lib.runs.files import read_jsonl, write_json  # noqa: E402
 from recipes.lib.runs.lineage import commit  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
-from recipes.lib.runs.files import read_jsonl, write_json  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.ppo.exact_methods import train as train_exactly  # noqa: E402
+from scripts.bench.ppo.exact_tasks import find  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICKSTART = ROOT / "runs/quickstart"
@@ -63,7 +63,7 @@ TALES = COMMON | {
 STORIES = COMMON | {
     "model_name_or_path": str(SHARED / "models/stories260K"),
     "dataset_name": str(SHARED / "data/prompt/tinystories.jsonl"),
-    "reward_funcs": [f"{Path(__file__).parent / 'happy_words.py'}:happy_words"],
+    "reward_funcs": [f"{ROOT / 'scripts/bench/happy_words.py'}:happy_words"],
     "total_episodes": 1536,
     "rollout_batch_size": 128,
     "per_device_train_batch_size": 32,
@@ -178,7 +178,7 @@ def rows(adapter: str) -> list[tuple[str, str, Callable[..., Any], dict[str, Any
 
 
 def at_equal_kl(points: list[list[float]], kl: float) -> float:
-    """Score where the curve of a run first passes a KL, between two rollouts; NaN if it does not."""
+    """Score where a run's curve first passes a KL, between two rollouts; NaN if it does not."""
     for (before, low), (after, high) in pairwise(points):
         if before < kl <= after:
             return low + (high - low) * (kl - before) / (after - before)
@@ -244,7 +244,7 @@ def main() -> int:
     if "--page" not in sys.argv:
         kept = measured(kept, adapter)
     told = "\n\n".join(f"## {task}\n\n{table(task, kept, adapter)}" for task in TASKS)
-    command = ".venv/bin/python scripts/bench/critics"
+    command = ".venv/bin/python scripts/bench/ppo/critics.py"
     page = PAGE_TEXT.format(conditions=conditions(command), tables=told, commit=kept["commit"])
     PAGE.write_text(page, encoding="utf-8")
     return 0
@@ -254,18 +254,19 @@ PAGE_TEXT = """# Critics
 
 {conditions}; the runs are of commit {commit}
 
-PPO with each critic, five seeds, mean and standard deviation; KL in nats per completion, seconds of one
-thread beside other work. `score` is that of the last rollouts, `true score` is on fresh prompts. The objective
-is score - kl_coef * KL of the last rollouts, as the policy sees it; the score at equal KL is read off the
-rollouts on the way, where a run first passes that KL. `head` reads the policy's trunk, `adapter` and `model` have
-one of their own; they begin with values of 0 unless it says otherwise. LoRA is of rank 16 on every layer. The
-last column is what the critic adds in weights, gradients and moments of Adam.
+PPO with each critic, five seeds, mean and standard deviation; KL in nats per completion, seconds of
+one thread beside other work. `score` is that of the last rollouts, `true score` is on fresh
+prompts. The objective is score - kl_coef * KL of the last rollouts, as the policy sees it; the
+score at equal KL is read off the rollouts on the way, where a run first passes that KL. `head`
+reads the policy's trunk, `adapter` and `model` have one of their own; they begin with values of 0
+unless it says otherwise. LoRA is of rank 16 on every layer. The last column is what the critic adds
+in weights, gradients and moments of Adam.
 
 {tables}
 
-What follows for the default: under LoRA `adapter`, which ends higher on both language models and costs one more
-adapter; without LoRA `head`, because a model of its own is a second model to train and to store. Where memory
-and time allow it, `model` is the better choice there, too.
+What follows for the default: under LoRA `adapter`, which ends higher on both language models and
+costs one more adapter; without LoRA `head`, because a model of its own is a second model to train
+and to store. Where memory and time allow it, `model` is the better choice there, too.
 """
 
 

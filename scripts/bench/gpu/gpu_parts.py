@@ -18,12 +18,14 @@ from statistics import mean, pstdev
 from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path += [str(ROOT), str(Path(__file__).parent)]  # behind a TRL of another release
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.append(str(ROOT))  # behind a TRL of another release
 
 import torch  # noqa: E402  the paths above come first
 from datasets import Dataset  # noqa: E402
-from gpu_models import (  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
+
+from scripts.bench.gpu.gpu_models import (  # noqa: E402
     EOS,
     LORA,
     PAD,
@@ -33,9 +35,8 @@ from gpu_models import (  # noqa: E402
     write_reward_adapter,
     write_tokenizer,
 )
-from gpu_peak import DEVICE, GIB, Peak  # noqa: E402
-from gpu_plan import plan  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
+from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak  # noqa: E402
+from scripts.bench.gpu.gpu_plan import plan  # noqa: E402
 
 PHASES = ("sampling", "scoring", "training")
 ROLLOUTS = 3
@@ -145,10 +146,11 @@ def versus_ours(size: str, critic: str, sampler: str) -> dict[str, Any]:
 
 def versus_trl112(size: str) -> dict[str, Any]:
     """TRL 1.12's PPOTrainer on the same task; that release comes first on PYTHONPATH."""
-    from speed_task import Laps
-    from speed_trl112 import watch
     from transformers import AutoTokenizer
     from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    from scripts.bench.speed.speed_task import Laps
+    from scripts.bench.speed.speed_trl112 import watch
 
     prompt, completion = lengths(size)
     config = shape("Qwen3-1.7B", size == "tiny")
