@@ -14,12 +14,12 @@ from recipes.lib.errors import UserError
 from recipes.lib.runs.lock import NAME, is_taken, release, take
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from recipes.lib.runs.lock import take
 take(Path(sys.argv[1]))
 print("taken", flush=True)
-time.sleep(60)
+sys.stdin.read()  # until the test is done, however slow the machine
 """
 
 
@@ -27,7 +27,10 @@ time.sleep(60)
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process, which has the folder."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "taken\n"
