@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from recipes.lib import checkpoints
 from recipes.lib.errors import UserError
 from recipes.lib.finishing import checkpoint_of
+from recipes.lib.leaving import end
 from recipes.lib.processes import use_what_is_there
 from recipes.lib.runs import Run
 from recipes.lib.stoppable import Stoppable
@@ -79,3 +80,4 @@ def main(name: str, folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)

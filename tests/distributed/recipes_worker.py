@@ -26,6 +26,7 @@ from transformers import TrainerCallback  # noqa: E402
 
 from recipes.lib import progress  # noqa: E402
 from recipes.lib.arguments import parse  # noqa: E402
+from recipes.lib.leaving import end, leave_group  # noqa: E402
 from tests.distributed.row_noise import with_row_noise  # noqa: E402
 
 NOTES: list[dict[str, Any]] = []
@@ -103,9 +104,9 @@ def main(runs: str, name: str) -> None:
     here = name + os.environ.get("RANK", "0")
     Path(f"{here}.json").write_text(json.dumps(NOTES))
     torch.save(SAID, f"{here}.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)
