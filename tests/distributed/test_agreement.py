@@ -24,7 +24,7 @@ def answers(folder: Path, question: str) -> list[str]:
         env=os.environ | {"PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

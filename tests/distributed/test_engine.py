@@ -24,9 +24,11 @@ from tests.helpers.distributed.runs_on_two import (
 
 # One process, as accelerate's launcher starts it.
 STEP = """
+import json
 from tests.helpers.distributed import gloo_shim
 import torch
 from accelerate import Accelerator
+from recipes.lib.distributed.process_exit import end, leave_group
 
 accelerator = Accelerator()
 plugin = accelerator.state.deepspeed_plugin
@@ -35,8 +37,9 @@ layer = torch.nn.Linear(2, 1, bias=False)
 engine, optimizer = accelerator.prepare(layer, torch.optim.SGD(layer.parameters(), lr=0.5))
 before = layer.weight.detach().clone()
 accelerator.backward(engine(torch.full((1, 2), 0.5)).sum())
-print("moved by", (before - layer.weight.detach()).tolist())
-torch.distributed.destroy_process_group()
+print(json.dumps((before - layer.weight.detach()).tolist()), file=open("moved.json", "w"))
+leave_group()
+end(0)
 """
 PPO = """
 import json, sys
@@ -52,8 +55,9 @@ SPOILED = """
 import sys
 from tests.helpers.distributed import gloo_shim
 from recipes import sft
-from recipes.lib import progress
+from recipes.lib.trainers import progress
 from recipes.lib.config.parse import parse
+from recipes.lib.distributed.process_exit import end, leave_group
 
 plain = progress.watch
 
@@ -69,6 +73,8 @@ def watch(trainer, *more):
 
 progress.watch = watch
 sft.run(parse("sft", sys.argv[1:]))
+leave_group()
+end(0)
 """
 
 
@@ -85,7 +91,7 @@ def run(
         env=os.environ | {"PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -94,7 +100,9 @@ def test_the_engine_steps_within_the_backward_pass(tmp_path: Path) -> None:
     done = run(STEP, tmp_path)
     # The gradient is what comes in, 0.5 (its norm is below 1, so nothing is clipped), and nobody
     # has called optimizer.step().
-    assert "moved by [[0.25, 0.25]]" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:]
+    moved = json.loads((tmp_path / "moved.json").read_text())
+    assert moved == [pytest.approx([0.25, 0.25], abs=1e-6)]  # fp32, of weights below 1
 
 
 @pytest.mark.parametrize(

@@ -77,14 +77,14 @@ def submit(environment: dict[str, str], folder: Path, *words: str, options: str 
     return said
 
 
-def wait_for(folder: Path, environment: dict[str, str], what: str, seconds: float = 120.0) -> None:
+def wait_for(folder: Path, environment: dict[str, str], what: str, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not list(folder.glob(what)):
         assert time.monotonic() < end, ask(environment, "squeue") + log_of(folder)
         time.sleep(0.1)
 
 
-def wait_for_end(environment: dict[str, str], job: str, seconds: float = 60.0) -> str:
+def wait_for_end(environment: dict[str, str], job: str, seconds: float = 300.0) -> str:
     """Wait until a job has left the queue, and return what Slurm knows of it."""
     end = time.monotonic() + seconds
     while True:
@@ -140,7 +140,7 @@ def test_a_run_on_two_nodes_that_is_preempted_is_the_unbroken_one(
     wait_for(tmp_path, environment, "run/checkpoint-1")
     launch = read_manifest(tmp_path / "run/checkpoint-1")["launch"]
     assert launch == {"kind": "ddp", "num_processes": 2}
-    assert "Restarts=1" in wait_for_end(environment, job, 120.0)
+    assert "Restarts=1" in wait_for_end(environment, job)
     log = log_of(tmp_path)
     assert f"job {job} ended with 75 and queues again" in log
     assert log.count("SIGUSR1: saving where it stands") == 1
@@ -195,7 +195,7 @@ def test_a_job_at_its_time_limit_queues_again(
 ) -> None:
     environment = stand_in(tmp_path, slurm)
     job = submit(environment, tmp_path, recipe, options="--time 1 --signal=B:USR1@50")
-    said = wait_for_end(environment, job, 200.0)
+    said = wait_for_end(environment, job)
     assert "JobState=COMPLETED" in said
     assert "Restarts=1" in said
     assert f"job {job} ended with 75 and queues again" in log_of(tmp_path)

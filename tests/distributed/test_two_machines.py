@@ -37,7 +37,7 @@ def start(folder: Path, rank: int, port: int, processes: int) -> subprocess.Pope
 def test_a_mistake_on_both_machines_is_told_once(tmp_path: Path) -> None:
     port = free_port()
     machines = [start(tmp_path, rank, port, 4) for rank in (0, 1)]
-    said = [machine.communicate(timeout=120)[0] for machine in machines]
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [2, 2]
     assert said[0].count("error: dataset_name=rows.jsonl") == 1, said
     assert said[1].strip() == ""
@@ -59,9 +59,9 @@ def test_a_mistake_on_one_machine_is_told_there_once(
     port = free_port()
     machines = [start(folder, rank, port, 2) for rank, folder in enumerate(folders)]
     try:
-        said = machines[place].communicate(timeout=120)[0]
+        said = machines[place].communicate(timeout=300)[0]
     finally:
         machines[1 - place].terminate()
-        machines[1 - place].communicate(timeout=60)
+        machines[1 - place].communicate(timeout=300)
     assert machines[place].returncode == 2
     assert said.count("error: dataset_name=rows.jsonl") == 1, said

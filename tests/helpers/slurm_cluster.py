@@ -109,13 +109,13 @@ def cluster(folder: Path, parameters: str = "preempt_send_user_signal") -> Itera
         for process in reversed(started):
             process.terminate()
         for process in started:
-            process.wait(timeout=20)
+            process.wait(timeout=120)
         shutil.rmtree(spool, ignore_errors=True)
 
 
 def end_jobs(environment: dict[str, str]) -> None:
     """End what still runs; without the controller its processes would wait for it for ever."""
-    for _ in range(60):
+    for _ in range(240):
         ask(environment, "scancel", "--me")
         if ask(environment, "squeue", "-h") == "":
             return
@@ -129,7 +129,7 @@ def quiet() -> dict[str, int]:
 
 def wait_for_nodes(environment: dict[str, str], folder: Path) -> None:
     """Wait until both nodes are idle."""
-    for _ in range(60):
+    for _ in range(240):
         said = ask(environment, "sinfo", "-h", "-N", "-p", "all", "-o", "%T")
         if said.split() == ["idle"] * len(NODES):
             return

@@ -11,6 +11,7 @@ from typing import Any
 
 from recipes.lib.config.parse import Config, Given, build, read
 from recipes.lib.distributed.accelerate_launch import is_launch, launch_processes
+from recipes.lib.distributed.process_exit import leave
 from recipes.lib.distributed.processes import is_main_process, may_tell, use_what_is_there
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
 from recipes.lib.errors import UserError
@@ -35,6 +36,15 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if HELP_FLAGS & set(argv):
         return _help(recipe, everything=bool(ALL_FLAGS & set(argv)))
+    code = 1  # of a traceback
+    try:
+        code = _launch(recipe, argv)
+        return code
+    finally:
+        leave(code)
+
+
+def _launch(recipe: str, argv: list[str]) -> int:
     try:
         return launch_processes(recipe, argv) if is_launch(argv) else _run(recipe, argv)
     except UserError as error:
@@ -48,20 +58,11 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         _say(f"rlhf {recipe}: interrupted")
         return 130
-    finally:
-        _leave_process_group()
 
 
 def _say(text: str) -> None:
     if is_main_process():
         print(text, file=sys.stderr)
-
-
-def _leave_process_group() -> None:
-    """Ends what joined this process to others: a thread of gloo that is left aborts the exit."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _help(recipe: str, everything: bool) -> int:

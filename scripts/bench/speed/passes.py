@@ -23,8 +23,8 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
-from recipes.lib.models import forward  # noqa: E402
 from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters  # noqa: E402
+from recipes.lib.models.classifiers import forward  # noqa: E402
 from recipes.lib.models.forward import Batch, said_of, trunk_of  # noqa: E402
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.rollouts import Rollout, RolloutStream  # noqa: E402

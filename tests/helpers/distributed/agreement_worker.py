@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from recipes.lib.distributed.process_exit import end
 from recipes.lib.distributed.processes import use_what_is_there
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.finish import checkpoint_of
-from recipes.lib.runs import checkpoints
-from recipes.lib.runs.folder import Run
+from recipes.lib.runs.folder import Run, checkpoints
 from recipes.lib.trainers.interruption import Stoppable
 
 
@@ -79,3 +79,4 @@ def main(name: str, folder: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)

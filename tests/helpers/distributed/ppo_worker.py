@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recipes.lib.distributed.process_exit import end
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
 
@@ -69,8 +70,9 @@ def main(model: str, out: str, critic: str) -> None:
             "logs": rows,
         }
         (Path(out) / "facts.json").write_text(json.dumps(facts))
-    trainer.accelerator.end_training()  # a thread of gloo that is left aborts the exit
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)  # a thread of gloo that is left could abort the exit

@@ -24,6 +24,7 @@ if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPS
 import torch  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 
+from recipes.lib.distributed.process_exit import end, leave_group  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
 from recipes.lib.trainers import progress  # noqa: E402
 from tests.helpers.distributed.row_noise import with_row_noise  # noqa: E402
@@ -103,9 +104,9 @@ def main(runs: str, name: str) -> None:
     here = name + os.environ.get("RANK", "0")
     Path(f"{here}.json").write_text(json.dumps(NOTES))
     torch.save(SAID, f"{here}.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end(0)

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from recipes.lib.distributed.process_exit import end, leave_group
+
 accelerator = Accelerator()
 model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -22,4 +24,5 @@ told = {
     "numbers": sum(tensor.numel() for tensor in own),
 }
 Path(f"{sys.argv[1]}{os.environ['RANK']}.json").write_text(json.dumps(told))
-torch.distributed.destroy_process_group()
+leave_group()
+end(0)

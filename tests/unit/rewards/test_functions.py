@@ -45,7 +45,7 @@ def test_sync_and_async_functions_add_up_with_their_weights() -> None:
 def test_async_functions_wait_at_the_same_time() -> None:
     async def first(completions: list[str], **_: Any) -> list[float]:
         met.append("first")
-        await asyncio.wait_for(second_is_there.wait(), timeout=10)
+        await asyncio.wait_for(second_is_there.wait(), timeout=120)
         return [1.0] * len(completions)
 
     class Second:
@@ -82,13 +82,13 @@ def test_an_error_of_an_async_function_arrives_and_the_others_do_not_hold_it_up(
         raise ZeroDivisionError("mine")
 
     async def slow(**_: Any) -> list[float]:
-        await asyncio.sleep(30)
+        await asyncio.sleep(600)
         return []
 
     start = time.monotonic()
     with pytest.raises(UserError, match="function wrong raised ZeroDivisionError: mine"):
         call([slow, wrong], [1.0, 1.0])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 300
 
 
 @pytest.mark.parametrize(
