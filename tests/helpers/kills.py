@@ -25,9 +25,9 @@ AUDITED = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 LIBRARIES = (
     "recipes.ppo",
     "recipes.lib.ppo.trainer",
-    "recipes.lib.models.classifiers.policies",
+    "recipes.lib.models.policies",
     "recipes.lib.recipe.finish",
-    "recipes.lib.runs.folder.lineage",
+    "recipes.lib.runs.lineage",
     "recipes.lib.report",
     "datasets",
     "peft",

@@ -228,7 +228,7 @@ def test_pieces_of_the_logits_make_the_same_numbers_and_gradients(
     mask[0, 4:] = 0
     results = []
     for most in (2**26, 3 * 50):
-        monkeypatch.setattr("recipes.lib.models.classifiers.forward.MOST_LOGITS", most)
+        monkeypatch.setattr("recipes.lib.models.forward.MOST_LOGITS", most)
         sizes: list[int] = []
         handle = head.register_forward_hook(lambda _, x, y, s=sizes: s.append(len(y)))
         logps, entropy = in_pieces(

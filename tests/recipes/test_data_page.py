@@ -283,7 +283,7 @@ def test_of_large_data_the_first_rows_are_read_alone(
     argv: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from recipes.data import run
-    from recipes.lib.data.loading import streaming
+    from recipes.lib.data import streaming
 
     monkeypatch.setattr(streaming, "LOOKED_AT", 3)
     path = write(folder / "rows.jsonl", [{"text": f"row {n}"} for n in range(3)])
@@ -314,7 +314,7 @@ def test_a_mixture_is_looked_at_part_by_part(folder: Path) -> None:
 def test_a_large_file_is_read_whole_with_a_remark(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from recipes.lib.data.loading import streaming
+    from recipes.lib.data import streaming
 
     monkeypatch.setattr(streaming, "LARGE", 20)
     path = write(folder / "rows.jsonl", [{"text": "row one"}, {"text": "row two"}])

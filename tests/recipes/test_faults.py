@@ -18,7 +18,7 @@ from transformers import (
 
 from recipes.lib.distributed.signals import Stopped
 from recipes.lib.errors import UserError
-from recipes.lib.rewards.functions import retries
+from recipes.lib.rewards import retries
 from recipes.lib.runs.checkpoints import newest_good, numbered
 from recipes.lib.runs.folder import Run
 from recipes.lib.trainers import progress

@@ -163,7 +163,7 @@ def test_a_recipe_that_needs_all_its_rows_says_so(recipe: str, place: Path) -> N
 def test_a_bad_row_ends_the_run_when_it_comes_and_once_mended_it_resumes_exactly(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from recipes.lib.data.loading import streaming
+    from recipes.lib.data import streaming
 
     monkeypatch.setattr(streaming, "LOOKED_AT", 100)
     monkeypatch.setattr(streaming, "WINDOW", 10)

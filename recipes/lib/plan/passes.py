@@ -228,7 +228,7 @@ def fused_scoring(scale: Scale, rows: int, width: int, scored: int) -> Callable[
 
 
 def evaluation(scale: Scale, rows: int, width: int) -> Callable[[Meter], None]:
-    """Log-probabilities of the test rows, from full logits: `recipes.lib.models.classifiers.likelihood`."""
+    """Log-probabilities of the test rows, from full logits: `recipes.lib.models.likelihood`."""
     from recipes.lib.models.likelihood import _batch_logps
 
     policy = scale.cast.policy

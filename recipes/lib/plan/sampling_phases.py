@@ -176,7 +176,7 @@ def _size(cache: Any) -> int:
 
 
 def _choose(logits: Tensor) -> None:
-    """Choose tokens as `recipes.lib.generation.completions.sampling` does."""
+    """Choose tokens as `recipes.lib.generation.sampling` does."""
     from recipes.lib.generation.sampling import EpisodeNoise
 
     scores = logits[:, -1, :].to(torch.float32, copy=True)

@@ -23,7 +23,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.rewards.functions import load_function
 from recipes.lib.rewards.scoring import ask, function_name, wait_for
 
-MODULE = "recipes.lib.rewards.functions.retries"
+MODULE = "recipes.lib.rewards.retries"
 BACKOFF = 1.0  # seconds before it is asked again, doubled each time
 STARTUP = 60.0  # seconds for the process to import what the function needs
 # Libraries for endpoints have exceptions of their own that are no OSError.

@@ -180,7 +180,7 @@ def load_rewards(
     """Load the rewards of a run, before its policy.
 
     Args:
-        reward_funcs: As `recipes.lib.rewards.functions.reward_models.load_reward_functions` takes them.
+        reward_funcs: As `recipes.lib.rewards.reward_models.load_reward_functions` takes them.
         training: An RLOOConfig or GRPOConfig.
         tokenizer: The policy's tokenizer.
         prompt: One prompt of the data.

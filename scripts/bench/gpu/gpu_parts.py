@@ -281,7 +281,7 @@ NEEDED = {
     "four_roles": ("recipes.lib.ppo.trainer",),
     "versus_ours": ("recipes.lib.ppo.trainer",),
     "versus_trl112": ("trl.experimental.ppo",),
-    "decode": ("recipes.lib.generation.completions.decoder",),
+    "decode": ("recipes.lib.generation.decoder",),
     "plan": (
         "recipes.lib.plan.planner",
         "recipes.lib.config.parse",

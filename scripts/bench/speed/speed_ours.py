@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from datasets import Dataset  # noqa: E402  the paths above come first
 from peft import LoraConfig  # noqa: E402
 
-from recipes.lib.models.classifiers import cpu_linear  # noqa: E402
+from recipes.lib.models import cpu_linear  # noqa: E402
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.trainer import PPOTrainer  # noqa: E402
 from scripts.bench.speed.speed_task import COMMON, COMPLETION_TOKENS, EPISODES, LORA, prompts  # noqa: E402

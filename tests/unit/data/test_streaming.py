@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from recipes.lib.data import streaming
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.formats import shape_of
-from recipes.lib.data.loading import load_splits, streaming
+from recipes.lib.data.loading import load_splits
 from recipes.lib.data.sources import hub_sources
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.errors import UserError

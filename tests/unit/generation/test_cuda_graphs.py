@@ -76,7 +76,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Graphs, "_capture", record)
     monkeypatch.setattr("torch.cuda.device", torch.device)
-    monkeypatch.setattr("recipes.lib.generation.completions.decoder.SLOTS_A_GRAPH", 16)
+    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_A_GRAPH", 16)
 
 
 def as_on_a_card(model: Any) -> Decoder:

@@ -250,7 +250,7 @@ def test_more_rows_or_longer_prompts_than_expected_get_a_new_cache(is_static: bo
 
 
 def test_many_slots_are_seen_in_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.lib.generation.completions.decoder.SLOTS_A_GRAPH", 8)
+    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_A_GRAPH", 8)
     model = make("gemma3")
     decoder = Decoder(model, decoding(), 9, 27, is_static=True)
     widths: list[int] = []

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recipes.lib.models.classifiers import cpu_linear
+from recipes.lib.models import cpu_linear
 from recipes.lib.models.cpu_linear import LEAST_WORK, CpuLinear, use_fast_products
 
 ROWS, INPUTS, OUTPUTS = 96, 160, 288  # just above the least work

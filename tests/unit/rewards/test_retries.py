@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
+from recipes.lib.rewards import retries
 from recipes.lib.rewards.arguments import RewardArguments
-from recipes.lib.rewards.functions import retries
 from recipes.lib.rewards.retries import RewardProcess, may_pass, patient
 
 FUNCTIONS = """
@@ -114,7 +114,7 @@ def test_what_will_not_pass_is_not_asked_again(functions: str) -> None:
 def test_the_process_ends_with_the_one_that_asks(functions: str, tmp_path: Path) -> None:
     asks = (
         "import sys, os, signal\n"
-        "from recipes.lib.rewards.functions.retries import RewardProcess\n"
+        "from recipes.lib.rewards.retries import RewardProcess\n"
         f"reward = RewardProcess({functions + ':length'!r}, 'length', 20.0)\n"
         "reward(completions=['a'])\n"
         "print(reward.process.pid, flush=True)\n"
