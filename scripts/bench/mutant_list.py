@@ -47,13 +47,13 @@ RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{LIB
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{LIB}/ppo/metrics.py"
 BACKBONE, SAMPLING = f"{LIB}/ppo/actor_critic.py", f"{LIB}/generation/sampling.py"
-DECODE, SAVING = f"{LIB}/generation/decoder.py", f"{PPO}/saving.py"
+DECODE, SAVING = f"{LIB}/generation/decoder.py", f"{PPO}/state.py"
 ADAPTERS, FORWARD, LOGPS = (
     f"{LIB}/models/adapters.py",
     f"{LIB}/models/forward.py",
-    f"{LIB}/logps.py",
+    f"{LIB}/models/forward.py",
 )
-STATE, UNMOVED = f"{PPO}/state.py", f"{PPO}/unmoved.py"
+STATE, UNMOVED = f"{PPO}/state.py", OBJECTIVE
 REWARD_MODELS, MODELS = f"{LIB}/rewards/reward_models.py", f"{LIB}/models/classifiers.py"
 
 K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"

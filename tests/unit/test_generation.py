@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.data.prompts import completion_text
 from recipes.lib.errors import UserError
-from recipes.lib.generation.completions import complete, fits, sample
+from recipes.lib.generation.completions import fits, sample
 from recipes.lib.models.likelihood import completion_logps, perplexity
 
 PROMPTS = ["the cat", "who found the old book on the red road ?", "a bird sang and", "the"]
@@ -21,6 +21,16 @@ def greedy_by_hand(model: Any, tokenizer: Any, prompt: str, count: int) -> list[
         with torch.no_grad():
             made.append(int(model(input_ids=torch.tensor([ids + made])).logits[0, -1].argmax()))
     return made
+
+
+def complete(
+    model: Any, tokenizer: Any, prompts: list[Any], length: int = 64, *more: float, **named: int
+) -> list[str]:
+    temperature = more[0] if more else 1.0
+    made = sample(
+        model, tokenizer, prompts, max_new_tokens=length, temperature=temperature, **named
+    )
+    return [completion.text for completion in made]
 
 
 def test_greedy_completions_of_a_padded_batch_are_those_of_single_prompts(

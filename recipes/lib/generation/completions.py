@@ -31,33 +31,6 @@ class Completion:
     has_ended: bool
 
 
-def complete(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    *,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> list[str]:
-    """Complete prompts and return the texts alone; see `sample`.
-
-    Returns:
-        One text per prompt, in the order of the prompts, without special tokens.
-    """
-    completions = sample(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    return [completion.text for completion in completions]
-
-
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -13,7 +13,6 @@ from torch import Tensor
 from recipes.lib.data.prompts import Prompts, completion_text
 from recipes.lib.distributed.agreement import together
 from recipes.lib.distributed.signals import disarm
-from recipes.lib.errors import UserError
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.models.forward import Batch
 from recipes.lib.ppo.actor_critic import reference_logps, spread
@@ -37,7 +36,13 @@ from recipes.lib.ppo.rollouts import (
 )
 from recipes.lib.ppo.samplers import make_sampler
 from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
-from recipes.lib.rewards.scoring import RewardFunction, distinct_names, score
+from recipes.lib.rewards.scoring import (
+    RewardFunction,
+    as_answers,
+    distinct_names,
+    reward_weights,
+    score,
+)
 
 # Evaluation has its own noise: the same episode numbers under another seed.
 EVALUATION_SEED = 1 << 62
@@ -57,12 +62,7 @@ class Collector:
         self.trainer = trainer
         self.functions = list(functions)
         self.prompts = prompts
-        self.weights = trainer.args.reward_weights or [1.0] * len(self.functions)
-        if len(self.weights) != len(self.functions):
-            raise UserError(
-                f"reward_weights={self.weights} has {len(self.weights)} entries for "
-                f"{len(self.functions)} reward_funcs; give one for each."
-            )
+        self.weights = reward_weights(self.functions, trainer.args.reward_weights)
         args, tokenizer = trainer.args, trainer.processing_class
         self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
         self.moments = RunningMoments()
@@ -174,13 +174,11 @@ class Collector:
         texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
         rows = [e.row for e in episodes]
         asked = [prompts.data[row]["prompt"] for row in rows]
-        spoken = isinstance(asked[0], list)
-        said = [[{"role": "assistant", "content": t}] for t in texts] if spoken else texts
         total_B, said_BF = score(
             self.functions,
             self.weights,
             asked,
-            said,
+            as_answers(asked, texts),
             [e.completion_ids for e in episodes],
             prompts.columns(rows),
         )

@@ -3,7 +3,6 @@
 Shapes: B episodes, C completion tokens.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from recipes.lib.ppo.rollouts import Episode
+from recipes.lib.runs.files import append_jsonl
 
 NUM_KEPT = 4  # episodes of each rollout
 NUM_CONTEXT = 8  # tokens before a piece that decide about its leading space
@@ -98,6 +98,4 @@ def append_samples(folder: Path, step: int, samples: Sequence[dict[str, Any]]) -
         samples: The rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for sample in samples:
-            file.write(json.dumps({"step": step} | sample, ensure_ascii=False) + "\n")
+    append_jsonl(folder / "samples.jsonl", ({"step": step} | sample for sample in samples))

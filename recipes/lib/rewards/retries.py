@@ -21,7 +21,7 @@ from typing import Any
 from recipes.lib.distributed.signals import Stop
 from recipes.lib.errors import UserError
 from recipes.lib.rewards.functions import load_function
-from recipes.lib.rewards.scoring import ask, function_name, wait_for
+from recipes.lib.rewards.scoring import ask, function_name, is_async, wait_for
 
 MODULE = "recipes.lib.rewards.retries"
 BACKOFF = 1.0  # seconds before it is asked again, doubled each time
@@ -72,10 +72,7 @@ def patient(function: Callable[..., Any], retries: int) -> Callable[..., Any]:
                 await asyncio.sleep(wait(attempt, error))
         return None
 
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  an object whose call is async
-    )
-    made = awaited if is_async else called
+    made = awaited if is_async(function) else called
     made.__name__ = name
     return made
 

@@ -29,6 +29,45 @@ from recipes.lib.errors import UserError, is_memory
 RewardFunction = Callable[..., Any]
 
 
+def reward_weights(
+    functions: Sequence[RewardFunction], given: Sequence[float] | None
+) -> list[float]:
+    """One weight for each reward function, 1 where none are given.
+
+    Raises:
+        UserError: There are more or fewer weights than functions.
+    """
+    weights = list(given or [1.0] * len(functions))
+    if len(weights) != len(functions):
+        raise UserError(
+            f"reward_weights={weights} has {len(weights)} entries for {len(functions)} "
+            "reward_funcs; give one for each."
+        )
+    return weights
+
+
+def as_answers(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+    """Completions in the form of their prompts: texts, or messages of the assistant."""
+    if isinstance(prompts[0], str):
+        return list(texts)
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def is_async(function: RewardFunction) -> bool:
+    """Whether a function is known to be async before it is called, or an object whose call is."""
+    call = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def refuse_unrated(values_BF: Sequence[Sequence[float]]) -> None:
+    """Refuse a row to which no reward function applies, where all values are NaN."""
+    for row, values in enumerate(values_BF):
+        if all(map(math.isnan, values)):
+            raise UserError(
+                f"every reward function returned None for row {row}; one has to apply to each row."
+            )
+
+
 def score(
     functions: Sequence[RewardFunction],
     weights: Sequence[float],
@@ -65,11 +104,7 @@ def score(
         for function, answer in zip(functions, said, strict=True)
     ]
     said_BF = torch.tensor(rows_F, dtype=torch.float32).T
-    if said_BF.isnan().all(1).any():
-        row = int(said_BF.isnan().all(1).nonzero()[0])
-        raise UserError(
-            f"every reward function returned None for row {row}; one has to apply to each row."
-        )
+    refuse_unrated(said_BF.tolist())
     weights_F = torch.tensor(list(weights), dtype=said_BF.dtype)
     return (said_BF * weights_F).nansum(1), said_BF
 

@@ -1,6 +1,5 @@
 """What a trainer tells while it runs: metrics.jsonl for programs, one progress bar for people."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from recipes.lib.runs.files import read_jsonl, write_jsonl
+from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl
 
 # Totals of a finished training that Trainer logs once; they belong to the summary.
 TOTALS = ("train_runtime", "train_loss", "total_flos")
@@ -53,8 +52,7 @@ class RunCallback(TrainerCallback):
         if not state.is_world_process_zero or not logs or any(key in logs for key in TOTALS):
             return
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 3)}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row | logs) + "\n")
+        append_jsonl(self.metrics, [row | logs])
 
 
 def _seen(path: Path, step: int) -> list[dict[str, Any]]:

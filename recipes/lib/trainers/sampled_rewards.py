@@ -9,7 +9,6 @@ only warn of a row without any reward.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
 from recipes.lib.distributed.agreement import together
-from recipes.lib.errors import UserError
 from recipes.lib.rewards.reward_models import load_reward_functions
-from recipes.lib.rewards.scoring import RewardFunction, ask, checked, distinct_names, wait_for
-from recipes.lib.runs.files import read_jsonl
+from recipes.lib.rewards.scoring import (
+    RewardFunction,
+    as_answers,
+    ask,
+    checked,
+    distinct_names,
+    is_async,
+    refuse_unrated,
+    reward_weights,
+    wait_for,
+)
+from recipes.lib.runs.files import append_jsonl, read_jsonl
 
 NUM_KEPT = 4  # completions of a generation that samples.jsonl gets, as under PPO
 NUM_LAST = 3  # logs whose mean the summary repeats
@@ -55,7 +63,7 @@ class SampledRewards:
         is_kept: bool = False,
     ) -> None:
         self.names = distinct_names(functions)
-        self.weights = list(weights or [1.0] * len(functions))
+        self.weights = reward_weights(functions, weights)
         self.tokenizer = tokenizer
         self.template_kwargs = template_kwargs
         self.is_kept = is_kept
@@ -79,19 +87,14 @@ class SampledRewards:
             # TRL waits for all async functions together if it can tell that they are.
             return self._hear(index, function, await ask(function, self._given(given)))
 
-        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004  an object whose call is async
-        )
-        made = awaited if is_async else called
+        made = awaited if is_async(function) else called
         made.__name__ = self.names[index]
         return made
 
     def _given(self, given: dict[str, Any]) -> dict[str, Any]:
         if given["completion_ids"] is not self.completion_ids:
             self._begin(given["prompts"], given["completion_ids"])
-        spoken = not isinstance(given["prompts"][0], str)
-        said = [[{"role": "assistant", "content": text}] for text in self.texts]
-        return given | {"completions": said if spoken else list(self.texts)}
+        return given | {"completions": as_answers(given["prompts"], self.texts)}
 
     def _begin(self, prompts: Sequence[Any], completion_ids: Sequence[list[int]]) -> None:
         self.completion_ids, self.said = completion_ids, {}
@@ -107,12 +110,7 @@ class SampledRewards:
         said = checked(function, answer, len(self.texts))
         self.said[index] = said
         if len(self.said) == len(self.names):
-            for row, values in enumerate(zip(*self.said.values(), strict=True)):
-                if all(map(math.isnan, values)):
-                    raise UserError(
-                        f"every reward function returned None for row {row}; one has to apply to "
-                        "each row."
-                    )
+            refuse_unrated(list(zip(*self.said.values(), strict=True)))
         return [None if math.isnan(value) else value for value in said]
 
     def take_up(self, samples: list[dict[str, Any]]) -> None:
@@ -168,10 +166,8 @@ class SampleWriter(TrainerCallback):
         """Append; what an evaluation sampled is left out."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            for sample in self.rewards.samples():
-                row = {"step": state.global_step} | sample
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        step = {"step": state.global_step}
+        append_jsonl(self.path, (step | sample for sample in self.rewards.samples()))
 
 
 def load_rewards(
@@ -203,15 +199,9 @@ def load_rewards(
     # Here it means rows in samples.jsonl, as under PPO. TRL would print every completion over the
     # progress bar, and its GRPO write tables into the run folder before that may be taken.
     is_kept, training.log_completions = training.log_completions, False
+    template_kwargs = training.chat_template_kwargs
     weights = training.reward_weights
-    if weights is not None and len(weights) != len(functions):
-        raise UserError(
-            f"reward_weights={weights} has {len(weights)} entries for {len(functions)} "
-            "reward_funcs; give one for each."
-        )
-    return SampledRewards(
-        functions, weights, tokenizer, training.chat_template_kwargs, is_kept=is_kept
-    )
+    return SampledRewards(functions, weights, tokenizer, template_kwargs, is_kept=is_kept)
 
 
 def keep_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
