@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +16,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.generation.sampling import sample as sample_tokens
+from recipes.lib.models.forward import base_model, length_batches
 
 NO_TOKEN = -1  # of a tokenizer without an EOS: nothing stops a completion but its length
 
@@ -81,13 +81,11 @@ def _sample_ids(
     model: PreTrainedModel, rows: list[list[int]], decoding: Decoding, seed: int, batch_size: int
 ) -> dict[int, list[int]]:
     uniforms_BC = episode_uniforms(seed, range(len(rows)), decoding.max_new_tokens)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    base = base_model(model)
     ids: dict[int, list[int]] = {}
     is_own = is_faster(base)
     progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in length_batches(list(map(len, rows)), batch_size):
         noise_BC = uniforms_BC[batch] if decoding.temperature > 0 else None
         prompts_BT = pad_left([rows[row] for row in batch], decoding.pad_token_id, model.device)
         if is_own:

@@ -129,18 +129,33 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
 
 
 def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
+    policy = load_policy(model_args, trust_remote_code=trust_remote_code)
+    model = classifier_on_trunk(policy, path, "reward model", trust_remote_code=trust_remote_code)
+    model.name_or_path = path
+    return model.eval()
+
+
+def classifier_on_trunk(
+    policy: PreTrainedModel, path: str, kind: str, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A classifier with one label, a new head and a copy of a language model's trunk.
+
+    Args:
+        policy: The language model.
+        path: Name for messages.
+        kind: What it is to be, for messages.
+        trust_remote_code: Whether code beside the model may run.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    policy = load_policy(model_args, trust_remote_code=trust_remote_code)
     config = type(policy.config).from_dict(policy.config.to_dict() | {"num_labels": 1})
     config._name_or_path = policy.config._name_or_path  # where code of its own is looked for
-    with reading(path, "reward model"):
+    with reading(path, kind):
         model = AutoModelForSequenceClassification.from_config(
             config, dtype=policy.dtype, trust_remote_code=trust_remote_code
         )
     model.base_model.load_state_dict(policy.base_model.state_dict())
-    model.name_or_path = path
-    return model.eval()
+    return model
 
 
 def _refuse_labels(path: str, revision: str, trust_remote_code: bool) -> None:

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.lib.errors import UserError, is_memory
-
-if TYPE_CHECKING:
-    pass
 
 MISMATCH = "ignore_mismatched_sizes"  # what transformers tells to set where shapes differ
 ADAPTER_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]

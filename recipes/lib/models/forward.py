@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, C completion tokens, N tokens that count, H hidde
 vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -151,6 +151,21 @@ def has_plain_head(model: Any) -> bool:
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that count tokens and not padding: equal for a sequence in any batch."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def pad_right(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask of rows of tokens, aligned at their beginnings."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices of rows in batches of like length, the shortest first, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def logps_and_entropy(

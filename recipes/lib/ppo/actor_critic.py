@@ -52,9 +52,17 @@ class ActorCritic(nn.Module):
         self._no_split_modules = policy._no_split_modules  # and FSDP here, for what it wraps
 
     @property
-    def has_value_adapter(self) -> bool:
-        """Whether the critic is an adapter on the policy's base."""
-        return self.adapters is not None and VALUE in self.adapters.model.peft_config
+    def value_adapters(self) -> Adapters | None:
+        """The adapters, where the critic is one of them."""
+        has_value = self.adapters is not None and VALUE in self.adapters.model.peft_config
+        return self.adapters if has_value else None
+
+    @property
+    def critic_module(self) -> nn.Module:
+        """What of the critic is a module of its own: a model, or a head."""
+        module = self.critic if self.critic is not None else self.value_head
+        assert module is not None
+        return module
 
     def forward(
         self,
@@ -84,13 +92,11 @@ class ActorCritic(nn.Module):
         if self.critic is not None:
             values = token_values(self.critic, input_ids, attention_mask)
             return logps, entropy, self._in_units(batch.before(values))
-        if self.has_value_adapter:
-            assert self.adapters is not None
-            with self.adapters.role(VALUE):
+        if self.value_adapters is not None:
+            with self.value_adapters.role(VALUE):
                 hidden = batch.before(trunk_of(self.policy)(**batch.inputs).last_hidden_state)
-        assert self.value_head is not None
         with torch.autocast(hidden.device.type, enabled=False):
-            values = self.value_head(hidden.float()).squeeze(-1)
+            values = self.critic_module(hidden.float()).squeeze(-1)
         return logps, entropy, self._in_units(values)
 
     @torch.no_grad()
@@ -126,12 +132,9 @@ class ActorCritic(nn.Module):
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters that only the value loss moves."""
-        module = self.critic if self.critic is not None else self.value_head
-        assert module is not None
-        yield from (p for p in module.parameters() if p.requires_grad)
-        if self.has_value_adapter:
-            assert self.adapters is not None
-            yield from self.adapters.parameters(VALUE)
+        yield from (p for p in self.critic_module.parameters() if p.requires_grad)
+        if self.value_adapters is not None:
+            yield from self.value_adapters.parameters(VALUE)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -142,7 +145,7 @@ class ActorCritic(nn.Module):
             UserError: It is reentrant and several adapters are trained.
         """
         how = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
-        if self.has_value_adapter:
+        if self.value_adapters is not None:
             if how["use_reentrant"]:
                 raise UserError(
                     "gradient_checkpointing_kwargs={'use_reentrant': True} loses gradients where "

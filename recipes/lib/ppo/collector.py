@@ -14,7 +14,7 @@ from recipes.lib.data.prompts import Prompts, completion_text
 from recipes.lib.distributed.agreement import together
 from recipes.lib.distributed.signals import disarm
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
-from recipes.lib.models.forward import Batch
+from recipes.lib.models.forward import Batch, length_batches, pad_right
 from recipes.lib.ppo.actor_critic import reference_logps, spread
 from recipes.lib.ppo.metrics import describe, describe_episodes, describe_values
 from recipes.lib.ppo.returns import (
@@ -30,12 +30,11 @@ from recipes.lib.ppo.rollouts import (
     check_scored,
     find_stop_token,
     of_rollout,
-    pad_right,
     prompt_index,
     stack,
 )
-from recipes.lib.ppo.samplers import make_sampler
-from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
+from recipes.lib.ppo.samplers import Sampler, VLLMSampler
+from recipes.lib.ppo.samples import keep_samples
 from recipes.lib.rewards.scoring import (
     RewardFunction,
     as_answers,
@@ -75,7 +74,8 @@ class Collector:
         others = further_stops(policy, stop) if args.stop_token is None else ()
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
         longest = max(map(len, prompts.ids))
-        self.sampler = make_sampler(trainer, self.decoding, longest)
+        sampler = VLLMSampler if args.sampler == "vllm" else Sampler
+        self.sampler: Sampler | VLLMSampler = sampler(trainer, self.decoding, longest)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
@@ -139,18 +139,10 @@ class Collector:
         args, model = self.trainer.args, self.trainer.actor_critic
         model.eval()
         self._reward(prompts, episodes)
-        order = sorted(
-            range(len(episodes)),
-            key=lambda i: len(episodes[i].prompt_ids) + len(episodes[i].completion_ids),
-        )
-        for start in range(0, len(order), args.scoring_batch_size):
-            batch = [episodes[i] for i in order[start : start + args.scoring_batch_size]]
-            ids_BP, mask_BP = pad_left(
-                [e.prompt_ids for e in batch], self.decoding.pad_token_id, args.device
-            )
-            ids_BC, mask_BC = pad_right(
-                [e.completion_ids for e in batch], self.decoding.pad_token_id, args.device
-            )
+        lengths = [len(e.prompt_ids) + len(e.completion_ids) for e in episodes]
+        for rows in length_batches(lengths, args.scoring_batch_size):
+            batch = [episodes[i] for i in rows]
+            ids_BP, mask_BP, ids_BC, mask_BC = self._padded(batch, args.device)
             ids = torch.cat([ids_BP, ids_BC], dim=1)
             mask = torch.cat([mask_BP, mask_BC], dim=1)
             with self.trainer.accelerator.autocast():
@@ -165,6 +157,12 @@ class Collector:
                 episode.logps = logps_BC[row, :length].cpu()
                 episode.ref_logps = ref_logps_BC[row, :length].cpu()
                 episode.values = values_BC[row, :length].cpu()
+
+    def _padded(self, episodes: list[Episode], device: Any) -> tuple[Tensor, ...]:
+        """Ids and mask of the prompts, ids and mask of the completions."""
+        pad = self.decoding.pad_token_id
+        prompts = pad_left([e.prompt_ids for e in episodes], pad, device)
+        return *prompts, *pad_right([e.completion_ids for e in episodes], pad, device)
 
     def _reward(self, prompts: Prompts, episodes: list[Episode]) -> None:
         if not episodes:
@@ -190,12 +188,7 @@ class Collector:
     def _finish(self, episodes: list[Episode], first: int) -> Rollout:
         """From the episodes of all processes to one rollout; the same on each of them."""
         args = self.trainer.args
-        ids_BP, mask_BP = pad_left(
-            [e.prompt_ids for e in episodes], self.decoding.pad_token_id, "cpu"
-        )
-        ids_BC, mask_BC = pad_right(
-            [e.completion_ids for e in episodes], self.decoding.pad_token_id, "cpu"
-        )
+        ids_BP, mask_BP, ids_BC, mask_BC = self._padded(episodes, "cpu")
         logps_BC = stack([e.logps for e in episodes])
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
@@ -209,7 +202,8 @@ class Collector:
         advantages_BC, returns_BC = advantages_and_returns(
             rewards_BC, values_BC, mask_BC, args.gamma, args.lam
         )
-        self.returns_std = self._spread_of_returns(returns_BC[mask_BC.bool()])
+        least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
+        self.returns_std = max(spread(returns_BC[mask_BC.bool()]), least)
         whitened_BC = whiten(advantages_BC, mask_BC)
         ended_B = self.ended(episodes)
         self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
@@ -217,15 +211,9 @@ class Collector:
         self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
         if args.log_completions:
-            of_tokens = {
-                "kl": kl_BC,
-                "value": values_BC,
-                "advantage": whitened_BC,
-                "reward": rewards_BC,
-            }
-            self.samples = keep_samples(
-                self.trainer.processing_class, first, episodes[:NUM_KEPT], of_tokens
-            )
+            of_tokens = {"kl": kl_BC, "value": values_BC}
+            of_tokens |= {"advantage": whitened_BC, "reward": rewards_BC}
+            self.samples = keep_samples(self.trainer.processing_class, first, episodes, of_tokens)
         return Rollout(
             prompt_ids=ids_BP,
             prompt_mask=mask_BP,
@@ -237,9 +225,6 @@ class Collector:
             advantages=whitened_BC,
             returns=returns_BC,
         )
-
-    def _spread_of_returns(self, returns: Tensor) -> float:
-        return max(spread(returns), LEAST_SPREAD * self.trainer.actor_critic.value_scale.item())
 
     def penalised(self, episodes: Sequence[Episode]) -> Tensor:
         """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""

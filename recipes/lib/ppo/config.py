@@ -10,17 +10,9 @@ from recipes.lib.distributed.shards import refuse_in_engine
 from recipes.lib.errors import UserError
 
 AT_LEAST_ONE = (
-    "total_episodes",
-    "rollout_batch_size",
-    "num_ppo_epochs",
-    "num_mini_batches",
-    "num_generations",
-    "sampling_batch_size",
-    "scoring_batch_size",
-    "max_prompt_length",
-    "max_completion_length",
-    "kl_horizon",
-    "per_device_train_batch_size",
+    "total_episodes rollout_batch_size num_ppo_epochs num_mini_batches num_generations "
+    "sampling_batch_size scoring_batch_size max_prompt_length max_completion_length kl_horizon "
+    "per_device_train_batch_size".split()
 )
 MULTIPLES = (
     ("total_episodes", "rollout_batch_size"),

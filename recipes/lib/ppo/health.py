@@ -27,21 +27,10 @@ EXPLODED_FACTOR = 10.0  # times that, or times what the run's critic lost at its
 
 # Metrics that the rules read; nothing else is kept.
 USED = (
-    "objective/kl",
-    "objective/kl_std",
-    "objective/entropy",
-    "objective/completion_length",
-    "objective/distinct_fraction",
-    "objective/scores",
-    "objective/scores_std",
-    "objective/raw_scores",
-    "objective/raw_scores_std",
-    "policy/clipfrac_avg",
-    "loss/value_avg",
-    "val/explained_variance",
-    "val/values_mean",
-    "val/returns_mean",
-    "val/returns_std",
+    "objective/kl objective/kl_std objective/entropy objective/completion_length "
+    "objective/distinct_fraction objective/scores objective/scores_std objective/raw_scores "
+    "objective/raw_scores_std policy/clipfrac_avg loss/value_avg val/explained_variance "
+    "val/values_mean val/returns_mean val/returns_std".split()
 )
 
 

@@ -50,12 +50,8 @@ def load(
                 f"{POLICY}, which is then trained on."
             )
         name = model.get_base_model().name_or_path
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(
-                name, trust_remote_code=trust_remote_code
-            )
-        return model, processing_class
-    name = model if isinstance(model, str) else model.config._name_or_path
+    else:
+        name = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(
             model,
@@ -64,7 +60,7 @@ def load(
             use_safetensors=True,  # other formats can run code
             trust_remote_code=trust_remote_code,
         )
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if not isinstance(model, PeftModel) and getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"model={name} is an adapter that PEFT has not wrapped; load its base, put it on with "
             "PeftModel.from_pretrained, and give that to train it on."
@@ -202,7 +198,7 @@ def _value(module: Any) -> str:
     if module.critic is not None:
         return f"model of its own in {_formats(module.critic.parameters())}, trained"
     head = f"head in {_formats(module.value_head.parameters())}, trained"
-    return f"{_adapter(module.adapters, VALUE)}, {head}" if module.has_value_adapter else head
+    return f"{_adapter(module.adapters, VALUE)}, {head}" if module.value_adapters else head
 
 
 def _rewards(functions: Iterable[Any]) -> dict[str, str]:

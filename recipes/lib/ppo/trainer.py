@@ -34,7 +34,7 @@ from recipes.lib.ppo.health import Health, check
 from recipes.lib.ppo.metrics import Clock
 from recipes.lib.ppo.objective import check_unmoved, forward_dtype, micro_batch_loss
 from recipes.lib.ppo.roles import load, make_roles
-from recipes.lib.ppo.rollouts import RolloutStream, on_device
+from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.ppo.state import (
     load_models,
@@ -148,7 +148,9 @@ class PPOTrainer(Resumable, Trainer):
         return self.optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return on_device(inputs, self.args.device)
+        # In the formats that they have: under DeepSpeed in 16 bits Trainer would round them.
+        device = self.args.device
+        return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
         """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
