@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recipes.lib.data.prompts import Prompt
 from recipes.lib.feedback.rater import Rating
-
-Prompt = str | list[dict[str, Any]]
+from recipes.lib.rewards.scoring import as_answers
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,6 @@ def feedback_row(pair: Pair, rating: Rating, run: str, created_at: str) -> dict[
 
 def preference_row(pair: Pair, rating: Rating) -> dict[str, Any]:
     """The pair in TRL's preference format, as messages where the prompt is messages."""
-    sides = (pair.first, pair.second)
+    sides = as_answers([pair.prompt], (pair.first, pair.second))
     chosen, rejected = sides[rating.value], sides[1 - rating.value]
-    if isinstance(pair.prompt, str):
-        return {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
-    return {
-        "prompt": pair.prompt,
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
+    return {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}

@@ -67,7 +67,10 @@ def sample(
     """
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
-    decoding = _decoding(model, tokenizer, max_new_tokens, temperature)
+    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
+    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
+    decoding = Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
     ids = _sample_ids(model, rows, decoding, seed, batch_size)
     completions = []
     for index, row in enumerate(rows):
@@ -108,18 +111,6 @@ def fits(
     context = _context(model)
     length = len(prompt_token_ids(tokenizer, prompt))
     return context is None or length + max_new_tokens <= context
-
-
-def _decoding(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-    temperature: float,
-) -> Decoding:
-    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
-    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
-    return Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
 
 
 def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int) -> None:

@@ -110,7 +110,7 @@ class Decoder:
         if reason is not None:
             raise UserError(f"sampler=graph: the model {reason}; use sampler=transformers.")
         self.model, self.decoding = model, decoding
-        self.takes_positions = takes_positions(model)
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.stops = torch.tensor(decoding.stops, device=model.device)
         self.step = torch.zeros(1, dtype=torch.long, device=model.device)
         self.graphs = Graphs(model)
@@ -312,11 +312,6 @@ def obstacle(model: PreTrainedModel, is_static: bool = False) -> str | None:
     if is_static and not getattr(model, "_can_compile_fullgraph", False):
         return "has steps that depend on what they read"
     return None
-
-
-def takes_positions(model: PreTrainedModel) -> bool:
-    """Whether a model is told positions, and does not count them by itself."""
-    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def is_faster(model: PreTrainedModel) -> bool:

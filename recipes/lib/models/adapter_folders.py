@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from recipes.lib.models.folders import resolve_model
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+    from trl import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -55,6 +57,12 @@ def adapter_base(path: str | Path) -> tuple[str, str]:
             "put the base model under base_model_name_or_path."
         )
     return found, str(config.get("revision") or "main")
+
+
+def base_args(path: str | Path, model_args: ModelConfig, **changes: Any) -> ModelConfig:
+    """TRL's model keys for the base of an adapter."""
+    name, revision = adapter_base(path)
+    return replace(model_args, model_name_or_path=name, model_revision=revision, **changes)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from recipes.lib.models.adapter_folders import WEIGHTS, adapter_keys
 POLICY, REFERENCE, VALUE = "default", "reference", "value"
 # Where PEFT keeps which adapter speaks, in its layers and above them.
 SPEAKING = ("_active_adapter", "_disable_adapters", "active_adapter")
+HEAD = (".score.weight", ".score.bias")
 SILENT = ("_disable_adapters",)  # the bare base leaves alone which adapter would speak
 
 
@@ -146,7 +147,9 @@ class Adapters:
         adapter_keys(folder)
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(Path(folder) / WEIGHTS)
-        head = {key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if _is_head(key)}
+        head = {
+            key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if key.endswith(HEAD)
+        }
         others = [m for m in getattr(config, "modules_to_save", None) or [] if m != "score"]
         config = dataclasses.replace(
             config, task_type="CAUSAL_LM", modules_to_save=others or None, inference_mode=False
@@ -194,7 +197,3 @@ def _spoken(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[
         if hasattr(module, name) and not isinstance(getattr(kind, name, None), property)
     }
     return (module, values) if values else None
-
-
-def _is_head(key: str) -> bool:
-    return key.endswith((".score.weight", ".score.bias"))

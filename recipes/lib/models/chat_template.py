@@ -202,14 +202,11 @@ def use_template(tokenizer: Any, template: str | None, path: str | None = None) 
         raise UserError("chat_template='': holds no template; write one, or leave it out.")
     try:
         # As transformers reads templates, with the tags of loops and of what is generated.
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_marks(template))
+        # Not the tag of transformers' own, around what the assistant said.
+        plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateError as error:
         raise UserError(
             f"chat_template: is no Jinja template ({' '.join(str(error).split())}); mend it."
         ) from error
     tokenizer.chat_template = template
-
-
-def _without_marks(template: str) -> str:
-    # The tag of transformers' own, around what the assistant said.
-    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import (
-    adapter_base,
+    WEIGHTS,
     adapter_keys,
     adapter_task,
     as_base_of,
+    base_args,
     put_on,
 )
 from recipes.lib.models.folders import (
@@ -123,9 +124,7 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
             f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
             "one from it with `rlhf reward`."
         )
-    name, revision = adapter_base(path)
-    base = replace(model_args, model_name_or_path=name, model_revision=revision)
-    return put_on(_classifier(base, True, trust_remote_code), path)
+    return put_on(_classifier(base_args(path, model_args), True, trust_remote_code), path)
 
 
 def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
@@ -191,16 +190,13 @@ def load_adapted_classifier(
     import peft
     from safetensors.torch import load_file
 
-    from recipes.lib.models.adapter_folders import WEIGHTS
-
     path = resolve_model(model_args.model_name_or_path or "")
     config = peft.PeftConfig.from_pretrained(path)
     _refuse_other_shape(config, model_args)
-    base, revision = adapter_base(path)
-    of_base = replace(model_args, model_name_or_path=base, model_revision=revision)
+    of_base = base_args(path, model_args)
     with as_base_of(path):
         model, _ = load_reward_model(
-            base,
+            str(of_base.model_name_or_path),
             str(model_args.dtype),
             new_head=True,
             model_args=of_base,

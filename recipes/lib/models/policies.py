@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.adapter_folders import adapter_base, adapter_task, as_base_of, put_on
+from recipes.lib.models.adapter_folders import adapter_task, as_base_of, base_args, put_on
 from recipes.lib.models.folders import (
     fetch_adapter,
     is_adapter,
@@ -100,14 +100,8 @@ def own_card() -> dict[str, int] | None:
 
 
 def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
-    name, revision = adapter_base(path)
-    plain = replace(
-        model_args,
-        model_name_or_path=name,
-        model_revision=revision,
-        load_in_4bit=False,
-        load_in_8bit=False,
-    )
+    plain = base_args(path, model_args, load_in_4bit=False, load_in_8bit=False)
+    name = plain.model_name_or_path
     with as_base_of(path):
         base = load_policy(plain, trust_remote_code=trust_remote_code)
     if getattr(base, "is_quantized", False):
@@ -117,7 +111,13 @@ def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreT
             "adapter_config.json."
         )
     merged = merge(put_on(base, path), path)
-    return _quantized(merged, model_args) if is_quantized(model_args) else merged
+    if not is_quantized(model_args):
+        return merged
+    # Merged in full precision first: a merge into 4-bit weights would round what was learned.
+    given = {"config": merged.config, "state_dict": merged.state_dict()}
+    loaded = type(merged).from_pretrained(None, **given, **options(model_args))
+    loaded.name_or_path = path
+    return loaded
 
 
 def is_quantized(model_args: ModelConfig) -> bool:
@@ -131,14 +131,6 @@ def merge(adapted: PeftModel, path: str) -> PreTrainedModel:
     model.requires_grad_(True)  # peft froze the base, and a merged model is a full one
     model.name_or_path = path  # so that an adapter trained on it names this folder as its base
     return model
-
-
-def _quantized(model: PreTrainedModel, model_args: ModelConfig) -> PreTrainedModel:
-    # Merged in full precision first: a merge into 4-bit weights would round what was learned.
-    given = {"config": model.config, "state_dict": model.state_dict()}
-    loaded = type(model).from_pretrained(None, **given, **options(model_args))
-    loaded.name_or_path = model.name_or_path
-    return loaded
 
 
 def unpacked(model: Any) -> Any:
@@ -239,12 +231,9 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
             f"model_name_or_path={name} is the adapter of a reward model; name a language model."
         )
     _refuse_other_shape(PeftConfig.from_pretrained(path), model_args)
-    base, revision = adapter_base(path)
+    of_base = base_args(path, model_args)
     with as_base_of(path):
-        model = load_policy(
-            replace(model_args, model_name_or_path=base, model_revision=revision),
-            trust_remote_code=trust_remote_code,
-        )
+        model = load_policy(of_base, trust_remote_code=trust_remote_code)
     return put_on(model, path, trainable=True)
 
 

@@ -34,20 +34,7 @@ USED = (
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Args:
-        kind: Its name, under which it is told only once in a run.
-        message: What was seen, the likely cause and the knob, in at most 150 characters.
-    """
-
-    kind: str
-    message: str
-
-
-def find(rows: Sequence[Row]) -> list[Finding]:
+def find(rows: Sequence[Row]) -> dict[str, str]:
     """Everything that is wrong with the newest rollout.
 
     Args:
@@ -55,12 +42,13 @@ def find(rows: Sequence[Row]) -> list[Finding]:
             order. Each has `rollout` (its number) and `episodes` (how many it holds).
 
     Returns:
-        At most one finding of each kind.
+        By its kind, under which it is told only once in a run: what was seen, the likely cause and
+        the knob, in at most 150 characters.
     """
     said = {kind: rule(rows) for kind, rule in RULES.items()}
     if said["same_completions"]:
         said["constant_reward"] = ""  # follows from it
-    return [Finding(kind, message) for kind, message in said.items() if message]
+    return {kind: message for kind, message in said.items() if message}
 
 
 def _negative_kl(rows: Sequence[Row]) -> str:
@@ -206,18 +194,12 @@ class Health:
         known = {warning["kind"] for warning in self.warnings}
         place = {"step": step, "episode": (rollout + 1) * episodes}
         new = [
-            {"kind": finding.kind, **place, "message": finding.message}
-            for finding in find(self.rows)
-            if finding.kind not in known
+            {"kind": kind, **place, "message": message}
+            for kind, message in find(self.rows).items()
+            if kind not in known
         ]
         self.warnings += new
         return new
-
-
-def tell(warnings: Sequence[dict[str, Any]]) -> None:
-    """Write warnings to the terminal, a line each, around a progress bar."""
-    for warning in warnings:
-        tqdm.write(f"Warning: {warning['message']}", file=sys.stderr)
 
 
 def check(trainer: Any, logs: Row) -> Row:
@@ -233,6 +215,6 @@ def check(trainer: Any, logs: Row) -> Row:
     step, args, health = trainer.state.global_step, trainer.args, trainer.health
     rollout = (step - 1) // args.steps_per_rollout
     new = health.note(logs, rollout, args.rollout_batch_size, step)
-    if trainer.is_world_process_zero():
-        tell(new)
+    for warning in new if trainer.is_world_process_zero() else ():
+        tqdm.write(f"Warning: {warning['message']}", file=sys.stderr)  # around a progress bar
     return {"health/warnings": len(health.warnings)}

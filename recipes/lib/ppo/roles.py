@@ -98,7 +98,11 @@ def make_roles(
     # is a copy, of a policy with an adapter the same model with the adapter off.
     critic = make_critic(policy, args)
     if peft_config is not None:
-        policy = _with_adapter(policy, peft_config)
+        try:
+            policy = get_peft_model(policy, peft_config)
+        except ValueError as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"the adapter does not fit the policy: {reason}.") from error
     reference = make_reference(policy)
     actor_critic = ActorCritic(policy, critic)
     if goes_on:
@@ -113,14 +117,6 @@ def make_roles(
     if args.disable_dropout:
         disable_dropout(actor_critic)
     return actor_critic, reference
-
-
-def _with_adapter(policy: Any, peft_config: PeftConfig) -> Any:
-    try:
-        return get_peft_model(policy, peft_config)
-    except ValueError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"the adapter does not fit the policy: {reason}.") from error
 
 
 def save_policy(

@@ -26,6 +26,7 @@ from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.distributed.mixed_precision import as_trained
 from recipes.lib.distributed.shards import loads_whole, whole, with_whole
 from recipes.lib.errors import UserError
+from recipes.lib.ppo import state
 from recipes.lib.ppo.actor_critic import ActorCritic
 from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
@@ -36,14 +37,6 @@ from recipes.lib.ppo.objective import check_unmoved, forward_dtype, micro_batch_
 from recipes.lib.ppo.roles import load, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
-from recipes.lib.ppo.state import (
-    load_models,
-    put_back,
-    read_state,
-    save_models,
-    state_of,
-    write_state,
-)
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable
@@ -261,7 +254,7 @@ class PPOTrainer(Resumable, Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and its tokenizer; into a checkpoint the critic's weights too."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        save_models(self, folder)
+        state.save_models(self, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -273,7 +266,7 @@ class PPOTrainer(Resumable, Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_models(self, Path(resume_from_checkpoint))
+            state.load_models(self, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -284,24 +277,22 @@ class PPOTrainer(Resumable, Trainer):
         sums = self._total_sums()
         if self.args.should_save:
             self.stream.save(folder, self.state.global_step)
-            write_state(self, sums, folder)
+            state.write_state(self, sums, folder)
 
     def load_state_from(self, folder: Path) -> None:
         """Put the stream back to where it stood."""
         super().load_state_from(folder)
         self.stream.load(folder)
-        read_state(self, folder)
+        state.read_state(self, folder)
 
     def moment(self) -> dict[str, Any]:
         """What changes within a step, with the rollout in hand and what it changed."""
-        state = copy.deepcopy(state_of(self, self.sums))
-        return super().moment() | {
-            "ppo": state,
-            "rollout": (self.stream.rollout, self.stream.number),
-        }
+        in_hand = (self.stream.rollout, self.stream.number)
+        now = copy.deepcopy(state.state_of(self, self.sums))
+        return super().moment() | {"ppo": now, "rollout": in_hand}
 
     def go_back_to(self, moment: dict[str, Any]) -> None:
         """Undo what an abandoned step added."""
         super().go_back_to(moment)
-        put_back(self, moment["ppo"])
+        state.put_back(self, moment["ppo"])
         self.stream.rollout, self.stream.number = moment["rollout"]

@@ -105,8 +105,8 @@ def open_run(config: Any) -> Run:
         UserError: As in `check_folder`, or the folder cannot be written.
     """
     path = folder_of(config)
+    check_folder(config)
     if is_main_process():
-        check_path(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
     wait_for_main_process()
     checkpoint = _checkpoint(path) if config.script.resume else None

@@ -24,6 +24,7 @@ from recipes.lib.trainers.skipped_steps import FiniteSteps, has_finite_weights
 
 # Sums of TRL's trainers since the last log.
 OF_TRL = ("_metrics", "_total_train_tokens")
+WITHIN_A_STEP = ("_tr_loss", "current_flos", "_skipped", "_in_a_row", *OF_TRL)
 
 
 class Stoppable(FiniteSteps):
@@ -108,12 +109,9 @@ class Stoppable(FiniteSteps):
         return {
             "random": (random.getstate(), np.random.get_state(), torch.get_rng_state()),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-            "loss": self._tr_loss.clone(),
-            "flos": self.current_flos,
             "tokens": self.state.num_input_tokens_seen,
             "owes_evaluation": self._owes_evaluation,
-            "skipped": (self._skipped, self._in_a_row),
-            "of_trl": {n: copy.deepcopy(getattr(self, n)) for n in OF_TRL if hasattr(self, n)},
+            "own": {n: copy.deepcopy(getattr(self, n)) for n in WITHIN_A_STEP if hasattr(self, n)},
         }
 
     def go_back_to(self, moment: dict[str, Any]) -> None:
@@ -128,12 +126,9 @@ class Stoppable(FiniteSteps):
         torch.set_rng_state(cpu)
         if moment["cuda"]:
             torch.cuda.set_rng_state_all(moment["cuda"])
-        self._tr_loss = moment["loss"]
-        self.current_flos = moment["flos"]
         self.state.num_input_tokens_seen = moment["tokens"]
         self._owes_evaluation = moment["owes_evaluation"]
-        self._skipped, self._in_a_row = moment["skipped"]
-        for name, value in moment["of_trl"].items():
+        for name, value in moment["own"].items():
             setattr(self, name, value)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
