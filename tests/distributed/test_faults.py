@@ -16,7 +16,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.checkpoints import fault, numbered, read_manifest, seal
+from recipes.lib.runs.checkpoints import (
+    checkpoint_fault,
+    list_checkpoints,
+    read_manifest,
+    write_manifest,
+)
 from recipes.lib.runs.files import read_jsonl
 from tests.stopped_runs import assert_same_runs
 from tests.tiny_runs import flags, snapshot, write
@@ -249,7 +254,7 @@ def test_a_damaged_checkpoint_is_told_once_and_ends_both(folder: Path) -> None:
     checkpoint = folder / "old/checkpoint-2"
     checkpoint.mkdir(parents=True)
     (checkpoint / "optimizer.pt").write_bytes(b"x")
-    seal(checkpoint, 2, launch={"kind": "ddp", "num_processes": 2})
+    write_manifest(checkpoint, 2, launch={"kind": "ddp", "num_processes": 2})
     (checkpoint / "optimizer.pt").write_bytes(b"y")
     refused = start(folder, "run", resume_from_checkpoint="old/checkpoint-2")
     said = refused.communicate(timeout=60)[0]
@@ -259,8 +264,8 @@ def test_a_damaged_checkpoint_is_told_once_and_ends_both(folder: Path) -> None:
 
 
 def newest(folder: Path) -> tuple[int, str | None]:
-    step, checkpoint = numbered(folder / "run")[-1]
-    return step, fault(checkpoint)
+    step, checkpoint = list_checkpoints(folder / "run")[-1]
+    return step, checkpoint_fault(checkpoint)
 
 
 def timeless(path: Path) -> list[dict[str, Any]]:

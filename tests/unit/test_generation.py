@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.data.prompts import completion_text
 from recipes.lib.errors import UserError
-from recipes.lib.generation.completions import fits, sample
+from recipes.lib.generation.completions import fits, sample_completions
 from recipes.lib.models.likelihood import completion_logps, perplexity
 
 PROMPTS = ["the cat", "who found the old book on the red road ?", "a bird sang and", "the"]
@@ -27,7 +27,7 @@ def complete(
     model: Any, tokenizer: Any, prompts: list[Any], length: int = 64, *more: float, **named: int
 ) -> list[str]:
     temperature = more[0] if more else 1.0
-    made = sample(
+    made = sample_completions(
         model, tokenizer, prompts, max_new_tokens=length, temperature=temperature, **named
     )
     return [completion.text for completion in made]
@@ -36,7 +36,7 @@ def complete(
 def test_greedy_completions_of_a_padded_batch_are_those_of_single_prompts(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    made = sample(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8, temperature=0)
+    made = sample_completions(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8, temperature=0)
     for prompt, completion in zip(PROMPTS, made, strict=True):
         assert completion.ids == greedy_by_hand(tiny_model, tiny_tokenizer, prompt, 8)
         assert completion.prompt_ids == tiny_tokenizer(prompt)["input_ids"]
@@ -66,7 +66,7 @@ def test_sampling_follows_the_whole_softmax(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     count = 4000
-    made = sample(
+    made = sample_completions(
         tiny_model,
         tiny_tokenizer,
         ["the cat"] * count,
@@ -98,7 +98,9 @@ def test_a_seed_gives_the_same_texts_and_leaves_the_callers_random_state(
 def test_completions_end_at_the_eos_token(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    made = sample(tiny_model, tiny_tokenizer, PROMPTS * 50, max_new_tokens=20, temperature=5.0)
+    made = sample_completions(
+        tiny_model, tiny_tokenizer, PROMPTS * 50, max_new_tokens=20, temperature=5.0
+    )
     eos = tiny_tokenizer.eos_token_id
     assert {c.has_ended for c in made} == {True, False}
     for completion in made:
@@ -111,7 +113,7 @@ def test_messages_are_rendered_with_the_generation_prompt(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     messages = [{"role": "user", "content": "tell me"}]
-    made = sample(tiny_model, tiny_tokenizer, [messages], max_new_tokens=1)
+    made = sample_completions(tiny_model, tiny_tokenizer, [messages], max_new_tokens=1)
     words = tiny_tokenizer.convert_ids_to_tokens(made[0].prompt_ids)
     assert words == ["<user>", "tell", "me", "<assistant>"]
     tiny_tokenizer.chat_template = None

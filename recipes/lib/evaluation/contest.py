@@ -12,14 +12,14 @@ from torch import Tensor
 from trl import ModelConfig
 
 from recipes.lib.evaluation.judges import Judge
-from recipes.lib.generation.completions import Completion, sample
+from recipes.lib.generation.completions import Completion, sample_completions
 from recipes.lib.models.likelihood import completion_logps
 from recipes.lib.models.policies import evaluation_device, load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How both sides sample: tokens, temperature (0 is greedy), batch and seed."""
 
     max_new_tokens: int
@@ -44,11 +44,11 @@ class Side:
         }
 
 
-def compare(
+def compare_models(
     names: tuple[str, str],
     prompts: list[Any],
     judge: Judge,
-    sampling: Sampling,
+    sampling: SamplingSettings,
     dtype: str,
     *,
     trust_remote_code: bool = False,
@@ -77,11 +77,11 @@ def compare(
     has_kl = sampling.temperature > 0
     has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     model = _load(names[0], dtype, trust_remote_code)
-    ours = sample(model, tokenizers[0], prompts, **vars(sampling))
+    ours = sample_completions(model, tokenizers[0], prompts, **vars(sampling))
     logps = _logps(model, ours, sampling) if has_kl else []
     del model
     model = _load(names[1], dtype, trust_remote_code)
-    theirs = sample(model, tokenizers[1], prompts, **vars(sampling))
+    theirs = sample_completions(model, tokenizers[1], prompts, **vars(sampling))
     numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
     del model
     sides = [Side(side, judge(prompts, [c.text for c in side])) for side in (ours, theirs)]
@@ -117,7 +117,7 @@ def _load(name: str, dtype: str, trust_remote_code: bool) -> Any:
     return model.to(evaluation_device())
 
 
-def _logps(model: Any, completions: list[Completion], sampling: Sampling) -> list[Tensor]:
+def _logps(model: Any, completions: list[Completion], sampling: SamplingSettings) -> list[Tensor]:
     prompts, ids = [c.prompt_ids for c in completions], [c.ids for c in completions]
     size = sampling.batch_size
     return completion_logps(model, prompts, ids, temperature=sampling.temperature, batch_size=size)

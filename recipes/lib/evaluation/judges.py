@@ -10,7 +10,7 @@ from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import evaluation_device
 from recipes.lib.rewards.functions import is_function_reference, load_function
 from recipes.lib.rewards.reward_models import RewardModel
-from recipes.lib.rewards.scoring import as_answers, score
+from recipes.lib.rewards.scoring import as_answers, weighted_scores
 
 Judge = Callable[[list[Any], list[str]], list[float]]
 
@@ -55,7 +55,7 @@ def _function_judge(function: Callable[..., Any]) -> Judge:
     def judge(prompts: list[Any], completions: list[str]) -> list[float]:
         texts = [prompt_text(prompt) for prompt in prompts]
         no_ids: list[list[int]] = [[]] * len(texts)
-        scores, _ = score([called], [1.0], texts, completions, no_ids, {})
+        scores, _ = weighted_scores([called], [1.0], texts, completions, no_ids, {})
         return [float(value) for value in scores]
 
     return judge

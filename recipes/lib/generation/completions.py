@@ -15,7 +15,7 @@ from recipes.lib.data.prompts import Prompt, completion_text, prompt_token_ids
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
-from recipes.lib.generation.sampling import sample as sample_tokens
+from recipes.lib.generation.sampling import generate as sample_tokens
 from recipes.lib.models.forward import base_model, length_batches
 
 NO_TOKEN = -1  # of a tokenizer without an EOS: nothing stops a completion but its length
@@ -31,7 +31,7 @@ class Completion:
     has_ended: bool
 
 
-def sample(
+def sample_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],

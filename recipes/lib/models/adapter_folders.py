@@ -66,7 +66,7 @@ def base_args(path: str | Path, model_args: ModelConfig, **changes: Any) -> Mode
 
 
 @contextmanager
-def as_base_of(path: str | Path) -> Iterator[None]:
+def naming_adapter(path: str | Path) -> Iterator[None]:
     """Name the adapter where its base cannot be loaded."""
     try:
         yield
@@ -103,7 +103,7 @@ def adapter_keys(path: str | Path) -> set[str]:
         ) from error
 
 
-def put_on(base: PreTrainedModel, path: str, *, trainable: bool = False) -> PeftModel:
+def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool = False) -> PeftModel:
     """Load an adapter onto the model that it was trained on.
 
     Args:

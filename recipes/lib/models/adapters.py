@@ -24,9 +24,9 @@ from recipes.lib.models.adapter_folders import WEIGHTS, adapter_keys
 
 POLICY, REFERENCE, VALUE = "default", "reference", "value"
 # Where PEFT keeps which adapter speaks, in its layers and above them.
-SPEAKING = ("_active_adapter", "_disable_adapters", "active_adapter")
+ADAPTER_SWITCHES = ("_active_adapter", "_disable_adapters", "active_adapter")
 HEAD = (".score.weight", ".score.bias")
-SILENT = ("_disable_adapters",)  # the bare base leaves alone which adapter would speak
+BASE_SWITCHES = ("_disable_adapters",)  # the bare base leaves alone which adapter would speak
 
 
 class Adapters:
@@ -61,9 +61,9 @@ class Adapters:
             return
         if name not in self.noted:
             self._switch_by_peft(name)
-            names = SILENT if name is None else SPEAKING
+            names = BASE_SWITCHES if name is None else ADAPTER_SWITCHES
             self.noted[name] = [
-                pair for module in self.model.modules() if (pair := _spoken(module, names))
+                pair for module in self.model.modules() if (pair := _switch_values(module, names))
             ]
         for module, values in self.noted[name]:
             vars(module).update(values)  # not by setattr, which for a module takes its time
@@ -188,7 +188,9 @@ class Adapters:
         set_peft_model_state_dict(self.model, dict(state), adapter_name=name)
 
 
-def _spoken(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]] | None:
+def _switch_values(
+    module: nn.Module, names: tuple[str, ...]
+) -> tuple[nn.Module, dict[str, Any]] | None:
     """A module, and what of its attributes says which adapter speaks; None without any."""
     kind = type(module)
     values = {

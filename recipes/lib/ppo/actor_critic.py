@@ -18,8 +18,8 @@ from torch.utils.checkpoint import noop_context_fn
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapters import REFERENCE, VALUE, Adapters
-from recipes.lib.models.forward import Batch, base_model, has_plain_head, said_of, trunk_of
-from recipes.lib.models.policies import keep_unpacked
+from recipes.lib.models.forward import Batch, base_model, has_plain_head, policy_outputs, trunk_of
+from recipes.lib.models.policies import disable_4bit_packing
 
 ROUNDING = 1e-6  # relative, of equal fp32 numbers
 MOST_UNITS = 1024  # of the value head's hidden layer, so that its optimizer stays small
@@ -42,7 +42,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
         self.adapters = Adapters(policy) if isinstance(policy, PeftModel) else None
-        keep_unpacked(self)
+        disable_4bit_packing(self)
         self.has_plain_head = has_plain_head(base_model(policy))
         self.value_head = None if critic is not None else make_value_head(policy, hidden=True)
         # What a critic that starts from nothing says is in these units: see `begin_values`.
@@ -86,7 +86,7 @@ class ActorCritic(nn.Module):
             token), and the value of the state before it, each (B, C) and in fp32.
         """
         batch = Batch(input_ids, attention_mask, num_completion_tokens)
-        logps, entropy, hidden = said_of(
+        logps, entropy, hidden = policy_outputs(
             self.policy, batch, temperature, with_entropy_gradient, self.has_plain_head, self._again
         )
         if self.critic is not None:
@@ -127,7 +127,7 @@ class ActorCritic(nn.Module):
         """
         plain = (values - self.value_offset.cpu()) / self.value_scale.cpu()
         self.value_offset.fill_(scores.mean())
-        self.value_scale.fill_(spread(scores))
+        self.value_scale.fill_(nonzero_std(scores))
         return plain * self.value_scale.cpu() + self.value_offset.cpu()
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
@@ -177,10 +177,10 @@ def reference_logps(
     """
     plain, adapters = actor_critic.has_plain_head, actor_critic.adapters
     if reference is not None:
-        return said_of(reference, batch, temperature, False, plain)[0]
+        return policy_outputs(reference, batch, temperature, False, plain)[0]
     assert adapters is not None
     with adapters.role(REFERENCE if REFERENCE in adapters.model.peft_config else None):
-        return said_of(actor_critic.policy, batch, temperature, False, plain)[0]
+        return policy_outputs(actor_critic.policy, batch, temperature, False, plain)[0]
 
 
 def make_reference(policy: Any) -> Any:
@@ -190,7 +190,7 @@ def make_reference(policy: Any) -> Any:
     return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
-def spread(values: Tensor, if_equal: float = 1.0) -> float:
+def nonzero_std(values: Tensor, if_equal: float = 1.0) -> float:
     """Standard deviation of numbers; another number where all are equal but for rounding."""
     deviation = values.double().std(correction=0).item()
     least = ROUNDING * max(1.0, abs(values.mean().item()))

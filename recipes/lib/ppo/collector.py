@@ -15,8 +15,8 @@ from recipes.lib.distributed.agreement import together
 from recipes.lib.distributed.signals import disarm
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.models.forward import Batch, length_batches, pad_right
-from recipes.lib.ppo.actor_critic import reference_logps, spread
-from recipes.lib.ppo.metrics import describe, describe_episodes, describe_values
+from recipes.lib.ppo.actor_critic import nonzero_std, reference_logps
+from recipes.lib.ppo.metrics import describe_episodes, describe_scores, describe_values
 from recipes.lib.ppo.returns import (
     KLController,
     RunningMoments,
@@ -27,20 +27,20 @@ from recipes.lib.ppo.returns import (
 from recipes.lib.ppo.rollouts import (
     Episode,
     Rollout,
-    check_scored,
+    check_finite_scores,
     find_stop_token,
-    of_rollout,
+    naming_rollout,
     prompt_index,
     stack,
 )
 from recipes.lib.ppo.samplers import Sampler, VLLMSampler
-from recipes.lib.ppo.samples import keep_samples
+from recipes.lib.ppo.samples import sample_rows
 from recipes.lib.rewards.scoring import (
     RewardFunction,
     as_answers,
     distinct_names,
     reward_weights,
-    score,
+    weighted_scores,
 )
 
 # Evaluation has its own noise: the same episode numbers under another seed.
@@ -89,7 +89,7 @@ class Collector:
             The rollout.
         """
         args, clock = self.trainer.args, self.trainer.clock
-        with of_rollout(number):
+        with naming_rollout(number):
             sampled_before = self._sample_share(number) if self.sampler.is_collective else None
             with together():
                 mine = sampled_before if sampled_before is not None else self._sample_share(number)
@@ -151,7 +151,7 @@ class Collector:
                 ref_logps_BC = reference_logps(
                     model, self.trainer.reference, Batch(ids, mask, width), args.temperature
                 )
-            check_scored(mask_BC, logps_BC, ref_logps_BC, values_BC)
+            check_finite_scores(mask_BC, logps_BC, ref_logps_BC, values_BC)
             for row, episode in enumerate(batch):
                 length = len(episode.completion_ids)
                 episode.logps = logps_BC[row, :length].cpu()
@@ -172,7 +172,7 @@ class Collector:
         texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
         rows = [e.row for e in episodes]
         asked = [prompts.data[row]["prompt"] for row in rows]
-        total_B, said_BF = score(
+        total_B, said_BF = weighted_scores(
             self.functions,
             self.weights,
             asked,
@@ -195,7 +195,7 @@ class Collector:
         scores_B = self.penalised(episodes)
         if not self.has_units:
             values_BC = self.trainer.actor_critic.begin_values(scores_B, values_BC) * mask_BC
-            self.has_units = spread(scores_B, 0.0) > 0.0
+            self.has_units = nonzero_std(scores_B, 0.0) > 0.0
         rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
@@ -203,17 +203,17 @@ class Collector:
             rewards_BC, values_BC, mask_BC, args.gamma, args.lam
         )
         least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
-        self.returns_std = max(spread(returns_BC[mask_BC.bool()]), least)
+        self.returns_std = max(nonzero_std(returns_BC[mask_BC.bool()]), least)
         whitened_BC = whiten(advantages_BC, mask_BC)
         ended_B = self.ended(episodes)
-        self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
+        self.metrics = describe_scores(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
         self.metrics |= describe_episodes(episodes, ended_B, distinct_names(self.functions))
         self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
         if args.log_completions:
             of_tokens = {"kl": kl_BC, "value": values_BC}
             of_tokens |= {"advantage": whitened_BC, "reward": rewards_BC}
-            self.samples = keep_samples(self.trainer.processing_class, first, episodes, of_tokens)
+            self.samples = sample_rows(self.trainer.processing_class, first, episodes, of_tokens)
         return Rollout(
             prompt_ids=ids_BP,
             prompt_mask=mask_BP,

@@ -17,8 +17,10 @@ from recipes.lib.rewards.shared_base import check_head, check_same_base
 
 ADAPTER = "adapter."  # before the names of the critic's adapter weights
 VALUE_WEIGHTS = "value.safetensors"
-CRITIC_HASTE = 3.0  # what the critic knows lags behind the policy, so it learns faster: docs/log.md
-UNITS = ("value_offset", "value_scale")
+CRITIC_RATE_FACTOR = (
+    3.0  # what the critic knows lags behind the policy, so it learns faster: docs/log.md
+)
+VALUE_UNITS = ("value_offset", "value_scale")
 
 
 def chosen_critic(args: PPOConfig, under_lora: bool) -> str:
@@ -128,7 +130,7 @@ def parameter_groups(
         The groups that are not empty.
     """
     of_critic = {id(parameter) for parameter in actor_critic.critic_parameters()}
-    faster = CRITIC_HASTE * args.learning_rate
+    faster = CRITIC_RATE_FACTOR * args.learning_rate
     critic_rate = args.critic_learning_rate if args.critic_learning_rate is not None else faster
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -147,7 +149,7 @@ def parameter_groups(
 
 def save_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
     """Write the critic's weights beside the policy of a checkpoint."""
-    state = {name: getattr(actor_critic, name) for name in UNITS}
+    state = {name: getattr(actor_critic, name) for name in VALUE_UNITS}
     state |= actor_critic.critic_module.state_dict()
     if (adapters := actor_critic.value_adapters) is not None:
         state |= {ADAPTER + name: tensor for name, tensor in adapters.state(VALUE).items()}
@@ -161,7 +163,7 @@ def load_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
         UserError: They are those of a critic of another kind.
     """
     weights = load_file(folder / VALUE_WEIGHTS)
-    for name in UNITS:
+    for name in VALUE_UNITS:
         getattr(actor_critic, name).copy_(weights.pop(name))
     of_adapter = {n: weights.pop(n) for n in list(weights) if n.startswith(ADAPTER)}
     module, adapters = actor_critic.critic_module, actor_critic.value_adapters

@@ -150,7 +150,7 @@ def micro_batch_loss(
     return of_policy + args.vf_coef * of_value, shares
 
 
-def check_unmoved(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dtype) -> None:
+def check_first_ratio(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dtype) -> None:
     """Compare a mini-batch before the first update with what was said when it was sampled.
 
     Args:

@@ -14,7 +14,7 @@ from recipes.lib.models.adapter_folders import WEIGHTS
 from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
 from recipes.lib.models.cpu_linear import use_fast_products
 from recipes.lib.models.forward import base_model
-from recipes.lib.models.policies import keep_unpacked
+from recipes.lib.models.policies import disable_4bit_packing
 from recipes.lib.ppo.actor_critic import ActorCritic, disable_dropout, make_reference
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import add_value_adapter, chosen_critic, make_critic
@@ -22,7 +22,7 @@ from recipes.lib.rewards.reward_models import RewardModel
 from recipes.lib.rewards.shared_base import RewardRole
 
 
-def load(
+def load_model_and_tokenizer(
     model: Any,
     processing_class: Any,
     quantization_config: Any,
@@ -112,14 +112,14 @@ def make_roles(
         actor_critic.adapters.copy(REFERENCE, POLICY, trainable=False)
     if args.critic == "adapter":
         add_value_adapter(actor_critic, args)
-    keep_unpacked(actor_critic)
+    disable_4bit_packing(actor_critic)
     use_fast_products(actor_critic)
     if args.disable_dropout:
         disable_dropout(actor_critic)
     return actor_critic, reference
 
 
-def save_policy(
+def save_policy_weights(
     actor_critic: ActorCritic, folder: Path, weights: dict[str, Any] | None = None
 ) -> None:
     """Write the policy: a whole model, or its adapter alone.
@@ -141,7 +141,7 @@ def save_policy(
     actor_critic.policy.save_pretrained(folder, **own)
 
 
-def load_policy(actor_critic: ActorCritic, folder: Path) -> None:
+def load_policy_weights(actor_critic: ActorCritic, folder: Path) -> None:
     """Read the policy of a checkpoint back; what is trained stays trainable."""
     policy, adapters = actor_critic.policy, actor_critic.adapters
     if adapters is not None:
@@ -153,7 +153,7 @@ def load_policy(actor_critic: ActorCritic, folder: Path) -> None:
         policy.load_state_dict(saved.state_dict())
 
 
-def roles_of(trainer: Any) -> dict[str, str]:
+def describe_roles(trainer: Any) -> dict[str, str]:
     """Say of every role of a PPOTrainer what it is, in which number format, and whether it learns.
 
     Args:

@@ -168,7 +168,7 @@ class RolloutStream:
         self.rollout = Rollout(**tensors) if tensors else None
 
 
-def check_scored(
+def check_finite_scores(
     mask_BC: Tensor, logps_BC: Tensor, ref_logps_BC: Tensor, values_BC: Tensor
 ) -> None:
     """Refuse episodes with log-probabilities or values that are not finite.
@@ -197,7 +197,7 @@ def check_scored(
 
 
 @contextmanager
-def of_rollout(number: int) -> Iterator[None]:
+def naming_rollout(number: int) -> Iterator[None]:
     """Say of which rollout the numbers are that are not finite."""
     try:
         yield

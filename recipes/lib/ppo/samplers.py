@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
-from recipes.lib.generation.sampling import Decoding, mask_through_stop, pad_left, sample
+from recipes.lib.generation.sampling import Decoding, generate, mask_through_stop, pad_left
 from recipes.lib.models.forward import base_model, length_batches
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Sampler:
     def _sample(self, prompts: list[list[int]], noise_BC: Tensor | None) -> tuple[Tensor, Tensor]:
         ids_BP, mask_BP = pad_left(prompts, self.decoding.pad_token_id, self.args.device)
         if not self.is_own:
-            return sample(self.model, ids_BP, mask_BP, noise_BC, self.decoding)
+            return generate(self.model, ids_BP, mask_BP, noise_BC, self.decoding)
         return self._decoder(*ids_BP.shape).sample(ids_BP, mask_BP, noise_BC)
 
     def _decoder(self, rows: int, width: int) -> Decoder:
@@ -109,7 +109,7 @@ class VLLMSampler:
         from trl.generation.vllm_generation import VLLMGeneration
 
         self.policy, self.decoding = policy, decoding
-        self.base = kept_base(policy)
+        self.base = base_weights(policy)
         self.generation = VLLMGeneration(
             policy,
             trainer.accelerator,
@@ -138,14 +138,14 @@ class VLLMSampler:
         Returns:
             Token ids of each completion, in the order of the prompts.
         """
-        with restored(self.base):
+        with restoring_weights(self.base):
             self.generation.sync_weights()
         self.generation.temperature = 0.0 if uniforms_BC is None else self.decoding.temperature
         most = max(gather_object([len(prompts)]))
         # A server deals its answers out in equal shares.
         filled = [*prompts, *([[self.decoding.pad_token_id]] * (most - len(prompts)))]
         said = self.generation.generate(filled, None, 1)[1] if most else []
-        return [through_stop(list(ids), self.decoding) for ids in said[: len(prompts)]]
+        return [cut_after_stop(list(ids), self.decoding) for ids in said[: len(prompts)]]
 
 
 def check_vllm(policy: Any) -> None:
@@ -171,7 +171,7 @@ def check_vllm(policy: Any) -> None:
         )
 
 
-def kept_base(policy: Any) -> dict[Any, Tensor]:
+def base_weights(policy: Any) -> dict[Any, Tensor]:
     """Copies of the weights that lie under a LoRA adapter, on the CPU; none without an adapter."""
     if not isinstance(policy, PeftModel):
         return {}
@@ -180,7 +180,7 @@ def kept_base(policy: Any) -> dict[Any, Tensor]:
 
 
 @contextmanager
-def restored(base: dict[Any, Tensor]) -> Iterator[None]:
+def restoring_weights(base: dict[Any, Tensor]) -> Iterator[None]:
     """Put weights back to the bit afterwards: to merge an adapter and take it off rounds them."""
     try:
         yield
@@ -190,7 +190,7 @@ def restored(base: dict[Any, Tensor]) -> Iterator[None]:
                 parameter.copy_(kept)
 
 
-def through_stop(ids: list[int], decoding: Decoding) -> list[int]:
+def cut_after_stop(ids: list[int], decoding: Decoding) -> list[int]:
     """A completion up to and including its first stop token."""
     mask = mask_through_stop(torch.tensor([ids]), *decoding.stops)
     return ids[: int(mask.sum())]

@@ -19,7 +19,7 @@ DIGITS = 4  # significant ones, of each number of a token
 BROKEN = "\ufffd"  # what decoding gives for a part of a character
 
 
-def keep_samples(
+def sample_rows(
     tokenizer: Any, first: int, episodes: Sequence[Episode], numbers: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
     """The first episodes of a rollout, as rows of samples.jsonl.

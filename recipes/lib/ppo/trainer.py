@@ -31,10 +31,10 @@ from recipes.lib.ppo.actor_critic import ActorCritic
 from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import parameter_groups
-from recipes.lib.ppo.health import Health, check
+from recipes.lib.ppo.health import Health, check_health
 from recipes.lib.ppo.metrics import Clock
-from recipes.lib.ppo.objective import check_unmoved, forward_dtype, micro_batch_loss
-from recipes.lib.ppo.roles import load, make_roles
+from recipes.lib.ppo.objective import check_first_ratio, forward_dtype, micro_batch_loss
+from recipes.lib.ppo.roles import load_model_and_tokenizer, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.rewards.reward_models import load_reward_functions
@@ -90,7 +90,9 @@ class PPOTrainer(Resumable, Trainer):
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
         with loads_whole(args):  # roles are copies of each other
-            policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
+            policy, tokenizer = load_model_and_tokenizer(
+                model, processing_class, quantization_config, **trusted
+            )
             actor_critic, self.reference = make_roles(policy, args, peft_config)
         super().__init__(
             model=actor_critic,
@@ -171,7 +173,7 @@ class PPOTrainer(Resumable, Trainer):
             with_entropy_gradient=bool(args.entropy_coef),
         )
         if inputs["is_first_step"] and args.disable_dropout:
-            check_unmoved(logps_BC, inputs, forward_dtype(args, self.actor_critic.policy))
+            check_first_ratio(logps_BC, inputs, forward_dtype(args, self.actor_critic.policy))
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
@@ -194,7 +196,7 @@ class PPOTrainer(Resumable, Trainer):
             logs |= self.clock.take()
             if "loss/policy_avg" in logs:  # not where every step was skipped
                 logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
-                logs |= check(self, logs)
+                logs |= check_health(self, logs)
         super().log(logs, start_time)
         if is_update and args.log_completions and args.should_save:
             append_samples(Path(args.output_dir), self.state.global_step, self.collector.samples)
@@ -288,11 +290,11 @@ class PPOTrainer(Resumable, Trainer):
     def moment(self) -> dict[str, Any]:
         """What changes within a step, with the rollout in hand and what it changed."""
         in_hand = (self.stream.rollout, self.stream.number)
-        now = copy.deepcopy(state.state_of(self, self.sums))
+        now = copy.deepcopy(state.trainer_state(self, self.sums))
         return super().moment() | {"ppo": now, "rollout": in_hand}
 
     def go_back_to(self, moment: dict[str, Any]) -> None:
         """Undo what an abandoned step added."""
         super().go_back_to(moment)
-        state.put_back(self, moment["ppo"])
+        state.restore_state(self, moment["ppo"])
         self.stream.rollout, self.stream.number = moment["rollout"]

@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # page, the dark page and the printed one.
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
 SERIES = ("#040404", "#050505", "#060606")
-VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
-VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(SERIES, 1)}
+CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
+CSS_VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(SERIES, 1)}
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.6)))
 SIZE_INCHES = (5.0, 2.9)  # 360 by 209 points: drawn at about that size in three columns
 
@@ -116,6 +116,6 @@ def _for_page(body: str, name: str) -> str:
     body = re.sub(r"url\(#", f"url(#{name}-", body)
     body = re.sub(r'xlink:href="#', f'href="#{name}-', body)
     body = re.sub(r"\s*font-family: [^;\"]*;?", "", body)
-    for color, variable in VARIABLES.items():
+    for color, variable in CSS_VARIABLES.items():
         body = body.replace(color, f"var({variable})")
     return re.sub(r"\s*\n\s*", " ", body).strip()

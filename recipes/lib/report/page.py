@@ -12,7 +12,7 @@ from recipes.lib.report.sections import quickstart_sections, run_sections
 from recipes.lib.report.verdict import quickstart_verdict, verdict
 from recipes.lib.runs.files import write_text
 
-TITLES = {
+RECIPE_TITLES = {
     "base": "Base model",
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
@@ -58,7 +58,7 @@ QUICKSTART_TILES = [
 ]
 QUICKSTART_LABELS = {"win_rate": "Win rate of PPO over SFT", "kl": "KL from the SFT model"}
 # Stages in their order, each with the number that stands for it and what it is called there.
-STAGES = {
+STAGE_NUMBERS = {
     "base": ("base_perplexity", "perplexity"),
     "sft": ("sft_perplexity", "perplexity"),
     "feedback": ("reward_accuracy_ceiling", "best accuracy its noise allows"),
@@ -81,7 +81,7 @@ def write_report(run: Path) -> Path:
     return _write(
         files,
         {"": files},
-        eyebrow=TITLES.get(files.recipe, files.recipe or "Run"),
+        eyebrow=RECIPE_TITLES.get(files.recipe, files.recipe or "Run"),
         title=files.path.resolve().name,
         verdict=verdict(files),
         tiles=tiles(files.summary, RUN_TILES),
@@ -103,7 +103,7 @@ def write_quickstart_report(root: Path) -> Path:
         The page, `report.html` in that folder.
     """
     whole = read_run(Path(root))
-    folders = {name: whole.path / name for name in STAGES}
+    folders = {name: whole.path / name for name in STAGE_NUMBERS}
     stages = {name: read_run(folder) for name, folder in folders.items() if folder.is_dir()}
     summary = whole.summary
     times = summary["seconds"] if isinstance(summary.get("seconds"), dict) else {}
@@ -144,7 +144,7 @@ def _write(target: RunFiles, runs: dict[str, RunFiles], **content: Any) -> Path:
 
 def _stage(run: RunFiles, name: str, seconds: Any, summary: Row) -> dict[str, Any]:
     """One line of the quickstart's table of stages."""
-    key, label = STAGES[name]
+    key, label = STAGE_NUMBERS[name]
     return {
         "name": name,
         "time": number("seconds", seconds) if is_number(seconds) else None,

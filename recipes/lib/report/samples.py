@@ -6,7 +6,16 @@ from dataclasses import dataclass, field, replace
 
 from recipes.lib.report.numbers import is_finite, is_number, plain
 from recipes.lib.report.run_files import Row
-from recipes.lib.report.tokens import SHADES, Piece, Scale, Shade, ends, has_tokens, pieces, scales
+from recipes.lib.report.tokens import (
+    SHADES,
+    ColourScale,
+    Piece,
+    Shade,
+    ends,
+    has_tokens,
+    scales,
+    text_pieces,
+)
 
 MAX_CHARACTERS = 1500
 
@@ -65,7 +74,7 @@ def rated(rows: Sequence[Row]) -> SampleTable | None:
     for row in _evenly(_ranked(usable, _score)):
         label = "desirable" if row.get("label") else "undesirable"
         facts = f"{label} \u00b7 reward {plain(row['score'])}"
-        made.append([cell(row.get("prompt")), cell(row.get("completion"), facts)])
+        made.append([text_cell(row.get("prompt")), text_cell(row.get("completion"), facts)])
     rule = f"{len(made)} test rows, evenly spaced from the highest reward down to the lowest."
     return SampleTable(["Prompt", "Completion"], made, rule) if made else None
 
@@ -73,7 +82,11 @@ def rated(rows: Sequence[Row]) -> SampleTable | None:
 def references(rows: Sequence[Row]) -> SampleTable | None:
     """What a fine-tuned model writes, beside what the data has."""
     made = [
-        [cell(row.get("prompt")), cell(row.get("reference")), cell(row.get("completion"))]
+        [
+            text_cell(row.get("prompt")),
+            text_cell(row.get("reference")),
+            text_cell(row.get("completion")),
+        ]
         for row in _distinct(rows)[:5]
         if row.get("completion") is not None
     ]
@@ -96,7 +109,7 @@ def progress(rows: Sequence[Row]) -> SampleTable | None:
     return SampleTable(["Prompt", "Completion"], made, rule, shades) if made else None
 
 
-def cell(value: object, facts: str = "", is_best: bool = False) -> Cell:
+def text_cell(value: object, facts: str = "", is_best: bool = False) -> Cell:
     """A text of at most 1,500 characters."""
     text = "" if value is None else str(value).strip()
     return Cell(text[:MAX_CHARACTERS], facts, is_best, max(0, len(text) - MAX_CHARACTERS))
@@ -116,14 +129,14 @@ def _pairs(
     for row in _evenly(_ranked(usable, lambda row: float(row[high] - row[low])), count):
         best = max(row[high], row[low])
         is_tie = row[high] == row[low]
-        made.append([cell(row.get("prompt"))])
+        made.append([text_cell(row.get("prompt"))])
         for text, score in texts.items():
             is_best = row[score] == best and not is_tie
-            made[-1].append(cell(row.get(text), f"score {plain(row[score])}", is_best))
+            made[-1].append(text_cell(row.get(text), f"score {plain(row[score])}", is_best))
     return SampleTable(["Prompt", *names], made, f"{len(made)} {order}") if made else None
 
 
-def _rollout(row: Row, colours: Sequence[Scale]) -> list[Cell]:
+def _rollout(row: Row, colours: Sequence[ColourScale]) -> list[Cell]:
     phrases = {"score": ("score {}", 2), "kl": ("KL {} nats", 1), "num_tokens": ("{} tokens", 0)}
     facts = [
         phrase.format(plain(row[key], digits))
@@ -132,10 +145,10 @@ def _rollout(row: Row, colours: Sequence[Scale]) -> list[Cell]:
     ]
     episode = row.get("episode")
     place = f"episode {plain(episode, 0)}" if is_number(episode) else ""
-    said = cell(row.get("completion"), " \u00b7 ".join(facts))
+    said = text_cell(row.get("completion"), " \u00b7 ".join(facts))
     if has_tokens(row):
-        said = replace(said, pieces=pieces(row, colours))
-    return [cell(row.get("prompt"), place), said]
+        said = replace(said, pieces=text_pieces(row, colours))
+    return [text_cell(row.get("prompt"), place), said]
 
 
 def _ranked(rows: Sequence[Row], key: Callable[[Row], float]) -> list[Row]:

@@ -21,7 +21,7 @@ from recipes.lib.report.samples import (
     rated,
     references,
 )
-from recipes.lib.report.times import Spent, times
+from recipes.lib.report.times import Spent, phase_times
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def run_sections(run: RunFiles) -> list[Section]:
     """The sections of one run's page, by its recipe; those without data are left out."""
     samples = Section("samples", "Samples")
     if run.recipe == "ppo":
-        spent = times(run.metrics, run.summary.get("seconds"))
+        spent = phase_times(run.metrics, run.summary.get("seconds"))
         samples = replace(samples, samples=progress(run.samples))
         made = [ppo_curves(run), samples, Section("times", "Where the time went", times=spent)]
     elif run.recipe in ("rloo", "grpo"):
@@ -52,7 +52,7 @@ def run_sections(run: RunFiles) -> list[Section]:
     elif run.recipe == "kto":
         made = [_training(run, KTO), replace(samples, samples=rated(run.samples))]
     elif run.recipe == "evaluate":
-        made = [evaluation(run, ("Baseline", "Model"))]
+        made = [evaluation_section(run, ("Baseline", "Model"))]
     else:
         made = [_training(run, SFT), replace(samples, samples=references(run.samples))]
     return present(made)
@@ -63,7 +63,7 @@ def quickstart_sections(stages: dict[str, RunFiles]) -> list[Section]:
 
     The texts come first: they are what a newcomer can judge.
     """
-    made = [evaluation(stages["evaluate"], ("SFT", "PPO"))] if "evaluate" in stages else []
+    made = [evaluation_section(stages["evaluate"], ("SFT", "PPO"))] if "evaluate" in stages else []
     if "ppo" in stages:
         made.append(ppo_curves(stages["ppo"]))
     if "reward" in stages:
@@ -106,7 +106,7 @@ def reward_sections(
     ]
 
 
-def evaluation(run: RunFiles, names: tuple[str, str]) -> Section:
+def evaluation_section(run: RunFiles, names: tuple[str, str]) -> Section:
     """Two models on the same prompts: texts side by side and the gain on each prompt."""
     picture = win_histogram(differences(run.samples, "score", "score_baseline"))
     texts = comparison(run.samples, names)

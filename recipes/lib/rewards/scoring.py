@@ -68,7 +68,7 @@ def refuse_unrated(values_BF: Sequence[Sequence[float]]) -> None:
             )
 
 
-def score(
+def weighted_scores(
     functions: Sequence[RewardFunction],
     weights: Sequence[float],
     prompts: Sequence[Any],
@@ -94,13 +94,13 @@ def score(
             or no function applies to a row.
     """
     given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    said = [ask(function, given | columns) for function in functions]
+    said = [call_reward(function, given | columns) for function in functions]
     waiting = [i for i, answer in enumerate(said) if inspect.isawaitable(answer)]
-    answers = wait_for([said[i] for i in waiting], [functions[i] for i in waiting])
+    answers = await_rewards([said[i] for i in waiting], [functions[i] for i in waiting])
     for i, answer in zip(waiting, answers, strict=True):
         said[i] = answer
     rows_F = [
-        checked(function, answer, len(prompts))
+        checked_rewards(function, answer, len(prompts))
         for function, answer in zip(functions, said, strict=True)
     ]
     said_BF = torch.tensor(rows_F, dtype=torch.float32).T
@@ -109,7 +109,7 @@ def score(
     return (said_BF * weights_F).nansum(1), said_BF
 
 
-def ask(function: RewardFunction, given: dict[str, Any]) -> Any:
+def call_reward(function: RewardFunction, given: dict[str, Any]) -> Any:
     """Call a reward function.
 
     Args:
@@ -128,7 +128,9 @@ def ask(function: RewardFunction, given: dict[str, Any]) -> Any:
         raise _fault(function, error) from error
 
 
-def wait_for(awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFunction]) -> list[Any]:
+def await_rewards(
+    awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFunction]
+) -> list[Any]:
     """Wait for the answers of async reward functions, all at the same time.
 
     One event loop on a thread of its own serves the whole process: it works inside a notebook,
@@ -183,7 +185,7 @@ def _fault(function: RewardFunction, error: Exception) -> Exception:
     )
 
 
-def checked(function: RewardFunction, said: Any, num_rows: int) -> list[float]:
+def checked_rewards(function: RewardFunction, said: Any, num_rows: int) -> list[float]:
     """What a reward function said, if it is one number or None for each row.
 
     Args:

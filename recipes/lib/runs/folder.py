@@ -17,7 +17,7 @@ from recipes.lib.distributed.processes import from_main, wait_for_main_process
 from recipes.lib.distributed.processes import is_main_process as is_main_process
 from recipes.lib.errors import UserError, note
 from recipes.lib.runs.files import write_json, write_jsonl, write_text
-from recipes.lib.runs.lock import NAME, refuse_if_taken, take
+from recipes.lib.runs.lock import LOCK_FILE, acquire, refuse_if_locked
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
@@ -128,7 +128,7 @@ def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]
     _refuse_unwritable(path)
     if is_run(path):
         if resume or overwrite:
-            refuse_if_taken(path)
+            refuse_if_locked(path)
         if resume:
             _refuse_links(path)
             _refuse_other_config(path, values)
@@ -137,7 +137,7 @@ def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]
                 f"output_dir={path} holds a run; continue it with --resume, move it aside with "
                 "--overwrite, or choose another output_dir."
             )
-    elif path.is_dir() and any(entry.name != NAME for entry in path.iterdir()):
+    elif path.is_dir() and any(entry.name != LOCK_FILE for entry in path.iterdir()):
         raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
 
 
@@ -171,12 +171,12 @@ def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
     try:
         if is_run(path):
             if resume:
-                take(path)
+                acquire(path)
                 return
-            refuse_if_taken(path)
+            refuse_if_locked(path)
             move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
-        take(path)
+        acquire(path)
         write_text(path / "config.yaml", config_text(values))
     except OSError as error:
         raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error

@@ -21,7 +21,7 @@ OTHER_RUN = (
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingPhase:
     """What a training was computing.
 
     Args:
@@ -33,33 +33,37 @@ class Phase:
     key: str = ""
 
 
-SAMPLING = "while completions were sampled"
+WHILE_SAMPLING = "while completions were sampled"
 TRAINING = "per_device_train_batch_size"
 # Functions that stand in a traceback, from the outer to the inner ones.
-PHASES = {
-    "Stoppable.get_batch_samples": Phase("while a batch was fetched"),
-    "Stoppable._evaluate": Phase("in an evaluation", "per_device_eval_batch_size"),
-    "Stoppable.training_step": Phase("in the forward pass", TRAINING),
-    "Collector.sample": Phase(SAMPLING, "sampling_batch_size"),
-    "Collector.score": Phase("while completions were scored", "scoring_batch_size"),
-    "RLOOTrainer._generate_and_score_completions": Phase("while completions were scored", TRAINING),
-    "GRPOTrainer._generate_and_score_completions": Phase("while completions were scored", TRAINING),
-    "RLOOTrainer._generate": Phase(SAMPLING),  # of all that are generated together
-    "GRPOTrainer._generate": Phase(SAMPLING),
-    "Accelerator.backward": Phase("in the backward pass", TRAINING),
-    "AcceleratedOptimizer.step": Phase("in the optimizer step"),
-    "Resumable._save_checkpoint": Phase("while a checkpoint was saved"),
+TRACED_PHASES = {
+    "Stoppable.get_batch_samples": TrainingPhase("while a batch was fetched"),
+    "Stoppable._evaluate": TrainingPhase("in an evaluation", "per_device_eval_batch_size"),
+    "Stoppable.training_step": TrainingPhase("in the forward pass", TRAINING),
+    "Collector.sample": TrainingPhase(WHILE_SAMPLING, "sampling_batch_size"),
+    "Collector.score": TrainingPhase("while completions were scored", "scoring_batch_size"),
+    "RLOOTrainer._generate_and_score_completions": TrainingPhase(
+        "while completions were scored", TRAINING
+    ),
+    "GRPOTrainer._generate_and_score_completions": TrainingPhase(
+        "while completions were scored", TRAINING
+    ),
+    "RLOOTrainer._generate": TrainingPhase(WHILE_SAMPLING),  # of all that are generated together
+    "GRPOTrainer._generate": TrainingPhase(WHILE_SAMPLING),
+    "Accelerator.backward": TrainingPhase("in the backward pass", TRAINING),
+    "AcceleratedOptimizer.step": TrainingPhase("in the optimizer step"),
+    "Resumable._save_checkpoint": TrainingPhase("while a checkpoint was saved"),
 }
 
 
-def phase_of(error: BaseException) -> Phase:
+def traced_phase(error: BaseException) -> TrainingPhase:
     """What was being computed when an exception was raised."""
     frames = [frame.f_code.co_qualname for frame, _ in traceback.walk_tb(error.__traceback__)]
-    known = [PHASES[name] for name in frames if name in PHASES]
-    return known[-1] if known else Phase("in the middle of the run")
+    known = [TRACED_PHASES[name] for name in frames if name in TRACED_PHASES]
+    return known[-1] if known else TrainingPhase("in the middle of the run")
 
 
-def refusal(trainer: Any, error: BaseException) -> UserError:
+def memory_error(trainer: Any, error: BaseException) -> UserError:
     """One sentence for memory that ran out, with a checkpoint of all that was done before it.
 
     Args:
@@ -69,7 +73,7 @@ def refusal(trainer: Any, error: BaseException) -> UserError:
     Returns:
         The error to raise in its place: where it was, what would fit, and how to go on.
     """
-    phase = phase_of(error)
+    phase = traced_phase(error)
     traceback.clear_frames(error.__traceback__)  # activations are in them
     error.__traceback__ = None
     trainer.give_up_step()
@@ -82,13 +86,15 @@ def refusal(trainer: Any, error: BaseException) -> UserError:
         stands = f"no checkpoint could be written now ({type(failed).__name__})"
     size = getattr(trainer.args, phase.key, None) if phase.key else None
     told = f"memory ran out {phase.where}" + (f" ({phase.key}={size})" if size else "")
-    smaller = list(flags(trainer.args, phase, fixed=bool(getattr(trainer, "calculate_KL", False))))
+    smaller = list(
+        smaller_run_flags(trainer.args, phase, fixed=bool(getattr(trainer, "calculate_KL", False)))
+    )
     if smaller:
         return UserError(f"{told}; {stands}; go on with --resume {', or '.join(smaller)}.")
     return UserError(f"{told}; {stands}; to need less, {_other_run(phase)}, as another run.")
 
 
-def flags(args: Any, phase: Phase, *, fixed: bool = False) -> Iterator[str]:
+def smaller_run_flags(args: Any, phase: TrainingPhase, *, fixed: bool = False) -> Iterator[str]:
     """What to say on the command line so that the same run needs less memory.
 
     Args:
@@ -123,9 +129,9 @@ def _largest_divisor(size: int) -> int:
     return next(n for n in range(size // 2, 0, -1) if size % n == 0)
 
 
-def _other_run(phase: Phase) -> str:
-    if phase.where == PHASES["AcceleratedOptimizer.step"].where:
+def _other_run(phase: TrainingPhase) -> str:
+    if phase.where == TRACED_PHASES["AcceleratedOptimizer.step"].where:
         return "train an adapter (use_peft) or take an optimizer of 8 bits (optim=adamw_8bit)"
-    if phase.where == SAMPLING:
+    if phase.where == WHILE_SAMPLING:
         return "lower generation_batch_size, steps_per_generation or max_completion_length"
     return OTHER_RUN

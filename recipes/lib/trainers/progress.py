@@ -95,7 +95,7 @@ class ProgressBar(ProgressCallback):
                 self.training_bar.set_postfix(numbers)
 
 
-def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
+def add_run_callbacks(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
     """Give a trainer the run folder's callbacks, and ears for signals that end the run.
 
     Args:
@@ -104,7 +104,7 @@ def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
         label: Word before the progress bar.
         shown: As in ProgressBar.
     """
-    keep_secret(trainer.args)
+    hide_hub_token(trainer.args)
     trainer.listens = True
     trainer.add_callback(RunCallback(path))
     trainer.remove_callback(PrinterCallback)
@@ -113,7 +113,7 @@ def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
         trainer.add_callback(ProgressBar(label, shown))
 
 
-def keep_secret(training: Any) -> None:
+def hide_hub_token(training: Any) -> None:
     """Move a Hub token from the arguments, which are pickled and logged, to the environment.
 
     Args:

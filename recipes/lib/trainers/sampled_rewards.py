@@ -22,20 +22,20 @@ from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.scoring import (
     RewardFunction,
     as_answers,
-    ask,
-    checked,
+    await_rewards,
+    call_reward,
+    checked_rewards,
     distinct_names,
     is_async,
     refuse_unrated,
     reward_weights,
-    wait_for,
 )
 from recipes.lib.runs.files import append_jsonl, read_jsonl
 
 NUM_KEPT = 4  # completions of a generation that samples.jsonl gets, as under PPO
-NUM_LAST = 3  # logs whose mean the summary repeats
+NUM_AVERAGED = 3  # logs whose mean the summary repeats
 # Names of TRL's metrics, and what the summary calls them.
-SUMMARY = {
+SUMMARY_NAMES = {
     "reward": "scores",
     "kl": "kl_per_token",
     "completions/mean_length": "completion_length",
@@ -78,14 +78,14 @@ class SampledRewards:
     def _called(self, index: int, function: RewardFunction) -> RewardFunction:
         def called(**given: Any) -> list[float | None]:
             with together():  # TRL gathers next what all processes say
-                answer = ask(function, self._given(given))
+                answer = call_reward(function, self._given(given))
                 if inspect.isawaitable(answer):
-                    answer = wait_for([answer], [function])[0]
+                    answer = await_rewards([answer], [function])[0]
                 return self._hear(index, function, answer)
 
         async def awaited(**given: Any) -> list[float | None]:
             # TRL waits for all async functions together if it can tell that they are.
-            return self._hear(index, function, await ask(function, self._given(given)))
+            return self._hear(index, function, await call_reward(function, self._given(given)))
 
         made = awaited if is_async(function) else called
         made.__name__ = self.names[index]
@@ -107,7 +107,7 @@ class SampledRewards:
         ]
 
     def _hear(self, index: int, function: RewardFunction, answer: Any) -> list[float | None]:
-        said = checked(function, answer, len(self.texts))
+        said = checked_rewards(function, answer, len(self.texts))
         self.said[index] = said
         if len(self.said) == len(self.names):
             refuse_unrated(list(zip(*self.said.values(), strict=True)))
@@ -204,7 +204,7 @@ def load_rewards(
     return SampledRewards(functions, weights, tokenizer, template_kwargs, is_kept=is_kept)
 
 
-def keep_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
+def log_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
     """Let samples.jsonl have completions of every log, where that is asked for.
 
     Args:
@@ -217,7 +217,7 @@ def keep_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
         trainer.add_callback(SampleWriter(rewards, path))
 
 
-def last_numbers(path: Path) -> dict[str, float]:
+def summary_metrics(path: Path) -> dict[str, float]:
     """Means over the last logs, and the score of the first one to compare with.
 
     Args:
@@ -229,6 +229,8 @@ def last_numbers(path: Path) -> dict[str, float]:
     rows = [row for row in read_jsonl(path / "metrics.jsonl") if row.get("reward") is not None]
     if not rows:
         return {}
-    last = {name: [row[name] for row in rows[-NUM_LAST:] if name in row] for name in SUMMARY}
-    means = {SUMMARY[name]: sum(said) / len(said) for name, said in last.items() if said}
+    last = {
+        name: [row[name] for row in rows[-NUM_AVERAGED:] if name in row] for name in SUMMARY_NAMES
+    }
+    means = {SUMMARY_NAMES[name]: sum(said) / len(said) for name, said in last.items() if said}
     return {"first_scores": rows[0]["reward"]} | means

@@ -13,7 +13,7 @@ from recipes.lib.trainers.resumable import Resumable
 from recipes.lib.trainers.resumable_sampling import ResumableSampling
 
 
-def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> Any:
+def make_trl_trainer(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> Any:
     """Make one of TRL's trainers.
 
     Args:

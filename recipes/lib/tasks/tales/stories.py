@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from recipes.lib.tasks.tales.prompts import Facts, article
-from recipes.lib.tasks.tales.words import ANIMALS, GIFTS, HAPPY, OBJECTS, PLACES, PLAIN, SAD, WARM
+from recipes.lib.tasks.tales.words import (
+    ANIMALS,
+    GIFTS,
+    HAPPY,
+    OBJECTS,
+    PLACES,
+    PLAIN_WORDS,
+    SAD,
+    WARM,
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ def _described(word: str, habits: Habits, rng: random.Random) -> str:
     draw = rng.random()
     if draw >= habits.warm + habits.plain:
         return word
-    words = WARM if draw < habits.warm else PLAIN
+    words = WARM if draw < habits.warm else PLAIN_WORDS
     chosen = [rng.choice(words)]
     if rng.random() < habits.doubled:
         chosen.append(rng.choice(words))
