@@ -59,7 +59,7 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from trl import DPOTrainer
 
     from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, make_peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_fit
     from recipes.lib.trainers.trl import make_trl_trainer
@@ -80,7 +80,7 @@ def make_trainer(config: Config, rows: Rows) -> Any:
         train_dataset=rows.train,
         eval_dataset=rows.test,
         processing_class=tokenizer,
-        peft_config=make_peft_config(model_args, "CAUSAL_LM"),
+        peft_config=lora_config(model_args, "CAUSAL_LM"),
     )
     check_fit(trainer, rows.known[0])
     return trainer

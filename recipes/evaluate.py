@@ -126,7 +126,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.contest import SamplingSettings, compare_models
+    from recipes.lib.evaluation.contest import SamplingSettings, compare
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.evaluation.win_rate import win_rate
     from recipes.lib.recipe.finish import finish
@@ -145,9 +145,7 @@ def run(config: Config) -> dict[str, Any]:
         script.max_new_tokens, script.temperature, script.batch_size, script.seed
     )
     contestants = (str(script.run), str(script.baseline))
-    ours, theirs, numbers = compare_models(
-        contestants, prompts, judge, sampling, script.dtype, **trusted
-    )
+    ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype, **trusted)
     wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
     names = {"baseline": script.baseline, "judge": script.judge}

@@ -88,7 +88,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     from trl import KTOTrainer
 
     from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, make_peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_fit
     from recipes.lib.trainers.trl import make_trl_trainer
@@ -108,7 +108,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=make_peft_config(model_args, "CAUSAL_LM"),
+        peft_config=lora_config(model_args, "CAUSAL_LM"),
     )
     check_fit(trainer, train[0])
     return trainer

@@ -56,12 +56,7 @@ def arguments() -> tuple[type, ...]:
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
     from recipes.lib.distributed.shards import loads_whole
-    from recipes.lib.models.policies import (
-        continues_adapter,
-        load_adapted_policy,
-        load_policy,
-        make_peft_config,
-    )
+    from recipes.lib.models.policies import continues, load_adapted_policy, load_policy, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.ppo.trainer import PPOTrainer
 
@@ -71,7 +66,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         config.model.model_name_or_path or "", revision=config.model.model_revision, **trusted
     )
     set_chat_template(tokenizer, config.script.chat_template)
-    going_on = continues_adapter(config.model)
+    going_on = continues(config.model)
     load = load_adapted_policy if going_on else load_policy
     with loads_whole(config.training):
         policy = load(config.model, **trusted)
@@ -82,7 +77,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=None if going_on else make_peft_config(config.model, "CAUSAL_LM"),
+        peft_config=None if going_on else lora_config(config.model, "CAUSAL_LM"),
     )
 
 

@@ -93,15 +93,15 @@ def make_trainer(config: Config, rows: Rows) -> Any:
 
     from recipes.lib.models.chat_template import check_template_path
     from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
-    from recipes.lib.models.policies import continues_adapter, make_peft_config
+    from recipes.lib.models.policies import continues, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_fit
     from recipes.lib.trainers.trl import make_trl_trainer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
-    name, going_on = model_args.model_name_or_path or "", continues_adapter(model_args)
-    adapter = None if going_on else make_peft_config(model_args, "SEQ_CLS")
+    name, going_on = model_args.model_name_or_path or "", continues(model_args)
+    adapter = None if going_on else lora_config(model_args, "SEQ_CLS")
     trusted = training.trust_remote_code
     check_template_path(training.chat_template_path)
     set_seed(training.seed)  # the new head is drawn while loading

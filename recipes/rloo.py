@@ -56,7 +56,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
     """TRL's trainer on the policy, with LoRA where it is asked for; and its rewards."""
     from trl import RLOOTrainer
 
-    from recipes.lib.models.policies import load_policy, make_peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_sampling
     from recipes.lib.trainers.sampled_rewards import load_rewards
@@ -78,7 +78,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=make_peft_config(model_args, "CAUSAL_LM"),
+        peft_config=lora_config(model_args, "CAUSAL_LM"),
     )
     check_sampling(trainer)
     rewards.ends = trainer.eos_token_ids  # TRL stops at each of them

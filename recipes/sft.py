@@ -92,7 +92,7 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     from trl import SFTTrainer
 
     from recipes.lib.config.legacy_dataset_kwargs import check_dataset_kwargs
-    from recipes.lib.models.policies import load_policy, make_peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.trainers.row_fit import check_fit, drop_rows_without_loss, with_row_numbers
     from recipes.lib.trainers.trl import make_trl_trainer
 
@@ -102,7 +102,7 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
         training.eval_packing = False  # perplexity is that of whole rows
     is_text = isinstance(rows.known[0][columns_of(rows.known)[0]], str)
     check_dataset_kwargs(training.dataset_kwargs, is_text, tokenizer)
-    adapter = make_peft_config(model_args, "CAUSAL_LM")
+    adapter = lora_config(model_args, "CAUSAL_LM")
     trainer = make_trl_trainer(
         SFTTrainer,
         load_policy(model_args, trust_remote_code=training.trust_remote_code),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from recipes.lib.runs.checkpoints import write_manifest
+from recipes.lib.runs.checkpoints import seal
 from tests.distributed.runs_on_two import search_path
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_the_main_process_alone_reads_a_checkpoint_and_tells_the_other(tmp_path:
     checkpoint.mkdir()
     torch.save({}, checkpoint / "optimizer.pt")
     save_file({"w": torch.zeros(1)}, checkpoint / "model.safetensors")
-    write_manifest(checkpoint, 3)
+    seal(checkpoint, 3)
     size = (checkpoint / "optimizer.pt").stat().st_size
     of_main, of_other = (told.split("\n") for told in answers(tmp_path, "reads"))
     stands = f"{checkpoint} holds where it stands"

@@ -20,7 +20,7 @@ from recipes.lib.runs.checkpoints import (
     checkpoint_fault,
     list_checkpoints,
     read_manifest,
-    write_manifest,
+    seal,
 )
 from recipes.lib.runs.files import read_jsonl
 from tests.stopped_runs import assert_same_runs
@@ -254,7 +254,7 @@ def test_a_damaged_checkpoint_is_told_once_and_ends_both(folder: Path) -> None:
     checkpoint = folder / "old/checkpoint-2"
     checkpoint.mkdir(parents=True)
     (checkpoint / "optimizer.pt").write_bytes(b"x")
-    write_manifest(checkpoint, 2, launch={"kind": "ddp", "num_processes": 2})
+    seal(checkpoint, 2, launch={"kind": "ddp", "num_processes": 2})
     (checkpoint / "optimizer.pt").write_bytes(b"y")
     refused = start(folder, "run", resume_from_checkpoint="old/checkpoint-2")
     said = refused.communicate(timeout=60)[0]

@@ -14,7 +14,7 @@ from recipes.lib.errors import UserError, is_memory
 from recipes.lib.runs.checkpoints import checkpoint_fault, list_checkpoints
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers import progress
-from recipes.lib.trainers.out_of_memory import TRACED_PHASES, smaller_run_flags, traced_phase
+from recipes.lib.trainers.out_of_memory import PLACES, place_of, smaller_run_flags
 from tests.memory_limit import Hungry, HungryBackward, room_for, take
 from tests.stopped_runs import SAMPLING, assert_same_runs, furnish, train
 
@@ -194,7 +194,7 @@ def test_what_pytorch_raises_on_a_cpu_is_known_as_memory() -> None:
     assert is_memory(raised.value)
     assert is_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert is_memory(MemoryError())
-    assert traced_phase(raised.value).where == "in the middle of the run"
+    assert place_of(raised.value).where == "in the middle of the run"
 
 
 ACCUMULATED = "--per_device_train_batch_size {} --gradient_accumulation_steps {}"
@@ -216,12 +216,12 @@ ACCUMULATED = "--per_device_train_batch_size {} --gradient_accumulation_steps {}
 def test_what_fits_divides_the_micro_batch(
     name: str, size: int, more: dict[str, int], said: list[str]
 ) -> None:
-    key = TRACED_PHASES[name].key
+    key = PLACES[name].key
     given = more | {key: size, "gradient_accumulation_steps": 2}
     fixed = bool(given.pop("fixed", False))
     said = [words.format(key=key) for words in said]
     args = SimpleNamespace(gradient_checkpointing=True, **given)
-    assert list(smaller_run_flags(args, TRACED_PHASES[name], fixed=fixed)) == said
+    assert list(smaller_run_flags(args, PLACES[name], fixed=fixed)) == said
     args.gradient_checkpointing = False
     last = ["--gradient_checkpointing true"] if name == "Stoppable.training_step" else []
-    assert list(smaller_run_flags(args, TRACED_PHASES[name], fixed=fixed)) == said + last
+    assert list(smaller_run_flags(args, PLACES[name], fixed=fixed)) == said + last

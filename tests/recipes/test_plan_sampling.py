@@ -78,11 +78,11 @@ def test_scoring_takes_what_the_plan_says(
     planned = scale.weigh(passes.ppo_scoring(scale, config.training, ROWS))
 
     from recipes.lib.models.forward import Batch
-    from recipes.lib.models.policies import load_policy, make_peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.ppo.actor_critic import reference_logps
     from recipes.lib.ppo.roles import make_roles
 
-    adapter = make_peft_config(config.model, "CAUSAL_LM")
+    adapter = lora_config(config.model, "CAUSAL_LM")
     model, reference = make_roles(load_policy(config.model), config.training, adapter)
     ids = torch.full((ROWS, PROMPT + COMPLETION), 5)
     mask = torch.ones_like(ids)

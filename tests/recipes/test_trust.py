@@ -15,7 +15,7 @@ from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.checkpoints import MANIFEST, write_manifest
+from recipes.lib.runs.checkpoints import MANIFEST, seal
 from tests.tiny_models import save_model
 from tests.tiny_runs import flags, snapshot, write
 
@@ -114,7 +114,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seal_anew(checkpoint: Path) -> None:
     """As somebody would who changes a checkpoint on purpose."""
     (checkpoint / MANIFEST).unlink()
-    write_manifest(checkpoint, 1)
+    seal(checkpoint, 1)
 
 
 def test_an_honest_checkpoint_goes_on_and_holds_no_pickled_arguments(

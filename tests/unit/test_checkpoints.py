@@ -11,10 +11,10 @@ from recipes.lib.runs.checkpoints import (
     checkpoint_fault,
     keep_newest,
     list_checkpoints,
-    move_into_place,
     newest_good,
+    publish,
     refuse_broken,
-    write_manifest,
+    seal,
 )
 from recipes.lib.runs.files import read_jsonl
 
@@ -24,8 +24,8 @@ def make(run: Path, step: int) -> Path:
     (partial / "inner").mkdir(parents=True)
     (partial / "optimizer.bin").write_bytes(b"w" * 1000)
     (partial / "inner/state.json").write_text(f'{{"step": {step}}}')
-    write_manifest(partial, step)
-    move_into_place(partial, run / f"checkpoint-{step}")
+    seal(partial, step)
+    publish(partial, run / f"checkpoint-{step}")
     return run / f"checkpoint-{step}"
 
 
@@ -135,7 +135,7 @@ def test_a_model_alone_is_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"w")
-    write_manifest(folder, 3)
+    seal(folder, 3)
     with pytest.raises(UserError, match=r"holds a model alone \(save_only_model\), so nothing"):
         refuse_broken(folder)
     (folder / "optimizer.pt").write_bytes(b"o")

@@ -16,7 +16,7 @@ from recipes.lib.models.policies import local_device_map
 from recipes.lib.plan.refusal_conditions import Card, kind_of
 from recipes.lib.plan.refusals import TABLE, refusals, refuse
 from recipes.lib.recipe.main import parse
-from recipes.lib.runs.checkpoints import write_manifest
+from recipes.lib.runs.checkpoints import seal
 from tests.tiny_runs import flags
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def checkpoint(folder: Path, launch: Launch | None, file: str = "optimizer.pt") 
     (path / file).parent.mkdir(parents=True)
     (path / file).write_bytes(b"x")
     if launch is not None:
-        write_manifest(path, 3, launch=launch.told())
+        seal(path, 3, launch=launch.told())
     return path
 
 

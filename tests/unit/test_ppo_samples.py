@@ -13,7 +13,7 @@ from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.report import write_report
 from recipes.lib.report.tokens import (
     MAX_TOKENS,
-    ColourScale,
+    Ramp,
     grouped,
     has_tokens,
     scales,
@@ -104,9 +104,9 @@ def test_what_modifies_a_sign_is_drawn_with_it() -> None:
 
 
 def test_colours_follow_the_square_root_and_are_symmetric() -> None:
-    scale = ColourScale(middle=1.0, reach=4.0)
+    scale = Ramp(middle=1.0, reach=4.0)
     assert [scale.strength(value) for value in (5.0, 2.0, 1.0, 0.0, -3.0)] == [1, 0.5, 0, -0.5, -1]
-    assert ColourScale(0.0, 0.0).strength(0.0) == 0.0
+    assert Ramp(0.0, 0.0).strength(0.0) == 0.0
 
 
 def sample(tokens: list[str]) -> dict[str, Any]:

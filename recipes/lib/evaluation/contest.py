@@ -12,7 +12,7 @@ from torch import Tensor
 from trl import ModelConfig
 
 from recipes.lib.evaluation.judges import Judge
-from recipes.lib.generation.completions import Completion, sample_completions
+from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.models.likelihood import completion_logps
 from recipes.lib.models.policies import evaluation_device, load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
@@ -44,7 +44,7 @@ class Side:
         }
 
 
-def compare_models(
+def compare(
     names: tuple[str, str],
     prompts: list[Any],
     judge: Judge,
@@ -77,11 +77,11 @@ def compare_models(
     has_kl = sampling.temperature > 0
     has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     model = _load(names[0], dtype, trust_remote_code)
-    ours = sample_completions(model, tokenizers[0], prompts, **vars(sampling))
+    ours = complete(model, tokenizers[0], prompts, **vars(sampling))
     logps = _logps(model, ours, sampling) if has_kl else []
     del model
     model = _load(names[1], dtype, trust_remote_code)
-    theirs = sample_completions(model, tokenizers[1], prompts, **vars(sampling))
+    theirs = complete(model, tokenizers[1], prompts, **vars(sampling))
     numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
     del model
     sides = [Side(side, judge(prompts, [c.text for c in side])) for side in (ours, theirs)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.generation.completions import fits, sample_completions
+from recipes.lib.generation.completions import complete, fits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,9 +44,7 @@ def held_out_samples(
         if prompt and fits(model, tokenizer, prompt, max_new_tokens):
             kept.append((prompt, reference))
     prompts, length = [prompt for prompt, _ in kept], max_new_tokens
-    made = sample_completions(
-        model, tokenizer, prompts, max_new_tokens=length, temperature=temperature
-    )
+    made = complete(model, tokenizer, prompts, max_new_tokens=length, temperature=temperature)
     return [
         {"prompt": prompt_text(prompt), "reference": reference, "completion": completion.text}
         for (prompt, reference), completion in zip(kept, made, strict=True)

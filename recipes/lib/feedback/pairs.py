@@ -44,7 +44,7 @@ def sample_pairs(
     Returns:
         The pairs in the order of their prompts, and the number of completion tokens drawn.
     """
-    from recipes.lib.generation.completions import sample_completions
+    from recipes.lib.generation.completions import complete
 
     seed = sampling.pop("seed")
     pairs: dict[int, Pair] = {}
@@ -54,9 +54,7 @@ def sample_pairs(
         if not left:
             break
         twice = [prompts[row] for row in left for _ in range(2)]
-        drawn = sample_completions(
-            model, tokenizer, twice, seed=seed + 1_000_003 * attempt, **sampling
-        )
+        drawn = complete(model, tokenizer, twice, seed=seed + 1_000_003 * attempt, **sampling)
         num_tokens += sum(len(completion.ids) for completion in drawn)
         for row, one, other in zip(left, drawn[::2], drawn[1::2], strict=True):
             if one.text.strip() and other.text.strip() and one.text != other.text:

@@ -31,7 +31,7 @@ class Completion:
     has_ended: bool
 
 
-def sample_completions(
+def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],

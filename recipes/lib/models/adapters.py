@@ -9,12 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -63,7 +58,7 @@ class Adapters:
             self._switch_by_peft(name)
             names = BASE_SWITCHES if name is None else ADAPTER_SWITCHES
             self.noted[name] = [
-                pair for module in self.model.modules() if (pair := _switch_values(module, names))
+                pair for module in self.model.modules() if (pair := _switches(module, names))
             ]
         for module, values in self.noted[name]:
             vars(module).update(values)  # not by setattr, which for a module takes its time
@@ -188,9 +183,7 @@ class Adapters:
         set_peft_model_state_dict(self.model, dict(state), adapter_name=name)
 
 
-def _switch_values(
-    module: nn.Module, names: tuple[str, ...]
-) -> tuple[nn.Module, dict[str, Any]] | None:
+def _switches(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]] | None:
     """A module, and what of its attributes says which adapter speaks; None without any."""
     kind = type(module)
     values = {

@@ -85,9 +85,8 @@ def _vendor() -> str:
 def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    if (
-        type(x) not in PLAIN_TENSORS or type(weight) not in PLAIN_TENSORS
-    ):  # shards, and other kinds of tensors
+    # Shards and other kinds of tensors have products of their own.
+    if type(x) not in PLAIN_TENSORS or type(weight) not in PLAIN_TENSORS:
         return False
     is_fp32 = x.dtype == weight.dtype == torch.float32
     return is_fp32 and x.numel() * weight.shape[0] >= LEAST_WORK

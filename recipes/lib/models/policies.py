@@ -143,7 +143,7 @@ def prepare_for_gradients(model: Any) -> Any:
     return model
 
 
-def make_peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
+def lora_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
     """TRL's LoRA configuration for a task, with the score head saved where there is one.
 
     Args:
@@ -202,7 +202,7 @@ def disable_4bit_packing(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def continues_adapter(model_args: ModelConfig) -> bool:
+def continues(model_args: ModelConfig) -> bool:
     """Whether a run goes on training the adapter that it starts from."""
     return bool(model_args.use_peft) and is_adapter(
         resolve_model(model_args.model_name_or_path or "")

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-MIN_RELATIVE_NORM = (
-    1e-2  # of the median length of the embeddings: what no training has moved is far below
-)
+# Of the median length of the embeddings: what no training has moved is far below.
+MIN_RELATIVE_NORM = 1e-2
 
 
 def refuse_vocabulary(

@@ -122,7 +122,7 @@ def _to_be_trained(name: str, file: Path) -> Source:
     from trl import ModelConfig
 
     from recipes.lib.config.strict_yaml import read_yaml
-    from recipes.lib.models.policies import make_peft_config
+    from recipes.lib.models.policies import lora_config
 
     values = read_yaml(file).values
     known = {field.name for field in fields(ModelConfig)}
@@ -134,5 +134,5 @@ def _to_be_trained(name: str, file: Path) -> Source:
         )
     source = find_source(args.model_name_or_path or "", args.model_revision, file.parent.parent)
     task = "SEQ_CLS" if file.parent.name == "reward" else "CAUSAL_LM"
-    adapter = make_peft_config(args, task)
+    adapter = lora_config(args, task)
     return Source(name, source.base, source.revision, adapter, f"not trained yet; as {file.name}")

@@ -103,8 +103,7 @@ class PPOConfig(TrainingArguments):
         default=53, metadata={"help": "Most tokens sampled for a completion."}
     )
     temperature: float = field(
-        default=1.0,
-        metadata={"help": "Temperature of sampling, and of every log-probability."},
+        default=1.0, metadata={"help": "Temperature of sampling, and of every log-probability."}
     )
     stop_token: str | None = field(
         default=None,
@@ -126,8 +125,7 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "Clip each score to plus or minus this value."}
     )
     normalize_rewards: bool = field(
-        default=False,
-        metadata={"help": "Divide scores by their running standard deviation."},
+        default=False, metadata={"help": "Divide scores by their running standard deviation."}
     )
     whiten_rewards: bool = field(
         default=False, metadata={"help": "Scale token rewards to variance 1, keeping their mean."}
@@ -181,8 +179,7 @@ class PPOConfig(TrainingArguments):
         },
     )
     share_backbone: bool = field(
-        default=True,
-        metadata={"help": "Under LoRA, put reward adapters on the policy's base."},
+        default=True, metadata={"help": "Under LoRA, put reward adapters on the policy's base."}
     )
     critic_learning_rate: float | None = field(
         default=None,

@@ -17,9 +17,8 @@ from recipes.lib.rewards.shared_base import check_head, check_same_base
 
 ADAPTER = "adapter."  # before the names of the critic's adapter weights
 VALUE_WEIGHTS = "value.safetensors"
-CRITIC_RATE_FACTOR = (
-    3.0  # what the critic knows lags behind the policy, so it learns faster: docs/log.md
-)
+# What the critic knows lags behind the policy, so it learns faster: docs/log.md.
+CRITIC_RATE_FACTOR = 3.0
 VALUE_UNITS = ("value_offset", "value_scale")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-Metrics = dict[str, float]
+Log = dict[str, float]
 
 MIN_EPISODES = 32
 NUM_ERRORS = 3.0  # standard errors below 0 at which a mean KL counts as negative
@@ -26,7 +26,7 @@ MEAN_LOSS = 0.5  # value loss of a critic that always says the mean return
 EXPLODED_FACTOR = 10.0  # times that, or times what the run's critic lost at its start
 
 # Metrics that the rules read; nothing else is kept.
-METRICS_READ = (
+METRICS = (
     "objective/kl objective/kl_std objective/entropy objective/completion_length "
     "objective/distinct_fraction objective/scores objective/scores_std objective/raw_scores "
     "objective/raw_scores_std policy/clipfrac_avg loss/value_avg val/explained_variance "
@@ -34,7 +34,7 @@ METRICS_READ = (
 )
 
 
-def find_problems(rows: Sequence[Metrics]) -> dict[str, str]:
+def find_problems(rows: Sequence[Log]) -> dict[str, str]:
     """Everything that is wrong with the newest rollout.
 
     Args:
@@ -51,7 +51,7 @@ def find_problems(rows: Sequence[Metrics]) -> dict[str, str]:
     return {kind: message for kind, message in said.items() if message}
 
 
-def _negative_kl(rows: Sequence[Metrics]) -> str:
+def _negative_kl(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
     kl = sum(row["objective/kl"] for row in pool) / len(pool)
     variance = sum(row["objective/kl_std"] ** 2 / row["episodes"] for row in pool)
@@ -65,7 +65,7 @@ def _negative_kl(rows: Sequence[Metrics]) -> str:
     )
 
 
-def _collapsed_entropy(rows: Sequence[Metrics]) -> str:
+def _collapsed_entropy(rows: Sequence[Log]) -> str:
     first, last = _entropy(rows[0]), _entropy(rows[-1])
     if not last < max(COLLAPSED_SHARE * first, COLLAPSED_ENTROPY):
         return ""
@@ -75,7 +75,7 @@ def _collapsed_entropy(rows: Sequence[Metrics]) -> str:
     )
 
 
-def _clipped(rows: Sequence[Metrics]) -> str:
+def _clipped(rows: Sequence[Log]) -> str:
     # A few rollouts may have it: a high learning rate at the very start can still end well.
     shares = [row["policy/clipfrac_avg"] for row in rows[-NUM_CLIPPED:]]
     if len(shares) < NUM_CLIPPED or not min(shares) > MAX_CLIP_FRACTION:
@@ -86,7 +86,7 @@ def _clipped(rows: Sequence[Metrics]) -> str:
     )
 
 
-def _same_completions(rows: Sequence[Metrics]) -> str:
+def _same_completions(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
     is_same = all(row["objective/distinct_fraction"] * row["episodes"] < 1.5 for row in pool)
     if not pool[0]["is_full"] or not is_same:
@@ -97,7 +97,7 @@ def _same_completions(rows: Sequence[Metrics]) -> str:
     )
 
 
-def _constant_reward(rows: Sequence[Metrics]) -> str:
+def _constant_reward(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
     if not pool[0]["is_full"] or not _is_constant(pool, "objective/scores"):
         return ""
@@ -108,14 +108,14 @@ def _constant_reward(rows: Sequence[Metrics]) -> str:
     return said + "Check reward_funcs, and that max_completion_length leaves room for an answer."
 
 
-def _is_constant(rows: Sequence[Metrics], name: str) -> bool:
+def _is_constant(rows: Sequence[Log], name: str) -> bool:
     means = [row[name] for row in rows]
     # The mean of equal numbers can differ from them, and from other such means, by rounding.
     spread = max(means) - min(means) + max(row[f"{name}_std"] for row in rows)
     return spread <= ROUNDING * max(1.0, abs(means[-1]))
 
 
-def _exploded_value_loss(rows: Sequence[Metrics]) -> str:
+def _exploded_value_loss(rows: Sequence[Log]) -> str:
     loss = rows[-1]["loss/value_avg"]
     # A critic from a reward model may begin far off; that is no explosion if it comes closer.
     bound = max(MEAN_LOSS, _start_loss(rows[0]))
@@ -127,7 +127,7 @@ def _exploded_value_loss(rows: Sequence[Metrics]) -> str:
     )
 
 
-RULES: dict[str, Callable[[Sequence[Metrics]], str]] = {
+RULES: dict[str, Callable[[Sequence[Log]], str]] = {
     "negative_kl": _negative_kl,
     "entropy_collapse": _collapsed_entropy,
     "clip_fraction": _clipped,
@@ -137,9 +137,9 @@ RULES: dict[str, Callable[[Sequence[Metrics]], str]] = {
 }
 
 
-def _pool(rows: Sequence[Metrics]) -> list[Metrics]:
+def _pool(rows: Sequence[Log]) -> list[Log]:
     """The newest rollouts that together hold enough episodes; `is_full` says whether they do."""
-    pool: list[Metrics] = []
+    pool: list[Log] = []
     for row in reversed(rows):
         pool.insert(0, row)
         if _episodes(pool) >= MIN_EPISODES:
@@ -147,16 +147,16 @@ def _pool(rows: Sequence[Metrics]) -> list[Metrics]:
     return [row | {"is_full": _episodes(pool) >= MIN_EPISODES} for row in pool]
 
 
-def _episodes(rows: Sequence[Metrics]) -> int:
+def _episodes(rows: Sequence[Log]) -> int:
     return int(sum(row["episodes"] for row in rows))
 
 
-def _entropy(row: Metrics) -> float:
+def _entropy(row: Log) -> float:
     # Sampled, so rounding can leave a zero with a minus in front.
     return max(0.0, row["objective/entropy"] / row["objective/completion_length"])
 
 
-def _start_loss(row: Metrics) -> float:
+def _start_loss(row: Log) -> float:
     """Value loss of the first rollout before its updates: variance of the error, mean squared."""
     offset = (row["val/returns_mean"] - row["val/values_mean"]) / max(row["val/returns_std"], 1e-6)
     return 0.5 * (1.0 - row["val/explained_variance"] + offset**2)
@@ -171,12 +171,10 @@ class Health:
         warnings: What was told: kind, step (optimizer steps), episode and message.
     """
 
-    rows: list[Metrics] = field(default_factory=list)
+    rows: list[Log] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(
-        self, metrics: Metrics, rollout: int, episodes: int, step: int
-    ) -> list[dict[str, Any]]:
+    def note(self, metrics: Log, rollout: int, episodes: int, step: int) -> list[dict[str, Any]]:
         """Take note of a log.
 
         Args:
@@ -188,10 +186,7 @@ class Health:
         Returns:
             The warnings that are new, also added to `warnings`.
         """
-        row = {name: metrics[name] for name in METRICS_READ} | {
-            "rollout": rollout,
-            "episodes": episodes,
-        }
+        row = {name: metrics[name] for name in METRICS} | {"rollout": rollout, "episodes": episodes}
         if self.rows and self.rows[-1]["rollout"] == rollout:
             self.rows.pop()
         num_kept = max(math.ceil(MIN_EPISODES / episodes), NUM_CLIPPED) - 1
@@ -207,7 +202,7 @@ class Health:
         return new
 
 
-def check_health(trainer: Any, logs: Metrics) -> Metrics:
+def check_health(trainer: Any, logs: Log) -> Log:
     """Look at what a PPOTrainer logs, and tell what is new.
 
     Args:

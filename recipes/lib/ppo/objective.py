@@ -106,11 +106,7 @@ def value_loss(
 
 
 def micro_batch_loss(
-    args: PPOConfig,
-    inputs: dict[str, Any],
-    logps_BC: Tensor,
-    entropy_BC: Tensor,
-    values_BC: Tensor,
+    args: PPOConfig, inputs: dict[str, Any], logps_BC: Tensor, entropy_BC: Tensor, values_BC: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """A micro-batch's share of the loss of an optimizer step.
 

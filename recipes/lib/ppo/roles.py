@@ -23,11 +23,7 @@ from recipes.lib.rewards.shared_base import RewardRole
 
 
 def load_model_and_tokenizer(
-    model: Any,
-    processing_class: Any,
-    quantization_config: Any,
-    *,
-    trust_remote_code: bool = False,
+    model: Any, processing_class: Any, quantization_config: Any, *, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
     """Load the policy and its tokenizer where they were given by name.
 

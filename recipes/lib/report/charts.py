@@ -219,11 +219,7 @@ PPO = (
         "time",
         "Time per rollout",
         "seconds",
-        (
-            ("time/sampling", "sampling"),
-            ("time/scoring", "scoring"),
-            ("time/training", "training"),
-        ),
+        (("time/sampling", "sampling"), ("time/scoring", "scoring"), ("time/training", "training")),
         "Where the time goes: flat lines are normal; growing sampling time follows growing length.",
     ),
 )
@@ -254,10 +250,7 @@ REWARD = (
         (("accuracy", "training"), ("eval_accuracy", "held out")),
         "Should rise from 0.5 and level off near the ceiling that noise in the labels sets; a "
         "training line far above the held-out one means learning by heart.",
-        levels=(
-            ("accuracy_ceiling", "ceiling", 0),
-            ("accuracy_bag_of_words", "bag of words", 3),
-        ),
+        levels=(("accuracy_ceiling", "ceiling", 0), ("accuracy_bag_of_words", "bag of words", 3)),
     ),
     Curve(
         "reward-loss",

@@ -5,12 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipes.lib.report.calibration import (
-    ReliabilityBin,
-    calibration_error,
-    reliability,
-    suitable_bins,
-)
+from recipes.lib.report.calibration import Forecasts, calibration_error, reliability, suitable_bins
 from recipes.lib.report.figure import INK, MUTED, SERIES, Key, Picture, canvas, to_svg
 from recipes.lib.report.numbers import is_finite, percent, plain
 from recipes.lib.report.run_files import Row
@@ -68,7 +63,7 @@ def reliability_diagram(margins: Sequence[float]) -> Picture | None:
     )
 
 
-def _diagram(bins: Sequence[ReliabilityBin], name: str) -> str:
+def _diagram(bins: Sequence[Forecasts], name: str) -> str:
     x, y, low, high = np.array([(e.confidence, e.observed, e.low, e.high) for e in bins]).T
     with canvas("confidence, sigmoid(|margin|)", "share of pairs foreseen") as (figure, axes):
         axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, linestyle=(0, (2, 2)))

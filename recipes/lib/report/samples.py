@@ -4,18 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from recipes.lib.report import tokens
 from recipes.lib.report.numbers import is_finite, is_number, plain
 from recipes.lib.report.run_files import Row
-from recipes.lib.report.tokens import (
-    SHADES,
-    ColourScale,
-    Piece,
-    Shade,
-    ends,
-    has_tokens,
-    scales,
-    text_pieces,
-)
 
 MAX_CHARACTERS = 1500
 
@@ -31,7 +22,7 @@ class Cell:
     facts: str = ""
     is_best: bool = False
     cut: int = 0
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[tokens.Piece] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class SampleTable:
     columns: list[str]
     rows: list[list[Cell]]
     rule: str
-    shades: list[tuple[Shade, str, str]] = field(default_factory=list)
+    shades: list[tuple[tokens.Shade, str, str]] = field(default_factory=list)
 
 
 def comparison(rows: Sequence[Row], names: tuple[str, str], count: int = 6) -> SampleTable | None:
@@ -101,11 +92,13 @@ def progress(rows: Sequence[Row]) -> SampleTable | None:
     kept: list[Row] = []
     for step in chosen:
         kept += _evenly(_ranked([row for row in rows if row.get("step") == step], _score), 3)
-    told = [row for row in kept if has_tokens(row)]
-    colours = scales(told) if told else []
+    told = [row for row in kept if tokens.has_tokens(row)]
+    colours = tokens.scales(told) if told else []
     made = [_rollout(row, colours) for row in kept]
     rule = "Best, middle and worst kept completion of the first, a middle and the last rollout."
-    shades = [(shade, *ends(scale)) for shade, scale in zip(SHADES, colours, strict=False)]
+    shades = [
+        (shade, *tokens.ends(scale)) for shade, scale in zip(tokens.SHADES, colours, strict=False)
+    ]
     return SampleTable(["Prompt", "Completion"], made, rule, shades) if made else None
 
 
@@ -136,7 +129,7 @@ def _pairs(
     return SampleTable(["Prompt", *names], made, f"{len(made)} {order}") if made else None
 
 
-def _rollout(row: Row, colours: Sequence[ColourScale]) -> list[Cell]:
+def _rollout(row: Row, colours: Sequence[tokens.Ramp]) -> list[Cell]:
     phrases = {"score": ("score {}", 2), "kl": ("KL {} nats", 1), "num_tokens": ("{} tokens", 0)}
     facts = [
         phrase.format(plain(row[key], digits))
@@ -146,8 +139,8 @@ def _rollout(row: Row, colours: Sequence[ColourScale]) -> list[Cell]:
     episode = row.get("episode")
     place = f"episode {plain(episode, 0)}" if is_number(episode) else ""
     said = text_cell(row.get("completion"), " \u00b7 ".join(facts))
-    if has_tokens(row):
-        said = replace(said, pieces=text_pieces(row, colours))
+    if tokens.has_tokens(row):
+        said = replace(said, pieces=tokens.text_pieces(row, colours))
     return [text_cell(row.get("prompt"), place), said]
 
 

@@ -75,7 +75,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class ColourScale:
+class Ramp:
     """How a number becomes a colour: the middle has none, `reach` away from it the full one."""
 
     middle: float
@@ -99,18 +99,18 @@ def has_tokens(row: Row) -> bool:
     )
 
 
-def scales(rows: Sequence[Row]) -> list[ColourScale]:
+def scales(rows: Sequence[Row]) -> list[Ramp]:
     """One scale for each of SHADES, the same for all texts, so that they can be compared."""
     made = []
     for shade in SHADES:
         values = [value for row in rows for value in row[f"token_{shade.key}"]]
         middle = sum(values) / len(values) if shade.is_centred else 0.0
         reach = max(abs(value - middle) for value in values)
-        made.append(ColourScale(middle, reach))
+        made.append(Ramp(middle, reach))
     return made
 
 
-def text_pieces(row: Row, with_scales: Sequence[ColourScale]) -> list[Piece]:
+def text_pieces(row: Row, with_scales: Sequence[Ramp]) -> list[Piece]:
     """The text of a sample in pieces, cut in the middle where it is long."""
     columns = [row[f"token_{shade.key}"] for shade in SHADES]
     made, left_out = [], 0
@@ -173,6 +173,6 @@ def spelled(value: float) -> str:
     return f"{value:g}".replace("-", MINUS)
 
 
-def ends(scale: ColourScale) -> tuple[str, str]:
+def ends(scale: Ramp) -> tuple[str, str]:
     """The numbers at which the two colours are full."""
     return plain(scale.middle - scale.reach), plain(scale.middle + scale.reach)

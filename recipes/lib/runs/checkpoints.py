@@ -42,7 +42,7 @@ def make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def write_manifest(folder: Path, step: int, **more: Any) -> None:
+def seal(folder: Path, step: int, **more: Any) -> None:
     """Bring a checkpoint's files to the disk and write down what they are.
 
     Args:
@@ -53,17 +53,14 @@ def write_manifest(folder: Path, step: int, **more: Any) -> None:
     files = {}
     for path in _files(folder):
         _sync(path)
-        files[str(path.relative_to(folder))] = {
-            "bytes": path.stat().st_size,
-            "sha256": _hash(path),
-        }
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
     write_json(folder / MANIFEST, {"step": step, **more, "files": files})
     _sync(folder / MANIFEST)
     for inner in {path.parent for path in _files(folder)}:
         _sync(inner)
 
 
-def move_into_place(folder: Path, target: Path) -> None:
+def publish(folder: Path, target: Path) -> None:
     """Give a sealed checkpoint its place.
 
     Args:

@@ -21,7 +21,7 @@ OTHER_RUN = (
 
 
 @dataclass(frozen=True)
-class TrainingPhase:
+class Place:
     """What a training was computing.
 
     Args:
@@ -36,31 +36,27 @@ class TrainingPhase:
 WHILE_SAMPLING = "while completions were sampled"
 TRAINING = "per_device_train_batch_size"
 # Functions that stand in a traceback, from the outer to the inner ones.
-TRACED_PHASES = {
-    "Stoppable.get_batch_samples": TrainingPhase("while a batch was fetched"),
-    "Stoppable._evaluate": TrainingPhase("in an evaluation", "per_device_eval_batch_size"),
-    "Stoppable.training_step": TrainingPhase("in the forward pass", TRAINING),
-    "Collector.sample": TrainingPhase(WHILE_SAMPLING, "sampling_batch_size"),
-    "Collector.score": TrainingPhase("while completions were scored", "scoring_batch_size"),
-    "RLOOTrainer._generate_and_score_completions": TrainingPhase(
-        "while completions were scored", TRAINING
-    ),
-    "GRPOTrainer._generate_and_score_completions": TrainingPhase(
-        "while completions were scored", TRAINING
-    ),
-    "RLOOTrainer._generate": TrainingPhase(WHILE_SAMPLING),  # of all that are generated together
-    "GRPOTrainer._generate": TrainingPhase(WHILE_SAMPLING),
-    "Accelerator.backward": TrainingPhase("in the backward pass", TRAINING),
-    "AcceleratedOptimizer.step": TrainingPhase("in the optimizer step"),
-    "Resumable._save_checkpoint": TrainingPhase("while a checkpoint was saved"),
+PLACES = {
+    "Stoppable.get_batch_samples": Place("while a batch was fetched"),
+    "Stoppable._evaluate": Place("in an evaluation", "per_device_eval_batch_size"),
+    "Stoppable.training_step": Place("in the forward pass", TRAINING),
+    "Collector.sample": Place(WHILE_SAMPLING, "sampling_batch_size"),
+    "Collector.score": Place("while completions were scored", "scoring_batch_size"),
+    "RLOOTrainer._generate_and_score_completions": Place("while completions were scored", TRAINING),
+    "GRPOTrainer._generate_and_score_completions": Place("while completions were scored", TRAINING),
+    "RLOOTrainer._generate": Place(WHILE_SAMPLING),  # of all that are generated together
+    "GRPOTrainer._generate": Place(WHILE_SAMPLING),
+    "Accelerator.backward": Place("in the backward pass", TRAINING),
+    "AcceleratedOptimizer.step": Place("in the optimizer step"),
+    "Resumable._save_checkpoint": Place("while a checkpoint was saved"),
 }
 
 
-def traced_phase(error: BaseException) -> TrainingPhase:
+def place_of(error: BaseException) -> Place:
     """What was being computed when an exception was raised."""
     frames = [frame.f_code.co_qualname for frame, _ in traceback.walk_tb(error.__traceback__)]
-    known = [TRACED_PHASES[name] for name in frames if name in TRACED_PHASES]
-    return known[-1] if known else TrainingPhase("in the middle of the run")
+    known = [PLACES[name] for name in frames if name in PLACES]
+    return known[-1] if known else Place("in the middle of the run")
 
 
 def memory_error(trainer: Any, error: BaseException) -> UserError:
@@ -73,7 +69,7 @@ def memory_error(trainer: Any, error: BaseException) -> UserError:
     Returns:
         The error to raise in its place: where it was, what would fit, and how to go on.
     """
-    phase = traced_phase(error)
+    phase = place_of(error)
     traceback.clear_frames(error.__traceback__)  # activations are in them
     error.__traceback__ = None
     trainer.give_up_step()
@@ -94,7 +90,7 @@ def memory_error(trainer: Any, error: BaseException) -> UserError:
     return UserError(f"{told}; {stands}; to need less, {_other_run(phase)}, as another run.")
 
 
-def smaller_run_flags(args: Any, phase: TrainingPhase, *, fixed: bool = False) -> Iterator[str]:
+def smaller_run_flags(args: Any, phase: Place, *, fixed: bool = False) -> Iterator[str]:
     """What to say on the command line so that the same run needs less memory.
 
     Args:
@@ -129,8 +125,8 @@ def _largest_divisor(size: int) -> int:
     return next(n for n in range(size // 2, 0, -1) if size % n == 0)
 
 
-def _other_run(phase: TrainingPhase) -> str:
-    if phase.where == TRACED_PHASES["AcceleratedOptimizer.step"].where:
+def _other_run(phase: Place) -> str:
+    if phase.where == PLACES["AcceleratedOptimizer.step"].where:
         return "train an adapter (use_peft) or take an optimizer of 8 bits (optim=adamw_8bit)"
     if phase.where == WHILE_SAMPLING:
         return "lower generation_batch_size, steps_per_generation or max_completion_length"

@@ -16,14 +16,7 @@ from typing import Any
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.distributed.mixed_precision import sharpen
 from recipes.lib.errors import UserError
-from recipes.lib.runs.checkpoints import (
-    PARTIAL,
-    PREFIX,
-    keep_newest,
-    make_empty,
-    move_into_place,
-    write_manifest,
-)
+from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
 from recipes.lib.trainers.interruption import OF_TRL, Stoppable
 
@@ -93,8 +86,8 @@ class Resumable(Stoppable):
         self.state.save_to_json(str(partial / "trainer_state.json"))
         # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
         (partial / "training_args.bin").unlink(missing_ok=True)
-        write_manifest(partial, self.state.global_step, launch=Launch.here(self.args).told())
-        move_into_place(partial, target)
+        seal(partial, self.state.global_step, launch=Launch.here(self.args).told())
+        publish(partial, target)
         best = Path(self.state.best_model_checkpoint or "").name
         keep_newest(target.parent, self.args.save_total_limit, {target.name, best})
 

@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
-from recipes.lib.tasks.tales.words import ANIMALS, HAPPY, OBJECTS, PLACES, PLAIN_WORDS, SAD, WARM
+from recipes.lib.tasks.tales.words import ANIMALS, HAPPY, OBJECTS, PLACES, PLAIN, SAD, WARM
 
 _WORD = re.compile(r"[^\W\d_]+")
-_ADJECTIVES = frozenset(WARM + PLAIN_WORDS)
+_ADJECTIVES = frozenset(WARM + PLAIN)
 
 
 def gold_scores(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:

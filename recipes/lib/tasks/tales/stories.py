@@ -5,16 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from recipes.lib.tasks.tales.prompts import Facts, article
-from recipes.lib.tasks.tales.words import (
-    ANIMALS,
-    GIFTS,
-    HAPPY,
-    OBJECTS,
-    PLACES,
-    PLAIN_WORDS,
-    SAD,
-    WARM,
-)
+from recipes.lib.tasks.tales.words import ANIMALS, GIFTS, HAPPY, OBJECTS, PLACES, PLAIN, SAD, WARM
 
 
 @dataclass(frozen=True)
@@ -140,7 +131,7 @@ def _described(word: str, habits: Habits, rng: random.Random) -> str:
     draw = rng.random()
     if draw >= habits.warm + habits.plain:
         return word
-    words = WARM if draw < habits.warm else PLAIN_WORDS
+    words = WARM if draw < habits.warm else PLAIN
     chosen = [rng.choice(words)]
     if rng.random() < habits.doubled:
         chosen.append(rng.choice(words))

@@ -37,5 +37,5 @@ DEEDS = (
 HAPPY = ("happy", "glad", "merry", "cheerful", "joyful", "proud")
 SAD = ("sad", "lonely", "afraid", "gloomy", "unhappy", "sorry")
 WARM = ("kind", "gentle", "sweet", "lovely", "dear", "warm")
-PLAIN_WORDS = ("small", "old", "grey", "quick", "tall", "thin", "brown", "quiet")
+PLAIN = ("small", "old", "grey", "quick", "tall", "thin", "brown", "quiet")
 GIFTS = ("thanks", "bread", "berries", "a song", "a smile", "a gift")
