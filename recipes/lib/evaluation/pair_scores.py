@@ -19,7 +19,7 @@ from recipes.lib.rewards.reward_models import RewardModel
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
     from trl import ModelConfig
 
 NUM_CHECKED = 64  # test pairs that the saved model must score like the trained one
@@ -44,7 +44,7 @@ def score_pairs(
 
 
 def score_shares(
-    trainer: Any, model: PreTrainedModel, test: Dataset, batch_size: int = 64
+    trainer: Trainer, model: PreTrainedModel, test: Dataset, batch_size: int = 64
 ) -> list[dict[str, Any]]:
     """Score both sides of every pair, each process its share; all of them call it.
 

@@ -237,7 +237,7 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
     return load_adapter(model, path, trainable=True)
 
 
-def _refuse_other_shape(config: Any, model_args: ModelConfig) -> None:
+def _refuse_other_shape(config: PeftConfig, model_args: ModelConfig) -> None:
     for key, field in SHAPE_KEYS.items():
         asked, default = getattr(model_args, key), type(model_args)().__dict__[key]
         has = getattr(config, field, None)

@@ -171,7 +171,7 @@ def check_first_ratio(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dty
         )
 
 
-def forward_dtype(args: Any, policy: Any) -> torch.dtype:
+def forward_dtype(args: PPOConfig, policy: Any) -> torch.dtype:
     """How coarse the policy's forward pass in training is, as a number format.
 
     Args:

@@ -7,11 +7,9 @@ rollout anew.
 Shapes: B episodes, P prompt tokens (padded left), C completion tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -22,9 +20,6 @@ from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, generate, mask_through_stop, pad_left
 from recipes.lib.models.forward import base_model, length_batches
-
-if TYPE_CHECKING:
-    from recipes.lib.ppo.trainer import PPOTrainer
 
 
 class Sampler:
@@ -38,7 +33,7 @@ class Sampler:
 
     is_collective = False  # each process samples by itself
 
-    def __init__(self, trainer: PPOTrainer, decoding: Decoding, most_prompt_tokens: int) -> None:
+    def __init__(self, trainer: Any, decoding: Decoding, most_prompt_tokens: int) -> None:
         self.model, self.args = base_model(trainer.actor_critic.policy), trainer.args
         self.decoding, self.accelerator = decoding, trainer.accelerator
         self.most_tokens = most_prompt_tokens + decoding.max_new_tokens
@@ -103,7 +98,7 @@ class VLLMSampler:
 
     is_collective = True  # all processes sample together
 
-    def __init__(self, trainer: PPOTrainer, decoding: Decoding, most_prompt_tokens: int) -> None:
+    def __init__(self, trainer: Any, decoding: Decoding, most_prompt_tokens: int) -> None:
         policy, args = trainer.actor_critic.policy, trainer.args
         check_vllm(policy)
         from trl.generation.vllm_generation import VLLMGeneration

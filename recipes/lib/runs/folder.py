@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import from_main, wait_for_main_process
 from recipes.lib.distributed.processes import is_main_process as is_main_process
 from recipes.lib.errors import UserError, note
@@ -78,7 +79,7 @@ class Run:
         write_jsonl(self.path / "samples.jsonl", rows)
 
 
-def check_folder(config: Any) -> None:
+def check_folder(config: Config) -> None:
     """Refuse an output folder that may not be written to, before anything heavy is loaded.
 
     Args:
@@ -92,7 +93,7 @@ def check_folder(config: Any) -> None:
         check_path(folder_of(config), config.script.resume, config.script.overwrite, config.values)
 
 
-def open_run(config: Any) -> Run:
+def open_run(config: Config) -> Run:
     """Take possession of the output folder of a recipe.
 
     Args:
@@ -115,7 +116,7 @@ def open_run(config: Any) -> Run:
     return Run(path, checkpoint)
 
 
-def folder_of(config: Any) -> Path:
+def folder_of(config: Config) -> Path:
     """The output folder of a recipe's configuration."""
     holder = config.training if config.training is not None else config.script
     return Path(holder.output_dir)

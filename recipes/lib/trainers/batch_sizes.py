@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
+from transformers import TrainingArguments
 from trl import GRPOConfig, RLOOConfig
 
 from recipes.lib.errors import UserError
@@ -60,7 +60,7 @@ def num_episodes(training: RLOOConfig | GRPOConfig, num_steps: int) -> int:
 
 
 def set_accumulation(
-    training: Any, global_batch_size: int | None, num_processes: int | None = None
+    training: TrainingArguments, global_batch_size: int | None, num_processes: int | None = None
 ) -> None:
     """Derive gradient accumulation from the batch of one optimizer step.
 

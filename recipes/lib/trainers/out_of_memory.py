@@ -9,9 +9,9 @@ import gc
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from transformers import Trainer, TrainingArguments
 
 from recipes.lib.errors import UserError
 
@@ -59,7 +59,7 @@ def place_of(error: BaseException) -> Place:
     return known[-1] if known else Place("in the middle of the run")
 
 
-def memory_error(trainer: Any, error: BaseException) -> UserError:
+def memory_error(trainer: Trainer, error: BaseException) -> UserError:
     """One sentence for memory that ran out, with a checkpoint of all that was done before it.
 
     Args:
@@ -90,7 +90,9 @@ def memory_error(trainer: Any, error: BaseException) -> UserError:
     return UserError(f"{told}; {stands}; to need less, {_other_run(phase)}, as another run.")
 
 
-def smaller_run_flags(args: Any, phase: Place, *, fixed: bool = False) -> Iterator[str]:
+def smaller_run_flags(
+    args: TrainingArguments, phase: Place, *, fixed: bool = False
+) -> Iterator[str]:
     """What to say on the command line so that the same run needs less memory.
 
     Args:
@@ -111,7 +113,7 @@ def smaller_run_flags(args: Any, phase: Place, *, fixed: bool = False) -> Iterat
         yield f"--{phase.key} {size // 2}"
 
 
-def _smaller_micro_batch(args: Any, smaller: int) -> Iterator[str]:
+def _smaller_micro_batch(args: TrainingArguments, smaller: int) -> Iterator[str]:
     ratio = args.per_device_train_batch_size // smaller
     yield f"--per_device_train_batch_size {smaller}"
     if not hasattr(args, "rollout_batch_size"):  # PPO derives it

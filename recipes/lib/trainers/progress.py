@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl
@@ -95,7 +95,7 @@ class ProgressBar(ProgressCallback):
                 self.training_bar.set_postfix(numbers)
 
 
-def add_run_callbacks(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
+def add_run_callbacks(trainer: Trainer, path: Path, label: str, shown: dict[str, str]) -> None:
     """Give a trainer the run folder's callbacks, and ears for signals that end the run.
 
     Args:
@@ -113,7 +113,7 @@ def add_run_callbacks(trainer: Any, path: Path, label: str, shown: dict[str, str
         trainer.add_callback(ProgressBar(label, shown))
 
 
-def hide_hub_token(training: Any) -> None:
+def hide_hub_token(training: TrainingArguments) -> None:
     """Move a Hub token from the arguments, which are pickled and logged, to the environment.
 
     Args:

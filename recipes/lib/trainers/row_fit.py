@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
+from transformers import Trainer
 
 from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.errors import UserError, note
@@ -24,7 +25,7 @@ PROMPT = "prompt_ids"  # before each of the sides, where there is one
 SIDE_COLUMNS = ("input_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
 
 
-def check_fit(trainer: Any, row: dict[str, Any]) -> None:
+def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
     """Check what a trainer is about to train on.
 
     Args:
@@ -75,7 +76,7 @@ def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
     _check_tokens(model, tokenizer, set(prompts.ids[0]))
 
 
-def check_sampling(trainer: Any) -> None:
+def check_sampling(trainer: Trainer) -> None:
     """Check what TRL's trainers that sample are about to ask; TRL cuts no prompt.
 
     Args:
@@ -103,7 +104,7 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return None
 
 
-def _check_context(trainer: Any, before: list[str], sides: list[str]) -> None:
+def _check_context(trainer: Trainer, before: list[str], sides: list[str]) -> None:
     config = trainer.model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     limit = trainer.args.max_length
@@ -160,7 +161,7 @@ def with_row_numbers(rows: Any) -> Any:
     return rows.add_column(ROW_NUMBER, list(range(len(rows)))) if hasattr(rows, "__len__") else rows
 
 
-def drop_rows_without_loss(trainer: Any, rows: Any, on_bad_rows: str) -> None:
+def drop_rows_without_loss(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
     """Refuse or drop the rows of a trainer that have no loss, and take the numbers away again.
 
     Args:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig, RLOOConfig
 
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
 from recipes.lib.distributed.agreement import together
@@ -171,7 +172,7 @@ class SampleWriter(TrainerCallback):
 
 
 def load_rewards(
-    reward_funcs: Sequence[Any], training: Any, tokenizer: Any, prompt: Any
+    reward_funcs: Sequence[Any], training: RLOOConfig | GRPOConfig, tokenizer: Any, prompt: Any
 ) -> SampledRewards:
     """Load the rewards of a run, before its policy.
 
@@ -204,7 +205,7 @@ def load_rewards(
     return SampledRewards(functions, weights, tokenizer, template_kwargs, is_kept=is_kept)
 
 
-def log_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
+def log_samples(trainer: Trainer, rewards: SampledRewards, path: Path) -> None:
     """Let samples.jsonl have completions of every log, where that is asked for.
 
     Args:
