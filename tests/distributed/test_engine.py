@@ -52,10 +52,10 @@ SPOILED = """
 import sys
 from tests.distributed import gloo_shim
 from recipes import sft
-from recipes.lib import progress
+from recipes.lib.trainers import progress
 from recipes.lib.config.parse import parse
 
-plain = progress.watch
+plain = progress.add_run_callbacks
 
 def watch(trainer, *more):
     plain(trainer, *more)
@@ -67,7 +67,7 @@ def watch(trainer, *more):
 
     trainer.compute_loss = spoiled
 
-progress.watch = watch
+progress.add_run_callbacks = watch
 sft.run(parse("sft", sys.argv[1:]))
 """
 

@@ -16,8 +16,8 @@ from recipes.lib.runs.lock import LOCK_FILE, acquire, is_locked, release
 HOLDER = """
 import sys, time
 from pathlib import Path
-from recipes.lib.runs.lock import take
-take(Path(sys.argv[1]))
+from recipes.lib.runs.lock import acquire
+acquire(Path(sys.argv[1]))
 print("taken", flush=True)
 time.sleep(60)
 """

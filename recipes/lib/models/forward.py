@@ -70,7 +70,7 @@ def policy_outputs(
         temperature: Temperature that the completions were sampled at.
         with_gradient: Whether the entropies have a gradient.
         plain_head: What `has_plain_head` said of the model.
-        contexts: As in `in_pieces`.
+        contexts: As in `chunked_logps`.
 
     Returns:
         Log-probabilities and entropies (B, C), nats per token, and the trunk's output (B, C, H)

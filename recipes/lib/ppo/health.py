@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from recipes.lib.ppo.actor_critic import ROUNDING
+
 Log = dict[str, float]
 
 MIN_EPISODES = 32
@@ -21,7 +23,6 @@ MAX_CLIP_FRACTION = 0.4
 NUM_CLIPPED = 3  # rollouts in a row that are above it
 COLLAPSED_SHARE = 0.1  # of the entropy per token that the run began with
 COLLAPSED_ENTROPY = 0.01  # nats per token, whatever the run began with
-ROUNDING = 1e-6  # relative, of the mean and the standard deviation of equal fp32 numbers
 MEAN_LOSS = 0.5  # value loss of a critic that always says the mean return
 EXPLODED_FACTOR = 10.0  # times that, or times what the run's critic lost at its start
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from recipes.lib.ppo.rollouts import Episode
 from recipes.lib.runs.files import append_jsonl
+from recipes.lib.trainers.sampled_rewards import NUM_KEPT
 
-NUM_KEPT = 4  # episodes of each rollout
 NUM_CONTEXT = 8  # tokens before a piece that decide about its leading space
 MAX_PARTS = 4  # bytes of the longest UTF-8 character: more tokens than that cannot share one
 DIGITS = 4  # significant ones, of each number of a token

@@ -49,7 +49,7 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
 
     Args:
         trainer: The PPOTrainer.
-        state: What `state_of` said then.
+        state: What `trainer_state` said then.
     """
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]

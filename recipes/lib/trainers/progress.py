@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl
@@ -25,9 +25,7 @@ class RunCallback(TrainerCallback):
         self.metrics = path / "metrics.jsonl"
         self.start = time.monotonic()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the file, or keep of it what the checkpoint has seen; the same with samples."""
         if not state.is_world_process_zero:
             return
@@ -41,12 +39,7 @@ class RunCallback(TrainerCallback):
         self.start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Append one line."""
         if not state.is_world_process_zero or not logs or any(key in logs for key in TOTALS):
@@ -72,21 +65,14 @@ class ProgressBar(ProgressCallback):
         self.label = label
         self.shown = shown
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Put the label on the bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description(self.label)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Show the newest numbers."""
         if state.is_world_process_zero and self.training_bar is not None and logs:

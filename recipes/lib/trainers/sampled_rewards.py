@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
 from trl import GRPOConfig, RLOOConfig
 
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
@@ -33,7 +33,7 @@ from recipes.lib.rewards.scoring import (
 )
 from recipes.lib.runs.files import append_jsonl, read_jsonl
 
-NUM_KEPT = 4  # completions of a generation that samples.jsonl gets, as under PPO
+NUM_KEPT = 4  # completions of a generation or a rollout that samples.jsonl gets
 NUM_AVERAGED = 3  # logs whose mean the summary repeats
 # Names of TRL's metrics, and what the summary calls them.
 SUMMARY_NAMES = {
@@ -157,12 +157,7 @@ class SampleWriter(TrainerCallback):
         self.path = path / "samples.jsonl"
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Append; what an evaluation sampled is left out."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
@@ -189,13 +184,9 @@ def load_rewards(
         UserError: A reward is not there, or the tokenizer cannot render the prompt.
     """
     prompt_token_ids(tokenizer, prompt, training.chat_template_kwargs)
-    batch_size = training.per_device_train_batch_size
+    size, trusted = training.per_device_train_batch_size, training.trust_remote_code
     functions = load_reward_functions(
-        list(reward_funcs),
-        None,
-        batch_size,
-        training.device,
-        trust_remote_code=training.trust_remote_code,
+        list(reward_funcs), None, size, training.device, trust_remote_code=trusted
     )
     # Here it means rows in samples.jsonl, as under PPO. TRL would print every completion over the
     # progress bar, and its GRPO write tables into the run folder before that may be taken.
