@@ -211,7 +211,7 @@ def train(config: Config, folder: Run) -> dict[str, Any]:
     from recipes.lib.recipe.finish import checkpoint_of, save_final
     from recipes.lib.tasks.tales.rows import base_texts
     from recipes.lib.tasks.tales.tokenizer import train_tokenizer
-    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.progress import add_run_callbacks
     from recipes.lib.trainers.trl import resumable
 
     script, training = config.script, config.training
@@ -225,7 +225,9 @@ def train(config: Config, folder: Run) -> dict[str, Any]:
         train_dataset=Dataset.from_dict({"text": texts}),
         processing_class=tokenizer,
     )
-    watch(trainer, folder.path, "base", {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    add_run_callbacks(
+        trainer, folder.path, "base", {"loss": "loss", "mean_token_accuracy": "accuracy"}
+    )
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     save_final(trainer, folder)
     return {

@@ -18,7 +18,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments, validate
 from recipes.lib.data.loading import read
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.main import launch
 
@@ -117,7 +117,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
         revision=script.model_revision,
         trust_remote_code=script.trust_remote_code,
     )
-    use_template(tokenizer, script.chat_template, script.chat_template_path)
+    set_chat_template(tokenizer, script.chat_template, script.chat_template_path)
     if script.chat_template_path is not None:
         try:
             tokenizer.chat_template = Path(script.chat_template_path).read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.models.chat_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -59,20 +59,20 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from trl import DPOTrainer
 
     from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make
+    from recipes.lib.trainers.trl import make_trl_trainer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     name = model_args.model_name_or_path or ""
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    use_template(tokenizer, config.script.chat_template)
+    set_chat_template(tokenizer, config.script.chat_template)
     first = "prompt" if "prompt" in rows.known.column_names else "chosen"
     prompt_token_ids(tokenizer, rows.known[0][first])  # refuses messages without a template
-    trainer = make(
+    trainer = make_trl_trainer(
         DPOTrainer,
         load_policy(model_args, trust_remote_code=trusted),
         model_args,
@@ -80,7 +80,7 @@ def make_trainer(config: Config, rows: Rows) -> Any:
         train_dataset=rows.train,
         eval_dataset=rows.test,
         processing_class=tokenizer,
-        peft_config=peft_config(model_args, "CAUSAL_LM"),
+        peft_config=lora_config(model_args, "CAUSAL_LM"),
     )
     check_fit(trainer, rows.known[0])
     return trainer
@@ -137,7 +137,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
     from recipes.lib.runs.lineage import write_lineage
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -148,7 +148,7 @@ def run(config: Config) -> dict[str, Any]:
     check_plan(config, rows.test is not None)
     trainer = make_trainer(config, rows)
     folder = open_run(config)
-    watch(trainer, folder.path, "dpo", SHOWN)
+    add_run_callbacks(trainer, folder.path, "dpo", SHOWN)
     before = test_logps(trainer)
     rows.begin()
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))

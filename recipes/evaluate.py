@@ -126,7 +126,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.contest import Sampling, compare
+    from recipes.lib.evaluation.contest import SamplingSettings, compare
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.evaluation.win_rate import win_rate
     from recipes.lib.recipe.finish import finish
@@ -141,7 +141,9 @@ def run(config: Config) -> dict[str, Any]:
     trusted = {"trust_remote_code": script.trust_remote_code}
     judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
     folder = open_run(config)
-    sampling = Sampling(script.max_new_tokens, script.temperature, script.batch_size, script.seed)
+    sampling = SamplingSettings(
+        script.max_new_tokens, script.temperature, script.batch_size, script.seed
+    )
     contestants = (str(script.run), str(script.baseline))
     ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype, **trusted)
     wins = win_rate(ours.scores, theirs.scores, seed=script.seed)

@@ -117,12 +117,12 @@ def judge_pairs(
     judge: Judge, script: FeedbackArguments, pairs: Sequence[Pair]
 ) -> tuple[list[Rating], float]:
     """Let the simulated rater choose; also the mean score of all completions."""
-    from recipes.lib.feedback.rater import rate
+    from recipes.lib.feedback.rater import rate_pairs
 
     prompts = [pair.prompt for pair in pairs]
     first = judge(prompts, [pair.first for pair in pairs])
     second = judge(prompts, [pair.second for pair in pairs])
-    ratings = rate(first, second, temperature=script.rater_temperature, seed=script.seed)
+    ratings = rate_pairs(first, second, temperature=script.rater_temperature, seed=script.seed)
     return ratings, sum(first + second) / (2 * len(pairs))
 
 

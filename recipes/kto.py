@@ -31,7 +31,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.models.chat_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -88,19 +88,19 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     from trl import KTOTrainer
 
     from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make
+    from recipes.lib.trainers.trl import make_trl_trainer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
     name = model_args.model_name_or_path or ""
     trusted = training.trust_remote_code
     tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    use_template(tokenizer, config.script.chat_template)
+    set_chat_template(tokenizer, config.script.chat_template)
     prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
-    trainer = make(
+    trainer = make_trl_trainer(
         KTOTrainer,
         load_policy(model_args, trust_remote_code=trusted),
         model_args,
@@ -108,7 +108,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=peft_config(model_args, "CAUSAL_LM"),
+        peft_config=lora_config(model_args, "CAUSAL_LM"),
     )
     check_fit(trainer, train[0])
     return trainer
@@ -164,7 +164,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
     from recipes.lib.runs.lineage import write_lineage
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -175,7 +175,7 @@ def run(config: Config) -> dict[str, Any]:
     check_plan(config, test is not None)
     trainer = make_trainer(config, train, test)
     folder = open_run(config)
-    watch(trainer, folder.path, "kto", SHOWN)
+    add_run_callbacks(trainer, folder.path, "kto", SHOWN)
     before = test_logps(trainer)
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "kto", "train_loss": result.training_loss}

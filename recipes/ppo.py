@@ -25,7 +25,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -56,7 +56,7 @@ def arguments() -> tuple[type, ...]:
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
     from recipes.lib.distributed.shards import loads_whole
-    from recipes.lib.models.policies import goes_on, load_adapted_policy, load_policy, peft_config
+    from recipes.lib.models.policies import continues, load_adapted_policy, load_policy, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.ppo.trainer import PPOTrainer
 
@@ -65,8 +65,8 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     tokenizer = load_tokenizer(
         config.model.model_name_or_path or "", revision=config.model.model_revision, **trusted
     )
-    use_template(tokenizer, config.script.chat_template)
-    going_on = goes_on(config.model)
+    set_chat_template(tokenizer, config.script.chat_template)
+    going_on = continues(config.model)
     load = load_adapted_policy if going_on else load_policy
     with loads_whole(config.training):
         policy = load(config.model, **trusted)
@@ -77,7 +77,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=None if going_on else peft_config(config.model, "CAUSAL_LM"),
+        peft_config=None if going_on else lora_config(config.model, "CAUSAL_LM"),
     )
 
 
@@ -103,10 +103,10 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
-    from recipes.lib.ppo.roles import roles_of
+    from recipes.lib.ppo.roles import describe_roles
     from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
     from recipes.lib.runs.lineage import write_lineage
-    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -118,7 +118,7 @@ def run(config: Config) -> dict[str, Any]:
     check_plan(config, test is not None)
     trainer = make_trainer(config, train, test)
     folder = open_run(config)
-    watch(trainer, folder.path, "ppo", SHOWN)
+    add_run_callbacks(trainer, folder.path, "ppo", SHOWN)
     trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     save_final(trainer, folder)
     summary: dict[str, Any] = {"recipe": "ppo", "episodes": training.total_episodes}
@@ -126,7 +126,7 @@ def run(config: Config) -> dict[str, Any]:
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
         summary["warnings"] = trainer.health.warnings
         data = script.data_names()
-        more = {"reward_funcs": script.reward_funcs, "roles": roles_of(trainer)}
+        more = {"reward_funcs": script.reward_funcs, "roles": describe_roles(trainer)}
         more["trust_remote_code"] = training.trust_remote_code
         write_lineage(folder.path, "ppo", model.model_name_or_path, data, **more)
     return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})

@@ -26,7 +26,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, check_template, use_template
+from recipes.lib.models.chat_template import TemplateArguments, check_template, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -93,15 +93,15 @@ def make_trainer(config: Config, rows: Rows) -> Any:
 
     from recipes.lib.models.chat_template import check_template_path
     from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
-    from recipes.lib.models.policies import goes_on, peft_config
+    from recipes.lib.models.policies import continues, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make
+    from recipes.lib.trainers.trl import make_trl_trainer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
-    name, going_on = model_args.model_name_or_path or "", goes_on(model_args)
-    adapter = None if going_on else peft_config(model_args, "SEQ_CLS")
+    name, going_on = model_args.model_name_or_path or "", continues(model_args)
+    adapter = None if going_on else lora_config(model_args, "SEQ_CLS")
     trusted = training.trust_remote_code
     check_template_path(training.chat_template_path)
     set_seed(training.seed)  # the new head is drawn while loading
@@ -117,10 +117,10 @@ def make_trainer(config: Config, rows: Rows) -> Any:
             model_args=model_args,
             trust_remote_code=trusted,
         )
-    use_template(tokenizer, config.script.chat_template, training.chat_template_path)
+    set_chat_template(tokenizer, config.script.chat_template, training.chat_template_path)
     has_template = bool(tokenizer.chat_template or training.chat_template_path)
     check_template(rows.known[0], "chosen", has_template)
-    trainer = make(
+    trainer = make_trl_trainer(
         RewardTrainer,
         model,
         model_args,
@@ -153,7 +153,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
     from recipes.lib.runs.lineage import write_lineage
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
     script, training, model_args = config.script, config.training, config.model
@@ -166,7 +166,7 @@ def run(config: Config) -> dict[str, Any]:
     assert test is not None
     trainer = make_trainer(config, rows)
     folder = open_run(config)
-    watch(trainer, folder.path, "reward", {"loss": "loss", "accuracy": "accuracy"})
+    add_run_callbacks(trainer, folder.path, "reward", {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
     summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}

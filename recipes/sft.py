@@ -24,7 +24,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, check_template, use_template
+from recipes.lib.models.chat_template import TemplateArguments, check_template, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -92,9 +92,9 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     from trl import SFTTrainer
 
     from recipes.lib.config.legacy_dataset_kwargs import check_dataset_kwargs
-    from recipes.lib.models.policies import load_policy, peft_config
-    from recipes.lib.trainers.row_fit import check_fit, numbered, settle_silent
-    from recipes.lib.trainers.trl import make
+    from recipes.lib.models.policies import load_policy, lora_config
+    from recipes.lib.trainers.row_fit import check_fit, drop_rows_without_loss, with_row_numbers
+    from recipes.lib.trainers.trl import make_trl_trainer
 
     training, model_args = config.training, config.model
     assert training is not None and model_args is not None
@@ -102,18 +102,18 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
         training.eval_packing = False  # perplexity is that of whole rows
     is_text = isinstance(rows.known[0][columns_of(rows.known)[0]], str)
     check_dataset_kwargs(training.dataset_kwargs, is_text, tokenizer)
-    adapter = peft_config(model_args, "CAUSAL_LM")
-    trainer = make(
+    adapter = lora_config(model_args, "CAUSAL_LM")
+    trainer = make_trl_trainer(
         SFTTrainer,
         load_policy(model_args, trust_remote_code=training.trust_remote_code),
         model_args,
         args=training,
-        train_dataset=numbered(_tokenized(rows.train, rows.known, tokenizer)),
-        eval_dataset=numbered(_tokenized(rows.test, rows.test, tokenizer)),
+        train_dataset=with_row_numbers(_tokenized(rows.train, rows.known, tokenizer)),
+        eval_dataset=with_row_numbers(_tokenized(rows.test, rows.test, tokenizer)),
         processing_class=tokenizer,
         peft_config=adapter,
     )
-    settle_silent(trainer, rows, config.script.on_bad_rows)
+    drop_rows_without_loss(trainer, rows, config.script.on_bad_rows)
     check_fit(trainer, rows.known[0])
     return trainer
 
@@ -143,7 +143,7 @@ def tokenizer_of(config: Config, train: Dataset) -> Any:
         revision=model.model_revision,
         trust_remote_code=training.trust_remote_code,
     )
-    use_template(tokenizer, config.script.chat_template, training.chat_template_path)
+    set_chat_template(tokenizer, config.script.chat_template, training.chat_template_path)
     has_template = bool(tokenizer.chat_template or training.chat_template_path)
     check_template(train[0], columns_of(train)[0], has_template)
     return tokenizer
@@ -197,7 +197,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
     from recipes.lib.runs.lineage import write_lineage
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
+    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
     script, training, model = config.script, config.training, config.model
@@ -209,7 +209,9 @@ def run(config: Config) -> dict[str, Any]:
     trusted = training.trust_remote_code
     trainer = make_trainer(config, tokenizer_of(config, rows.known), rows)
     folder = open_run(config)
-    watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    add_run_callbacks(
+        trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"}
+    )
     base = test_perplexity(trainer)
     rows.begin()
     result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from recipes.lib.generation.sampling import episode_uniforms
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.metrics import describe, explained_variance
+from recipes.lib.ppo.metrics import describe_scores, explained_variance
 from recipes.lib.ppo.rollouts import Rollout, RolloutStream
 from tests.helpers import tiny
 
@@ -152,7 +152,7 @@ def test_item_42_metrics_are_what_their_names_say() -> None:
     # two completions of two and one tokens; KL 0.5 - 0.1 and 0.2 nats per completion
     mask = torch.tensor([[1, 1], [1, 0]])
     kl, logps = torch.tensor([[0.5, -0.1], [0.2, 0.0]]), torch.tensor([[-1.0, -2.0], [-4.0, 7.0]])
-    described = describe(torch.tensor([3.0, 1.0]), kl, logps, mask, 0.1)
+    described = describe_scores(torch.tensor([3.0, 1.0]), kl, logps, mask, 0.1)
     expected = {
         "objective/kl": 0.3,
         "objective/kl_std": 0.1,  # 0.4 and 0.2

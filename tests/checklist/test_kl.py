@@ -8,7 +8,7 @@ import torch
 
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.metrics import describe, explained_variance
+from recipes.lib.ppo.metrics import describe_scores, explained_variance
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.returns import advantages_and_returns, token_rewards, whiten
 from tests.helpers import tiny
@@ -158,7 +158,7 @@ def test_item_05_more_padding_changes_no_loss_and_no_metric() -> None:
             args, inputs, logps_BC, pad(entropy, 9.0), pad(values, 70.0)
         )
         variance = explained_variance(pad(old_values, 50.0), returns, mask_BC)
-        described = describe(scores, kl, old_BC, mask_BC, 0.1)
+        described = describe_scores(scores, kl, old_BC, mask_BC, 0.1)
         return described | shares | {"loss": loss.item(), "variance": variance}
 
     expected = numbers(wide=False)

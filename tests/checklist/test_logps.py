@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from transformers import GPT2ForSequenceClassification, TrainerCallback
 
 from recipes.lib.generation.decoder import Decoder
-from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate, pad_left
 from recipes.lib.models.forward import Batch, logps_and_entropy
 from recipes.lib.ppo.actor_critic import reference_logps, token_values
 from tests.helpers import tiny
@@ -26,7 +26,7 @@ def say(sampler: str, model: Any, ids: Any, mask: Any, noise: Any, decoding: Dec
     """Completions and their mask, by the name of a sampler."""
     if sampler == "graph":
         return Decoder(model, decoding, 1, 1).sample(ids, mask, noise)
-    return sample(model, ids, mask, noise, decoding)
+    return generate(model, ids, mask, noise, decoding)
 
 
 @pytest.fixture(scope="module", params=["transformers", "graph"])

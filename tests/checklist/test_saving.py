@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import ModelConfig
 
 from recipes.lib.errors import UserError
-from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate
 from recipes.lib.models.forward import Batch
 from recipes.lib.models.policies import load_adapted_policy, load_policy
 from recipes.lib.ppo.actor_critic import reference_logps
@@ -205,14 +205,14 @@ def test_item_49_nothing_of_older_weights_is_left_in_the_sampler() -> None:
     model, decoding = tiny.llama(), Decoding(6, 1.0, 1, 0)
     prompts = torch.tensor([[4, 5, 6, 7, 8, 9, 10, 11, 12, 13, last] for last in (4, 5, 6, 7)])
     mask, uniforms = torch.ones_like(prompts), episode_uniforms(2, range(4), 6)
-    before = sample(model, prompts, mask, uniforms, decoding)[0]
+    before = generate(model, prompts, mask, uniforms, decoding)[0]
     tiny.shake(model, 0.3)
-    after = sample(model, prompts, mask, uniforms, decoding)[0]
+    after = generate(model, prompts, mask, uniforms, decoding)[0]
     fresh = tiny.llama()
     fresh.load_state_dict(model.state_dict())
-    assert torch.equal(after, sample(fresh, prompts, mask, uniforms, decoding)[0])
+    assert torch.equal(after, generate(fresh, prompts, mask, uniforms, decoding)[0])
     assert not torch.equal(after, before)
-    greedy, greedy_mask = sample(model, prompts, mask, None, decoding)
+    greedy, greedy_mask = generate(model, prompts, mask, None, decoding)
     plain = copy.deepcopy(fresh).generate(
         input_ids=prompts,
         attention_mask=mask,

@@ -59,7 +59,7 @@ from recipes.lib.trainers import progress
 from recipes.lib.config.parse import parse
 from recipes.lib.distributed.process_exit import end, leave_group
 
-plain = progress.watch
+plain = progress.add_run_callbacks
 
 def watch(trainer, *more):
     plain(trainer, *more)
@@ -71,7 +71,7 @@ def watch(trainer, *more):
 
     trainer.compute_loss = spoiled
 
-progress.watch = watch
+progress.add_run_callbacks = watch
 sft.run(parse("sft", sys.argv[1:]))
 leave_group()
 end(0)

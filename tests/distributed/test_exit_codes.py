@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.runs.checkpoints import fault, numbered
+from recipes.lib.runs.checkpoints import checkpoint_fault, list_checkpoints
 from tests.helpers.distributed.runs_on_two import search_path
 from tests.helpers.tiny_runs import flags, write
 
@@ -152,4 +152,4 @@ def test_both_of_two_processes_end_with_the_code_of_their_run(
         assert (tmp_path / "run/report.html").is_file()
         assert "rlhf grpo" in said[0]  # the closing words have not stayed in a buffer
     else:
-        assert fault(numbered(tmp_path / "run")[-1][1]) is None
+        assert checkpoint_fault(list_checkpoints(tmp_path / "run")[-1][1]) is None

@@ -16,7 +16,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.checkpoints import fault, numbered, read_manifest, seal
+from recipes.lib.runs.checkpoints import (
+    checkpoint_fault,
+    list_checkpoints,
+    read_manifest,
+    seal,
+)
 from recipes.lib.runs.files import read_jsonl
 from tests.helpers.stopped_runs import assert_same_runs
 from tests.helpers.tiny_runs import flags, snapshot, write
@@ -260,8 +265,8 @@ def test_a_damaged_checkpoint_is_told_once_and_ends_both(folder: Path) -> None:
 
 
 def newest(folder: Path) -> tuple[int, str | None]:
-    step, checkpoint = numbered(folder / "run")[-1]
-    return step, fault(checkpoint)
+    step, checkpoint = list_checkpoints(folder / "run")[-1]
+    return step, checkpoint_fault(checkpoint)
 
 
 def timeless(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.runs.checkpoints import numbered, read_manifest
+from recipes.lib.runs.checkpoints import list_checkpoints, read_manifest
 from recipes.lib.runs.files import read_jsonl
 from tests.helpers.slurm_cluster import NODES, ask, cluster, is_installed
 from tests.helpers.tiny_runs import flags, write
@@ -134,7 +134,7 @@ def test_a_run_on_two_nodes_that_is_preempted_is_the_unbroken_one(
     job = submit(environment, tmp_path, "ppo", *flags(PPO), "--overwrite", "true")
     for node in NODES:
         wait_for(tmp_path, environment, f"waits_on_{node}")
-    assert numbered(tmp_path / "run") == []
+    assert list_checkpoints(tmp_path / "run") == []
     preempt(environment, tmp_path, job)
     (tmp_path / "warned").touch()
     wait_for(tmp_path, environment, "run/checkpoint-1")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.runs.checkpoints import newest_good, numbered
+from recipes.lib.runs.checkpoints import list_checkpoints, newest_good
 from recipes.lib.runs.files import read_jsonl
 
 # What Python tells an audit hook of files; the rest is wrapped: it writes in C++ and in Rust.
@@ -174,7 +174,7 @@ class Tally:
         self.kills += 1
         good, _ = newest_good(run) if run.exists() else (None, [])
         self.before_the_first += good is None
-        steps = [step for step, folder in numbered(run) if folder == good] or [0]
+        steps = [step for step, folder in list_checkpoints(run) if folder == good] or [0]
         if steps[0] < least:
             self.lost += 1
             self.wrong.append(f"{where}: no checkpoint of step {least} or later")

@@ -11,7 +11,7 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from recipes.lib.models.policies import load_policy, peft_config
+from recipes.lib.models.policies import load_policy, lora_config
 from tests.helpers.tiny_models import save_model
 
 LORA = ModelConfig(use_peft=True, lora_target_modules=["q_proj", "v_proj"], lora_r=2)
@@ -22,7 +22,7 @@ def adapter(folder: Path, name: str, **shape: Any) -> None:
     from peft import get_peft_model
 
     model = load_policy(ModelConfig(model_name_or_path="model"))
-    get_peft_model(model, peft_config(LORA, "CAUSAL_LM")).save_pretrained(folder / "adapter")
+    get_peft_model(model, lora_config(LORA, "CAUSAL_LM")).save_pretrained(folder / "adapter")
     save_model(folder / "model", tokenizer(folder), name, **shape)
 
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
-from recipes.lib.models.forward import Batch, in_pieces
+from recipes.lib.models.forward import Batch, chunked_logps
 from recipes.lib.ppo.actor_critic import reference_logps
 from recipes.lib.rewards.reward_models import RewardModel, load_reward_functions
 from tests.helpers import four_roles, tiny
@@ -228,10 +228,10 @@ def test_pieces_of_the_logits_make_the_same_numbers_and_gradients(
     mask[0, 4:] = 0
     results = []
     for most in (2**26, 3 * 50):
-        monkeypatch.setattr("recipes.lib.models.forward.MOST_LOGITS", most)
+        monkeypatch.setattr("recipes.lib.models.forward.MAX_CHUNK_LOGITS", most)
         sizes: list[int] = []
         handle = head.register_forward_hook(lambda _, x, y, s=sizes: s.append(len(y)))
-        logps, entropy = in_pieces(
+        logps, entropy = chunked_logps(
             head, hidden, ids, mask, temperature=0.7, with_gradient=True, vocab_size=50
         )
         handle.remove()

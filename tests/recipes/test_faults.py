@@ -19,7 +19,7 @@ from transformers import (
 from recipes.lib.distributed.signals import Stopped
 from recipes.lib.errors import UserError
 from recipes.lib.rewards import retries
-from recipes.lib.runs.checkpoints import newest_good, numbered
+from recipes.lib.runs.checkpoints import list_checkpoints, newest_good
 from recipes.lib.runs.folder import Run
 from recipes.lib.trainers import progress
 from tests.helpers.small_disk import NoMountError, small_disk
@@ -157,10 +157,13 @@ def test_a_run_that_was_moved_goes_on_and_finds_its_best_checkpoint(
         kill_at(patch, 9, "on_step_begin", signal.SIGTERM)
         with pytest.raises(Stopped):
             train("sft", folder, "broken", **best)
-    assert [step for step, _ in numbered(folder / "broken")] == [4, 9]  # the best and the newest
+    assert [step for step, _ in list_checkpoints(folder / "broken")] == [
+        4,
+        9,
+    ]  # the best and the newest
     (folder / "elsewhere").mkdir()
     (folder / "broken").rename(folder / "elsewhere/moved")
-    for number, path in numbered(folder / "elsewhere/moved"):
+    for number, path in list_checkpoints(folder / "elsewhere/moved"):
         os.utime(path, (10.0**9 - number, 10.0**9 - number))  # as if the clock had gone back
     train("sft", folder, "elsewhere/moved", **best, resume=True)
     assert_same_runs(folder / "whole", folder / "elsewhere/moved")

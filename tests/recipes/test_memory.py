@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.errors import UserError, is_memory
-from recipes.lib.runs.checkpoints import fault, numbered
+from recipes.lib.runs.checkpoints import checkpoint_fault, list_checkpoints
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers import progress
-from recipes.lib.trainers.out_of_memory import PHASES, flags, phase_of
+from recipes.lib.trainers.out_of_memory import PLACES, place_of, smaller_run_flags
 from tests.helpers.memory_limit import Hungry, HungryBackward, room_for, take
 from tests.helpers.stopped_runs import SAMPLING, assert_same_runs, furnish, train
 
@@ -108,7 +108,7 @@ def test_a_run_without_memory_says_what_fits_and_goes_on_as_it_says(
     assert str(refused.value) == (
         f"memory ran out {where}; {checkpoint} holds where it stands; go on with --resume {remedy}."
     )
-    assert fault(checkpoint) is None
+    assert checkpoint_fault(checkpoint) is None
     words = dict(re.findall(r"--(\w+) (\d+)", remedy))
     changed = {key: int(value) for key, value in words.items()}
     with room_for(rows):  # still no more of it
@@ -154,7 +154,7 @@ def test_half_an_update_is_not_saved_and_is_made_anew(
         patch.setattr(progress, "RunCallback", HalfAnUpdate)
         with room_for(1), pytest.raises(UserError, match=said):
             train("ppo", folder, "broken", **saved)
-    assert [step for step, _ in numbered(folder / "broken")] == [3]
+    assert [step for step, _ in list_checkpoints(folder / "broken")] == [3]
     train("ppo", folder, "broken", **saved, resume=True)
     assert_same_runs(folder / "whole", folder / "broken")
 
@@ -194,7 +194,7 @@ def test_what_pytorch_raises_on_a_cpu_is_known_as_memory() -> None:
     assert is_memory(raised.value)
     assert is_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert is_memory(MemoryError())
-    assert phase_of(raised.value).where == "in the middle of the run"
+    assert place_of(raised.value).where == "in the middle of the run"
 
 
 ACCUMULATED = "--per_device_train_batch_size {} --gradient_accumulation_steps {}"
@@ -216,12 +216,12 @@ ACCUMULATED = "--per_device_train_batch_size {} --gradient_accumulation_steps {}
 def test_what_fits_divides_the_micro_batch(
     name: str, size: int, more: dict[str, int], said: list[str]
 ) -> None:
-    key = PHASES[name].key
+    key = PLACES[name].key
     given = more | {key: size, "gradient_accumulation_steps": 2}
     fixed = bool(given.pop("fixed", False))
     said = [words.format(key=key) for words in said]
     args = SimpleNamespace(gradient_checkpointing=True, **given)
-    assert list(flags(args, PHASES[name], fixed=fixed)) == said
+    assert list(smaller_run_flags(args, PLACES[name], fixed=fixed)) == said
     args.gradient_checkpointing = False
     last = ["--gradient_checkpointing true"] if name == "Stoppable.training_step" else []
-    assert list(flags(args, PHASES[name], fixed=fixed)) == said + last
+    assert list(smaller_run_flags(args, PLACES[name], fixed=fixed)) == said + last

@@ -13,10 +13,16 @@ from trl import SFTTrainer
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder
 from recipes.lib.generation.numerics import NotFiniteError
-from recipes.lib.generation.sampling import Decoding, episode_uniforms, invert_cdf, pad_left, sample
+from recipes.lib.generation.sampling import (
+    Decoding,
+    episode_uniforms,
+    generate,
+    invert_cdf,
+    pad_left,
+)
 from recipes.lib.ppo import trainer as ppo_trainer
-from recipes.lib.ppo.rollouts import check_scored
-from recipes.lib.runs.checkpoints import fault, numbered
+from recipes.lib.ppo.rollouts import check_finite_scores
+from recipes.lib.runs.checkpoints import checkpoint_fault, list_checkpoints
 from recipes.lib.trainers import progress
 from tests.helpers.stopped_runs import assert_same_runs, furnish, rows, train
 
@@ -142,7 +148,9 @@ def test_nothing_is_sampled_from_logits_that_are_not_finite(
         ending = f".*; .*checkpoint-{step} holds where it stands, --resume goes on"
         with pytest.raises(UserError, match=said + ending):
             train(recipe, folder, "broken", **plain)
-    assert [(at, fault(path)) for at, path in numbered(folder / "broken")] == [(step, None)]
+    assert [(at, checkpoint_fault(path)) for at, path in list_checkpoints(folder / "broken")] == [
+        (step, None)
+    ]
     train(recipe, folder, "broken", **plain, resume=True)
     assert_same_runs(folder / "whole", folder / "broken")
 
@@ -168,7 +176,7 @@ def test_weights_that_are_not_finite_are_not_saved_over_good_ones(
         patch.setattr(progress, "RunCallback", Overflow)
         with pytest.raises(UserError, match=said):
             train("ppo", folder, "run", **saved)
-    assert [step for step, _ in numbered(folder / "run")] == [3]
+    assert [step for step, _ in list_checkpoints(folder / "run")] == [3]
     train("ppo", folder, "run", **saved, resume=True)
     train("ppo", folder, "whole", **saved)
     assert_same_runs(folder / "whole", folder / "run")
@@ -190,7 +198,7 @@ def test_one_of_several_completions_is_enough_to_refuse_them(
     def say() -> torch.Tensor:
         if own_loop:
             return decoder.sample(*prompts, noise)[0]
-        return sample(tiny_model, *prompts, noise, decoding)[0]
+        return generate(tiny_model, *prompts, noise, decoding)[0]
 
     before = say()
     width: list[int] = []
@@ -218,8 +226,8 @@ def test_scores_count_where_a_token_is() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     good = torch.zeros(2, 3)
     padding = torch.tensor([[0.0, 0.0, math.nan], [0.0, math.inf, 0.0]])
-    check_scored(mask, good, padding, good)
+    check_finite_scores(mask, good, padding, good)
     bad = torch.tensor([[0.0, -math.inf, 0.0], [0.0, 0.0, 0.0]])
     said = "the log-probabilities of the reference of 1 of 2 completions were NaN or infinite"
     with pytest.raises(NotFiniteError, match=said):
-        check_scored(mask, good, bad, good)
+        check_finite_scores(mask, good, bad, good)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate, pad_left
 from recipes.lib.models.likelihood import label_logps
 from recipes.lib.plan import passes
 from recipes.lib.plan.breakdown import CACHE
@@ -52,7 +52,7 @@ def test_sampling_takes_what_the_plan_says(
     prompts = [[5] * (PROMPT - row % 2) for row in range(ROWS)]
     noise = episode_uniforms(1, range(ROWS), COMPLETION)
     decoding = Decoding(COMPLETION, 1.0, NO_STOP, 0)
-    real = weighed(model, lambda: sample(model, *pad_left(prompts, 0, "cpu"), noise, decoding))
+    real = weighed(model, lambda: generate(model, *pad_left(prompts, 0, "cpu"), noise, decoding))
     scale, _ = scale_of(tmp_path, "sft")
     planned = sampling_bytes(scale, Sampling(ROWS, PROMPT, COMPLETION))
     assert sum(planned.values()) == pytest.approx(real.peak, rel=0.05)
@@ -78,11 +78,11 @@ def test_scoring_takes_what_the_plan_says(
     planned = scale.weigh(passes.ppo_scoring(scale, config.training, ROWS))
 
     from recipes.lib.models.forward import Batch
-    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.models.policies import load_policy, lora_config
     from recipes.lib.ppo.actor_critic import reference_logps
     from recipes.lib.ppo.roles import make_roles
 
-    adapter = peft_config(config.model, "CAUSAL_LM")
+    adapter = lora_config(config.model, "CAUSAL_LM")
     model, reference = make_roles(load_policy(config.model), config.training, adapter)
     ids = torch.full((ROWS, PROMPT + COMPLETION), 5)
     mask = torch.ones_like(ids)

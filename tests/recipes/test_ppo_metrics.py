@@ -11,7 +11,7 @@ import pytest
 from recipes import ppo
 from recipes.lib.ppo.health import RULES
 from recipes.lib.ppo.metrics import Clock
-from recipes.lib.report.times import REST, times
+from recipes.lib.report.times import REST, phase_times
 from recipes.lib.runs.files import read_jsonl
 from tests.helpers.report_html import Page
 
@@ -175,7 +175,7 @@ def test_the_table_of_times_adds_up_and_weighs_the_rates() -> None:
         {"eval_scores": 1.0},
         {"time/sampling": 3.0, name: 20.0, "time/training": 6.0, "time/saving": 1.0},
     ]
-    table = times(rows, 20.0)
+    table = phase_times(rows, 20.0)
     assert [(line.label, float(line.seconds.value), line.share) for line in table] == [
         ("Sampling completions", 4.0, "20\u00a0%"),
         ("Updates", 11.0, "55\u00a0%"),
@@ -186,5 +186,5 @@ def test_the_table_of_times_adds_up_and_weighs_the_rates() -> None:
     assert float(table[0].rate.value) == 40.0  # 160 tokens in 4 seconds
     assert table[1].rate is None
     # the summary of a resumed run knows only its last part: no rest then
-    assert [line.label for line in times(rows, 10.0)][-1] == "Saving checkpoints"
-    assert times([{"loss": 1.0}], 10.0) == []
+    assert [line.label for line in phase_times(rows, 10.0)][-1] == "Saving checkpoints"
+    assert phase_times([{"loss": 1.0}], 10.0) == []

@@ -17,7 +17,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder
 from recipes.lib.generation.sampling import Decoding
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.samplers import check_vllm, kept_base, restored, through_stop
+from recipes.lib.ppo.samplers import base_weights, check_vllm, cut_after_stop, restoring_weights
 from tests.recipes.test_ppo_trainer import make, state
 
 
@@ -91,8 +91,8 @@ def test_weights_come_back_to_the_bit_after_vllm_has_read_them(tiny_model: Any) 
     def read() -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in generation._iter_named_params()}
 
-    kept = kept_base(policy)
-    with restored(kept):
+    kept = base_weights(policy)
+    with restoring_weights(kept):
         sent = read()
     assert all(torch.equal(value, before[name]) for name, value in state(policy).items())
     merged = copy.deepcopy(policy).merge_and_unload().state_dict()
@@ -105,6 +105,6 @@ def test_weights_come_back_to_the_bit_after_vllm_has_read_them(tiny_model: Any) 
 
 def test_a_completion_ends_with_its_first_stop_token() -> None:
     decoding = Decoding(8, 1.0, 1, 0, (4,))
-    assert through_stop([5, 6, 4, 7], decoding) == [5, 6, 4]
-    assert through_stop([5, 6], decoding) == [5, 6]
-    assert through_stop([1], decoding) == [1]
+    assert cut_after_stop([5, 6, 4, 7], decoding) == [5, 6, 4]
+    assert cut_after_stop([5, 6], decoding) == [5, 6]
+    assert cut_after_stop([1], decoding) == [1]

@@ -18,7 +18,7 @@ from transformers import (
 from recipes.lib.distributed.signals import Stopped
 from recipes.lib.ppo.samplers import Sampler
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.checkpoints import fault, numbered
+from recipes.lib.runs.checkpoints import checkpoint_fault, list_checkpoints
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers import progress
 from tests.helpers.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
@@ -72,7 +72,9 @@ def test_a_run_that_a_signal_ended_goes_on_as_if_nothing_had_been(
         said = f"stopped by {signal.Signals(number).name}; .*checkpoint-{step} holds"
         with pytest.raises(Stopped, match=said):
             train(recipe, folder, "broken", **more)
-    assert [(s, fault(path)) for s, path in numbered(folder / "broken")] == [(step, None)]
+    assert [(s, checkpoint_fault(path)) for s, path in list_checkpoints(folder / "broken")] == [
+        (step, None)
+    ]
     train(recipe, folder, "broken", **more, resume=True)
     assert_same_runs(folder / "whole", folder / "broken")
 
@@ -87,7 +89,7 @@ def test_from_the_checkpoint_of_the_last_step_no_further_step_is_made(
     for name in ("lineage.json", "summary.json", "report.html"):
         (folder / "cut" / name).unlink()
     shutil.rmtree(folder / "cut/final")
-    assert numbered(folder / "cut")[-1][0] == 10
+    assert list_checkpoints(folder / "cut")[-1][0] == 10
     train(recipe, folder, "cut", **more, resume=True)
     assert_same_runs(folder / "whole", folder / "cut")
 
@@ -162,7 +164,7 @@ def test_before_the_first_step_there_is_nothing_to_save(
         kill_at(patch, 0, "on_train_begin", signal.SIGTERM)
         with pytest.raises(Stopped, match="stopped by SIGTERM; no step was made since the start"):
             train("sft", folder, "run")
-    assert numbered(folder / "run") == []
+    assert list_checkpoints(folder / "run") == []
     train("sft", folder, "run", resume=True)
 
 
@@ -193,4 +195,4 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch: pytest.MonkeyPatch, folder: 
     monkeypatch.setattr(progress, "RunCallback", Twice)
     with pytest.raises(KeyboardInterrupt):
         train("sft", folder, "run")
-    assert numbered(folder / "run") == []
+    assert list_checkpoints(folder / "run") == []

@@ -16,7 +16,7 @@ from recipes import reward, sft
 from recipes.lib.data.prompts import prompt_token_ids
 from recipes.lib.data.streaming import load_rows
 from recipes.lib.errors import UserError
-from recipes.lib.generation.completions import sample
+from recipes.lib.generation.completions import complete
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
@@ -79,7 +79,7 @@ def test_bos_that_equals_eos_begins_the_prompt_and_ends_the_completion(
     assert ids == [EOS, *words, EOS]
     assert trainer.train_dataset[0]["labels"] == [-100] * 3 + [*words[2:], EOS]
     # The sampler does not take the bos of a prompt for its end.
-    said = sample(trainer.model, tiny_tokenizer, ["the cat"], max_new_tokens=3)[0]
+    said = complete(trainer.model, tiny_tokenizer, ["the cat"], max_new_tokens=3)[0]
     assert said.prompt_ids == [EOS, *words[:2]]
     assert len(said.ids) == 3 or said.has_ended
 
@@ -103,7 +103,7 @@ def test_sampling_ends_with_each_of_several_eos_ids(
     model = load_policy(ModelConfig(model_name_or_path=str(tmp_path / "model")))
     fixed(model, last)
     model.generation_config.eos_token_id = [1, 5]
-    said = sample(model, tiny_tokenizer, ["the cat"], max_new_tokens=4, temperature=0)[0]
+    said = complete(model, tiny_tokenizer, ["the cat"], max_new_tokens=4, temperature=0)[0]
     assert (said.ids, said.has_ended, said.text) == ([last], True, "")
 
 
@@ -112,7 +112,7 @@ def test_an_eos_that_never_comes_is_cut_off_and_said(
 ) -> None:
     save_model(tmp_path / "model", tiny_tokenizer, tie_word_embeddings=False)
     model = fixed(load_policy(ModelConfig(model_name_or_path=str(tmp_path / "model"))), 7)
-    said = sample(model, tiny_tokenizer, ["the cat"], max_new_tokens=4, temperature=0)[0]
+    said = complete(model, tiny_tokenizer, ["the cat"], max_new_tokens=4, temperature=0)[0]
     assert (said.ids, said.has_ended) == ([7] * 4, False)
 
 
@@ -251,7 +251,7 @@ def test_tokens_that_span_prompt_and_completion_in_sampling_and_ppo(
     tokenizer = load_tokenizer(name)
     policy = load_policy(ModelConfig(model_name_or_path=name))
     prompt = "Once upon a time there was"
-    said = sample(policy, tokenizer, [prompt], max_new_tokens=8, seed=1)[0]
+    said = complete(policy, tokenizer, [prompt], max_new_tokens=8, seed=1)[0]
     assert tokenizer.decode(said.prompt_ids + said.ids, skip_special_tokens=True) == (
         tokenizer.decode(said.prompt_ids, skip_special_tokens=True) + said.text
     )

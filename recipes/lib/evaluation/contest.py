@@ -12,14 +12,14 @@ from torch import Tensor
 from trl import ModelConfig
 
 from recipes.lib.evaluation.judges import Judge
-from recipes.lib.generation.completions import Completion, sample
+from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.models.likelihood import completion_logps
 from recipes.lib.models.policies import evaluation_device, load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How both sides sample: tokens, temperature (0 is greedy), batch and seed."""
 
     max_new_tokens: int
@@ -48,7 +48,7 @@ def compare(
     names: tuple[str, str],
     prompts: list[Any],
     judge: Judge,
-    sampling: Sampling,
+    sampling: SamplingSettings,
     dtype: str,
     *,
     trust_remote_code: bool = False,
@@ -77,11 +77,11 @@ def compare(
     has_kl = sampling.temperature > 0
     has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     model = _load(names[0], dtype, trust_remote_code)
-    ours = _sample(model, tokenizers[0], prompts, sampling)
+    ours = complete(model, tokenizers[0], prompts, **vars(sampling))
     logps = _logps(model, ours, sampling) if has_kl else []
     del model
     model = _load(names[1], dtype, trust_remote_code)
-    theirs = _sample(model, tokenizers[1], prompts, sampling)
+    theirs = complete(model, tokenizers[1], prompts, **vars(sampling))
     numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
     del model
     sides = [Side(side, judge(prompts, [c.text for c in side])) for side in (ours, theirs)]
@@ -117,23 +117,7 @@ def _load(name: str, dtype: str, trust_remote_code: bool) -> Any:
     return model.to(evaluation_device())
 
 
-def _sample(model: Any, tokenizer: Any, prompts: list[Any], sampling: Sampling) -> list[Completion]:
-    return sample(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        seed=sampling.seed,
-        batch_size=sampling.batch_size,
-    )
-
-
-def _logps(model: Any, completions: list[Completion], sampling: Sampling) -> list[Tensor]:
-    return completion_logps(
-        model,
-        [c.prompt_ids for c in completions],
-        [c.ids for c in completions],
-        temperature=sampling.temperature,
-        batch_size=sampling.batch_size,
-    )
+def _logps(model: Any, completions: list[Completion], sampling: SamplingSettings) -> list[Tensor]:
+    prompts, ids = [c.prompt_ids for c in completions], [c.ids for c in completions]
+    size = sampling.batch_size
+    return completion_logps(model, prompts, ids, temperature=sampling.temperature, batch_size=size)

@@ -43,16 +43,11 @@ def held_out_samples(
         prompt, reference = prompt_and_reference(row)
         if prompt and fits(model, tokenizer, prompt, max_new_tokens):
             kept.append((prompt, reference))
-    texts = complete(
-        model,
-        tokenizer,
-        [prompt for prompt, _ in kept],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-    )
+    prompts, length = [prompt for prompt, _ in kept], max_new_tokens
+    made = complete(model, tokenizer, prompts, max_new_tokens=length, temperature=temperature)
     return [
-        {"prompt": prompt_text(prompt), "reference": reference, "completion": text}
-        for (prompt, reference), text in zip(kept, texts, strict=True)
+        {"prompt": prompt_text(prompt), "reference": reference, "completion": completion.text}
+        for (prompt, reference), completion in zip(kept, made, strict=True)
     ]
 
 

@@ -9,16 +9,17 @@ Source: Rafailov et al., Direct Preference Optimization, 2023, section 4.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.lib.distributed.shards import whole
 from recipes.lib.models.likelihood import label_logps
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import Trainer
 
 
-def sequence_logps(trainer: Any, rows: Dataset, column: str) -> list[float]:
+def sequence_logps(trainer: Trainer, rows: Dataset, column: str) -> list[float]:
     """Log-probability of each completion under the trainer's model as it is now.
 
     Called before and after training, it gives both halves of the implicit reward, whether or not

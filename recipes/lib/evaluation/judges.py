@@ -10,7 +10,7 @@ from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import evaluation_device
 from recipes.lib.rewards.functions import is_function_reference, load_function
 from recipes.lib.rewards.reward_models import RewardModel
-from recipes.lib.rewards.scoring import score
+from recipes.lib.rewards.scoring import as_answers, weighted_scores
 
 Judge = Callable[[list[Any], list[str]], list[float]]
 
@@ -36,12 +36,17 @@ def load_judge(
             return one finite number for each completion.
     """
     if is_function_reference(name):
-        return _by_function(load_function(name))
+        return _function_judge(load_function(name))
     model, tokenizer = load_reward_model(name, dtype, trust_remote_code=trust_remote_code)
-    return _by_model(RewardModel(model.to(evaluation_device()), tokenizer, name, batch_size))
+    reward = RewardModel(model.to(evaluation_device()), tokenizer, name, batch_size)
+
+    def judge(prompts: list[Any], completions: list[str]) -> list[float]:
+        return reward(prompts, as_answers(prompts, completions))
+
+    return judge
 
 
-def _by_function(function: Callable[..., Any]) -> Judge:
+def _function_judge(function: Callable[..., Any]) -> Judge:
     def called(prompts: list[str], completions: list[str], **_: Any) -> Any:
         return function(prompts=prompts, completions=completions)
 
@@ -50,16 +55,7 @@ def _by_function(function: Callable[..., Any]) -> Judge:
     def judge(prompts: list[Any], completions: list[str]) -> list[float]:
         texts = [prompt_text(prompt) for prompt in prompts]
         no_ids: list[list[int]] = [[]] * len(texts)
-        scores, _ = score([called], [1.0], texts, completions, no_ids, {})
+        scores, _ = weighted_scores([called], [1.0], texts, completions, no_ids, {})
         return [float(value) for value in scores]
-
-    return judge
-
-
-def _by_model(reward: RewardModel) -> Judge:
-    def judge(prompts: list[Any], completions: list[str]) -> list[float]:
-        if isinstance(prompts[0], str):
-            return reward(prompts, completions)
-        return reward(prompts, [[{"role": "assistant", "content": text}] for text in completions])
 
     return judge

@@ -19,7 +19,7 @@ from recipes.lib.rewards.reward_models import RewardModel
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
     from trl import ModelConfig
 
 NUM_CHECKED = 64  # test pairs that the saved model must score like the trained one
@@ -44,7 +44,7 @@ def score_pairs(
 
 
 def score_shares(
-    trainer: Any, model: PreTrainedModel, test: Dataset, batch_size: int = 64
+    trainer: Trainer, model: PreTrainedModel, test: Dataset, batch_size: int = 64
 ) -> list[dict[str, Any]]:
     """Score both sides of every pair, each process its share; all of them call it.
 
@@ -124,7 +124,8 @@ def check_saved(
     )
     device, formats = next(model.parameters()).device, {w.dtype for w in model.parameters()}
     if len(formats) == 1:  # FSDP2 and ZeRO gather all of a model in the 16 bits it computes in
-        _round(saved, *formats)
+        for weight in saved.parameters():  # buffers, as those of positions, stay finer than that
+            weight.data = weight.data.to(*formats)
     before = score_pairs(model, tokenizer, few, batch_size)
     after = score_pairs(saved.to(device), tokenizer, few, batch_size)
     # Half precision rounds adapters, which train in float32, when they are read again.
@@ -137,12 +138,6 @@ def check_saved(
                     f"{final} scores {other[key]} where the trained model scored {one[key]}: the "
                     "saved reward model is not the trained one."
                 )
-
-
-def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    # The weights alone: models keep buffers, as those of positions, finer than that.
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
 
 
 def bag_of_words_accuracy(train: Dataset, test: Dataset) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recipes.lib.data.prompts import Prompt
 from recipes.lib.feedback.rater import Rating
-
-Prompt = str | list[dict[str, Any]]
+from recipes.lib.rewards.scoring import as_answers
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def sample_pairs(
     Returns:
         The pairs in the order of their prompts, and the number of completion tokens drawn.
     """
-    from recipes.lib.generation.completions import sample
+    from recipes.lib.generation.completions import complete
 
     seed = sampling.pop("seed")
     pairs: dict[int, Pair] = {}
@@ -54,7 +54,7 @@ def sample_pairs(
         if not left:
             break
         twice = [prompts[row] for row in left for _ in range(2)]
-        drawn = sample(model, tokenizer, twice, seed=seed + 1_000_003 * attempt, **sampling)
+        drawn = complete(model, tokenizer, twice, seed=seed + 1_000_003 * attempt, **sampling)
         num_tokens += sum(len(completion.ids) for completion in drawn)
         for row, one, other in zip(left, drawn[::2], drawn[1::2], strict=True):
             if one.text.strip() and other.text.strip() and one.text != other.text:
@@ -93,12 +93,6 @@ def feedback_row(pair: Pair, rating: Rating, run: str, created_at: str) -> dict[
 
 def preference_row(pair: Pair, rating: Rating) -> dict[str, Any]:
     """The pair in TRL's preference format, as messages where the prompt is messages."""
-    sides = (pair.first, pair.second)
+    sides = as_answers([pair.prompt], (pair.first, pair.second))
     chosen, rejected = sides[rating.value], sides[1 - rating.value]
-    if isinstance(pair.prompt, str):
-        return {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}
-    return {
-        "prompt": pair.prompt,
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
+    return {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}

@@ -43,7 +43,7 @@ def preference_probability(difference: float, temperature: float) -> float:
     return 0.5 * (1.0 + math.tanh(0.5 * difference / temperature))
 
 
-def rate(
+def rate_pairs(
     first: Sequence[float], second: Sequence[float], *, temperature: float, seed: int
 ) -> list[Rating]:
     """Rate pairs; the draw of a pair depends on the seed and its position alone.

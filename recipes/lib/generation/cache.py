@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
 
 
-class Window:
+class CacheWindow:
     """What of the cache is in use; one for all layers.
 
     Args:
@@ -37,7 +37,7 @@ class Window:
 class WindowedLayer(CacheLayerMixin):
     """Keys and values of one layer, in full length also where attention slides: its mask slides."""
 
-    def __init__(self, window: Window, is_sliding: bool) -> None:
+    def __init__(self, window: CacheWindow, is_sliding: bool) -> None:
         super().__init__()
         self.window, self.is_sliding = window, is_sliding
         # Masks must not be left out in a captured step, whose shapes say nothing of its position.
@@ -100,7 +100,7 @@ class WindowedLayer(CacheLayerMixin):
             of_rows[: len(rows), :, :num_slots] = kept
 
 
-def windowed_cache(config: Any, window: Window) -> Cache:
+def windowed_cache(config: Any, window: CacheWindow) -> Cache:
     """Cache of a model, all layers of it behind one window."""
     kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     return Cache(layers=[WindowedLayer(window, kind == "sliding_attention") for kind in kinds])

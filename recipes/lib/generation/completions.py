@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,7 +15,8 @@ from recipes.lib.data.prompts import Prompt, completion_text, prompt_token_ids
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
-from recipes.lib.generation.sampling import sample as sample_tokens
+from recipes.lib.generation.sampling import generate as sample_tokens
+from recipes.lib.models.forward import base_model, length_batches
 
 NO_TOKEN = -1  # of a tokenizer without an EOS: nothing stops a completion but its length
 
@@ -32,33 +32,6 @@ class Completion:
 
 
 def complete(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    *,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> list[str]:
-    """Complete prompts and return the texts alone; see `sample`.
-
-    Returns:
-        One text per prompt, in the order of the prompts, without special tokens.
-    """
-    completions = sample(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    return [completion.text for completion in completions]
-
-
-def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
@@ -94,7 +67,10 @@ def sample(
     """
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
-    decoding = _decoding(model, tokenizer, max_new_tokens, temperature)
+    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
+    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
+    decoding = Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
     ids = _sample_ids(model, rows, decoding, seed, batch_size)
     completions = []
     for index, row in enumerate(rows):
@@ -108,13 +84,11 @@ def _sample_ids(
     model: PreTrainedModel, rows: list[list[int]], decoding: Decoding, seed: int, batch_size: int
 ) -> dict[int, list[int]]:
     uniforms_BC = episode_uniforms(seed, range(len(rows)), decoding.max_new_tokens)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    base = base_model(model)
     ids: dict[int, list[int]] = {}
     is_own = is_faster(base)
     progress = tqdm(total=len(rows), desc="completions", unit="text", leave=False)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in length_batches(list(map(len, rows)), batch_size):
         noise_BC = uniforms_BC[batch] if decoding.temperature > 0 else None
         prompts_BT = pad_left([rows[row] for row in batch], decoding.pad_token_id, model.device)
         if is_own:
@@ -137,18 +111,6 @@ def fits(
     context = _context(model)
     length = len(prompt_token_ids(tokenizer, prompt))
     return context is None or length + max_new_tokens <= context
-
-
-def _decoding(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-    temperature: float,
-) -> Decoding:
-    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
-    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
-    return Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
 
 
 def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int) -> None:

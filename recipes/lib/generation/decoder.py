@@ -22,24 +22,24 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from recipes.lib.errors import UserError
-from recipes.lib.generation.cache import Window, windowed_cache
+from recipes.lib.generation.cache import CacheWindow, windowed_cache
 from recipes.lib.generation.cuda_graphs import Graphs
 from recipes.lib.generation.numerics import check_sampled
 from recipes.lib.generation.sampling import Decoding, invert_cdf, mask_through_stop
 from recipes.lib.models.forward import position_ids
 
-KINDS = ("full_attention", "sliding_attention")
+LAYER_TYPES = ("full_attention", "sliding_attention")
 # Their frequencies follow the longest sequence in the batch, which changes when rows end.
 MOVING_ROPE = ("dynamic", "longrope")
 
 
-SLOTS_A_GRAPH = 256  # a graph sees this many slots more than the one before
-STEPS_A_LOOK = 8  # on a GPU; to look whether rows have ended waits for it
-WORTH_MOVING = 0.75  # uncaptured, rows are moved together where no more than this share goes on
+SLOTS_PER_GRAPH = 256  # a graph sees this many slots more than the one before
+STEPS_PER_CHECK = 8  # on a GPU; to look whether rows have ended waits for it
+MAX_KEPT_SHARE = 0.75  # uncaptured, rows are moved together where no more than this share goes on
 
 
 @dataclass
-class State:
+class DecodeState:
     """What a step reads and writes, at addresses that stay.
 
     Args:
@@ -61,7 +61,7 @@ class State:
     is_faulty: Tensor
 
     @classmethod
-    def of_size(cls, rows: int, slots: int, num_tokens: int, device: Any) -> State:
+    def of_size(cls, rows: int, slots: int, num_tokens: int, device: Any) -> DecodeState:
         """State for at most so many rows, slots and tokens."""
         numbers = {"dtype": torch.long, "device": device}
         truths = {"dtype": torch.bool, "device": device}
@@ -106,11 +106,11 @@ class Decoder:
         is_on_card = model.device.type == "cuda"
         self.is_static = is_on_card if is_static is None else is_static
         self.is_captured = is_on_card and self.is_static
-        reason = obstacle(model, self.is_static)
+        reason = unsupported_reason(model, self.is_static)
         if reason is not None:
             raise UserError(f"sampler=graph: the model {reason}; use sampler=transformers.")
         self.model, self.decoding = model, decoding
-        self.takes_positions = takes_positions(model)
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.stops = torch.tensor(decoding.stops, device=model.device)
         self.step = torch.zeros(1, dtype=torch.long, device=model.device)
         self.graphs = Graphs(model)
@@ -121,10 +121,10 @@ class Decoder:
         self.graphs.forget()
         self.takes = 0
         device = self.model.device
-        self.window = Window(num_rows, num_slots, self.is_static, device)
+        self.window = CacheWindow(num_rows, num_slots, self.is_static, device)
         self.cache = windowed_cache(self.model.config, self.window)
         length = self.decoding.max_new_tokens
-        self.state = State.of_size(num_rows, num_slots, length, device)
+        self.state = DecodeState.of_size(num_rows, num_slots, length, device)
 
     @torch.no_grad()
     def sample(
@@ -148,7 +148,7 @@ class Decoder:
         try:
             self._begin(prompt_ids_BP, prompt_mask_BP, uniforms_BC)
             for step in range(1, self.decoding.max_new_tokens):
-                is_time = not self.is_captured or step % STEPS_A_LOOK == 0
+                is_time = not self.is_captured or step % STEPS_PER_CHECK == 0
                 if is_time and not self._drop_finished():
                     break
                 self._advance(uniforms_BC is not None)
@@ -234,8 +234,8 @@ class Decoder:
         window = self.window
         needed = window.filled + 1
         if self.is_static:
-            steps = -(-needed // SLOTS_A_GRAPH)
-            needed = min(window.num_slots, steps * SLOTS_A_GRAPH)
+            steps = -(-needed // SLOTS_PER_GRAPH)
+            needed = min(window.num_slots, steps * SLOTS_PER_GRAPH)
         window.show(window.rows, needed, window.filled)
         if self.is_captured:
             key = window.rows, window.seen, is_sampled
@@ -261,7 +261,7 @@ class Decoder:
     def _rows_to_keep(self, num_going_on: int, rows: int) -> int:
         if self.is_static:  # few sizes, because each is captured
             return min(rows, 1 << (num_going_on - 1).bit_length())
-        return num_going_on if num_going_on <= WORTH_MOVING * rows else rows
+        return num_going_on if num_going_on <= MAX_KEPT_SHARE * rows else rows
 
     def _keep(self, rows: list[int]) -> None:
         """Go on with these rows alone."""
@@ -285,7 +285,7 @@ class Decoder:
         return {"position_ids": position_ids} if self.takes_positions else {}
 
 
-def obstacle(model: PreTrainedModel, is_static: bool = False) -> str | None:
+def unsupported_reason(model: PreTrainedModel, is_static: bool = False) -> str | None:
     """Why the loop cannot run a model as generate does.
 
     Args:
@@ -296,7 +296,7 @@ def obstacle(model: PreTrainedModel, is_static: bool = False) -> str | None:
         What the model does, for a sentence that begins with "the model"; None for nothing.
     """
     kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-    others = sorted(set(kinds) - set(KINDS))
+    others = sorted(set(kinds) - set(LAYER_TYPES))
     if others:
         return f"has layers of {' and '.join(others)}"
     if "past_key_values" not in inspect.signature(model.forward).parameters:
@@ -314,11 +314,6 @@ def obstacle(model: PreTrainedModel, is_static: bool = False) -> str | None:
     return None
 
 
-def takes_positions(model: PreTrainedModel) -> bool:
-    """Whether a model is told positions, and does not count them by itself."""
-    return "position_ids" in inspect.signature(model.forward).parameters
-
-
 def is_faster(model: PreTrainedModel) -> bool:
     """Whether the loop is known to be faster than generate (docs/benchmarks/cpu.md).
 
@@ -328,7 +323,7 @@ def is_faster(model: PreTrainedModel) -> bool:
     Returns:
         Whether it can run the model, on a CPU; on a GPU this is not yet measured.
     """
-    return model.device.type == "cpu" and obstacle(model) is None
+    return model.device.type == "cpu" and unsupported_reason(model) is None
 
 
 def _rope_types(value: Any) -> Iterator[str]:

@@ -28,8 +28,7 @@ def check_sampled(faulty_B: Tensor | None) -> None:
     Raises:
         NotFiniteError: There is one.
     """
-    number = int(faulty_B.sum()) if faulty_B is not None else 0
-    if faulty_B is not None and number:
+    if faulty_B is not None and (number := int(faulty_B.sum())):
         raise NotFiniteError(
             f"the logits of {number} of {len(faulty_B)} completions were NaN or infinite while "
             f"they were sampled: the model's {CAUSE}."

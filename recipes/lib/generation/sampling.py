@@ -161,7 +161,7 @@ def own_generation_config(
 
 
 @torch.no_grad()
-def sample(
+def generate(
     model: PreTrainedModel,
     prompt_ids_BP: Tensor,
     prompt_mask_BP: Tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from recipes.lib.models.folders import resolve_model
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+    from trl import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -57,8 +59,14 @@ def adapter_base(path: str | Path) -> tuple[str, str]:
     return found, str(config.get("revision") or "main")
 
 
+def base_args(path: str | Path, model_args: ModelConfig, **changes: Any) -> ModelConfig:
+    """TRL's model keys for the base of an adapter."""
+    name, revision = adapter_base(path)
+    return replace(model_args, model_name_or_path=name, model_revision=revision, **changes)
+
+
 @contextmanager
-def as_base_of(path: str | Path) -> Iterator[None]:
+def naming_adapter(path: str | Path) -> Iterator[None]:
     """Name the adapter where its base cannot be loaded."""
     try:
         yield
@@ -95,7 +103,7 @@ def adapter_keys(path: str | Path) -> set[str]:
         ) from error
 
 
-def put_on(base: PreTrainedModel, path: str, *, trainable: bool = False) -> PeftModel:
+def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool = False) -> PeftModel:
     """Load an adapter onto the model that it was trained on.
 
     Args:

@@ -9,12 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,8 +19,9 @@ from recipes.lib.models.adapter_folders import WEIGHTS, adapter_keys
 
 POLICY, REFERENCE, VALUE = "default", "reference", "value"
 # Where PEFT keeps which adapter speaks, in its layers and above them.
-SPEAKING = ("_active_adapter", "_disable_adapters", "active_adapter")
-SILENT = ("_disable_adapters",)  # the bare base leaves alone which adapter would speak
+ADAPTER_SWITCHES = ("_active_adapter", "_disable_adapters", "active_adapter")
+HEAD = (".score.weight", ".score.bias")
+BASE_SWITCHES = ("_disable_adapters",)  # the bare base leaves alone which adapter would speak
 
 
 class Adapters:
@@ -60,9 +56,9 @@ class Adapters:
             return
         if name not in self.noted:
             self._switch_by_peft(name)
-            names = SILENT if name is None else SPEAKING
+            names = BASE_SWITCHES if name is None else ADAPTER_SWITCHES
             self.noted[name] = [
-                pair for module in self.model.modules() if (pair := _spoken(module, names))
+                pair for module in self.model.modules() if (pair := _switches(module, names))
             ]
         for module, values in self.noted[name]:
             vars(module).update(values)  # not by setattr, which for a module takes its time
@@ -146,7 +142,9 @@ class Adapters:
         adapter_keys(folder)
         config = PeftConfig.from_pretrained(str(folder))
         weights = load_file(Path(folder) / WEIGHTS)
-        head = {key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if _is_head(key)}
+        head = {
+            key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if key.endswith(HEAD)
+        }
         others = [m for m in getattr(config, "modules_to_save", None) or [] if m != "score"]
         config = dataclasses.replace(
             config, task_type="CAUSAL_LM", modules_to_save=others or None, inference_mode=False
@@ -185,7 +183,7 @@ class Adapters:
         set_peft_model_state_dict(self.model, dict(state), adapter_name=name)
 
 
-def _spoken(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]] | None:
+def _switches(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]] | None:
     """A module, and what of its attributes says which adapter speaks; None without any."""
     kind = type(module)
     values = {
@@ -194,7 +192,3 @@ def _spoken(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[
         if hasattr(module, name) and not isinstance(getattr(kind, name, None), property)
     }
     return (module, values) if values else None
-
-
-def _is_head(key: str) -> bool:
-    return key.endswith((".score.weight", ".score.bias"))

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from recipes.lib.errors import UserError
 from recipes.lib.models.tokenizers import load_tokenizer
 
-KEY = "chat_template_path"
+TEMPLATE_KEY = "chat_template_path"
 
 
 def check_template_path(path: str | None) -> None:
@@ -34,14 +34,16 @@ def check_template_path(path: str | None) -> None:
         return
     if path.endswith((".jinja", ".j2")):
         if not Path(path).is_file():
-            raise UserError(f"{KEY}={path}: there is no such file; check the path.")
+            raise UserError(f"{TEMPLATE_KEY}={path}: there is no such file; check the path.")
         return
     try:
         tokenizer = load_tokenizer(path)
     except UserError as error:
-        raise UserError(str(error).replace("model_name_or_path", KEY, 1)) from error
+        raise UserError(str(error).replace("model_name_or_path", TEMPLATE_KEY, 1)) from error
     if not tokenizer.chat_template:
-        raise UserError(f"{KEY}={path}: its tokenizer has no chat template; name one that has.")
+        raise UserError(
+            f"{TEMPLATE_KEY}={path}: its tokenizer has no chat template; name one that has."
+        )
 
 
 def check_conversation(
@@ -127,19 +129,19 @@ def _render(
         )
     except TemplateError as error:
         raise UserError(
-            f"{KEY} is missing: the model's chat template cannot render the data "
+            f"{TEMPLATE_KEY} is missing: the model's chat template cannot render the data "
             f"({' '.join(str(error).split())}); name a template that can."
         ) from error
 
 
 def _whose(model_name: str | None) -> str:
     if model_name is None:
-        return f"{KEY} is missing: the model's"
+        return f"{TEMPLATE_KEY} is missing: the model's"
     return f"model_name_or_path={model_name}: its"
 
 
 def _give(model_name: str | None) -> str:
-    return f"set {KEY} to" if model_name is None else "save the model with"
+    return f"set {TEMPLATE_KEY} to" if model_name is None else "save the model with"
 
 
 def _remedy(tokenizer: Any, answer: str, model_name: str | None) -> str:
@@ -178,7 +180,7 @@ class TemplateArguments:
     )
 
 
-def use_template(tokenizer: Any, template: str | None, path: str | None = None) -> None:
+def set_chat_template(tokenizer: Any, template: str | None, path: str | None = None) -> None:
     """Give a tokenizer the chat template of the configuration; it is saved with the model.
 
     Args:
@@ -202,14 +204,11 @@ def use_template(tokenizer: Any, template: str | None, path: str | None = None) 
         raise UserError("chat_template='': holds no template; write one, or leave it out.")
     try:
         # As transformers reads templates, with the tags of loops and of what is generated.
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_marks(template))
+        # Not the tag of transformers' own, around what the assistant said.
+        plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
     except TemplateError as error:
         raise UserError(
             f"chat_template: is no Jinja template ({' '.join(str(error).split())}); mend it."
         ) from error
     tokenizer.chat_template = template
-
-
-def _without_marks(template: str) -> str:
-    # The tag of transformers' own, around what the assistant said.
-    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

@@ -12,26 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import (
-    adapter_base,
+    WEIGHTS,
     adapter_keys,
     adapter_task,
-    as_base_of,
-    put_on,
+    base_args,
+    load_adapter,
+    naming_adapter,
 )
 from recipes.lib.models.folders import (
     fetch_adapter,
     is_adapter,
-    reading,
-    refuse_random,
+    load_errors,
+    refuse_missing_weights,
     resolve_model,
 )
 from recipes.lib.models.policies import (
     _refuse_other_shape,
     is_quantized,
     load_policy,
-    merge,
-    options,
-    unpacked,
+    merge_adapter,
+    prepare_for_gradients,
+    pretrained_options,
 )
 from recipes.lib.models.tokenizers import load_tokenizer, refuse_vocabulary
 
@@ -85,7 +86,7 @@ def load_reward_model(
     if path != name:  # the Hub id of an adapter, and not where it was downloaded to
         model.name_or_path = name
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return unpacked(model).eval(), tokenizer
+    return prepare_for_gradients(model).eval(), tokenizer
 
 
 def _classifier(
@@ -96,9 +97,9 @@ def _classifier(
     path = str(model_args.model_name_or_path)
     if is_adapter(path):
         if adapter_task(path) == "SEQ_CLS":
-            return merge(_reward_adapter(path, model_args, trust_remote_code), path)
+            return merge_adapter(_reward_adapter(path, model_args, trust_remote_code), path)
         return _with_new_head(model_args, path, trust_remote_code)
-    with reading(path, "reward model"):
+    with load_errors(path, "reward model"):
         _refuse_labels(path, model_args.model_revision, trust_remote_code)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
@@ -106,13 +107,13 @@ def _classifier(
             revision=model_args.model_revision,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
-            **options(model_args),
+            **pretrained_options(model_args),
         )
     if new_head and set(info["missing_keys"]) - HEAD and not is_quantized(model_args):
         # A tied checkpoint may store its embeddings under the language model's head alone, which
         # a classifier does not read; the language model itself knows what is tied to what.
         return _with_new_head(model_args, path, trust_remote_code)
-    refuse_random(path, info, allowed=HEAD if new_head else frozenset())
+    refuse_missing_weights(path, info, allowed=HEAD if new_head else frozenset())
     return model
 
 
@@ -123,24 +124,37 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
             f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
             "one from it with `rlhf reward`."
         )
-    name, revision = adapter_base(path)
-    base = replace(model_args, model_name_or_path=name, model_revision=revision)
-    return put_on(_classifier(base, True, trust_remote_code), path)
+    return load_adapter(_classifier(base_args(path, model_args), True, trust_remote_code), path)
 
 
 def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
+    policy = load_policy(model_args, trust_remote_code=trust_remote_code)
+    model = classifier_on_trunk(policy, path, "reward model", trust_remote_code=trust_remote_code)
+    model.name_or_path = path
+    return model.eval()
+
+
+def classifier_on_trunk(
+    policy: PreTrainedModel, path: str, kind: str, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A classifier with one label, a new head and a copy of a language model's trunk.
+
+    Args:
+        policy: The language model.
+        path: Name for messages.
+        kind: What it is to be, for messages.
+        trust_remote_code: Whether code beside the model may run.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    policy = load_policy(model_args, trust_remote_code=trust_remote_code)
     config = type(policy.config).from_dict(policy.config.to_dict() | {"num_labels": 1})
     config._name_or_path = policy.config._name_or_path  # where code of its own is looked for
-    with reading(path, "reward model"):
+    with load_errors(path, kind):
         model = AutoModelForSequenceClassification.from_config(
             config, dtype=policy.dtype, trust_remote_code=trust_remote_code
         )
     model.base_model.load_state_dict(policy.base_model.state_dict())
-    model.name_or_path = path
-    return model.eval()
+    return model
 
 
 def _refuse_labels(path: str, revision: str, trust_remote_code: bool) -> None:
@@ -176,23 +190,20 @@ def load_adapted_classifier(
     import peft
     from safetensors.torch import load_file
 
-    from recipes.lib.models.adapter_folders import WEIGHTS
-
     path = resolve_model(model_args.model_name_or_path or "")
     config = peft.PeftConfig.from_pretrained(path)
     _refuse_other_shape(config, model_args)
-    base, revision = adapter_base(path)
-    of_base = replace(model_args, model_name_or_path=base, model_revision=revision)
-    with as_base_of(path):
+    of_base = base_args(path, model_args)
+    with naming_adapter(path):
         model, _ = load_reward_model(
-            base,
+            str(of_base.model_name_or_path),
             str(model_args.dtype),
             new_head=True,
             model_args=of_base,
             trust_remote_code=trust_remote_code,
         )
     if adapter_task(path) == "SEQ_CLS":
-        return put_on(model, path, trainable=True)
+        return load_adapter(model, path, trainable=True)
     saved = [*(getattr(config, "modules_to_save", None) or []), "score"]
     changes = {"task_type": "SEQ_CLS", "modules_to_save": saved, "inference_mode": False}
     adapted = peft.get_peft_model(model, replace(config, **changes))

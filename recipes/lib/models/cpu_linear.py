@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 # Multiplications below which the call costs more than it saves.
 LEAST_WORK = 1 << 22
-PLAIN = (Tensor, nn.Parameter)
+PLAIN_TENSORS = (Tensor, nn.Parameter)
 
 
 class _Product(torch.autograd.Function):
@@ -62,14 +62,14 @@ def use_fast_products(model: nn.Module) -> None:
     Args:
         model: Any module; layers of other kinds than plain linear ones stay.
     """
-    if gains():
+    if has_slow_mkl():
         for module in model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = CpuLinear
 
 
 @functools.cache
-def gains() -> bool:
+def has_slow_mkl() -> bool:
     """Whether PyTorch multiplies with MKL on a processor of AMD, and has oneDNN."""
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return has_both and hasattr(torch.ops.mkldnn, "_linear_pointwise") and _vendor() == "AMD"
@@ -85,7 +85,8 @@ def _vendor() -> str:
 def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    if type(x) not in PLAIN or type(weight) not in PLAIN:  # shards, and other kinds of tensors
+    # Shards and other kinds of tensors have products of their own.
+    if type(x) not in PLAIN_TENSORS or type(weight) not in PLAIN_TENSORS:
         return False
     is_fp32 = x.dtype == weight.dtype == torch.float32
     return is_fp32 and x.numel() * weight.shape[0] >= LEAST_WORK

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.lib.errors import UserError, is_memory
-
-if TYPE_CHECKING:
-    pass
 
 MISMATCH = "ignore_mismatched_sizes"  # what transformers tells to set where shapes differ
 ADAPTER_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -65,15 +62,15 @@ def fetch_adapter(name: str, revision: str = "main") -> str:
     from huggingface_hub import snapshot_download
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    with reading(name, "model"):
+    with load_errors(name, "model"):
         is_none = find_adapter_config_file(name, revision=revision) is None
     if is_none:
         return name
-    with reading(name, "adapter"):
+    with load_errors(name, "adapter"):
         return snapshot_download(name, revision=revision, allow_patterns=ADAPTER_FILES)
 
 
-def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> None:
+def refuse_missing_weights(path: str, info: dict[str, Any], allowed: frozenset[str]) -> None:
     """Refuse a model whose files lack weights, which transformers would fill with noise.
 
     Args:
@@ -98,7 +95,7 @@ def refuse_random(path: str, info: dict[str, Any], allowed: frozenset[str]) -> N
 
 
 @contextmanager
-def reading(name: str, kind: str) -> Iterator[None]:
+def load_errors(name: str, kind: str) -> Iterator[None]:
     """Tell a failed load in one sentence, and keep transformers' table of keys off the screen."""
     from transformers.utils import logging
 

@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, C completion tokens, N tokens that count, H hidde
 vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 LOWEST = -1e30  # stands for log 0, so that 0 times it is 0
 # Numbers in fp32 logits at a time: 256 MiB. Larger pieces bring no speed, smaller ones cost some.
-MOST_LOGITS = 2**26
+MAX_CHUNK_LOGITS = 2**26
 
 
-ENLARGED = 64.0  # a power of two, which rounds nothing
+PROBE_SCALE = 64.0  # a power of two, which rounds nothing
 # Keys of configurations by which models change what the head says.
-CHANGES_LOGITS = (
+LOGIT_SCALING_KEYS = (
     *("final_logit_softcapping", "logit_scale", "logits_scaling"),
     *("output_multiplier", "lm_head_multiplier"),
 )
@@ -54,7 +54,7 @@ class Batch:
         return of_tokens[:, -self.num_completion_tokens - 1 : -1]
 
 
-def said_of(
+def policy_outputs(
     policy: Any,
     batch: Batch,
     temperature: float,
@@ -70,7 +70,7 @@ def said_of(
         temperature: Temperature that the completions were sampled at.
         with_gradient: Whether the entropies have a gradient.
         plain_head: What `has_plain_head` said of the model.
-        contexts: As in `in_pieces`.
+        contexts: As in `chunked_logps`.
 
     Returns:
         Log-probabilities and entropies (B, C), nats per token, and the trunk's output (B, C, H)
@@ -89,7 +89,7 @@ def said_of(
         finally:
             handle.remove()
         hidden, head = batch.before(caught[0]), nn.Identity()
-    logps, entropy = in_pieces(
+    logps, entropy = chunked_logps(
         head,
         from_hidden,
         batch.completion_ids,
@@ -127,7 +127,7 @@ def has_plain_head(model: Any) -> bool:
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if embeddings.weight.is_meta:  # a plan: there are no numbers to compare
         text = model.config.get_text_config()
-        return all(getattr(text, key, None) in (None, 1.0) for key in CHANGES_LOGITS)
+        return all(getattr(text, key, None) in (None, 1.0) for key in LOGIT_SCALING_KEYS)
     last = model.config.get_text_config().vocab_size - 1
     # Several tokens: the embedding of padding is zero, and of zero every head makes zero.
     ids = torch.linspace(0, last, 8, device=embeddings.weight.device).long().unsqueeze(0)
@@ -135,7 +135,7 @@ def has_plain_head(model: Any) -> bool:
 
     def enlarge(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
         seen.append(inputs[0])
-        return (inputs[0] * ENLARGED,)
+        return (inputs[0] * PROBE_SCALE,)
 
     handle = head.register_forward_pre_hook(enlarge)
     try:
@@ -145,12 +145,27 @@ def has_plain_head(model: Any) -> bool:
     hidden = trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state
     if not torch.equal(seen[0], hidden) or not hidden.any():
         return False
-    return torch.equal(head(hidden * ENLARGED), logits)
+    return torch.equal(head(hidden * PROBE_SCALE), logits)
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that count tokens and not padding: equal for a sequence in any batch."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def pad_right(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask of rows of tokens, aligned at their beginnings."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids.to(device), mask.to(device)
+
+
+def length_batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices of rows in batches of like length, the shortest first, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def logps_and_entropy(
@@ -176,7 +191,7 @@ def logps_and_entropy(
     return log_probs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1), entropy_BC
 
 
-def in_pieces(
+def chunked_logps(
     head: Callable[[Tensor], Tensor],
     hidden_BCH: Tensor,
     ids_BC: Tensor,
@@ -213,7 +228,7 @@ def in_pieces(
 
     counts_BC = mask_BC.bool()
     hidden_NH, ids_N = hidden_BCH[counts_BC], ids_BC[counts_BC]
-    size = max(1, MOST_LOGITS // vocab_size)
+    size = max(1, MAX_CHUNK_LOGITS // vocab_size)
     parts = list(zip(hidden_NH.split(size), ids_N.split(size), strict=True))
     if len(parts) == 1:
         said = [piece(*parts[0])]

@@ -12,6 +12,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from recipes.lib.models.forward import length_batches, pad_right
+
 
 def completion_logps(
     model: PreTrainedModel,
@@ -61,13 +63,11 @@ def label_logps(
     Returns:
         One float32 tensor per row with its labelled tokens' log-probabilities, nats per token.
     """
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     logps: list[torch.Tensor] = [torch.empty(0)] * len(rows)
     was_training = model.training
     model.eval()
     progress = tqdm(total=len(rows), desc="log-probabilities", unit="text", leave=False)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in length_batches(list(map(len, rows)), batch_size):
         logps_BT = _batch_logps(model, [rows[row] for row in batch], temperature)
         for row, row_logps in zip(batch, logps_BT, strict=True):
             counted = torch.tensor(labels[row][1:], dtype=torch.long) != -100
@@ -104,14 +104,11 @@ def perplexity(
 def _batch_logps(
     model: PreTrainedModel, rows: Sequence[list[int]], temperature: float
 ) -> torch.Tensor:
-    width = max(map(len, rows))
     # The mask hides the padding and nothing after a token can change it, so any id will do.
-    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows]).to(model.device)
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    ids_BT, mask_BT = pad_right(list(rows), 0, model.device)
     with torch.no_grad():
-        logits_BTV = model(
-            input_ids=ids_BT, attention_mask=mask_BT.to(model.device), use_cache=False
-        ).logits[:, :-1]
+        outputs = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        logits_BTV = outputs.logits[:, :-1]
         # One row at a time: in float32 the logits of a whole batch can be larger than the model.
         logps_BT = [
             (logits_TV.float() / temperature).log_softmax(-1).gather(-1, ids_T[1:, None])[:, 0]

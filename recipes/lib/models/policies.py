@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.adapter_folders import adapter_base, adapter_task, as_base_of, put_on
+from recipes.lib.models.adapter_folders import adapter_task, base_args, load_adapter, naming_adapter
 from recipes.lib.models.folders import (
     fetch_adapter,
     is_adapter,
-    reading,
-    refuse_random,
+    load_errors,
+    refuse_missing_weights,
     resolve_model,
 )
 from recipes.lib.models.tokenizers import refuse_vocabulary
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Keys of ModelConfig that give a new adapter its shape, and their names in an adapter's own file.
 # Its layers are not among them: the file has their full names, whatever word they were asked by.
-SHAPE = {"lora_r": "r"} | {key: key for key in ("lora_alpha", "use_dora", "use_rslora")}
+SHAPE_KEYS = {"lora_r": "r"} | {key: key for key in ("lora_alpha", "use_dora", "use_rslora")}
 
 
 def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -57,20 +57,20 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
         model = _merged(folder, model_args, trust_remote_code)
         model.name_or_path = path  # the Hub id of an adapter, and not where it was downloaded to
     else:
-        with reading(path, "causal language model"):
+        with load_errors(path, "causal language model"):
             model, info = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=model_args.model_revision,
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
-                **options(model_args),
+                **pretrained_options(model_args),
             )
-        refuse_random(path, info, allowed=frozenset())
+        refuse_missing_weights(path, info, allowed=frozenset())
     refuse_vocabulary(model, folder, model_args.model_revision, trust_remote_code=trust_remote_code)
-    return unpacked(model)
+    return prepare_for_gradients(model)
 
 
-def options(model_args: ModelConfig) -> dict[str, Any]:
+def pretrained_options(model_args: ModelConfig) -> dict[str, Any]:
     """What from_pretrained gets from TRL's model keys."""
     from trl import get_quantization_config
 
@@ -79,13 +79,13 @@ def options(model_args: ModelConfig) -> dict[str, Any]:
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
         "quantization_config": quantization,
-        "device_map": own_card() if quantization is not None else None,
+        "device_map": local_device_map() if quantization is not None else None,
         "use_safetensors": True,  # other formats can run code
     }
     return {key: value for key, value in given.items() if value is not None}
 
 
-def own_card() -> dict[str, int] | None:
+def local_device_map() -> dict[str, int] | None:
     """Where a process of several puts weights that are placed while they load: on its own card.
 
     Returns:
@@ -100,15 +100,9 @@ def own_card() -> dict[str, int] | None:
 
 
 def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
-    name, revision = adapter_base(path)
-    plain = replace(
-        model_args,
-        model_name_or_path=name,
-        model_revision=revision,
-        load_in_4bit=False,
-        load_in_8bit=False,
-    )
-    with as_base_of(path):
+    plain = base_args(path, model_args, load_in_4bit=False, load_in_8bit=False)
+    name = plain.model_name_or_path
+    with naming_adapter(path):
         base = load_policy(plain, trust_remote_code=trust_remote_code)
     if getattr(base, "is_quantized", False):
         raise UserError(
@@ -116,8 +110,14 @@ def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreT
             "round the adapter away; put the base in 16 bits under base_model_name_or_path of "
             "adapter_config.json."
         )
-    merged = merge(put_on(base, path), path)
-    return _quantized(merged, model_args) if is_quantized(model_args) else merged
+    merged = merge_adapter(load_adapter(base, path), path)
+    if not is_quantized(model_args):
+        return merged
+    # Merged in full precision first: a merge into 4-bit weights would round what was learned.
+    given = {"config": merged.config, "state_dict": merged.state_dict()}
+    loaded = type(merged).from_pretrained(None, **given, **pretrained_options(model_args))
+    loaded.name_or_path = path
+    return loaded
 
 
 def is_quantized(model_args: ModelConfig) -> bool:
@@ -125,7 +125,7 @@ def is_quantized(model_args: ModelConfig) -> bool:
     return bool(model_args.load_in_4bit or model_args.load_in_8bit)
 
 
-def merge(adapted: PeftModel, path: str) -> PreTrainedModel:
+def merge_adapter(adapted: PeftModel, path: str) -> PreTrainedModel:
     """Merge an adapter into its base, as the full model of a name."""
     model = adapted.merge_and_unload()
     model.requires_grad_(True)  # peft froze the base, and a merged model is a full one
@@ -133,25 +133,17 @@ def merge(adapted: PeftModel, path: str) -> PreTrainedModel:
     return model
 
 
-def _quantized(model: PreTrainedModel, model_args: ModelConfig) -> PreTrainedModel:
-    # Merged in full precision first: a merge into 4-bit weights would round what was learned.
-    given = {"config": model.config, "state_dict": model.state_dict()}
-    loaded = type(model).from_pretrained(None, **given, **options(model_args))
-    loaded.name_or_path = model.name_or_path
-    return loaded
-
-
-def unpacked(model: Any) -> Any:
+def prepare_for_gradients(model: Any) -> Any:
     """The same model; if quantized, kept in the form that gradients pass on every machine."""
     from recipes.lib.models.cpu_linear import use_fast_products
 
     if getattr(model, "is_quantized", False):
-        keep_unpacked(model)
+        disable_4bit_packing(model)
     use_fast_products(model)
     return model
 
 
-def peft_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
+def lora_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
     """TRL's LoRA configuration for a task, with the score head saved where there is one.
 
     Args:
@@ -200,7 +192,7 @@ def _refuse_coarse(model_args: ModelConfig) -> None:
         )
 
 
-def keep_unpacked(model: Any) -> None:
+def disable_4bit_packing(model: Any) -> None:
     """Stop bitsandbytes from packing 4-bit weights for evaluation, which lets no gradient through.
 
     On CPUs with AVX512-BF16 it packs at the first evaluation and does not undo it for training.
@@ -210,7 +202,7 @@ def keep_unpacked(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def goes_on(model_args: ModelConfig) -> bool:
+def continues(model_args: ModelConfig) -> bool:
     """Whether a run goes on training the adapter that it starts from."""
     return bool(model_args.use_peft) and is_adapter(
         resolve_model(model_args.model_name_or_path or "")
@@ -239,17 +231,14 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
             f"model_name_or_path={name} is the adapter of a reward model; name a language model."
         )
     _refuse_other_shape(PeftConfig.from_pretrained(path), model_args)
-    base, revision = adapter_base(path)
-    with as_base_of(path):
-        model = load_policy(
-            replace(model_args, model_name_or_path=base, model_revision=revision),
-            trust_remote_code=trust_remote_code,
-        )
-    return put_on(model, path, trainable=True)
+    of_base = base_args(path, model_args)
+    with naming_adapter(path):
+        model = load_policy(of_base, trust_remote_code=trust_remote_code)
+    return load_adapter(model, path, trainable=True)
 
 
-def _refuse_other_shape(config: Any, model_args: ModelConfig) -> None:
-    for key, field in SHAPE.items():
+def _refuse_other_shape(config: PeftConfig, model_args: ModelConfig) -> None:
+    for key, field in SHAPE_KEYS.items():
         asked, default = getattr(model_args, key), type(model_args)().__dict__[key]
         has = getattr(config, field, None)
         if asked not in (default, has):

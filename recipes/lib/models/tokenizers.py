@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.folders import fetch_adapter, is_adapter, reading, resolve_model
+from recipes.lib.models.folders import fetch_adapter, is_adapter, load_errors, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-FAINT = 1e-2  # of the median length of the embeddings: what no training has moved is far below
+# Of the median length of the embeddings: what no training has moved is far below.
+MIN_RELATIVE_NORM = 1e-2
 
 
 def refuse_vocabulary(
@@ -72,7 +73,7 @@ def untrained_tokens(model: Any, tokenizer: Any, ids: set[int]) -> list[str]:
     rows = weight.detach().float()
     lengths = rows.norm(dim=1)
     few = torch.tensor(sorted(ids))
-    faint = lengths[few] < FAINT * lengths.median()
+    faint = lengths[few] < MIN_RELATIVE_NORM * lengths.median()
     twins = torch.stack([(rows == rows[i]).all(1).sum() > 1 for i in few])
     named = [int(i) for i, is_odd in zip(few, faint | twins, strict=True) if is_odd]
     return list(tokenizer.convert_ids_to_tokens(named))
@@ -114,12 +115,12 @@ def load_tokenizer(
 
     path = fetch_adapter(resolve_model(name_or_path), revision)
     if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
-        from recipes.lib.models.adapter_folders import adapter_base, as_base_of
+        from recipes.lib.models.adapter_folders import adapter_base, naming_adapter
 
         base, revision = adapter_base(path)
-        with as_base_of(path):
+        with naming_adapter(path):
             return load_tokenizer(base, revision=revision, trust_remote_code=trust_remote_code)
-    with reading(name_or_path, "tokenizer"):
+    with load_errors(name_or_path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )

@@ -43,9 +43,9 @@ class Source:
         """
         from transformers import AutoConfig
 
-        from recipes.lib.models.folders import reading
+        from recipes.lib.models.folders import load_errors
 
-        with reading(self.base, "configuration"):
+        with load_errors(self.base, "configuration"):
             return AutoConfig.from_pretrained(
                 self.base, revision=self.revision, trust_remote_code=trust_remote_code
             )
@@ -91,9 +91,9 @@ def _adapter_config(path: str, revision: str) -> Path | None:
         return Path(path) / "adapter_config.json" if is_adapter(path) else None
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    from recipes.lib.models.folders import reading
+    from recipes.lib.models.folders import load_errors
 
-    with reading(path, "configuration"):
+    with load_errors(path, "configuration"):
         found = find_adapter_config_file(path, revision=revision)
     return Path(found) if found else None
 
@@ -122,7 +122,7 @@ def _to_be_trained(name: str, file: Path) -> Source:
     from trl import ModelConfig
 
     from recipes.lib.config.strict_yaml import read_yaml
-    from recipes.lib.models.policies import peft_config
+    from recipes.lib.models.policies import lora_config
 
     values = read_yaml(file).values
     known = {field.name for field in fields(ModelConfig)}
@@ -134,5 +134,5 @@ def _to_be_trained(name: str, file: Path) -> Source:
         )
     source = find_source(args.model_name_or_path or "", args.model_revision, file.parent.parent)
     task = "SEQ_CLS" if file.parent.name == "reward" else "CAUSAL_LM"
-    adapter = peft_config(args, task)
+    adapter = lora_config(args, task)
     return Source(name, source.base, source.revision, adapter, f"not trained yet; as {file.name}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.distributed.launch import Launch
-from recipes.lib.runs.checkpoints import numbered, read_manifest
+from recipes.lib.runs.checkpoints import list_checkpoints, read_manifest
 
 KINDS_OF_FILES = (
     ("pytorch_model_fsdp*", "fsdp"),
@@ -167,7 +167,7 @@ def other_launch(config: Any, launch: Launch, card: Card | None) -> str:
 
 def _resumed(config: Any) -> Path | None:
     if _of(config, "resume"):
-        found = numbered(Path(config.training.output_dir))
+        found = list_checkpoints(Path(config.training.output_dir))
         return found[-1][1] if found else None
     named = config.training.resume_from_checkpoint
     return Path(named) if isinstance(named, str) and Path(named).is_dir() else None

@@ -81,7 +81,7 @@ def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
 
 def _adapter(config: Any, source: Source) -> Any:
     """The adapter that is trained: a new one, or the one that the run goes on with."""
-    from recipes.lib.models.policies import peft_config
+    from recipes.lib.models.policies import lora_config
 
     task = "SEQ_CLS" if config.recipe == "reward" else "CAUSAL_LM"
     if config.model.use_peft and source.adapter is not None and config.recipe in ("ppo", "reward"):
@@ -90,7 +90,7 @@ def _adapter(config: Any, source: Source) -> Any:
             saved = {*(found.modules_to_save or []), "score"}
             found = replace(found, modules_to_save=sorted(saved))
         return found
-    return peft_config(config.model, task)
+    return lora_config(config.model, task)
 
 
 def _keeps_reference(config: Any) -> bool:

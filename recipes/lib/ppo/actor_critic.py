@@ -18,8 +18,8 @@ from torch.utils.checkpoint import noop_context_fn
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapters import REFERENCE, VALUE, Adapters
-from recipes.lib.models.forward import Batch, base_model, has_plain_head, said_of, trunk_of
-from recipes.lib.models.policies import keep_unpacked
+from recipes.lib.models.forward import Batch, base_model, has_plain_head, policy_outputs, trunk_of
+from recipes.lib.models.policies import disable_4bit_packing
 
 ROUNDING = 1e-6  # relative, of equal fp32 numbers
 MOST_UNITS = 1024  # of the value head's hidden layer, so that its optimizer stays small
@@ -42,7 +42,7 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
         self.adapters = Adapters(policy) if isinstance(policy, PeftModel) else None
-        keep_unpacked(self)
+        disable_4bit_packing(self)
         self.has_plain_head = has_plain_head(base_model(policy))
         self.value_head = None if critic is not None else make_value_head(policy, hidden=True)
         # What a critic that starts from nothing says is in these units: see `begin_values`.
@@ -52,9 +52,17 @@ class ActorCritic(nn.Module):
         self._no_split_modules = policy._no_split_modules  # and FSDP here, for what it wraps
 
     @property
-    def has_value_adapter(self) -> bool:
-        """Whether the critic is an adapter on the policy's base."""
-        return self.adapters is not None and VALUE in self.adapters.model.peft_config
+    def value_adapters(self) -> Adapters | None:
+        """The adapters, where the critic is one of them."""
+        has_value = self.adapters is not None and VALUE in self.adapters.model.peft_config
+        return self.adapters if has_value else None
+
+    @property
+    def critic_module(self) -> nn.Module:
+        """What of the critic is a module of its own: a model, or a head."""
+        module = self.critic if self.critic is not None else self.value_head
+        assert module is not None
+        return module
 
     def forward(
         self,
@@ -78,19 +86,17 @@ class ActorCritic(nn.Module):
             token), and the value of the state before it, each (B, C) and in fp32.
         """
         batch = Batch(input_ids, attention_mask, num_completion_tokens)
-        logps, entropy, hidden = said_of(
+        logps, entropy, hidden = policy_outputs(
             self.policy, batch, temperature, with_entropy_gradient, self.has_plain_head, self._again
         )
         if self.critic is not None:
             values = token_values(self.critic, input_ids, attention_mask)
             return logps, entropy, self._in_units(batch.before(values))
-        if self.has_value_adapter:
-            assert self.adapters is not None
-            with self.adapters.role(VALUE):
+        if self.value_adapters is not None:
+            with self.value_adapters.role(VALUE):
                 hidden = batch.before(trunk_of(self.policy)(**batch.inputs).last_hidden_state)
-        assert self.value_head is not None
         with torch.autocast(hidden.device.type, enabled=False):
-            values = self.value_head(hidden.float()).squeeze(-1)
+            values = self.critic_module(hidden.float()).squeeze(-1)
         return logps, entropy, self._in_units(values)
 
     @torch.no_grad()
@@ -121,17 +127,14 @@ class ActorCritic(nn.Module):
         """
         plain = (values - self.value_offset.cpu()) / self.value_scale.cpu()
         self.value_offset.fill_(scores.mean())
-        self.value_scale.fill_(spread(scores))
+        self.value_scale.fill_(nonzero_std(scores))
         return plain * self.value_scale.cpu() + self.value_offset.cpu()
 
     def critic_parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters that only the value loss moves."""
-        module = self.critic if self.critic is not None else self.value_head
-        assert module is not None
-        yield from (p for p in module.parameters() if p.requires_grad)
-        if self.has_value_adapter:
-            assert self.adapters is not None
-            yield from self.adapters.parameters(VALUE)
+        yield from (p for p in self.critic_module.parameters() if p.requires_grad)
+        if self.value_adapters is not None:
+            yield from self.value_adapters.parameters(VALUE)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -142,7 +145,7 @@ class ActorCritic(nn.Module):
             UserError: It is reentrant and several adapters are trained.
         """
         how = {"use_reentrant": False} | (activation_checkpointing_kwargs or {})
-        if self.has_value_adapter:
+        if self.value_adapters is not None:
             if how["use_reentrant"]:
                 raise UserError(
                     "gradient_checkpointing_kwargs={'use_reentrant': True} loses gradients where "
@@ -174,10 +177,10 @@ def reference_logps(
     """
     plain, adapters = actor_critic.has_plain_head, actor_critic.adapters
     if reference is not None:
-        return said_of(reference, batch, temperature, False, plain)[0]
+        return policy_outputs(reference, batch, temperature, False, plain)[0]
     assert adapters is not None
     with adapters.role(REFERENCE if REFERENCE in adapters.model.peft_config else None):
-        return said_of(actor_critic.policy, batch, temperature, False, plain)[0]
+        return policy_outputs(actor_critic.policy, batch, temperature, False, plain)[0]
 
 
 def make_reference(policy: Any) -> Any:
@@ -187,7 +190,7 @@ def make_reference(policy: Any) -> Any:
     return copy.deepcopy(policy).eval().requires_grad_(False)
 
 
-def spread(values: Tensor, if_equal: float = 1.0) -> float:
+def nonzero_std(values: Tensor, if_equal: float = 1.0) -> float:
     """Standard deviation of numbers; another number where all are equal but for rounding."""
     deviation = values.double().std(correction=0).item()
     least = ROUNDING * max(1.0, abs(values.mean().item()))

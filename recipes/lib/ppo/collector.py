@@ -13,11 +13,10 @@ from torch import Tensor
 from recipes.lib.data.prompts import Prompts, completion_text
 from recipes.lib.distributed.agreement import together
 from recipes.lib.distributed.signals import disarm
-from recipes.lib.errors import UserError
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
-from recipes.lib.models.forward import Batch
-from recipes.lib.ppo.actor_critic import reference_logps, spread
-from recipes.lib.ppo.metrics import describe, describe_episodes, describe_values
+from recipes.lib.models.forward import Batch, length_batches, pad_right
+from recipes.lib.ppo.actor_critic import nonzero_std, reference_logps
+from recipes.lib.ppo.metrics import describe_episodes, describe_scores, describe_values
 from recipes.lib.ppo.returns import (
     KLController,
     RunningMoments,
@@ -28,16 +27,21 @@ from recipes.lib.ppo.returns import (
 from recipes.lib.ppo.rollouts import (
     Episode,
     Rollout,
-    check_scored,
+    check_finite_scores,
     find_stop_token,
-    of_rollout,
-    pad_right,
+    naming_rollout,
     prompt_index,
     stack,
 )
-from recipes.lib.ppo.samplers import make_sampler
-from recipes.lib.ppo.samples import NUM_KEPT, keep_samples
-from recipes.lib.rewards.scoring import RewardFunction, distinct_names, score
+from recipes.lib.ppo.samplers import Sampler, VLLMSampler
+from recipes.lib.ppo.samples import sample_rows
+from recipes.lib.rewards.scoring import (
+    RewardFunction,
+    as_answers,
+    distinct_names,
+    reward_weights,
+    weighted_scores,
+)
 
 # Evaluation has its own noise: the same episode numbers under another seed.
 EVALUATION_SEED = 1 << 62
@@ -57,12 +61,7 @@ class Collector:
         self.trainer = trainer
         self.functions = list(functions)
         self.prompts = prompts
-        self.weights = trainer.args.reward_weights or [1.0] * len(self.functions)
-        if len(self.weights) != len(self.functions):
-            raise UserError(
-                f"reward_weights={self.weights} has {len(self.weights)} entries for "
-                f"{len(self.functions)} reward_funcs; give one for each."
-            )
+        self.weights = reward_weights(self.functions, trainer.args.reward_weights)
         args, tokenizer = trainer.args, trainer.processing_class
         self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
         self.moments = RunningMoments()
@@ -75,7 +74,8 @@ class Collector:
         others = further_stops(policy, stop) if args.stop_token is None else ()
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
         longest = max(map(len, prompts.ids))
-        self.sampler = make_sampler(trainer, self.decoding, longest)
+        sampler = VLLMSampler if args.sampler == "vllm" else Sampler
+        self.sampler: Sampler | VLLMSampler = sampler(trainer, self.decoding, longest)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
@@ -89,7 +89,7 @@ class Collector:
             The rollout.
         """
         args, clock = self.trainer.args, self.trainer.clock
-        with of_rollout(number):
+        with naming_rollout(number):
             sampled_before = self._sample_share(number) if self.sampler.is_collective else None
             with together():
                 mine = sampled_before if sampled_before is not None else self._sample_share(number)
@@ -139,18 +139,10 @@ class Collector:
         args, model = self.trainer.args, self.trainer.actor_critic
         model.eval()
         self._reward(prompts, episodes)
-        order = sorted(
-            range(len(episodes)),
-            key=lambda i: len(episodes[i].prompt_ids) + len(episodes[i].completion_ids),
-        )
-        for start in range(0, len(order), args.scoring_batch_size):
-            batch = [episodes[i] for i in order[start : start + args.scoring_batch_size]]
-            ids_BP, mask_BP = pad_left(
-                [e.prompt_ids for e in batch], self.decoding.pad_token_id, args.device
-            )
-            ids_BC, mask_BC = pad_right(
-                [e.completion_ids for e in batch], self.decoding.pad_token_id, args.device
-            )
+        lengths = [len(e.prompt_ids) + len(e.completion_ids) for e in episodes]
+        for rows in length_batches(lengths, args.scoring_batch_size):
+            batch = [episodes[i] for i in rows]
+            ids_BP, mask_BP, ids_BC, mask_BC = self._padded(batch, args.device)
             ids = torch.cat([ids_BP, ids_BC], dim=1)
             mask = torch.cat([mask_BP, mask_BC], dim=1)
             with self.trainer.accelerator.autocast():
@@ -159,12 +151,18 @@ class Collector:
                 ref_logps_BC = reference_logps(
                     model, self.trainer.reference, Batch(ids, mask, width), args.temperature
                 )
-            check_scored(mask_BC, logps_BC, ref_logps_BC, values_BC)
+            check_finite_scores(mask_BC, logps_BC, ref_logps_BC, values_BC)
             for row, episode in enumerate(batch):
                 length = len(episode.completion_ids)
                 episode.logps = logps_BC[row, :length].cpu()
                 episode.ref_logps = ref_logps_BC[row, :length].cpu()
                 episode.values = values_BC[row, :length].cpu()
+
+    def _padded(self, episodes: list[Episode], device: Any) -> tuple[Tensor, ...]:
+        """Ids and mask of the prompts, ids and mask of the completions."""
+        pad = self.decoding.pad_token_id
+        prompts = pad_left([e.prompt_ids for e in episodes], pad, device)
+        return *prompts, *pad_right([e.completion_ids for e in episodes], pad, device)
 
     def _reward(self, prompts: Prompts, episodes: list[Episode]) -> None:
         if not episodes:
@@ -174,13 +172,11 @@ class Collector:
         texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
         rows = [e.row for e in episodes]
         asked = [prompts.data[row]["prompt"] for row in rows]
-        spoken = isinstance(asked[0], list)
-        said = [[{"role": "assistant", "content": t}] for t in texts] if spoken else texts
-        total_B, said_BF = score(
+        total_B, said_BF = weighted_scores(
             self.functions,
             self.weights,
             asked,
-            said,
+            as_answers(asked, texts),
             [e.completion_ids for e in episodes],
             prompts.columns(rows),
         )
@@ -192,42 +188,32 @@ class Collector:
     def _finish(self, episodes: list[Episode], first: int) -> Rollout:
         """From the episodes of all processes to one rollout; the same on each of them."""
         args = self.trainer.args
-        ids_BP, mask_BP = pad_left(
-            [e.prompt_ids for e in episodes], self.decoding.pad_token_id, "cpu"
-        )
-        ids_BC, mask_BC = pad_right(
-            [e.completion_ids for e in episodes], self.decoding.pad_token_id, "cpu"
-        )
+        ids_BP, mask_BP, ids_BC, mask_BC = self._padded(episodes, "cpu")
         logps_BC = stack([e.logps for e in episodes])
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
         if not self.has_units:
             values_BC = self.trainer.actor_critic.begin_values(scores_B, values_BC) * mask_BC
-            self.has_units = spread(scores_B, 0.0) > 0.0
+            self.has_units = nonzero_std(scores_B, 0.0) > 0.0
         rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
         advantages_BC, returns_BC = advantages_and_returns(
             rewards_BC, values_BC, mask_BC, args.gamma, args.lam
         )
-        self.returns_std = self._spread_of_returns(returns_BC[mask_BC.bool()])
+        least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
+        self.returns_std = max(nonzero_std(returns_BC[mask_BC.bool()]), least)
         whitened_BC = whiten(advantages_BC, mask_BC)
         ended_B = self.ended(episodes)
-        self.metrics = describe(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
+        self.metrics = describe_scores(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
         self.metrics |= describe_episodes(episodes, ended_B, distinct_names(self.functions))
         self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
         if args.log_completions:
-            of_tokens = {
-                "kl": kl_BC,
-                "value": values_BC,
-                "advantage": whitened_BC,
-                "reward": rewards_BC,
-            }
-            self.samples = keep_samples(
-                self.trainer.processing_class, first, episodes[:NUM_KEPT], of_tokens
-            )
+            of_tokens = {"kl": kl_BC, "value": values_BC}
+            of_tokens |= {"advantage": whitened_BC, "reward": rewards_BC}
+            self.samples = sample_rows(self.trainer.processing_class, first, episodes, of_tokens)
         return Rollout(
             prompt_ids=ids_BP,
             prompt_mask=mask_BP,
@@ -239,9 +225,6 @@ class Collector:
             advantages=whitened_BC,
             returns=returns_BC,
         )
-
-    def _spread_of_returns(self, returns: Tensor) -> float:
-        return max(spread(returns), LEAST_SPREAD * self.trainer.actor_critic.value_scale.item())
 
     def penalised(self, episodes: Sequence[Episode]) -> Tensor:
         """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""

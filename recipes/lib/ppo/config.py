@@ -10,17 +10,9 @@ from recipes.lib.distributed.shards import refuse_in_engine
 from recipes.lib.errors import UserError
 
 AT_LEAST_ONE = (
-    "total_episodes",
-    "rollout_batch_size",
-    "num_ppo_epochs",
-    "num_mini_batches",
-    "num_generations",
-    "sampling_batch_size",
-    "scoring_batch_size",
-    "max_prompt_length",
-    "max_completion_length",
-    "kl_horizon",
-    "per_device_train_batch_size",
+    "total_episodes rollout_batch_size num_ppo_epochs num_mini_batches num_generations "
+    "sampling_batch_size scoring_batch_size max_prompt_length max_completion_length kl_horizon "
+    "per_device_train_batch_size".split()
 )
 MULTIPLES = (
     ("total_episodes", "rollout_batch_size"),
@@ -111,8 +103,7 @@ class PPOConfig(TrainingArguments):
         default=53, metadata={"help": "Most tokens sampled for a completion."}
     )
     temperature: float = field(
-        default=1.0,
-        metadata={"help": "Temperature of sampling, and of every log-probability."},
+        default=1.0, metadata={"help": "Temperature of sampling, and of every log-probability."}
     )
     stop_token: str | None = field(
         default=None,
@@ -134,8 +125,7 @@ class PPOConfig(TrainingArguments):
         default=None, metadata={"help": "Clip each score to plus or minus this value."}
     )
     normalize_rewards: bool = field(
-        default=False,
-        metadata={"help": "Divide scores by their running standard deviation."},
+        default=False, metadata={"help": "Divide scores by their running standard deviation."}
     )
     whiten_rewards: bool = field(
         default=False, metadata={"help": "Scale token rewards to variance 1, keeping their mean."}
@@ -189,8 +179,7 @@ class PPOConfig(TrainingArguments):
         },
     )
     share_backbone: bool = field(
-        default=True,
-        metadata={"help": "Under LoRA, put reward adapters on the policy's base."},
+        default=True, metadata={"help": "Under LoRA, put reward adapters on the policy's base."}
     )
     critic_learning_rate: float | None = field(
         default=None,

@@ -7,19 +7,19 @@ from typing import Any
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapters import POLICY, VALUE
-from recipes.lib.models.folders import is_adapter, reading, resolve_model
+from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.ppo.actor_critic import ActorCritic, make_value_head
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.rewards.shared_base import check_head, check_same_base
 
 ADAPTER = "adapter."  # before the names of the critic's adapter weights
 VALUE_WEIGHTS = "value.safetensors"
-CRITIC_HASTE = 3.0  # what the critic knows lags behind the policy, so it learns faster: docs/log.md
-UNITS = ("value_offset", "value_scale")
+# What the critic knows lags behind the policy, so it learns faster: docs/log.md.
+CRITIC_RATE_FACTOR = 3.0
+VALUE_UNITS = ("value_offset", "value_scale")
 
 
 def chosen_critic(args: PPOConfig, under_lora: bool) -> str:
@@ -77,7 +77,12 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
             "critic=model cannot copy a policy that is quantized or has an adapter; use "
             "critic=adapter, or name a reward model as critic_model_name_or_path."
         )
-    return _from_trunk(policy, args.trust_remote_code)
+    from recipes.lib.models.classifiers import classifier_on_trunk
+
+    name = policy.config._name_or_path
+    critic = classifier_on_trunk(policy, name, "critic", trust_remote_code=args.trust_remote_code)
+    critic.score.weight.data.zero_()
+    return critic
 
 
 def add_value_adapter(actor_critic: ActorCritic, args: PPOConfig) -> None:
@@ -109,20 +114,6 @@ def add_value_adapter(actor_critic: ActorCritic, args: PPOConfig) -> None:
     last.load_state_dict(last.state_dict() | {name: t.float() for name, t in head.items()})
 
 
-def _from_trunk(policy: Any, trust_remote_code: bool) -> Any:
-    one_label = {"id2label": {0: "value"}, "label2id": {"value": 0}}
-    config = type(policy.config)(**policy.config.to_dict() | one_label)
-    config._name_or_path = policy.config._name_or_path  # where code of its own is looked for
-    with reading(policy.config._name_or_path, "critic"):
-        critic = AutoModelForSequenceClassification.from_config(
-            config, dtype=policy.dtype, trust_remote_code=trust_remote_code
-        )
-    trunk = getattr(critic, critic.base_model_prefix)
-    trunk.load_state_dict(getattr(policy, policy.base_model_prefix).state_dict())
-    critic.score.weight.data.zero_()
-    return critic
-
-
 def parameter_groups(
     model: nn.Module, actor_critic: ActorCritic, decayed: Collection[str], args: PPOConfig
 ) -> list[dict[str, Any]]:
@@ -138,9 +129,8 @@ def parameter_groups(
         The groups that are not empty.
     """
     of_critic = {id(parameter) for parameter in actor_critic.critic_parameters()}
-    critic_rate = args.critic_learning_rate
-    if critic_rate is None:
-        critic_rate = CRITIC_HASTE * args.learning_rate
+    faster = CRITIC_RATE_FACTOR * args.learning_rate
+    critic_rate = args.critic_learning_rate if args.critic_learning_rate is not None else faster
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -158,12 +148,10 @@ def parameter_groups(
 
 def save_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
     """Write the critic's weights beside the policy of a checkpoint."""
-    state = {name: getattr(actor_critic, name) for name in UNITS}
-    state |= _value_module(actor_critic).state_dict()
-    if actor_critic.has_value_adapter:
-        assert actor_critic.adapters is not None
-        of_adapter = actor_critic.adapters.state(VALUE)
-        state |= {ADAPTER + name: tensor for name, tensor in of_adapter.items()}
+    state = {name: getattr(actor_critic, name) for name in VALUE_UNITS}
+    state |= actor_critic.critic_module.state_dict()
+    if (adapters := actor_critic.value_adapters) is not None:
+        state |= {ADAPTER + name: tensor for name, tensor in adapters.state(VALUE).items()}
     save_file({name: t.contiguous() for name, t in state.items()}, folder / VALUE_WEIGHTS)
 
 
@@ -174,24 +162,17 @@ def load_value_weights(actor_critic: ActorCritic, folder: Path) -> None:
         UserError: They are those of a critic of another kind.
     """
     weights = load_file(folder / VALUE_WEIGHTS)
-    for name in UNITS:
+    for name in VALUE_UNITS:
         getattr(actor_critic, name).copy_(weights.pop(name))
     of_adapter = {n: weights.pop(n) for n in list(weights) if n.startswith(ADAPTER)}
-    module = _value_module(actor_critic)
+    module, adapters = actor_critic.critic_module, actor_critic.value_adapters
     fits = set(weights) == set(module.state_dict())
-    if not fits or bool(of_adapter) != actor_critic.has_value_adapter:
+    if not fits or bool(of_adapter) != (adapters is not None):
         raise UserError(
             f"{folder} holds the critic of a run with another key critic; resume with the "
             "configuration of that run."
         )
     module.load_state_dict(weights)
-    if of_adapter:
-        assert actor_critic.adapters is not None
+    if adapters is not None:
         plain = {name.removeprefix(ADAPTER): tensor for name, tensor in of_adapter.items()}
-        actor_critic.adapters.load_state(VALUE, plain)
-
-
-def _value_module(actor_critic: ActorCritic) -> nn.Module:
-    module = actor_critic.critic if actor_critic.critic is not None else actor_critic.value_head
-    assert module is not None
-    return module
+        adapters.load_state(VALUE, plain)

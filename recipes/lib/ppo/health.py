@@ -12,7 +12,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-Row = dict[str, float]
+from recipes.lib.ppo.actor_critic import ROUNDING
+
+Log = dict[str, float]
 
 MIN_EPISODES = 32
 NUM_ERRORS = 3.0  # standard errors below 0 at which a mean KL counts as negative
@@ -21,44 +23,19 @@ MAX_CLIP_FRACTION = 0.4
 NUM_CLIPPED = 3  # rollouts in a row that are above it
 COLLAPSED_SHARE = 0.1  # of the entropy per token that the run began with
 COLLAPSED_ENTROPY = 0.01  # nats per token, whatever the run began with
-ROUNDING = 1e-6  # relative, of the mean and the standard deviation of equal fp32 numbers
 MEAN_LOSS = 0.5  # value loss of a critic that always says the mean return
 EXPLODED_FACTOR = 10.0  # times that, or times what the run's critic lost at its start
 
 # Metrics that the rules read; nothing else is kept.
-USED = (
-    "objective/kl",
-    "objective/kl_std",
-    "objective/entropy",
-    "objective/completion_length",
-    "objective/distinct_fraction",
-    "objective/scores",
-    "objective/scores_std",
-    "objective/raw_scores",
-    "objective/raw_scores_std",
-    "policy/clipfrac_avg",
-    "loss/value_avg",
-    "val/explained_variance",
-    "val/values_mean",
-    "val/returns_mean",
-    "val/returns_std",
+METRICS = (
+    "objective/kl objective/kl_std objective/entropy objective/completion_length "
+    "objective/distinct_fraction objective/scores objective/scores_std objective/raw_scores "
+    "objective/raw_scores_std policy/clipfrac_avg loss/value_avg val/explained_variance "
+    "val/values_mean val/returns_mean val/returns_std".split()
 )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Args:
-        kind: Its name, under which it is told only once in a run.
-        message: What was seen, the likely cause and the knob, in at most 150 characters.
-    """
-
-    kind: str
-    message: str
-
-
-def find(rows: Sequence[Row]) -> list[Finding]:
+def find_problems(rows: Sequence[Log]) -> dict[str, str]:
     """Everything that is wrong with the newest rollout.
 
     Args:
@@ -66,15 +43,16 @@ def find(rows: Sequence[Row]) -> list[Finding]:
             order. Each has `rollout` (its number) and `episodes` (how many it holds).
 
     Returns:
-        At most one finding of each kind.
+        By its kind, under which it is told only once in a run: what was seen, the likely cause and
+        the knob, in at most 150 characters.
     """
     said = {kind: rule(rows) for kind, rule in RULES.items()}
     if said["same_completions"]:
         said["constant_reward"] = ""  # follows from it
-    return [Finding(kind, message) for kind, message in said.items() if message]
+    return {kind: message for kind, message in said.items() if message}
 
 
-def _negative_kl(rows: Sequence[Row]) -> str:
+def _negative_kl(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
     kl = sum(row["objective/kl"] for row in pool) / len(pool)
     variance = sum(row["objective/kl_std"] ** 2 / row["episodes"] for row in pool)
@@ -88,7 +66,7 @@ def _negative_kl(rows: Sequence[Row]) -> str:
     )
 
 
-def _collapsed_entropy(rows: Sequence[Row]) -> str:
+def _collapsed_entropy(rows: Sequence[Log]) -> str:
     first, last = _entropy(rows[0]), _entropy(rows[-1])
     if not last < max(COLLAPSED_SHARE * first, COLLAPSED_ENTROPY):
         return ""
@@ -98,7 +76,7 @@ def _collapsed_entropy(rows: Sequence[Row]) -> str:
     )
 
 
-def _clipped(rows: Sequence[Row]) -> str:
+def _clipped(rows: Sequence[Log]) -> str:
     # A few rollouts may have it: a high learning rate at the very start can still end well.
     shares = [row["policy/clipfrac_avg"] for row in rows[-NUM_CLIPPED:]]
     if len(shares) < NUM_CLIPPED or not min(shares) > MAX_CLIP_FRACTION:
@@ -109,7 +87,7 @@ def _clipped(rows: Sequence[Row]) -> str:
     )
 
 
-def _same_completions(rows: Sequence[Row]) -> str:
+def _same_completions(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
     is_same = all(row["objective/distinct_fraction"] * row["episodes"] < 1.5 for row in pool)
     if not pool[0]["is_full"] or not is_same:
@@ -120,7 +98,7 @@ def _same_completions(rows: Sequence[Row]) -> str:
     )
 
 
-def _constant_reward(rows: Sequence[Row]) -> str:
+def _constant_reward(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
     if not pool[0]["is_full"] or not _is_constant(pool, "objective/scores"):
         return ""
@@ -131,14 +109,14 @@ def _constant_reward(rows: Sequence[Row]) -> str:
     return said + "Check reward_funcs, and that max_completion_length leaves room for an answer."
 
 
-def _is_constant(rows: Sequence[Row], name: str) -> bool:
+def _is_constant(rows: Sequence[Log], name: str) -> bool:
     means = [row[name] for row in rows]
     # The mean of equal numbers can differ from them, and from other such means, by rounding.
     spread = max(means) - min(means) + max(row[f"{name}_std"] for row in rows)
     return spread <= ROUNDING * max(1.0, abs(means[-1]))
 
 
-def _exploded_value_loss(rows: Sequence[Row]) -> str:
+def _exploded_value_loss(rows: Sequence[Log]) -> str:
     loss = rows[-1]["loss/value_avg"]
     # A critic from a reward model may begin far off; that is no explosion if it comes closer.
     bound = max(MEAN_LOSS, _start_loss(rows[0]))
@@ -150,7 +128,7 @@ def _exploded_value_loss(rows: Sequence[Row]) -> str:
     )
 
 
-RULES: dict[str, Callable[[Sequence[Row]], str]] = {
+RULES: dict[str, Callable[[Sequence[Log]], str]] = {
     "negative_kl": _negative_kl,
     "entropy_collapse": _collapsed_entropy,
     "clip_fraction": _clipped,
@@ -160,9 +138,9 @@ RULES: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 
 
-def _pool(rows: Sequence[Row]) -> list[Row]:
+def _pool(rows: Sequence[Log]) -> list[Log]:
     """The newest rollouts that together hold enough episodes; `is_full` says whether they do."""
-    pool: list[Row] = []
+    pool: list[Log] = []
     for row in reversed(rows):
         pool.insert(0, row)
         if _episodes(pool) >= MIN_EPISODES:
@@ -170,16 +148,16 @@ def _pool(rows: Sequence[Row]) -> list[Row]:
     return [row | {"is_full": _episodes(pool) >= MIN_EPISODES} for row in pool]
 
 
-def _episodes(rows: Sequence[Row]) -> int:
+def _episodes(rows: Sequence[Log]) -> int:
     return int(sum(row["episodes"] for row in rows))
 
 
-def _entropy(row: Row) -> float:
+def _entropy(row: Log) -> float:
     # Sampled, so rounding can leave a zero with a minus in front.
     return max(0.0, row["objective/entropy"] / row["objective/completion_length"])
 
 
-def _start_loss(row: Row) -> float:
+def _start_loss(row: Log) -> float:
     """Value loss of the first rollout before its updates: variance of the error, mean squared."""
     offset = (row["val/returns_mean"] - row["val/values_mean"]) / max(row["val/returns_std"], 1e-6)
     return 0.5 * (1.0 - row["val/explained_variance"] + offset**2)
@@ -194,10 +172,10 @@ class Health:
         warnings: What was told: kind, step (optimizer steps), episode and message.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Log] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, metrics: Row, rollout: int, episodes: int, step: int) -> list[dict[str, Any]]:
+    def note(self, metrics: Log, rollout: int, episodes: int, step: int) -> list[dict[str, Any]]:
         """Take note of a log.
 
         Args:
@@ -209,7 +187,7 @@ class Health:
         Returns:
             The warnings that are new, also added to `warnings`.
         """
-        row = {name: metrics[name] for name in USED} | {"rollout": rollout, "episodes": episodes}
+        row = {name: metrics[name] for name in METRICS} | {"rollout": rollout, "episodes": episodes}
         if self.rows and self.rows[-1]["rollout"] == rollout:
             self.rows.pop()
         num_kept = max(math.ceil(MIN_EPISODES / episodes), NUM_CLIPPED) - 1
@@ -217,21 +195,15 @@ class Health:
         known = {warning["kind"] for warning in self.warnings}
         place = {"step": step, "episode": (rollout + 1) * episodes}
         new = [
-            {"kind": finding.kind, **place, "message": finding.message}
-            for finding in find(self.rows)
-            if finding.kind not in known
+            {"kind": kind, **place, "message": message}
+            for kind, message in find_problems(self.rows).items()
+            if kind not in known
         ]
         self.warnings += new
         return new
 
 
-def tell(warnings: Sequence[dict[str, Any]]) -> None:
-    """Write warnings to the terminal, a line each, around a progress bar."""
-    for warning in warnings:
-        tqdm.write(f"Warning: {warning['message']}", file=sys.stderr)
-
-
-def check(trainer: Any, logs: Row) -> Row:
+def check_health(trainer: Any, logs: Log) -> Log:
     """Look at what a PPOTrainer logs, and tell what is new.
 
     Args:
@@ -244,6 +216,6 @@ def check(trainer: Any, logs: Row) -> Row:
     step, args, health = trainer.state.global_step, trainer.args, trainer.health
     rollout = (step - 1) // args.steps_per_rollout
     new = health.note(logs, rollout, args.rollout_batch_size, step)
-    if trainer.is_world_process_zero():
-        tell(new)
+    for warning in new if trainer.is_world_process_zero() else ():
+        tqdm.write(f"Warning: {warning['message']}", file=sys.stderr)  # around a progress bar
     return {"health/warnings": len(health.warnings)}

@@ -18,7 +18,7 @@ COUNTED = ("sampling", "scoring", "training")
 OTHERS = ("evaluation", "saving")
 
 
-def describe(
+def describe_scores(
     scores_B: Tensor, kl_BC: Tensor, logps_BC: Tensor, mask_BC: Tensor, kl_coef: float
 ) -> dict[str, float]:
     """Means over the episodes of a rollout.

@@ -106,11 +106,7 @@ def value_loss(
 
 
 def micro_batch_loss(
-    args: PPOConfig,
-    inputs: dict[str, Any],
-    logps_BC: Tensor,
-    entropy_BC: Tensor,
-    values_BC: Tensor,
+    args: PPOConfig, inputs: dict[str, Any], logps_BC: Tensor, entropy_BC: Tensor, values_BC: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """A micro-batch's share of the loss of an optimizer step.
 
@@ -150,7 +146,7 @@ def micro_batch_loss(
     return of_policy + args.vf_coef * of_value, shares
 
 
-def check_unmoved(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dtype) -> None:
+def check_first_ratio(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dtype) -> None:
     """Compare a mini-batch before the first update with what was said when it was sampled.
 
     Args:
@@ -175,7 +171,7 @@ def check_unmoved(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dtype) 
         )
 
 
-def forward_dtype(args: Any, policy: Any) -> torch.dtype:
+def forward_dtype(args: PPOConfig, policy: Any) -> torch.dtype:
     """How coarse the policy's forward pass in training is, as a number format.
 
     Args:

@@ -14,7 +14,7 @@ from recipes.lib.models.adapter_folders import WEIGHTS
 from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
 from recipes.lib.models.cpu_linear import use_fast_products
 from recipes.lib.models.forward import base_model
-from recipes.lib.models.policies import keep_unpacked
+from recipes.lib.models.policies import disable_4bit_packing
 from recipes.lib.ppo.actor_critic import ActorCritic, disable_dropout, make_reference
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import add_value_adapter, chosen_critic, make_critic
@@ -22,12 +22,8 @@ from recipes.lib.rewards.reward_models import RewardModel
 from recipes.lib.rewards.shared_base import RewardRole
 
 
-def load(
-    model: Any,
-    processing_class: Any,
-    quantization_config: Any,
-    *,
-    trust_remote_code: bool = False,
+def load_model_and_tokenizer(
+    model: Any, processing_class: Any, quantization_config: Any, *, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
     """Load the policy and its tokenizer where they were given by name.
 
@@ -50,12 +46,8 @@ def load(
                 f"{POLICY}, which is then trained on."
             )
         name = model.get_base_model().name_or_path
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(
-                name, trust_remote_code=trust_remote_code
-            )
-        return model, processing_class
-    name = model if isinstance(model, str) else model.config._name_or_path
+    else:
+        name = model if isinstance(model, str) else model.config._name_or_path
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(
             model,
@@ -64,7 +56,7 @@ def load(
             use_safetensors=True,  # other formats can run code
             trust_remote_code=trust_remote_code,
         )
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if not isinstance(model, PeftModel) and getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(
             f"model={name} is an adapter that PEFT has not wrapped; load its base, put it on with "
             "PeftModel.from_pretrained, and give that to train it on."
@@ -102,7 +94,11 @@ def make_roles(
     # is a copy, of a policy with an adapter the same model with the adapter off.
     critic = make_critic(policy, args)
     if peft_config is not None:
-        policy = _with_adapter(policy, peft_config)
+        try:
+            policy = get_peft_model(policy, peft_config)
+        except ValueError as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"the adapter does not fit the policy: {reason}.") from error
     reference = make_reference(policy)
     actor_critic = ActorCritic(policy, critic)
     if goes_on:
@@ -112,22 +108,14 @@ def make_roles(
         actor_critic.adapters.copy(REFERENCE, POLICY, trainable=False)
     if args.critic == "adapter":
         add_value_adapter(actor_critic, args)
-    keep_unpacked(actor_critic)
+    disable_4bit_packing(actor_critic)
     use_fast_products(actor_critic)
     if args.disable_dropout:
         disable_dropout(actor_critic)
     return actor_critic, reference
 
 
-def _with_adapter(policy: Any, peft_config: PeftConfig) -> Any:
-    try:
-        return get_peft_model(policy, peft_config)
-    except ValueError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"the adapter does not fit the policy: {reason}.") from error
-
-
-def save_policy(
+def save_policy_weights(
     actor_critic: ActorCritic, folder: Path, weights: dict[str, Any] | None = None
 ) -> None:
     """Write the policy: a whole model, or its adapter alone.
@@ -149,7 +137,7 @@ def save_policy(
     actor_critic.policy.save_pretrained(folder, **own)
 
 
-def load_policy(actor_critic: ActorCritic, folder: Path) -> None:
+def load_policy_weights(actor_critic: ActorCritic, folder: Path) -> None:
     """Read the policy of a checkpoint back; what is trained stays trainable."""
     policy, adapters = actor_critic.policy, actor_critic.adapters
     if adapters is not None:
@@ -161,7 +149,7 @@ def load_policy(actor_critic: ActorCritic, folder: Path) -> None:
         policy.load_state_dict(saved.state_dict())
 
 
-def roles_of(trainer: Any) -> dict[str, str]:
+def describe_roles(trainer: Any) -> dict[str, str]:
     """Say of every role of a PPOTrainer what it is, in which number format, and whether it learns.
 
     Args:
@@ -202,7 +190,7 @@ def _value(module: Any) -> str:
     if module.critic is not None:
         return f"model of its own in {_formats(module.critic.parameters())}, trained"
     head = f"head in {_formats(module.value_head.parameters())}, trained"
-    return f"{_adapter(module.adapters, VALUE)}, {head}" if module.has_value_adapter else head
+    return f"{_adapter(module.adapters, VALUE)}, {head}" if module.value_adapters else head
 
 
 def _rewards(functions: Iterable[Any]) -> dict[str, str]:

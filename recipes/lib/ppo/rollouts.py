@@ -62,7 +62,7 @@ class Rollout:
 
     def rows(self, index: Tensor) -> dict[str, Tensor]:
         """Some episodes, without the columns in which none of them has a token."""
-        batch = {name: getattr(self, name)[index] for name in names()}
+        batch = {name: getattr(self, name)[index] for name in NAMES}
         first = int(batch["prompt_mask"].argmax(1).min())
         width = int(batch["completion_mask"].sum(1).max())
         for name, tensor in batch.items():
@@ -70,9 +70,7 @@ class Rollout:
         return batch
 
 
-def names() -> list[str]:
-    """Names of a rollout's tensors."""
-    return [field.name for field in fields(Rollout)]
+NAMES = [field.name for field in fields(Rollout)]
 
 
 def prompt_index(seed: int, position: int, num_prompts: int) -> int:
@@ -152,7 +150,7 @@ class RolloutStream:
         in_hand = self.rollout is not None and self.number == next_one
         write_json(folder / "stream.json", {"global_step": global_step, "in_hand": in_hand})
         if in_hand:
-            tensors = {n: getattr(self.rollout, n).contiguous() for n in names()}
+            tensors = {n: getattr(self.rollout, n).contiguous() for n in NAMES}
             save_file(tensors, folder / "rollout.safetensors")
 
     def load(self, folder: Path) -> None:
@@ -170,22 +168,7 @@ class RolloutStream:
         self.rollout = Rollout(**tensors) if tensors else None
 
 
-def on_device(inputs: dict[str, Any], device: Any) -> dict[str, Any]:
-    """A micro-batch where the model is, in the formats that it has.
-
-    Under DeepSpeed in 16 bits Trainer would round log-probabilities, advantages and returns, too.
-
-    Args:
-        inputs: Tensors and numbers by name.
-        device: Where the model is.
-
-    Returns:
-        The same there.
-    """
-    return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
-
-
-def check_scored(
+def check_finite_scores(
     mask_BC: Tensor, logps_BC: Tensor, ref_logps_BC: Tensor, values_BC: Tensor
 ) -> None:
     """Refuse episodes with log-probabilities or values that are not finite.
@@ -214,7 +197,7 @@ def check_scored(
 
 
 @contextmanager
-def of_rollout(number: int) -> Iterator[None]:
+def naming_rollout(number: int) -> Iterator[None]:
     """Say of which rollout the numbers are that are not finite."""
     try:
         yield
@@ -270,14 +253,6 @@ def find_stop_token(tokenizer: Any, stop_token: str | None) -> int:
     if token_id is None:
         raise UserError(f"stop_token={stop_token!r} is not in the vocabulary of the tokenizer.")
     return int(token_id)
-
-
-def pad_right(rows: list[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Ids and mask of rows of tokens, aligned at their beginnings."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids.to(device), mask.to(device)
 
 
 def stack(rows: list[Any]) -> Tensor:

@@ -18,34 +18,24 @@ from torch import Tensor
 
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
-from recipes.lib.generation.sampling import Decoding, mask_through_stop, pad_left, sample
-from recipes.lib.models.forward import base_model
-from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.generation.sampling import Decoding, generate, mask_through_stop, pad_left
+from recipes.lib.models.forward import base_model, length_batches
 
 
 class Sampler:
     """Samples completions in batches of prompts of like length.
 
     Args:
-        policy: Causal language model, with or without adapters.
-        args: The configuration: which sampler, and how many prompts at a time.
+        trainer: The PPOTrainer: its policy, its configuration, and the autocast that it trains in.
         decoding: Length, temperature and the tokens at the end.
-        accelerator: Gives the autocast that the policy trains in.
         most_prompt_tokens: Length of the longest prompt that is expected.
     """
 
     is_collective = False  # each process samples by itself
 
-    def __init__(
-        self,
-        policy: Any,
-        args: PPOConfig,
-        decoding: Decoding,
-        accelerator: Any,
-        most_prompt_tokens: int,
-    ) -> None:
-        self.model, self.args, self.decoding = base_model(policy), args, decoding
-        self.accelerator = accelerator
+    def __init__(self, trainer: Any, decoding: Decoding, most_prompt_tokens: int) -> None:
+        self.model, self.args = base_model(trainer.actor_critic.policy), trainer.args
+        self.decoding, self.accelerator = decoding, trainer.accelerator
         self.most_tokens = most_prompt_tokens + decoding.max_new_tokens
         self.decoder: Decoder | None = None  # on a GPU, made when the model is where it trains
 
@@ -69,9 +59,7 @@ class Sampler:
             Token ids of each completion, in the order of the prompts.
         """
         said: list[list[int]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), self.args.sampling_batch_size):
-            batch = order[start : start + self.args.sampling_batch_size]
+        for batch in length_batches(list(map(len, prompts)), self.args.sampling_batch_size):
             noise_BC = uniforms_BC[batch] if uniforms_BC is not None else None
             with self.accelerator.autocast():
                 ids_BC, mask_BC = self._sample([prompts[i] for i in batch], noise_BC)
@@ -83,7 +71,7 @@ class Sampler:
     def _sample(self, prompts: list[list[int]], noise_BC: Tensor | None) -> tuple[Tensor, Tensor]:
         ids_BP, mask_BP = pad_left(prompts, self.decoding.pad_token_id, self.args.device)
         if not self.is_own:
-            return sample(self.model, ids_BP, mask_BP, noise_BC, self.decoding)
+            return generate(self.model, ids_BP, mask_BP, noise_BC, self.decoding)
         return self._decoder(*ids_BP.shape).sample(ids_BP, mask_BP, noise_BC)
 
     def _decoder(self, rows: int, width: int) -> Decoder:
@@ -100,11 +88,8 @@ class VLLMSampler:
     """Samples completions with vLLM; its weights follow the policy's.
 
     Args:
-        policy: Causal language model, with or without an adapter.
-        args: The configuration.
+        trainer: The PPOTrainer: its policy, configuration, tokenizer and accelerator are used.
         decoding: Length, temperature and the tokens at the end.
-        accelerator: The trainer's.
-        tokenizer: The policy's.
         most_prompt_tokens: Length of the longest prompt that is expected.
 
     Raises:
@@ -113,24 +98,17 @@ class VLLMSampler:
 
     is_collective = True  # all processes sample together
 
-    def __init__(
-        self,
-        policy: Any,
-        args: PPOConfig,
-        decoding: Decoding,
-        accelerator: Any,
-        tokenizer: Any,
-        most_prompt_tokens: int,
-    ) -> None:
+    def __init__(self, trainer: Any, decoding: Decoding, most_prompt_tokens: int) -> None:
+        policy, args = trainer.actor_critic.policy, trainer.args
         check_vllm(policy)
         from trl.generation.vllm_generation import VLLMGeneration
 
         self.policy, self.decoding = policy, decoding
-        self.base = kept_base(policy)
+        self.base = base_weights(policy)
         self.generation = VLLMGeneration(
             policy,
-            accelerator,
-            tokenizer,
+            trainer.accelerator,
+            trainer.processing_class,
             mode=args.vllm_mode,
             server_base_url=args.vllm_server_base_url,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
@@ -155,14 +133,14 @@ class VLLMSampler:
         Returns:
             Token ids of each completion, in the order of the prompts.
         """
-        with restored(self.base):
+        with restoring_weights(self.base):
             self.generation.sync_weights()
         self.generation.temperature = 0.0 if uniforms_BC is None else self.decoding.temperature
         most = max(gather_object([len(prompts)]))
         # A server deals its answers out in equal shares.
         filled = [*prompts, *([[self.decoding.pad_token_id]] * (most - len(prompts)))]
         said = self.generation.generate(filled, None, 1)[1] if most else []
-        return [through_stop(list(ids), self.decoding) for ids in said[: len(prompts)]]
+        return [cut_after_stop(list(ids), self.decoding) for ids in said[: len(prompts)]]
 
 
 def check_vllm(policy: Any) -> None:
@@ -188,7 +166,7 @@ def check_vllm(policy: Any) -> None:
         )
 
 
-def kept_base(policy: Any) -> dict[Any, Tensor]:
+def base_weights(policy: Any) -> dict[Any, Tensor]:
     """Copies of the weights that lie under a LoRA adapter, on the CPU; none without an adapter."""
     if not isinstance(policy, PeftModel):
         return {}
@@ -197,7 +175,7 @@ def kept_base(policy: Any) -> dict[Any, Tensor]:
 
 
 @contextmanager
-def restored(base: dict[Any, Tensor]) -> Iterator[None]:
+def restoring_weights(base: dict[Any, Tensor]) -> Iterator[None]:
     """Put weights back to the bit afterwards: to merge an adapter and take it off rounds them."""
     try:
         yield
@@ -207,27 +185,7 @@ def restored(base: dict[Any, Tensor]) -> Iterator[None]:
                 parameter.copy_(kept)
 
 
-def through_stop(ids: list[int], decoding: Decoding) -> list[int]:
+def cut_after_stop(ids: list[int], decoding: Decoding) -> list[int]:
     """A completion up to and including its first stop token."""
     mask = mask_through_stop(torch.tensor([ids]), *decoding.stops)
     return ids[: int(mask.sum())]
-
-
-def make_sampler(
-    trainer: Any, decoding: Decoding, most_prompt_tokens: int
-) -> Sampler | VLLMSampler:
-    """The sampler that the configuration asks for.
-
-    Args:
-        trainer: The trainer: its policy, configuration, tokenizer and accelerator are used.
-        decoding: Length, temperature and the tokens at the end.
-        most_prompt_tokens: Length of the longest prompt that is expected.
-
-    Returns:
-        An object whose `completions` samples one completion for each prompt.
-    """
-    policy, args = trainer.actor_critic.policy, trainer.args
-    if args.sampler == "vllm":
-        given = args, decoding, trainer.accelerator, trainer.processing_class
-        return VLLMSampler(policy, *given, most_prompt_tokens)
-    return Sampler(policy, args, decoding, trainer.accelerator, most_prompt_tokens)

@@ -3,7 +3,6 @@
 Shapes: B episodes, C completion tokens.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from recipes.lib.ppo.rollouts import Episode
+from recipes.lib.runs.files import append_jsonl
+from recipes.lib.trainers.sampled_rewards import NUM_KEPT
 
-NUM_KEPT = 4  # episodes of each rollout
 NUM_CONTEXT = 8  # tokens before a piece that decide about its leading space
 MAX_PARTS = 4  # bytes of the longest UTF-8 character: more tokens than that cannot share one
 DIGITS = 4  # significant ones, of each number of a token
 BROKEN = "\ufffd"  # what decoding gives for a part of a character
 
 
-def keep_samples(
+def sample_rows(
     tokenizer: Any, first: int, episodes: Sequence[Episode], numbers: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
     """The first episodes of a rollout, as rows of samples.jsonl.
@@ -98,6 +98,4 @@ def append_samples(folder: Path, step: int, samples: Sequence[dict[str, Any]]) -
         samples: The rows.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for sample in samples:
-            file.write(json.dumps({"step": step} | sample, ensure_ascii=False) + "\n")
+    append_jsonl(folder / "samples.jsonl", ({"step": step} | sample for sample in samples))

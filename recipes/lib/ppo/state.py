@@ -14,13 +14,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from recipes.lib.distributed.shards import load_shards, whole_state
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.health import Health
-from recipes.lib.ppo.roles import load_policy, save_policy
+from recipes.lib.ppo.roles import load_policy_weights, save_policy_weights
 from recipes.lib.runs.files import write_json
 
 FILE = "ppo_state.json"
 
 
-def state_of(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
+def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
     """Controllers, metrics that are not logged yet, and what was told.
 
     Args:
@@ -44,12 +44,12 @@ def state_of(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def put_back(trainer: Any, state: dict[str, Any]) -> None:
+def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     """Put a trainer back to where it was.
 
     Args:
         trainer: The PPOTrainer.
-        state: What `state_of` said then.
+        state: What `trainer_state` said then.
     """
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]
@@ -63,14 +63,14 @@ def put_back(trainer: Any, state: dict[str, Any]) -> None:
 
 def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
     """Write the state of a trainer into a checkpoint; `sums` are those of all processes."""
-    write_json(folder / FILE, state_of(trainer, sums))
+    write_json(folder / FILE, trainer_state(trainer, sums))
 
 
 def read_state(trainer: Any, folder: Path) -> None:
     """Put a trainer back to where a checkpoint was written."""
     state = json.loads((folder / FILE).read_text(encoding="utf-8"))
     # Sums are added up over processes when they are logged, so one of them takes them on.
-    put_back(trainer, state | ({} if trainer.args.process_index == 0 else {"sums": {}}))
+    restore_state(trainer, state | ({} if trainer.args.process_index == 0 else {"sums": {}}))
 
 
 def save_models(trainer: Any, folder: Path) -> None:
@@ -91,7 +91,7 @@ def save_models(trainer: Any, folder: Path) -> None:
     trainer.processing_class.save_pretrained(folder)
     if is_checkpoint and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
-    save_policy(trainer.actor_critic, folder, weights)
+    save_policy_weights(trainer.actor_critic, folder, weights)
     if is_checkpoint:
         save_value_weights(trainer.actor_critic, folder)
 
@@ -106,5 +106,5 @@ def load_models(trainer: Any, folder: Path) -> None:
     if trainer.is_deepspeed_enabled:
         load_shards(trainer, str(folder))
         return
-    load_policy(trainer.actor_critic, folder)
+    load_policy_weights(trainer.actor_critic, folder)
     load_value_weights(trainer.actor_critic, folder)

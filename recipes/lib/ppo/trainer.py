@@ -26,24 +26,17 @@ from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.distributed.mixed_precision import as_trained
 from recipes.lib.distributed.shards import loads_whole, whole, with_whole
 from recipes.lib.errors import UserError
+from recipes.lib.ppo import state
 from recipes.lib.ppo.actor_critic import ActorCritic
 from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import parameter_groups
-from recipes.lib.ppo.health import Health, check
+from recipes.lib.ppo.health import Health, check_health
 from recipes.lib.ppo.metrics import Clock
-from recipes.lib.ppo.objective import check_unmoved, forward_dtype, micro_batch_loss
-from recipes.lib.ppo.roles import load, make_roles
-from recipes.lib.ppo.rollouts import RolloutStream, on_device
+from recipes.lib.ppo.objective import check_first_ratio, forward_dtype, micro_batch_loss
+from recipes.lib.ppo.roles import load_model_and_tokenizer, make_roles
+from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
-from recipes.lib.ppo.state import (
-    load_models,
-    put_back,
-    read_state,
-    save_models,
-    state_of,
-    write_state,
-)
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable
@@ -97,7 +90,9 @@ class PPOTrainer(Resumable, Trainer):
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
         with loads_whole(args):  # roles are copies of each other
-            policy, tokenizer = load(model, processing_class, quantization_config, **trusted)
+            policy, tokenizer = load_model_and_tokenizer(
+                model, processing_class, quantization_config, **trusted
+            )
             actor_critic, self.reference = make_roles(policy, args, peft_config)
         super().__init__(
             model=actor_critic,
@@ -148,7 +143,9 @@ class PPOTrainer(Resumable, Trainer):
         return self.optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return on_device(inputs, self.args.device)
+        # In the formats that they have: under DeepSpeed in 16 bits Trainer would round them.
+        device = self.args.device
+        return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
         """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
@@ -176,7 +173,7 @@ class PPOTrainer(Resumable, Trainer):
             with_entropy_gradient=bool(args.entropy_coef),
         )
         if inputs["is_first_step"] and args.disable_dropout:
-            check_unmoved(logps_BC, inputs, forward_dtype(args, self.actor_critic.policy))
+            check_first_ratio(logps_BC, inputs, forward_dtype(args, self.actor_critic.policy))
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
@@ -199,7 +196,7 @@ class PPOTrainer(Resumable, Trainer):
             logs |= self.clock.take()
             if "loss/policy_avg" in logs:  # not where every step was skipped
                 logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
-                logs |= check(self, logs)
+                logs |= check_health(self, logs)
         super().log(logs, start_time)
         if is_update and args.log_completions and args.should_save:
             append_samples(Path(args.output_dir), self.state.global_step, self.collector.samples)
@@ -259,7 +256,7 @@ class PPOTrainer(Resumable, Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the policy and its tokenizer; into a checkpoint the critic's weights too."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        save_models(self, folder)
+        state.save_models(self, folder)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -271,7 +268,7 @@ class PPOTrainer(Resumable, Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_models(self, Path(resume_from_checkpoint))
+            state.load_models(self, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -282,24 +279,22 @@ class PPOTrainer(Resumable, Trainer):
         sums = self._total_sums()
         if self.args.should_save:
             self.stream.save(folder, self.state.global_step)
-            write_state(self, sums, folder)
+            state.write_state(self, sums, folder)
 
     def load_state_from(self, folder: Path) -> None:
         """Put the stream back to where it stood."""
         super().load_state_from(folder)
         self.stream.load(folder)
-        read_state(self, folder)
+        state.read_state(self, folder)
 
     def moment(self) -> dict[str, Any]:
         """What changes within a step, with the rollout in hand and what it changed."""
-        state = copy.deepcopy(state_of(self, self.sums))
-        return super().moment() | {
-            "ppo": state,
-            "rollout": (self.stream.rollout, self.stream.number),
-        }
+        in_hand = (self.stream.rollout, self.stream.number)
+        now = copy.deepcopy(state.trainer_state(self, self.sums))
+        return super().moment() | {"ppo": now, "rollout": in_hand}
 
     def go_back_to(self, moment: dict[str, Any]) -> None:
         """Undo what an abandoned step added."""
         super().go_back_to(moment)
-        put_back(self, moment["ppo"])
+        state.restore_state(self, moment["ppo"])
         self.stream.rollout, self.stream.number = moment["rollout"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.lib.distributed.processes import from_main, is_main_process
 from recipes.lib.distributed.shards import saved_whole
-from recipes.lib.runs.checkpoints import check_checkpoint, refuse_bad, refuse_stateless
+from recipes.lib.runs.checkpoints import check_checkpoint, refuse_broken, refuse_stateless
 from recipes.lib.runs.folder import Run
 from recipes.lib.trainers.resumable import STAGED
 
@@ -30,7 +30,7 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
     if not named:
         return None
     # The run's own was read to find it, and one that the user named is read now.
-    refuse = refuse_stateless if run.checkpoint else refuse_bad
+    refuse = refuse_stateless if run.checkpoint else refuse_broken
     from_main(lambda: refuse(Path(named)))
     check_checkpoint(Path(named))
     return str(named)

@@ -19,7 +19,7 @@ from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError, is_disk, is_memory
 from recipes.lib.plan.refusals import refuse
 from recipes.lib.runs.folder import folder_of
-from recipes.lib.runs.lock import is_taken, refuse_if_taken, release
+from recipes.lib.runs.lock import is_locked, refuse_if_locked, release
 
 # Variables with a user's wish.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
@@ -59,7 +59,7 @@ def guarded(run: Recipe) -> Recipe:
             moved = sorted(_set_aside(path) - aside)
             is_new = path in absent or was_empty or bool(moved)
             # A folder that another process took in the meantime is not ours.
-            if is_main_process() and is_new and not is_taken(path) and not _has_begun(path):
+            if is_main_process() and is_new and not is_locked(path) and not _has_begun(path):
                 _take_back(path, absent, moved)
             raise
         finally:
@@ -84,7 +84,7 @@ def _lacks_report_alone(path: Path) -> bool:
 
 def _finish(path: Path) -> dict[str, Any]:
     """Write the report of a run that ended without it, for want of room."""
-    refuse_if_taken(path)
+    refuse_if_locked(path)
     if is_main_process():
         # Late, because it imports matplotlib.
         from recipes.lib.report import write_report

@@ -18,7 +18,7 @@ MAX_BINS = 10
 
 
 @dataclass(frozen=True)
-class Bin:
+class Forecasts:
     """Forecasts of about equal confidence.
 
     `confidence` is their mean, `observed` the share that came true, `low` and `high` its 95 %
@@ -47,7 +47,7 @@ def confidences(margins: Sequence[float]) -> np.ndarray:
     return np.asarray(expit(np.abs(np.asarray(margins, dtype=float))))
 
 
-def reliability(margins: Sequence[float], num_bins: int) -> list[Bin]:
+def reliability(margins: Sequence[float], num_bins: int) -> list[Forecasts]:
     """Bins of equal count, from the least confident forecasts to the most confident.
 
     Args:
@@ -67,7 +67,7 @@ def reliability(margins: Sequence[float], num_bins: int) -> list[Bin]:
     return [_bin(forecast[part], came_true[part]) for part in np.array_split(order, num_bins)]
 
 
-def calibration_error(bins: Sequence[Bin]) -> float:
+def calibration_error(bins: Sequence[Forecasts]) -> float:
     """Expected calibration error: the mean gap between confidence and outcome, weighted by count.
 
     ECE = sum over bins of count / total * |observed - confidence|, a fraction in 0..1.
@@ -94,6 +94,6 @@ def suitable_bins(num_pairs: int) -> int:
     return num_bins if num_bins >= 2 else 0
 
 
-def _bin(forecast: np.ndarray, came_true: np.ndarray) -> Bin:
+def _bin(forecast: np.ndarray, came_true: np.ndarray) -> Forecasts:
     count, right = len(forecast), int(came_true.sum())
-    return Bin(float(forecast.mean()), right / count, *wilson(right, count), count)
+    return Forecasts(float(forecast.mean()), right / count, *wilson(right, count), count)

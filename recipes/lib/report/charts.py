@@ -1,7 +1,28 @@
 """Which charts a recipe's page shows, by the names that are logged, and how each one is read."""
 
+from dataclasses import replace
+
 from recipes.lib.report.curves import Curve
 
+ENTROPY = Curve(
+    "entropy",
+    "Entropy",
+    "nats per token",
+    (("entropy", "policy"),),
+    "How open the choice of the next token still is: a gentle fall is normal, a fall to near 0 "
+    "means that every prompt gets the same text, a rise means noise.",
+)
+LENGTH = Curve(
+    "length",
+    "Completion length",
+    "tokens",
+    (
+        ("completions/mean_length", "all"),
+        ("completions/mean_terminated_length", "ended by themselves"),
+    ),
+    "Should settle; a drift to the limit or to almost nothing usually means that the reward "
+    "pays for length and not for content.",
+)
 GROUPS = (
     Curve(
         "reward",
@@ -35,14 +56,7 @@ GROUPS = (
         "How different completions still score: it usually shrinks as the policy improves; close "
         "to 0 from the start means that there is nothing to choose between.",
     ),
-    Curve(
-        "entropy",
-        "Entropy",
-        "nats per token",
-        (("entropy", "policy"),),
-        "How open the choice of the next token still is: a gentle fall is normal, a fall to near 0 "
-        "means that every prompt gets the same text, a rise means noise.",
-    ),
+    ENTROPY,
     Curve(
         "clip",
         "Clip fraction",
@@ -51,17 +65,7 @@ GROUPS = (
         "How much of the update was held back: 0 where every generation serves one step only, up "
         "to about 0.2 is usual where it serves several; much more means steps that are too large.",
     ),
-    Curve(
-        "length",
-        "Completion length",
-        "tokens",
-        (
-            ("completions/mean_length", "all"),
-            ("completions/mean_terminated_length", "ended by themselves"),
-        ),
-        "Should settle; a drift to the limit or to almost nothing usually means that the reward "
-        "pays for length and not for content.",
-    ),
+    LENGTH,
     Curve(
         "cut",
         "Cut off at the limit",
@@ -163,14 +167,7 @@ PPO = (
         "Starts at 0 and should grow steadily and then bend; a sudden jump or ever faster growth "
         "means that the policy leaves the language it came from.",
     ),
-    Curve(
-        "entropy",
-        "Entropy",
-        "nats per token",
-        (("policy/entropy_avg", "policy"),),
-        "How open the choice of the next token still is: a gentle fall is normal, a fall to near 0 "
-        "means that every prompt gets the same text, a rise means noise.",
-    ),
+    replace(ENTROPY, lines=(("policy/entropy_avg", "policy"),)),
     Curve(
         "clip",
         "Clip fraction",
@@ -187,13 +184,12 @@ PPO = (
         "Error of the critic's forecast: it should fall and stay low; growth means that the critic "
         "no longer follows the policy and the advantages are noise.",
     ),
-    Curve(
-        "length",
-        "Completion length",
-        "tokens",
-        (("objective/completion_length", "mean length"), ("eval_completion_length", "held out")),
-        "Should settle; a drift to the limit or to almost nothing usually means that the reward "
-        "pays for length and not for content.",
+    replace(
+        LENGTH,
+        lines=(
+            ("objective/completion_length", "mean length"),
+            ("eval_completion_length", "held out"),
+        ),
     ),
     Curve(
         "held-out",
@@ -223,11 +219,7 @@ PPO = (
         "time",
         "Time per rollout",
         "seconds",
-        (
-            ("time/sampling", "sampling"),
-            ("time/scoring", "scoring"),
-            ("time/training", "training"),
-        ),
+        (("time/sampling", "sampling"), ("time/scoring", "scoring"), ("time/training", "training")),
         "Where the time goes: flat lines are normal; growing sampling time follows growing length.",
     ),
 )
@@ -258,10 +250,7 @@ REWARD = (
         (("accuracy", "training"), ("eval_accuracy", "held out")),
         "Should rise from 0.5 and level off near the ceiling that noise in the labels sets; a "
         "training line far above the held-out one means learning by heart.",
-        levels=(
-            ("accuracy_ceiling", "ceiling", 0),
-            ("accuracy_bag_of_words", "bag of words", 3),
-        ),
+        levels=(("accuracy_ceiling", "ceiling", 0), ("accuracy_bag_of_words", "bag of words", 3)),
     ),
     Curve(
         "reward-loss",

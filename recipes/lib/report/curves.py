@@ -51,7 +51,7 @@ def draw_curves(
     axis = "episode" if any(is_number(row.get("episode")) for row in rows) else "step"
     label = "episodes" if axis == "episode" else "optimizer steps"
     if axis == "episode":
-        rows = placed(rows)
+        rows = with_episodes(rows)
     pictures = [_draw(curve, rows, (axis, label), summary, prefix) for curve in curves]
     return [picture for picture in pictures if picture is not None]
 
@@ -71,7 +71,7 @@ def points(rows: list[Row], axis: str, metric: str) -> Points:
     return np.array(places), np.array([found[place] for place in places])
 
 
-def placed(rows: list[Row]) -> list[Row]:
+def with_episodes(rows: list[Row]) -> list[Row]:
     """Rows that tell only their step (an evaluation) with their episode, from the rows around."""
     known = [row for row in rows if is_finite(row.get("episode")) and is_finite(row.get("step"))]
     if not known:

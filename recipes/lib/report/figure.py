@@ -16,14 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # page, the dark page and the printed one.
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
 SERIES = ("#040404", "#050505", "#060606")
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    RULE: "--rule",
-    SERIES[0]: "--series-1",
-    SERIES[1]: "--series-2",
-    SERIES[2]: "--series-3",
-}
+CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
+CSS_VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(SERIES, 1)}
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.6)))
 SIZE_INCHES = (5.0, 2.9)  # 360 by 209 points: drawn at about that size in three columns
 
@@ -71,10 +65,9 @@ def canvas(x_label: str, y_label: str) -> Iterator[tuple[Figure, Axes]]:
         axes.set_axisbelow(True)
         axes.tick_params(colors=MUTED, length=0, pad=4, labelcolor=MUTED)
         axes.tick_params(axis="x", length=3)
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        for axis in (axes.yaxis, axes.xaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axes.set_title(y_label, loc="left", fontsize=11, color=MUTED, x=-0.13, pad=8)
         axes.set_xlabel(x_label, loc="right", color=MUTED, labelpad=3)
         yield figure, axes
@@ -123,6 +116,6 @@ def _for_page(body: str, name: str) -> str:
     body = re.sub(r"url\(#", f"url(#{name}-", body)
     body = re.sub(r'xlink:href="#', f'href="#{name}-', body)
     body = re.sub(r"\s*font-family: [^;\"]*;?", "", body)
-    for color, variable in VARIABLES.items():
+    for color, variable in CSS_VARIABLES.items():
         body = body.replace(color, f"var({variable})")
     return re.sub(r"\s*\n\s*", " ", body).strip()

@@ -1,19 +1,18 @@
 """Writes the page: reads the folder, chooses numbers and charts, fills the template."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from recipes.lib.report.numbers import Number, is_number, number, tiles
+from recipes.lib.report.numbers import is_number, number, tiles
 from recipes.lib.report.origin import origin
 from recipes.lib.report.run_files import Row, RunFiles, read_run
 from recipes.lib.report.sections import quickstart_sections, run_sections
 from recipes.lib.report.verdict import quickstart_verdict, verdict
 from recipes.lib.runs.files import write_text
 
-TITLES = {
+RECIPE_TITLES = {
     "base": "Base model",
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
@@ -59,7 +58,7 @@ QUICKSTART_TILES = [
 ]
 QUICKSTART_LABELS = {"win_rate": "Win rate of PPO over SFT", "kl": "KL from the SFT model"}
 # Stages in their order, each with the number that stands for it and what it is called there.
-STAGES = {
+STAGE_NUMBERS = {
     "base": ("base_perplexity", "perplexity"),
     "sft": ("sft_perplexity", "perplexity"),
     "feedback": ("reward_accuracy_ceiling", "best accuracy its noise allows"),
@@ -67,17 +66,6 @@ STAGES = {
     "ppo": ("kl", "KL"),
     "evaluate": ("win_rate", "win rate of PPO over SFT"),
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One line of the quickstart's table of stages."""
-
-    name: str
-    time: Number | None
-    label: str
-    result: Number | None
-    report: str
 
 
 def write_report(run: Path) -> Path:
@@ -90,16 +78,19 @@ def write_report(run: Path) -> Path:
         The page, `report.html` in that folder: one file that refers to nothing outside itself.
     """
     files = read_run(Path(run))
-    content = {
-        "eyebrow": TITLES.get(files.recipe, files.recipe or "Run"),
-        "title": files.path.resolve().name,
-        "verdict": verdict(files),
-        "warnings": _warnings(files),
-        "tiles": tiles(files.summary, RUN_TILES),
-        "sections": run_sections(files),
-        "numbers": list(_all_numbers(files.summary)),
-    }
-    return _write(Path(run), content, files)
+    return _write(
+        files,
+        {"": files},
+        eyebrow=RECIPE_TITLES.get(files.recipe, files.recipe or "Run"),
+        title=files.path.resolve().name,
+        verdict=verdict(files),
+        tiles=tiles(files.summary, RUN_TILES),
+        stages=[],
+        sections=run_sections(files),
+        facts=origin(files),
+        numbers=[number(key, value) for key, value in files.summary.items() if is_number(value)],
+        notes=files.notes,
+    )
 
 
 def write_quickstart_report(root: Path) -> Path:
@@ -111,33 +102,30 @@ def write_quickstart_report(root: Path) -> Path:
     Returns:
         The page, `report.html` in that folder.
     """
-    root = Path(root)
-    whole = read_run(root)
-    stages = {name: read_run(root / name) for name in STAGES if (root / name).is_dir()}
+    whole = read_run(Path(root))
+    folders = {name: whole.path / name for name in STAGE_NUMBERS}
+    stages = {name: read_run(folder) for name, folder in folders.items() if folder.is_dir()}
     summary = whole.summary
-    content = {
-        "eyebrow": "RLHF quickstart",
-        "title": "From a base model to PPO",
-        "verdict": quickstart_verdict(summary),
-        "warnings": [line for run in stages.values() for line in _warnings(run)],
-        "tiles": tiles({**summary, **_total(summary)}, QUICKSTART_TILES, QUICKSTART_LABELS),
-        "stages": [_stage(root, name, summary) for name in stages],
-        "sections": quickstart_sections(stages),
-        "numbers": [],
-    }
+    times = summary["seconds"] if isinstance(summary.get("seconds"), dict) else {}
+    known = [value for value in times.values() if is_number(value)]
+    total = {"total_seconds": sum(known)} if known else {}
     notes = [f"{run.path.name}: {note}" for run in stages.values() for note in run.notes]
-    trained = stages.get("ppo", whole)
-    return _write(root, content, trained, [*whole.notes, *notes], stages)
+    return _write(
+        whole,
+        stages or {"": whole},
+        eyebrow="RLHF quickstart",
+        title="From a base model to PPO",
+        verdict=quickstart_verdict(summary),
+        tiles=tiles({**summary, **total}, QUICKSTART_TILES, QUICKSTART_LABELS),
+        stages=[_stage(run, name, times.get(name), summary) for name, run in stages.items()],
+        sections=quickstart_sections(stages),
+        facts=origin(stages.get("ppo", whole)),
+        numbers=[],
+        notes=[*whole.notes, *notes],
+    )
 
 
-def _write(
-    folder: Path,
-    content: Row,
-    run: RunFiles,
-    notes: list[str] | None = None,
-    stages: dict[str, RunFiles] | None = None,
-) -> Path:
-    configs = {run.path.name: run.config for run in (stages or {"": run}).values() if run.config}
+def _write(target: RunFiles, runs: dict[str, RunFiles], **content: Any) -> Path:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(default=True),
@@ -146,36 +134,24 @@ def _write(
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html.jinja").render(
-        stages=content.pop("stages", []),
-        facts=origin(run),
-        configs=configs,
-        notes=run.notes if notes is None else notes,
+        configs={run.path.name: run.config for run in runs.values() if run.config},
+        warnings=[line for run in runs.values() for line in _warnings(run)],
         **content,
     )
-    target = folder / "report.html"
-    write_text(target, page)
-    return target
+    write_text(target.path / "report.html", page)
+    return target.path / "report.html"
 
 
-def _stage(root: Path, name: str, summary: Row) -> Stage:
-    times = summary.get("seconds")
-    seconds = times.get(name) if isinstance(times, dict) else None
-    key, label = STAGES[name]
-    report = f"{name}/report.html" if (root / name / "report.html").is_file() else ""
-    return Stage(
-        name,
-        number("seconds", seconds) if is_number(seconds) else None,
-        label,
-        number(key, summary[key]) if is_number(summary.get(key)) else None,
-        report,
-    )
-
-
-def _total(summary: Row) -> Row:
-    times = summary.get("seconds")
-    listed = times.values() if isinstance(times, dict) else []
-    values = [value for value in listed if is_number(value)]
-    return {"total_seconds": sum(values)} if values else {}
+def _stage(run: RunFiles, name: str, seconds: Any, summary: Row) -> dict[str, Any]:
+    """One line of the quickstart's table of stages."""
+    key, label = STAGE_NUMBERS[name]
+    return {
+        "name": name,
+        "time": number("seconds", seconds) if is_number(seconds) else None,
+        "label": label,
+        "result": number(key, summary[key]) if is_number(summary.get(key)) else None,
+        "report": f"{name}/report.html" if (run.path / "report.html").is_file() else "",
+    }
 
 
 def _warnings(run: RunFiles) -> list[str]:
@@ -184,9 +160,3 @@ def _warnings(run: RunFiles) -> list[str]:
         f"From episode {warning['episode']:,}, step {warning['step']:,}: {warning['message']}"
         for warning in (told if isinstance(told, list) else [])
     ]
-
-
-def _all_numbers(summary: Row) -> Iterator[Number]:
-    for key, value in summary.items():
-        if is_number(value):
-            yield number(key, value)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recipes.lib.report.calibration import Bin, calibration_error, reliability, suitable_bins
+from recipes.lib.report.calibration import Forecasts, calibration_error, reliability, suitable_bins
 from recipes.lib.report.figure import INK, MUTED, SERIES, Key, Picture, canvas, to_svg
 from recipes.lib.report.numbers import is_finite, percent, plain
 from recipes.lib.report.run_files import Row
@@ -17,37 +17,30 @@ def differences(rows: Sequence[Row], high: str, low: str) -> list[float]:
     return [float(a) - float(b) for a, b in both if is_finite(a) and is_finite(b)]
 
 
-def margin_histogram(margins: Sequence[float], prefix: str = "") -> Picture | None:
+def margin_histogram(margins: Sequence[float]) -> Picture | None:
     """How far a reward model holds chosen and rejected apart; None without pairs."""
-    if not margins:
-        return None
-    keys = _shares(margins, "right order", "wrong order")
-    text = f"Histogram of {len(margins)} margins: " + _spoken(keys) + "."
     caption = (
-        f"{len(margins):,} test pairs by margin; mass well to the right of 0 is good, a peak at 0 "
+        "test pairs by margin; mass well to the right of 0 is good, a peak at 0 "
         "means indifference, and a long tail on the left means errors made with confidence."
     )
-    svg = _histogram(margins, prefix + "margins", "score of chosen less rejected", "pairs")
-    return Picture(
-        prefix + "margins", "Margins on test pairs", svg, caption, text, keys, has_bars=True
-    )
+    picture = ("margins", "Margins on test pairs", "margins", caption)
+    axes = ("score of chosen less rejected", "pairs")
+    return _histogram(margins, picture, axes, ("right order", "wrong order"))
 
 
-def win_histogram(gains: Sequence[float], prefix: str = "") -> Picture | None:
+def win_histogram(gains: Sequence[float]) -> Picture | None:
     """How much better the completion scores than the baseline's; None without pairs."""
-    if not gains:
-        return None
-    keys = _shares(gains, "win", "loss")
-    text = f"Histogram of {len(gains)} score differences: " + _spoken(keys) + "."
     caption = (
-        f"{len(gains):,} prompts by the gain in score on that prompt; the more lies right of 0 the "
+        "prompts by the gain in score on that prompt; the more lies right of 0 the "
         "better, and a few large losses beside many small wins are worth reading."
     )
-    svg = _histogram(gains, prefix + "gains", "score of completion less baseline", "prompts")
-    return Picture(prefix + "gains", "Gain on each prompt", svg, caption, text, keys, has_bars=True)
+    picture = ("gains", "Gain on each prompt", "score differences", caption)
+    return _histogram(
+        gains, picture, ("score of completion less baseline", "prompts"), ("win", "loss")
+    )
 
 
-def reliability_diagram(margins: Sequence[float], prefix: str = "") -> Picture | None:
+def reliability_diagram(margins: Sequence[float]) -> Picture | None:
     """Confidence against outcome; None with fewer than 40 pairs, too few to say anything."""
     num_bins = suitable_bins(len(margins))
     if not num_bins:
@@ -56,22 +49,22 @@ def reliability_diagram(margins: Sequence[float], prefix: str = "") -> Picture |
     pieces = [f"{percent(e.confidence)} foreseen, {percent(e.observed)} true" for e in bins]
     error = plain(calibration_error(bins), 3)
     return Picture(
-        prefix + "calibration",
+        "calibration",
         "Calibration",
-        _diagram(bins, prefix + "calibration"),
+        _diagram(bins, "calibration"),
         "Points on the dashed line mean that confidence can be taken at its word; below it the "
         "model is surer than it may be, above it too timid.",
         f"Reliability diagram with {num_bins} points: {'; '.join(pieces)}.",
         [Key(1, "reward model", f"ECE {error}"), Key(0, "perfectly calibrated")],
-        _formulas(num_bins),
+        f"Confidence = sigmoid(|score of chosen \u2212 score of rejected|), in {num_bins} bins of "
+        "equal count; vertical bars: 95\u00a0% Wilson interval of the share with score of chosen "
+        "> score of rejected; ECE = \u03a3 (pairs in bin / all pairs) \u00b7 |share \u2212 mean "
+        "confidence|.",
     )
 
 
-def _diagram(bins: Sequence[Bin], name: str) -> str:
-    x = np.array([entry.confidence for entry in bins])
-    y = np.array([entry.observed for entry in bins])
-    low = np.array([entry.low for entry in bins])
-    high = np.array([entry.high for entry in bins])
+def _diagram(bins: Sequence[Forecasts], name: str) -> str:
+    x, y, low, high = np.array([(e.confidence, e.observed, e.low, e.high) for e in bins]).T
     with canvas("confidence, sigmoid(|margin|)", "share of pairs foreseen") as (figure, axes):
         axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, linestyle=(0, (2, 2)))
         # Rounding can put an end of an interval 1e-17 beyond its point, which errorbar refuses.
@@ -82,28 +75,31 @@ def _diagram(bins: Sequence[Bin], name: str) -> str:
         return to_svg(figure, name)
 
 
-def _formulas(num_bins: int) -> str:
-    return (
-        f"Confidence = sigmoid(|score of chosen \u2212 score of rejected|), in {num_bins} bins of "
-        "equal count; vertical bars: 95\u00a0% Wilson interval of the share with score of chosen "
-        "> score of rejected; ECE = \u03a3 (pairs in bin / all pairs) \u00b7 |share \u2212 mean "
-        "confidence|."
-    )
-
-
-def _histogram(values: Sequence[float], name: str, x_label: str, y_label: str) -> str:
+def _histogram(
+    values: Sequence[float],
+    picture: tuple[str, str, str, str],
+    labels: tuple[str, str],
+    sides: tuple[str, str],
+) -> Picture | None:
+    if not values:
+        return None
+    name, title, noun, caption = picture
+    keys = _shares(values, *sides)
+    spoken = ", ".join(f"{key.label} {key.value}" for key in keys)
+    text = f"Histogram of {len(values)} {noun}: {spoken}."
     data = np.asarray(values, dtype=float)
     # Zero is always an edge, so that no bar mixes wins with losses.
     width = max(np.ptp(np.append(data, 0.0)), 1e-9) / 28
     low, high = math.floor(data.min() / width), math.floor(data.max() / width) + 1
     edges = np.arange(min(low, 0), max(high, 0) + 1) * width
     counts, _ = np.histogram(data, bins=edges)
-    with canvas(x_label, y_label) as (figure, axes):
+    with canvas(*labels) as (figure, axes):
         colors = [SERIES[0] if edge >= 0 else SERIES[1] for edge in edges[:-1].round(12)]
         axes.bar(edges[:-1], counts, width=0.86 * width, align="edge", color=colors, linewidth=0)
         axes.axvline(0, color=INK, linewidth=1)
         axes.axvline(float(np.median(data)), color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-        return to_svg(figure, name)
+        svg = to_svg(figure, name)
+    return Picture(name, title, svg, f"{len(values):,} {caption}", text, keys, has_bars=True)
 
 
 def _shares(values: Sequence[float], above: str, below: str) -> list[Key]:
@@ -114,7 +110,3 @@ def _shares(values: Sequence[float], above: str, below: str) -> list[Key]:
     if ties:
         keys.append(Key(None, "tie", percent(ties / total, 1)))
     return [*keys, Key(0, "median", plain(float(np.median(values))))]
-
-
-def _spoken(keys: Sequence[Key]) -> str:
-    return ", ".join(f"{key.label} {key.value}" for key in keys)

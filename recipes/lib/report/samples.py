@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from recipes.lib.report import tokens
 from recipes.lib.report.numbers import is_finite, is_number, plain
 from recipes.lib.report.run_files import Row
-from recipes.lib.report.tokens import SHADES, Piece, Scale, Shade, ends, has_tokens, pieces, scales
 
 MAX_CHARACTERS = 1500
 
@@ -22,7 +22,7 @@ class Cell:
     facts: str = ""
     is_best: bool = False
     cut: int = 0
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[tokens.Piece] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SampleTable:
     columns: list[str]
     rows: list[list[Cell]]
     rule: str
-    shades: list[tuple[Shade, str, str]] = field(default_factory=list)
+    shades: list[tuple[tokens.Shade, str, str]] = field(default_factory=list)
 
 
 def comparison(rows: Sequence[Row], names: tuple[str, str], count: int = 6) -> SampleTable | None:
@@ -46,38 +46,39 @@ def comparison(rows: Sequence[Row], names: tuple[str, str], count: int = 6) -> S
         names: headings of the two columns.
         count: number of prompts.
     """
-    keys = ("baseline", "completion")
-    kept = _evenly(_ranked(rows, "score", "score_baseline"), count)
-    made = [_pair(row, keys, ("score_baseline", "score")) for row in kept]
-    rule = f"{len(made)} prompts, evenly spaced from the largest win down to the largest loss."
-    return SampleTable(["Prompt", *names], made, rule) if made else None
+    texts = {"baseline": "score_baseline", "completion": "score"}
+    order = "prompts, evenly spaced from the largest win down to the largest loss."
+    return _pairs(rows, texts, ("score", "score_baseline"), names, order, count)
 
 
-def preferences(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
+def preferences(rows: Sequence[Row]) -> SampleTable | None:
     """Test pairs of a reward model, from the clearest success to the clearest error."""
-    kept = _evenly(_ranked(rows, "score_chosen", "score_rejected"), count)
-    made = [_pair(row, ("chosen", "rejected"), ("score_chosen", "score_rejected")) for row in kept]
-    rule = f"{len(made)} test pairs, evenly spaced from the largest margin down to the smallest."
-    return SampleTable(["Prompt", "Chosen", "Rejected"], made, rule) if made else None
+    texts = {"chosen": "score_chosen", "rejected": "score_rejected"}
+    order = "test pairs, evenly spaced from the largest margin down to the smallest."
+    return _pairs(rows, texts, ("score_chosen", "score_rejected"), ("Chosen", "Rejected"), order)
 
 
-def rated(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
+def rated(rows: Sequence[Row]) -> SampleTable | None:
     """Single completions with their label, from the highest implicit reward to the lowest."""
     usable = [row for row in rows if is_finite(row.get("score"))]
     made = []
-    for row in _evenly(_by(_distinct(usable), _score), count):
+    for row in _evenly(_ranked(usable, _score)):
         label = "desirable" if row.get("label") else "undesirable"
         facts = f"{label} \u00b7 reward {plain(row['score'])}"
-        made.append([cell(row.get("prompt")), cell(row.get("completion"), facts)])
+        made.append([text_cell(row.get("prompt")), text_cell(row.get("completion"), facts)])
     rule = f"{len(made)} test rows, evenly spaced from the highest reward down to the lowest."
     return SampleTable(["Prompt", "Completion"], made, rule) if made else None
 
 
-def references(rows: Sequence[Row], count: int = 5) -> SampleTable | None:
+def references(rows: Sequence[Row]) -> SampleTable | None:
     """What a fine-tuned model writes, beside what the data has."""
     made = [
-        [cell(row.get("prompt")), cell(row.get("reference")), cell(row.get("completion"))]
-        for row in _distinct(rows)[:count]
+        [
+            text_cell(row.get("prompt")),
+            text_cell(row.get("reference")),
+            text_cell(row.get("completion")),
+        ]
+        for row in _distinct(rows)[:5]
         if row.get("completion") is not None
     ]
     rule = f"The first {len(made)} prompts of the held-out data."
@@ -90,56 +91,61 @@ def progress(rows: Sequence[Row]) -> SampleTable | None:
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
     kept: list[Row] = []
     for step in chosen:
-        ranked = _by(_distinct([row for row in rows if row.get("step") == step]), _score)
-        kept += _evenly(ranked, 3)
-    told = [row for row in kept if has_tokens(row)]
-    colours = scales(told) if told else []
+        kept += _evenly(_ranked([row for row in rows if row.get("step") == step], _score), 3)
+    told = [row for row in kept if tokens.has_tokens(row)]
+    colours = tokens.scales(told) if told else []
     made = [_rollout(row, colours) for row in kept]
     rule = "Best, middle and worst kept completion of the first, a middle and the last rollout."
-    shades = [(shade, *ends(scale)) for shade, scale in zip(SHADES, colours, strict=False)]
+    shades = [
+        (shade, *tokens.ends(scale)) for shade, scale in zip(tokens.SHADES, colours, strict=False)
+    ]
     return SampleTable(["Prompt", "Completion"], made, rule, shades) if made else None
 
 
-def cell(value: object, facts: str = "", is_best: bool = False) -> Cell:
+def text_cell(value: object, facts: str = "", is_best: bool = False) -> Cell:
     """A text of at most 1,500 characters."""
     text = "" if value is None else str(value).strip()
     return Cell(text[:MAX_CHARACTERS], facts, is_best, max(0, len(text) - MAX_CHARACTERS))
 
 
-def _pair(row: Row, texts: tuple[str, str], scores: tuple[str, str]) -> list[Cell]:
-    values = [row[key] for key in scores]
-    sides = [
-        cell(row.get(text), f"score {plain(value)}", value > other)
-        for text, value, other in zip(texts, values, reversed(values), strict=True)
+def _pairs(
+    rows: Sequence[Row],
+    texts: dict[str, str],
+    better_and_worse: tuple[str, str],
+    names: tuple[str, str],
+    order: str,
+    count: int = 6,
+) -> SampleTable | None:
+    high, low = better_and_worse
+    usable = [row for row in rows if is_finite(row.get(high)) and is_finite(row.get(low))]
+    made = []
+    for row in _evenly(_ranked(usable, lambda row: float(row[high] - row[low])), count):
+        best = max(row[high], row[low])
+        is_tie = row[high] == row[low]
+        made.append([text_cell(row.get("prompt"))])
+        for text, score in texts.items():
+            is_best = row[score] == best and not is_tie
+            made[-1].append(text_cell(row.get(text), f"score {plain(row[score])}", is_best))
+    return SampleTable(["Prompt", *names], made, f"{len(made)} {order}") if made else None
+
+
+def _rollout(row: Row, colours: Sequence[tokens.Ramp]) -> list[Cell]:
+    phrases = {"score": ("score {}", 2), "kl": ("KL {} nats", 1), "num_tokens": ("{} tokens", 0)}
+    facts = [
+        phrase.format(plain(row[key], digits))
+        for key, (phrase, digits) in phrases.items()
+        if is_number(row.get(key))
     ]
-    return [cell(row.get("prompt")), *sides]
-
-
-def _rollout(row: Row, colours: Sequence[Scale]) -> list[Cell]:
-    facts = []
-    for key, spelled, digits in (
-        ("score", "score {}", 2),
-        ("kl", "KL {} nats", 1),
-        ("num_tokens", "{} tokens", 0),
-    ):
-        value = row.get(key)
-        if is_number(value):
-            facts.append(spelled.format(plain(value, digits)))
     episode = row.get("episode")
     place = f"episode {plain(episode, 0)}" if is_number(episode) else ""
-    said = cell(row.get("completion"), " \u00b7 ".join(facts))
-    if has_tokens(row):
-        said = replace(said, pieces=pieces(row, colours))
-    return [cell(row.get("prompt"), place), said]
+    said = text_cell(row.get("completion"), " \u00b7 ".join(facts))
+    if tokens.has_tokens(row):
+        said = replace(said, pieces=tokens.text_pieces(row, colours))
+    return [text_cell(row.get("prompt"), place), said]
 
 
-def _ranked(rows: Sequence[Row], high: str, low: str) -> list[Row]:
-    usable = [row for row in rows if is_finite(row.get(high)) and is_finite(row.get(low))]
-    return _by(_distinct(usable), lambda row: float(row[high] - row[low]))
-
-
-def _by(rows: Sequence[Row], key: Callable[[Row], float]) -> list[Row]:
-    return sorted(rows, key=key, reverse=True)
+def _ranked(rows: Sequence[Row], key: Callable[[Row], float]) -> list[Row]:
+    return sorted(_distinct(rows), key=key, reverse=True)
 
 
 def _score(row: Row) -> float:
@@ -154,7 +160,7 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
     return list(first.values())
 
 
-def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
+def _evenly(rows: Sequence[Row], count: int = 6) -> list[Row]:
     if len(rows) <= count:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]

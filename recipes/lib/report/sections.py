@@ -21,7 +21,7 @@ from recipes.lib.report.samples import (
     rated,
     references,
 )
-from recipes.lib.report.times import Spent, times
+from recipes.lib.report.times import Spent, phase_times
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,24 @@ class Section:
 
 def run_sections(run: RunFiles) -> list[Section]:
     """The sections of one run's page, by its recipe; those without data are left out."""
+    samples = Section("samples", "Samples")
     if run.recipe == "ppo":
-        texts = Section("samples", "Samples", samples=progress(run.samples))
-        spent = times(run.metrics, run.summary.get("seconds"))
-        made = [ppo_curves(run), texts, Section("times", "Where the time went", times=spent)]
+        spent = phase_times(run.metrics, run.summary.get("seconds"))
+        samples = replace(samples, samples=progress(run.samples))
+        made = [ppo_curves(run), samples, Section("times", "Where the time went", times=spent)]
     elif run.recipe in ("rloo", "grpo"):
-        pictures = draw_curves(GROUPS, run.metrics, run.summary)
-        made = [
-            Section("training", f"{run.recipe.upper()}, step by step", pictures),
-            Section("samples", "Samples", samples=progress(run.samples)),
-        ]
+        title = f"{run.recipe.upper()}, step by step"
+        made = [_training(run, GROUPS, title), replace(samples, samples=progress(run.samples))]
     elif run.recipe == "reward":
         made = reward_sections(run)
     elif run.recipe == "dpo":
         made = reward_sections(run, DPO, "How the policy tells chosen from rejected")
     elif run.recipe == "kto":
-        made = [
-            Section("training", "Training", draw_curves(KTO, run.metrics, run.summary)),
-            Section("samples", "Samples", samples=rated(run.samples)),
-        ]
+        made = [_training(run, KTO), replace(samples, samples=rated(run.samples))]
     elif run.recipe == "evaluate":
-        made = [evaluation(run, ("Baseline", "Model"))]
+        made = [evaluation_section(run, ("Baseline", "Model"))]
     else:
-        texts = Section("samples", "Samples", samples=references(run.samples))
-        made = [language_curves(run, "training", "Training"), texts]
+        made = [_training(run, SFT), replace(samples, samples=references(run.samples))]
     return present(made)
 
 
@@ -69,17 +63,16 @@ def quickstart_sections(stages: dict[str, RunFiles]) -> list[Section]:
 
     The texts come first: they are what a newcomer can judge.
     """
-    made = [evaluation(stages["evaluate"], ("SFT", "PPO"))] if "evaluate" in stages else []
+    made = [evaluation_section(stages["evaluate"], ("SFT", "PPO"))] if "evaluate" in stages else []
     if "ppo" in stages:
         made.append(ppo_curves(stages["ppo"]))
     if "reward" in stages:
         made += reward_sections(stages["reward"])
-    pictures = [
-        picture
-        for name, title in (("base", "Loss of the base model"), ("sft", "Loss of SFT"))
-        if name in stages
-        for picture in _language(stages[name], name + "-", title)
-    ]
+    pictures: list[Picture] = []
+    for name, title in (("base", "Loss of the base model"), ("sft", "Loss of SFT")):
+        if run := stages.get(name):
+            curve = replace(LOSS, title=title)
+            pictures += draw_curves([curve], run.metrics, run.summary, f"{name}-")
     return present([*made, Section("language", "Learning the language", pictures)])
 
 
@@ -90,13 +83,11 @@ def present(sections: Sequence[Section]) -> list[Section]:
 
 def ppo_curves(run: RunFiles) -> Section:
     """What PPO did, rollout by rollout."""
-    pictures = draw_curves(PPO, run.metrics, run.summary)
-    return Section("ppo", "PPO, rollout by rollout", pictures)
+    return replace(_training(run, PPO, "PPO, rollout by rollout"), name="ppo")
 
 
-def language_curves(run: RunFiles, name: str, title: str) -> Section:
-    """Loss and token accuracy of a language model's training."""
-    return Section(name, title, draw_curves(SFT, run.metrics, run.summary))
+def _training(run: RunFiles, curves: Sequence[Curve], title: str = "Training") -> Section:
+    return Section("training", title, draw_curves(curves, run.metrics, run.summary))
 
 
 def reward_sections(
@@ -115,12 +106,8 @@ def reward_sections(
     ]
 
 
-def evaluation(run: RunFiles, names: tuple[str, str]) -> Section:
+def evaluation_section(run: RunFiles, names: tuple[str, str]) -> Section:
     """Two models on the same prompts: texts side by side and the gain on each prompt."""
     picture = win_histogram(differences(run.samples, "score", "score_baseline"))
     texts = comparison(run.samples, names)
     return Section("evaluation", "Side by side", [picture] if picture else [], texts)
-
-
-def _language(run: RunFiles, prefix: str, title: str) -> list[Picture]:
-    return draw_curves([replace(LOSS, title=title)], run.metrics, run.summary, prefix)

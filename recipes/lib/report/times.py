@@ -26,7 +26,7 @@ class Spent:
     rate: Number | None = None
 
 
-def times(rows: Sequence[Row], total: object) -> list[Spent]:
+def phase_times(rows: Sequence[Row], total: object) -> list[Spent]:
     """The time of each phase over the whole run.
 
     Args:

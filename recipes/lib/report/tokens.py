@@ -9,7 +9,7 @@ from recipes.lib.report.numbers import MINUS, is_finite, plain
 from recipes.lib.report.run_files import Row
 
 MAX_TOKENS = 160  # shown of a text; a page with all of a long one would be megabytes
-NUM_LAST = 40  # of these from its end, where the score is
+NUM_LAST_TOKENS = 40  # of these from its end, where the score is
 JOINER = "\u200d"  # makes one emoji of its two neighbours
 
 
@@ -75,7 +75,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Ramp:
     """How a number becomes a colour: the middle has none, `reach` away from it the full one."""
 
     middle: float
@@ -99,24 +99,27 @@ def has_tokens(row: Row) -> bool:
     )
 
 
-def scales(rows: Sequence[Row]) -> list[Scale]:
+def scales(rows: Sequence[Row]) -> list[Ramp]:
     """One scale for each of SHADES, the same for all texts, so that they can be compared."""
     made = []
     for shade in SHADES:
         values = [value for row in rows for value in row[f"token_{shade.key}"]]
         middle = sum(values) / len(values) if shade.is_centred else 0.0
         reach = max(abs(value - middle) for value in values)
-        made.append(Scale(middle, reach))
+        made.append(Ramp(middle, reach))
     return made
 
 
-def pieces(row: Row, with_scales: Sequence[Scale]) -> list[Piece]:
+def text_pieces(row: Row, with_scales: Sequence[Ramp]) -> list[Piece]:
     """The text of a sample in pieces, cut in the middle where it is long."""
     columns = [row[f"token_{shade.key}"] for shade in SHADES]
     made, left_out = [], 0
     num_tokens = len(row["tokens"])
     for text, places in grouped(row["tokens"]):
-        if num_tokens > MAX_TOKENS and MAX_TOKENS - NUM_LAST <= places[0] < num_tokens - NUM_LAST:
+        if (
+            num_tokens > MAX_TOKENS
+            and MAX_TOKENS - NUM_LAST_TOKENS <= places[0] < num_tokens - NUM_LAST_TOKENS
+        ):
             left_out += len(places)
             continue
         numbers = [Numbers(i + 1, [spelled(column[i]) for column in columns]) for i in places]
@@ -170,6 +173,6 @@ def spelled(value: float) -> str:
     return f"{value:g}".replace("-", MINUS)
 
 
-def ends(scale: Scale) -> tuple[str, str]:
+def ends(scale: Ramp) -> tuple[str, str]:
     """The numbers at which the two colours are full."""
     return plain(scale.middle - scale.reach), plain(scale.middle + scale.reach)

@@ -50,7 +50,7 @@ class RewardArguments:
     def _one(self, reference: str) -> Any:
         # Late, because they import torch.
         from recipes.lib.rewards.functions import is_function_reference, load_function
-        from recipes.lib.rewards.retries import RewardProcess, patient
+        from recipes.lib.rewards.retries import RewardProcess, with_retries
         from recipes.lib.rewards.scoring import function_name
 
         if not is_function_reference(reference):
@@ -58,4 +58,4 @@ class RewardArguments:
         function = load_function(reference)
         if self.reward_timeout is not None:
             function = RewardProcess(reference, function_name(function), self.reward_timeout)
-        return patient(function, self.reward_retries)
+        return with_retries(function, self.reward_retries)

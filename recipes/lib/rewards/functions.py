@@ -15,7 +15,7 @@ from recipes.lib.models.folders import RUNS
 
 # Rewards that TRL's scripts know by their bare names; a dictionary makes one from a factory, with
 # the values that those scripts use.
-NAMES: dict[str, dict[str, int] | None] = {
+TRL_REWARDS: dict[str, dict[str, int] | None] = {
     "accuracy_reward": None,
     "reasoning_accuracy_reward": None,
     "think_format_reward": None,
@@ -39,7 +39,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     Raises:
         UserError: The file, module or name is not there, or a package that it needs.
     """
-    if (reward := trl_reward(reference)) is not None:
+    if (reward := find_trl_reward(reference)) is not None:
         return reward
     place, _, name = reference.rpartition(":" if ":" in reference else ".")
     if not place or not name:
@@ -82,10 +82,10 @@ def is_function_reference(name: str) -> bool:
     """Whether a name means a function (`file.py:name`, `module:name`, TRL's) and no model."""
     if Path(name).exists():
         return False
-    return ":" in name or is_name(name)
+    return ":" in name or is_function_name(name)
 
 
-def is_name(name: str) -> bool:
+def is_function_name(name: str) -> bool:
     """Whether a text without a colon is the name of a function and not of a model.
 
     A Hub id has a slash or a hyphen, or no dot; what lies in a folder of that name is a model.
@@ -96,10 +96,10 @@ def is_name(name: str) -> bool:
     if Path(name).exists() or (RUNS / name).exists():
         return False
     parts = name.split(".")
-    return name in NAMES or (len(parts) > 1 and all(part.isidentifier() for part in parts))
+    return name in TRL_REWARDS or (len(parts) > 1 and all(part.isidentifier() for part in parts))
 
 
-def trl_reward(reference: str) -> Callable[..., Any] | None:
+def find_trl_reward(reference: str) -> Callable[..., Any] | None:
     """Find one of TRL's rewards.
 
     Args:
@@ -113,17 +113,17 @@ def trl_reward(reference: str) -> Callable[..., Any] | None:
             package that it needs is not installed.
     """
     home, _, name = reference.replace(":", ".").rpartition(".")
-    if home != HOME and (home or name not in NAMES):
+    if home != HOME and (home or name not in TRL_REWARDS):
         return None
     import trl.rewards
 
     found = getattr(trl.rewards, name, None)
     if not callable(found):
         raise UserError(
-            f"{reference!r}: {HOME} has no reward {name}; known are {', '.join(NAMES)}."
+            f"{reference!r}: {HOME} has no reward {name}; known are {', '.join(TRL_REWARDS)}."
         )
     _check_packages(reference, name)
-    if values := NAMES.get(name):
+    if values := TRL_REWARDS.get(name):
         reward: Callable[..., Any] = found(**values)
         return reward
     if name.startswith("get_"):

@@ -21,16 +21,16 @@ from typing import Any
 from recipes.lib.distributed.signals import Stop
 from recipes.lib.errors import UserError
 from recipes.lib.rewards.functions import load_function
-from recipes.lib.rewards.scoring import ask, function_name, wait_for
+from recipes.lib.rewards.scoring import await_rewards, call_reward, function_name, is_async
 
 MODULE = "recipes.lib.rewards.retries"
 BACKOFF = 1.0  # seconds before it is asked again, doubled each time
 STARTUP = 60.0  # seconds for the process to import what the function needs
 # Libraries for endpoints have exceptions of their own that are no OSError.
-PASSING = ("Connect", "Timeout", "RateLimit", "ServiceUnavailable", "InternalServer")
+TRANSIENT_NAMES = ("Connect", "Timeout", "RateLimit", "ServiceUnavailable", "InternalServer")
 
 
-def patient(function: Callable[..., Any], retries: int) -> Callable[..., Any]:
+def with_retries(function: Callable[..., Any], retries: int) -> Callable[..., Any]:
     """A reward function that is asked again where its failure may pass.
 
     Args:
@@ -46,7 +46,7 @@ def patient(function: Callable[..., Any], retries: int) -> Callable[..., Any]:
     name = function_name(function)
 
     def wait(attempt: int, error: Exception) -> float:
-        if not may_pass(error):
+        if not is_transient(error):
             raise error
         if attempt == retries:
             raise UserError(
@@ -72,21 +72,18 @@ def patient(function: Callable[..., Any], retries: int) -> Callable[..., Any]:
                 await asyncio.sleep(wait(attempt, error))
         return None
 
-    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004  an object whose call is async
-    )
-    made = awaited if is_async else called
+    made = awaited if is_async(function) else called
     made.__name__ = name
     return made
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether a failure is one of a connection, of time, or of a process that died."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         return False
     if isinstance(error, OSError):  # ConnectionError and TimeoutError, too
         return True
-    return any(word in kind.__name__ for kind in type(error).__mro__ for word in PASSING)
+    return any(word in kind.__name__ for kind in type(error).__mro__ for word in TRANSIENT_NAMES)
 
 
 class RewardProcess:
@@ -209,13 +206,13 @@ def serve(reference: str, connection: Connection, watched: int) -> None:
 
 def _said(function: Callable[..., Any], given: dict[str, Any]) -> tuple[str, Any]:
     try:
-        said = ask(function, given)
+        said = call_reward(function, given)
         if inspect.isawaitable(said):
-            said = wait_for([said], [function])[0]
+            said = await_rewards([said], [function])[0]
         return "said", said.tolist() if hasattr(said, "tolist") else said
     except Exception as error:
         cause = error.__cause__ if isinstance(error, UserError) else error
-        passing = isinstance(cause, Exception) and may_pass(cause)
+        passing = isinstance(cause, Exception) and is_transient(cause)
         return ("passing", str(cause)) if passing else ("error", str(error))
 
 

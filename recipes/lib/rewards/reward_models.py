@@ -12,6 +12,7 @@ from jinja2.exceptions import TemplateError
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter, resolve_model
+from recipes.lib.models.forward import length_batches, pad_right
 from recipes.lib.rewards.functions import is_function_reference, load_function
 from recipes.lib.rewards.scoring import RewardFunction
 from recipes.lib.rewards.shared_base import SharedBase
@@ -70,21 +71,16 @@ class RewardModel:
         texts = self.texts(prompts, completions)
         is_plain = not prompts or isinstance(prompts[0], str)
         rows = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for chosen in length_batches(list(map(len, rows)), self.batch_size):
             for i, score in zip(chosen, self._forward([rows[i] for i in chosen]), strict=True):
                 scores[i] = score
         return scores
 
     def _forward(self, rows: list[list[int]]) -> list[float]:
-        width = max(len(row) for row in rows)
         pad = self.model.config.get_text_config().pad_token_id
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        device = next(self.model.parameters()).device
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        ids, mask = pad_right(rows, pad, next(self.model.parameters()).device)
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
         return logits.float().squeeze(-1).tolist()
 
 

@@ -29,7 +29,46 @@ from recipes.lib.errors import UserError, is_memory
 RewardFunction = Callable[..., Any]
 
 
-def score(
+def reward_weights(
+    functions: Sequence[RewardFunction], given: Sequence[float] | None
+) -> list[float]:
+    """One weight for each reward function, 1 where none are given.
+
+    Raises:
+        UserError: There are more or fewer weights than functions.
+    """
+    weights = list(given or [1.0] * len(functions))
+    if len(weights) != len(functions):
+        raise UserError(
+            f"reward_weights={weights} has {len(weights)} entries for {len(functions)} "
+            "reward_funcs; give one for each."
+        )
+    return weights
+
+
+def as_answers(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+    """Completions in the form of their prompts: texts, or messages of the assistant."""
+    if isinstance(prompts[0], str):
+        return list(texts)
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def is_async(function: RewardFunction) -> bool:
+    """Whether a function is known to be async before it is called, or an object whose call is."""
+    call = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def refuse_unrated(values_BF: Sequence[Sequence[float]]) -> None:
+    """Refuse a row to which no reward function applies, where all values are NaN."""
+    for row, values in enumerate(values_BF):
+        if all(map(math.isnan, values)):
+            raise UserError(
+                f"every reward function returned None for row {row}; one has to apply to each row."
+            )
+
+
+def weighted_scores(
     functions: Sequence[RewardFunction],
     weights: Sequence[float],
     prompts: Sequence[Any],
@@ -55,26 +94,22 @@ def score(
             or no function applies to a row.
     """
     given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    said = [ask(function, given | columns) for function in functions]
+    said = [call_reward(function, given | columns) for function in functions]
     waiting = [i for i, answer in enumerate(said) if inspect.isawaitable(answer)]
-    answers = wait_for([said[i] for i in waiting], [functions[i] for i in waiting])
+    answers = await_rewards([said[i] for i in waiting], [functions[i] for i in waiting])
     for i, answer in zip(waiting, answers, strict=True):
         said[i] = answer
     rows_F = [
-        checked(function, answer, len(prompts))
+        checked_rewards(function, answer, len(prompts))
         for function, answer in zip(functions, said, strict=True)
     ]
     said_BF = torch.tensor(rows_F, dtype=torch.float32).T
-    if said_BF.isnan().all(1).any():
-        row = int(said_BF.isnan().all(1).nonzero()[0])
-        raise UserError(
-            f"every reward function returned None for row {row}; one has to apply to each row."
-        )
+    refuse_unrated(said_BF.tolist())
     weights_F = torch.tensor(list(weights), dtype=said_BF.dtype)
     return (said_BF * weights_F).nansum(1), said_BF
 
 
-def ask(function: RewardFunction, given: dict[str, Any]) -> Any:
+def call_reward(function: RewardFunction, given: dict[str, Any]) -> Any:
     """Call a reward function.
 
     Args:
@@ -93,7 +128,9 @@ def ask(function: RewardFunction, given: dict[str, Any]) -> Any:
         raise _fault(function, error) from error
 
 
-def wait_for(awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFunction]) -> list[Any]:
+def await_rewards(
+    awaited: Sequence[Awaitable[Any]], functions: Sequence[RewardFunction]
+) -> list[Any]:
     """Wait for the answers of async reward functions, all at the same time.
 
     One event loop on a thread of its own serves the whole process: it works inside a notebook,
@@ -148,7 +185,7 @@ def _fault(function: RewardFunction, error: Exception) -> Exception:
     )
 
 
-def checked(function: RewardFunction, said: Any, num_rows: int) -> list[float]:
+def checked_rewards(function: RewardFunction, said: Any, num_rows: int) -> list[float]:
     """What a reward function said, if it is one number or None for each row.
 
     Args:

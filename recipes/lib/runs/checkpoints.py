@@ -32,7 +32,7 @@ PARTIAL = "_partial"  # folder of what is being written or deleted; what begins 
 PREFIX = "checkpoint-"
 
 
-def clear(folder: Path) -> None:
+def make_empty(folder: Path) -> None:
     """Make an empty folder for a checkpoint that is to be written.
 
     Args:
@@ -53,10 +53,7 @@ def seal(folder: Path, step: int, **more: Any) -> None:
     files = {}
     for path in _files(folder):
         _sync(path)
-        files[str(path.relative_to(folder))] = {
-            "bytes": path.stat().st_size,
-            "sha256": _hash(path),
-        }
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
     write_json(folder / MANIFEST, {"step": step, **more, "files": files})
     _sync(folder / MANIFEST)
     for inner in {path.parent for path in _files(folder)}:
@@ -99,13 +96,13 @@ def keep_newest(run: Path, limit: int | None, spared: Iterable[str]) -> None:
     """
     if not limit or limit < 0:
         return
-    found = [folder for _, folder in numbered(run)]
+    found = [folder for _, folder in list_checkpoints(run)]
     dispensable = [folder for folder in found if folder.name not in set(spared)]
     for folder in dispensable[: max(0, len(found) - limit)]:
         delete(folder)
 
 
-def fault(folder: Path) -> str | None:
+def checkpoint_fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint.
 
     Args:
@@ -152,15 +149,15 @@ def newest_good(run: Path) -> tuple[Path | None, list[str]]:
         The checkpoint, or None; and what is wrong with each newer one, as sentences.
     """
     told: list[str] = []
-    for _, folder in reversed(numbered(run)):
-        wrong = fault(folder)
+    for _, folder in reversed(list_checkpoints(run)):
+        wrong = checkpoint_fault(folder)
         if wrong is None:
             return folder, told
         told.append(f"{folder} is left out: {wrong}.")
     return None, told
 
 
-def refuse_bad(folder: Path) -> None:
+def refuse_broken(folder: Path) -> None:
     """Refuse a checkpoint that the user named.
 
     Args:
@@ -169,7 +166,7 @@ def refuse_bad(folder: Path) -> None:
     Raises:
         UserError: It is not as it was written, or has no state of the optimizer.
     """
-    if (folder / MANIFEST).exists() and (wrong := fault(folder)):
+    if (folder / MANIFEST).exists() and (wrong := checkpoint_fault(folder)):
         raise UserError(f"resume_from_checkpoint={folder}: {wrong}; name an older checkpoint.")
     refuse_stateless(folder)
 
@@ -191,7 +188,7 @@ def refuse_stateless(folder: Path) -> None:
         )
 
 
-def numbered(run: Path) -> list[tuple[int, Path]]:
+def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run with their steps, in order."""
     found = [(folder.name.removeprefix(PREFIX), folder) for folder in run.glob(f"{PREFIX}*")]
     return sorted((int(step), folder) for step, folder in found if step.isdigit())

@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import from_main, wait_for_main_process
 from recipes.lib.distributed.processes import is_main_process as is_main_process
 from recipes.lib.errors import UserError, note
 from recipes.lib.runs.files import write_json, write_jsonl, write_text
-from recipes.lib.runs.lock import NAME, refuse_if_taken, take
+from recipes.lib.runs.lock import LOCK_FILE, acquire, refuse_if_locked
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
@@ -78,7 +79,7 @@ class Run:
         write_jsonl(self.path / "samples.jsonl", rows)
 
 
-def check_folder(config: Any) -> None:
+def check_folder(config: Config) -> None:
     """Refuse an output folder that may not be written to, before anything heavy is loaded.
 
     Args:
@@ -92,7 +93,7 @@ def check_folder(config: Any) -> None:
         check_path(folder_of(config), config.script.resume, config.script.overwrite, config.values)
 
 
-def open_run(config: Any) -> Run:
+def open_run(config: Config) -> Run:
     """Take possession of the output folder of a recipe.
 
     Args:
@@ -105,8 +106,8 @@ def open_run(config: Any) -> Run:
         UserError: As in `check_folder`, or the folder cannot be written.
     """
     path = folder_of(config)
+    check_folder(config)
     if is_main_process():
-        check_path(path, config.script.resume, config.script.overwrite, config.values)
         _take(path, config.script.resume, config.values)
     wait_for_main_process()
     checkpoint = _checkpoint(path) if config.script.resume else None
@@ -115,7 +116,7 @@ def open_run(config: Any) -> Run:
     return Run(path, checkpoint)
 
 
-def folder_of(config: Any) -> Path:
+def folder_of(config: Config) -> Path:
     """The output folder of a recipe's configuration."""
     holder = config.training if config.training is not None else config.script
     return Path(holder.output_dir)
@@ -128,7 +129,7 @@ def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]
     _refuse_unwritable(path)
     if is_run(path):
         if resume or overwrite:
-            refuse_if_taken(path)
+            refuse_if_locked(path)
         if resume:
             _refuse_links(path)
             _refuse_other_config(path, values)
@@ -137,7 +138,7 @@ def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]
                 f"output_dir={path} holds a run; continue it with --resume, move it aside with "
                 "--overwrite, or choose another output_dir."
             )
-    elif path.is_dir() and any(entry.name != NAME for entry in path.iterdir()):
+    elif path.is_dir() and any(entry.name != LOCK_FILE for entry in path.iterdir()):
         raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
 
 
@@ -171,12 +172,12 @@ def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
     try:
         if is_run(path):
             if resume:
-                take(path)
+                acquire(path)
                 return
-            refuse_if_taken(path)
+            refuse_if_locked(path)
             move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
-        take(path)
+        acquire(path)
         write_text(path / "config.yaml", config_text(values))
     except OSError as error:
         raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error

@@ -13,11 +13,11 @@ from typing import IO
 
 from recipes.lib.errors import UserError
 
-NAME = "run.lock"
+LOCK_FILE = "run.lock"
 _held: dict[Path, IO[str]] = {}
 
 
-def take(folder: Path) -> None:
+def acquire(folder: Path) -> None:
     """Take a run folder for this process.
 
     Args:
@@ -26,7 +26,7 @@ def take(folder: Path) -> None:
     Raises:
         UserError: Another process has it. What a process that died left behind is no lock.
     """
-    path = folder.resolve() / NAME
+    path = folder.resolve() / LOCK_FILE
     while path.parent not in _held:
         file = path.open("a+", encoding="utf-8")
         try:
@@ -55,7 +55,7 @@ def take(folder: Path) -> None:
         _held[path.parent] = file
 
 
-def refuse_if_taken(folder: Path) -> None:
+def refuse_if_locked(folder: Path) -> None:
     """Look whether another process has a run folder, and change nothing.
 
     Args:
@@ -64,7 +64,7 @@ def refuse_if_taken(folder: Path) -> None:
     Raises:
         UserError: It has.
     """
-    path = folder.resolve() / NAME
+    path = folder.resolve() / LOCK_FILE
     if path.parent in _held or not path.exists():
         return
     with path.open("r+", encoding="utf-8") as file:
@@ -76,10 +76,10 @@ def refuse_if_taken(folder: Path) -> None:
             return  # a file system without locks
 
 
-def is_taken(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether another process has a run folder."""
     try:
-        refuse_if_taken(folder)
+        refuse_if_locked(folder)
     except UserError:
         return True
     return False

@@ -23,7 +23,7 @@ INSTRUCTION = f'Think step by step and write the final answer, a number, after "
 # Digits in groups of three or without separators, then decimals. A minus sign counts where it
 # touches the number and no word or digit touches it: "16-3" is a difference, "- 3 apples" an item
 # of a list, "a profit of -3", "-$3" and "$-3" are negative.
-NUMBER = re.compile(
+NUMBER_PATTERN = re.compile(
     r"(?P<sign>(?<![\w.)\]])[-\u2212]\$?)?"
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?"
 )
@@ -57,7 +57,7 @@ def last_number(text: str) -> Decimal | None:
         The number without its unit; None where there is none.
     """
     found = None
-    for match in NUMBER.finditer(text):
+    for match in NUMBER_PATTERN.finditer(text):
         digits = (match["whole"] or "").replace(",", "") + (match["decimals"] or "")
         if digits:
             found = Decimal(digits)
@@ -74,7 +74,7 @@ def expected_number(answer: str) -> Decimal | None:
     return last_number(answer.rpartition(MARK)[2])
 
 
-def prompt_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def gsm8k_prompt_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Prompts as messages, with the instruction how to answer.
 
     Args:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
+from transformers import TrainingArguments
 from trl import GRPOConfig, RLOOConfig
 
 from recipes.lib.errors import UserError
@@ -28,16 +28,7 @@ class StatedBatch:
         if temperature <= 0:
             raise UserError(f"temperature={temperature}: must be above 0; completions are drawn.")
         if self.global_batch_size is not None:
-            micro_batch = self.per_device_train_batch_size  # type: ignore[attr-defined]
-            num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-            accumulation, rest = divmod(self.global_batch_size, micro_batch * num_processes)
-            if accumulation < 1 or rest:
-                raise UserError(
-                    f"global_batch_size={self.global_batch_size}: not a multiple of "
-                    f"{micro_batch * num_processes} (per_device_train_batch_size {micro_batch} on "
-                    f"{num_processes} processes); change one of them."
-                )
-            self.gradient_accumulation_steps = accumulation
+            set_accumulation(self, self.global_batch_size, int(os.environ.get("WORLD_SIZE", "1")))
         # Whether steps_per_generation would have to follow another micro-batch by hand.
         self.states_generation = self.steps_per_generation is not None  # type: ignore[attr-defined]
         super().__post_init__()  # type: ignore[misc]
@@ -69,7 +60,7 @@ def num_episodes(training: RLOOConfig | GRPOConfig, num_steps: int) -> int:
 
 
 def set_accumulation(
-    training: Any, global_batch_size: int | None, num_processes: int | None = None
+    training: TrainingArguments, global_batch_size: int | None, num_processes: int | None = None
 ) -> None:
     """Derive gradient accumulation from the batch of one optimizer step.
 

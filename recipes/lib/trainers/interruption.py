@@ -18,12 +18,13 @@ from recipes.lib.distributed.agreement import is_agreed
 from recipes.lib.distributed.processes import from_main
 from recipes.lib.distributed.signals import Stop, Stopped, asked, disarm, interruptible, listening
 from recipes.lib.errors import UserError, is_memory, sentence
-from recipes.lib.runs.checkpoints import PREFIX, fault, numbered
-from recipes.lib.trainers.out_of_memory import refusal
+from recipes.lib.runs.checkpoints import PREFIX, checkpoint_fault, list_checkpoints
+from recipes.lib.trainers.out_of_memory import memory_error
 from recipes.lib.trainers.skipped_steps import FiniteSteps, has_finite_weights
 
 # Sums of TRL's trainers since the last log.
 OF_TRL = ("_metrics", "_total_train_tokens")
+WITHIN_A_STEP = ("_tr_loss", "current_flos", "_skipped", "_in_a_row", *OF_TRL)
 
 
 class Stoppable(FiniteSteps):
@@ -62,7 +63,7 @@ class Stoppable(FiniteSteps):
                 raise Stopped(f"stopped by {stop}; {self._save_where_it_stands()}") from None
             except Exception as error:
                 if is_memory(error):
-                    raise refusal(self, error) from None
+                    raise memory_error(self, error) from None
                 if (told := sentence(error)) is None or self._moment is None:
                     raise
                 raise UserError(f"{told}; {self.keep(error)}, --resume goes on.") from error
@@ -81,7 +82,7 @@ class Stoppable(FiniteSteps):
         is_finite = not can_save or not self._any(not has_finite_weights(self.model))
         if self._moment is None or (can_save and is_finite and not self._moves):
             return self._save_where_it_stands()
-        found = numbered(Path(self.args.output_dir))
+        found = list_checkpoints(Path(self.args.output_dir))
         newest = f"{found[-1][1]} is the newest checkpoint" if found else "there is no checkpoint"
         return newest if is_finite else f"the weights themselves are NaN or infinite, and {newest}"
 
@@ -95,7 +96,7 @@ class Stoppable(FiniteSteps):
         if self._moment is None:
             return "no step was made since the start"
         # A checkpoint of this step may be from before an evaluation that is now owed.
-        is_there = folder == self._written or from_main(lambda: fault(folder)) is None
+        is_there = folder == self._written or from_main(lambda: checkpoint_fault(folder)) is None
         if self._moment["owes_evaluation"] or not is_there:
             self.go_back_to(self._moment)
             self.args.save_only_model = False  # or nothing could go on from it
@@ -108,12 +109,9 @@ class Stoppable(FiniteSteps):
         return {
             "random": (random.getstate(), np.random.get_state(), torch.get_rng_state()),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-            "loss": self._tr_loss.clone(),
-            "flos": self.current_flos,
             "tokens": self.state.num_input_tokens_seen,
             "owes_evaluation": self._owes_evaluation,
-            "skipped": (self._skipped, self._in_a_row),
-            "of_trl": {n: copy.deepcopy(getattr(self, n)) for n in OF_TRL if hasattr(self, n)},
+            "own": {n: copy.deepcopy(getattr(self, n)) for n in WITHIN_A_STEP if hasattr(self, n)},
         }
 
     def go_back_to(self, moment: dict[str, Any]) -> None:
@@ -128,12 +126,9 @@ class Stoppable(FiniteSteps):
         torch.set_rng_state(cpu)
         if moment["cuda"]:
             torch.cuda.set_rng_state_all(moment["cuda"])
-        self._tr_loss = moment["loss"]
-        self.current_flos = moment["flos"]
         self.state.num_input_tokens_seen = moment["tokens"]
         self._owes_evaluation = moment["owes_evaluation"]
-        self._skipped, self._in_a_row = moment["skipped"]
-        for name, value in moment["of_trl"].items():
+        for name, value in moment["own"].items():
             setattr(self, name, value)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,9 +9,9 @@ import gc
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from transformers import Trainer, TrainingArguments
 
 from recipes.lib.errors import UserError
 
@@ -21,7 +21,7 @@ OTHER_RUN = (
 
 
 @dataclass(frozen=True)
-class Phase:
+class Place:
     """What a training was computing.
 
     Args:
@@ -33,33 +33,33 @@ class Phase:
     key: str = ""
 
 
-SAMPLING = "while completions were sampled"
+WHILE_SAMPLING = "while completions were sampled"
 TRAINING = "per_device_train_batch_size"
 # Functions that stand in a traceback, from the outer to the inner ones.
-PHASES = {
-    "Stoppable.get_batch_samples": Phase("while a batch was fetched"),
-    "Stoppable._evaluate": Phase("in an evaluation", "per_device_eval_batch_size"),
-    "Stoppable.training_step": Phase("in the forward pass", TRAINING),
-    "Collector.sample": Phase(SAMPLING, "sampling_batch_size"),
-    "Collector.score": Phase("while completions were scored", "scoring_batch_size"),
-    "RLOOTrainer._generate_and_score_completions": Phase("while completions were scored", TRAINING),
-    "GRPOTrainer._generate_and_score_completions": Phase("while completions were scored", TRAINING),
-    "RLOOTrainer._generate": Phase(SAMPLING),  # of all that are generated together
-    "GRPOTrainer._generate": Phase(SAMPLING),
-    "Accelerator.backward": Phase("in the backward pass", TRAINING),
-    "AcceleratedOptimizer.step": Phase("in the optimizer step"),
-    "Resumable._save_checkpoint": Phase("while a checkpoint was saved"),
+PLACES = {
+    "Stoppable.get_batch_samples": Place("while a batch was fetched"),
+    "Stoppable._evaluate": Place("in an evaluation", "per_device_eval_batch_size"),
+    "Stoppable.training_step": Place("in the forward pass", TRAINING),
+    "Collector.sample": Place(WHILE_SAMPLING, "sampling_batch_size"),
+    "Collector.score": Place("while completions were scored", "scoring_batch_size"),
+    "RLOOTrainer._generate_and_score_completions": Place("while completions were scored", TRAINING),
+    "GRPOTrainer._generate_and_score_completions": Place("while completions were scored", TRAINING),
+    "RLOOTrainer._generate": Place(WHILE_SAMPLING),  # of all that are generated together
+    "GRPOTrainer._generate": Place(WHILE_SAMPLING),
+    "Accelerator.backward": Place("in the backward pass", TRAINING),
+    "AcceleratedOptimizer.step": Place("in the optimizer step"),
+    "Resumable._save_checkpoint": Place("while a checkpoint was saved"),
 }
 
 
-def phase_of(error: BaseException) -> Phase:
+def place_of(error: BaseException) -> Place:
     """What was being computed when an exception was raised."""
     frames = [frame.f_code.co_qualname for frame, _ in traceback.walk_tb(error.__traceback__)]
-    known = [PHASES[name] for name in frames if name in PHASES]
-    return known[-1] if known else Phase("in the middle of the run")
+    known = [PLACES[name] for name in frames if name in PLACES]
+    return known[-1] if known else Place("in the middle of the run")
 
 
-def refusal(trainer: Any, error: BaseException) -> UserError:
+def memory_error(trainer: Trainer, error: BaseException) -> UserError:
     """One sentence for memory that ran out, with a checkpoint of all that was done before it.
 
     Args:
@@ -69,7 +69,7 @@ def refusal(trainer: Any, error: BaseException) -> UserError:
     Returns:
         The error to raise in its place: where it was, what would fit, and how to go on.
     """
-    phase = phase_of(error)
+    phase = place_of(error)
     traceback.clear_frames(error.__traceback__)  # activations are in them
     error.__traceback__ = None
     trainer.give_up_step()
@@ -82,13 +82,17 @@ def refusal(trainer: Any, error: BaseException) -> UserError:
         stands = f"no checkpoint could be written now ({type(failed).__name__})"
     size = getattr(trainer.args, phase.key, None) if phase.key else None
     told = f"memory ran out {phase.where}" + (f" ({phase.key}={size})" if size else "")
-    smaller = list(flags(trainer.args, phase, fixed=bool(getattr(trainer, "calculate_KL", False))))
+    smaller = list(
+        smaller_run_flags(trainer.args, phase, fixed=bool(getattr(trainer, "calculate_KL", False)))
+    )
     if smaller:
         return UserError(f"{told}; {stands}; go on with --resume {', or '.join(smaller)}.")
     return UserError(f"{told}; {stands}; to need less, {_other_run(phase)}, as another run.")
 
 
-def flags(args: Any, phase: Phase, *, fixed: bool = False) -> Iterator[str]:
+def smaller_run_flags(
+    args: TrainingArguments, phase: Place, *, fixed: bool = False
+) -> Iterator[str]:
     """What to say on the command line so that the same run needs less memory.
 
     Args:
@@ -109,7 +113,7 @@ def flags(args: Any, phase: Phase, *, fixed: bool = False) -> Iterator[str]:
         yield f"--{phase.key} {size // 2}"
 
 
-def _smaller_micro_batch(args: Any, smaller: int) -> Iterator[str]:
+def _smaller_micro_batch(args: TrainingArguments, smaller: int) -> Iterator[str]:
     ratio = args.per_device_train_batch_size // smaller
     yield f"--per_device_train_batch_size {smaller}"
     if not hasattr(args, "rollout_batch_size"):  # PPO derives it
@@ -123,9 +127,9 @@ def _largest_divisor(size: int) -> int:
     return next(n for n in range(size // 2, 0, -1) if size % n == 0)
 
 
-def _other_run(phase: Phase) -> str:
-    if phase.where == PHASES["AcceleratedOptimizer.step"].where:
+def _other_run(phase: Place) -> str:
+    if phase.where == PLACES["AcceleratedOptimizer.step"].where:
         return "train an adapter (use_peft) or take an optimizer of 8 bits (optim=adamw_8bit)"
-    if phase.where == SAMPLING:
+    if phase.where == WHILE_SAMPLING:
         return "lower generation_batch_size, steps_per_generation or max_completion_length"
     return OTHER_RUN

@@ -1,15 +1,14 @@
 """What a trainer tells while it runs: metrics.jsonl for programs, one progress bar for people."""
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from recipes.lib.runs.files import read_jsonl, write_jsonl
+from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl
 
 # Totals of a finished training that Trainer logs once; they belong to the summary.
 TOTALS = ("train_runtime", "train_loss", "total_flos")
@@ -26,9 +25,7 @@ class RunCallback(TrainerCallback):
         self.metrics = path / "metrics.jsonl"
         self.start = time.monotonic()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the file, or keep of it what the checkpoint has seen; the same with samples."""
         if not state.is_world_process_zero:
             return
@@ -42,19 +39,13 @@ class RunCallback(TrainerCallback):
         self.start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Append one line."""
         if not state.is_world_process_zero or not logs or any(key in logs for key in TOTALS):
             return
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 3)}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row | logs) + "\n")
+        append_jsonl(self.metrics, [row | logs])
 
 
 def _seen(path: Path, step: int) -> list[dict[str, Any]]:
@@ -74,21 +65,14 @@ class ProgressBar(ProgressCallback):
         self.label = label
         self.shown = shown
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Put the label on the bar."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description(self.label)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Show the newest numbers."""
         if state.is_world_process_zero and self.training_bar is not None and logs:
@@ -97,7 +81,7 @@ class ProgressBar(ProgressCallback):
                 self.training_bar.set_postfix(numbers)
 
 
-def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
+def add_run_callbacks(trainer: Trainer, path: Path, label: str, shown: dict[str, str]) -> None:
     """Give a trainer the run folder's callbacks, and ears for signals that end the run.
 
     Args:
@@ -106,7 +90,7 @@ def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
         label: Word before the progress bar.
         shown: As in ProgressBar.
     """
-    keep_secret(trainer.args)
+    hide_hub_token(trainer.args)
     trainer.listens = True
     trainer.add_callback(RunCallback(path))
     trainer.remove_callback(PrinterCallback)
@@ -115,7 +99,7 @@ def watch(trainer: Any, path: Path, label: str, shown: dict[str, str]) -> None:
         trainer.add_callback(ProgressBar(label, shown))
 
 
-def keep_secret(training: Any) -> None:
+def hide_hub_token(training: TrainingArguments) -> None:
     """Move a Hub token from the arguments, which are pickled and logged, to the environment.
 
     Args:

@@ -13,10 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import Trainer
+
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.distributed.mixed_precision import sharpen
 from recipes.lib.errors import UserError
-from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, clear, keep_newest, publish, seal
+from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
 from recipes.lib.trainers.interruption import OF_TRL, Stoppable
 
@@ -49,7 +51,7 @@ class Resumable(Stoppable):
         best = self.state.best_model_checkpoint
         try:
             if self.args.should_save:
-                clear(run / PARTIAL / name)
+                make_empty(run / PARTIAL / name)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         except Exception:
@@ -174,7 +176,7 @@ class Resumable(Stoppable):
         return super()._init_training_state(*args, **kwargs)  # type: ignore[misc]
 
 
-def batch_of(trainer: Any) -> dict[str, int]:
+def batch_of(trainer: Trainer) -> dict[str, int]:
     """What an optimizer step of a trainer is made of.
 
     Args:
@@ -194,7 +196,7 @@ def batch_of(trainer: Any) -> dict[str, int]:
     }
 
 
-def refuse_other_batch(trainer: Any, before: dict[str, int]) -> None:
+def refuse_other_batch(trainer: Trainer, before: dict[str, int]) -> None:
     """Refuse to go on with steps that are not those of the run before.
 
     Args:

@@ -13,7 +13,7 @@ from recipes.lib.trainers.resumable import Resumable, batch_of
 BUFFER = "completions"  # completions_0.pt of the first process, and so on
 
 
-def cut_again(in_hand: list[dict[str, Any]] | None, number: int) -> list[dict[str, Any]] | None:
+def resplit(in_hand: list[dict[str, Any]] | None, number: int) -> list[dict[str, Any]] | None:
     """Completions in as many micro-batches as asked for, in the order that they were in.
 
     Args:
@@ -77,7 +77,7 @@ class ResumableSampling(Resumable):
             state = torch.load(path, weights_only=True, map_location=device)
             args, before = self.args, state["micro_batch"]
             self._step = state["step"] * before // args.per_device_train_batch_size
-            self._buffered_inputs = cut_again(state["in_hand"], args.steps_per_generation)
+            self._buffered_inputs = resplit(state["in_hand"], args.steps_per_generation)
             if self.rewards:
                 self.rewards.take_up(state["samples"])
 

@@ -9,22 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftModel
+from transformers import Trainer
 
 from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.errors import UserError, note
-from recipes.lib.models.chat_template import KEY, check_bos, check_conversation
+from recipes.lib.models.chat_template import TEMPLATE_KEY, check_bos, check_conversation
 from recipes.lib.models.tokenizers import untrained_tokens
 
-NUMBER = "row_number"  # a column that stays with a row through TRL's preparation
-BATCH = 1000  # rows at a time
+ROW_NUMBER = "row_number"  # a column that stays with a row through TRL's preparation
+BATCH_SIZE = 1000  # rows at a time
 IGNORED = -100  # label of a token without loss
 
 
 PROMPT = "prompt_ids"  # before each of the sides, where there is one
-SIDES = ("input_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
+SIDE_COLUMNS = ("input_ids", "chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
 
 
-def check_fit(trainer: Any, row: dict[str, Any]) -> None:
+def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
     """Check what a trainer is about to train on.
 
     Args:
@@ -44,10 +45,10 @@ def check_fit(trainer: Any, row: dict[str, Any]) -> None:
             "raise it."
         )
     before = [PROMPT] if PROMPT in first else []
-    sides = [name for name in SIDES if name in first]
+    sides = [name for name in SIDE_COLUMNS if name in first]
     _check_context(trainer, before, sides)
     ids = [token for name in (*before, sides[0]) for token in first[name]]
-    model_name = None if hasattr(trainer.args, KEY) else tokenizer.name_or_path
+    model_name = None if hasattr(trainer.args, TEMPLATE_KEY) else tokenizer.name_or_path
     if isinstance(row.get("chosen"), list) and not before:  # a reward model is asked nothing
         check_bos(tokenizer, ids, model_name)
     elif (messages := _messages(row)) is not None:
@@ -75,7 +76,7 @@ def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
     _check_tokens(model, tokenizer, set(prompts.ids[0]))
 
 
-def check_sampling(trainer: Any) -> None:
+def check_sampling(trainer: Trainer) -> None:
     """Check what TRL's trainers that sample are about to ask; TRL cuts no prompt.
 
     Args:
@@ -103,7 +104,7 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     return None
 
 
-def _check_context(trainer: Any, before: list[str], sides: list[str]) -> None:
+def _check_context(trainer: Trainer, before: list[str], sides: list[str]) -> None:
     config = trainer.model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     limit = trainer.args.max_length
@@ -148,7 +149,7 @@ def _check_tokens(model: Any, tokenizer: Any, ids: set[int]) -> None:
         )
 
 
-def numbered(rows: Any) -> Any:
+def with_row_numbers(rows: Any) -> Any:
     """Give every row its number.
 
     Args:
@@ -157,10 +158,10 @@ def numbered(rows: Any) -> Any:
     Returns:
         The dataset with a column `NUMBER`.
     """
-    return rows.add_column(NUMBER, list(range(len(rows)))) if hasattr(rows, "__len__") else rows
+    return rows.add_column(ROW_NUMBER, list(range(len(rows)))) if hasattr(rows, "__len__") else rows
 
 
-def settle_silent(trainer: Any, rows: Any, on_bad_rows: str) -> None:
+def drop_rows_without_loss(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
     """Refuse or drop the rows of a trainer that have no loss, and take the numbers away again.
 
     Args:
@@ -177,11 +178,11 @@ def settle_silent(trainer: Any, rows: Any, on_bad_rows: str) -> None:
         ("eval_dataset", rows.test, "test"),
     ):
         made = getattr(trainer, name)
-        if made is None or NUMBER not in (made.column_names or ()):
+        if made is None or ROW_NUMBER not in (made.column_names or ()):
             continue  # packed, streamed or absent
         made = made if limit is not None else _learnable(made)
-        setattr(trainer, name, made.remove_columns(NUMBER))
-        kept = set(made[NUMBER])
+        setattr(trainer, name, made.remove_columns(ROW_NUMBER))
+        kept = set(made[ROW_NUMBER])
         silent = [row for row in range(len(given)) if row not in kept]
         if silent and kept:
             _tell(limit, silent, len(given), word, on_bad_rows)
@@ -202,6 +203,6 @@ def _learnable(rows: Any) -> Any:
     """What TRL does where there is a limit: rows whose labels are all masked are left out."""
     labels = rows.with_format("numpy", columns=["labels"])
     has_loss = [
-        bool((one != IGNORED).any()) for part in labels.iter(BATCH) for one in part["labels"]
+        bool((one != IGNORED).any()) for part in labels.iter(BATCH_SIZE) for one in part["labels"]
     ]
     return rows if all(has_loss) else rows.select([i for i, on in enumerate(has_loss) if on])

@@ -9,25 +9,34 @@ only warn of a row without any reward.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState
+from trl import GRPOConfig, RLOOConfig
 
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
 from recipes.lib.distributed.agreement import together
-from recipes.lib.errors import UserError
 from recipes.lib.rewards.reward_models import load_reward_functions
-from recipes.lib.rewards.scoring import RewardFunction, ask, checked, distinct_names, wait_for
-from recipes.lib.runs.files import read_jsonl
+from recipes.lib.rewards.scoring import (
+    RewardFunction,
+    as_answers,
+    await_rewards,
+    call_reward,
+    checked_rewards,
+    distinct_names,
+    is_async,
+    refuse_unrated,
+    reward_weights,
+)
+from recipes.lib.runs.files import append_jsonl, read_jsonl
 
-NUM_KEPT = 4  # completions of a generation that samples.jsonl gets, as under PPO
-NUM_LAST = 3  # logs whose mean the summary repeats
+NUM_KEPT = 4  # completions of a generation or a rollout that samples.jsonl gets
+NUM_AVERAGED = 3  # logs whose mean the summary repeats
 # Names of TRL's metrics, and what the summary calls them.
-SUMMARY = {
+SUMMARY_NAMES = {
     "reward": "scores",
     "kl": "kl_per_token",
     "completions/mean_length": "completion_length",
@@ -55,7 +64,7 @@ class SampledRewards:
         is_kept: bool = False,
     ) -> None:
         self.names = distinct_names(functions)
-        self.weights = list(weights or [1.0] * len(functions))
+        self.weights = reward_weights(functions, weights)
         self.tokenizer = tokenizer
         self.template_kwargs = template_kwargs
         self.is_kept = is_kept
@@ -70,28 +79,23 @@ class SampledRewards:
     def _called(self, index: int, function: RewardFunction) -> RewardFunction:
         def called(**given: Any) -> list[float | None]:
             with together():  # TRL gathers next what all processes say
-                answer = ask(function, self._given(given))
+                answer = call_reward(function, self._given(given))
                 if inspect.isawaitable(answer):
-                    answer = wait_for([answer], [function])[0]
+                    answer = await_rewards([answer], [function])[0]
                 return self._hear(index, function, answer)
 
         async def awaited(**given: Any) -> list[float | None]:
             # TRL waits for all async functions together if it can tell that they are.
-            return self._hear(index, function, await ask(function, self._given(given)))
+            return self._hear(index, function, await call_reward(function, self._given(given)))
 
-        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004  an object whose call is async
-        )
-        made = awaited if is_async else called
+        made = awaited if is_async(function) else called
         made.__name__ = self.names[index]
         return made
 
     def _given(self, given: dict[str, Any]) -> dict[str, Any]:
         if given["completion_ids"] is not self.completion_ids:
             self._begin(given["prompts"], given["completion_ids"])
-        spoken = not isinstance(given["prompts"][0], str)
-        said = [[{"role": "assistant", "content": text}] for text in self.texts]
-        return given | {"completions": said if spoken else list(self.texts)}
+        return given | {"completions": as_answers(given["prompts"], self.texts)}
 
     def _begin(self, prompts: Sequence[Any], completion_ids: Sequence[list[int]]) -> None:
         self.completion_ids, self.said = completion_ids, {}
@@ -104,15 +108,10 @@ class SampledRewards:
         ]
 
     def _hear(self, index: int, function: RewardFunction, answer: Any) -> list[float | None]:
-        said = checked(function, answer, len(self.texts))
+        said = checked_rewards(function, answer, len(self.texts))
         self.said[index] = said
         if len(self.said) == len(self.names):
-            for row, values in enumerate(zip(*self.said.values(), strict=True)):
-                if all(map(math.isnan, values)):
-                    raise UserError(
-                        f"every reward function returned None for row {row}; one has to apply to "
-                        "each row."
-                    )
+            refuse_unrated(list(zip(*self.said.values(), strict=True)))
         return [None if math.isnan(value) else value for value in said]
 
     def take_up(self, samples: list[dict[str, Any]]) -> None:
@@ -158,24 +157,17 @@ class SampleWriter(TrainerCallback):
         self.path = path / "samples.jsonl"
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:
         """Append; what an evaluation sampled is left out."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            for sample in self.rewards.samples():
-                row = {"step": state.global_step} | sample
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        step = {"step": state.global_step}
+        append_jsonl(self.path, (step | sample for sample in self.rewards.samples()))
 
 
 def load_rewards(
-    reward_funcs: Sequence[Any], training: Any, tokenizer: Any, prompt: Any
+    reward_funcs: Sequence[Any], training: RLOOConfig | GRPOConfig, tokenizer: Any, prompt: Any
 ) -> SampledRewards:
     """Load the rewards of a run, before its policy.
 
@@ -192,29 +184,19 @@ def load_rewards(
         UserError: A reward is not there, or the tokenizer cannot render the prompt.
     """
     prompt_token_ids(tokenizer, prompt, training.chat_template_kwargs)
-    batch_size = training.per_device_train_batch_size
+    size, trusted = training.per_device_train_batch_size, training.trust_remote_code
     functions = load_reward_functions(
-        list(reward_funcs),
-        None,
-        batch_size,
-        training.device,
-        trust_remote_code=training.trust_remote_code,
+        list(reward_funcs), None, size, training.device, trust_remote_code=trusted
     )
     # Here it means rows in samples.jsonl, as under PPO. TRL would print every completion over the
     # progress bar, and its GRPO write tables into the run folder before that may be taken.
     is_kept, training.log_completions = training.log_completions, False
+    template_kwargs = training.chat_template_kwargs
     weights = training.reward_weights
-    if weights is not None and len(weights) != len(functions):
-        raise UserError(
-            f"reward_weights={weights} has {len(weights)} entries for {len(functions)} "
-            "reward_funcs; give one for each."
-        )
-    return SampledRewards(
-        functions, weights, tokenizer, training.chat_template_kwargs, is_kept=is_kept
-    )
+    return SampledRewards(functions, weights, tokenizer, template_kwargs, is_kept=is_kept)
 
 
-def keep_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
+def log_samples(trainer: Trainer, rewards: SampledRewards, path: Path) -> None:
     """Let samples.jsonl have completions of every log, where that is asked for.
 
     Args:
@@ -227,7 +209,7 @@ def keep_samples(trainer: Any, rewards: SampledRewards, path: Path) -> None:
         trainer.add_callback(SampleWriter(rewards, path))
 
 
-def last_numbers(path: Path) -> dict[str, float]:
+def summary_metrics(path: Path) -> dict[str, float]:
     """Means over the last logs, and the score of the first one to compare with.
 
     Args:
@@ -239,6 +221,8 @@ def last_numbers(path: Path) -> dict[str, float]:
     rows = [row for row in read_jsonl(path / "metrics.jsonl") if row.get("reward") is not None]
     if not rows:
         return {}
-    last = {name: [row[name] for row in rows[-NUM_LAST:] if name in row] for name in SUMMARY}
-    means = {SUMMARY[name]: sum(said) / len(said) for name, said in last.items() if said}
+    last = {
+        name: [row[name] for row in rows[-NUM_AVERAGED:] if name in row] for name in SUMMARY_NAMES
+    }
+    means = {SUMMARY_NAMES[name]: sum(said) / len(said) for name, said in last.items() if said}
     return {"first_scores": rows[0]["reward"]} | means

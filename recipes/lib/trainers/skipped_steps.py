@@ -17,7 +17,7 @@ MOST_IN_A_ROW = 3  # such steps
 MOST_KEPT = 20  # batches: of a run that skips again and again the first ones tell enough
 
 
-def dump(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: int) -> Path:
+def dump_batches(batches: Sequence[dict[str, Any]], folder: Path, step: int, process: int) -> Path:
     """Write the tensors of a step's micro-batches.
 
     Args:
@@ -74,7 +74,7 @@ class FiniteSteps:
             return norm
         self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
         folder, step = Path(self.args.output_dir) / "faults", self.state.global_step + 1
-        path = dump(self._faulty_batches(), folder, step, self.args.process_index)
+        path = dump_batches(self._faulty_batches(), folder, step, self.args.process_index)
         told = f"step {step}: gradients are not finite, so it is skipped"
         if self.args.process_index == 0:
             print(f"{told}; its batch is in {path}.", file=sys.stderr)

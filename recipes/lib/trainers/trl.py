@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import Trainer
+from trl import ModelConfig
 
 from recipes.lib.config.library_checks import NO_TEST_ROWS
 from recipes.lib.errors import UserError
@@ -13,7 +15,9 @@ from recipes.lib.trainers.resumable import Resumable
 from recipes.lib.trainers.resumable_sampling import ResumableSampling
 
 
-def make(trainer_class: Any, model: Any, model_args: Any, **arguments: Any) -> Any:
+def make_trl_trainer(
+    trainer_class: Any, model: Any, model_args: ModelConfig, **arguments: Any
+) -> Any:
     """Make one of TRL's trainers.
 
     Args:
@@ -75,7 +79,7 @@ def _sentence(error: ValueError) -> str:
     return f"{said}."
 
 
-def _keep_dtype(trainer: Any) -> None:
+def _keep_dtype(trainer: Trainer) -> None:
     # TRL rounds what is trained on quantized weights to bfloat16, for its autocast. Without
     # autocast small steps of an adapter would be lost, and a score head would not fit the trunk.
     args, model = trainer.args, trainer.model
@@ -86,7 +90,7 @@ def _keep_dtype(trainer: Any) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def _align_reference(trainer: Any, model: Any, model_args: Any) -> None:
+def _align_reference(trainer: Trainer, model: Any, model_args: ModelConfig) -> None:
     # TRL loads the reference by the name in the policy's configuration. For a merged adapter that
     # is its base, and it is the newest revision: not what the policy started from.
     named = model.config._name_or_path == model.name_or_path

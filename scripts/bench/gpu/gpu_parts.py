@@ -249,7 +249,7 @@ def tokens_per_second(
 ) -> dict[str, float]:
     """Tokens per second of each sampler, the reading of the prompts left out."""
     from recipes.lib.generation.decoder import Decoder
-    from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
+    from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate
 
     ids = torch.randint(2, vocabulary, (batch, prompt), device=DEVICE)
     mask = torch.ones_like(ids)
@@ -258,10 +258,15 @@ def tokens_per_second(
         noise = episode_uniforms(0, range(batch), length)
         decoding = Decoding(length, 1.0, EOS, PAD)
         decoder = Decoder(model, decoding, batch, prompt + length)
-        took["transformers"].append(seconds_of(partial(sample, model, ids, mask, noise, decoding)))
+        took["transformers"].append(
+            seconds_of(partial(generate, model, ids, mask, noise, decoding))
+        )
         took["graph"].append(seconds_of(partial(decoder.sample, ids, mask, noise)))
         if length == completion:
-            one, other = sample(model, ids, mask, noise, decoding), decoder.sample(ids, mask, noise)
+            one, other = (
+                generate(model, ids, mask, noise, decoding),
+                decoder.sample(ids, mask, noise),
+            )
     width = min(one[0].shape[1], other[0].shape[1])
     same = (one[0][:, :width] == other[0][:, :width]).float().mean().item()
     found = {w: batch * (completion - 1) / (whole - first) for w, (whole, first) in took.items()}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Counts exit codes of two processes that end in different ways.
 
-`.venv/bin/python scripts/bench/reliability/exit_codes.py --runs 300` runs GRPO on a tiny model, each
-time as two real processes of `python -m recipes.grpo`, beside busy loops. They are forks of this
-process, which has imported the libraries; so a run takes seconds. An abort is rare there. With
+`.venv/bin/python scripts/bench/reliability/exit_codes.py --runs 300` runs GRPO on a tiny model, as
+two real processes of `python -m recipes.grpo`, beside busy loops. They are forks of this process,
+which has imported the libraries; so a run takes seconds. An abort is rare there. With
 --short the recipe is replaced by what makes it likely: one collective call, behind which a process
 leaves at once, and gloo's worker threads get a processor only where nobody else wants one, so they
 are late as on a busy machine. --old takes the way out as it was before process_exit.py.

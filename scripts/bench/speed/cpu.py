@@ -24,7 +24,7 @@ from torch.nn import functional  # noqa: E402
 
 from recipes.lib.data.prompts import prompt_token_ids  # noqa: E402
 from recipes.lib.generation.decoder import Decoder  # noqa: E402
-from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample  # noqa: E402
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate, pad_left  # noqa: E402
 from recipes.lib.models.cpu_linear import CpuLinear, use_fast_products  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402
@@ -118,11 +118,12 @@ def sampler_row(name: str, model: Any, rows: list[list[int]], decoding: Decoding
     noise = episode_uniforms(0, range(len(rows)), decoding.max_new_tokens)
     decoder = Decoder(model, decoding, len(rows), ids.shape[1] + decoding.max_new_tokens)
     own_ids, own_mask = decoder.sample(ids, mask, noise)
-    if not torch.equal(own_ids, sample(model, ids, mask, noise, decoding)[0]):
+    if not torch.equal(own_ids, generate(model, ids, mask, noise, decoding)[0]):
         raise RuntimeError(f"{name}: the samplers say different things")
     tokens = int(own_mask.sum())
     reference, own = timed(
-        lambda: sample(model, ids, mask, noise, decoding), lambda: decoder.sample(ids, mask, noise)
+        lambda: generate(model, ids, mask, noise, decoding),
+        lambda: decoder.sample(ids, mask, noise),
     )
     lengths = f"{tokens / len(rows):.0f} of {own_mask.shape[1]}"
     ratio = mean(own) / mean(reference)

@@ -23,9 +23,15 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
+from recipes.lib.models import forward  # noqa: E402
 from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters  # noqa: E402
-from recipes.lib.models.classifiers import forward  # noqa: E402
-from recipes.lib.models.forward import Batch, said_of, trunk_of  # noqa: E402
+from recipes.lib.models.forward import (  # noqa: E402
+    Batch,
+    chunked_logps,
+    logps_and_entropy,
+    policy_outputs,
+    trunk_of,
+)
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.rollouts import Rollout, RolloutStream  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
@@ -99,16 +105,16 @@ def passes(folder: Path) -> list[str]:
     apart, joined = timed(one_by_one, together)
 
     def twice() -> None:
-        said_of(policy, batch, 1.0, False, True)
+        policy_outputs(policy, batch, 1.0, False, True)
         trunk_of(policy)(**batch.inputs)
 
-    two, one = timed(twice, lambda: said_of(policy, batch, 1.0, False, True))
+    two, one = timed(twice, lambda: policy_outputs(policy, batch, 1.0, False, True))
 
     def on_every_token() -> None:
         logits = policy(**inputs, use_cache=False).logits[:, :-1]
-        forward.logps_and_entropy(logits, inputs["input_ids"][:, 1:], 1.0)
+        logps_and_entropy(logits, inputs["input_ids"][:, 1:], 1.0)
 
-    every, spoken = timed(on_every_token, lambda: said_of(policy, batch, 1.0, False, True))
+    every, spoken = timed(on_every_token, lambda: policy_outputs(policy, batch, 1.0, False, True))
     return [
         f"| `critic: head`: log-probabilities and values of one pass | {two} | {one} |",
         f"| policy, reference and value as rows of one pass | {apart} | {joined} |",
@@ -118,13 +124,13 @@ def passes(folder: Path) -> list[str]:
 
 def logits_once(most: int) -> None:
     """Forward and backward pass of the log-probabilities of many tokens; prints seconds and GiB."""
-    forward.MOST_LOGITS = most
+    forward.MAX_CHUNK_LOGITS = most
     torch.manual_seed(0)
     head = nn.Linear(WIDTH, LARGE_VOCABULARY, bias=False).requires_grad_(False)
     hidden = torch.randn(4, TOKENS // 4, WIDTH, requires_grad=True)
     ids = torch.randint(LARGE_VOCABULARY, (4, TOKENS // 4))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    said, _ = forward.in_pieces(
+    said, _ = chunked_logps(
         head,
         hidden,
         ids,

@@ -26,7 +26,7 @@ PHASES = ("sampling", "scoring", "training")
 def main(folder: str, critic: str, products: str = "fast") -> None:
     """Train, and print seconds of an iteration by phase and memory in GiB."""
     if products == "mkl":
-        setattr(cpu_linear, "gains", lambda: False)  # noqa: B010
+        setattr(cpu_linear, "has_slow_mkl", lambda: False)  # noqa: B010
     at_start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = [{"prompt": " ".join(f"w{token - 2}" for token in row)} for row in prompts()]
     with tempfile.TemporaryDirectory() as out:

@@ -88,13 +88,13 @@ def cut(run: Path, copy: Path) -> None:
 
 
 def main(runs: str, name: str) -> None:
-    plain = with_row_noise(progress.watch)
+    plain = with_row_noise(progress.add_run_callbacks)
 
     def watch(trainer: Any, *more: Any) -> None:
         plain(trainer, *more)
         trainer.add_callback(Note(trainer))
 
-    progress.watch = watch
+    progress.add_run_callbacks = watch
     keep_said()
     for recipe, *words in json.loads(Path(runs).read_text()):
         if recipe == "cut":

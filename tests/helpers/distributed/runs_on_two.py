@@ -200,7 +200,7 @@ def inside(folder: Path) -> Iterator[None]:
     """Here one process runs recipes, with the noise of the two."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(progress, "watch", with_row_noise(progress.watch))
+        patch.setattr(progress, "add_run_callbacks", with_row_noise(progress.add_run_callbacks))
         yield
 
 

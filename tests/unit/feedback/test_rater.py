@@ -3,7 +3,7 @@ import math
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.rater import preference_probability, rate
+from recipes.lib.feedback.rater import preference_probability, rate_pairs
 
 
 def test_preference_probability_is_the_logistic_of_the_difference_over_the_temperature() -> None:
@@ -22,7 +22,7 @@ def test_frequencies_of_the_rater_are_those_of_the_closed_form() -> None:
     number = 20_000
     for odds in (1.0, 3.0, 9.0):
         probability = odds / (odds + 1.0)
-        ratings = rate([math.log(odds)] * number, [0.0] * number, temperature=1.0, seed=4)
+        ratings = rate_pairs([math.log(odds)] * number, [0.0] * number, temperature=1.0, seed=4)
         share = sum(rating.value == 0 for rating in ratings) / number
         # Four standard deviations of a binomial share.
         assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / number)
@@ -31,13 +31,13 @@ def test_frequencies_of_the_rater_are_those_of_the_closed_form() -> None:
 def test_noise_is_the_probability_of_a_label_against_the_order_of_the_scores() -> None:
     scores = [math.log(4.0), 0.0, 0.3]
     others = [0.0, math.log(4.0), 0.3]
-    noises = [rating.noise for rating in rate(scores, others, temperature=1.0, seed=0)]
+    noises = [rating.noise for rating in rate_pairs(scores, others, temperature=1.0, seed=0)]
     assert noises == pytest.approx([0.2, 0.2, 0.5])
 
 
 def test_labels_contradict_the_scores_as_often_as_the_noise_says() -> None:
     scores = [math.sin(7 * row) * 2 for row in range(20_000)]
-    ratings = rate(scores, [0.0] * len(scores), temperature=0.8, seed=1)
+    ratings = rate_pairs(scores, [0.0] * len(scores), temperature=0.8, seed=1)
     wrong = [
         (score > 0) == (rating.value == 1) for score, rating in zip(scores, ratings, strict=True)
     ]
@@ -47,12 +47,12 @@ def test_labels_contradict_the_scores_as_often_as_the_noise_says() -> None:
 
 
 def test_a_rating_depends_on_seed_and_position_alone() -> None:
-    long = rate([0.1] * 100, [0.0] * 100, temperature=1.0, seed=3)
-    assert rate([0.1] * 40, [0.0] * 40, temperature=1.0, seed=3) == long[:40]
-    assert rate([0.1] * 100, [0.0] * 100, temperature=1.0, seed=4) != long
+    long = rate_pairs([0.1] * 100, [0.0] * 100, temperature=1.0, seed=3)
+    assert rate_pairs([0.1] * 40, [0.0] * 40, temperature=1.0, seed=3) == long[:40]
+    assert rate_pairs([0.1] * 100, [0.0] * 100, temperature=1.0, seed=4) != long
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
     with pytest.raises(UserError, match="rater_temperature="):
-        rate([1.0], [0.0], temperature=temperature, seed=0)
+        rate_pairs([1.0], [0.0], temperature=temperature, seed=0)

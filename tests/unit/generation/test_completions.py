@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.data.prompts import completion_text
 from recipes.lib.errors import UserError
-from recipes.lib.generation.completions import complete, fits, sample
+from recipes.lib.generation.completions import complete, fits
 from recipes.lib.models.likelihood import completion_logps, perplexity
 
 PROMPTS = ["the cat", "who found the old book on the red road ?", "a bird sang and", "the"]
@@ -23,10 +23,20 @@ def greedy_by_hand(model: Any, tokenizer: Any, prompt: str, count: int) -> list[
     return made
 
 
+def texts_of(
+    model: Any, tokenizer: Any, prompts: list[Any], length: int = 64, *more: float, **named: int
+) -> list[str]:
+    temperature = more[0] if more else 1.0
+    made = complete(
+        model, tokenizer, prompts, max_new_tokens=length, temperature=temperature, **named
+    )
+    return [completion.text for completion in made]
+
+
 def test_greedy_completions_of_a_padded_batch_are_those_of_single_prompts(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    made = sample(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8, temperature=0)
+    made = complete(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8, temperature=0)
     for prompt, completion in zip(PROMPTS, made, strict=True):
         assert completion.ids == greedy_by_hand(tiny_model, tiny_tokenizer, prompt, 8)
         assert completion.prompt_ids == tiny_tokenizer(prompt)["input_ids"]
@@ -36,7 +46,7 @@ def test_the_batch_size_does_not_change_greedy_completions(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     texts = [
-        complete(tiny_model, tiny_tokenizer, PROMPTS, 8, 0.0, batch_size=size) for size in (1, 2, 4)
+        texts_of(tiny_model, tiny_tokenizer, PROMPTS, 8, 0.0, batch_size=size) for size in (1, 2, 4)
     ]
     assert texts[0] == texts[1] == texts[2]
 
@@ -44,10 +54,10 @@ def test_the_batch_size_does_not_change_greedy_completions(
 def test_the_models_own_generation_config_has_no_say(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    before = complete(tiny_model, tiny_tokenizer, PROMPTS, 8, 1.0, seed=3)
+    before = texts_of(tiny_model, tiny_tokenizer, PROMPTS, 8, 1.0, seed=3)
     own = tiny_model.generation_config
     own.update(top_k=1, repetition_penalty=5.0, eos_token_id=7, min_new_tokens=8, do_sample=True)
-    assert complete(tiny_model, tiny_tokenizer, PROMPTS, 8, 1.0, seed=3) == before
+    assert texts_of(tiny_model, tiny_tokenizer, PROMPTS, 8, 1.0, seed=3) == before
     assert tiny_model.generation_config is own
     assert own.top_k == 1
 
@@ -56,7 +66,7 @@ def test_sampling_follows_the_whole_softmax(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     count = 4000
-    made = sample(
+    made = complete(
         tiny_model,
         tiny_tokenizer,
         ["the cat"] * count,
@@ -78,17 +88,17 @@ def test_a_seed_gives_the_same_texts_and_leaves_the_callers_random_state(
 ) -> None:
     tiny_model.train()
     state = torch.get_rng_state()
-    first = complete(tiny_model, tiny_tokenizer, PROMPTS, 8, seed=1)
+    first = texts_of(tiny_model, tiny_tokenizer, PROMPTS, 8, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert tiny_model.training
-    assert complete(tiny_model, tiny_tokenizer, PROMPTS, 8, seed=1) == first
-    assert complete(tiny_model, tiny_tokenizer, PROMPTS, 8, seed=2) != first
+    assert texts_of(tiny_model, tiny_tokenizer, PROMPTS, 8, seed=1) == first
+    assert texts_of(tiny_model, tiny_tokenizer, PROMPTS, 8, seed=2) != first
 
 
 def test_completions_end_at_the_eos_token(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    made = sample(tiny_model, tiny_tokenizer, PROMPTS * 50, max_new_tokens=20, temperature=5.0)
+    made = complete(tiny_model, tiny_tokenizer, PROMPTS * 50, max_new_tokens=20, temperature=5.0)
     eos = tiny_tokenizer.eos_token_id
     assert {c.has_ended for c in made} == {True, False}
     for completion in made:
@@ -101,12 +111,12 @@ def test_messages_are_rendered_with_the_generation_prompt(
     tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     messages = [{"role": "user", "content": "tell me"}]
-    made = sample(tiny_model, tiny_tokenizer, [messages], max_new_tokens=1)
+    made = complete(tiny_model, tiny_tokenizer, [messages], max_new_tokens=1)
     words = tiny_tokenizer.convert_ids_to_tokens(made[0].prompt_ids)
     assert words == ["<user>", "tell", "me", "<assistant>"]
     tiny_tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        complete(tiny_model, tiny_tokenizer, [messages])
+        texts_of(tiny_model, tiny_tokenizer, [messages])
 
 
 def test_a_completion_beyond_the_context_is_refused(
@@ -116,7 +126,7 @@ def test_a_completion_beyond_the_context_is_refused(
     assert fits(tiny_model, tiny_tokenizer, "the cat", 126)
     assert not fits(tiny_model, tiny_tokenizer, "the cat", 127)
     with pytest.raises(UserError, match="longest prompt has 2 tokens and the model's context 128"):
-        complete(tiny_model, tiny_tokenizer, ["the cat"], 127)
+        texts_of(tiny_model, tiny_tokenizer, ["the cat"], 127)
 
 
 def test_the_space_before_a_completion_is_kept(shared: Path) -> None:

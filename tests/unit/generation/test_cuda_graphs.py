@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from recipes.lib.errors import UserError
 from recipes.lib.generation.cuda_graphs import Graphs
 from recipes.lib.generation.decoder import Decoder
-from recipes.lib.generation.sampling import episode_uniforms, sample
+from recipes.lib.generation.sampling import episode_uniforms, generate
 from tests.unit.generation.test_decoder import NUM_PROMPTS, decoding, make, prompts
 
 LOOKS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "aten.equal")
@@ -76,7 +76,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Graphs, "_capture", record)
     monkeypatch.setattr("torch.cuda.device", torch.device)
-    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_A_GRAPH", 16)
+    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_PER_GRAPH", 16)
 
 
 def as_on_a_card(model: Any) -> Decoder:
@@ -128,7 +128,7 @@ def expect_generate(model: Any, decoder: Decoder, seed: int) -> None:
     """Completions are those of generate; a card looks later whether all have ended."""
     noise = episode_uniforms(seed, range(NUM_PROMPTS), decoder.decoding.max_new_tokens)
     for uniforms in (None, noise):
-        expected, expected_mask = sample(model, *prompts(), uniforms, decoder.decoding)
+        expected, expected_mask = generate(model, *prompts(), uniforms, decoder.decoding)
         got, mask = decoder.sample(*prompts(), uniforms)
         width = expected.shape[1]
         assert torch.equal(got[:, :width], expected)

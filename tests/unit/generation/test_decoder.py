@@ -22,8 +22,8 @@ from transformers import (
 
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
-from recipes.lib.generation.sampling import Decoding, episode_uniforms, sample
-from recipes.lib.models.policies import keep_unpacked
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate
+from recipes.lib.models.policies import disable_4bit_packing
 from tests.helpers.tiny_models import CLASSES, GROUPED
 
 VOCABULARY, STOP, PAD = 24, 1, 0
@@ -61,7 +61,7 @@ def assert_like_generate(model: PreTrainedModel, decoder: Decoder, seed: int = 0
     ids, mask = prompts()
     noise = episode_uniforms(seed, range(NUM_PROMPTS), decoder.decoding.max_new_tokens)
     for uniforms in (None, noise):
-        expected_ids, expected_mask = sample(model, ids, mask, uniforms, decoder.decoding)
+        expected_ids, expected_mask = generate(model, ids, mask, uniforms, decoder.decoding)
         got_ids, got_mask = decoder.sample(ids, mask, uniforms)
         assert torch.equal(got_mask, expected_mask)
         assert torch.equal(got_ids, expected_ids)
@@ -79,7 +79,7 @@ def test_tokens_are_those_of_generate(name: str, is_static: bool) -> None:
 @SHAPES
 def test_tokens_are_those_of_generate_under_an_adapter(is_static: bool) -> None:
     model = get_peft_model(make("qwen3"), LoraConfig(target_modules="all-linear", r=4))
-    before = sample(model.get_base_model(), *prompts(), None, decoding())[0]
+    before = generate(model.get_base_model(), *prompts(), None, decoding())[0]
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -98,7 +98,7 @@ def test_tokens_are_those_of_generate_on_a_4_bit_base(
     make("qwen3", **sizes).save_pretrained(tmp_path)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config).eval()
-    keep_unpacked(model)
+    disable_4bit_packing(model)
     if with_adapter:
         adapted = get_peft_model(
             model, LoraConfig(target_modules="all-linear", init_lora_weights=False)
@@ -114,7 +114,7 @@ def test_tokens_are_those_of_generate_in_16_bits(dtype: torch.dtype, is_static: 
     decoder = Decoder(model, decoding(), 9, 27, is_static)
     ids, mask = prompts()
     for noise in (None, episode_uniforms(0, range(NUM_PROMPTS), LENGTH)):
-        expected, expected_mask = sample(model, ids, mask, noise, decoding())
+        expected, expected_mask = generate(model, ids, mask, noise, decoding())
         got, got_mask = decoder.sample(ids, mask, noise)
         # Other shapes round otherwise, and a row that has once gone another way stays on it.
         same = [torch.equal(one, other) for one, other in zip(got, expected, strict=True)]
@@ -132,7 +132,7 @@ def test_an_autocast_is_that_of_generate(is_static: bool) -> None:
         # bfloat16 rounds other shapes otherwise, so only the beginnings are compared.
         got, expected = (
             decoder.sample(ids, mask, None)[0],
-            sample(model, ids, mask, None, decoding())[0],
+            generate(model, ids, mask, None, decoding())[0],
         )
         assert (got[:, :3] == expected[:, :3]).float().mean() > 0.9
     assert_like_generate(model, decoder)  # in fp32 again: the cache takes its new form
@@ -250,7 +250,7 @@ def test_more_rows_or_longer_prompts_than_expected_get_a_new_cache(is_static: bo
 
 
 def test_many_slots_are_seen_in_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_A_GRAPH", 8)
+    monkeypatch.setattr("recipes.lib.generation.decoder.SLOTS_PER_GRAPH", 8)
     model = make("gemma3")
     decoder = Decoder(model, decoding(), 9, 27, is_static=True)
     widths: list[int] = []
@@ -260,7 +260,7 @@ def test_many_slots_are_seen_in_few_sizes(monkeypatch: pytest.MonkeyPatch) -> No
     ids, mask = prompts()
     got = decoder.sample(ids, mask, None)[0]
     assert set(widths[1:]) <= {8, 16, 24, 27}
-    assert torch.equal(got, sample(model, ids, mask, None, decoding())[0])
+    assert torch.equal(got, generate(model, ids, mask, None, decoding())[0])
 
 
 def test_several_stop_tokens_end_a_row() -> None:

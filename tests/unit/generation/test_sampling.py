@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import GenerationConfig
 
-from recipes.lib.generation.sampling import Decoding, episode_uniforms, invert_cdf, sample
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate, invert_cdf
 
 
 def test_an_episodes_noise_depends_on_seed_episode_and_position_alone() -> None:
@@ -55,9 +55,11 @@ def test_item_13_a_completion_does_not_depend_on_the_batch_that_it_is_in(
     rows = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [6, 6]]
     uniforms = episode_uniforms(1, range(4), 8)
     decoding, pad = decode(tiny_tokenizer, 8), tiny_tokenizer.pad_token_id
-    together, mask = sample(tiny_model, *prompts(rows, pad), uniforms, decoding)
+    together, mask = generate(tiny_model, *prompts(rows, pad), uniforms, decoding)
     for i, row in enumerate(rows):
-        alone, alone_mask = sample(tiny_model, *prompts([row], pad), uniforms[i : i + 1], decoding)
+        alone, alone_mask = generate(
+            tiny_model, *prompts([row], pad), uniforms[i : i + 1], decoding
+        )
         length = int(alone_mask.sum())
         assert together[i, : int(mask[i].sum())].tolist() == alone[0, :length].tolist()
 
@@ -68,13 +70,13 @@ def test_item_08_the_models_own_generation_config_has_no_say(
     ids, mask = prompts([[5, 6], [7]], tiny_tokenizer.pad_token_id)
     uniforms = episode_uniforms(1, range(2), 8)
     decoding = decode(tiny_tokenizer, 8)
-    expected = sample(tiny_model, ids, mask, uniforms, decoding)
+    expected = generate(tiny_model, ids, mask, uniforms, decoding)
     stored = tiny_model.generation_config
     tiny_model.generation_config = GenerationConfig(
         top_k=1, repetition_penalty=5.0, eos_token_id=int(expected[0][0, 0]), min_new_tokens=8
     )
     try:
-        got = sample(tiny_model, ids, mask, uniforms, decoding)
+        got = generate(tiny_model, ids, mask, uniforms, decoding)
         assert tiny_model.generation_config.repetition_penalty == 5.0
     finally:
         tiny_model.generation_config = stored
@@ -86,7 +88,7 @@ def test_without_noise_the_tokens_are_those_of_greedy_generate(
 ) -> None:
     ids, mask = prompts([[5, 6, 7], [8, 9]], tiny_tokenizer.pad_token_id)
     decoding = decode(tiny_tokenizer, 6)
-    got, got_mask = sample(tiny_model, ids, mask, None, decoding)
+    got, got_mask = generate(tiny_model, ids, mask, None, decoding)
     expected = tiny_model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -102,7 +104,7 @@ def test_the_models_mode_comes_back(tiny_model: Any, tiny_tokenizer: Any) -> Non
     ids, mask = prompts([[5]], tiny_tokenizer.pad_token_id)
     for training in (True, False):
         tiny_model.train(training)
-        sample(tiny_model, ids, mask, None, decode(tiny_tokenizer, 2))
+        generate(tiny_model, ids, mask, None, decode(tiny_tokenizer, 2))
         assert tiny_model.training is training
 
 

@@ -67,7 +67,7 @@ def test_without_gradients_the_values_are_the_same() -> None:
 
 
 def test_only_plain_layers_change_and_only_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_linear, "gains", lambda: True)
+    monkeypatch.setattr(cpu_linear, "has_slow_mkl", lambda: True)
     sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
     plain = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2))
     model = get_peft_model(plain, LoraConfig(target_modules=["q_proj"]))
@@ -83,12 +83,12 @@ def test_only_plain_layers_change_and_only_their_class(monkeypatch: pytest.Monke
 
 
 def test_processors_of_intel_keep_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu_linear.gains.cache_clear()
+    cpu_linear.has_slow_mkl.cache_clear()
     monkeypatch.setattr(cpu_linear, "_vendor", lambda: "")
     try:
-        assert not cpu_linear.gains()
+        assert not cpu_linear.has_slow_mkl()
         layer = nn.Sequential(nn.Linear(2, 2))
         use_fast_products(layer)
         assert type(layer[0]) is nn.Linear
     finally:
-        cpu_linear.gains.cache_clear()
+        cpu_linear.has_slow_mkl.cache_clear()

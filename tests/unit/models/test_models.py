@@ -11,7 +11,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import adapter_base
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.folders import resolve_model
-from recipes.lib.models.policies import load_policy, peft_config
+from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.rewards.reward_models import RewardModel
 
@@ -36,7 +36,7 @@ def adapter(model: Any, path: Path, task: str = "CAUSAL_LM", seed: int = 1) -> t
     """Save a random adapter on a model; give what the adapted model says."""
     from peft import get_peft_model
 
-    adapted = get_peft_model(model, peft_config(ModelConfig(**LORA), task))
+    adapted = get_peft_model(model, lora_config(ModelConfig(**LORA), task))
     torch.manual_seed(seed)
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad and ("lora" in name or "score" in name):
@@ -120,7 +120,7 @@ def test_an_adapter_by_hub_id_is_merged_and_keeps_that_name(
 
 
 def test_an_adapter_remembers_the_revision_of_its_base(tmp_path: Path) -> None:
-    config = peft_config(ModelConfig(use_peft=True, model_revision="v2"), "CAUSAL_LM")
+    config = lora_config(ModelConfig(use_peft=True, model_revision="v2"), "CAUSAL_LM")
     config.base_model_name_or_path = "someone/model"
     config.save_pretrained(tmp_path)
     assert adapter_base(tmp_path) == ("someone/model", "v2")
@@ -221,9 +221,9 @@ def test_a_reward_model_can_start_from_an_sft_adapter(folder: Path, tmp_path: Pa
 
 def test_the_score_head_is_saved_with_a_classification_adapter_only() -> None:
     args = ModelConfig(use_peft=True, lora_modules_to_save=["embed_tokens"])
-    assert peft_config(args, "SEQ_CLS").modules_to_save == ["embed_tokens", "score"]
-    assert peft_config(args, "CAUSAL_LM").modules_to_save == ["embed_tokens"]
-    assert peft_config(ModelConfig(), "SEQ_CLS") is None
+    assert lora_config(args, "SEQ_CLS").modules_to_save == ["embed_tokens", "score"]
+    assert lora_config(args, "CAUSAL_LM").modules_to_save == ["embed_tokens"]
+    assert lora_config(ModelConfig(), "SEQ_CLS") is None
 
 
 def test_a_padded_batch_scores_like_a_batch_of_one(folder: Path) -> None:

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
-from recipes.lib.models.policies import own_card
+from recipes.lib.models.policies import local_device_map
 from recipes.lib.plan.refusal_conditions import Card, kind_of
 from recipes.lib.plan.refusals import TABLE, refusals, refuse
 from recipes.lib.recipe.main import parse
@@ -198,8 +198,8 @@ def test_deepspeed_of_the_trainer_itself_is_seen(tmp_path: Path) -> None:
 def test_quantized_weights_go_to_the_card_of_their_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert own_card() is None
+    assert local_device_map() is None
     state = PartialState()
     monkeypatch.setitem(state._shared_state, "num_processes", 2)
     monkeypatch.setitem(state._shared_state, "device", torch.device("cuda", 1))
-    assert own_card() == {"": 1}
+    assert local_device_map() == {"": 1}

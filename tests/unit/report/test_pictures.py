@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipes.lib.report.charts import PPO, REWARD, SFT
-from recipes.lib.report.curves import draw_curves, placed, points, smoothed
+from recipes.lib.report.curves import draw_curves, points, smoothed, with_episodes
 from recipes.lib.report.figure import short
 from recipes.lib.report.pairs import (
     differences,
@@ -48,7 +48,7 @@ def test_an_evaluation_stands_at_the_episode_of_its_step() -> None:
         {"step": 6, "eval_kl": 0.3},
         {"step": 8, "episode": 256, "objective/kl": 0.4},
     ]
-    x, y = points(placed(rows), "episode", "eval_kl")
+    x, y = points(with_episodes(rows), "episode", "eval_kl")
     assert x.tolist() == [128, 192]  # step 6 lies midway between steps 4 and 8
     assert y.tolist() == [0.2, 0.3]
 

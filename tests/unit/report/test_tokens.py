@@ -11,7 +11,14 @@ from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.samples import token_texts
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.report import write_report
-from recipes.lib.report.tokens import MAX_TOKENS, Scale, grouped, has_tokens, pieces, scales
+from recipes.lib.report.tokens import (
+    MAX_TOKENS,
+    Ramp,
+    grouped,
+    has_tokens,
+    scales,
+    text_pieces,
+)
 from recipes.lib.runs.files import read_jsonl
 from tests.helpers.report_runs import ARABIC, CHINESE, EMOJI, write_run
 
@@ -97,9 +104,9 @@ def test_what_modifies_a_sign_is_drawn_with_it() -> None:
 
 
 def test_colours_follow_the_square_root_and_are_symmetric() -> None:
-    scale = Scale(middle=1.0, reach=4.0)
+    scale = Ramp(middle=1.0, reach=4.0)
     assert [scale.strength(value) for value in (5.0, 2.0, 1.0, 0.0, -3.0)] == [1, 0.5, 0, -0.5, -1]
-    assert Scale(0.0, 0.0).strength(0.0) == 0.0
+    assert Ramp(0.0, 0.0).strength(0.0) == 0.0
 
 
 def sample(tokens: list[str]) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def sample(tokens: list[str]) -> dict[str, Any]:
 
 def test_a_long_text_is_cut_in_the_middle_and_says_how_much() -> None:
     row = sample([f" {i}" for i in range(300)])
-    made = pieces(row, scales([row]))
+    made = text_pieces(row, scales([row]))
     assert len(made) == MAX_TOKENS
     assert [piece.numbers[0].place for piece in made] == [*range(1, 121), *range(261, 301)]
     assert [piece.left_out for piece in made if piece.left_out] == [140]

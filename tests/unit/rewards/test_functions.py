@@ -13,7 +13,7 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.rewards.functions import is_function_reference, load_function
 from recipes.lib.rewards.reward_models import load_reward_functions
-from recipes.lib.rewards.scoring import score
+from recipes.lib.rewards.scoring import weighted_scores
 
 PROMPTS = ["a", "b", "c"]
 TEXTS = ["one", "two words", "three more words"]
@@ -30,7 +30,7 @@ async def tokens(completion_ids: list[list[int]], **_: Any) -> list[float | None
 
 
 def call(functions: list[Any], weights: list[float], **columns: list[Any]) -> tuple[Any, Any]:
-    return score(functions, weights, PROMPTS, TEXTS, IDS, columns)
+    return weighted_scores(functions, weights, PROMPTS, TEXTS, IDS, columns)
 
 
 def test_sync_and_async_functions_add_up_with_their_weights() -> None:
@@ -175,12 +175,12 @@ def test_a_folder_or_run_with_the_name_of_a_function_is_a_model(
 def test_rewards_of_trl_are_found_by_name(prefix: str) -> None:
     (think,) = load_reward_functions([f"{prefix}think_format_reward"], None, 1, "cpu")
     said = [[{"role": "assistant", "content": text}] for text in ("<think>a</think>b", "b")]
-    total_B, _ = score([think], [2.0], [[], []], said, [[1], [1]], {})
+    total_B, _ = weighted_scores([think], [2.0], [[], []], said, [[1], [1]], {})
     assert total_B.tolist() == [2.0, 0.0]
     assert think.__name__ == "think_format_reward"
     (punishment,) = load_reward_functions([f"{prefix}get_soft_overlong_punishment"], None, 1, "cpu")
     # The limit is 1280 and the last 256 tokens cost: 1024 + 64 tokens cost 64 / 256.
-    total_B, _ = score([punishment], [1.0], [""], [""], [[0] * 1088], {})
+    total_B, _ = weighted_scores([punishment], [1.0], [""], [""], [[0] * 1088], {})
     assert total_B.tolist() == [-0.25]
 
 

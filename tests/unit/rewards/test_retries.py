@@ -12,7 +12,7 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.rewards import retries
 from recipes.lib.rewards.arguments import RewardArguments
-from recipes.lib.rewards.retries import RewardProcess, may_pass, patient
+from recipes.lib.rewards.retries import RewardProcess, is_transient, with_retries
 
 FUNCTIONS = """
 import os, signal, sys, time
@@ -80,13 +80,13 @@ def test_what_hangs_is_killed_and_asked_again(functions: str) -> None:
         reward(completions=["a"])
     assert reward.process is None
     Path(functions).with_name("count").unlink()
-    assert patient(reward, 1)(completions=["a", "b"]) == [2.0, 2.0]
+    assert with_retries(reward, 1)(completions=["a", "b"]) == [2.0, 2.0]
     reward.stop()
 
 
 def test_what_dies_every_few_calls_answers_all_of_them(functions: str) -> None:
     reward = process(functions, "dies_every_third_time")
-    asked = patient(reward, 1)
+    asked = with_retries(reward, 1)
     assert [asked(completions=["a"]) for _ in range(5)] == [[3.0]] * 5
     assert Path(functions).with_name("count").read_text() == "7"
     reward.stop()
@@ -95,17 +95,17 @@ def test_what_dies_every_few_calls_answers_all_of_them(functions: str) -> None:
 def test_patience_ends_and_nothing_becomes_a_zero(functions: str) -> None:
     reward = process(functions, "hangs", 0.5)
     with pytest.raises(UserError, match="hangs failed 2 times, at last with TimeoutError"):
-        patient(reward, 1)(completions=["a"])
+        with_retries(reward, 1)(completions=["a"])
     dropped = process(functions, "drops")
     with pytest.raises(UserError, match=r"drops failed 3 times, .* connection reset by peer; mend"):
-        patient(dropped, 2)(completions=["a"])
+        with_retries(dropped, 2)(completions=["a"])
     dropped.stop()
 
 
 def test_what_will_not_pass_is_not_asked_again(functions: str) -> None:
     reward = process(functions, "wrong")
     with pytest.raises(UserError, match=r"raised KeyError: 'colour' \(functions.py, line "):
-        patient(reward, 5)(completions=["a"])
+        with_retries(reward, 5)(completions=["a"])
     reward.stop()
     with pytest.raises(UserError, match="has no function absent"):
         process(functions, "absent")(completions=["a"])
@@ -150,11 +150,11 @@ def test_async_functions_and_exceptions_of_libraries_get_patience_too(
             raise APIConnectionError
         return [1.0 for _ in completions]
 
-    assert asyncio.run(patient(endpoint, 2)(completions=["a"])) == [1.0]
+    assert asyncio.run(with_retries(endpoint, 2)(completions=["a"])) == [1.0]
     assert len(calls) == 3
-    assert may_pass(TimeoutError())
-    assert not may_pass(ValueError())
-    assert not may_pass(FileNotFoundError())
+    assert is_transient(TimeoutError())
+    assert not is_transient(ValueError())
+    assert not is_transient(FileNotFoundError())
 
 
 def test_the_wait_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_the_wait_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionResetError
 
     with pytest.raises(UserError, match="drops failed 4 times"):
-        patient(drops, 3)(completions=[])
+        with_retries(drops, 3)(completions=[])
     assert waits == [1.0, 2.0, 4.0]
 
 

@@ -8,12 +8,12 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.runs.checkpoints import (
     MANIFEST,
-    fault,
+    checkpoint_fault,
     keep_newest,
+    list_checkpoints,
     newest_good,
-    numbered,
     publish,
-    refuse_bad,
+    refuse_broken,
     seal,
 )
 from recipes.lib.runs.files import read_jsonl
@@ -74,12 +74,12 @@ def test_a_bad_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, ha
     good, bad = make(tmp_path, 9), make(tmp_path, 10)
     assert newest_good(tmp_path) == (bad, [])
     wrong = harm(bad)
-    assert fault(bad) == wrong
+    assert checkpoint_fault(bad) == wrong
     assert newest_good(tmp_path) == (good, [f"{bad} is left out: {wrong}."])
     if (bad / MANIFEST).exists():
         with pytest.raises(UserError, match="name an older checkpoint"):
-            refuse_bad(bad)
-    refuse_bad(good)
+            refuse_broken(bad)
+    refuse_broken(good)
     good.rename(tmp_path / "elsewhere")
     assert newest_good(tmp_path)[0] is None
 
@@ -88,7 +88,7 @@ def test_steps_are_numbers_and_no_words(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         make(tmp_path, step)
     (tmp_path / "checkpoint-best").mkdir()
-    assert [step for step, _ in numbered(tmp_path)] == [9, 20, 100]
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [9, 20, 100]
     assert not (tmp_path / "_partial").exists()
 
 
@@ -111,13 +111,13 @@ def test_the_oldest_go_and_those_that_are_spared_stay(
     for step in (1, 2, 3, 4):
         make(tmp_path, step)
     keep_newest(tmp_path, limit, spared)
-    assert [step for step, _ in numbered(tmp_path)] == left
-    assert all(fault(folder) is None for _, folder in numbered(tmp_path))
+    assert [step for step, _ in list_checkpoints(tmp_path)] == left
+    assert all(checkpoint_fault(folder) is None for _, folder in list_checkpoints(tmp_path))
 
 
 def test_a_checkpoint_takes_the_place_of_a_bad_one_of_the_same_step(tmp_path: Path) -> None:
     truncate(make(tmp_path, 3))
-    assert fault(make(tmp_path, 3)) is None
+    assert checkpoint_fault(make(tmp_path, 3)) is None
 
 
 def test_a_last_line_that_a_kill_cut_short_is_left_out_and_another_is_not(tmp_path: Path) -> None:
@@ -137,6 +137,6 @@ def test_a_model_alone_is_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"w")
     seal(folder, 3)
     with pytest.raises(UserError, match=r"holds a model alone \(save_only_model\), so nothing"):
-        refuse_bad(folder)
+        refuse_broken(folder)
     (folder / "optimizer.pt").write_bytes(b"o")
-    refuse_bad(folder)
+    refuse_broken(folder)

@@ -9,7 +9,7 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.runs.files import read_jsonl, write_jsonl
 from recipes.lib.runs.folder import FolderArguments, check_folder, open_run
-from recipes.lib.runs.lock import NAME
+from recipes.lib.runs.lock import LOCK_FILE
 
 
 @dataclass
@@ -25,7 +25,7 @@ def config(path: Path, resume: bool = False, overwrite: bool = False, **values: 
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != NAME]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.runs.lock import NAME, is_taken, release, take
+from recipes.lib.runs.lock import LOCK_FILE, acquire, is_locked, release
 
 HOLDER = """
 import sys
 from pathlib import Path
-from recipes.lib.runs.lock import take
-take(Path(sys.argv[1]))
+from recipes.lib.runs.lock import acquire
+acquire(Path(sys.argv[1]))
 print("taken", flush=True)
 sys.stdin.read()  # until the test is done, however slow the machine
 """
@@ -42,10 +42,10 @@ def test_a_second_run_is_refused_and_told_who_is_there(
     tmp_path: Path, other: subprocess.Popen[str]
 ) -> None:
     with pytest.raises(UserError, match=f"in use by process {other.pid} on .*; wait for it"):
-        take(tmp_path)
-    assert is_taken(tmp_path)
+        acquire(tmp_path)
+    assert is_locked(tmp_path)
     release(tmp_path)  # what is not held is not given back
-    assert (tmp_path / NAME).exists()
+    assert (tmp_path / LOCK_FILE).exists()
 
 
 def test_a_killed_process_leaves_a_lock_that_is_recognised_as_stale(
@@ -53,23 +53,23 @@ def test_a_killed_process_leaves_a_lock_that_is_recognised_as_stale(
 ) -> None:
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    assert json.loads((tmp_path / NAME).read_text())["pid"] == other.pid
-    take(tmp_path)
-    assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == other.pid
+    acquire(tmp_path)
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
     release(tmp_path)
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_a_process_may_take_what_it_has_and_give_back_what_was_moved(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    take(run)
-    take(run)
+    acquire(run)
+    acquire(run)
     run.rename(tmp_path / "moved")
     release(run)
     run.mkdir()
-    take(run)
-    assert not is_taken(run)
+    acquire(run)
+    assert not is_locked(run)
     release(run)
 
 

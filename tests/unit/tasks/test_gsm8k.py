@@ -8,7 +8,7 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.rewards.functions import load_function
 from recipes.lib.runs.files import read_jsonl
-from recipes.lib.tasks.gsm8k import correct_number, last_number, prompt_rows
+from recipes.lib.tasks.gsm8k import correct_number, gsm8k_prompt_rows, last_number
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_the_reward_is_found_by_its_name() -> None:
 
 def test_prompts_are_messages_with_the_bare_answer() -> None:
     rows = [{"question": "How many? ", "answer": "2 * 500 = 1000.\n#### 1,000"}]
-    (made,) = prompt_rows(rows)
+    (made,) = gsm8k_prompt_rows(rows)
     assert made["answer"] == "1000"
     (message,) = made["prompt"]
     assert message["role"] == "user"
     assert message["content"].startswith("How many? Think step by step")
     with pytest.raises(UserError, match=r"row 0 \(counted from 0\): a question and an answer"):
-        prompt_rows([{"question": "How many?", "answer": "none"}])
+        gsm8k_prompt_rows([{"question": "How many?", "answer": "none"}])
 
 
 def test_the_published_solutions_of_the_test_set_are_all_right(shared: Path) -> None:

@@ -19,7 +19,7 @@ from recipes.lib.generation.cache import WindowedLayer
 from recipes.lib.generation.sampling import EpisodeNoise, FiniteLogits
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.trainers.batch_sizes import GRPOBatchConfig, RLOOBatchConfig
-from recipes.lib.trainers.out_of_memory import PHASES
+from recipes.lib.trainers.out_of_memory import PLACES
 from recipes.lib.trainers.progress import ProgressBar, RunCallback
 from recipes.lib.trainers.sampled_rewards import SampleWriter
 from recipes.lib.trainers.trl import resumable
@@ -302,7 +302,7 @@ def test_a_private_attribute_is_still_in_its_class(name: str) -> None:
         assert name in inspect.getsource(owner)
 
 
-@pytest.mark.parametrize("place", PHASES)
+@pytest.mark.parametrize("place", PLACES)
 def test_a_function_that_is_looked_for_in_tracebacks_has_that_name(place: str) -> None:
     import accelerate
     import accelerate.optimizer

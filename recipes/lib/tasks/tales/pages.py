@@ -6,7 +6,7 @@ from recipes.lib.tasks.tales.prompts import Facts, article, request
 from recipes.lib.tasks.tales.stories import FAITHFUL, TELLERS, tell
 from recipes.lib.tasks.tales.words import PLACES
 
-TITLES = (
+TALE_TITLES = (
     "This is the tale of {hero}, {thing} and the {place}.",
     "Hear of {hero} with {thing} {where}.",
     "A page about {hero}, {thing} and the {place}.",
@@ -31,7 +31,7 @@ def page(facts: Facts, rng: random.Random) -> str:
     if not is_retold and draw < RETOLD_SHARE + REQUEST_SHARE:
         title = request(facts, rng)
     else:
-        title = (RETOLD_TITLE if is_retold else rng.choice(TITLES)).format(
+        title = (RETOLD_TITLE if is_retold else rng.choice(TALE_TITLES)).format(
             hero=article(facts.hero),
             thing=article(facts.thing),
             place=facts.place,
