@@ -86,8 +86,8 @@ Each row is a command that was run for this page, with the mistake in it and wit
 behind `rlhf RECIPE: error:`. The tests hold the same mistakes and check each answer
 (tests/unit/project/test_mistakes.py, test_data_mistakes.py, test_model_mistakes.py,
 test_machine_limits.py, tests/recipes/test_refusals.py). **Changed** counts the files and folders
-that are new, gone or other than before; where the disk fills during a run, its log stays, and no half
-model.
+that are new, gone or other than before; where the disk fills during a run, its log stays, and no
+half model.
 
 {mistakes}
 """
