@@ -175,21 +175,16 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The sizes do not fit together, or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import finish
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish
 
     start = time.monotonic()
     script, training = config.script, config.training
-    assert training is not None
     validate(script)
     folder = open_run(config)
     if is_main_process():
         write_data(script, training.seed, folder.path / "data")
     summary = take(script.trained, folder) if script.trained else train(config, folder)
-    if is_main_process():
-        write_lineage(folder.path, "base", script.trained, [])
-    seconds = round(time.monotonic() - start, 1)
-    return finish(folder, {"recipe": "base"} | summary | {"seconds": seconds})
+    return finish(folder, config, summary, start, model=script.trained, data=[])
 
 
 def take(trained: str, folder: Run) -> dict[str, Any]:
@@ -208,14 +203,13 @@ def train(config: Config, folder: Run) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from recipes.lib.recipe.finish import checkpoint_of, save_final
+    from recipes.lib.recipe import spine
     from recipes.lib.tasks.tales.rows import base_texts
     from recipes.lib.tasks.tales.tokenizer import train_tokenizer
     from recipes.lib.trainers.progress import watch
     from recipes.lib.trainers.trl import resumable
 
     script, training = config.script, config.training
-    assert training is not None
     texts = base_texts(script.num_texts, training.seed)
     tokenizer = train_tokenizer(texts[:NUM_TOKENIZER_TEXTS], script.vocab_size)
     model = make_model(script, tokenizer, training.seed)
@@ -226,10 +220,10 @@ def train(config: Config, folder: Run) -> dict[str, Any]:
         processing_class=tokenizer,
     )
     watch(trainer, folder.path, "base", {"loss": "loss", "mean_token_accuracy": "accuracy"})
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    save_final(trainer, folder)
+    train_loss = spine.train(trainer, folder)
+    spine.save_final(trainer, folder)
     return {
-        "train_loss": result.training_loss,
+        "train_loss": train_loss,
         "num_parameters": model.num_parameters(),
         "num_texts": len(texts),
     }

@@ -27,11 +27,11 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.models.chat_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 SIDES = ("chosen", "rejected")
@@ -59,29 +59,13 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from trl import DPOTrainer
 
     from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, peft_config
-    from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make
 
-    training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
-    name = model_args.model_name_or_path or ""
-    trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    use_template(tokenizer, config.script.chat_template)
+    tokenizer = spine.policy_tokenizer(config)
     first = "prompt" if "prompt" in rows.known.column_names else "chosen"
     prompt_token_ids(tokenizer, rows.known[0][first])  # refuses messages without a template
-    trainer = make(
-        DPOTrainer,
-        load_policy(model_args, trust_remote_code=trusted),
-        model_args,
-        args=training,
-        train_dataset=rows.train,
-        eval_dataset=rows.test,
-        processing_class=tokenizer,
-        peft_config=peft_config(model_args, "CAUSAL_LM"),
-    )
+    trainer = spine.make_trainer(DPOTrainer, config, tokenizer, rows.train, rows.test)
     check_fit(trainer, rows.known[0])
     return trainer
 
@@ -134,35 +118,26 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
+    script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_rows(script, training, lambda _: SIDES)
     check_plan(config, rows.test is not None)
     trainer = make_trainer(config, rows)
-    folder = open_run(config)
-    watch(trainer, folder.path, "dpo", SHOWN)
+    folder = start_run(config, trainer, SHOWN)
     before = test_logps(trainer)
     rows.begin()
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary: dict[str, Any] = {"recipe": "dpo", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     save_final(trainer, folder)
     scored = scored_rows(trainer, before) if rows.test is not None else []
-    if is_main_process():
-        if scored:
-            folder.write_samples(scored)
-            summary |= summarize(scored, trainer.eval_dataset)
-        data = script.data_names()
-        trusted = training.trust_remote_code
-        write_lineage(folder.path, "dpo", model.model_name_or_path, data, trust_remote_code=trusted)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    if scored and is_main_process():
+        folder.write_samples(scored)
+        summary |= summarize(scored, trainer.eval_dataset)
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -129,8 +129,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.evaluation.contest import Sampling, compare
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.evaluation.win_rate import win_rate
-    from recipes.lib.recipe.finish import finish
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish
 
     start = time.monotonic()
     script: EvaluateArguments = config.script
@@ -146,12 +145,11 @@ def run(config: Config) -> dict[str, Any]:
     ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype, **trusted)
     wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
-    names = {"baseline": script.baseline, "judge": script.judge}
-    write_lineage(folder.path, "evaluate", script.run, script.data_names(), **names, **trusted)
-    summary = {"recipe": "evaluate", "num_prompts": len(prompts)}
+    summary: dict[str, Any] = {"num_prompts": len(prompts)}
     summary |= ours.facts("") | theirs.facts("_baseline")
     summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}
+    return finish(folder, config, summary, start, judge=script.judge, **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -163,8 +163,7 @@ def run(config: Config) -> dict[str, Any]:
         UserError: A key, the data, the model or the judge cannot be used.
     """
     from recipes.lib.evaluation.judges import load_judge
-    from recipes.lib.recipe.finish import finish
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish
 
     start = time.monotonic()
     script = config.script
@@ -179,12 +178,8 @@ def run(config: Config) -> dict[str, Any]:
     ratings, mean_score = judge_pairs(judge, script, pairs)
     tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
     write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)
-    data = script.data_names()
-    facts = {"judge": script.judge, "trust_remote_code": trusted}
-    write_lineage(folder.path, "feedback", script.model_name_or_path, data, **facts)
     noises = [rating.noise for rating, is_test in zip(ratings, tests, strict=True) if is_test]
     summary = {
-        "recipe": "feedback",
         "num_pairs": len(pairs),
         "num_train": len(pairs) - len(noises),
         "num_test": len(noises),
@@ -193,7 +188,9 @@ def run(config: Config) -> dict[str, Any]:
         "mean_score": mean_score,
         "mean_completion_tokens": num_tokens / (2 * len(pairs)),
     }
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    facts = {"model": script.model_name_or_path, "data": script.data_names()}
+    facts |= {"judge": script.judge, "trust_remote_code": trusted}
+    return finish(folder, config, summary, start, **facts)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,11 +31,11 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.models.chat_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
 PAIR = ("chosen", "rejected")
@@ -88,28 +88,12 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     from trl import KTOTrainer
 
     from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, peft_config
-    from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make
 
-    training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
-    name = model_args.model_name_or_path or ""
-    trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    use_template(tokenizer, config.script.chat_template)
+    tokenizer = spine.policy_tokenizer(config)
     prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
-    trainer = make(
-        KTOTrainer,
-        load_policy(model_args, trust_remote_code=trusted),
-        model_args,
-        args=training,
-        train_dataset=train,
-        eval_dataset=test,
-        processing_class=tokenizer,
-        peft_config=peft_config(model_args, "CAUSAL_LM"),
-    )
+    trainer = spine.make_trainer(KTOTrainer, config, tokenizer, train, test)
     check_fit(trainer, train[0])
     return trainer
 
@@ -161,34 +145,25 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
-    set_accumulation(training, script.global_batch_size)
+    training = config.training
+    set_accumulation(training, config.script.global_batch_size)
     check_folder(config)
-    train, test = load_rows(script, training.seed)
+    rows, test = load_rows(config.script, training.seed)
     check_plan(config, test is not None)
-    trainer = make_trainer(config, train, test)
-    folder = open_run(config)
-    watch(trainer, folder.path, "kto", SHOWN)
+    trainer = make_trainer(config, rows, test)
+    folder = start_run(config, trainer, SHOWN)
     before = test_logps(trainer)
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary: dict[str, Any] = {"recipe": "kto", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     save_final(trainer, folder)
-    rows = scored_rows(trainer, before) if test is not None else []
-    if is_main_process():
-        if rows:
-            folder.write_samples(rows)
-            summary |= summarize(rows)
-        data = script.data_names()
-        trusted = training.trust_remote_code
-        write_lineage(folder.path, "kto", model.model_name_or_path, data, trust_remote_code=trusted)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    scored = scored_rows(trainer, before) if test is not None else []
+    if scored and is_main_process():
+        folder.write_samples(scored)
+        summary |= summarize(scored)
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

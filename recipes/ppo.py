@@ -25,13 +25,13 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, use_template
+from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.rewards.arguments import RewardArguments
 from recipes.lib.runs.files import read_jsonl
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
 # Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
@@ -57,19 +57,14 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
     from recipes.lib.distributed.shards import loads_whole
     from recipes.lib.models.policies import goes_on, load_adapted_policy, load_policy, peft_config
-    from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.ppo.trainer import PPOTrainer
+    from recipes.lib.recipe.spine import policy_tokenizer
 
-    assert config.training is not None and config.model is not None
-    trusted = {"trust_remote_code": config.training.trust_remote_code}
-    tokenizer = load_tokenizer(
-        config.model.model_name_or_path or "", revision=config.model.model_revision, **trusted
-    )
-    use_template(tokenizer, config.script.chat_template)
+    tokenizer = policy_tokenizer(config)
     going_on = goes_on(config.model)
     load = load_adapted_policy if going_on else load_policy
     with loads_whole(config.training):
-        policy = load(config.model, **trusted)
+        policy = load(config.model, trust_remote_code=config.training.trust_remote_code)
     return PPOTrainer(
         model=policy,
         reward_funcs=config.script.rewards(),
@@ -104,32 +99,26 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
     from recipes.lib.ppo.roles import roles_of
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
-    from recipes.lib.trainers.progress import watch
+    from recipes.lib.recipe import spine
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
+    script, training = config.script, config.training
     if not script.reward_funcs:
         raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
     trainer = make_trainer(config, train, test)
-    folder = open_run(config)
-    watch(trainer, folder.path, "ppo", SHOWN)
-    trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    save_final(trainer, folder)
-    summary: dict[str, Any] = {"recipe": "ppo", "episodes": training.total_episodes}
+    folder = spine.start_run(config, trainer, SHOWN)
+    spine.train(trainer, folder)
+    spine.save_final(trainer, folder)
+    summary: dict[str, Any] = {"episodes": training.total_episodes}
+    facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
     if is_main_process():
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
         summary["warnings"] = trainer.health.warnings
-        data = script.data_names()
-        more = {"reward_funcs": script.reward_funcs, "roles": roles_of(trainer)}
-        more["trust_remote_code"] = training.trust_remote_code
-        write_lineage(folder.path, "ppo", model.model_name_or_path, data, **more)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+        facts["roles"] = roles_of(trainer)
+    return spine.finish(folder, config, summary, start, **facts)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from recipes.lib.models.chat_template import TemplateArguments, check_template, 
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,7 +99,6 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from recipes.lib.trainers.trl import make
 
     training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
     name, going_on = model_args.model_name_or_path or "", goes_on(model_args)
     adapter = None if going_on else peft_config(model_args, "SEQ_CLS")
     trusted = training.trust_remote_code
@@ -150,14 +149,11 @@ def run(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.distributed.shards import loads_whole, whole, works
     from recipes.lib.evaluation.pair_scores import check_saved, score_shares
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
-    script, training, model_args = config.script, config.training, config.model
-    assert training is not None and model_args is not None
+    script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_pairs(script, training)
@@ -165,11 +161,9 @@ def run(config: Config) -> dict[str, Any]:
     test = rows.test
     assert test is not None
     trainer = make_trainer(config, rows)
-    folder = open_run(config)
-    watch(trainer, folder.path, "reward", {"loss": "loss", "accuracy": "accuracy"})
+    folder = start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
     with whole(trainer, trained=True) as model:
@@ -177,13 +171,11 @@ def run(config: Config) -> dict[str, Any]:
         if works(trainer):
             final = str(folder.final)
             with loads_whole(training):
-                check_saved(final, model, test, model_args, size, trust_remote_code=trusted)
+                check_saved(final, model, test, config.model, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)
         summary |= summarize(scored, rows.known, test)
-        name, data = model_args.model_name_or_path, script.data_names()
-        write_lineage(folder.path, "reward", name, data, trust_remote_code=trusted)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

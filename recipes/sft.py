@@ -24,11 +24,11 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, check_template, use_template
+from recipes.lib.models.chat_template import TemplateArguments, check_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,27 +92,17 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     from trl import SFTTrainer
 
     from recipes.lib.config.legacy_dataset_kwargs import check_dataset_kwargs
-    from recipes.lib.models.policies import load_policy, peft_config
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.row_fit import check_fit, numbered, settle_silent
-    from recipes.lib.trainers.trl import make
 
-    training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
+    training = config.training
     if training.eval_packing is None:
         training.eval_packing = False  # perplexity is that of whole rows
     is_text = isinstance(rows.known[0][columns_of(rows.known)[0]], str)
     check_dataset_kwargs(training.dataset_kwargs, is_text, tokenizer)
-    adapter = peft_config(model_args, "CAUSAL_LM")
-    trainer = make(
-        SFTTrainer,
-        load_policy(model_args, trust_remote_code=training.trust_remote_code),
-        model_args,
-        args=training,
-        train_dataset=numbered(_tokenized(rows.train, rows.known, tokenizer)),
-        eval_dataset=numbered(_tokenized(rows.test, rows.test, tokenizer)),
-        processing_class=tokenizer,
-        peft_config=adapter,
-    )
+    train = numbered(_tokenized(rows.train, rows.known, tokenizer))
+    test = numbered(_tokenized(rows.test, rows.test, tokenizer))
+    trainer = spine.make_trainer(SFTTrainer, config, tokenizer, train, test)
     settle_silent(trainer, rows, config.script.on_bad_rows)
     check_fit(trainer, rows.known[0])
     return trainer
@@ -133,19 +123,12 @@ def tokenizer_of(config: Config, train: Dataset) -> Any:
         UserError: There is none, or it lacks a chat template where the rows hold messages.
     """
     from recipes.lib.models.chat_template import check_template_path
-    from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.recipe.spine import policy_tokenizer
 
-    training, model = config.training, config.model
-    assert training is not None and model is not None
-    check_template_path(training.chat_template_path)
-    tokenizer = load_tokenizer(
-        model.model_name_or_path or "",
-        revision=model.model_revision,
-        trust_remote_code=training.trust_remote_code,
-    )
-    use_template(tokenizer, config.script.chat_template, training.chat_template_path)
-    has_template = bool(tokenizer.chat_template or training.chat_template_path)
-    check_template(train[0], columns_of(train)[0], has_template)
+    path = config.training.chat_template_path
+    check_template_path(path)
+    tokenizer = policy_tokenizer(config, path)
+    check_template(train[0], columns_of(train)[0], bool(tokenizer.chat_template or path))
     return tokenizer
 
 
@@ -194,35 +177,26 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import watch
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
+    script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_text_rows(script, training)
     check_plan(config, rows.test is not None)
-    trusted = training.trust_remote_code
     trainer = make_trainer(config, tokenizer_of(config, rows.known), rows)
-    folder = open_run(config)
-    watch(trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    folder = start_run(config, trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
     rows.begin()
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary = {"recipe": "sft", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     if rows.test is not None:
         summary |= {"eval_loss": trainer.evaluate()["eval_loss"]}
         summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}
     save_final(trainer, folder)
-    if is_main_process():
-        data = script.data_names()
-        write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
     write_samples(trainer, rows.test, script, folder)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from recipes.lib.distributed.processes import use_what_is_there
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.finish import checkpoint_of
+from recipes.lib.recipe.spine import checkpoint_of
 from recipes.lib.runs import checkpoints
 from recipes.lib.runs.folder import Run
 from recipes.lib.trainers.interruption import Stoppable

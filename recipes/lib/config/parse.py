@@ -25,8 +25,8 @@ class Config:
         types: The dataclasses that it was built from.
         values: Exactly the keys that file, flags and caller gave, as plain values.
         script: The recipe's own dataclass.
-        training: The TrainingArguments of its trainer.
-        model: A trl.ModelConfig.
+        training: The TrainingArguments of its trainer; None where nothing is trained.
+        model: A trl.ModelConfig; None where the recipe takes none.
     """
 
     recipe: str
@@ -34,8 +34,8 @@ class Config:
     types: tuple[type, ...]
     values: dict[str, Any]
     script: Any
-    training: Any | None
-    model: Any | None
+    training: Any
+    model: Any
 
 
 @dataclass(frozen=True)
