@@ -7,11 +7,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from recipes.lib.recipe.help import print_help, show
+from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help, show
 
 PACKAGE = Path(__file__).parent
-ALL_FLAGS = {"--help_all", "--help-all"}
-HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
 USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.recipe.help import HELP_FLAGS, show
 
 USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
        rlhf plan --refusals [--json [FILE]]
@@ -45,10 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 also where the run does not fit, 2 for a mistake of the user and for a
         run that would be refused.
     """
-    from recipes.lib.recipe.help import show
-
     argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
+    if HELP_FLAGS & set(argv):
         show(f"{(__doc__ or '').strip()}\n\n{USAGE}")
         return 0
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.fields import fields_of
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 
 IN_WORDS = {
     "output_dir": "runs/<recipe>/<name of the config>",
@@ -80,12 +80,10 @@ def _cause(cls: type, values: dict[str, Any], given: list[str]) -> str | None:
 def _sentence(error: BaseException) -> str:
     # The text of a dataclass may run over several lines, and that of a missing package is a list.
     if isinstance(error, PackageNotFoundError):
-        return (
-            "it needs a package that is not installed (" + " ".join(str(error.name).split()) + ")"
-        )
+        return f"it needs a package that is not installed ({' '.join(str(error.name).split())})"
     if isinstance(error, AttributeError):  # a mapping was looked for in a number, or the like
         return "this is not what it takes; give it the form that its library's documentation has"
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return one_sentence(error)
 
 
 def with_defaults(

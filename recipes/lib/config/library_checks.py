@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from recipes.lib.config.build import shown
-from recipes.lib.errors import UserError, note
+from recipes.lib.errors import UserError, note, one_sentence
 
 # What a library says while a run begins, and the key that it is about.
 SAID = {
@@ -76,7 +75,7 @@ def _ask(question: Any, values: dict[str, Any], keys: tuple[str, ...]) -> None:
         question()
     except FAILURES as error:
         named = ", ".join(f"{key}={shown(values[key])}" for key in given)
-        raise UserError(f"{named}: {_sentence(error)}.") from error
+        raise UserError(f"{named}: {one_sentence(error)}.") from error
 
 
 def as_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None:
@@ -89,7 +88,7 @@ def as_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None
     Returns:
         The error to raise, or None for what is a fault of the program.
     """
-    said = _sentence(error)
+    said = one_sentence(error)
     if "didn't pass an `eval_dataset`" in said:
         return UserError(NO_TEST_ROWS)
     for words, key in SAID.items():
@@ -101,7 +100,3 @@ def as_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None
             "out."
         )
     return None
-
-
-def _sentence(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__

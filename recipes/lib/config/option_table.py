@@ -189,6 +189,12 @@ def _positional(module: ModuleType) -> dict[str, str] | None:
     return {"name": name, "shown": name.upper()} if name else None
 
 
+def read_table() -> dict[str, Any]:
+    """The table as it was generated."""
+    table: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return table
+
+
 @functools.cache
 def table_fields(recipe: str) -> dict[str, Field]:
     """The keys of a recipe with their types, as the generated table has them.
@@ -200,7 +206,7 @@ def table_fields(recipe: str) -> dict[str, Field]:
         Fields by name, without defaults; the type of some is left open. Empty for a recipe that the
         table does not know.
     """
-    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"recipes": {}}
+    table = read_table()
     entry = table["recipes"].get(recipe, {"options": [], "positional": None})
     found = [table["common"][one] if isinstance(one, str) else one for one in entry["options"]]
     fields = {

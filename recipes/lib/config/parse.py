@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.build import construct, shown, with_defaults
+from recipes.lib.config.build import construct, with_defaults
 from recipes.lib.config.fields import Field, fields_of
 from recipes.lib.config.legacy_keys import translate
-from recipes.lib.config.quick_checks import check_keys
+from recipes.lib.config.quick_checks import check_keys, check_value
 from recipes.lib.config.strict_yaml import YamlFile, read_yaml
 from recipes.lib.config.unknown_keys import unknown_key
-from recipes.lib.config.values import MismatchError, admit
 from recipes.lib.errors import UserError
 
 
@@ -162,7 +161,7 @@ def _file_values(given: Given, fields: dict[str, Field]) -> dict[str, Any]:
         place = where(origins.get(key, key))
         if key not in fields:
             raise unknown_key(given.recipe, key, fields, f"{key} ({place})")
-        values[key] = _admit(fields[key], value, f" ({place})")
+        values[key] = check_value(fields[key], value, f" ({place})")
     return values
 
 
@@ -172,14 +171,7 @@ def _override_values(
     for key in overrides:
         if key not in fields:
             raise unknown_key(recipe, key, fields, key)
-    return {key: _admit(fields[key], value, "") for key, value in overrides.items()}
-
-
-def _admit(field: Field, value: Any, where: str) -> Any:
-    try:
-        return admit(field, value)
-    except MismatchError as error:
-        raise UserError(f"{field.name}={shown(value)}{where}: {error}.") from error
+    return {key: check_value(fields[key], value, "") for key, value in overrides.items()}
 
 
 def _built(

@@ -46,15 +46,20 @@ def check_keys(
     for key, value in values.items():
         place = f" ({path}, line {file.lines[key]})" if file is not None else ""
         if key in fields and key not in replaced:
-            _check_value(fields[key], value, place)
+            check_value(fields[key], value, place)
         elif key not in fields and not is_old(recipe, key, fields):
             raise unknown_key(recipe, key, fields, key + place)
     return values | _flags(recipe, argv, fields)
 
 
-def _check_value(field: Field, value: Any, place: str) -> None:
+def check_value(field: Field, value: Any, place: str) -> Any:
+    """The value as the field's constructor takes it.
+
+    Raises:
+        UserError: It is no such value; the text says where it stands.
+    """
     try:
-        admit(field, value)
+        return admit(field, value)
     except MismatchError as error:
         raise UserError(f"{field.name}={shown(value)}{place}: {error}.") from error
 

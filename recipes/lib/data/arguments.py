@@ -152,6 +152,11 @@ class DataArguments:
 
     text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
 
+    @property
+    def label(self) -> str:
+        """What messages call the data."""
+        return f"dataset_name={self.dataset_name}" if self.dataset_name else "datasets"
+
     def data_names(self) -> list[str]:
         """Paths and Hub ids of all data, for the lineage."""
         parts = [part.path for part in parts_of(self)] if self.datasets else []

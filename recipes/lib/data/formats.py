@@ -301,16 +301,3 @@ def shape_of(dataset: Dataset) -> Shape:
         f"(text, messages, prompt with or without completion and label, chosen and rejected); "
         f"{remedy}."
     )
-
-
-def is_conversational(row: Row, shape: Shape) -> bool:
-    """Whether a row holds messages.
-
-    Args:
-        row: The row.
-        shape: Its format.
-
-    Returns:
-        False for text.
-    """
-    return isinstance(row[shape.columns[0]], list)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from recipes.lib.data.arguments import DataArguments, parts_of, validate
 from recipes.lib.data.formats import FORMATS, convert, with_template_kwargs, without_repeated_prompt
 from recipes.lib.data.mixtures import Part, join, mix
-from recipes.lib.data.reading import read_splits
+from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import check_rows
 from recipes.lib.data.splitting import assert_disjoint, split
 from recipes.lib.errors import UserError
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+RequiredColumns = Sequence[str] | Callable[["Dataset"], Sequence[str]]
+
+
 def load_splits(
-    args: DataArguments,
-    seed: int,
-    required_columns: Sequence[str] | Callable[[Dataset], Sequence[str]],
+    args: DataArguments, seed: int, required_columns: RequiredColumns
 ) -> tuple[Dataset, Dataset | None]:
     """Load the training split and the test split.
 
@@ -45,12 +46,9 @@ def load_splits(
     validate(args)
     train, test = read(args, seed)
     splits = {"train": train} if test is None else {"train": train, "test": test}
-    name = f"dataset_name={args.dataset_name}" if args.dataset_name else "datasets"
+    name = args.label
     for key, rows in splits.items():
-        columns = required_columns(rows) if callable(required_columns) else required_columns
-        if "chosen" in columns and "prompt" in rows.column_names:
-            columns = [*columns, "prompt"]
-        checked = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+        checked, _ = check_format(rows, required_columns, f"{name} ({key})", args.on_bad_rows)
         splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
     if test is None and args.test_fraction > 0:
@@ -92,11 +90,8 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     test = join(*map(list, zip(*tests, strict=True))) if tests else None
     if args.test_dataset_name is not None:
         test = read_test(args)
-    if test is not None and args.test_fraction > 0:
-        raise UserError(
-            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
-            "name another dataset_test_split."
-        )
+    if test is not None:
+        refuse_split(args)
     trains = [rows for rows, _ in found]
     return (mix(parts, trains, seed) if args.datasets else trains[0]), test
 
@@ -109,14 +104,45 @@ def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
         revision=part.revision,
         on_bad_rows=on_bad_rows,
     )
-    if part.split not in splits:
-        raise UserError(
-            f"dataset_train_split={part.split}: {part.path} has the splits "
-            f"{', '.join(sorted(splits))}; name one of them."
-        )
-    train = in_trl_format(splits.pop(part.split), part, on_bad_rows)
-    test = splits.get(str(part.test_split))
+    train = in_trl_format(choose_split(splits, part.split, part.path), part, on_bad_rows)
+    test = splits.get(str(part.test_split)) if part.test_split != part.split else None
     return train, None if test is None else in_trl_format(test, part, on_bad_rows)
+
+
+def refuse_split(args: DataArguments) -> None:
+    """Refuse to split rows off where there are test rows.
+
+    Raises:
+        UserError: test_fraction is set.
+    """
+    if args.test_fraction > 0:
+        raise UserError(
+            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
+            "name another dataset_test_split."
+        )
+
+
+def check_format(
+    rows: Dataset, required: RequiredColumns, name: str, on_bad_rows: str
+) -> tuple[Dataset, list[str]]:
+    """Check rows against the columns that they have to fill.
+
+    Args:
+        rows: In TRL's formats.
+        required: Columns that every row must fill, or a function that tells them from the data.
+        name: What the messages call the data.
+        on_bad_rows: "refuse" or "drop" rows with a fault.
+
+    Returns:
+        The good rows, and the columns: those that are required, and the prompt of pairs.
+
+    Raises:
+        UserError: As `check_rows`.
+    """
+    columns = list(required(rows) if callable(required) else required)
+    if "chosen" in columns and "prompt" in rows.column_names:
+        columns.append("prompt")
+    return check_rows(rows, columns, name, on_bad_rows), columns
 
 
 def read_test(args: DataArguments) -> Dataset:
@@ -133,13 +159,9 @@ def read_test(args: DataArguments) -> Dataset:
     """
     name, key = str(args.test_dataset_name), args.dataset_test_split
     tests = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
-    if key not in tests:
-        raise UserError(
-            f"dataset_test_split={key}: {name} has the splits {', '.join(sorted(tests))}; name one "
-            "of them."
-        )
+    rows = choose_split(tests, key, name, "dataset_test_split")
     part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
-    return in_trl_format(tests[key], part, args.on_bad_rows)
+    return in_trl_format(rows, part, args.on_bad_rows)
 
 
 def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:

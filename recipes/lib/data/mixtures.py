@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from recipes.lib.data.row_checks import SPOKEN
-from recipes.lib.errors import UserError, note
+from recipes.lib.errors import UserError, first_line, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -139,8 +139,7 @@ def join(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
     try:
         return concatenate_datasets(list(datasets))
     except (ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"datasets: one column has different types ({reason}); bring the datasets to one "
-            "format, or keep only some columns with columns."
+            f"datasets: one column has different types ({first_line(error)}); bring the datasets "
+            "to one format, or keep only some columns with columns."
         ) from error

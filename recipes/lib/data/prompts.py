@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -160,7 +160,7 @@ def prompt_token_ids(
         )
     except TemplateError as error:
         raise UserError(
-            f"prompt: the model's chat template cannot render it ({' '.join(str(error).split())}); "
+            f"prompt: the model's chat template cannot render it ({one_sentence(error)}); "
             "train the model with another chat_template_path."
         ) from error
     return list(rendered["input_ids"])

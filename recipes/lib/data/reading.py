@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from recipes.lib.data.file_rows import SUFFIXES, read_file
-from recipes.lib.errors import UserError, note
+from recipes.lib.errors import UserError, first_line, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Rows = TypeVar("Rows")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
-UNREADABLE_HUB = (
-    "dataset_name={name}: no such file here, and the Hub gave no dataset ({reason}); check the "
-    "name and the network."
-)
 
 
 def read_splits(
@@ -58,7 +55,31 @@ def read_splits(
         return {stem: read_file(file, on_bad_rows) for stem, file in files.items()}
     if path is not None:
         return {split: read_file(path, on_bad_rows)}
-    return _read_hub(name, config, revision)
+    return dict(open_hub(name, config, revision))
+
+
+def choose_split(
+    splits: dict[str, Rows], split: str | None, name: str, key: str = "dataset_train_split"
+) -> Rows:
+    """The split that a key asks for.
+
+    Args:
+        splits: What `name` stands for, by split.
+        split: The value of the key.
+        name: What the user wrote.
+        key: The key.
+
+    Returns:
+        That split.
+
+    Raises:
+        UserError: There is no such split.
+    """
+    if split is None or split not in splits:
+        raise UserError(
+            f"{key}={split}: {name} has the splits {', '.join(sorted(splits))}; name one of them."
+        )
+    return splits[split]
 
 
 def final_of(folder: Path) -> Path:
@@ -138,22 +159,11 @@ def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
     try:
         saved = load_from_disk(str(folder))
     except (OSError, ValueError, TypeError, LookupError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"dataset_name={folder}: cannot be read as a saved dataset ({reason}); save it again."
+            f"dataset_name={folder}: cannot be read as a saved dataset ({first_line(error)}); save "
+            "it again."
         ) from error
     return {split: saved} if isinstance(saved, Dataset) else dict(saved)
-
-
-def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, Dataset]:
-
-    try:
-        return dict(open_hub(name, config, revision))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error
 
 
 def open_hub(name: str, config: str | None, revision: str | None, **options: Any) -> Any:
@@ -169,8 +179,21 @@ def open_hub(name: str, config: str | None, revision: str | None, **options: Any
         Its splits.
 
     Raises:
-        UserError: The revision is not on the Hub, and what is in the cache is not of it.
+        UserError: There is no such dataset, it cannot be reached, or the revision is not on the Hub
+            and what is in the cache is not of it.
     """
+    try:
+        return _open_hub(name, config, revision, options)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"dataset_name={name}: no such file here, and the Hub gave no dataset "
+            f"({first_line(error)}); check the name and the network."
+        ) from error
+
+
+def _open_hub(name: str, config: str | None, revision: str | None, options: dict[str, Any]) -> Any:
     from datasets import load_dataset, load_dataset_builder
 
     builder = load_dataset_builder(name, config, revision=revision)

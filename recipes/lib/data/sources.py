@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import (
     READ_ERRORS,
-    BrokenRowError,
-    Row,
-    csv_header,
-    csv_row,
-    parse_line,
+    Numbered,
+    csv_lines,
+    json_lines,
     unreadable,
 )
 from recipes.lib.data.reading import (
-    UNREADABLE_HUB,
     final_of,
     is_saved,
     local_path,
+    open_hub,
     read_saved,
     split_files,
 )
@@ -32,7 +28,6 @@ from recipes.lib.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Numbered = Iterator[tuple[int, Row | BrokenRowError]]
 BATCH = 1000  # rows of a Parquet file that are in memory at a time
 
 
@@ -89,15 +84,7 @@ def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str
     Raises:
         UserError: There is no such dataset, or it cannot be reached.
     """
-    from recipes.lib.data.reading import open_hub
-
-    try:
-        found = open_hub(name, config, revision, streaming=True)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error
+    found = open_hub(name, config, revision, streaming=True)
     return {str(key): _dataset_source(name, rows) for key, rows in found.items()}
 
 
@@ -107,8 +94,8 @@ def _dataset_source(name: str, rows: Dataset) -> Source:
 
 def _file_source(path: Path) -> Source:
     readers: dict[str, Callable[[Path], Numbered]] = {
-        ".jsonl": _json_lines,
-        ".json": _json_lines,
+        ".jsonl": _json_rows,
+        ".json": _json_rows,
         ".csv": _csv_rows,
         ".parquet": _parquet_rows,
     }
@@ -128,37 +115,14 @@ def _told(name: str, read: Callable[[], Iterable[tuple[int, Any]]]) -> Numbered:
         raise unreadable(name, error) from error
 
 
-def _json_lines(path: Path) -> Numbered:
-    is_first = True
+def _json_rows(path: Path) -> Numbered:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
-                continue
-            if is_first and text.lstrip().startswith(b"["):
-                raise UserError(
-                    f"{path}: a list can only be read as a whole; write one object a line, or "
-                    "leave out streaming."
-                )
-            is_first = False
-            try:
-                yield number, parse_line(text.removesuffix(b"\n"))
-            except BrokenRowError as error:
-                yield number, error
+        yield from json_lines(file, path)
 
 
 def _csv_rows(path: Path) -> Numbered:
-    csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, strict=True)
-        header = csv_header(lines, path)
-        for fields in lines:
-            if not fields:
-                continue
-            try:
-                yield lines.line_num, csv_row(header, fields)
-            except BrokenRowError as error:
-                yield lines.line_num, error
+        yield from csv_lines(file, path)
 
 
 def _parquet_rows(path: Path) -> Numbered:

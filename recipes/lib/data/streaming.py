@@ -15,12 +15,19 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.arguments import DataArguments, parts_of, validate
-from recipes.lib.data.file_rows import READ_ERRORS, BrokenRowError, Row, to_dataset, unreadable
+from recipes.lib.data.file_rows import (
+    READ_ERRORS,
+    BrokenRowError,
+    Row,
+    keep_good,
+    to_dataset,
+    unreadable,
+)
 from recipes.lib.data.formats import FORMATS
-from recipes.lib.data.loading import in_trl_format, load_splits
+from recipes.lib.data.loading import check_format, in_trl_format, load_splits, refuse_split
 from recipes.lib.data.mixtures import Part, join
-from recipes.lib.data.problems import Problem, settle
-from recipes.lib.data.reading import local_path
+from recipes.lib.data.problems import settle
+from recipes.lib.data.reading import choose_split, local_path
 from recipes.lib.data.row_checks import FOR_TEMPLATE, check_rows, fault, other_kind
 from recipes.lib.data.sources import Source, find_sources
 from recipes.lib.data.splitting import content_key
@@ -90,7 +97,6 @@ def load_rows(
         note(f"streaming: {len(test)} test rows, from the first {len(known)} good rows.")
     name = args.dataset_name or "datasets"
     if not kept and not args.test_fraction:
-        name = args.dataset_name or "datasets"
         raise UserError(f"dataset_name={name}: every row is also a test row; give other test rows.")
     if not kept or test == []:
         raise UserError(
@@ -108,14 +114,14 @@ def _readers(
 ) -> list[Reader]:
     """Readers of the training rows, in the format that the first rows of all parts have."""
     drops = args.on_bad_rows == "drop"
-    sources = [named(splits, part) for splits, part in zip(found, parts, strict=True)]
+    sources = [
+        choose_split(splits, part.split, part.path)
+        for splits, part in zip(found, parts, strict=True)
+    ]
     heads = [look(s, part, drops, LOOKED_AT) for s, part in zip(sources, parts, strict=True)]
     head = join(parts, heads) if len(parts) > 1 else heads[0]
-    columns = list(required_columns(head))
-    if "chosen" in columns and "prompt" in head.column_names:
-        columns.append("prompt")
-    name = f"dataset_name={args.dataset_name}" if args.dataset_name else "datasets"
-    head = check_rows(head, columns, f"{name} (first {len(head)} rows)", args.on_bad_rows)
+    name = f"{args.label} (first {len(head)} rows)"
+    head, columns = check_format(head, required_columns, name, args.on_bad_rows)
     beside = [column for column in BESIDE if column in head.column_names]
     is_text = isinstance(head[0][columns[0]], str)
     return [
@@ -151,28 +157,6 @@ def _check_keys(args: DataArguments, training: Any, parts: list[Part]) -> None:
         raise UserError("datasets: weight does not go with streaming; leave it out.")
 
 
-def named(sources: dict[str, Source], part: Part, key: str = "dataset_train_split") -> Source:
-    """The source of the split that a part asks for.
-
-    Args:
-        sources: All sources of the part's path.
-        part: The part.
-        key: What the message calls the split.
-
-    Returns:
-        The source.
-
-    Raises:
-        UserError: There is no such split.
-    """
-    if part.split not in sources:
-        raise UserError(
-            f"{key}={part.split}: {part.path} has the splits {', '.join(sorted(sources))}; name "
-            "one of them."
-        )
-    return sources[part.split]
-
-
 def look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset:
     """Read the first rows, their broken lines told or dropped.
 
@@ -188,16 +172,9 @@ def look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset:
     Raises:
         UserError: There are none, or some are bad and not to be dropped.
     """
-    rows, problems = [], dict[str, Problem]()
-    total = 0
-    for number, row in islice(source.rows(), limit):
-        total += 1
-        if isinstance(row, BrokenRowError):
-            problems.setdefault(str(row), Problem(str(row))).rows.append(number)
-        else:
-            rows.append(row)
+    rows, problems, total = keep_good(islice(source.rows(), limit))
     what = "drop" if drops else "refuse"
-    settle(source.name, list(problems.values()), total, what, row_word=source.word)
+    settle(source.name, problems, total, what, row_word=source.word)
     if not rows:
         raise UserError(f"dataset_name={source.name}: no rows; give a file with at least one.")
     return in_trl_format(_table(rows, source.name), part, what)
@@ -225,15 +202,11 @@ def _test_rows(
         key = args.dataset_test_split
         path, kind = args.test_dataset_name, args.dataset_format
         part = Part(path=path, format=kind, text_field=args.text_field, split=key)
-        source = named(find_sources(part.path, key), part, "dataset_test_split")
+        source = choose_split(find_sources(path, key), key, path, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:
         return None
-    if args.test_fraction > 0:
-        raise UserError(
-            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
-            "name another dataset_test_split."
-        )
+    refuse_split(args)
     rows = []
     for reader in readers:
         table = look(reader.source, reader.part, reader.drops, None)
@@ -380,7 +353,7 @@ def first_rows(args: DataArguments, limit: int) -> Dataset:
     heads = []
     for part in parts:
         found = find_sources(part.path, str(part.split), part.name, part.revision)
-        heads.append(look(named(found, part), part, drops, limit))
+        heads.append(look(choose_split(found, part.split, part.path), part, drops, limit))
     return join(parts, heads) if len(parts) > 1 else heads[0]
 
 

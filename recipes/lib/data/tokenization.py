@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.formats import Row, Shape, is_conversational
+from recipes.lib.data.formats import Row, Shape
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def seen_sequences(
         ids = _ids(row["prompt"], tokenizer, options, add_generation_prompt=True)
         return [Seen("", ids, [False] * len(ids))]
     (column,) = shape.columns
-    if assistant_only_loss and is_conversational(row, shape):
+    if assistant_only_loss and isinstance(row[column], list):
         return [_assistant_only(row[column], tokenizer, options)]
     ids = _ids(_ended(row[column], tokenizer), tokenizer, options)
     return [Seen("", ids, [True] * len(ids))]

@@ -52,7 +52,11 @@ def guarded(run: Recipe) -> Recipe:
             _prepare_card(config)
             with told(path, config.values):
                 check_training(config.training, config.values)
-                if config.script.resume and _lacks_report_alone(path):
+                if (
+                    config.script.resume
+                    and (path / "summary.json").is_file()
+                    and not (path / "report.html").exists()
+                ):
                     return _finish(path)
                 return run(config)
         except UserError:
@@ -76,10 +80,6 @@ def _prepare_card(config: Any) -> None:
     # vLLM on the same card has a pool of its own, which does not go with segments that grow.
     with_vllm = getattr(training, "use_vllm", False) or getattr(training, "sampler", "") == "vllm"
     let_segments_grow(not with_vllm or training.vllm_mode != "colocate")
-
-
-def _lacks_report_alone(path: Path) -> bool:
-    return (path / "summary.json").is_file() and not (path / "report.html").exists()
 
 
 def _finish(path: Path) -> dict[str, Any]:

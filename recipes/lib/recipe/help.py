@@ -1,15 +1,16 @@
 """Prints the options of a recipe from the generated table, without importing the recipe."""
 
 import ast
-import json
 import os
 import re
 import sys
 import textwrap
 from typing import Any
 
-from recipes.lib.config.option_table import PACKAGE, TABLE, TRAINING_RECIPES, build_table
+from recipes.lib.config.option_table import PACKAGE, TRAINING_RECIPES, read_table
 
+ALL_FLAGS = {"--help_all", "--help-all"}
+HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
 WIDTH = 80
 SHORT = 200  # characters of an inherited option's text; --help_all shows the whole
 
@@ -34,21 +35,11 @@ def print_help(recipe: str, everything: bool) -> bool:
     Returns:
         Whether the table knows the recipe.
     """
-    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"recipes": {}}
+    table = read_table()
     if recipe not in table["recipes"]:
         return False
     show(render(recipe, table, everything))
     return True
-
-
-def print_live_help(recipe: str, everything: bool) -> None:
-    """Prints the help of a recipe that is not in the table yet, from its dataclasses (seconds).
-
-    Args:
-        recipe: Name of the recipe.
-        everything: Also the options that are rarely needed.
-    """
-    show(render(recipe, build_table([recipe]), everything))
 
 
 def show(text: str) -> None:

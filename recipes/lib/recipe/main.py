@@ -14,9 +14,8 @@ from recipes.lib.distributed.accelerate_launch import is_launch, launch_processe
 from recipes.lib.distributed.processes import is_main_process, may_tell, use_what_is_there
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
 from recipes.lib.errors import UserError
+from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help
 
-ALL_FLAGS = {"--help_all", "--help-all"}
-HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
 GOING_ON = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
 
 
@@ -34,7 +33,8 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if HELP_FLAGS & set(argv):
-        return _help(recipe, everything=bool(ALL_FLAGS & set(argv)))
+        print_help(recipe, everything=bool(ALL_FLAGS & set(argv)))
+        return 0
     try:
         return launch_processes(recipe, argv) if is_launch(argv) else _run(recipe, argv)
     except UserError as error:
@@ -62,14 +62,6 @@ def _leave_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def _help(recipe: str, everything: bool) -> int:
-    from recipes.lib.recipe.help import print_help, print_live_help
-
-    if not print_help(recipe, everything):
-        print_live_help(recipe, everything)
-    return 0
 
 
 def _run(recipe: str, argv: list[str]) -> int:
