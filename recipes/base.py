@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
@@ -35,33 +36,26 @@ if TYPE_CHECKING:
 class BaseArguments(RunArguments):
     """Keys of the recipe beside those of SFTConfig."""
 
-    trained: str | None = field(
-        default=None,
-        metadata={
-            "help": "A model this recipe has trained before: its folder, or shipped for the one "
-            "that comes with the project: it is taken as it is, and only the data are written."
-        },
+    trained: str | None = option(
+        None,
+        "A model this recipe has trained before: its folder, or shipped for the one "
+        "that comes with the project: it is taken as it is, and only the data are written.",
     )
-    num_texts: int = field(default=8000, metadata={"help": "Plain texts to train on."})
-    num_sft_train: int = field(default=4000, metadata={"help": "Rows of data/sft_train.jsonl."})
-    num_sft_test: int = field(default=256, metadata={"help": "Rows of data/sft_test.jsonl."})
-    num_feedback_prompts: int = field(
-        default=3000, metadata={"help": "Rows of data/feedback_prompts.jsonl."}
+    num_texts: int = option(8000, "Plain texts to train on.")
+    num_sft_train: int = option(4000, "Rows of data/sft_train.jsonl.")
+    num_sft_test: int = option(256, "Rows of data/sft_test.jsonl.")
+    num_feedback_prompts: int = option(3000, "Rows of data/feedback_prompts.jsonl.")
+    num_ppo_prompts: int = option(4000, "Rows of data/ppo_prompts.jsonl.")
+    num_eval_prompts: int = option(512, "Rows of data/eval_prompts.jsonl.")
+    vocab_size: int = option(1024, "Entries of the tokenizer.")
+    hidden_size: int = option(128, "Width of the model.")
+    intermediate_size: int = option(384, "Width inside of its MLPs.")
+    num_layers: int = option(3, "Layers of the model.")
+    num_heads: int = option(4, "Attention heads of a layer.")
+    initializer_range: float = option(
+        0.06, "Standard deviation of the drawn weights; 0.02 suits wider models."
     )
-    num_ppo_prompts: int = field(default=4000, metadata={"help": "Rows of data/ppo_prompts.jsonl."})
-    num_eval_prompts: int = field(
-        default=512, metadata={"help": "Rows of data/eval_prompts.jsonl."}
-    )
-    vocab_size: int = field(default=1024, metadata={"help": "Entries of the tokenizer."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
-    intermediate_size: int = field(default=384, metadata={"help": "Width inside of its MLPs."})
-    num_layers: int = field(default=3, metadata={"help": "Layers of the model."})
-    num_heads: int = field(default=4, metadata={"help": "Attention heads of a layer."})
-    initializer_range: float = field(
-        default=0.06,
-        metadata={"help": "Standard deviation of the drawn weights; 0.02 suits wider models."},
-    )
-    context_tokens: int = field(default=256, metadata={"help": "Longest sequence, in tokens."})
+    context_tokens: int = option(256, "Longest sequence, in tokens.")
 
 
 def arguments() -> tuple[type, ...]:

@@ -11,9 +11,10 @@ Nothing is written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments, validate
 from recipes.lib.data.loading import read
@@ -37,30 +38,21 @@ INSTEAD = "datasets"
 class DataPageArguments(DataArguments, TrustArguments, TemplateArguments):
     """Keys of the recipe beside those of the data."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model whose tokenizer counts: a run, a folder, a Hub id."}
+    model_name_or_path: str | None = option(
+        None, "Model whose tokenizer counts: a run, a folder, a Hub id."
     )
-    model_revision: str = field(
-        default="main", metadata={"help": "Revision of a model on the Hub."}
+    model_revision: str = option("main", "Revision of a model on the Hub.")
+    chat_template_path: str | None = option(
+        None, "Chat template (.jinja) instead of the tokenizer's own."
     )
-    chat_template_path: str | None = field(
-        default=None, metadata={"help": "Chat template (.jinja) instead of the tokenizer's own."}
+    assistant_only_loss: bool = option(False, "Of messages: loss on the assistant's tokens alone.")
+    max_length: int | None = option(None, "Say what this limit, in tokens, would cut or drop.")
+    num_samples: int = option(3, "Rows to show.")
+    max_rows: int | None = option(
+        None, "Read the first so many rows of each dataset alone, not all of them."
     )
-    assistant_only_loss: bool = field(
-        default=False, metadata={"help": "Of messages: loss on the assistant's tokens alone."}
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Say what this limit, in tokens, would cut or drop."}
-    )
-    num_samples: int = field(default=3, metadata={"help": "Rows to show."})
-    max_rows: int | None = field(
-        default=None,
-        metadata={"help": "Read the first so many rows of each dataset alone, not all of them."},
-    )
-    num_measured: int = field(
-        default=10_000, metadata={"help": "Measure the lengths of the first so many rows."}
-    )
-    seed: int = field(default=0, metadata={"help": "Of the split that test_fraction makes."})
+    num_measured: int = option(10_000, "Measure the lengths of the first so many rows.")
+    seed: int = option(0, "Of the split that test_fraction makes.")
 
 
 def arguments() -> tuple[type, ...]:

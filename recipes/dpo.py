@@ -19,9 +19,10 @@ Source: Rafailov et al., Direct Preference Optimization, 2023, equation 7.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.prompts import prompt_text
@@ -41,9 +42,8 @@ SIDES = ("chosen", "rejected")
 class DPOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of DPOConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Pairs in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Pairs in one optimizer step over all processes; sets accumulation."
     )
 
 

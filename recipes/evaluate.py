@@ -14,10 +14,11 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<name of the
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
@@ -35,32 +36,19 @@ POSITIONAL = "run"
 class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     """What is compared, on what, and who judges."""
 
-    run: str | None = field(
-        default=None, metadata={"help": "Run, model folder or Hub id to evaluate."}
+    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
+    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
+    judge: str | None = option(
+        None,
+        "Who scores: a function f(prompts, completions) of texts as file.py:name or "
+        "module:name, or a reward model (run, folder or Hub id).",
     )
-    baseline: str | None = field(
-        default=None, metadata={"help": "Run, model folder or Hub id to compare with."}
-    )
-    judge: str | None = field(
-        default=None,
-        metadata={
-            "help": "Who scores: a function f(prompts, completions) of texts as file.py:name or "
-            "module:name, or a reward model (run, folder or Hub id)."
-        },
-    )
-    num_prompts: int | None = field(
-        default=None, metadata={"help": "Use the first so many prompts only."}
-    )
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest completion, in tokens."})
-    temperature: float = field(
-        default=1.0, metadata={"help": "Of the sampling; 0 is greedy, and then there is no KL."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Prompts or completions at a time."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Of all models: auto (as saved), float32, bfloat16 or float16."},
-    )
-    seed: int = field(default=0, metadata={"help": "Of the sampling and of the bootstrap."})
+    num_prompts: int | None = option(None, "Use the first so many prompts only.")
+    max_new_tokens: int = option(64, "Longest completion, in tokens.")
+    temperature: float = option(1.0, "Of the sampling; 0 is greedy, and then there is no KL.")
+    batch_size: int = option(64, "Prompts or completions at a time.")
+    dtype: str = option("auto", "Of all models: auto (as saved), float32, bfloat16 or float16.")
+    seed: int = option(0, "Of the sampling and of the bootstrap.")
 
 
 def arguments() -> tuple[type, ...]:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
@@ -45,22 +46,19 @@ NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
 class FeedbackArguments(FolderArguments, DataArguments, TrustArguments):
     """Keys of the recipe."""
 
-    action: str | None = field(default=None, metadata={"help": "What to do: simulate."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model to compare completions of: a run or a folder."}
+    action: str | None = option(None, "What to do: simulate.")
+    model_name_or_path: str | None = option(
+        None, "Model to compare completions of: a run or a folder."
     )
-    dtype: str = field(default="float32", metadata={"help": "Number format of the model."})
-    judge: str | None = field(
-        default=None,
-        metadata={"help": "Function with the hidden scores: module:function or file.py:function."},
+    dtype: str = option("float32", "Number format of the model.")
+    judge: str | None = option(
+        None, "Function with the hidden scores: module:function or file.py:function."
     )
-    rater_temperature: float = field(
-        default=1.0, metadata={"help": "Difference of scores that is one unit of log-odds."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest completion, in tokens."})
-    sampling_batch_size: int = field(default=256, metadata={"help": "Completions at a time."})
-    seed: int = field(default=0, metadata={"help": "Of sampling, rating and splitting."})
+    rater_temperature: float = option(1.0, "Difference of scores that is one unit of log-odds.")
+    temperature: float = option(1.0, "Sampling temperature.")
+    max_new_tokens: int = option(64, "Longest completion, in tokens.")
+    sampling_batch_size: int = option(256, "Completions at a time.")
+    seed: int = option(0, "Of sampling, rating and splitting.")
 
 
 def arguments() -> tuple[type, ...]:

@@ -23,9 +23,10 @@ Source: Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimizati
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
@@ -46,9 +47,8 @@ COLUMNS = ("prompt", "completion", "label")
 class KTOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of KTOConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Rows in one optimizer step over all processes; sets accumulation."
     )
 
 

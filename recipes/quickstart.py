@@ -16,10 +16,11 @@ import importlib
 import json
 import resource
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.config.shipped_configs import FOLDER
 from recipes.lib.config.strict_yaml import read_yaml
@@ -38,13 +39,9 @@ CONFIGS = FOLDER / "quickstart"
 class QuickstartArguments:
     """Keys of the recipe."""
 
-    output_dir: str = field(default=ROOT, metadata={"help": "Folder of all stages."})
-    configs: str = field(
-        default=str(CONFIGS), metadata={"help": "Folder with one YAML for each stage."}
-    )
-    fresh: bool = field(
-        default=False, metadata={"help": "Move what is there aside and start over."}
-    )
+    output_dir: str = option(ROOT, "Folder of all stages.")
+    configs: str = option(str(CONFIGS), "Folder with one YAML for each stage.")
+    fresh: bool = option(False, "Move what is there aside and start over.")
 
 
 def arguments() -> tuple[type, ...]:

@@ -18,9 +18,10 @@ pair per comparison.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
@@ -40,13 +41,10 @@ if TYPE_CHECKING:
 class RewardArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Pairs in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Pairs in one optimizer step over all processes; sets accumulation."
     )
-    scoring_batch_size: int = field(
-        default=64, metadata={"help": "Texts at a time when the test pairs are scored."}
-    )
+    scoring_batch_size: int = option(64, "Texts at a time when the test pairs are scored.")
 
 
 def arguments() -> tuple[type, ...]:

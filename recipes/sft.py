@@ -16,9 +16,10 @@ Source: Ouyang et al., Training language models to follow instructions, 2022, se
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
@@ -40,19 +41,12 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Rows in one optimizer step over all processes; sets accumulation."
     )
-    num_samples: int = field(
-        default=5, metadata={"help": "Test prompts to complete at the end, for samples.jsonl."}
-    )
-    max_new_tokens: int = field(
-        default=64, metadata={"help": "Longest completion in samples.jsonl, in tokens."}
-    )
-    temperature: float = field(
-        default=0.0, metadata={"help": "Of the completions in samples.jsonl; 0 is greedy."}
-    )
+    num_samples: int = option(5, "Test prompts to complete at the end, for samples.jsonl.")
+    max_new_tokens: int = option(64, "Longest completion in samples.jsonl, in tokens.")
+    temperature: float = option(0.0, "Of the completions in samples.jsonl; 0 is greedy.")
 
 
 def arguments() -> tuple[type, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import shown
 
@@ -15,9 +16,7 @@ from recipes.lib.plan.breakdown import shown
 class PlanArguments:
     """Whether a recipe looks at the memory of the machine before it begins."""
 
-    skip_plan: bool = field(
-        default=False, metadata={"help": "Begin without asking whether the run fits the memory."}
-    )
+    skip_plan: bool = option(False, "Begin without asking whether the run fits the memory.")
 
 
 def card_memory() -> int | None:
