@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from recipes.lib.distributed.launch import Launch
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, pad_left, sample
 from recipes.lib.models.likelihood import label_logps
 from recipes.lib.plan import passes
@@ -126,7 +127,7 @@ def test_a_deep_stack_weighs_what_two_shallow_ones_tell(
         lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
         scale, config = scale_of(folder, "reward", **lora, gradient_checkpointing=checkpointing)
         loss = passes.pair_loss(scale, ROWS, 12)
-        shallow = passes.training_pass(scale, config, loss, shards_gradients=False)
+        shallow = passes.training_pass(scale, config, loss, Launch())
         scale.is_deep = True
-        deep = passes.training_pass(scale, config, loss, shards_gradients=False)
+        deep = passes.training_pass(scale, config, loss, Launch())
         assert sum(shallow.values()) == pytest.approx(sum(deep.values()), rel=0.005)

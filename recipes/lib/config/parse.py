@@ -76,7 +76,7 @@ def read(recipe: str, argv: Sequence[str], word: str | None = None) -> Given:
     argv = list(argv)
     has_word = word is not None and argv and not argv[0].startswith("-")
     first = {str(word): argv.pop(0)} if has_word else {}
-    flags, path = _take_config(argv)
+    flags, path = take_config(argv)
     file = read_yaml(path) if path else None
     if file is not None and "env" in file.values:
         raise UserError(
@@ -129,7 +129,15 @@ def rebuild(config: Config, changes: dict[str, Any]) -> Config:
     return _built(config.recipe, config.path, config.types, fields, values)
 
 
-def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+def take_config(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` out of a command line.
+
+    Returns:
+        The words that are left, and the file.
+
+    Raises:
+        UserError: The file is missing, or --config is there twice.
+    """
     rest: list[str] = []
     paths: list[str] = []
     words = iter(argv)

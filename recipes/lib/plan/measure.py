@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recipes.lib.plan import meta_models
+from recipes.lib.plan.breakdown import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE
 from recipes.lib.plan.fake_cuda import as_on_card
 from recipes.lib.plan.run_models import Cast
 
@@ -26,7 +27,6 @@ Run = Callable[["Meter"], None]
 
 
 BLOCK = 512  # the allocator of CUDA hands out multiples of so many bytes
-KEPT, LOGITS, PASSING, GRADIENTS = "activations", "logits", "workspace", "gradients"
 
 
 class Meter(TorchDispatchMode):
@@ -73,7 +73,7 @@ class Meter(TorchDispatchMode):
             return
         size = -(-storage.nbytes() // BLOCK) * BLOCK
         is_wide = tensor.dim() > 1 and tensor.shape[-1] in self.vocab_sizes
-        self.sizes[key], self.kinds[key] = size, LOGITS if is_wide else PASSING
+        self.sizes[key], self.kinds[key] = size, LOGITS if is_wide else WORKSPACE
         self.refs[key] = weakref.ref(storage, lambda _: self._free(key))
         self._add(self.kinds[key], size)
         if self.total > self.peak:
@@ -93,7 +93,7 @@ class Meter(TorchDispatchMode):
         """Label what autograd keeps for the backward pass."""
 
         def pack(tensor: Tensor) -> Tensor:
-            self.label(tensor, KEPT)
+            self.label(tensor, ACTIVATIONS)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

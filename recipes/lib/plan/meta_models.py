@@ -116,6 +116,11 @@ def num_bytes(tensors: list[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
+def model_bytes(module: nn.Module) -> int:
+    """Bytes of all tensors that a model holds."""
+    return num_bytes(tensors_of(module))
+
+
 def to_fake(modules: list[nn.Module], mode: Any) -> None:
     """Turn meta tensors into fake ones of a device, and give quantized layers packed weights.
 

@@ -10,12 +10,6 @@ from typing import Any
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter, resolve_model
 
-RUN_PARTS = 3  # runs/<recipe>/<name>
-
-
-class UnplannedError(Exception):
-    """There is nothing to plan with; the text says why, and it is no mistake of the user."""
-
 
 @dataclass(frozen=True)
 class Source:

@@ -60,26 +60,20 @@ def step_bytes(training: Any, trainable: int) -> int:
     Returns:
         Bytes; none for what works in place.
     """
-    return STEP_COPIES.get(_name(training), 0) * trainable
-
-
-def _name(training: Any) -> str:
-    return str(getattr(training.optim, "value", training.optim))
+    return STEP_COPIES.get(str(getattr(training.optim, "value", training.optim)), 0) * trainable
 
 
 def _state_of(made: Any, kwargs: dict[str, Any], weight: Any, is_embedding: bool) -> dict[str, Any]:
-    kwargs = dict(kwargs)
-    if "optim_bits" not in kwargs:
-        kwargs.pop("fused", None)  # the same states, and it needs a card
-        optimizer = made([weight], **kwargs)
-        weight.grad = torch.empty_like(weight)
-        optimizer.step()
-        return dict(optimizer.state[weight])
-    if is_embedding and kwargs["optim_bits"] == 8:
+    is_bitsandbytes = "optim_bits" in kwargs
+    # A fused step has the same states and needs a card; paging does, too.
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("fused", "is_paged")}
+    if is_embedding and kwargs.get("optim_bits") == 8:
         kwargs["optim_bits"] = 32  # as Trainer has it
-    kwargs.pop("is_paged", None)  # not on the CPU
     optimizer = made([weight], **kwargs)
     weight.grad = torch.empty_like(weight)
+    if not is_bitsandbytes:
+        optimizer.step()
+        return dict(optimizer.state[weight])
     # Its register is one for all optimizers of a process, by number: others' weights are in it.
     optimizer.mng = SimpleNamespace(index2config={}, pid2config={})
     optimizer.init_state(optimizer.param_groups[0], weight, 0, 0)

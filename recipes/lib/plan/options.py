@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.build import precision
 from recipes.lib.config.option_table import TRAINING_RECIPES
-from recipes.lib.config.parse import Config
+from recipes.lib.config.parse import Config, read, take_config
 from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import read_memory
@@ -59,7 +60,7 @@ def read_asked(argv: Sequence[str]) -> Asked:
         UserError: A flag is wrong, or the recipe cannot be told.
     """
     given, rest = split(list(argv))
-    file = _file(rest)
+    _, file = take_config(rest)
     return Asked(
         rest=tuple(rest),
         recipe=_recipe(given.get("recipe"), file),
@@ -100,15 +101,6 @@ def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
             raise UserError(f"--{name}: the value is missing; write --{name} VALUE.")
         given[name] = value
     return given, rest
-
-
-def _file(rest: list[str]) -> Path | None:
-    for number, word in enumerate(rest):
-        name, equals, value = word.partition("=")
-        if name == "--config":
-            found = value if equals else (rest[number + 1] if number + 1 < len(rest) else "")
-            return Path(found) if found else None
-    return None
 
 
 def _recipe(named: str | None, file: Path | None) -> str:
@@ -159,7 +151,7 @@ def parse_for(
     return config, _autocast(asked)
 
 
-def _divide(config: Any, processes: int) -> None:
+def _divide(config: Config, processes: int) -> None:
     """Set what follows from the number of processes, which this process is not one of."""
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
@@ -181,32 +173,16 @@ def _divide(config: Any, processes: int) -> None:
 def _autocast(asked: Asked) -> Any:
     import torch
 
-    from recipes.lib.config.build import precision
-
-    given = {**_in_file(asked.file), **_in_flags(asked.rest)}
-    if given.get("fp16"):
+    given = read(asked.recipe, asked.rest).values
+    wished = {
+        key: value.lower() in TRUE if isinstance(value, str) else value
+        for key in PRECISION
+        if (value := given.get(key)) is not None
+    }
+    if wished.get("fp16"):
         return torch.float16
-    if given.get("bf16") is not None:
-        return torch.bfloat16 if given["bf16"] else None
-    if not torch.cuda.is_available():
-        return torch.bfloat16  # what a card of this decade does
-    chosen = precision({})
-    return torch.bfloat16 if chosen.get("bf16") else torch.float16
-
-
-def _in_file(file: Path | None) -> dict[str, Any]:
-    from recipes.lib.config.strict_yaml import read_yaml
-
-    values = read_yaml(file).values if file is not None else {}
-    return {key: values[key] for key in PRECISION if values.get(key) is not None}
-
-
-def _in_flags(rest: tuple[str, ...]) -> dict[str, bool]:
-    found = {}
-    for number, word in enumerate(rest):
-        name, equals, value = word.removeprefix("--").partition("=")
-        if name in PRECISION and word.startswith("--"):
-            following = rest[number + 1] if number + 1 < len(rest) else "true"
-            text = value if equals else ("true" if following.startswith("--") else following)
-            found[name] = text.lower() in TRUE
-    return found
+    if "bf16" in wished:
+        return torch.bfloat16 if wished["bf16"] else None
+    # Where no card is seen: what one of this decade does.
+    has_bf16 = not torch.cuda.is_available() or precision({}).get("bf16")
+    return torch.bfloat16 if has_bf16 else torch.float16

@@ -50,47 +50,37 @@ def show_verdict(plan: Plan, memory: int, console: Console | None = None) -> Non
     _console(console).print(Text(words, style="green" if left >= 0 else "red"))
 
 
-def advice_lines(changes: list[Change], fits: bool, memory: int) -> list[str]:
-    """Write the advice.
+def show_advice(
+    changes: list[Change], fits: bool, memory: int, console: Console | None = None
+) -> None:
+    """Print the advice.
 
     Args:
         changes: What to change, in order.
         fits: Whether the run fits with all of it.
         memory: Bytes of the card.
-
-    Returns:
-        Lines of at most 80 columns.
+        console: Where to; standard output by default.
     """
-    if not changes:
-        return [
-            "nothing that is known here makes it smaller; take a smaller model or a larger card"
-        ]
     lines = ["what makes it fit, the cheapest first:" if fits else "what makes it smaller:"]
     for number, change in enumerate(changes, 1):
         lines.append(f"{number:>2}. {change.flag}  -> {shown(change.peak)}")
-        indent = "    "
-        lines += textwrap.wrap(change.cost, WIDTH, initial_indent=indent, subsequent_indent=indent)
+        lines += _wrap(change.cost, INDENT * 2, INDENT * 2)
     lines.append("all together:" if fits else f"and still more than {shown(memory)}:")
-    flags = " ".join(change.flag for change in changes)
-    lines += textwrap.wrap(
-        flags,
-        WIDTH - 2,
-        initial_indent=INDENT,
-        subsequent_indent=INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return lines
-
-
-def show_advice(
-    changes: list[Change], fits: bool, memory: int, console: Console | None = None
-) -> None:
-    """Print the advice; see `advice_lines`."""
+    lines += _wrap(" ".join(change.flag for change in changes), INDENT, INDENT)
+    if not changes:
+        lines = [
+            "nothing that is known here makes it smaller; take a smaller model or a larger card"
+        ]
     console = _console(console)
     console.print()
-    for line in advice_lines(changes, fits, memory):
+    for line in lines:
         console.print(Text(line), soft_wrap=True)
+
+
+def _wrap(text: str, first: str, others: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    )
 
 
 def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = None) -> None:
@@ -105,14 +95,7 @@ def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = N
     console.print(Text("will be refused before anything loads:", style="red"))
     for line, wrong in refused:
         for words in (wrong, f"  {line.reason}", f"  way out: {line.remedy}"):
-            rows = textwrap.wrap(
-                words,
-                WIDTH,
-                initial_indent=INDENT,
-                subsequent_indent=INDENT * 2,
-                break_on_hyphens=False,
-            )
-            for row in rows:
+            for row in _wrap(words, INDENT, INDENT * 2):
                 console.print(Text(row), soft_wrap=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.lib.distributed.launch import Launch
 from recipes.lib.plan.measure import Meter, Scale
 
 # Numbers per token that TRL's trainers ask the head for.
@@ -56,7 +57,7 @@ def prepare(scale: Scale, config: Any) -> None:
 
 
 def training_pass(
-    scale: Scale, config: Any, loss_of: Callable[[Meter], Tensor], *, shards_gradients: bool
+    scale: Scale, config: Any, loss_of: Callable[[Meter], Tensor], launch: Launch
 ) -> dict[str, int]:
     """Weigh the forward and backward pass of a micro-batch.
 
@@ -64,14 +65,15 @@ def training_pass(
         scale: The models.
         config: The parsed Config of the recipe.
         loss_of: Makes the loss, in mixed precision where the run has it.
-        shards_gradients: Whether each gradient leaves as soon as it is there.
+        launch: How the run is started: where gradients are sharded, each leaves as soon as it is
+            there.
 
     Returns:
         Bytes by kind.
     """
     trained = [p for p in scale.cast.trained.parameters() if p.requires_grad]
     # Added to what is there, or sent to where its shard is: gone, for this pass.
-    leaves = shards_gradients or config.training.gradient_accumulation_steps > 1
+    leaves = launch.shards_optimizer > 1 or config.training.gradient_accumulation_steps > 1
 
     def run(meter: Meter) -> None:
         try:
@@ -86,6 +88,16 @@ def training_pass(
     # Where gradients come as activations go, the fullest moment may be anywhere.
     is_full = not leaves and sum(p.numel() for p in trained) > 10**9
     return scale.weigh(run, is_deep=is_full)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Use a model as where nothing is learned: without dropout, checkpointing and gradients."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(was_training)
 
 
 @contextmanager
@@ -120,9 +132,7 @@ def fused_loss(
     policy, reference = scale.cast.policy, scale.cast.reference
 
     def loss_of(meter: Meter) -> Tensor:
-        meter.most_kept = rows * scored or None
-        given = scale.batch(rows, width) | {"fused_lm_head": True, "use_cache": False}
-        given["labels"] = given["input_ids"]
+        given = _fused_batch(meter, scale, rows, width, scored)
         with scale.autocast():
             for _ in range(others):
                 with torch.no_grad():
@@ -134,6 +144,13 @@ def fused_loss(
         return loss
 
     return loss_of
+
+
+def _fused_batch(meter: Meter, scale: Scale, rows: int, width: int, scored: int) -> dict[str, Any]:
+    """A batch for TRL's head, which makes log-probabilities of the scored tokens alone."""
+    meter.most_kept = rows * scored or None
+    given = scale.batch(rows, width) | {"fused_lm_head": True, "use_cache": False}
+    return given | {"labels": given["input_ids"]}
 
 
 def without_adapter(policy: Any, reference: Any, given: dict[str, Any]) -> None:
@@ -176,14 +193,12 @@ def ppo_scoring(scale: Scale, args: Any, rows: int) -> Callable[[Meter], None]:
 
     def run(meter: Meter) -> None:
         model = scale.cast.trained
-        model.eval()
-        with torch.no_grad(), scale.autocast():
+        with evaluating(model), scale.autocast():
             said = _ppo_forward(scale, args, rows)
             ids, mask = _ppo_batch(args, rows)
             batch = Batch(ids, mask, args.max_completion_length)
             reference_logps(model, scale.cast.reference, batch, args.temperature)
             del said
-        model.train()
 
     return run
 
@@ -205,11 +220,8 @@ def classifier_scoring(scale: Scale, model: Any, rows: int, width: int) -> Calla
     """A pass of a reward model over texts."""
 
     def run(meter: Meter) -> None:
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model):
             model(**scale.batch(rows, width), use_cache=False)
-        model.train(was_training)
 
     return run
 
@@ -218,9 +230,7 @@ def fused_scoring(scale: Scale, rows: int, width: int, scored: int) -> Callable[
     """Log-probabilities of the reference under RLOO and GRPO."""
 
     def run(meter: Meter) -> None:
-        meter.most_kept = rows * scored
-        given = scale.batch(rows, width) | {"fused_lm_head": True, "use_cache": False}
-        given["labels"] = given["input_ids"]
+        given = _fused_batch(meter, scale, rows, width, scored)
         with torch.no_grad(), scale.autocast():
             without_adapter(scale.cast.policy, scale.cast.reference, given)
 
@@ -248,8 +258,7 @@ def evaluation(scale: Scale, rows: int, width: int) -> Callable[[Meter], None]:
             return out
 
     def run(meter: Meter) -> None:
-        policy.eval()
-        _batch_logps(Prepared(), [[0] * width] * rows, 1.0)
-        policy.train()
+        with evaluating(policy):
+            _batch_logps(Prepared(), [[0] * width] * rows, 1.0)
 
     return run

@@ -22,7 +22,7 @@ from recipes.lib.plan.breakdown import (
 from recipes.lib.plan.measure import Meter, Scale
 from recipes.lib.plan.optimizers import state_bytes, step_bytes
 from recipes.lib.plan.run_models import Cast, make_cast
-from recipes.lib.plan.sampling_phases import beside_captured, prompt_length, sampled, training_bytes
+from recipes.lib.plan.sampling_phases import beside_captured, prompt_length, sampled
 from recipes.lib.plan.target import Target
 
 BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in
@@ -106,11 +106,8 @@ def _supervised(config: Any, target: Target, scale: Scale) -> dict[str, dict[str
         rows = 2 * rows if config.recipe == "dpo" else rows
         judged = 0 if training.precompute_ref_log_probs else 1 + estimates
         how = {"judged": judged, "others": int(estimates)}
-    found = {
-        "training": training_bytes(
-            config, target, scale, passes.fused_loss(scale, rows, width, **how)
-        )
-    }
+    loss = passes.fused_loss(scale, rows, width, **how)
+    found = {"training": passes.training_pass(scale, config, loss, target.launch)}
     if target.has_test:
         run = passes.evaluation(scale, training.per_device_eval_batch_size, width)
         found["evaluation"] = scale.weigh(run)
@@ -122,8 +119,9 @@ def _reward(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, in
     pairs, model = training.per_device_train_batch_size, scale.cast.policy
     scoring = config.script.scoring_batch_size
     weighed = scale.weigh(passes.classifier_scoring(scale, model, scoring, width))
+    loss = passes.pair_loss(scale, pairs, width)
     return {
-        "training": training_bytes(config, target, scale, passes.pair_loss(scale, pairs, width)),
+        "training": passes.training_pass(scale, config, loss, target.launch),
         "scoring": weighed,
         "saving": weighed,
     }
@@ -133,17 +131,17 @@ def _fixed(config: Any, cast: Cast, target: Target) -> dict[str, int]:
     """Bytes of what is there all the time."""
     launch, dtype = target.launch, target.autocast
     critic = getattr(cast.trained, "critic", None)
-    of_critic = meta_models.num_bytes(meta_models.tensors_of(critic)) if critic is not None else 0
+    of_critic = meta_models.model_bytes(critic) if critic is not None else 0
     by_kind = {ADAPTERS: 0, HEADS: 0, OTHERS: of_critic}
     for name, parameter in cast.trained.named_parameters():
         kind = _kind(name)
         if kind is not None and kind != OTHERS:
             by_kind[kind] += _held(parameter, target)
-    everything = meta_models.num_bytes(meta_models.tensors_of(cast.trained))
+    everything = meta_models.model_bytes(cast.trained)
     everything += sum(_held(p, target) - _size(p) for p in cast.trained.parameters())
     base = everything - sum(by_kind.values())
     others = sum(
-        meta_models.num_bytes(meta_models.tensors_of(module))
+        meta_models.model_bytes(module)
         for module in (cast.reference, *cast.rewards)
         if module is not None
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan import refusal_conditions as checks
@@ -34,14 +34,14 @@ class Refusal:
     """
 
     name: str
-    applies: Callable[[Any, Launch, Card | None], str]
+    applies: checks.Condition
     reason: str
     remedy: str
     evidence: str
     has_own_check: bool = False
 
 
-def refusals(config: Any, launch: Launch, card: Card | None = None) -> list[tuple[Refusal, str]]:
+def refusals(config: Config, launch: Launch, card: Card | None = None) -> list[tuple[Refusal, str]]:
     """The lines of the table that apply to a run.
 
     Args:
@@ -56,7 +56,7 @@ def refusals(config: Any, launch: Launch, card: Card | None = None) -> list[tupl
     return [(line, wrong) for line, wrong in found if wrong]
 
 
-def refuse(config: Any) -> None:
+def refuse(config: Config) -> None:
     """Refuse a run that this launch cannot carry.
 
     Args:
@@ -73,7 +73,7 @@ def refuse(config: Any) -> None:
         raise UserError(f"{wrong}: {line.reason}; {line.remedy}.")
 
 
-def _card(config: Any) -> Card | None:
+def _card(config: Config) -> Card | None:
     import torch
 
     if Launch.here(config.training).on_cpu or not torch.cuda.is_available():
@@ -93,14 +93,14 @@ TABLE = (
     ),
     Refusal(
         "int8 with FSDP",
-        checks.int8_fsdp,
+        checks.fsdp_with("load_in_8bit"),
         "FSDP shards floating point weights alone",
         "use --accelerate_config ddp",
         "huggingface/peft#2833, bitsandbytes-foundation/bitsandbytes#1709",
     ),
     Refusal(
         "4-bit with FSDP",
-        checks.int4_fsdp,
+        checks.fsdp_with("load_in_4bit"),
         "FSDP2 loses what is needed to read 4-bit weights, and accelerate therefore leaves them "
         "whole on each card, so that nothing is saved",
         "use --accelerate_config ddp",
@@ -108,14 +108,14 @@ TABLE = (
     ),
     Refusal(
         "graph sampler with FSDP or ZeRO-3",
-        checks.graph_sharded,
+        checks.shards_with("graph"),
         "a CUDA graph reads weights at fixed addresses, and shards are gathered anew elsewhere",
         "use sampler=transformers, or --accelerate_config ddp or zero2",
         "deepspeedai/DeepSpeed#6552, pytorch/pytorch#127225",
     ),
     Refusal(
         "vLLM sampler with FSDP or ZeRO-3",
-        checks.vllm_sharded,
+        checks.shards_with("vllm"),
         "what hands the weights to vLLM gathers them from shards, and in a rollout they are whole",
         "use sampler=transformers, or --accelerate_config ddp or zero2",
         "tests/distributed/test_shards.py",
@@ -181,7 +181,7 @@ TABLE = (
 )
 
 
-def refused_of(config: Any, asked: Asked, memory: int | None) -> list[tuple[Refusal, str]]:
+def refused_of(config: Config, asked: Asked, memory: int | None) -> list[tuple[Refusal, str]]:
     """The lines of the table that apply to what was asked.
 
     Args:
@@ -209,8 +209,8 @@ def _cards(asked: Asked) -> int:
 
 
 def nothing_new(
-    refused: list[tuple[Refusal, str]], again: Callable[[Any], list[tuple[Refusal, str]]]
-) -> Callable[[Any], bool]:
+    refused: list[tuple[Refusal, str]], again: Callable[[Config], list[tuple[Refusal, str]]]
+) -> Callable[[Config], bool]:
     """Tells whether a changed configuration is refused for no reason that was not there before.
 
     Args:
@@ -222,7 +222,7 @@ def nothing_new(
     """
     before = {line.name for line, _ in refused}
 
-    def is_allowed(config: Any) -> bool:
+    def is_allowed(config: Config) -> bool:
         return {line.name for line, _ in again(config)} <= before
 
     return is_allowed

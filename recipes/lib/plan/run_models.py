@@ -27,7 +27,6 @@ class Cast:
         reference: A frozen copy; None where the policy without its adapter is the reference.
         rewards: Reward models that are models of their own.
         source: Where the shapes of the policy come from.
-        notes: What the reader has to know.
     """
 
     trained: Any
@@ -35,7 +34,6 @@ class Cast:
     reference: Any = None
     rewards: list[Any] = field(default_factory=list)
     source: Source | None = None
-    notes: list[str] = field(default_factory=list)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -136,7 +134,8 @@ def _ppo_cast(config: Any, model: Any, adapter: Any, source: Source, configs: Pa
                 adapters.add(REFERENCE, adapters.model.peft_config[POLICY], trainable=False)
             if kind == "adapter":
                 trained.value_head = make_value_head(policy, hidden=False)
-                found = _named_adapter(args.critic_model_name_or_path, configs)
+                name = args.critic_model_name_or_path
+                found = find_source(name, configs=configs).adapter if name else None
                 chosen = found or adapters.model.peft_config[POLICY]
                 adapters.add(VALUE, _plain(chosen), trainable=True)
     if args.disable_dropout:
@@ -166,10 +165,6 @@ def _full_classifier(shape: Any, dtype: torch.dtype, config: Any) -> Any:
         attn_implementation=None,
     )
     return meta_models.classifier(shape, plain, config.training.trust_remote_code)
-
-
-def _named_adapter(name: str | None, configs: Path | None) -> Any:
-    return None if name is None else find_source(name, configs=configs).adapter
 
 
 def _plain(peft_config: Any) -> Any:

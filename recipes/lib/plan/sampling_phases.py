@@ -82,9 +82,8 @@ def _prefill(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
     model = _model(scale)
 
     def run(meter: Meter) -> None:
-        model.eval()
         ids, mask = _ids(what.rows, what.prompt), _ids(what.rows, what.prompt)
-        with torch.no_grad(), scale.autocast():
+        with passes.evaluating(model), scale.autocast():
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -95,7 +94,6 @@ def _prefill(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
             size = _size(out.past_key_values)
             _choose(out.logits)
         _rename(meter, size)
-        model.train()
 
     return run
 
@@ -104,13 +102,8 @@ def _last_step(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
     model = _model(scale)
 
     def run(meter: Meter) -> None:
-        model.eval()
-        with torch.no_grad(), scale.autocast():
-            cache = _full_cache(scale, model, what, what.prompt + what.completion - 1)
-            for tensor in _tensors(cache):
-                meter.label(tensor, CACHE)
-            # From here on: filling the cache at once is not what a run does.
-            meter.peak, meter.at_peak = meter.total, dict(meter.now)
+        with passes.evaluating(model), scale.autocast():
+            cache = _full_cache(meter, model, what.rows, what.prompt + what.completion - 1)
             ids = _ids(what.rows, 1)
             mask = _ids(what.rows, what.prompt + what.completion)
             out = model(
@@ -123,7 +116,6 @@ def _last_step(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
             _choose(out.logits)
             size = _size(out.past_key_values)
         _rename(meter, size)
-        model.train()
 
     return run
 
@@ -132,22 +124,17 @@ def _filled(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
     model = _model(scale)
 
     def run(meter: Meter) -> None:
-        model.eval()  # in training, activation checkpointing leaves the cache out
-        with torch.no_grad(), scale.autocast():
-            cache = _full_cache(scale, model, what, what.prompt + what.completion)
-            for tensor in _tensors(cache):
-                meter.label(tensor, CACHE)
-            meter.peak, meter.at_peak = meter.total, dict(meter.now)
-        model.train()
+        with passes.evaluating(model), scale.autocast():
+            _full_cache(meter, model, what.rows, what.prompt + what.completion)
 
     return run
 
 
-def _full_cache(scale: Scale, model: Any, what: Sampling, length: int) -> Any:
+def _full_cache(meter: Meter, model: Any, rows: int, length: int) -> Any:
     """A cache of keys and values as it stands after so many tokens."""
     from transformers import DynamicCache
 
-    ids = _ids(what.rows, 1)
+    ids = _ids(rows, 1)
     short = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
     cache = DynamicCache(config=model.config)
     for number, layer in enumerate(short.layers):
@@ -156,6 +143,10 @@ def _full_cache(scale: Scale, model: Any, what: Sampling, length: int) -> Any:
             for t in (layer.keys, layer.values)
         )
         cache.update(keys, values, number)
+    for tensor in _tensors(cache):
+        meter.label(tensor, CACHE)
+    # From here on: filling the cache at once is not what a run does.
+    meter.peak, meter.at_peak = meter.total, dict(meter.now)
     return cache
 
 
@@ -194,12 +185,6 @@ def prompt_length(config: Any, target: Target) -> int:
     return int(getattr(config.training, "max_prompt_length", None) or target.prompt_length)
 
 
-def training_bytes(config: Any, target: Target, scale: Scale, loss: Any) -> dict[str, int]:
-    """Bytes of a micro-batch's forward and backward pass, by thing."""
-    sharded = target.launch.shards_optimizer > 1
-    return passes.training_pass(scale, config, loss, shards_gradients=sharded)
-
-
 def sampled(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
     """Bytes of what comes and goes, by phase and by thing.
 
@@ -222,18 +207,16 @@ def sampled(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, in
         scoring = [scale.weigh(passes.ppo_scoring(scale, args, scored))]
     else:
         at_once, scored = rows * args.steps_per_generation, rows
-        judged = 0
-        loss = passes.fused_loss(scale, rows, width, judged=judged, scored=completion)
-        is_held = args.beta != 0
+        loss = passes.fused_loss(scale, rows, width, scored=completion)
         run = passes.fused_scoring(scale, rows, width, completion)
-        scoring = [scale.weigh(run)] if is_held else [{}]
+        scoring = [scale.weigh(run)] if args.beta != 0 else [{}]
     for model in cast.rewards:
         scoring.append(scale.weigh(passes.classifier_scoring(scale, model, scored, width)))
     sampling = Sampling(at_once, prompt, completion, _is_graph(config))
     return {
         "sampling": sampling_bytes(scale, sampling),
         "scoring": max(scoring, key=lambda kinds: sum(kinds.values())),
-        "training": training_bytes(config, target, scale, loss),
+        "training": passes.training_pass(scale, config, loss, target.launch),
     }
 
 
