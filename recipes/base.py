@@ -98,8 +98,6 @@ def validate(script: BaseArguments) -> None:
         )
     if script.trained and not (trained_folder(script.trained) / "model.safetensors").is_file():
         raise UserError(f"trained={script.trained}: there is no model.safetensors in it.")
-    if script.num_texts < 1:
-        raise UserError(f"num_texts={script.num_texts}: give 1 or more.")
     for key, split in SPLIT_OF_KEY.items():
         number, most = getattr(script, key), len(facts_of(split))
         if not 0 < number <= most:

@@ -1,15 +1,14 @@
 """The `rlhf` command: finds a recipe and hands over to it."""
 
-import ast
 import difflib
 import importlib
 import sys
 import textwrap
 from pathlib import Path
 
+from recipes.lib.config.option_table import PACKAGE, modules_with
 from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help, show
 
-PACKAGE = Path(__file__).parent
 USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"
 
 
@@ -49,26 +48,14 @@ def find_recipes(folder: Path = PACKAGE) -> dict[str, str]:
     Returns:
         The first sentence of each module's docstring, by name.
     """
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        if path.stem.startswith("_") or path.stem == "cli":
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(item, ast.FunctionDef) and item.name == "main" for item in tree.body):
-            found[path.stem] = first_sentence(ast.get_docstring(tree) or "")
-    return found
+    return {
+        name: _first_sentence(text)
+        for name, text in modules_with({"main"}, folder).items()
+        if not name.startswith("_") and name != "cli"
+    }
 
 
-def first_sentence(text: str) -> str:
-    """Takes the first sentence of a docstring.
-
-    Args:
-        text: The docstring.
-
-    Returns:
-        The sentence on one line, with its full stop.
-    """
-    paragraph = " ".join(text.split("\n\n")[0].split())
+def _first_sentence(paragraph: str) -> str:
     head, stop, _ = paragraph.partition(". ")
     return head + "." if stop else paragraph
 

@@ -94,17 +94,6 @@ def scored_rows(trainer: Any, before: dict[str, list[float]]) -> list[dict[str, 
     ]
 
 
-def summarize(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:
-    """Accuracy and mean margin of the implicit rewards, and the ceiling of the accuracy."""
-    from recipes.lib.evaluation.win_rate import pair_accuracy
-
-    chosen, rejected = ([row[f"score_{side}"] for row in rows] for side in SIDES)
-    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
-    if "noise" in test.column_names:
-        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
-    return numbers | {"margin": (sum(chosen) - sum(rejected)) / len(rows)}
-
-
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save, score the test pairs.
@@ -118,7 +107,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.spine import finish, save_final, start_run, train
+    from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     start = time.monotonic()
@@ -136,7 +125,7 @@ def run(config: Config) -> dict[str, Any]:
     scored = scored_rows(trainer, before) if rows.test is not None else []
     if scored and is_main_process():
         folder.write_samples(scored)
-        summary |= summarize(scored, trainer.eval_dataset)
+        summary |= pair_numbers(scored, trainer.eval_dataset)
     return finish(folder, config, summary, start)
 
 

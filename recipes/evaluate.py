@@ -67,10 +67,8 @@ def validate(script: EvaluateArguments) -> None:
             raise UserError(f"{key} is missing; give --{key}.")
     if script.temperature < 0:
         raise UserError(f"temperature={script.temperature}: give 0 (greedy) or more.")
-    for key in ("max_new_tokens", "batch_size", "num_prompts"):
-        value = getattr(script, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key}={value}: give 1 or more.")
+    if script.num_prompts is not None and script.num_prompts < 1:
+        raise UserError(f"num_prompts={script.num_prompts}: give 1 or more.")
 
 
 def load_prompts(script: EvaluateArguments) -> list[Any]:

@@ -34,7 +34,7 @@ from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import RunArguments, check_folder
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 
 @dataclass(kw_only=True)
@@ -67,21 +67,6 @@ def load_pairs(script: RewardArguments, training: Any) -> Rows:
             "set test_fraction (0.1 is usual) or test_dataset_name."
         )
     return rows
-
-
-def summarize(rows: list[dict[str, Any]], train: Dataset, test: Dataset) -> dict[str, float]:
-    """Accuracy of the scores, its ceiling, its yardstick, and the mean margin of the scores."""
-    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
-    from recipes.lib.evaluation.win_rate import pair_accuracy
-
-    chosen = [row["score_chosen"] for row in rows]
-    rejected = [row["score_rejected"] for row in rows]
-    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
-    if "noise" in test.column_names:
-        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
-    numbers["accuracy_bag_of_words"] = bag_of_words_accuracy(train, test)
-    numbers["margin"] = (sum(chosen) - sum(rejected)) / len(rows)
-    return numbers
 
 
 def make_trainer(config: Config, rows: Rows) -> Any:
@@ -146,8 +131,8 @@ def run(config: Config) -> dict[str, Any]:
         RuntimeError: The saved model scores differently.
     """
     from recipes.lib.distributed.shards import loads_whole, whole, works
-    from recipes.lib.evaluation.pair_scores import check_saved, score_shares
-    from recipes.lib.recipe.spine import finish, save_final, start_run, train
+    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
+    from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     start = time.monotonic()
@@ -172,7 +157,10 @@ def run(config: Config) -> dict[str, Any]:
                 check_saved(final, model, test, config.model, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)
-        summary |= summarize(scored, rows.known, test)
+        numbers = pair_numbers(scored, test)
+        margin = numbers.pop("margin")
+        yardstick = bag_of_words_accuracy(rows.known, test)
+        summary |= numbers | {"accuracy_bag_of_words": yardstick, "margin": margin}
     return finish(folder, config, summary, start)
 
 

@@ -85,7 +85,7 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
 
-    from recipes.lib.config.legacy_dataset_kwargs import check_dataset_kwargs
+    from recipes.lib.config.library_checks import check_dataset_kwargs
     from recipes.lib.recipe import spine
     from recipes.lib.trainers.row_fit import check_fit, numbered, settle_silent
 

@@ -26,8 +26,7 @@ from recipes.lib.plan.breakdown import (
     shown,
 )
 from recipes.lib.plan.meta_models import num_bytes
-from recipes.lib.plan.optimizers import state_bytes
-from recipes.lib.plan.planner import plan_of
+from recipes.lib.plan.planner import plan_of, state_bytes
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import launch, parse
 from tests.plan_reality import ALIKE, rows_of

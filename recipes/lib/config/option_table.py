@@ -78,25 +78,28 @@ def dump(table: dict[str, Any]) -> str:
     return json.dumps(table, indent=1, sort_keys=True) + "\n"
 
 
-def recipes_with_arguments(folder: Path = PACKAGE) -> list[str]:
-    """Finds the recipes that parse their command line with dataclasses.
+def modules_with(functions: set[str], folder: Path = PACKAGE) -> dict[str, str]:
+    """Finds the modules that define some functions, without importing them.
 
     Args:
-        folder: The package.
+        functions: Names of functions.
+        folder: Where the modules are.
 
     Returns:
-        Their names, sorted.
+        The first paragraph of each module's docstring on one line, by name, sorted.
     """
-    names = []
+    found = {}
     for path in sorted(folder.glob("*.py")):
-        functions = {
-            item.name
-            for item in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(item, ast.FunctionDef)
-        }
-        if {"arguments", "main"} <= functions:
-            names.append(path.stem)
-    return names
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if functions <= {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}:
+            text = ast.get_docstring(tree) or ""
+            found[path.stem] = " ".join(text.split("\n\n")[0].split())
+    return found
+
+
+def recipes_with_arguments() -> list[str]:
+    """Names of the recipes that parse their command line with dataclasses, sorted."""
+    return list(modules_with({"arguments", "main"}))
 
 
 def _options(recipe: str, types: tuple[type, ...]) -> list[dict[str, Any]]:

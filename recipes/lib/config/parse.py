@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.build import construct, with_defaults
+from recipes.lib.config.build import construct, shown, with_defaults
 from recipes.lib.config.fields import Field, fields_of
-from recipes.lib.config.legacy_keys import translate
-from recipes.lib.config.quick_checks import check_keys, check_value
+from recipes.lib.config.legacy_keys import is_old, new_name, translate
+from recipes.lib.config.option_table import table_fields
 from recipes.lib.config.strict_yaml import YamlFile, read_yaml
 from recipes.lib.config.unknown_keys import unknown_key
+from recipes.lib.config.values import MismatchError, admit
 from recipes.lib.errors import UserError
 
 
@@ -83,7 +84,7 @@ def read(recipe: str, argv: Sequence[str], word: str | None = None) -> Given:
             f"env ({path}, line {file.lines['env']}): a configuration may not set environment "
             "variables; set them in the shell."
         )
-    values = check_keys(recipe, path, file, flags)
+    values = _quick_values(recipe, path, file, flags)
     return Given(recipe, path, file, flags, first, values | first)
 
 
@@ -155,6 +156,54 @@ def take_config(argv: Sequence[str]) -> tuple[list[str], Path | None]:
     return rest, Path(paths[0]) if paths else None
 
 
+def _quick_values(
+    recipe: str, path: Path | None, file: YamlFile | None, argv: Sequence[str]
+) -> dict[str, Any]:
+    """Values of the file, and over them the word behind each flag, or true.
+
+    What is checked here, by the generated table, is checked once more with the rest; a recipe that
+    the table does not know is checked when it is built.
+    """
+    fields = table_fields(recipe)
+    values = dict(file.values) if file is not None else {}
+    if not fields:
+        return values
+    replaced = {new_name(recipe, key, fields) for key in values if key not in fields}
+    for key, value in values.items():
+        place = f" ({path}, line {file.lines[key]})" if file is not None else ""
+        if key in fields and key not in replaced:
+            _check_value(fields[key], value, place)
+        elif key not in fields and not is_old(recipe, key, fields):
+            raise unknown_key(recipe, key, fields, key + place)
+    return values | _flags(recipe, argv, fields)
+
+
+def _check_value(field: Field, value: Any, place: str) -> Any:
+    """The value as the field's constructor takes it.
+
+    Raises:
+        UserError: It is no such value; the text says where it stands.
+    """
+    try:
+        return admit(field, value)
+    except MismatchError as error:
+        raise UserError(f"{field.name}={shown(value)}{place}: {error}.") from error
+
+
+def _flags(recipe: str, argv: Sequence[str], fields: dict[str, Field]) -> dict[str, Any]:
+    """The flags with the word behind each, or true; their names are known."""
+    found: dict[str, Any] = {}
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        if not word.startswith("--") or word == "--":
+            continue
+        flag, equals, value = word.partition("=")
+        key = flag[2:].replace("-", "_")
+        if key not in fields and key.removeprefix("no_") not in fields:
+            raise unknown_key(recipe, key, fields, flag)
+        found[key] = value if equals else True if following.startswith("--") else following
+    return found
+
+
 def _file_values(given: Given, fields: dict[str, Field]) -> dict[str, Any]:
     if given.file is None:
         return {}
@@ -169,7 +218,7 @@ def _file_values(given: Given, fields: dict[str, Field]) -> dict[str, Any]:
         place = where(origins.get(key, key))
         if key not in fields:
             raise unknown_key(given.recipe, key, fields, f"{key} ({place})")
-        values[key] = check_value(fields[key], value, f" ({place})")
+        values[key] = _check_value(fields[key], value, f" ({place})")
     return values
 
 
@@ -179,7 +228,7 @@ def _override_values(
     for key in overrides:
         if key not in fields:
             raise unknown_key(recipe, key, fields, key)
-    return {key: check_value(fields[key], value, "") for key, value in overrides.items()}
+    return {key: _check_value(fields[key], value, "") for key, value in overrides.items()}
 
 
 def _built(

@@ -20,7 +20,7 @@ from typing import Any
 from recipes.lib.config.option_table import TRAINING_RECIPES
 from recipes.lib.distributed.launch import find_accelerate_config
 from recipes.lib.distributed.signals import EXIT_CODE, SIGNALS
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 
 CONFIG = "accelerate_config"
 # Flags of accelerate's that go with it; every other word is the recipe's.
@@ -68,9 +68,7 @@ def launch_processes(recipe: str, argv: Sequence[str]) -> int:
         except CalledProcessError as error:
             return _told(recipe, {0: error.returncode})
         except (ValueError, ImportError, ConnectionError) as error:
-            raise UserError(
-                f"{CONFIG}={given[CONFIG]}: {' '.join(str(error).split()).rstrip('.')}."
-            ) from error
+            raise UserError(f"{CONFIG}={given[CONFIG]}: {one_sentence(error)}.") from error
     return 0
 
 
@@ -145,8 +143,9 @@ def _refuse_one_process(path: Path, given: dict[str, str]) -> None:
     try:
         config = load_config_from_file(str(path))
     except (ValueError, TypeError, AttributeError, YAMLError) as error:
-        sentence = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{CONFIG}={path}: accelerate cannot read it ({sentence}).") from error
+        raise UserError(
+            f"{CONFIG}={path}: accelerate cannot read it ({one_sentence(error)})."
+        ) from error
     several = int(given.get("num_processes", config.num_processes)) > 1
     if config.distributed_type == "MULTI_CPU" and several and not config.mpirun_config:
         raise UserError(

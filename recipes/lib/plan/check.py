@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.fields import option
-from recipes.lib.errors import UserError
+from recipes.lib.config.parse import Config, rebuild
+from recipes.lib.distributed.launch import Launch
+from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.errors import UserError, one_sentence
+from recipes.lib.plan.advice import find_changes
 from recipes.lib.plan.breakdown import shown
+from recipes.lib.plan.refusals import nothing_new, refusals
 
 
 @dataclass(kw_only=True)
@@ -30,8 +36,6 @@ def card_memory() -> int | None:
 
 def machine_memory() -> int | None:
     """Bytes of memory that this process may have at most; None where nobody says."""
-    import os
-
     found = []
     try:
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -45,7 +49,7 @@ def machine_memory() -> int | None:
     return min(found)
 
 
-def check_plan(config: Any, has_test: bool = True) -> None:
+def check_plan(config: Config, has_test: bool = True) -> None:
     """Stop a run that cannot fit, with advice.
 
     On a card the whole plan counts, with rows as long as the configuration lets them be. Without
@@ -58,8 +62,6 @@ def check_plan(config: Any, has_test: bool = True) -> None:
     Raises:
         UserError: The run cannot fit.
     """
-    from recipes.lib.distributed.processes import is_main_process
-
     if config.script.skip_plan or not is_main_process():
         return
     try:
@@ -68,15 +70,15 @@ def check_plan(config: Any, has_test: bool = True) -> None:
         return  # what is wrong with a model or a file is told better where it is loaded
     except Exception as error:
         # A model that the plan does not understand may be trained all the same.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        print(f"plan: skipped ({type(error).__name__}: {reason})", file=sys.stderr)
+        print(
+            f"plan: skipped ({type(error).__name__}: {one_sentence(error)[:200]})", file=sys.stderr
+        )
         return
     if said is not None:
         raise UserError(said)
 
 
-def _refusal(config: Any, has_test: bool) -> str | None:
-    from recipes.lib.distributed.launch import Launch
+def _refusal(config: Config, has_test: bool) -> str | None:
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
 
@@ -113,12 +115,8 @@ def _refusal(config: Any, has_test: bool) -> str | None:
     )
 
 
-def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
-    from recipes.lib.config.parse import rebuild
-    from recipes.lib.distributed.launch import Launch
-    from recipes.lib.plan.advice import find_changes
+def _advice(config: Config, target: Any, memory: int) -> tuple[list[Any], bool]:
     from recipes.lib.plan.planner import plan_of
-    from recipes.lib.plan.refusals import nothing_new, refusals
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     started = Launch.here(config.training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -64,9 +65,10 @@ def show_advice(
     lines = ["what makes it fit, the cheapest first:" if fits else "what makes it smaller:"]
     for number, change in enumerate(changes, 1):
         lines.append(f"{number:>2}. {change.flag}  -> {shown(change.peak)}")
-        lines += _wrap(change.cost, INDENT * 2, INDENT * 2)
+        lines += _wrap(change.cost, INDENT * 2, INDENT * 2, break_on_hyphens=True)
     lines.append("all together:" if fits else f"and still more than {shown(memory)}:")
-    lines += _wrap(" ".join(change.flag for change in changes), INDENT, INDENT)
+    flags = " ".join(change.flag for change in changes)
+    lines += _wrap(flags, INDENT, INDENT, width=WIDTH - 2, break_long_words=False)
     if not changes:
         lines = [
             "nothing that is known here makes it smaller; take a smaller model or a larger card"
@@ -77,10 +79,9 @@ def show_advice(
         console.print(Text(line), soft_wrap=True)
 
 
-def _wrap(text: str, first: str, others: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
-    )
+def _wrap(text: str, first: str, others: str, **how: Any) -> list[str]:
+    how = {"width": WIDTH, "break_on_hyphens": False} | how
+    return textwrap.wrap(text, initial_indent=first, subsequent_indent=others, **how)
 
 
 def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.plan.measure import Meter, Scale
 
@@ -25,7 +26,7 @@ OUTPUTS = {
 }
 
 
-def prepare(scale: Scale, config: Any) -> None:
+def prepare(scale: Scale, config: Config) -> None:
     """Do to the models what the trainer does: checkpointing, TRL's head, training mode.
 
     Args:
@@ -57,7 +58,7 @@ def prepare(scale: Scale, config: Any) -> None:
 
 
 def training_pass(
-    scale: Scale, config: Any, loss_of: Callable[[Meter], Tensor], launch: Launch
+    scale: Scale, config: Config, loss_of: Callable[[Meter], Tensor], launch: Launch
 ) -> dict[str, int]:
     """Weigh the forward and backward pass of a micro-batch.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from recipes.lib.config.parse import Config
 from recipes.lib.plan import meta_models, passes
 from recipes.lib.plan.breakdown import (
     ADAPTERS,
@@ -20,15 +23,17 @@ from recipes.lib.plan.breakdown import (
     Plan,
 )
 from recipes.lib.plan.measure import Meter, Scale
-from recipes.lib.plan.optimizers import state_bytes, step_bytes
 from recipes.lib.plan.run_models import Cast, make_cast
 from recipes.lib.plan.sampling_phases import beside_captured, prompt_length, sampled
 from recipes.lib.plan.target import Target
 
 BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in
+LEAST_PAGED = 100_000  # numbers in a weight whose state bitsandbytes may page to the host
+# Copies of the trainable weights that a step makes on the way, where it works on lists of tensors.
+STEP_COPIES = {"adamw_torch": 1}
 
 
-def plan_of(config: Any, target: Target) -> Plan:
+def plan_of(config: Config, target: Target) -> Plan:
     """Plan the memory of a run.
 
     Args:
@@ -65,7 +70,7 @@ def plan_of(config: Any, target: Target) -> Plan:
     )
 
 
-def length_of(config: Any, cast: Cast) -> int:
+def length_of(config: Config, cast: Cast) -> int:
     """Tokens of the longest row that is trained on, T."""
     limit = getattr(config.training, "max_length", None)
     context = getattr(cast.policy.config.get_text_config(), "max_position_embeddings", None)
@@ -73,7 +78,7 @@ def length_of(config: Any, cast: Cast) -> int:
 
 
 def _phases(
-    config: Any, target: Target, scale: Scale, fixed: dict[str, int], gradients: int
+    config: Config, target: Target, scale: Scale, fixed: dict[str, int], gradients: int
 ) -> list[Phase]:
     makers = {"sft": _supervised, "dpo": _supervised, "kto": _supervised, "reward": _reward}
     moving = makers.get(config.recipe, sampled)(config, target, scale)
@@ -97,7 +102,7 @@ def _phases(
     return phases
 
 
-def _supervised(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+def _supervised(config: Config, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
     training, width = config.training, length_of(config, scale.cast)
     rows = training.per_device_train_batch_size
     how = {"judged": 0, "others": 0}
@@ -114,7 +119,7 @@ def _supervised(config: Any, target: Target, scale: Scale) -> dict[str, dict[str
     return found
 
 
-def _reward(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+def _reward(config: Config, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
     training, width = config.training, length_of(config, scale.cast)
     pairs, model = training.per_device_train_batch_size, scale.cast.policy
     scoring = config.script.scoring_batch_size
@@ -127,7 +132,7 @@ def _reward(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, in
     }
 
 
-def _fixed(config: Any, cast: Cast, target: Target) -> dict[str, int]:
+def _fixed(config: Config, cast: Cast, target: Target) -> dict[str, int]:
     """Bytes of what is there all the time."""
     launch, dtype = target.launch, target.autocast
     critic = getattr(cast.trained, "critic", None)
@@ -209,7 +214,7 @@ def _gathered(trained: nn.Module, target: Target, *, whole: bool) -> int:
 
 
 def _update(
-    config: Any, fixed: dict[str, int], gradients: int, trained: list[nn.Parameter]
+    config: Config, fixed: dict[str, int], gradients: int, trained: list[nn.Parameter]
 ) -> Phase:
     total = sum(_size(parameter) for parameter in trained)
     step = step_bytes(config.training, total)
@@ -223,7 +228,7 @@ def _num_parameters(policy: nn.Module) -> int:
     return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
 
 
-def _facts(config: Any, target: Target, cast: Cast) -> dict[str, str]:
+def _facts(config: Config, target: Target, cast: Cast) -> dict[str, str]:
     args, names = config.training, {torch.bfloat16: "bf16", torch.float16: "fp16", None: "none"}
     facts = {"processes": str(target.launch), "mixed precision": names[target.autocast]}
     if config.recipe in ("ppo", "rloo", "grpo"):
@@ -238,3 +243,69 @@ def _facts(config: Any, target: Target, cast: Cast) -> dict[str, str]:
     if cast.source is not None and cast.source.origin:
         facts["model"] = cast.source.origin
     return facts
+
+
+def state_bytes(training: Any, trained: nn.Module) -> int:
+    """Bytes of the optimizer's states on the device after its first step.
+
+    Args:
+        training: The TrainingArguments.
+        trained: The module whose trainable weights are moved.
+
+    Returns:
+        Bytes; what a paged optimizer may keep on the host is left out.
+    """
+    from transformers import Trainer
+
+    made, kwargs = Trainer.get_optimizer_cls_and_kwargs(training)
+    embeddings = {id(part.weight) for part in trained.modules() if isinstance(part, nn.Embedding)}
+    shapes = Counter(
+        (tuple(p.shape), p.dtype, id(p) in embeddings)
+        for p in trained.parameters()
+        if p.requires_grad
+    )
+    tables: dict[str, int] = {}
+    total = 0
+    for (shape, dtype, is_embedding), number in shapes.items():
+        weight = nn.Parameter(torch.empty(shape, dtype=dtype))
+        state = _state_of(made, kwargs, weight, is_embedding)
+        paged = kwargs.get("is_paged") and weight.numel() >= LEAST_PAGED
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or (paged and name in ("state1", "state2")):
+                continue
+            size = value.untyped_storage().nbytes()
+            if name.startswith("qmap"):  # shared by all weights
+                tables[name] = size
+            else:
+                total += number * size
+    return total + sum(tables.values())
+
+
+def step_bytes(training: Any, trainable: int) -> int:
+    """Bytes that a step of the optimizer takes on the way.
+
+    Args:
+        training: The TrainingArguments.
+        trainable: Bytes of the trainable weights.
+
+    Returns:
+        Bytes; none for what works in place.
+    """
+    return STEP_COPIES.get(str(getattr(training.optim, "value", training.optim)), 0) * trainable
+
+
+def _state_of(made: Any, kwargs: dict[str, Any], weight: Any, is_embedding: bool) -> dict[str, Any]:
+    is_bitsandbytes = "optim_bits" in kwargs
+    # A fused step has the same states and needs a card; paging does, too.
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("fused", "is_paged")}
+    if is_embedding and kwargs.get("optim_bits") == 8:
+        kwargs["optim_bits"] = 32  # as Trainer has it
+    optimizer = made([weight], **kwargs)
+    weight.grad = torch.empty_like(weight)
+    if not is_bitsandbytes:
+        optimizer.step()
+        return dict(optimizer.state[weight])
+    # Its register is one for all optimizers of a process, by number: others' weights are in it.
+    optimizer.mng = SimpleNamespace(index2config={}, pid2config={})
+    optimizer.init_state(optimizer.param_groups[0], weight, 0, 0)
+    return dict(optimizer.state[weight])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.lib.config.parse import Config
 from recipes.lib.plan import meta_models
 from recipes.lib.plan.model_shapes import Source, find_source
 
@@ -41,7 +42,7 @@ class Cast:
         return [self.trained, *([self.reference] if self.reference else []), *self.rewards]
 
 
-def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
+def make_cast(config: Config, autocast: Any, configs: Path | None) -> Cast:
     """Put the models of a recipe together on paper, as the recipe does it with real ones.
 
     Args:
@@ -56,7 +57,7 @@ def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
         UserError: A model is not there.
     """
     args, training = config.model, config.training
-    trusted = bool(getattr(training, "trust_remote_code", False))
+    trusted = training.trust_remote_code
     source = find_source(args.model_name_or_path or "", args.model_revision, configs)
     own_adapter = _adapter(config, source)
     shape = source.config(trusted)
@@ -77,7 +78,7 @@ def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
     return cast
 
 
-def _adapter(config: Any, source: Source) -> Any:
+def _adapter(config: Config, source: Source) -> Any:
     """The adapter that is trained: a new one, or the one that the run goes on with."""
     from recipes.lib.models.policies import peft_config
 
@@ -91,7 +92,7 @@ def _adapter(config: Any, source: Source) -> Any:
     return peft_config(config.model, task)
 
 
-def _keeps_reference(config: Any) -> bool:
+def _keeps_reference(config: Config) -> bool:
     training = config.training
     if config.recipe in WITH_REFERENCE:
         return not training.precompute_ref_log_probs
@@ -110,7 +111,9 @@ def _round_as_trl(policy: Any, autocast: Any) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def _ppo_cast(config: Any, model: Any, adapter: Any, source: Source, configs: Path | None) -> Cast:
+def _ppo_cast(
+    config: Config, model: Any, adapter: Any, source: Source, configs: Path | None
+) -> Cast:
     """As recipes.lib.ppo.roles.make_roles, without a weight."""
     from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE
     from recipes.lib.ppo.actor_critic import (
@@ -145,7 +148,7 @@ def _ppo_cast(config: Any, model: Any, adapter: Any, source: Source, configs: Pa
     return cast
 
 
-def _critic_model(config: Any, model: Any, configs: Path | None) -> Any:
+def _critic_model(config: Config, model: Any, configs: Path | None) -> Any:
     args = config.training
     if args.critic_model_name_or_path is None:
         return _full_classifier(model.config, model.dtype, config)
@@ -156,7 +159,7 @@ def _critic_model(config: Any, model: Any, configs: Path | None) -> Any:
     return critic.requires_grad_(True)
 
 
-def _full_classifier(shape: Any, dtype: torch.dtype, config: Any) -> Any:
+def _full_classifier(shape: Any, dtype: torch.dtype, config: Config) -> Any:
     plain = replace(
         config.model,
         dtype=str(dtype).removeprefix("torch."),
@@ -175,7 +178,7 @@ def _plain(peft_config: Any) -> Any:
     )
 
 
-def _add_rewards(cast: Cast, config: Any, configs: Path | None, *, shared: bool) -> None:
+def _add_rewards(cast: Cast, config: Config, configs: Path | None, *, shared: bool) -> None:
     from recipes.lib.rewards.functions import is_function_reference
     from recipes.lib.rewards.shared_base import RewardRole
 
@@ -183,7 +186,7 @@ def _add_rewards(cast: Cast, config: Any, configs: Path | None, *, shared: bool)
         if is_function_reference(name):
             continue
         source = find_source(name, configs=configs)
-        trusted = bool(getattr(config.training, "trust_remote_code", False))
+        trusted = config.training.trust_remote_code
         if shared and source.adapter is not None:
             adapters = cast.trained.adapters
             number = sum(key.startswith("reward") for key in adapters.model.peft_config)

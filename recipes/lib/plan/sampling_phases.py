@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from recipes.lib.config.parse import Config
 from recipes.lib.plan import passes
 from recipes.lib.plan.breakdown import CACHE, WORKSPACE, Phase
 from recipes.lib.plan.measure import Meter, Scale
@@ -180,12 +181,12 @@ def _ids(rows: int, width: int) -> Tensor:
     return torch.ones(rows, width, dtype=torch.long)
 
 
-def prompt_length(config: Any, target: Target) -> int:
+def prompt_length(config: Config, target: Target) -> int:
     """Tokens of a prompt, P."""
     return int(getattr(config.training, "max_prompt_length", None) or target.prompt_length)
 
 
-def sampled(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+def sampled(config: Config, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
     """Bytes of what comes and goes, by phase and by thing.
 
     Args:
@@ -220,7 +221,9 @@ def sampled(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, in
     }
 
 
-def beside_captured(config: Any, target: Target, scale: Scale, phases: list[Phase]) -> list[Phase]:
+def beside_captured(
+    config: Config, target: Target, scale: Scale, phases: list[Phase]
+) -> list[Phase]:
     """The phases, where steps of sampling stay captured during all others."""
     if not _is_graph(config) or not target.on_card:
         return phases
@@ -235,11 +238,11 @@ def beside_captured(config: Any, target: Target, scale: Scale, phases: list[Phas
     ]
 
 
-def _is_graph(config: Any) -> bool:
+def _is_graph(config: Config) -> bool:
     return getattr(config.training, "sampler", "transformers") == "graph"
 
 
-def _sampled_at_once(config: Any, target: Target) -> int:
+def _sampled_at_once(config: Config, target: Target) -> int:
     """Episodes of PPO that one process samples together."""
     args = config.training
     return min(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.plan.breakdown import ADAPTERS, BASE, GIB, HEADS, OTHERS
 
@@ -27,7 +28,7 @@ class Held:
     trained: float
 
 
-def held(config: Any, launch: Launch) -> Held | None:
+def held(config: Config, launch: Launch) -> Held | None:
     """What vLLM and the training hold on a card, without optimizer, activations and buffers.
 
     Args:
@@ -49,7 +50,7 @@ def held(config: Any, launch: Launch) -> Held | None:
         return None
 
 
-def _held(config: Any, launch: Launch) -> Held:
+def _held(config: Config, launch: Launch) -> Held:
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
 
@@ -74,12 +75,12 @@ def longest(args: Any) -> int:
     return int(said or (getattr(args, "max_prompt_length", None) or 0) + args.max_completion_length)
 
 
-def _shape(config: Any, configs: Path | None) -> Any:
+def _shape(config: Config, configs: Path | None) -> Any:
     from recipes.lib.plan.model_shapes import find_source
 
     args = config.model
     source = find_source(args.model_name_or_path or "", args.model_revision, configs)
-    return source.config(bool(getattr(config.training, "trust_remote_code", False)))
+    return source.config(config.training.trust_remote_code)
 
 
 def _cache(shape: Any, tokens: int) -> int:

@@ -1,13 +1,12 @@
 """Prints the options of a recipe from the generated table, without importing the recipe."""
 
-import ast
 import os
 import re
 import sys
 import textwrap
 from typing import Any
 
-from recipes.lib.config.option_table import PACKAGE, TRAINING_RECIPES, read_table
+from recipes.lib.config.option_table import TRAINING_RECIPES, modules_with, read_table
 
 ALL_FLAGS = {"--help_all", "--help-all"}
 HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
@@ -70,7 +69,7 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
     options = [table["common"][o] if isinstance(o, str) else o for o in entry["options"]]
     positional = f" {entry['positional']['shown']}" if entry["positional"] else ""
     lines = [f"usage: rlhf {recipe}{positional} [--config FILE] [--key value ...]", ""]
-    lines += textwrap.wrap(_description(recipe), WIDTH)
+    lines += textwrap.wrap(modules_with({"main"})[recipe], WIDTH)
     lines += [
         "",
         "  --config FILE",
@@ -129,11 +128,3 @@ def _shorten(text: str) -> str:
             break
         kept = f"{kept} {sentence}".strip()
     return kept
-
-
-def _description(recipe: str) -> str:
-    path = PACKAGE / f"{recipe}.py"
-    if not path.exists():
-        return ""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(text.split("\n\n")[0].split())

@@ -10,6 +10,7 @@ from typing import Any
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import from_main, is_main_process
 from recipes.lib.distributed.shards import saved_whole
+from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.chat_template import use_template
 from recipes.lib.models.policies import load_policy, peft_config
 from recipes.lib.models.tokenizers import load_tokenizer
@@ -181,3 +182,20 @@ def finish(
         run.write_summary(summary)
         write_report(run.path)
     return summary
+
+
+def pair_numbers(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:
+    """What the scores of pairs say: their accuracy, its ceiling where it is known, the mean margin.
+
+    Args:
+        rows: With score_chosen and score_rejected.
+        test: The pairs; `noise` is the probability that a label is wrong.
+
+    Returns:
+        Accuracies in 0..1, the margin in units of the scores.
+    """
+    chosen, rejected = ([row[f"score_{side}"] for row in rows] for side in ("chosen", "rejected"))
+    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
+    if "noise" in test.column_names:
+        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
+    return numbers | {"margin": (sum(chosen) - sum(rejected)) / len(rows)}
