@@ -175,11 +175,11 @@ def run(config: Config) -> dict[str, Any]:
     folder = open_run(config)
     if is_main_process():
         write_data(script, training.seed, folder.path / "data")
-    summary = take(script.trained, folder) if script.trained else train(config, folder)
+    summary = copy_trained(script.trained, folder) if script.trained else train_new(config, folder)
     return finish(folder, config, summary, start, model=script.trained, data=[])
 
 
-def take(trained: str, folder: Run) -> dict[str, Any]:
+def copy_trained(trained: str, folder: Run) -> dict[str, Any]:
     """Copy a model that was trained before to final/."""
     from safetensors import safe_open
 
@@ -190,7 +190,7 @@ def take(trained: str, folder: Run) -> dict[str, Any]:
     return {"num_parameters": sum(math.prod(shape) for shape in shapes)}
 
 
-def train(config: Config, folder: Run) -> dict[str, Any]:
+def train_new(config: Config, folder: Run) -> dict[str, Any]:
     """Train the tokenizer and the model, save both to final/."""
     from datasets import Dataset
     from trl import SFTTrainer

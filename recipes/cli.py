@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from recipes.lib.config.option_table import PACKAGE, modules_with
-from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help, show
+from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help, print_text
 
 USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     recipes = find_recipes()
     if not argv or argv[0] in ("-h", "--help"):
-        show(overview(recipes))
+        print_text(overview(recipes))
         return 0 if argv else 2
     name, *rest = argv
     if name not in recipes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipes.lib.config.shipped_configs import FOLDER, find_config, find_configs
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.help import show
+from recipes.lib.recipe.help import print_text
 
 USAGE = """usage: rlhf configs                     list names and purposes
        rlhf configs show NAME           print one
@@ -27,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(argv):
-        show(f"{(__doc__ or '').strip()}\n\n{USAGE}")
+        print_text(f"{(__doc__ or '').strip()}\n\n{USAGE}")
         return 0
     try:
-        show(run(argv))
+        print_text(run(argv))
         return 0
     except UserError as error:
         print(f"rlhf configs: error: {error}", file=sys.stderr)

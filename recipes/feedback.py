@@ -87,7 +87,7 @@ def validate(script: FeedbackArguments) -> None:
             raise UserError(f"{key}={getattr(script, key)}: must be above 0; 1.0 is usual.")
 
 
-def sample(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair], int]:
+def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair], int]:
     """Load the model and sample a pair for each prompt."""
     from trl import ModelConfig
 
@@ -172,7 +172,7 @@ def run(config: Config) -> dict[str, Any]:
     assert test is not None  # validate saw to it
     folder = open_run(config)
     test_prompts = {prompt_text(prompt) for prompt in test["prompt"]}
-    pairs, num_tokens = sample(script, [*train["prompt"], *test["prompt"]])
+    pairs, num_tokens = sample_prompts(script, [*train["prompt"], *test["prompt"]])
     ratings, mean_score = judge_pairs(judge, script, pairs)
     tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
     write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)

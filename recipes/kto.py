@@ -39,7 +39,7 @@ from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
-PAIR = ("chosen", "rejected")
+PAIR_COLUMNS = ("chosen", "rejected")
 COLUMNS = ("prompt", "completion", "label")
 
 
@@ -61,10 +61,10 @@ def arguments() -> tuple[type, ...]:
 
 def columns_of(dataset: Any) -> tuple[str, ...]:
     """The columns to learn from: those of pairs where there are pairs."""
-    return PAIR if set(PAIR) <= set(dataset.column_names) else COLUMNS
+    return PAIR_COLUMNS if set(PAIR_COLUMNS) <= set(dataset.column_names) else COLUMNS
 
 
-def load_rows(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
+def load_unpaired(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
     """Load training and test rows, unpaired and shuffled.
 
     Raises:
@@ -77,7 +77,7 @@ def load_rows(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
 def _unpaired(rows: Any) -> Any:
     from trl import extract_prompt, unpair_preference_dataset
 
-    if columns_of(rows) != PAIR:
+    if columns_of(rows) != PAIR_COLUMNS:
         return rows
     rows = rows if "prompt" in rows.column_names else rows.map(extract_prompt)
     return unpair_preference_dataset(rows)
@@ -152,7 +152,7 @@ def run(config: Config) -> dict[str, Any]:
     training = config.training
     set_accumulation(training, config.script.global_batch_size)
     check_folder(config)
-    rows, test = load_rows(config.script, training.seed)
+    rows, test = load_unpaired(config.script, training.seed)
     check_plan(config, test is not None)
     trainer = make_trainer(config, rows, test)
     folder = start_run(config, trainer, SHOWN)

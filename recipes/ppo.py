@@ -36,7 +36,7 @@ from recipes.lib.runs.folder import RunArguments, check_folder
 SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
 # Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
 KEPT = ("objective/scores", "objective/rlhf_reward", "objective/kl", "objective/completion_length")
-NUM_LAST = 3
+NUM_AVERAGED = 3
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,7 @@ def arguments() -> tuple[type, ...]:
 
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
-    from recipes.lib.distributed.shards import loads_whole
+    from recipes.lib.distributed.shards import load_unsharded
     from recipes.lib.models.policies import goes_on, load_adapted_policy, load_policy, peft_config
     from recipes.lib.ppo.trainer import PPOTrainer
     from recipes.lib.recipe.spine import policy_tokenizer
@@ -63,7 +63,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     tokenizer = policy_tokenizer(config)
     going_on = goes_on(config.model)
     load = load_adapted_policy if going_on else load_policy
-    with loads_whole(config.training):
+    with load_unsharded(config.training):
         policy = load(config.model, trust_remote_code=config.training.trust_remote_code)
     return PPOTrainer(
         model=policy,
@@ -79,7 +79,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
 def last_rollouts(metrics: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the last rollouts, and the score of the first one to compare with."""
     rows = [row for row in metrics if "objective/scores" in row]
-    last = rows[-NUM_LAST:]
+    last = rows[-NUM_AVERAGED:]
     means = {name.partition("/")[2]: sum(r[name] for r in last) / len(last) for name in KEPT}
     return {"first_scores": rows[0]["objective/scores"]} | means
 

@@ -31,7 +31,7 @@ from recipes.lib.runs.folder import is_run, move_aside
 from recipes.lib.verbosity import hide_short_bars
 
 STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
-ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
+RUNS_ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
 CONFIGS = FOLDER / "quickstart"
 
 
@@ -39,7 +39,7 @@ CONFIGS = FOLDER / "quickstart"
 class QuickstartArguments:
     """Keys of the recipe."""
 
-    output_dir: str = option(ROOT, "Folder of all stages.")
+    output_dir: str = option(RUNS_ROOT, "Folder of all stages.")
     configs: str = option(str(CONFIGS), "Folder with one YAML for each stage.")
     fresh: bool = option(False, "Move what is there aside and start over.")
 
@@ -75,8 +75,8 @@ class Stage:
     def _placed(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._placed(item) for item in value]
-        is_below = isinstance(value, str) and (value + "/").startswith(ROOT + "/")
-        return self.root + value[len(ROOT) :] if is_below else value
+        is_below = isinstance(value, str) and (value + "/").startswith(RUNS_ROOT + "/")
+        return self.root + value[len(RUNS_ROOT) :] if is_below else value
 
     def has_same_config(self) -> bool:
         """Whether the folder holds a run of this very configuration."""

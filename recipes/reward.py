@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class RewardArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
+class RewardModelArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
     global_batch_size: int | None = option(
@@ -51,10 +51,10 @@ def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     from trl import ModelConfig, RewardConfig
 
-    return RewardArguments, RewardConfig, ModelConfig
+    return RewardModelArguments, RewardConfig, ModelConfig
 
 
-def load_pairs(script: RewardArguments, training: Any) -> Rows:
+def load_pairs(script: RewardModelArguments, training: Any) -> Rows:
     """Load training and test pairs.
 
     Raises:
@@ -130,7 +130,7 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, the model or the run folder cannot be used.
         RuntimeError: The saved model scores differently.
     """
-    from recipes.lib.distributed.shards import loads_whole, whole, works
+    from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
     from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
     from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
@@ -149,11 +149,11 @@ def run(config: Config) -> dict[str, Any]:
     summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
-    with whole(trainer, trained=True) as model:
+    with unsharded_model(trainer, trained=True) as model:
         scored = score_shares(trainer, model, test, size)
-        if works(trainer):
+        if does_main_work(trainer):
             final = str(folder.final)
-            with loads_whole(training):
+            with load_unsharded(training):
                 check_saved(final, model, test, config.model, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)

@@ -110,7 +110,7 @@ def _tokenized(rows: Any, known: Dataset | None, tokenizer: Any) -> Any:
     return keep_boundary(rows, known, tokenizer) if isinstance(known[0]["prompt"], str) else rows
 
 
-def tokenizer_of(config: Config, train: Dataset) -> Any:
+def checked_tokenizer(config: Config, train: Dataset) -> Any:
     """The model's tokenizer, which can render the rows.
 
     Raises:
@@ -128,24 +128,24 @@ def tokenizer_of(config: Config, train: Dataset) -> Any:
 
 def test_perplexity(trainer: Any) -> float | None:
     """Perplexity of the test rows, on the very tokens that the trainer made of them."""
-    from recipes.lib.distributed.shards import whole
+    from recipes.lib.distributed.shards import unsharded_model
     from recipes.lib.models.likelihood import perplexity
 
     rows = trainer.eval_dataset
     if rows is None:
         return None
     batch_size = trainer.args.per_device_eval_batch_size
-    with whole(trainer) as model:
+    with unsharded_model(trainer) as model:
         return perplexity(model, rows["input_ids"], rows["labels"], batch_size)
 
 
 def write_samples(trainer: Any, test: Dataset | None, script: SFTArguments, folder: Any) -> None:
     """Write what the model says to prompts of test rows; all processes call it."""
-    from recipes.lib.distributed.shards import whole, works
+    from recipes.lib.distributed.shards import does_main_work, unsharded_model
     from recipes.lib.evaluation.held_out import held_out_samples
 
-    with whole(trainer) as trained:
-        if test is not None and works(trainer):
+    with unsharded_model(trainer) as trained:
+        if test is not None and does_main_work(trainer):
             samples = held_out_samples(
                 trained,
                 trainer.processing_class,
@@ -180,7 +180,7 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(config)
     rows = load_text_rows(script, training)
     check_plan(config, rows.test is not None)
-    trainer = make_trainer(config, tokenizer_of(config, rows.known), rows)
+    trainer = make_trainer(config, checked_tokenizer(config, rows.known), rows)
     folder = start_run(config, trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
     rows.begin()

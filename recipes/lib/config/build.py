@@ -13,7 +13,7 @@ from typing import Any
 from recipes.lib.config.fields import fields_of
 from recipes.lib.errors import UserError, one_sentence
 
-IN_WORDS = {
+DEFAULTS_IN_WORDS = {
     "output_dir": "runs/<recipe>/<name of the config>",
     "bf16": "true on CUDA hardware that has it",
     "fp16": "true on CUDA hardware without bf16",
@@ -23,7 +23,7 @@ IN_WORDS = {
 
 
 # What the checks of transformers and TRL raise.
-REFUSALS = (ValueError, TypeError, KeyError, OSError, ImportError, AttributeError)
+CONSTRUCTION_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AttributeError)
 
 
 def construct(cls: type, values: dict[str, Any], given: Sequence[str]) -> Any:
@@ -46,13 +46,13 @@ def construct(cls: type, values: dict[str, Any], given: Sequence[str]) -> Any:
         return cls(**own)
     except UserError:
         raise
-    except REFUSALS as error:
+    except CONSTRUCTION_ERRORS as error:
         key = _cause(cls, own, [key for key in given if key in own])
-        named = f"{key}={shown(own[key])}: " if key is not None else ""
+        named = f"{key}={yaml_text(own[key])}: " if key is not None else ""
         raise UserError(f"{named}{_sentence(error)}.") from error
 
 
-def shown(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """A value as YAML would have it, cut where it is long.
 
     Args:
@@ -71,7 +71,7 @@ def _cause(cls: type, values: dict[str, Any], given: list[str]) -> str | None:
     for key in given:
         try:
             cls(**{name: value for name, value in values.items() if name != key})
-        except REFUSALS:
+        except CONSTRUCTION_ERRORS:
             continue
         return key
     return None
@@ -106,11 +106,11 @@ def with_defaults(
     if "output_dir" in fields and fields["output_dir"].default is None:
         added["output_dir"] = str(Path("runs") / recipe / (path.stem if path else "default"))
     if "bf16" in fields and "fp16" in fields:
-        added |= precision(values)
+        added |= choose_precision(values)
     return {key: value for key, value in added.items() if key in fields} | _given(values)
 
 
-def precision(values: dict[str, Any]) -> dict[str, bool]:
+def choose_precision(values: dict[str, Any]) -> dict[str, bool]:
     """Chooses the training precision by hardware unless the user did.
 
     TRL's configurations turn bf16 on by default, which fails on some cards and crawls on a CPU.

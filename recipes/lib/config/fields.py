@@ -64,7 +64,7 @@ def fields_of(types: tuple[type, ...]) -> dict[str, Field]:
     return found
 
 
-def describe(hint: Any) -> str:
+def type_words(hint: Any) -> str:
     """Says in words what values an annotation takes.
 
     Args:
@@ -110,7 +110,7 @@ def _describe_one(hint: Any) -> str:
 
 def _plural(hint: Any) -> str:
     words = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
-    return words.get(hint, "mappings" if dataclasses.is_dataclass(hint) else describe(hint))
+    return words.get(hint, "mappings" if dataclasses.is_dataclass(hint) else type_words(hint))
 
 
 def one_of(choices: Iterable[Any]) -> str:

@@ -90,7 +90,7 @@ def from_mixture(values: Values) -> Values:
     return result
 
 
-def with_files(parts: Any) -> Any:
+def with_file_paths(parts: Any) -> Any:
     """TRL's parts of a mixture that name a loader and a file, with the file as their path.
 
     Args:
@@ -153,4 +153,4 @@ DATA_KEYS: dict[str, Callable[[Values], Values | None]] = {
     "dataset_splits": _named_splits,
     "dataset_configs": _named_config,
 }
-BESIDE = ("dataset_splits", "dataset_configs")
+READ_WITH_MIXER = ("dataset_splits", "dataset_configs")

@@ -12,13 +12,13 @@ from typing import Any
 
 from recipes.lib.config import legacy_tables as tables
 from recipes.lib.config.fields import Field
-from recipes.lib.config.legacy_data import BESIDE, DATA_KEYS, with_files
+from recipes.lib.config.legacy_data import DATA_KEYS, READ_WITH_MIXER, with_file_paths
 from recipes.lib.errors import UserError, note
 
 Values = dict[str, Any]
 
 # Keys that only files of TRL's own PPO have.
-SIGNS = (
+TRL_PPO_KEYS = (
     "sft_model_path",
     "reward_model_path",
     "response_length",
@@ -70,7 +70,7 @@ def translate(
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue
-            why_not = refusal(recipe, key)
+            why_not = refusal_reason(recipe, key)
             if why_not is not None:
                 raise UserError(f"{key} ({where(key)}): {why_not}.")
             result[key] = values[key]  # refused as unknown, by the name that the user wrote
@@ -81,7 +81,7 @@ def translate(
         result |= found
         origins |= dict.fromkeys(found, key)
     _change_values(recipe, result, origins, where)
-    sign = next((key for key in SIGNS if key in values), None)
+    sign = next((key for key in TRL_PPO_KEYS if key in values), None)
     if recipe == "ppo" and sign is not None:
         _as_trl_ppo(sign, result, origins, known)
     return result, origins
@@ -120,7 +120,7 @@ def is_old(recipe: str, key: str, known: Container[str]) -> bool:
     return new_name(recipe, key, known) is not None or any(key in table for table in old)
 
 
-def refusal(recipe: str, key: str) -> str | None:
+def refusal_reason(recipe: str, key: str) -> str | None:
     """Why an old key is refused, at values that mean something.
 
     Args:
@@ -141,7 +141,7 @@ def _left_out_at(recipe: str, key: str, values: Values) -> str | None:
     if values[key] in harmless:
         return reason
     is_off = values[key] is None or values[key] is False
-    return "it was off" if is_off and refusal(recipe, key) else None
+    return "it was off" if is_off and refusal_reason(recipe, key) else None
 
 
 def _without_ratio(values: Values) -> str | None:
@@ -177,7 +177,7 @@ def _tell(key: str, found: Values, where: Callable[[str], str]) -> None:
     shown = ", ".join(name if is_plain else f"{name}={found[name]!r}" for name in found)
     if found:
         note(f"{key} ({where(key)}) is now written {shown}; it is read as that.")
-    elif key not in BESIDE:  # what stands beside another key is told with that one
+    elif key not in READ_WITH_MIXER:  # what stands beside another key is told with that one
         note(f"{key} ({where(key)}) is left out: its value is the default.")
 
 
@@ -188,7 +188,7 @@ def _change_values(
     where: Callable[[str], str],
 ) -> None:
     """Changes the values of keys that have kept their name but not all of their meaning."""
-    parts = with_files(values.get("datasets"))
+    parts = with_file_paths(values.get("datasets"))
     if parts != values.get("datasets"):
         note(f"datasets ({where('datasets')}): data_files is now written path; it is read as that.")
         values["datasets"] = parts

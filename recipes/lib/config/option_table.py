@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from recipes.lib.config.build import IN_WORDS
+from recipes.lib.config.build import DEFAULTS_IN_WORDS
 from recipes.lib.config.fields import Field, fields_of, members
 
 NAMED: dict[str, Any] = {
@@ -31,7 +31,7 @@ NAMED: dict[str, Any] = {
 
 
 TRAINING_RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
-TABLE = Path(__file__).with_name("help.json")
+HELP_TABLE = Path(__file__).with_name("help.json")
 PACKAGE = Path(__file__).parents[2]
 ROOT = PACKAGE.parent
 WORDS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", dict: "JSON"}
@@ -66,7 +66,7 @@ def build_table(recipes: list[str]) -> dict[str, Any]:
     return {"common": common, "recipes": table}
 
 
-def dump(table: dict[str, Any]) -> str:
+def dump_table(table: dict[str, Any]) -> str:
     """Writes the table as text.
 
     Args:
@@ -173,8 +173,8 @@ def _kinds(hint: Any) -> list[Any] | None:
 
 def _default_words(field: Field) -> str | None:
     value = field.default
-    if field.name in IN_WORDS and (field.name != "output_dir" or value is None):
-        return IN_WORDS[field.name]
+    if field.name in DEFAULTS_IN_WORDS and (field.name != "output_dir" or value is None):
+        return DEFAULTS_IN_WORDS[field.name]
     if field.required:
         return "required"
     if value is None or value in ([], {}):
@@ -194,7 +194,7 @@ def _positional(module: ModuleType) -> dict[str, str] | None:
 
 def read_table() -> dict[str, Any]:
     """The table as it was generated."""
-    table: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    table: dict[str, Any] = json.loads(HELP_TABLE.read_text(encoding="utf-8"))
     return table
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.build import construct, shown, with_defaults
+from recipes.lib.config.build import construct, with_defaults, yaml_text
 from recipes.lib.config.fields import Field, fields_of
 from recipes.lib.config.legacy_keys import is_old, new_name, translate
 from recipes.lib.config.option_table import table_fields
 from recipes.lib.config.strict_yaml import YamlFile, read_yaml
 from recipes.lib.config.unknown_keys import unknown_key
-from recipes.lib.config.values import MismatchError, admit
+from recipes.lib.config.values import MismatchError, coerce
 from recipes.lib.errors import UserError
 
 
@@ -39,7 +39,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Given:
+class CommandLine:
     """What a user gave, checked as far as that takes no imports of seconds.
 
     Args:
@@ -59,7 +59,7 @@ class Given:
     values: dict[str, Any]
 
 
-def read(recipe: str, argv: Sequence[str], word: str | None = None) -> Given:
+def read_command_line(recipe: str, argv: Sequence[str], word: str | None = None) -> CommandLine:
     """Read a recipe's command line and file, and refuse what is wrong in them at first sight.
 
     Args:
@@ -85,10 +85,12 @@ def read(recipe: str, argv: Sequence[str], word: str | None = None) -> Given:
             "variables; set them in the shell."
         )
     values = _quick_values(recipe, path, file, flags)
-    return Given(recipe, path, file, flags, first, values | first)
+    return CommandLine(recipe, path, file, flags, first, values | first)
 
 
-def build(given: Given, types: tuple[type, ...], overrides: dict[str, Any] | None = None) -> Config:
+def build(
+    given: CommandLine, types: tuple[type, ...], overrides: dict[str, Any] | None = None
+) -> Config:
     """Build a recipe's dataclasses; flags win over the file, overrides over both.
 
     Args:
@@ -185,9 +187,9 @@ def _check_value(field: Field, value: Any, place: str) -> Any:
         UserError: It is no such value; the text says where it stands.
     """
     try:
-        return admit(field, value)
+        return coerce(field, value)
     except MismatchError as error:
-        raise UserError(f"{field.name}={shown(value)}{place}: {error}.") from error
+        raise UserError(f"{field.name}={yaml_text(value)}{place}: {error}.") from error
 
 
 def _flags(recipe: str, argv: Sequence[str], fields: dict[str, Field]) -> dict[str, Any]:
@@ -204,7 +206,7 @@ def _flags(recipe: str, argv: Sequence[str], fields: dict[str, Field]) -> dict[s
     return found
 
 
-def _file_values(given: Given, fields: dict[str, Field]) -> dict[str, Any]:
+def _file_values(given: CommandLine, fields: dict[str, Field]) -> dict[str, Any]:
     if given.file is None:
         return {}
     lines = given.file.lines

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 from recipes.lib.config.fields import option
 from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.mixtures import Part, validate_parts
-from recipes.lib.data.problems import CHOICES
+from recipes.lib.data.problems import BAD_ROW_CHOICES
 from recipes.lib.errors import UserError
 
 FORMAT_NAMES = ("trl", *FORMATS)
 
 
-def validate(args: DataArguments) -> None:
+def check_data(args: DataArguments) -> None:
     """Check the keys against each other, before anything is read.
 
     Raises:
@@ -122,7 +122,7 @@ class DataArguments:
     on_bad_rows: str = option(
         "refuse",
         "What becomes of rows that cannot be used: refuse the data, or drop and count them.",
-        choices=CHOICES,
+        choices=BAD_ROW_CHOICES,
     )
 
     streaming: bool = option(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from recipes.lib.data.problems import Problem, settle
+from recipes.lib.data.problems import Problem, refuse_or_drop
 from recipes.lib.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _read_text(path: Path, on_bad_rows: str) -> list[Row]:
     rows, problems, total = keep_good(numbered)
     if problems:
         place = f"{path}:{problems[0].rows[0]}"
-        settle(place, problems, total, on_bad_rows, row_word="line")
+        refuse_or_drop(place, problems, total, on_bad_rows, row_word="line")
     return rows
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from recipes.lib.data.arguments import DataArguments, parts_of, validate
-from recipes.lib.data.formats import FORMATS, convert, with_template_kwargs, without_repeated_prompt
-from recipes.lib.data.mixtures import Part, join, mix
+from recipes.lib.data.arguments import DataArguments, check_data, parts_of
+from recipes.lib.data.formats import FORMATS, drop_repeated_prompt, to_trl, with_template_kwargs
+from recipes.lib.data.mixtures import Part, join_datasets, mix_datasets
 from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import check_rows
-from recipes.lib.data.splitting import assert_disjoint, split
+from recipes.lib.data.splitting import remove_overlap, split_rows
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def load_splits(
         UserError: No data, a broken file, a missing column, a bad row, a test row in the training
             rows, or keys that contradict each other.
     """
-    validate(args)
-    train, test = read(args, seed)
+    check_data(args)
+    train, test = read_rows(args, seed)
     splits = {"train": train} if test is None else {"train": train, "test": test}
     name = args.label
     for key, rows in splits.items():
@@ -52,15 +52,15 @@ def load_splits(
         splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
     if test is None and args.test_fraction > 0:
-        train, test = split(train, args.test_fraction, seed)
+        train, test = split_rows(train, args.test_fraction, seed)
     elif test is not None:
-        train = assert_disjoint(train, test, args.on_bad_rows)
+        train = remove_overlap(train, test, args.on_bad_rows)
     if args.max_train_rows is not None:
         train = train.select(range(min(args.max_train_rows, len(train))))
     return train, test
 
 
-def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     """Read training and test rows in TRL's formats, unchecked.
 
     Args:
@@ -87,13 +87,13 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
         for part, (_, rows) in zip(parts, found, strict=True)
         if rows is not None and not splits_itself and args.test_dataset_name is None
     ]
-    test = join(*map(list, zip(*tests, strict=True))) if tests else None
+    test = join_datasets(*map(list, zip(*tests, strict=True))) if tests else None
     if args.test_dataset_name is not None:
         test = read_test(args)
     if test is not None:
         refuse_split(args)
     trains = [rows for rows, _ in found]
-    return (mix(parts, trains, seed) if args.datasets else trains[0]), test
+    return (mix_datasets(parts, trains, seed) if args.datasets else trains[0]), test
 
 
 def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
@@ -189,5 +189,5 @@ def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
     if part.text_field in rows.column_names and "text" not in rows.column_names:
         rows = rows.rename_column(part.text_field, "text")
     if part.format in FORMATS:
-        rows = convert(rows, part.format, part.path, on_bad_rows)
-    return without_repeated_prompt(rows)
+        rows = to_trl(rows, part.format, part.path, on_bad_rows)
+    return drop_repeated_prompt(rows)

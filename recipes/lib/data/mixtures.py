@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recipes.lib.data.row_checks import SPOKEN
+from recipes.lib.data.row_checks import TEXT_COLUMNS
 from recipes.lib.errors import UserError, first_line, note
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def row_counts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
     ]
 
 
-def mix(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) -> Dataset:
+def mix_datasets(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) -> Dataset:
     """Take the rows of each dataset and put them one after the other.
 
     Args:
@@ -110,10 +110,10 @@ def mix(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) -> Datase
         taken.append(chosen)
     told = ", ".join(f"{part.path} {count}" for part, count in zip(parts, counts, strict=True))
     note(f"datasets: {sum(counts)} training rows ({told}).")
-    return join(parts, taken)
+    return join_datasets(parts, taken)
 
 
-def join(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
+def join_datasets(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
     """Put datasets one after the other; a further column that one lacks is None there.
 
     Args:
@@ -128,7 +128,7 @@ def join(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
     """
     from datasets import concatenate_datasets
 
-    formats = [sorted(set(SPOKEN) & set(dataset.column_names)) for dataset in datasets]
+    formats = [sorted(set(TEXT_COLUMNS) & set(dataset.column_names)) for dataset in datasets]
     for part, columns in zip(parts, formats, strict=True):
         if columns != formats[0]:
             raise UserError(

@@ -16,7 +16,7 @@ from recipes.lib.errors import UserError, first_line, note
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Rows = TypeVar("Rows")
+Split = TypeVar("Split")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -48,19 +48,19 @@ def read_splits(
     """
     path = local_path(name)
     if path is not None and path.is_dir():
-        folder = final_of(path)
-        if is_saved(folder):
-            return read_saved(folder, split)
+        folder = data_folder(path)
+        if is_saved_dataset(folder):
+            return read_saved_dataset(folder, split)
         files = split_files(folder, name)
         return {stem: read_file(file, on_bad_rows) for stem, file in files.items()}
     if path is not None:
         return {split: read_file(path, on_bad_rows)}
-    return dict(open_hub(name, config, revision))
+    return dict(open_hub_dataset(name, config, revision))
 
 
 def choose_split(
-    splits: dict[str, Rows], split: str | None, name: str, key: str = "dataset_train_split"
-) -> Rows:
+    splits: dict[str, Split], split: str | None, name: str, key: str = "dataset_train_split"
+) -> Split:
     """The split that a key asks for.
 
     Args:
@@ -82,12 +82,12 @@ def choose_split(
     return splits[split]
 
 
-def final_of(folder: Path) -> Path:
+def data_folder(folder: Path) -> Path:
     """The folder that holds the rows: of a run its final/, else the folder itself."""
     return folder / "final" if (folder / "final").is_dir() else folder
 
 
-def is_saved(folder: Path) -> bool:
+def is_saved_dataset(folder: Path) -> bool:
     """Whether `save_to_disk` of the datasets library wrote a folder."""
     return any((folder / mark).is_file() for mark in SAVED)
 
@@ -141,7 +141,7 @@ def local_path(name: str) -> Path | None:
     return None
 
 
-def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
+def read_saved_dataset(folder: Path, split: str) -> dict[str, Dataset]:
     """Read a folder that `save_to_disk` wrote; its rows stay on disk until they are needed.
 
     Args:
@@ -166,7 +166,7 @@ def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
     return {split: saved} if isinstance(saved, Dataset) else dict(saved)
 
 
-def open_hub(name: str, config: str | None, revision: str | None, **options: Any) -> Any:
+def open_hub_dataset(name: str, config: str | None, revision: str | None, **options: Any) -> Any:
     """Open a dataset on the Hub.
 
     Args:

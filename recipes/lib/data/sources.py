@@ -16,11 +16,11 @@ from recipes.lib.data.file_rows import (
     unreadable,
 )
 from recipes.lib.data.reading import (
-    final_of,
-    is_saved,
+    data_folder,
+    is_saved_dataset,
     local_path,
-    open_hub,
-    read_saved,
+    open_hub_dataset,
+    read_saved_dataset,
     split_files,
 )
 from recipes.lib.errors import UserError
@@ -28,11 +28,11 @@ from recipes.lib.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BATCH = 1000  # rows of a Parquet file that are in memory at a time
+PARQUET_ROWS = 1000  # rows of a Parquet file that are in memory at a time
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows that can be gone through again and again without being in memory."""
 
     name: str  # what the messages call it
@@ -42,7 +42,7 @@ class Source:
 
 def find_sources(
     name: str, split: str, config: str | None = None, revision: str | None = None
-) -> dict[str, Source]:
+) -> dict[str, RowSource]:
     """Find all splits that a name stands for.
 
     Args:
@@ -62,15 +62,15 @@ def find_sources(
         return hub_sources(name, config, revision)
     if path.is_file():
         return {split: _file_source(path)}
-    folder = final_of(path)
-    if is_saved(folder):
-        saved = read_saved(folder, split)
+    folder = data_folder(path)
+    if is_saved_dataset(folder):
+        saved = read_saved_dataset(folder, split)
         return {key: _dataset_source(name, rows) for key, rows in saved.items()}
     files = split_files(folder, name)
     return {key: _file_source(file) for key, file in files.items()}
 
 
-def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str, Source]:
+def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str, RowSource]:
     """Open what the datasets library streams under a name.
 
     Args:
@@ -84,15 +84,15 @@ def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str
     Raises:
         UserError: There is no such dataset, or it cannot be reached.
     """
-    found = open_hub(name, config, revision, streaming=True)
+    found = open_hub_dataset(name, config, revision, streaming=True)
     return {str(key): _dataset_source(name, rows) for key, rows in found.items()}
 
 
-def _dataset_source(name: str, rows: Dataset) -> Source:
-    return Source(name, "row", partial(_told, name, partial(enumerate, rows)))
+def _dataset_source(name: str, rows: Dataset) -> RowSource:
+    return RowSource(name, "row", partial(_told, name, partial(enumerate, rows)))
 
 
-def _file_source(path: Path) -> Source:
+def _file_source(path: Path) -> RowSource:
     readers: dict[str, Callable[[Path], Numbered]] = {
         ".jsonl": _json_rows,
         ".json": _json_rows,
@@ -102,7 +102,9 @@ def _file_source(path: Path) -> Source:
     if path.suffix not in readers:
         raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(readers)}.")
     word = "row" if path.suffix == ".parquet" else "line"
-    return Source(str(path), word, partial(_told, str(path), partial(readers[path.suffix], path)))
+    return RowSource(
+        str(path), word, partial(_told, str(path), partial(readers[path.suffix], path))
+    )
 
 
 def _told(name: str, read: Callable[[], Iterable[tuple[int, Any]]]) -> Numbered:
@@ -130,7 +132,7 @@ def _parquet_rows(path: Path) -> Numbered:
 
     number = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH):
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
             for row in batch.to_pylist():
                 yield number, row
                 number += 1

@@ -24,7 +24,7 @@ from recipes.lib.errors import UserError, one_sentence
 
 CONFIG = "accelerate_config"
 # Flags of accelerate's that go with it; every other word is the recipe's.
-TAKEN = (
+LAUNCH_FLAGS = (
     "num_processes",
     "num_machines",
     "machine_rank",
@@ -37,7 +37,7 @@ TAKES_SIGNALS = "PET_SIGNALS_TO_HANDLE"  # variable with the signals that torch'
 
 def is_launch(argv: Sequence[str]) -> bool:
     """Whether a command line asks for processes to be started."""
-    return any(_flag(word) in (CONFIG, *TAKEN) for word in argv)
+    return any(_flag(word) in (CONFIG, *LAUNCH_FLAGS) for word in argv)
 
 
 def launch_processes(recipe: str, argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def launch_processes(recipe: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: There is no such configuration, or a flag is wrong.
     """
-    given, rest = split(argv)
+    given, rest = split_launcher_flags(argv)
     args = accelerate_arguments(recipe, given, rest)
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -72,7 +72,7 @@ def launch_processes(recipe: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def split_launcher_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Take accelerate's flags out of a command line.
 
     Args:
@@ -89,7 +89,7 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     words = iter(argv)
     for word in words:
         name = _flag(word)
-        if name not in (CONFIG, *TAKEN):
+        if name not in (CONFIG, *LAUNCH_FLAGS):
             rest.append(word)
             continue
         value = word.partition("=")[2] if "=" in word else next(words, "")
@@ -130,7 +130,7 @@ def accelerate_arguments(recipe: str, given: dict[str, str], rest: Sequence[str]
     _refuse_one_process(path, given)
     from accelerate.commands.launch import launch_command_parser
 
-    flags = [word for name in TAKEN if name in given for word in (f"--{name}", given[name])]
+    flags = [word for name in LAUNCH_FLAGS if name in given for word in (f"--{name}", given[name])]
     start = ["--config_file", str(path), *flags, "-m", f"recipes.{recipe}", *rest]
     return launch_command_parser().parse_args(start)
 

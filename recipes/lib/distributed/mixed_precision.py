@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class FineLinear(nn.Linear):
+class FP32Linear(nn.Linear):
     """A linear layer that computes in fp32 whatever its weights were gathered in."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ class FineLinear(nn.Linear):
         return functional.linear(input.float(), self.weight.float(), bias)
 
 
-def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
+def keep_outputs_fp32(trainer: Any, head: nn.Module | None = None) -> None:
     """Keep what a model says in the format it says it in, and a head's products in fp32.
 
     Under FSDP2 accelerate rounds what comes out of a model to the 16 bits it computes in. Of
@@ -40,10 +40,10 @@ def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
         return
     for module in head.modules() if head is not None else ():
         if isinstance(module, nn.Linear):
-            module.__class__ = FineLinear  # as it is: names and what is saved stay
+            module.__class__ = FP32Linear  # as it is: names and what is saved stay
 
 
-def as_trained(trainer: Any, model: nn.Module | None) -> None:
+def cast_like_trained(trainer: Any, model: nn.Module | None) -> None:
     """Turn a frozen model's weights to the format that the trained ones compute in.
 
     In 16 bits DeepSpeed turns the trained weights to them and FSDP2 gathers them so, where an

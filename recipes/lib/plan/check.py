@@ -14,8 +14,8 @@ from recipes.lib.distributed.launch import Launch
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError, one_sentence
 from recipes.lib.plan.advice import find_changes
-from recipes.lib.plan.breakdown import shown
-from recipes.lib.plan.refusals import nothing_new, refusals
+from recipes.lib.plan.breakdown import memory_text
+from recipes.lib.plan.refusals import no_new_refusals, refusals
 
 
 @dataclass(kw_only=True)
@@ -97,8 +97,9 @@ def _refusal(config: Config, has_test: bool) -> str | None:
             return None
         return (
             f"model_name_or_path={config.model.model_name_or_path}: weights, gradients and "
-            f"optimizer take {shown(plan.least * launch.num_processes)} and the machine has "
-            f"{shown(memory)}; take a smaller model, use_peft, or begin with --skip_plan true."
+            f"optimizer take {memory_text(plan.least * launch.num_processes)} and the machine "
+            f"has {memory_text(memory)}; take a smaller model, use_peft, or begin with "
+            "--skip_plan true."
         )
     # The tensors alone, without what is assumed of allocator and driver.
     needed = max(phase.allocated for phase in plan.phases)
@@ -110,8 +111,9 @@ def _refusal(config: Config, has_test: bool) -> str | None:
         f"add {flags}" if fits else f"even with {flags} it does not" if flags else "no key helps"
     )
     return (
-        f"{plan.fullest.name} takes {shown(needed)} with {plan.facts['lengths']}, and the card has "
-        f"{shown(card)}; {remedy} (rlhf plan shows why), or begin with --skip_plan true."
+        f"{plan.fullest.name} takes {memory_text(needed)} with {plan.facts['lengths']}, and "
+        f"the card has {memory_text(card)}; {remedy} (rlhf plan shows why), or begin with "
+        "--skip_plan true."
     )
 
 
@@ -130,7 +132,7 @@ def _advice(config: Config, target: Any, memory: int) -> tuple[list[Any], bool]:
             set_accumulation(changed.training, changed.script.global_batch_size)
         return changed, plan_of(changed, target)
 
-    return find_changes(planner, memory, nothing_new(refused(config), refused))
+    return find_changes(planner, memory, no_new_refusals(refused(config), refused))
 
 
 def _autocast(training: Any) -> Any:

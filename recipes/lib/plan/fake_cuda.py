@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 @contextmanager
-def as_on_card() -> Iterator[None]:
+def cuda_paths() -> Iterator[None]:
     """Take the paths of CUDA while the context is open."""
     import bitsandbytes
     from trl.kernels import chunked_logprob
@@ -134,14 +134,14 @@ class _Product8bit(torch.autograd.Function):
         return of_inputs, None, None
 
 
-def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], meter: Any) -> Any:
+def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], measure: Any) -> Any:
     """Run an operator, or say what it gives at most.
 
     Args:
         func: The operator.
         args: What it was called with.
         kwargs: The same by name.
-        meter: Counts what is made on the way.
+        measure: Counts what is made on the way.
 
     Returns:
         The result.
@@ -159,9 +159,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], meter: Any) ->
         return args[0].new_empty(list(args[2]))
     if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
         if any(_is_fake_mask(index) for index in args[1]):
-            args = (args[0], _spelled_out(args[1], meter), *args[2:])
+            args = (args[0], _spelled_out(args[1], measure), *args[2:])
     elif func.namespace == "bitsandbytes":
-        return _of_bitsandbytes(func, args, kwargs, meter)
+        return _of_bitsandbytes(func, args, kwargs, measure)
     return func(*args, **kwargs)
 
 
@@ -181,31 +181,31 @@ def _one(tensor: Tensor) -> Any:
     return 1.0 if tensor.dtype.is_floating_point else 1
 
 
-def _spelled_out(indices: Any, meter: Any) -> list[Any]:
+def _spelled_out(indices: Any, measure: Any) -> list[Any]:
     """Indices with each mask as the positions of all it has, as the operator does inside."""
     out: list[Any] = []
     for index in indices:
         if _is_fake_mask(index):
-            number = min(index.numel(), meter.most_kept or index.numel())
+            number = min(index.numel(), measure.most_kept or index.numel())
             made = [index.new_empty(number, dtype=torch.int64) for _ in range(index.dim())]
             for tensor in made:
-                meter.count(tensor)
+                measure.count(tensor)
             out += made
         else:
             out.append(index)
     return out
 
 
-def _of_bitsandbytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], meter: Any) -> Any:
+def _of_bitsandbytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], measure: Any) -> Any:
     name = func.overloadpacket._qualified_op_name.partition("::")[2]
     inputs = args[0]
     if name == "gemm_4bit":
         # On CUDA, but for a few rows, the weights are unpacked first, and their scales before.
         unpacked = inputs.new_empty(args[2])
-        meter.count(unpacked)
+        measure.count(unpacked)
         scales = kwargs.get("absmax_8bit")
         if scales is not None:
-            meter.count(scales.new_empty(scales.shape, dtype=torch.float32))
+            measure.count(scales.new_empty(scales.shape, dtype=torch.float32))
     if name == "int8_vectorwise_quant" and _is_fake(inputs):  # without a column of outliers
         rows = inputs.numel() // inputs.shape[-1]
         rounded = torch.empty_like(inputs, dtype=torch.int8)

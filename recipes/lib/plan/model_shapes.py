@@ -12,7 +12,7 @@ from recipes.lib.models.folders import is_adapter, resolve_model
 
 
 @dataclass(frozen=True)
-class Source:
+class Shapes:
     """A model by its shapes.
 
     Args:
@@ -45,7 +45,7 @@ class Source:
             )
 
 
-def find_source(name: str, revision: str = "main", configs: Path | None = None) -> Source:
+def find_source(name: str, revision: str = "main", configs: Path | None = None) -> Shapes:
     """Find the shapes of a model.
 
     Args:
@@ -67,7 +67,7 @@ def find_source(name: str, revision: str = "main", configs: Path | None = None) 
             raise UserError(_without_run(name, str(error))) from error
         return _to_be_trained(name, file)
     if (folder := _adapter_config(path, revision)) is None:
-        return Source(name, path, revision)
+        return Shapes(name, path, revision)
     values = json.loads(folder.read_text(encoding="utf-8"))
     below = values.get("base_model_name_or_path")
     if not below or below == name:
@@ -75,7 +75,7 @@ def find_source(name: str, revision: str = "main", configs: Path | None = None) 
     source = find_source(str(below), str(values.get("revision") or "main"), configs)
     from peft import PeftConfig
 
-    return Source(
+    return Shapes(
         name, source.base, source.revision, PeftConfig.from_pretrained(str(folder.parent))
     )
 
@@ -110,7 +110,7 @@ def _without_run(name: str, said: str) -> str:
     return said
 
 
-def _to_be_trained(name: str, file: Path) -> Source:
+def _to_be_trained(name: str, file: Path) -> Shapes:
     from dataclasses import fields
 
     from trl import ModelConfig
@@ -129,4 +129,4 @@ def _to_be_trained(name: str, file: Path) -> Source:
     source = find_source(args.model_name_or_path or "", args.model_revision, file.parent.parent)
     task = "SEQ_CLS" if file.parent.name == "reward" else "CAUSAL_LM"
     adapter = peft_config(args, task)
-    return Source(name, source.base, source.revision, adapter, f"not trained yet; as {file.name}")
+    return Shapes(name, source.base, source.revision, adapter, f"not trained yet; as {file.name}")

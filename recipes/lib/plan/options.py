@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.build import precision
+from recipes.lib.config.build import choose_precision
 from recipes.lib.config.option_table import TRAINING_RECIPES
-from recipes.lib.config.parse import Config, read, take_config
+from recipes.lib.config.parse import Config, read_command_line, take_config
 from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import read_memory
@@ -20,7 +20,7 @@ TRUE = ("true", "yes", "1", "y", "t")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanOptions:
     """The flags of `rlhf plan`.
 
     Args:
@@ -47,7 +47,7 @@ class Asked:
         return self.file.resolve().parent.parent if self.file is not None else None
 
 
-def read_asked(argv: Sequence[str]) -> Asked:
+def read_options(argv: Sequence[str]) -> PlanOptions:
     """Read the command line.
 
     Args:
@@ -59,9 +59,9 @@ def read_asked(argv: Sequence[str]) -> Asked:
     Raises:
         UserError: A flag is wrong, or the recipe cannot be told.
     """
-    given, rest = split(list(argv))
+    given, rest = split_plan_flags(list(argv))
     _, file = take_config(rest)
-    return Asked(
+    return PlanOptions(
         rest=tuple(rest),
         recipe=_recipe(given.get("recipe"), file),
         file=file,
@@ -72,7 +72,7 @@ def read_asked(argv: Sequence[str]) -> Asked:
     )
 
 
-def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_plan_flags(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """Take the flags of `rlhf plan` out of a command line.
 
     Args:
@@ -128,13 +128,13 @@ def _number(given: dict[str, str], name: str) -> int | None:
     return int(given[name])
 
 
-def parse_for(
-    asked: Asked, parse: Callable[..., Config], changes: dict[str, Any] | None = None
+def parse_config(
+    options: PlanOptions, parse: Callable[..., Config], changes: dict[str, Any] | None = None
 ) -> tuple[Config, Any]:
     """Parse the recipe's configuration, whatever this machine can compute in.
 
     Args:
-        asked: What was asked.
+        options: The command line.
         parse: Reads the configuration of a recipe, as the recipe itself does.
         changes: Keys to set.
 
@@ -146,9 +146,9 @@ def parse_for(
         UserError: The configuration is wrong.
     """
     plain = dict.fromkeys(PRECISION, False)
-    config = parse(asked.recipe, list(asked.rest), plain | (changes or {}))
-    _divide(config, asked.launch.num_processes)
-    return config, _autocast(asked)
+    config = parse(options.recipe, list(options.rest), plain | (changes or {}))
+    _divide(config, options.launch.num_processes)
+    return config, _autocast(options)
 
 
 def _divide(config: Config, processes: int) -> None:
@@ -170,10 +170,10 @@ def _divide(config: Config, processes: int) -> None:
             training.steps_per_generation = max(1, training.steps_per_generation // processes)
 
 
-def _autocast(asked: Asked) -> Any:
+def _autocast(options: PlanOptions) -> Any:
     import torch
 
-    given = read(asked.recipe, asked.rest).values
+    given = read_command_line(options.recipe, options.rest).values
     wished = {
         key: value.lower() in TRUE if isinstance(value, str) else value
         for key in PRECISION
@@ -184,5 +184,5 @@ def _autocast(asked: Asked) -> Any:
     if "bf16" in wished:
         return torch.bfloat16 if wished["bf16"] else None
     # Where no card is seen: what one of this decade does.
-    has_bf16 = not torch.cuda.is_available() or precision({}).get("bf16")
+    has_bf16 = not torch.cuda.is_available() or choose_precision({}).get("bf16")
     return torch.bfloat16 if has_bf16 else torch.float16

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recipes.lib.plan.advice import Change
-from recipes.lib.plan.breakdown import GIB, THINGS, Plan, shown
-from recipes.lib.plan.refusals import TABLE, Refusal
+from recipes.lib.plan.breakdown import GIB, THINGS, Plan, memory_text
+from recipes.lib.plan.refusals import REFUSALS, Refusal
 
 WIDTH = 80
 INDENT = "  "
@@ -31,7 +31,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     console.print()
     console.print(_table(plan))
     peak = plan.fullest
-    console.print(f"peak: {shown(peak.total)} on the card, in {peak.name}", highlight=False)
+    console.print(f"peak: {memory_text(peak.total)} on the card, in {peak.name}", highlight=False)
 
 
 def show_verdict(plan: Plan, memory: int, console: Console | None = None) -> None:
@@ -44,9 +44,9 @@ def show_verdict(plan: Plan, memory: int, console: Console | None = None) -> Non
     """
     left = memory - plan.peak
     words = (
-        f"fits in {shown(memory)}: {shown(left)} are left"
+        f"fits in {memory_text(memory)}: {memory_text(left)} are left"
         if left >= 0
-        else (f"does not fit in {shown(memory)}: {shown(-left)} are missing")
+        else (f"does not fit in {memory_text(memory)}: {memory_text(-left)} are missing")
     )
     _console(console).print(Text(words, style="green" if left >= 0 else "red"))
 
@@ -64,9 +64,9 @@ def show_advice(
     """
     lines = ["what makes it fit, the cheapest first:" if fits else "what makes it smaller:"]
     for number, change in enumerate(changes, 1):
-        lines.append(f"{number:>2}. {change.flag}  -> {shown(change.peak)}")
+        lines.append(f"{number:>2}. {change.flag}  -> {memory_text(change.peak)}")
         lines += _wrap(change.cost, INDENT * 2, INDENT * 2, break_on_hyphens=True)
-    lines.append("all together:" if fits else f"and still more than {shown(memory)}:")
+    lines.append("all together:" if fits else f"and still more than {memory_text(memory)}:")
     flags = " ".join(change.flag for change in changes)
     lines += _wrap(flags, INDENT, INDENT, width=WIDTH - 2, break_long_words=False)
     if not changes:
@@ -105,7 +105,7 @@ def show_table(console: Console | None = None) -> None:
     table = Table(box=None, padding=(0, 2, 1, 0))
     for name, width in (("what does not go", 18), ("what would happen", 26), ("way out", 28)):
         table.add_column(name, width=width, header_style="cyan")
-    for line in TABLE:
+    for line in REFUSALS:
         table.add_row(line.name, line.reason, line.remedy)
     _console(console).print(table)
 

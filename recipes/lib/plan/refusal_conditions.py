@@ -20,7 +20,7 @@ KINDS_OF_FILES = (
     ("optimizer_0", "fsdp"),
     ("global_step*", "zero"),
 )
-WHOLE = {"single", "ddp"}  # their checkpoints are the same
+UNSHARDED = {"single", "ddp"}  # their checkpoints are the same
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def shards_with(sampler: str) -> Condition:
     return condition
 
 
-def spread(config: Config, launch: Launch, card: Card | None) -> str:
+def spread_over_cards(config: Config, launch: Launch, card: Card | None) -> str:
     """One copy of the model over several cards in each process."""
     given = _of(config, "model_init_kwargs")
     has_map = isinstance(given, dict) and given.get("device_map") is not None
@@ -129,9 +129,9 @@ def vllm_room(config: Config, launch: Launch, card: Card | None) -> str:
     is_vllm = _of(config, "sampler") == "vllm" or _of(config, "use_vllm")
     if not is_vllm or _of(config, "vllm_mode", "colocate") != "colocate" or card is None:
         return ""
-    from recipes.lib.plan.vllm import held
+    from recipes.lib.plan.vllm import vllm_needs
 
-    if (needed := held(config, launch)) is None:
+    if (needed := vllm_needs(config, launch)) is None:
         return ""
     share, total = _of(config, "vllm_gpu_memory_utilization", 0.3), card.gib
     of_vllm, of_training = share * total, (1 - share) * total
@@ -155,7 +155,7 @@ def other_launch(config: Config, launch: Launch, card: Card | None) -> str:
     if checkpoint is None:
         return ""
     kind, number = kind_of(checkpoint)
-    same = kind == launch.kind or {kind, launch.kind} <= WHOLE
+    same = kind == launch.kind or {kind, launch.kind} <= UNSHARDED
     if kind in ("fsdp", "zero"):  # of a program that wrote down no more
         same = launch.kind.startswith(kind)
     if same and not (kind.startswith("zero") and number not in (None, launch.num_processes)):

@@ -15,7 +15,7 @@ from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan import refusal_conditions as checks
 from recipes.lib.plan.breakdown import GIB
-from recipes.lib.plan.options import Asked
+from recipes.lib.plan.options import PlanOptions
 from recipes.lib.plan.refusal_conditions import Card
 
 
@@ -52,11 +52,11 @@ def refusals(config: Config, launch: Launch, card: Card | None = None) -> list[t
     Returns:
         The lines, each with what is wrong in keys and values.
     """
-    found = [(line, line.applies(config, launch, card)) for line in TABLE]
+    found = [(line, line.applies(config, launch, card)) for line in REFUSALS]
     return [(line, wrong) for line, wrong in found if wrong]
 
 
-def refuse(config: Config) -> None:
+def refuse_launch(config: Config) -> None:
     """Refuse a run that this launch cannot carry.
 
     Args:
@@ -82,7 +82,7 @@ def _card(config: Config) -> Card | None:
     return Card(bytes_of_one / 2**30, torch.cuda.device_count())
 
 
-TABLE = (
+REFUSALS = (
     Refusal(
         "QLoRA with ZeRO-3",
         checks.quantized_zero3,
@@ -122,7 +122,7 @@ TABLE = (
     ),
     Refusal(
         "several processes with device_map",
-        checks.spread,
+        checks.spread_over_cards,
         "the layers of one copy would be spread over the cards of all processes",
         "leave device_map out, or use one process",
         "huggingface/transformers#31557",
@@ -181,34 +181,36 @@ TABLE = (
 )
 
 
-def refused_of(config: Config, asked: Asked, memory: int | None) -> list[tuple[Refusal, str]]:
+def plan_refusals(
+    config: Config, options: PlanOptions, memory: int | None
+) -> list[tuple[Refusal, str]]:
     """The lines of the table that apply to what was asked.
 
     Args:
         config: The parsed Config of a training recipe.
-        asked: The command line, which says how the run is started.
+        options: The command line, which says how the run is started.
         memory: Bytes of a card; None where none is known.
 
     Returns:
         The lines, each with what is wrong in keys and values.
     """
-    on_cpu = asked.launch.on_cpu or bool(config.training.use_cpu)
-    launch = replace(asked.launch, on_cpu=on_cpu)
+    on_cpu = options.launch.on_cpu or bool(config.training.use_cpu)
+    launch = replace(options.launch, on_cpu=on_cpu)
     if memory is None:
         return refusals(config, launch)
-    return refusals(config, launch, Card(memory / GIB, _cards(asked)))
+    return refusals(config, launch, Card(memory / GIB, _cards(options)))
 
 
-def _cards(asked: Asked) -> int:
+def _cards(options: PlanOptions) -> int:
     """Cards of a machine; of one that is planned for elsewhere, as many as it has to have."""
     import torch
 
-    if asked.memory is None and torch.cuda.is_available():
+    if options.memory is None and torch.cuda.is_available():
         return int(torch.cuda.device_count())
-    return max(1, asked.launch.num_processes // asked.launch.num_machines)
+    return max(1, options.launch.num_processes // options.launch.num_machines)
 
 
-def nothing_new(
+def no_new_refusals(
     refused: list[tuple[Refusal, str]], again: Callable[[Config], list[tuple[Refusal, str]]]
 ) -> Callable[[Config], bool]:
     """Tells whether a changed configuration is refused for no reason that was not there before.
@@ -240,5 +242,5 @@ def table_as_dicts() -> list[dict[str, str]]:
     """The whole table in plain values, with where each line is known from."""
     return [
         {"name": line.name, "reason": line.reason, "remedy": line.remedy, "evidence": line.evidence}
-        for line in TABLE
+        for line in REFUSALS
     ]

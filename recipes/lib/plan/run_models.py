@@ -12,14 +12,14 @@ from torch import nn
 
 from recipes.lib.config.parse import Config
 from recipes.lib.plan import meta_models
-from recipes.lib.plan.model_shapes import Source, find_source
+from recipes.lib.plan.model_shapes import Shapes, find_source
 
-SAMPLING = ("ppo", "rloo", "grpo")
+SAMPLING_RECIPES = ("ppo", "rloo", "grpo")
 WITH_REFERENCE = ("dpo", "kto")
 
 
 @dataclass
-class Cast:
+class RunModels:
     """The models of a run.
 
     Args:
@@ -34,7 +34,7 @@ class Cast:
     policy: Any
     reference: Any = None
     rewards: list[Any] = field(default_factory=list)
-    source: Source | None = None
+    source: Shapes | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -42,7 +42,7 @@ class Cast:
         return [self.trained, *([self.reference] if self.reference else []), *self.rewards]
 
 
-def make_cast(config: Config, autocast: Any, configs: Path | None) -> Cast:
+def make_run_models(config: Config, autocast: Any, configs: Path | None) -> RunModels:
     """Put the models of a recipe together on paper, as the recipe does it with real ones.
 
     Args:
@@ -67,18 +67,18 @@ def make_cast(config: Config, autocast: Any, configs: Path | None) -> Cast:
         model = meta_models.causal_model(shape, args, trusted)
     if config.recipe == "ppo":
         return _ppo_cast(config, model, own_adapter, source, configs)
-    cast = Cast(model, model, source=source)
+    models = RunModels(model, model, source=source)
     if own_adapter is not None:
-        cast.trained = cast.policy = meta_models.adapted(model, own_adapter)
-        _round_as_trl(cast.policy, autocast)
+        models.trained = models.policy = meta_models.adapted(model, own_adapter)
+        _round_as_trl(models.policy, autocast)
     elif _keeps_reference(config):
-        cast.reference = copy.deepcopy(model).requires_grad_(False)
-    if config.recipe in SAMPLING:
-        _add_rewards(cast, config, configs, shared=False)
-    return cast
+        models.reference = copy.deepcopy(model).requires_grad_(False)
+    if config.recipe in SAMPLING_RECIPES:
+        _add_rewards(models, config, configs, shared=False)
+    return models
 
 
-def _adapter(config: Config, source: Source) -> Any:
+def _adapter(config: Config, source: Shapes) -> Any:
     """The adapter that is trained: a new one, or the one that the run goes on with."""
     from recipes.lib.models.policies import peft_config
 
@@ -96,7 +96,7 @@ def _keeps_reference(config: Config) -> bool:
     training = config.training
     if config.recipe in WITH_REFERENCE:
         return not training.precompute_ref_log_probs
-    return config.recipe in SAMPLING and training.beta != 0
+    return config.recipe in SAMPLING_RECIPES and training.beta != 0
 
 
 def _round_as_trl(policy: Any, autocast: Any) -> None:
@@ -112,8 +112,8 @@ def _round_as_trl(policy: Any, autocast: Any) -> None:
 
 
 def _ppo_cast(
-    config: Config, model: Any, adapter: Any, source: Source, configs: Path | None
-) -> Cast:
+    config: Config, model: Any, adapter: Any, source: Shapes, configs: Path | None
+) -> RunModels:
     """As recipes.lib.ppo.roles.make_roles, without a weight."""
     from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE
     from recipes.lib.ppo.actor_critic import (
@@ -143,9 +143,9 @@ def _ppo_cast(
                 adapters.add(VALUE, _plain(chosen), trainable=True)
     if args.disable_dropout:
         disable_dropout(trained)
-    cast = Cast(trained, policy, reference, source=source)
-    _add_rewards(cast, config, configs, shared=adapters is not None and args.share_backbone)
-    return cast
+    models = RunModels(trained, policy, reference, source=source)
+    _add_rewards(models, config, configs, shared=adapters is not None and args.share_backbone)
+    return models
 
 
 def _critic_model(config: Config, model: Any, configs: Path | None) -> Any:
@@ -178,7 +178,7 @@ def _plain(peft_config: Any) -> Any:
     )
 
 
-def _add_rewards(cast: Cast, config: Config, configs: Path | None, *, shared: bool) -> None:
+def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, shared: bool) -> None:
     from recipes.lib.rewards.functions import is_function_reference
     from recipes.lib.rewards.shared_base import RewardRole
 
@@ -188,16 +188,16 @@ def _add_rewards(cast: Cast, config: Config, configs: Path | None, *, shared: bo
         source = find_source(name, configs=configs)
         trusted = config.training.trust_remote_code
         if shared and source.adapter is not None:
-            adapters = cast.trained.adapters
+            adapters = models.trained.adapters
             number = sum(key.startswith("reward") for key in adapters.model.peft_config)
             with torch.device("meta"):
                 adapters.add(f"reward{number}", _plain(source.adapter), trainable=False)
-                size = cast.policy.config.get_text_config().hidden_size
+                size = models.policy.config.get_text_config().hidden_size
                 head = {"weight": torch.empty(1, size)}
                 role = RewardRole(adapters, f"reward{number}", head, 0)
-            cast.trained.add_module(f"score_{number}", role.score)
+            models.trained.add_module(f"score_{number}", role.score)
             continue
         model = _full_classifier(source.config(trusted), torch.float32, config)
         if source.adapter is not None:
             model = meta_models.adapted(model, source.adapter)
-        cast.rewards.append(model.eval().requires_grad_(False))
+        models.rewards.append(model.eval().requires_grad_(False))

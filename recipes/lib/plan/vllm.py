@@ -8,13 +8,13 @@ from typing import Any
 
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
-from recipes.lib.plan.breakdown import ADAPTERS, BASE, GIB, HEADS, OTHERS
+from recipes.lib.plan.breakdown import ADAPTERS, BASE, GIB, HEADS, OTHER_MODELS
 
-WIDTH = 2  # bytes of a number in vLLM, which serves fp32 models in 16 bits too
+BYTES = 2  # bytes of a number in vLLM, which serves fp32 models in 16 bits too
 
 
 @dataclass(frozen=True)
-class Held:
+class VLLMNeeds:
     """What a card holds at the least, GiB.
 
     Args:
@@ -28,7 +28,7 @@ class Held:
     trained: float
 
 
-def held(config: Config, launch: Launch) -> Held | None:
+def vllm_needs(config: Config, launch: Launch) -> VLLMNeeds | None:
     """What vLLM and the training hold on a card, without optimizer, activations and buffers.
 
     Args:
@@ -50,7 +50,7 @@ def held(config: Config, launch: Launch) -> Held | None:
         return None
 
 
-def _held(config: Config, launch: Launch) -> Held:
+def _held(config: Config, launch: Launch) -> VLLMNeeds:
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
 
@@ -59,13 +59,13 @@ def _held(config: Config, launch: Launch) -> Held:
     shape = _shape(config, configs)
     ranks = getattr(config.training, "vllm_tensor_parallel_size", 1)
     parts = plan.fullest.parts
-    served = WIDTH * plan.parameters
+    served = BYTES * plan.parameters
     if getattr(config.model, "load_in_4bit", False):
         served = parts[BASE] * launch.shards_weights  # vLLM packs them, too
-    return Held(
+    return VLLMNeeds(
         served / ranks / GIB,
         _cache(shape, longest(config.training)) / ranks / GIB,
-        sum(parts[thing] for thing in (BASE, ADAPTERS, HEADS, OTHERS)) / GIB,
+        sum(parts[thing] for thing in (BASE, ADAPTERS, HEADS, OTHER_MODELS)) / GIB,
     )
 
 
@@ -89,4 +89,4 @@ def _cache(shape: Any, tokens: int) -> int:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     window = getattr(text, "sliding_window", None)
-    return 2 * text.num_hidden_layers * heads * size * WIDTH * min(tokens, window or tokens)
+    return 2 * text.num_hidden_layers * heads * size * BYTES * min(tokens, window or tokens)

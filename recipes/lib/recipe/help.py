@@ -37,11 +37,11 @@ def print_help(recipe: str, everything: bool) -> bool:
     table = read_table()
     if recipe not in table["recipes"]:
         return False
-    show(render(recipe, table, everything))
+    print_text(render(recipe, table, everything))
     return True
 
 
-def show(text: str) -> None:
+def print_text(text: str) -> None:
     """Prints a long text; a reader that closes early, such as `head`, is no error.
 
     Args:

@@ -9,14 +9,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from recipes.lib.config.parse import Config, Given, build, read
+from recipes.lib.config.parse import CommandLine, Config, build, read_command_line
 from recipes.lib.distributed.accelerate_launch import is_launch, launch_processes
-from recipes.lib.distributed.processes import is_main_process, may_tell, use_what_is_there
+from recipes.lib.distributed.processes import choose_device, is_main_process, may_report
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help
 
-GOING_ON = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
+RESUME_KEYS = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
 
 
 def launch(recipe: str, argv: list[str] | None) -> int:
@@ -38,7 +38,7 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     try:
         return launch_processes(recipe, argv) if is_launch(argv) else _run(recipe, argv)
     except UserError as error:
-        if may_tell():
+        if may_report():
             print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
@@ -69,7 +69,7 @@ def _run(recipe: str, argv: list[str]) -> int:
     from recipes.lib.verbosity import hush, restore
 
     hush()
-    use_what_is_there()
+    choose_device()
     config = parse(recipe, argv, runs=True)
     if config.values.get("log_level"):
         restore(config.values["log_level"])
@@ -102,12 +102,12 @@ def parse(
     """
     module = importlib.import_module(f"recipes.{recipe}")
     word = "action" if hasattr(module, "ACTIONS") else getattr(module, "POSITIONAL", None)
-    given = read(recipe, argv, word)
+    given = read_command_line(recipe, argv, word)
     values = given.values | (overrides or {})
     if word is not None:
         _check_word(module, word, recipe, values)
     if runs:
-        check_places(given, values)
+        check_paths(given, values)
     return build(given, module.arguments(), overrides)
 
 
@@ -121,7 +121,7 @@ def _check_word(module: ModuleType, key: str, recipe: str, values: dict[str, Any
         raise UserError(f"{key}={values[key]}: must be one of {', '.join(actions)}.")
 
 
-def check_places(given: Given, values: dict[str, Any]) -> None:
+def check_paths(given: CommandLine, values: dict[str, Any]) -> None:
     """Refuse data that are not there and a folder that is taken, before the imports of seconds.
 
     Args:
@@ -141,7 +141,7 @@ def check_places(given: Given, values: dict[str, Any]) -> None:
     trains = {"overwrite", "max_steps"} <= set(table_fields(given.recipe))
     if not trains or not is_main_process():
         return
-    if any(values.get(key) not in (None, False) for key in GOING_ON):
+    if any(values.get(key) not in (None, False) for key in RESUME_KEYS):
         return
     name = given.path.stem if given.path else "default"
     folder = values.get("output_dir", Path("runs") / given.recipe / name)

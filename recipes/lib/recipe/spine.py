@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.parse import Config
-from recipes.lib.distributed.processes import from_main, is_main_process
-from recipes.lib.distributed.shards import saved_whole
+from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
+from recipes.lib.distributed.shards import save_unsharded
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.chat_template import use_template
 from recipes.lib.models.policies import load_policy, peft_config
@@ -103,7 +103,7 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
         return None
     # The run's own was read to find it, and one that the user named is read now.
     refuse = refuse_stateless if run.checkpoint else refuse_bad
-    from_main(lambda: refuse(Path(named)))
+    broadcast_from_main(lambda: refuse(Path(named)))
     check_checkpoint(Path(named))
     return str(named)
 
@@ -118,7 +118,7 @@ def save_final(trainer: Any, run: Run) -> None:
     partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
     # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
     try:
-        with saved_whole(trainer):
+        with save_unsharded(trainer):
             trainer.save_model(str(partial), _internal_call=True)
     except Exception:
         shutil.rmtree(partial, ignore_errors=True)  # half a model is none

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
-from recipes.lib.distributed.agreement import together
+from recipes.lib.distributed.agreement import agreed_section
 from recipes.lib.errors import UserError
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.scoring import RewardFunction, ask, checked, distinct_names, wait_for
@@ -69,7 +69,7 @@ class SampledRewards:
 
     def _called(self, index: int, function: RewardFunction) -> RewardFunction:
         def called(**given: Any) -> list[float | None]:
-            with together():  # TRL gathers next what all processes say
+            with agreed_section():  # TRL gathers next what all processes say
                 answer = ask(function, self._given(given))
                 if inspect.isawaitable(answer):
                     answer = wait_for([answer], [function])[0]
