@@ -6,7 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from recipes.lib.config.option_table import PACKAGE, modules_with
+from recipes.lib.config.option_table import modules_with
+from recipes.lib.config.shipped_configs import PACKAGE
 from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help, print_text
 
 USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"

@@ -60,7 +60,8 @@ def run(argv: list[str], folder: Path = FOLDER) -> str:
         case ["copy", name, dest]:
             return copy(find_config(name, folder), Path(dest))
         case ["show" | "copy" as action, *rest]:
-            raise UserError(f"{action}: takes a NAME{_dest(action)}, got {len(rest)} words.")
+            dest = " and perhaps a DEST" if action == "copy" else ""
+            raise UserError(f"{action}: takes a NAME{dest}, got {len(rest)} words.")
     raise UserError(f"{argv[0]}: is no action; write rlhf configs [show|copy NAME].")
 
 
@@ -124,10 +125,6 @@ def copy(source: Path, dest: Path) -> str:
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}).") from error
     return f"copied to {target}"
-
-
-def _dest(action: str) -> str:
-    return " and perhaps a DEST" if action == "copy" else ""
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from recipes.lib.data.formats import Format
     from recipes.lib.data.lengths import Length
-    from recipes.lib.data.preview import Example, Page
+    from recipes.lib.data.preview import Page
 
 POSITIONAL = "dataset_name"
 INSTEAD = "datasets"
@@ -77,13 +77,11 @@ def check_keys(script: DataPageArguments) -> None:
 
 def unchecked_rows(script: DataPageArguments) -> tuple[Dataset, Dataset | None]:
     """Training and test rows, unchecked; of a stream, or with max_rows, the first ones alone."""
-    from recipes.lib.data.streaming import first_rows, note_large_files
+    from recipes.lib.data.streaming import HEAD_ROWS, first_rows, note_large_files
 
     if script.max_rows is None and not script.streaming:
         note_large_files(script)
         return read_rows(script, script.seed)
-    from recipes.lib.data.streaming import HEAD_ROWS
-
     return first_rows(script, script.max_rows or HEAD_ROWS), None
 
 
@@ -171,18 +169,6 @@ def measure(
     return lengths
 
 
-def make_examples(
-    script: DataPageArguments, rows: Dataset, shape: Format, tokenizer: Any
-) -> list[Example]:
-    """The first rows, as tokens with their mask or as text."""
-    from recipes.lib.data.preview import examples_of_row
-
-    found = []
-    for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
-        found += examples_of_row(number, row, shape, tokenizer, script.assistant_only_loss)
-    return found
-
-
 def length_facts(page: Page, lengths: list[Length], shape: Format, model: str | None) -> None:
     """Put lengths, their plot and the effect of a limit on the page."""
     from recipes.lib.data.lengths import length_bins, limit_effects, quantile
@@ -213,7 +199,7 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data cannot be read, or has none of TRL's formats.
     """
     from recipes.lib.data.formats import format_of
-    from recipes.lib.data.preview import Page, show_page
+    from recipes.lib.data.preview import Page, examples_of_row, show_page
     from recipes.lib.data.splitting import split_rows
 
     script: DataPageArguments = config.script
@@ -243,7 +229,10 @@ def run(config: Config) -> dict[str, Any]:
         ]
     if lengths:
         length_facts(page, lengths, shape, script.model_name_or_path)
-        page.examples = make_examples(script, rows, shape, tokenizer)
+        for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
+            page.examples += examples_of_row(
+                number, row, shape, tokenizer, script.assistant_only_loss
+            )
     show_page(page)
     summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
     return summary | {"num_test": 0 if test is None else len(test), "unit": page.unit}

@@ -71,13 +71,6 @@ def validate(script: EvaluateArguments) -> None:
         raise UserError(f"num_prompts={script.num_prompts}: give 1 or more.")
 
 
-def load_prompts(script: EvaluateArguments) -> list[Any]:
-    """The prompts: those of the test split where there is one."""
-    train, test = load_splits(script, script.seed, ("prompt",))
-    prompts = list((train if test is None else test)["prompt"])
-    return prompts[: script.num_prompts]
-
-
 def default_folder(run: str) -> str:
     """The run folder of an evaluation: runs/evaluate/<name of the run>."""
     path = Path(run)
@@ -122,7 +115,8 @@ def run(config: Config) -> dict[str, Any]:
     validate(script)
     if "output_dir" not in config.values and config.path is None:
         script.output_dir = default_folder(str(script.run))
-    prompts = load_prompts(script)
+    train, test = load_splits(script, script.seed, ("prompt",))
+    prompts = list((train if test is None else test)["prompt"])[: script.num_prompts]
     trusted = {"trust_remote_code": script.trust_remote_code}
     judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
     folder = open_run(config)

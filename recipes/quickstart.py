@@ -133,16 +133,13 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
     hide_short_bars()
-    config = parse(stage.recipe, ["--config", str(stage.config)], _changes(stage, resume))
+    written = read_yaml(stage.config).values
+    changes = {key: value for key, value in stage.values().items() if value != written[key]}
+    changes |= {"resume": True} if resume else {}
+    config = parse(stage.recipe, ["--config", str(stage.config)], changes)
     importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own
     return True
-
-
-def _changes(stage: Stage, resume: bool) -> dict[str, Any]:
-    written = read_yaml(stage.config).values
-    moved = {key: value for key, value in stage.values().items() if value != written[key]}
-    return moved | ({"resume": True} if resume else {})
 
 
 def summarise(stages: list[Stage], peak_rss_mb: float) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
     from recipes.lib.models.policies import goes_on, peft_config
     from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make
 
     training, model_args = config.training, config.model
     name, going_on = model_args.model_name_or_path or "", goes_on(model_args)
@@ -102,15 +102,8 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     use_template(tokenizer, config.script.chat_template, training.chat_template_path)
     has_template = bool(tokenizer.chat_template or training.chat_template_path)
     check_template(rows.known[0], "chosen", has_template)
-    trainer = make(
-        RewardTrainer,
-        model,
-        model_args,
-        args=training,
-        train_dataset=rows.train,
-        eval_dataset=rows.test,
-        processing_class=tokenizer,
-        peft_config=adapter,
+    trainer = spine.make_trainer(
+        RewardTrainer, config, tokenizer, rows.train, rows.test, model=model, peft_config=adapter
     )
     check_fit(trainer, rows.known[0])
     return trainer

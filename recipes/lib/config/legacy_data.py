@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from recipes.lib.config.legacy_tables import Values
 from recipes.lib.errors import UserError, note
-
-Values = dict[str, Any]
 
 MIXTURE = ("datasets", "seed", "test_split_size")
 LOADERS = ("json", "csv", "parquet")  # of the datasets library, with the file in data_files

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Mapping
-from typing import Any
 
 from recipes.lib.config import legacy_tables as tables
 from recipes.lib.config.fields import Field
 from recipes.lib.config.legacy_data import DATA_KEYS, READ_WITH_MIXER, with_file_paths
+from recipes.lib.config.legacy_tables import Values
 from recipes.lib.errors import UserError, note
-
-Values = dict[str, Any]
 
 # Keys that only files of TRL's own PPO have.
 TRL_PPO_KEYS = (

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from recipes.lib.config.build import DEFAULTS_IN_WORDS
 from recipes.lib.config.fields import Field, fields_of, members
+from recipes.lib.config.shipped_configs import PACKAGE
 
 NAMED: dict[str, Any] = {
     "bool": bool,
@@ -32,7 +33,6 @@ NAMED: dict[str, Any] = {
 
 TRAINING_RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
 HELP_TABLE = Path(__file__).with_name("help.json")
-PACKAGE = Path(__file__).parents[2]
 ROOT = PACKAGE.parent
 WORDS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", dict: "JSON"}
 

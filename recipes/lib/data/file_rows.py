@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,33 +53,34 @@ def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
-    try:
+    with readable(str(path)):
         if path.suffix == ".parquet":
             dataset = _read_parquet(path)
         else:
             dataset = to_dataset(_read_text(path, on_bad_rows))
-    except UserError:
-        raise
-    except READ_ERRORS as error:
-        raise unreadable(str(path), error) from error
     if not len(dataset) or not dataset.column_names:
         raise UserError(f"dataset_name={path}: no rows; give a file with at least one.")
     return dataset
 
 
-def unreadable(name: str, error: BaseException) -> UserError:
-    """What a reader of files raised, in one sentence.
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Tell in one sentence what a reader of files raises.
 
     Args:
         name: The file.
-        error: One of `READ_ERRORS`.
 
-    Returns:
-        The error to raise.
+    Raises:
+        UserError: One of `READ_ERRORS` was raised.
     """
-    return UserError(
-        f"dataset_name={name}: cannot be read as rows ({first_line(error)}); mend the file."
-    )
+    try:
+        yield
+    except UserError:
+        raise
+    except READ_ERRORS as error:
+        raise UserError(
+            f"dataset_name={name}: cannot be read as rows ({first_line(error)}); mend the file."
+        ) from error
 
 
 def to_dataset(rows: list[Row]) -> Dataset:

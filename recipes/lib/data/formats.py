@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.file_rows import BrokenRowError, to_dataset
+from recipes.lib.data.file_rows import BrokenRowError, Row, to_dataset
 from recipes.lib.data.problems import Problem, refuse_or_drop
 from recipes.lib.data.row_checks import brief
 from recipes.lib.errors import UserError
@@ -19,7 +19,6 @@ from recipes.lib.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Row = dict[str, Any]
 SAMPLING = ("ppo", "rloo", "grpo", "feedback")
 
 

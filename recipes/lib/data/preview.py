@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.lib.data.formats import Format, Row
+from recipes.lib.data.file_rows import Row
+from recipes.lib.data.formats import Format
 from recipes.lib.data.lengths import LengthBin
 from recipes.lib.data.tokenization import Tokens, loss_segments, tokenize_row
 from recipes.lib.errors import UserError

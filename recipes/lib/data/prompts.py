@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,22 +65,17 @@ def tokenize_prompts(
         raise UserError("the data set of prompts is empty; check its path and split.")
     given = list(data["prompt"])
     ids = [prompt_token_ids(tokenizer, prompt, template_kwargs) for prompt in given]
-    _check(ids, max_prompt_length)
-    return Prompts(data, ids)
-
-
-def _check(ids: list[list[int]], max_prompt_length: int | None) -> None:
     empty = [row for row, tokens in enumerate(ids) if not tokens]
     if empty:
         raise UserError(f"prompt of row {empty[0]} is empty ({len(empty)} such rows); drop it.")
-    if max_prompt_length is None:
-        return
-    long = [row for row, tokens in enumerate(ids) if len(tokens) > max_prompt_length]
+    longest = math.inf if max_prompt_length is None else max_prompt_length
+    long = [row for row, tokens in enumerate(ids) if len(tokens) > longest]
     if long:
         raise UserError(
             f"max_prompt_length={max_prompt_length}: the prompt of row {long[0]} has "
             f"{len(ids[long[0]])} tokens ({len(long)} such rows); raise the limit or drop them."
         )
+    return Prompts(data, ids)
 
 
 def check_context(prompts: Prompts, config: Any, max_completion_length: int | None) -> None:

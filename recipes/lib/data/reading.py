@@ -7,6 +7,7 @@ name, of any revision; so the revision is compared here.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,16 +47,52 @@ def read_splits(
     Raises:
         UserError: Nothing is there, or it cannot be read.
     """
+    return find_splits(
+        name,
+        split,
+        hub=lambda: dict(open_hub_dataset(name, config, revision)),
+        saved=lambda rows: rows,
+        file=lambda path: read_file(path, on_bad_rows),
+    )
+
+
+def find_splits(
+    name: str,
+    split: str,
+    hub: Callable[[], dict[str, Split]],
+    saved: Callable[[Dataset], Split],
+    file: Callable[[Path], Split],
+) -> dict[str, Split]:
+    """Find all splits that a name stands for.
+
+    Args:
+        name: A file, a folder, a run folder (its final/), or a Hub id.
+        split: Name to give to the rows of a single file.
+        hub: Makes the splits of a Hub dataset.
+        saved: Makes one of a split of a saved dataset.
+        file: Makes one of a file.
+
+    Returns:
+        What was made, by split; the files of a folder are its splits, named by their stems.
+
+    Raises:
+        UserError: Nothing is there, or it cannot be read.
+    """
     path = local_path(name)
-    if path is not None and path.is_dir():
-        folder = data_folder(path)
-        if is_saved_dataset(folder):
-            return read_saved_dataset(folder, split)
-        files = split_files(folder, name)
-        return {stem: read_file(file, on_bad_rows) for stem, file in files.items()}
-    if path is not None:
-        return {split: read_file(path, on_bad_rows)}
-    return dict(open_hub_dataset(name, config, revision))
+    if path is None:
+        return hub()
+    if path.is_file():
+        return {split: file(path)}
+    folder = path / "final" if (path / "final").is_dir() else path  # a run's, or the folder itself
+    if any((folder / mark).is_file() for mark in SAVED):
+        return {key: saved(rows) for key, rows in _read_saved(folder, split).items()}
+    files = sorted(one for one in folder.iterdir() if one.suffix in SUFFIXES)
+    if not files:
+        raise UserError(
+            f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
+            "a folder that holds train.jsonl."
+        )
+    return {one.stem: file(one) for one in files}
 
 
 def choose_split(
@@ -80,38 +117,6 @@ def choose_split(
             f"{key}={split}: {name} has the splits {', '.join(sorted(splits))}; name one of them."
         )
     return splits[split]
-
-
-def data_folder(folder: Path) -> Path:
-    """The folder that holds the rows: of a run its final/, else the folder itself."""
-    return folder / "final" if (folder / "final").is_dir() else folder
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` of the datasets library wrote a folder."""
-    return any((folder / mark).is_file() for mark in SAVED)
-
-
-def split_files(folder: Path, name: str) -> dict[str, Path]:
-    """The files of a folder, which are its splits.
-
-    Args:
-        folder: The folder.
-        name: What the user wrote.
-
-    Returns:
-        The files by their stems.
-
-    Raises:
-        UserError: There is none.
-    """
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    if not files:
-        raise UserError(
-            f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
-            "a folder that holds train.jsonl."
-        )
-    return {file.stem: file for file in files}
 
 
 def local_path(name: str) -> Path | None:
@@ -141,19 +146,8 @@ def local_path(name: str) -> Path | None:
     return None
 
 
-def read_saved_dataset(folder: Path, split: str) -> dict[str, Dataset]:
-    """Read a folder that `save_to_disk` wrote; its rows stay on disk until they are needed.
-
-    Args:
-        folder: The folder.
-        split: Name to give to the rows where it holds one split.
-
-    Returns:
-        Rows by split.
-
-    Raises:
-        UserError: It cannot be read.
-    """
+def _read_saved(folder: Path, split: str) -> dict[str, Dataset]:
+    """What `save_to_disk` wrote, one split by that name; rows stay on disk until needed."""
     from datasets import Dataset, load_from_disk
 
     try:

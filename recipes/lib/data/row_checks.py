@@ -125,7 +125,7 @@ def row_fault(row: dict[str, Any]) -> tuple[str, str] | None:
     spoken = [column for column in TEXT_COLUMNS if column in row]
     for column in spoken:
         what = value_fault(row[column])
-        if what is None and column in LEARNED_COLUMNS and not has_assistant_turn(row[column]):
+        if what is None and column in LEARNED_COLUMNS and not _has_answer(row[column]):
             what = ("unanswered", "has no turn of the assistant")
         if what is not None:
             return f"{column} {what[0]}", f"column {column!r} {what[1]}"
@@ -175,33 +175,12 @@ def value_fault(value: Any) -> tuple[str, str] | None:
         content = message.get("content")
         if content is not None and not isinstance(content, (str, list)):
             return "content", f"holds {brief(content)} as content, which is no text,"
-    return None if has_content(value[-1]) else ("empty", "is empty")
+    last = value[-1].get("content")
+    has_text = bool(last.strip() if isinstance(last, str) else last)
+    return None if has_text or value[-1].get("tool_calls") else ("empty", "is empty")
 
 
-def has_content(message: dict[str, Any]) -> bool:
-    """Whether a message has text, parts or calls of tools.
-
-    Args:
-        message: A message with a role.
-
-    Returns:
-        False for one whose content is absent or white space.
-    """
-    content = message.get("content")
-    if message.get("tool_calls"):
-        return True
-    return bool(content.strip() if isinstance(content, str) else content)
-
-
-def has_assistant_turn(value: Any) -> bool:
-    """Whether the assistant says something in what is to be learned.
-
-    Args:
-        value: Text, or messages without a fault.
-
-    Returns:
-        False for messages without a turn of the assistant.
-    """
+def _has_answer(value: Any) -> bool:
     return isinstance(value, str) or any(turn["role"] == "assistant" for turn in value)
 
 

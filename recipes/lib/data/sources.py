@@ -8,21 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.file_rows import (
-    READ_ERRORS,
-    Numbered,
-    csv_lines,
-    json_lines,
-    unreadable,
-)
-from recipes.lib.data.reading import (
-    data_folder,
-    is_saved_dataset,
-    local_path,
-    open_hub_dataset,
-    read_saved_dataset,
-    split_files,
-)
+from recipes.lib.data.file_rows import Numbered, csv_lines, json_lines, readable
+from recipes.lib.data.reading import find_splits, open_hub_dataset
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,17 +44,13 @@ def find_sources(
     Raises:
         UserError: Nothing is there, or it cannot be read one row after the other.
     """
-    path = local_path(name)
-    if path is None:
-        return hub_sources(name, config, revision)
-    if path.is_file():
-        return {split: _file_source(path)}
-    folder = data_folder(path)
-    if is_saved_dataset(folder):
-        saved = read_saved_dataset(folder, split)
-        return {key: _dataset_source(name, rows) for key, rows in saved.items()}
-    files = split_files(folder, name)
-    return {key: _file_source(file) for key, file in files.items()}
+    return find_splits(
+        name,
+        split,
+        hub=lambda: hub_sources(name, config, revision),
+        saved=lambda rows: _dataset_source(name, rows),
+        file=_file_source,
+    )
 
 
 def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str, RowSource]:
@@ -108,13 +91,8 @@ def _file_source(path: Path) -> RowSource:
 
 
 def _told(name: str, read: Callable[[], Iterable[tuple[int, Any]]]) -> Numbered:
-    """Tell what the readers of files raise in one sentence."""
-    try:
+    with readable(name):
         yield from read()
-    except UserError:
-        raise
-    except READ_ERRORS as error:
-        raise unreadable(name, error) from error
 
 
 def _json_rows(path: Path) -> Numbered:

@@ -15,14 +15,7 @@ from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.arguments import DataArguments, check_data, parts_of
-from recipes.lib.data.file_rows import (
-    READ_ERRORS,
-    BrokenRowError,
-    Row,
-    keep_good,
-    to_dataset,
-    unreadable,
-)
+from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, readable, to_dataset
 from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.loading import check_format, in_trl_format, load_splits, refuse_split
 from recipes.lib.data.mixtures import Part, join_datasets
@@ -82,6 +75,8 @@ def load_rows(
     if not args.streaming:
         train, test = load_splits(args, training.seed, required_columns)
         return Rows(train, test, train)
+    from datasets import IterableDataset
+
     check_data(args)
     parts = parts_of(args)
     _check_keys(args, training, parts)
@@ -103,7 +98,9 @@ def load_rows(
             f"test_fraction={args.test_fraction}: of the first {len(known)} rows {len(kept)} are "
             "left to train on; choose another share, or name test_dataset_name."
         )
-    return Rows(_shuffled(stream), _table(test, name) if test else None, _table(kept, name), stream)
+    train = IterableDataset.from_generator(stream)
+    train = train.shuffle(seed=stream.seed, buffer_size=SHUFFLE_BUFFER)
+    return Rows(train, _table(test, name) if test else None, _table(kept, name), stream)
 
 
 def _readers(
@@ -181,10 +178,8 @@ def read_head(source: RowSource, part: Part, drops: bool, limit: int | None) -> 
 
 
 def _table(rows: list[Row], name: str) -> Dataset:
-    try:
+    with readable(name):
         return to_dataset(rows)
-    except READ_ERRORS as error:
-        raise unreadable(name, error) from error
 
 
 def _test_rows(
@@ -215,13 +210,6 @@ def _test_rows(
         rows += list(reader.rows())
     stream.held_out = frozenset(map(content_key, rows))
     return rows
-
-
-def _shuffled(stream: Stream) -> Any:
-    from datasets import IterableDataset
-
-    rows = IterableDataset.from_generator(stream)
-    return rows.shuffle(seed=stream.seed, buffer_size=SHUFFLE_BUFFER)
 
 
 @dataclass

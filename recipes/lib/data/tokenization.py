@@ -12,7 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.formats import Format, Row
+from recipes.lib.data.file_rows import Row
+from recipes.lib.data.formats import Format
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,8 +54,13 @@ def tokenize_row(
     Returns:
         One sequence, or two for a pair.
     """
-    row = _with_prompt(row, shape)
-    options = _template_options(row)
+    if shape.columns == ("chosen", "rejected"):
+        from trl import extract_prompt
+
+        row = row | extract_prompt(row)
+    tools = row.get("tools")
+    options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+    options |= row.get("chat_template_kwargs") or {}
     if "chosen" in shape.columns:
         return _pair(row, tokenizer, options)
     if "completion" in shape.columns:
@@ -156,20 +162,6 @@ def _ended(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Plain text with the end token that the trainers put there."""
     end = tokenizer.eos_token
     return value + end if isinstance(value, str) and end and not value.endswith(end) else value
-
-
-def _with_prompt(row: Row, shape: Format) -> Row:
-    if shape.columns != ("chosen", "rejected"):
-        return row
-    from trl import extract_prompt
-
-    return row | extract_prompt(row)
-
-
-def _template_options(row: Row) -> dict[str, Any]:
-    tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"tools": tools} | (row.get("chat_template_kwargs") or {})
 
 
 def keep_boundary(rows: Any, known: Dataset, tokenizer: Any) -> Any:

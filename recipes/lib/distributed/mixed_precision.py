@@ -35,7 +35,14 @@ def keep_outputs_fp32(trainer: Any, head: nn.Module | None = None) -> None:
     if accelerator.mixed_precision == "no":
         return
     if accelerator.is_fsdp2:
-        _say_in_full(accelerator.state.fsdp_plugin, trainer.sums_in_fp32)
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin = accelerator.state.fsdp_plugin
+        policy = plugin.mixed_precision_policy
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=policy.param_dtype,
+            reduce_dtype=torch.float32 if trainer.sums_in_fp32 else policy.reduce_dtype,
+        )
     elif not trainer.is_deepspeed_enabled:
         return
     for module in head.modules() if head is not None else ():
@@ -62,13 +69,3 @@ def cast_like_trained(trainer: Any, model: nn.Module | None) -> None:
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
     model.to(trainer.args.device)
-
-
-def _say_in_full(plugin: Any, sums_in_fp32: bool) -> None:
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    policy = plugin.mixed_precision_policy
-    plugin.mixed_precision_policy = MixedPrecisionPolicy(
-        param_dtype=policy.param_dtype,
-        reduce_dtype=torch.float32 if sums_in_fp32 else policy.reduce_dtype,
-    )

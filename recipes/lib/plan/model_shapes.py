@@ -64,7 +64,13 @@ def find_source(name: str, revision: str = "main", configs: Path | None = None) 
     except UserError as error:
         file = _recipe_file(name, configs)
         if file is None:
-            raise UserError(_without_run(name, str(error))) from error
+            if Path(name).parts[:1] != ("runs",):
+                raise
+            raise UserError(
+                f"model_name_or_path={name}: there is no such run, and no configuration of its "
+                "name beside the file to take the shapes from; name a model with "
+                "--model_name_or_path."
+            ) from error
         return _to_be_trained(name, file)
     if (folder := _adapter_config(path, revision)) is None:
         return Shapes(name, path, revision)
@@ -99,15 +105,6 @@ def _recipe_file(name: str, configs: Path | None) -> Path | None:
         return None
     file = configs / parts[0] / f"{parts[1]}.yaml"
     return file if file.is_file() else None
-
-
-def _without_run(name: str, said: str) -> str:
-    if Path(name).parts[:1] == ("runs",):
-        return (
-            f"model_name_or_path={name}: there is no such run, and no configuration of its name "
-            "beside the file to take the shapes from; name a model with --model_name_or_path."
-        )
-    return said
 
 
 def _to_be_trained(name: str, file: Path) -> Shapes:

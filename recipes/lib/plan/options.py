@@ -10,13 +10,13 @@ from typing import Any
 from recipes.lib.config.build import choose_precision
 from recipes.lib.config.option_table import TRAINING_RECIPES
 from recipes.lib.config.parse import Config, read_command_line, take_config
+from recipes.lib.config.values import TRUE_WORDS
 from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import read_memory
 
 FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", "prompt_length", "json")
 PRECISION = ("bf16", "fp16")
-TRUE = ("true", "yes", "1", "y", "t")
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _autocast(options: PlanOptions) -> Any:
 
     given = read_command_line(options.recipe, options.rest).values
     wished = {
-        key: value.lower() in TRUE if isinstance(value, str) else value
+        key: value.lower() in TRUE_WORDS if isinstance(value, str) else value
         for key in PRECISION
         if (value := given.get(key)) is not None
     }

@@ -17,14 +17,13 @@ WIDTH = 80
 INDENT = "  "
 
 
-def show_plan(plan: Plan, console: Console | None = None) -> None:
+def show_plan(plan: Plan) -> None:
     """Print the table and where the peak is.
 
     Args:
         plan: The plan.
-        console: Where to; standard output by default.
     """
-    console = _console(console)
+    console = _console()
     console.print()
     console.print(Text(f"rlhf {plan.recipe}, {plan.model}", style="bold"), overflow="fold")
     console.print(_facts(plan))
@@ -34,13 +33,12 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     console.print(f"peak: {memory_text(peak.total)} on the card, in {peak.name}", highlight=False)
 
 
-def show_verdict(plan: Plan, memory: int, console: Console | None = None) -> None:
+def show_verdict(plan: Plan, memory: int) -> None:
     """Print whether the run fits.
 
     Args:
         plan: The plan.
         memory: Bytes of the card.
-        console: Where to; standard output by default.
     """
     left = memory - plan.peak
     words = (
@@ -48,19 +46,16 @@ def show_verdict(plan: Plan, memory: int, console: Console | None = None) -> Non
         if left >= 0
         else (f"does not fit in {memory_text(memory)}: {memory_text(-left)} are missing")
     )
-    _console(console).print(Text(words, style="green" if left >= 0 else "red"))
+    _console().print(Text(words, style="green" if left >= 0 else "red"))
 
 
-def show_advice(
-    changes: list[Change], fits: bool, memory: int, console: Console | None = None
-) -> None:
+def show_advice(changes: list[Change], fits: bool, memory: int) -> None:
     """Print the advice.
 
     Args:
         changes: What to change, in order.
         fits: Whether the run fits with all of it.
         memory: Bytes of the card.
-        console: Where to; standard output by default.
     """
     lines = ["what makes it fit, the cheapest first:" if fits else "what makes it smaller:"]
     for number, change in enumerate(changes, 1):
@@ -73,7 +68,7 @@ def show_advice(
         lines = [
             "nothing that is known here makes it smaller; take a smaller model or a larger card"
         ]
-    console = _console(console)
+    console = _console()
     console.print()
     for line in lines:
         console.print(Text(line), soft_wrap=True)
@@ -84,14 +79,13 @@ def _wrap(text: str, first: str, others: str, **how: Any) -> list[str]:
     return textwrap.wrap(text, initial_indent=first, subsequent_indent=others, **how)
 
 
-def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = None) -> None:
+def show_refused(refused: list[tuple[Refusal, str]]) -> None:
     """Print why a run would be refused at its start, and the ways out.
 
     Args:
         refused: Lines of the table, each with what is wrong in keys and values.
-        console: Where to; standard output by default.
     """
-    console = _console(console)
+    console = _console()
     console.print()
     console.print(Text("will be refused before anything loads:", style="red"))
     for line, wrong in refused:
@@ -100,18 +94,18 @@ def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = N
                 console.print(Text(row), soft_wrap=True)
 
 
-def show_table(console: Console | None = None) -> None:
+def show_table() -> None:
     """Print the whole table of what does not go with several processes; see `refusals`."""
     table = Table(box=None, padding=(0, 2, 1, 0))
     for name, width in (("what does not go", 18), ("what would happen", 26), ("way out", 28)):
         table.add_column(name, width=width, header_style="cyan")
     for line in REFUSALS:
         table.add_row(line.name, line.reason, line.remedy)
-    _console(console).print(table)
+    _console().print(table)
 
 
-def _console(console: Console | None) -> Console:
-    console = console or Console(highlight=False)
+def _console() -> Console:
+    console = Console(highlight=False)
     console.width = min(WIDTH, console.width)
     return console
 

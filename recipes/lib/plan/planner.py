@@ -56,7 +56,8 @@ def plan_of(config: Config, target: Target) -> Plan:
         passes.prepare(fakes, config)
         fixed = _fixed(config, models, target)
     gradients = _gradient_bytes(trained, target)
-    phases = [_update(config, fixed, gradients, trained)]
+    step = step_bytes(config.training, sum(_size(parameter) for parameter in trained))
+    phases = [MemoryPhase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})]
     if not target.is_fixed_only:
         phases = _phases(config, target, fakes, fixed, gradients) + phases
         phases = add_captured_graphs(config, target, fakes, phases)
@@ -211,14 +212,6 @@ def _gathered(trained: nn.Module, target: Target, *, whole: bool) -> int:
         return sum(of_layer.values())
     rest = of_layer.pop("", 0)
     return rest + 2 * max(of_layer.values(), default=0)
-
-
-def _update(
-    config: Config, fixed: dict[str, int], gradients: int, trained: list[nn.Parameter]
-) -> MemoryPhase:
-    total = sum(_size(parameter) for parameter in trained)
-    step = step_bytes(config.training, total)
-    return MemoryPhase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})
 
 
 def _num_parameters(policy: nn.Module) -> int:

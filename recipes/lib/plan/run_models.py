@@ -71,7 +71,11 @@ def make_run_models(config: Config, autocast: Any, configs: Path | None) -> RunM
     if own_adapter is not None:
         models.trained = models.policy = meta_models.adapted(model, own_adapter)
         _round_as_trl(models.policy, autocast)
-    elif _keeps_reference(config):
+    elif (
+        not training.precompute_ref_log_probs
+        if config.recipe in WITH_REFERENCE
+        else config.recipe in SAMPLING_RECIPES and training.beta != 0
+    ):
         models.reference = copy.deepcopy(model).requires_grad_(False)
     if config.recipe in SAMPLING_RECIPES:
         _add_rewards(models, config, configs, shared=False)
@@ -90,13 +94,6 @@ def _adapter(config: Config, source: Shapes) -> Any:
             found = replace(found, modules_to_save=sorted(saved))
         return found
     return peft_config(config.model, task)
-
-
-def _keeps_reference(config: Config) -> bool:
-    training = config.training
-    if config.recipe in WITH_REFERENCE:
-        return not training.precompute_ref_log_probs
-    return config.recipe in SAMPLING_RECIPES and training.beta != 0
 
 
 def _round_as_trl(policy: Any, autocast: Any) -> None:

@@ -41,21 +41,22 @@ def policy_tokenizer(config: Config, template_path: str | None = None) -> Any:
 def make_trainer(
     trainer_class: Any, config: Config, tokenizer: Any, train: Any, test: Any, **arguments: Any
 ) -> Any:
-    """One of TRL's trainers on the policy, with LoRA where it is asked for.
+    """One of TRL's trainers; on the policy, with LoRA where it is asked for, if no model is given.
 
     Raises:
         UserError: The model cannot be loaded, or TRL refuses an argument.
     """
-    adapter = peft_config(config.model, "CAUSAL_LM")
+    if "model" not in arguments:
+        trusted = config.training.trust_remote_code
+        arguments["peft_config"] = peft_config(config.model, "CAUSAL_LM")
+        arguments["model"] = load_policy(config.model, trust_remote_code=trusted)
     return make(
         trainer_class,
-        load_policy(config.model, trust_remote_code=config.training.trust_remote_code),
-        config.model,
+        model_args=config.model,
         args=config.training,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=adapter,
         **arguments,
     )
 

@@ -16,14 +16,7 @@ import torch
 
 from recipes.lib.distributed.agreement import is_agreed
 from recipes.lib.distributed.processes import broadcast_from_main
-from recipes.lib.distributed.signals import (
-    Stop,
-    Stopped,
-    disarm,
-    interruptible,
-    listening,
-    received,
-)
+from recipes.lib.distributed.signals import Stop, Stopped, caught, disarm, interruptible, listening
 from recipes.lib.errors import UserError, is_memory, sentence
 from recipes.lib.runs.checkpoints import PREFIX, fault, numbered
 from recipes.lib.trainers.out_of_memory import refusal
@@ -187,7 +180,7 @@ class Stoppable(FiniteSteps):
         if self.listens:
             self._moment, self._moves = self.moment(), False
         if stops:
-            raise Stop(received() or "a signal to another process")
+            raise Stop(caught() or "a signal to another process")
 
     def _cut_short(self) -> Any:
         # Several processes wait for each other, so they stop together, at the end of a step.
@@ -195,7 +188,7 @@ class Stoppable(FiniteSteps):
         return interruptible() if alone and self.listens else nullcontext()
 
     def _all_stop(self) -> bool:
-        return self._any(bool(received()))
+        return self._any(bool(caught()))
 
     def _any(self, here: bool) -> bool:
         """Whether something holds on any process; all of them ask, and get the same answer."""
