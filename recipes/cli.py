@@ -3,12 +3,11 @@
 import difflib
 import importlib
 import sys
-import textwrap
 from pathlib import Path
 
 from recipes.lib.config.option_table import modules_with
 from recipes.lib.config.shipped_configs import PACKAGE
-from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help, print_text
+from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, columns, print_help, print_text
 
 USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"
 
@@ -70,12 +69,7 @@ def overview(recipes: dict[str, str]) -> str:
     Returns:
         Lines of at most 80 columns.
     """
-    width = max((len(name) for name in recipes), default=0) + 4
-    lines = [USAGE, "", "recipes:"]
-    for name, sentence in recipes.items():
-        text = textwrap.wrap(sentence, 80 - width) or [""]
-        lines.append(f"  {name:<{width - 2}}{text[0]}")
-        lines += [" " * width + more for more in text[1:]]
+    lines = [USAGE, "", "recipes:", *columns(recipes, indent="  ")]
     return "\n".join([*lines, "", "`rlhf RECIPE --help` shows the options of one."])
 
 

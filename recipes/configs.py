@@ -3,13 +3,11 @@
 A configuration's name is its path under `configs/` without the ending, e.g. `quickstart/ppo`.
 """
 
-import sys
-import textwrap
 from pathlib import Path
 
 from recipes.lib.config.shipped_configs import FOLDER, find_config, find_configs
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.help import print_text
+from recipes.lib.recipe.help import answer, columns, print_text
 
 USAGE = """usage: rlhf configs                     list names and purposes
        rlhf configs show NAME           print one
@@ -25,16 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for a mistake of the user.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        print_text(f"{(__doc__ or '').strip()}\n\n{USAGE}")
+
+    def act(words: list[str]) -> int:
+        print_text(run(words))
         return 0
-    try:
-        print_text(run(argv))
-        return 0
-    except UserError as error:
-        print(f"rlhf configs: error: {error}", file=sys.stderr)
-        return 2
+
+    return answer("configs", f"{(__doc__ or '').strip()}\n\n{USAGE}", argv, act)
 
 
 def run(argv: list[str], folder: Path = FOLDER) -> str:
@@ -80,13 +74,7 @@ def listing(folder: Path) -> str:
     known = find_configs(folder)
     if not known:
         raise UserError(f"{folder}: holds no configurations; run rlhf from a checkout.")
-    width = max(map(len, known)) + 2
-    lines = []
-    for name, path in known.items():
-        text = textwrap.wrap(purpose(path), max(80 - width, 30)) or [""]
-        lines.append(f"{name:<{width}}{text[0]}")
-        lines += [" " * width + more for more in text[1:]]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(columns({name: purpose(path) for name, path in known.items()}))
 
 
 def purpose(path: Path) -> str:

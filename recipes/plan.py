@@ -13,12 +13,11 @@ the reasons and the ways out follow, and the exit code is 2.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.help import HELP_FLAGS, print_text
+from recipes.lib.recipe.help import answer
 
 USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
        rlhf plan --refusals [--json [FILE]]
@@ -46,21 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 also where the run does not fit, 2 for a mistake of the user and for a
         run that would be refused.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if HELP_FLAGS & set(argv):
-        print_text(f"{(__doc__ or '').strip()}\n\n{USAGE}")
+    return answer("plan", f"{(__doc__ or '').strip()}\n\n{USAGE}", argv, _act)
+
+
+def _act(argv: list[str]) -> int:
+    if REFUSALS_FLAG in argv:
+        show_refusals(argv)
         return 0
-    try:
-        if REFUSALS_FLAG in argv:
-            show_refusals(argv)
-            return 0
-        return 2 if run(argv)["refused"] else 0
-    except UserError as error:
-        print(f"rlhf plan: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rlhf plan: interrupted", file=sys.stderr)
-        return 130
+    return 2 if run(argv)["refused"] else 0
 
 
 def run(argv: list[str]) -> dict[str, Any]:

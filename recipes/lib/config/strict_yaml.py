@@ -50,7 +50,9 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         node = _Loader(text, path).get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: must hold `key: value` lines; it holds {_kind(node)}.")
+            kinds = {type(None): "nothing", yaml.SequenceNode: "a list"}
+            kind = kinds.get(type(node), "a single value")
+            raise UserError(f"{path}: must hold `key: value` lines; it holds {kind}.")
         values = _value(node, path)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -174,12 +176,6 @@ def _mapping(node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         first_lines[key] = line
         result[key] = _value(value_node, path)
     return result
-
-
-def _kind(node: yaml.Node | None) -> str:
-    if node is None:
-        return "nothing"
-    return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
 
 
 def _one_line(text: str | None) -> str:

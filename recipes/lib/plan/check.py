@@ -79,6 +79,8 @@ def check_plan(config: Config, has_test: bool = True) -> None:
 
 
 def _refusal(config: Config, has_test: bool) -> str | None:
+    import torch
+
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
 
@@ -89,7 +91,8 @@ def _refusal(config: Config, has_test: bool) -> str | None:
         print("plan: skipped (under ZeRO-3; ask rlhf plan)", file=sys.stderr)
         return None
     card = None if training.use_cpu else card_memory()
-    target = Target(launch, _autocast(training), has_test=has_test, is_fixed_only=card is None)
+    autocast = torch.float16 if training.fp16 else torch.bfloat16 if training.bf16 else None
+    target = Target(launch, autocast, has_test=has_test, is_fixed_only=card is None)
     plan = plan_of(config, target)
     if card is None:
         memory = machine_memory()
@@ -133,11 +136,3 @@ def _advice(config: Config, target: Any, memory: int) -> tuple[list[Any], bool]:
         return changed, plan_of(changed, target)
 
     return find_changes(planner, memory, no_new_refusals(refused(config), refused))
-
-
-def _autocast(training: Any) -> Any:
-    import torch
-
-    if training.fp16:
-        return torch.float16
-    return torch.bfloat16 if training.bf16 else None

@@ -99,20 +99,14 @@ class MemoryMeasure(TorchDispatchMode):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
 
-    @contextmanager
-    def gradients_of(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def gradients_of(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Label what becomes the gradient of a parameter."""
 
         def label(parameter: Tensor) -> None:
             assert parameter.grad is not None
             self.label(parameter.grad, GRADIENTS)
 
-        handles = [p.register_post_accumulate_grad_hook(label) for p in parameters]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return on_gradients(parameters, label)
 
     def _free(self, key: int) -> None:
         self._add(self.kinds.pop(key), -self.sizes.pop(key))
@@ -121,6 +115,19 @@ class MemoryMeasure(TorchDispatchMode):
     def _add(self, kind: str, size: int) -> None:
         self.now[kind] = self.now.get(kind, 0) + size
         self.total += size
+
+
+@contextmanager
+def on_gradients(
+    parameters: Iterable[nn.Parameter], act: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """Do something with each parameter as soon as its gradient is there."""
+    handles = [p.register_post_accumulate_grad_hook(act) for p in parameters]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _key(tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
-from recipes.lib.plan.measure import FakeModels, MemoryMeasure, Pass
+from recipes.lib.plan.measure import FakeModels, MemoryMeasure, Pass, on_gradients
 
 # Numbers per token that TRL's trainers ask the head for.
 OUTPUTS = {
@@ -76,9 +76,12 @@ def training_pass(
     # Added to what is there, or sent to where its shard is: gone, for this pass.
     leaves = launch.shards_optimizer > 1 or config.training.gradient_accumulation_steps > 1
 
+    def leave(parameter: Tensor) -> None:
+        parameter.grad = None
+
     def run(measure: MemoryMeasure) -> None:
         try:
-            with _leaving(trained) if leaves else measure.gradients_of(trained):
+            with on_gradients(trained, leave) if leaves else measure.gradients_of(trained):
                 with measure.keeping():
                     loss = loss_of(measure)
                 loss.backward()
@@ -99,19 +102,6 @@ def evaluating(model: Any) -> Iterator[None]:
     with torch.no_grad():
         yield
     model.train(was_training)
-
-
-@contextmanager
-def _leaving(parameters: list[Any]) -> Iterator[None]:
-    def leave(parameter: Any) -> None:
-        parameter.grad = None
-
-    handles = [p.register_post_accumulate_grad_hook(leave) for p in parameters]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def fused_loss(

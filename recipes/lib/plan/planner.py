@@ -56,7 +56,8 @@ def plan_of(config: Config, target: Target) -> Plan:
         passes.prepare(fakes, config)
         fixed = _fixed(config, models, target)
     gradients = _gradient_bytes(trained, target)
-    step = step_bytes(config.training, sum(_size(parameter) for parameter in trained))
+    optimizer = str(getattr(config.training.optim, "value", config.training.optim))
+    step = STEP_COPIES.get(optimizer, 0) * sum(_size(parameter) for parameter in trained)
     phases = [MemoryPhase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})]
     if not target.is_fixed_only:
         phases = _phases(config, target, fakes, fixed, gradients) + phases
@@ -272,19 +273,6 @@ def state_bytes(training: Any, trained: nn.Module) -> int:
             else:
                 total += number * size
     return total + sum(tables.values())
-
-
-def step_bytes(training: Any, trainable: int) -> int:
-    """Bytes that a step of the optimizer takes on the way.
-
-    Args:
-        training: The TrainingArguments.
-        trainable: Bytes of the trainable weights.
-
-    Returns:
-        Bytes; none for what works in place.
-    """
-    return STEP_COPIES.get(str(getattr(training.optim, "value", training.optim)), 0) * trainable
 
 
 def _state_of(made: Any, kwargs: dict[str, Any], weight: Any, is_embedding: bool) -> dict[str, Any]:
