@@ -85,15 +85,6 @@ def unchecked_rows(script: DataPageArguments) -> tuple[Dataset, Dataset | None]:
     return first_rows(script, script.max_rows or HEAD_ROWS), None
 
 
-def describe_rows(script: DataPageArguments, rows: Dataset, test: Dataset | None) -> list[str]:
-    """In words: how many rows there are, and whether they are the first ones alone."""
-    number = 0 if test is None else len(test)
-    told = [f"{len(rows):,} to train on, {number:,} to test on"]
-    if script.max_rows is None and not script.streaming:
-        return told
-    return [*told, "the first ones alone: what stands behind them was not read"]
-
-
 def tokenizer_of(script: DataPageArguments) -> Any:
     """The tokenizer with the chat template to use, or None."""
     if script.model_name_or_path is None:
@@ -214,10 +205,13 @@ def run(config: Config) -> dict[str, Any]:
     first = (rows if len(rows) else train)[0]
     kind = "messages" if isinstance(first[shape.columns[0]], list) else "text"
     others = [name for name in train.column_names if name not in shape.columns]
+    counts = [f"{len(rows):,} to train on, {0 if test is None else len(test):,} to test on"]
+    if script.max_rows is not None or script.streaming:
+        counts.append("the first ones alone: what stands behind them was not read")
     page.facts = {
         "format": [f"{shape.name}, {kind}", f"for {', '.join(shape.recipes)}"],
         "columns": [", ".join(shape.columns)] + ([f"and {', '.join(others)}"] if others else []),
-        "rows": describe_rows(script, rows, test),
+        "rows": counts,
         "bad rows": faults or ["none"],
         "repeated": describe_repeated(rows, test),
     }

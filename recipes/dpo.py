@@ -58,16 +58,9 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import DPOTrainer
 
-    from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.recipe import spine
-    from recipes.lib.trainers.row_fit import check_fit
+    from recipes.lib.recipe.spine import make_preference_trainer
 
-    tokenizer = spine.policy_tokenizer(config)
-    first = "prompt" if "prompt" in rows.known.column_names else "chosen"
-    prompt_token_ids(tokenizer, rows.known[0][first])  # refuses messages without a template
-    trainer = spine.make_trainer(DPOTrainer, config, tokenizer, rows.train, rows.test)
-    check_fit(trainer, rows.known[0])
-    return trainer
+    return make_preference_trainer(DPOTrainer, config, rows.train, rows.test, rows.known[0])
 
 
 def test_logps(trainer: Any) -> dict[str, list[float]]:

@@ -87,15 +87,9 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import KTOTrainer
 
-    from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.recipe import spine
-    from recipes.lib.trainers.row_fit import check_fit
+    from recipes.lib.recipe.spine import make_preference_trainer
 
-    tokenizer = spine.policy_tokenizer(config)
-    prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
-    trainer = spine.make_trainer(KTOTrainer, config, tokenizer, train, test)
-    check_fit(trainer, train[0])
-    return trainer
+    return make_preference_trainer(KTOTrainer, config, train, test, train[0])
 
 
 def test_logps(trainer: Any) -> list[float]:

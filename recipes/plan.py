@@ -13,6 +13,8 @@ the reasons and the ways out follow, and the exit code is 2.
 
 from __future__ import annotations
 
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -92,36 +94,32 @@ def run(argv: list[str]) -> dict[str, Any]:
     memory = options.memory if options.memory is not None else card_memory()
     refused = plan_refusals(config, options, memory)
     told = plan.as_dict() | {"refused": as_dicts(refused)}
-    is_quiet = options.json == "-"
-    if not is_quiet:
+    # Where the terminal gets JSON, the page goes nowhere.
+    with redirect_stdout(StringIO()) if options.json == "-" else nullcontext():
         show_plan(plan)
-    if memory is not None:
-        is_allowed = no_new_refusals(
-            refused, lambda changed: plan_refusals(changed, options, memory)
-        )
-        told |= _against(memory, plan, planner, is_allowed, is_quiet=is_quiet)
-    if refused and not is_quiet:
-        show_refused(refused)
+        if memory is not None:
+            is_allowed = no_new_refusals(
+                refused, lambda changed: plan_refusals(changed, options, memory)
+            )
+            told |= _against(memory, plan, planner, is_allowed)
+        if refused:
+            show_refused(refused)
     _write(told, options.json)
     return told
 
 
-def _against(
-    memory: int, plan: Any, planner: Any, is_allowed: Any, *, is_quiet: bool
-) -> dict[str, Any]:
-    """Whether the run fits, and what to change; printed unless that is not wished."""
+def _against(memory: int, plan: Any, planner: Any, is_allowed: Any) -> dict[str, Any]:
+    """Whether the run fits, and what to change; printed, too."""
     from recipes.lib.plan.advice import find_changes
     from recipes.lib.plan.page import show_advice, show_verdict
 
     told = {"memory": memory, "fits": plan.peak <= memory, "changes": []}
-    if not is_quiet:
-        show_verdict(plan, memory)
+    show_verdict(plan, memory)
     if plan.peak > memory:
         changes, fits = find_changes(planner, memory, is_allowed)
         told["changes"] = [{"key": c.key, "value": c.value, "peak": c.peak} for c in changes]
         told["fits_changed"] = fits
-        if not is_quiet:
-            show_advice(changes, fits, memory)
+        show_advice(changes, fits, memory)
     return told
 
 

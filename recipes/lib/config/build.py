@@ -107,7 +107,9 @@ def with_defaults(
         added["output_dir"] = str(Path("runs") / recipe / (path.stem if path else "default"))
     if "bf16" in fields and "fp16" in fields:
         added |= choose_precision(values)
-    return {key: value for key, value in added.items() if key in fields} | _given(values)
+    # `bf16: null` asks for the default, as leaving it out does.
+    given = {key: value for key, value in values.items() if (key, value) != ("bf16", None)}
+    return {key: value for key, value in added.items() if key in fields} | given
 
 
 def choose_precision(values: dict[str, Any]) -> dict[str, bool]:
@@ -133,8 +135,3 @@ def choose_precision(values: dict[str, Any]) -> dict[str, bool]:
         return {"bf16": True}
     # Turing and older: fp16 unless it was switched off by name.
     return {"bf16": False, "fp16": "fp16" not in values}
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    # `bf16: null` asks for the default, as leaving it out does.
-    return {key: value for key, value in values.items() if (key, value) != ("bf16", None)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -37,15 +38,14 @@ ddp_timeout reward_timeout rater_temperature num_texts num_sft_train
 SHARES = ["label_smoothing_factor", "label_smoothing", "min_p", "top_p", "top_entropy_quantile"]
 BELOW_1 = ["adam_beta1", "adam_beta2", "lora_dropout"]
 SEEDS = ["seed", "data_seed"]  # numpy takes 32 bits
-# The lowest value and whether it is allowed, the highest value and whether it is, in words.
-Range = tuple[float, bool, float, bool, str]
-RANGES: dict[str, Range] = {
-    **dict.fromkeys(FROM_1, (1, True, math.inf, True, "1 or more")),
-    **dict.fromkeys(FROM_0, (0, True, math.inf, True, "0 or more")),
-    **dict.fromkeys(ABOVE_0, (0, False, math.inf, True, "above 0")),
-    **dict.fromkeys(SHARES, (0, True, 1, True, "from 0 to 1")),
-    **dict.fromkeys(BELOW_1, (0, True, 1, False, "from 0 to below 1")),
-    **dict.fromkeys(SEEDS, (0, True, 2**32 - 1, True, "from 0 to 4294967295")),
+# What numbers a key takes, in words and as a test.
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(FROM_1, ("1 or more", lambda value: value >= 1)),
+    **dict.fromkeys(FROM_0, ("0 or more", lambda value: value >= 0)),
+    **dict.fromkeys(ABOVE_0, ("above 0", lambda value: value > 0)),
+    **dict.fromkeys(SHARES, ("from 0 to 1", lambda value: 0 <= value <= 1)),
+    **dict.fromkeys(BELOW_1, ("from 0 to below 1", lambda value: 0 <= value < 1)),
+    **dict.fromkeys(SEEDS, ("from 0 to 4294967295", lambda value: 0 <= value < 2**32)),
 }
 
 
@@ -270,7 +270,5 @@ def out_of_range(key: str, value: Any) -> str | None:
         return "-1 (go by num_train_epochs) or 1 or more"
     if key not in RANGES or type(value) not in (int, float):
         return None
-    low, with_low, high, with_high, words = RANGES[key]
-    is_high_enough = value >= low if with_low else value > low
-    is_low_enough = value <= high if with_high else value < high
-    return None if is_high_enough and is_low_enough else words
+    words, is_in_range = RANGES[key]
+    return None if is_in_range(value) else words

@@ -193,7 +193,8 @@ def spans_boundary(row: dict[str, Any], tokenizer: Any) -> bool:
     Returns:
         True if the prompt alone has other tokens.
     """
-    prompt, whole = _ids_of(tokenizer, row["prompt"]), _ids_of(tokenizer, _whole(row, tokenizer))
+    text = row["prompt"] + _ended(row["completion"], tokenizer)
+    prompt, whole = (_ids(one, tokenizer, {}) for one in (row["prompt"], text))
     return whole[: len(prompt)] != prompt
 
 
@@ -207,20 +208,12 @@ def tokenize_apart(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
     Returns:
         `input_ids`, and `completion_mask` with 1 for every token of the completion.
     """
-    prompt, whole = _ids_of(tokenizer, row["prompt"]), _ids_of(tokenizer, _whole(row, tokenizer))
-    completion = _ids_of(tokenizer, _whole(row, tokenizer)[len(row["prompt"]) :], False)
+    end = _ended(row["completion"], tokenizer)
+    prompt, whole = (_ids(one, tokenizer, {}) for one in (row["prompt"], row["prompt"] + end))
+    completion = list(tokenizer(end, add_special_tokens=False)["input_ids"])
     if tokenizer.decode(prompt + completion) != tokenizer.decode(whole):
         # The tokenizer puts a mark before every text: keep its own tokens from where they differ.
         same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), 0)
         prompt, completion = whole[:same], whole[same:]
     mask = [0] * len(prompt) + [1] * len(completion)
     return {"input_ids": prompt + completion, "completion_mask": mask}
-
-
-def _whole(row: dict[str, Any], tokenizer: Any) -> str:
-    text, end = row["prompt"] + row["completion"], tokenizer.eos_token
-    return text if row["completion"].endswith(end) else text + end
-
-
-def _ids_of(tokenizer: Any, text: str, add_special_tokens: bool = True) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])

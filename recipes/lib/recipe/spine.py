@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.parse import Config
+from recipes.lib.data.prompts import prompt_token_ids
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.shards import save_unsharded
 from recipes.lib.evaluation.win_rate import pair_accuracy
@@ -19,6 +20,7 @@ from recipes.lib.runs.folder import Run, open_run
 from recipes.lib.runs.lineage import write_lineage
 from recipes.lib.trainers.progress import watch
 from recipes.lib.trainers.resumable import STAGED
+from recipes.lib.trainers.row_fit import check_fit
 from recipes.lib.trainers.trl import make
 
 
@@ -59,6 +61,18 @@ def make_trainer(
         processing_class=tokenizer,
         **arguments,
     )
+
+
+def make_preference_trainer(
+    trainer_class: Any, config: Config, train: Any, test: Any, row: dict[str, Any]
+) -> Any:
+    """TRL's DPO or KTO trainer on the policy; the first row, as it was given, fits the model."""
+    tokenizer = policy_tokenizer(config)
+    # Refuses messages without a template.
+    prompt_token_ids(tokenizer, row["prompt"] if "prompt" in row else row["chosen"])
+    trainer = make_trainer(trainer_class, config, tokenizer, train, test)
+    check_fit(trainer, row)
+    return trainer
 
 
 def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
