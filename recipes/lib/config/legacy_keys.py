@@ -230,9 +230,7 @@ def _other_defaults(values: Values, fields: Mapping[str, Field]) -> str | None:
         for key, value in DEFAULTS.items()
         if key not in values and fields[key].default != value
     ]
-    if not told:
-        return None
-    return "defaults here that differ from those of TRL's PPO: " + ", ".join(told)
+    return f"defaults here that differ from those of TRL's PPO: {', '.join(told)}" if told else None
 
 
 def rollout_batches(values: Values) -> Values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,12 +62,9 @@ def length_bins(lengths: Sequence[int], num_bins: int = NUM_BINS) -> list[Length
     """
     width = _round_up((max(lengths) - min(lengths) + 1) / num_bins)
     start = min(lengths) // width * width
-    counts: dict[int, int] = {}
-    for length in lengths:
-        place = (length - start) // width
-        counts[place] = counts.get(place, 0) + 1
+    counts = Counter((length - start) // width for length in lengths)
     return [
-        LengthBin(start + place * width, start + (place + 1) * width - 1, counts.get(place, 0))
+        LengthBin(start + place * width, start + (place + 1) * width - 1, counts[place])
         for place in range(max(counts) + 1)
     ]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter, resolve_model
 
@@ -84,6 +85,12 @@ def find_source(name: str, revision: str = "main", configs: Path | None = None) 
     return Shapes(
         name, source.base, source.revision, PeftConfig.from_pretrained(str(folder.parent))
     )
+
+
+def policy_shapes(config: Config, configs: Path | None) -> Shapes:
+    """The shapes of the model that a configuration names; see `find_source`."""
+    args = config.model
+    return find_source(args.model_name_or_path or "", args.model_revision, configs)
 
 
 def _adapter_config(path: str, revision: str) -> Path | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from recipes.lib.config.parse import Config
 from recipes.lib.plan import meta_models
-from recipes.lib.plan.model_shapes import Shapes, find_source
+from recipes.lib.plan.model_shapes import Shapes, find_source, policy_shapes
 
 SAMPLING_RECIPES = ("ppo", "rloo", "grpo")
 WITH_REFERENCE = ("dpo", "kto")
@@ -58,7 +58,7 @@ def make_run_models(config: Config, autocast: Any, configs: Path | None) -> RunM
     """
     args, training = config.model, config.training
     trusted = training.trust_remote_code
-    source = find_source(args.model_name_or_path or "", args.model_revision, configs)
+    source = policy_shapes(config, configs)
     own_adapter = _adapter(config, source)
     shape = source.config(trusted)
     if config.recipe == "reward":

@@ -49,11 +49,10 @@ def sampling_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
     Returns:
         Bytes by kind, the cache of keys and values apart.
     """
-    begin = fakes.peak(_prefill(fakes, what))
-    end = fakes.peak(_last_step(fakes, what))
+    begin, end = fakes.peak(_decode(fakes, what, 0, what.prompt)), _last_step(fakes, what)
     if what.is_graph:
-        whole = fakes.peak(_filled(fakes, what))[CACHE]
-        begin, end = begin | {CACHE: whole}, end | {CACHE: whole}
+        whole = {CACHE: _filled(fakes, what)}
+        begin, end = begin | whole, end | whole
     return max(begin, end, key=lambda kinds: sum(kinds.values()))
 
 
@@ -67,8 +66,8 @@ def captured_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
     Returns:
         The cache of keys and values, whole, and what a step computes in, which no other may use.
     """
-    cache = fakes.peak(_filled(fakes, what))[CACHE]
-    return {CACHE: cache, WORKSPACE: fakes.peak(_last_step(fakes, what)).get(WORKSPACE, 0)}
+    cache = _filled(fakes, what)
+    return {CACHE: cache, WORKSPACE: _last_step(fakes, what).get(WORKSPACE, 0)}
 
 
 def _model(fakes: FakeModels) -> Any:
@@ -78,56 +77,37 @@ def _model(fakes: FakeModels) -> Any:
     return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 
-def _prefill(fakes: FakeModels, what: Sizes) -> Pass:
+def _decode(fakes: FakeModels, what: Sizes, cached: int, tokens: int) -> Pass:
+    """The pass over so many tokens of each row, behind those that are in the cache."""
     model = _model(fakes)
 
     def run(measure: MemoryMeasure) -> None:
-        ids, mask = _ids(what.rows, what.prompt), _ids(what.rows, what.prompt)
         with passes.evaluating(model), fakes.autocast():
+            cache = _full_cache(measure, model, what.rows, cached) if cached else None
+            if not tokens:
+                return
+            ids, mask = _ids(what.rows, tokens), _ids(what.rows, cached + tokens)
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=torch.zeros_like(ids),  # of each row its own, as generate has them
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            size = _size(out.past_key_values)
-            _choose(out.logits)
-        _rename(measure, size)
-
-    return run
-
-
-def _last_step(fakes: FakeModels, what: Sizes) -> Pass:
-    model = _model(fakes)
-
-    def run(measure: MemoryMeasure) -> None:
-        with passes.evaluating(model), fakes.autocast():
-            cache = _full_cache(measure, model, what.rows, what.prompt + what.completion - 1)
-            ids = _ids(what.rows, 1)
-            mask = _ids(what.rows, what.prompt + what.completion)
-            out = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=torch.zeros_like(ids),
                 past_key_values=cache,
                 use_cache=True,
+                **({} if cached else {"logits_to_keep": 1}),
             )
-            _choose(out.logits)
             size = _size(out.past_key_values)
+            _choose(out.logits)
         _rename(measure, size)
 
     return run
 
 
-def _filled(fakes: FakeModels, what: Sizes) -> Pass:
-    model = _model(fakes)
+def _last_step(fakes: FakeModels, what: Sizes) -> dict[str, int]:
+    return fakes.peak(_decode(fakes, what, what.prompt + what.completion - 1, 1))
 
-    def run(measure: MemoryMeasure) -> None:
-        with passes.evaluating(model), fakes.autocast():
-            _full_cache(measure, model, what.rows, what.prompt + what.completion)
 
-    return run
+def _filled(fakes: FakeModels, what: Sizes) -> int:
+    return fakes.peak(_decode(fakes, what, what.prompt + what.completion, 0))[CACHE]
 
 
 def _full_cache(measure: MemoryMeasure, model: Any, rows: int, length: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.parse import Config
@@ -51,12 +50,13 @@ def vllm_needs(config: Config, launch: Launch) -> VLLMNeeds | None:
 
 
 def _held(config: Config, launch: Launch) -> VLLMNeeds:
+    from recipes.lib.plan.model_shapes import policy_shapes
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
 
     configs = config.path.resolve().parent.parent if config.path is not None else None
     plan = plan_of(config, Target(launch, configs=configs, is_fixed_only=True))
-    shape = _shape(config, configs)
+    shape = policy_shapes(config, configs).config(config.training.trust_remote_code)
     ranks = getattr(config.training, "vllm_tensor_parallel_size", 1)
     parts = plan.fullest.parts
     served = BYTES * plan.parameters
@@ -73,14 +73,6 @@ def longest(args: Any) -> int:
     """Tokens of the longest sequence that vLLM has to have room for, as far as it is said."""
     said = getattr(args, "vllm_max_model_length", None)
     return int(said or (getattr(args, "max_prompt_length", None) or 0) + args.max_completion_length)
-
-
-def _shape(config: Config, configs: Path | None) -> Any:
-    from recipes.lib.plan.model_shapes import find_source
-
-    args = config.model
-    source = find_source(args.model_name_or_path or "", args.model_revision, configs)
-    return source.config(config.training.trust_remote_code)
 
 
 def _cache(shape: Any, tokens: int) -> int:

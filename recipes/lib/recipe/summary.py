@@ -87,13 +87,12 @@ def _numbers_table(recipe: str, summary: dict[str, Any]) -> Table:
     table.add_column("result", overflow="fold")
     table.add_column("value", justify="right")
     for key, value in summary.items():
+        items = {key: value}
         if isinstance(value, dict):
-            inner = {name: format_number(item) for name, item in value.items()}
-            for name, text in inner.items():
-                if text is not None:
-                    table.add_row(f"{key}/{name}", text)
-        elif (text := format_number(value)) is not None:
-            table.add_row(key, text)
+            items = {f"{key}/{name}": item for name, item in value.items()}
+        for name, item in items.items():
+            if (text := format_number(item)) is not None:
+                table.add_row(name, text)
     return table
 
 
