@@ -101,13 +101,11 @@ def mix_datasets(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) 
     Raises:
         UserError: As `join`.
     """
-    taken = []
     counts = row_counts(parts, [len(dataset) for dataset in datasets])
-    for dataset, count in zip(datasets, counts, strict=True):
-        chosen = (
-            dataset.shuffle(seed=seed).select(range(count)) if count < len(dataset) else dataset
-        )
-        taken.append(chosen)
+    taken = [
+        dataset.shuffle(seed=seed).select(range(count)) if count < len(dataset) else dataset
+        for dataset, count in zip(datasets, counts, strict=True)
+    ]
     told = ", ".join(f"{part.path} {count}" for part, count in zip(parts, counts, strict=True))
     note(f"datasets: {sum(counts)} training rows ({told}).")
     return join_datasets(parts, taken)

@@ -214,10 +214,8 @@ def _depth(policy: Any) -> tuple[int, int]:
     if len(kinds) != depth:
         is_mixed = bool(getattr(config, "mlp_only_layers", None))
         return depth, depth if is_mixed else 1
-    for period in range(1, depth + 1):
-        if all(kinds[i] == kinds[i % period] for i in range(depth)):
-            return depth, period
-    return depth, depth
+    periods = range(1, depth + 1)
+    return depth, next(p for p in periods if all(kinds[i] == kinds[i % p] for i in range(depth)))
 
 
 @contextmanager

@@ -181,12 +181,8 @@ def _pack_4bit(layer: Any) -> None:
         state = QuantState(inner, offset=offset, state2=outer, **known)
     else:
         state = QuantState(torch.empty(scales, dtype=torch.float32), **known)
-    for name, value in (
-        ("quant_state", state),
-        ("compress_statistics", old.compress_statistics),
-        ("quant_type", old.quant_type),
-    ):
-        setattr(weight, name, value)
+    how = {"compress_statistics": old.compress_statistics, "quant_type": old.quant_type}
+    vars(weight).update(quant_state=state, **how)
     layer.weight = weight
     layer.support_avx512bf16_for_cpu = False
 

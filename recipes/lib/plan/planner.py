@@ -107,13 +107,11 @@ def _phases(
 def _supervised(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
     training, width = config.training, longest_row(config, fakes.models)
     rows = training.per_device_train_batch_size
-    how = {"judged": 0, "others": 0}
-    if config.recipe != "sft":
-        estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
-        rows = 2 * rows if config.recipe == "dpo" else rows
-        judged = 0 if training.precompute_ref_log_probs else 1 + estimates
-        how = {"judged": judged, "others": int(estimates)}
-    loss = passes.fused_loss(fakes, rows, width, **how)
+    estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
+    is_held = config.recipe != "sft" and not training.precompute_ref_log_probs
+    judged, others = (1 + estimates) * is_held, int(estimates)
+    rows = 2 * rows if config.recipe == "dpo" else rows
+    loss = passes.fused_loss(fakes, rows, width, judged=judged, others=others)
     found = {"training": passes.training_pass(fakes, config, loss, target.launch)}
     if target.has_test:
         run = passes.evaluation_pass(fakes, training.per_device_eval_batch_size, width)

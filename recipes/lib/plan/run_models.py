@@ -150,9 +150,7 @@ def _critic_model(config: Config, model: Any, configs: Path | None) -> Any:
     if args.critic_model_name_or_path is None:
         return _full_classifier(model.config, model.dtype, config)
     source = find_source(args.critic_model_name_or_path, configs=configs)
-    critic = _full_classifier(source.config(args.trust_remote_code), torch.float32, config)
-    if source.adapter is not None:
-        critic = meta_models.adapted(critic, source.adapter)
+    critic = _named_classifier(source, config)
     return critic.requires_grad_(True)
 
 
@@ -165,6 +163,12 @@ def _full_classifier(shape: Any, dtype: torch.dtype, config: Config) -> Any:
         attn_implementation=None,
     )
     return meta_models.classifier(shape, plain, config.training.trust_remote_code)
+
+
+def _named_classifier(source: Shapes, config: Config) -> Any:
+    shape = source.config(config.training.trust_remote_code)
+    model = _full_classifier(shape, torch.float32, config)
+    return model if source.adapter is None else meta_models.adapted(model, source.adapter)
 
 
 def _plain(peft_config: Any) -> Any:
@@ -183,7 +187,6 @@ def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, sha
         if is_function_reference(name):
             continue
         source = find_source(name, configs=configs)
-        trusted = config.training.trust_remote_code
         if shared and source.adapter is not None:
             adapters = models.trained.adapters
             number = sum(key.startswith("reward") for key in adapters.model.peft_config)
@@ -194,7 +197,5 @@ def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, sha
                 role = RewardRole(adapters, f"reward{number}", head, 0)
             models.trained.add_module(f"score_{number}", role.score)
             continue
-        model = _full_classifier(source.config(trusted), torch.float32, config)
-        if source.adapter is not None:
-            model = meta_models.adapted(model, source.adapter)
+        model = _named_classifier(source, config)
         models.rewards.append(model.eval().requires_grad_(False))

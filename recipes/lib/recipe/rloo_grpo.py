@@ -36,7 +36,13 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
-    trainer, rewards = make_trainer(trainer_class, config, train, test)
+    tokenizer = spine.policy_tokenizer(config)
+    rewards = load_rewards(script.rewards(), training, tokenizer, train[0]["prompt"])
+    trainer = spine.make_trainer(
+        trainer_class, config, tokenizer, train, test, reward_funcs=rewards.functions
+    )
+    check_sampling(trainer)
+    rewards.ends = trainer.eos_token_ids  # TRL stops at each of them
     run = spine.start_run(config, trainer, SHOWN)
     keep_samples(trainer, rewards, run.path)
     spine.train(trainer, run)
@@ -46,15 +52,3 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
         summary["episodes"] = num_episodes(training, trainer.state.global_step)
         summary |= last_numbers(run.path)
     return spine.finish(run, config, summary, start, reward_funcs=script.reward_funcs)
-
-
-def make_trainer(trainer_class: Any, config: Config, train: Any, test: Any) -> tuple[Any, Any]:
-    """TRL's trainer on the policy, and its rewards."""
-    tokenizer = spine.policy_tokenizer(config)
-    rewards = load_rewards(config.script.rewards(), config.training, tokenizer, train[0]["prompt"])
-    trainer = spine.make_trainer(
-        trainer_class, config, tokenizer, train, test, reward_funcs=rewards.functions
-    )
-    check_sampling(trainer)
-    rewards.ends = trainer.eos_token_ids  # TRL stops at each of them
-    return trainer, rewards
