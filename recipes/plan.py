@@ -70,13 +70,12 @@ def run(argv: list[str]) -> dict[str, Any]:
     Raises:
         UserError: A flag or the configuration is wrong, or a model is not there.
     """
-    from recipes.lib.plan.options import read_options
+    from recipes.lib.plan.options import parse_config, read_options
     from recipes.lib.verbosity import hush
 
     options = read_options(argv)
     hush()
     from recipes.lib.plan.check import card_memory
-    from recipes.lib.plan.options import parse_config
     from recipes.lib.plan.page import show_plan, show_refused
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.refusals import as_dicts, no_new_refusals, plan_refusals

@@ -78,15 +78,6 @@ class Stage:
         is_below = isinstance(value, str) and (value + "/").startswith(RUNS_ROOT + "/")
         return self.root + value[len(RUNS_ROOT) :] if is_below else value
 
-    def has_same_config(self) -> bool:
-        """Whether the folder holds a run of this very configuration."""
-        before = read_yaml(self.folder / "config.yaml").values
-        return before == self.values()
-
-    def is_finished(self) -> bool:
-        """Whether the folder holds a finished run."""
-        return (self.folder / "summary.json").is_file()
-
     def summary(self) -> dict[str, Any]:
         """What the finished run wrote."""
         text = (self.folder / "summary.json").read_text(encoding="utf-8")
@@ -121,8 +112,8 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
     title = f"[{number}/{len(STAGES)}] {stage.recipe}"
     resume = False
     if is_run(stage.folder):
-        is_same = stage.has_same_config()
-        if stage.is_finished() and is_same and not is_stale:
+        is_same = read_yaml(stage.folder / "config.yaml").values == stage.values()
+        if (stage.folder / "summary.json").is_file() and is_same and not is_stale:
             print(f"{title}: finished before, in {stage.summary()['seconds']:.0f} s", flush=True)
             return False
         if is_stale or not is_same:

@@ -100,8 +100,8 @@ def make_trainer(config: Config, rows: Rows) -> Any:
             trust_remote_code=trusted,
         )
     use_template(tokenizer, config.script.chat_template, training.chat_template_path)
-    has_template = bool(tokenizer.chat_template or training.chat_template_path)
-    check_template(rows.known[0], "chosen", has_template)
+    template = tokenizer.chat_template or training.chat_template_path
+    check_template(rows.known[0], "chosen", bool(template))
     trainer = spine.make_trainer(
         RewardTrainer, config, tokenizer, rows.train, rows.test, model=model, peft_config=adapter
     )

@@ -134,19 +134,15 @@ def refusal_reason(recipe: str, key: str) -> str | None:
 def _left_out_at(recipe: str, key: str, values: Values) -> str | None:
     """Why a key means nothing at the value that it has."""
     if key == "warmup_ratio":
-        return _without_ratio(values)
+        ratio, steps = values["warmup_ratio"], values.get("warmup_steps")
+        if isinstance(steps, int | float) and steps > 0:
+            return f"transformers went by warmup_steps={steps} beside it"
+        return "null stood for no warmup" if ratio is None else None
     harmless, reason = tables.LEFT_OUT_AT.get(key, ((), ""))
     if values[key] in harmless:
         return reason
     is_off = values[key] is None or values[key] is False
     return "it was off" if is_off and refusal_reason(recipe, key) else None
-
-
-def _without_ratio(values: Values) -> str | None:
-    ratio, steps = values["warmup_ratio"], values.get("warmup_steps")
-    if isinstance(steps, int | float) and steps > 0:
-        return f"transformers went by warmup_steps={steps} beside it"
-    return "null stood for no warmup" if ratio is None else None
 
 
 def _translated(recipe: str, key: str, values: Values, known: Container[str]) -> Values | None:

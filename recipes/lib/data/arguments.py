@@ -33,23 +33,20 @@ def check_data(args: DataArguments) -> None:
                 f"{', '.join(FORMAT_NAMES)}."
             )
     validate_parts(parts_of(args))
-    _check_fraction(args.test_fraction, args.streaming)
-    if args.max_train_rows is not None and args.max_train_rows < 1:
-        raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
-
-
-def _check_fraction(fraction: float, streaming: bool) -> None:
     # As train_test_split of the datasets library: 1 is one row, and 1.0 would be all of them.
+    fraction = args.test_fraction
     if fraction < 0 or (isinstance(fraction, float) and fraction >= 1):
         raise UserError(
             f"test_fraction={fraction}: give a share from 0 to below 1, or the number of rows as a "
             "whole number (1 is one row)."
         )
-    if fraction >= 1 and streaming:
+    if fraction >= 1 and args.streaming:
         raise UserError(
             f"test_fraction={fraction}: a stream cannot hold out a number of rows; give a "
             "share below 1, or name test_dataset_name."
         )
+    if args.max_train_rows is not None and args.max_train_rows < 1:
+        raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
 
 
 def parts_of(args: DataArguments) -> list[Part]:

@@ -51,11 +51,15 @@ def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
     Raises:
         UserError: Unknown ending, no rows, or not readable as what it claims to be.
     """
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from pyarrow import parquet
+
     if path.suffix not in SUFFIXES:
         raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
     with readable(str(path)):
         if path.suffix == ".parquet":
-            dataset = _read_parquet(path)
+            dataset = Dataset(InMemoryTable(parquet.read_table(path)))
         else:
             dataset = to_dataset(_read_text(path, on_bad_rows))
     if not len(dataset) or not dataset.column_names:
@@ -292,11 +296,3 @@ def _json_list(data: bytes, path: Path) -> list[Row]:
             "keys; write one object for each row."
         )
     return list(rows)
-
-
-def _read_parquet(path: Path) -> Dataset:
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    return Dataset(InMemoryTable(pq.read_table(path)))

@@ -14,7 +14,6 @@ from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
 
 Result = TypeVar("Result")
-WHOLE_STATE = "FULL_STATE_DICT"
 
 
 def zero_stage(trainer: Any) -> int:
@@ -214,7 +213,7 @@ def save_unsharded(trainer: Any) -> Iterator[None]:
         return
     plugin = trainer.accelerator.state.fsdp_plugin
     before = plugin.state_dict_type
-    plugin.set_state_dict_type(WHOLE_STATE)
+    plugin.set_state_dict_type("FULL_STATE_DICT")
     try:
         yield
     finally:

@@ -126,13 +126,13 @@ def _advice(config: Config, target: Any, memory: int) -> tuple[list[Any], bool]:
 
     started = Launch.here(config.training)
 
-    def refused(changed: Any) -> Any:
-        return refusals(changed, started)
-
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         changed = rebuild(config, changes)
         if hasattr(changed.script, "global_batch_size"):
             set_accumulation(changed.training, changed.script.global_batch_size)
         return changed, plan_of(changed, target)
 
-    return find_changes(planner, memory, no_new_refusals(refused(config), refused))
+    refused = refusals(config, started)
+    return find_changes(
+        planner, memory, no_new_refusals(refused, lambda changed: refusals(changed, started))
+    )

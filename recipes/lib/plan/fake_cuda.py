@@ -148,7 +148,8 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], measu
     """
     packet = func.overloadpacket
     if packet is aten._local_scalar_dense and _is_fake(args[0]):
-        return _one(args[0])
+        dtype = args[0].dtype
+        return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
     if packet in (aten.equal, aten.is_nonzero, aten.allclose) and _is_fake(args[0]):
         return True
     if packet is aten.nonzero and _is_fake(args[0]):
@@ -173,12 +174,6 @@ def _is_fake(tensor: Any) -> bool:
 
 def _is_fake_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool and _is_fake(index)
-
-
-def _one(tensor: Tensor) -> Any:
-    if tensor.dtype == torch.bool:
-        return True
-    return 1.0 if tensor.dtype.is_floating_point else 1
 
 
 def _spelled_out(indices: Any, measure: Any) -> list[Any]:

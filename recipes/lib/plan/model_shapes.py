@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.parse import Config
 from recipes.lib.errors import UserError
-from recipes.lib.models.folders import is_adapter, resolve_model
+from recipes.lib.models.folders import is_adapter, reading, resolve_model
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ class Shapes:
             UserError: There is none.
         """
         from transformers import AutoConfig
-
-        from recipes.lib.models.folders import reading
 
         with reading(self.base, "configuration"):
             return AutoConfig.from_pretrained(
@@ -98,8 +96,6 @@ def _adapter_config(path: str, revision: str) -> Path | None:
         return Path(path) / "adapter_config.json" if is_adapter(path) else None
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    from recipes.lib.models.folders import reading
-
     with reading(path, "configuration"):
         found = find_adapter_config_file(path, revision=revision)
     return Path(found) if found else None
@@ -115,8 +111,6 @@ def _recipe_file(name: str, configs: Path | None) -> Path | None:
 
 
 def _to_be_trained(name: str, file: Path) -> Shapes:
-    from dataclasses import fields
-
     from trl import ModelConfig
 
     from recipes.lib.config.strict_yaml import read_yaml

@@ -145,10 +145,24 @@ def parse_config(
     Raises:
         UserError: The configuration is wrong.
     """
+    import torch
+
     plain = dict.fromkeys(PRECISION, False)
     config = parse(options.recipe, list(options.rest), plain | (changes or {}))
     _divide(config, options.launch.num_processes)
-    return config, _autocast(options)
+    given = read_command_line(options.recipe, options.rest).values
+    wished = {
+        key: value.lower() in TRUE_WORDS if isinstance(value, str) else value
+        for key in PRECISION
+        if (value := given.get(key)) is not None
+    }
+    if wished.get("fp16"):
+        return config, torch.float16
+    if "bf16" in wished:
+        return config, torch.bfloat16 if wished["bf16"] else None
+    # Where no card is seen: what one of this decade does.
+    has_bf16 = not torch.cuda.is_available() or choose_precision({}).get("bf16")
+    return config, torch.bfloat16 if has_bf16 else torch.float16
 
 
 def _divide(config: Config, processes: int) -> None:
@@ -168,21 +182,3 @@ def _divide(config: Config, processes: int) -> None:
         training.gradient_accumulation_steps = max(1, steps // processes)
         if hasattr(training, "steps_per_generation"):
             training.steps_per_generation = max(1, training.steps_per_generation // processes)
-
-
-def _autocast(options: PlanOptions) -> Any:
-    import torch
-
-    given = read_command_line(options.recipe, options.rest).values
-    wished = {
-        key: value.lower() in TRUE_WORDS if isinstance(value, str) else value
-        for key in PRECISION
-        if (value := given.get(key)) is not None
-    }
-    if wished.get("fp16"):
-        return torch.float16
-    if "bf16" in wished:
-        return torch.bfloat16 if wished["bf16"] else None
-    # Where no card is seen: what one of this decade does.
-    has_bf16 = not torch.cuda.is_available() or choose_precision({}).get("bf16")
-    return torch.bfloat16 if has_bf16 else torch.float16

@@ -67,19 +67,16 @@ def refuse_launch(config: Config) -> None:
     """
     if config.training is None:
         return
-    for line, wrong in refusals(config, Launch.here(config.training), _card(config)):
+    import torch
+
+    launch, card = Launch.here(config.training), None
+    if not launch.on_cpu and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        card = Card(memory / GIB, torch.cuda.device_count())
+    for line, wrong in refusals(config, launch, card):
         if line.has_own_check:
             continue
         raise UserError(f"{wrong}: {line.reason}; {line.remedy}.")
-
-
-def _card(config: Config) -> Card | None:
-    import torch
-
-    if Launch.here(config.training).on_cpu or not torch.cuda.is_available():
-        return None
-    bytes_of_one = torch.cuda.get_device_properties(0).total_memory
-    return Card(bytes_of_one / 2**30, torch.cuda.device_count())
 
 
 REFUSALS = (
@@ -194,20 +191,17 @@ def plan_refusals(
     Returns:
         The lines, each with what is wrong in keys and values.
     """
+    import torch
+
     on_cpu = options.launch.on_cpu or bool(config.training.use_cpu)
     launch = replace(options.launch, on_cpu=on_cpu)
     if memory is None:
         return refusals(config, launch)
-    return refusals(config, launch, Card(memory / GIB, _cards(options)))
-
-
-def _cards(options: PlanOptions) -> int:
-    """Cards of a machine; of one that is planned for elsewhere, as many as it has to have."""
-    import torch
-
+    # Cards of a machine; of one that is planned for elsewhere, as many as it has to have.
+    cards = max(1, launch.num_processes // launch.num_machines)
     if options.memory is None and torch.cuda.is_available():
-        return int(torch.cuda.device_count())
-    return max(1, options.launch.num_processes // options.launch.num_machines)
+        cards = int(torch.cuda.device_count())
+    return refusals(config, launch, Card(memory / GIB, cards))
 
 
 def no_new_refusals(

@@ -39,24 +39,21 @@ def vllm_needs(config: Config, launch: Launch) -> VLLMNeeds | None:
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    if is_deepspeed_zero3_enabled():
-        return None  # there a model is divided while it is built, by all processes together
-    try:
-        return _held(config, launch)
-    except Exception:
-        # One that is not there is told better where it is loaded; and vLLM may serve one that the
-        # plan does not understand.
-        return None
-
-
-def _held(config: Config, launch: Launch) -> VLLMNeeds:
     from recipes.lib.plan.model_shapes import policy_shapes
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
 
-    configs = config.path.resolve().parent.parent if config.path is not None else None
-    plan = plan_of(config, Target(launch, configs=configs, is_fixed_only=True))
-    shape = policy_shapes(config, configs).config(config.training.trust_remote_code)
+    if is_deepspeed_zero3_enabled():
+        return None  # there a model is divided while it is built, by all processes together
+    try:
+        configs = config.path.resolve().parent.parent if config.path is not None else None
+        plan = plan_of(config, Target(launch, configs=configs, is_fixed_only=True))
+        shape = policy_shapes(config, configs).config(config.training.trust_remote_code)
+        cache = _cache(shape, longest(config.training))
+    except Exception:
+        # One that is not there is told better where it is loaded; and vLLM may serve one that the
+        # plan does not understand.
+        return None
     ranks = getattr(config.training, "vllm_tensor_parallel_size", 1)
     parts = plan.fullest.parts
     served = BYTES * plan.parameters
@@ -64,7 +61,7 @@ def _held(config: Config, launch: Launch) -> VLLMNeeds:
         served = parts[BASE] * launch.shards_weights  # vLLM packs them, too
     return VLLMNeeds(
         served / ranks / GIB,
-        _cache(shape, longest(config.training)) / ranks / GIB,
+        cache / ranks / GIB,
         sum(parts[thing] for thing in (BASE, ADAPTERS, HEADS, OTHER_MODELS)) / GIB,
     )
 
