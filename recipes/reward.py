@@ -134,8 +134,7 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(config)
     rows = load_pairs(script, training)
     check_plan(config)
-    test = rows.test
-    assert test is not None
+    test: Any = rows.test
     trainer = make_trainer(config, rows)
     folder = start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()

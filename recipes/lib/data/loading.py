@@ -89,7 +89,11 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     ]
     test = join_datasets(*map(list, zip(*tests, strict=True))) if tests else None
     if args.test_dataset_name is not None:
-        test = read_test(args)
+        name, key = args.test_dataset_name, args.dataset_test_split
+        splits = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
+        part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
+        rows = choose_split(splits, key, name, "dataset_test_split")
+        test = in_trl_format(rows, part, args.on_bad_rows)
     if test is not None:
         refuse_split(args)
     trains = [rows for rows, _ in found]
@@ -143,25 +147,6 @@ def check_format(
     if "chosen" in columns and "prompt" in rows.column_names:
         columns.append("prompt")
     return check_rows(rows, columns, name, on_bad_rows), columns
-
-
-def read_test(args: DataArguments) -> Dataset:
-    """Read the rows of `test_dataset_name`, unchecked.
-
-    Args:
-        args: What to load.
-
-    Returns:
-        The rows in TRL's formats.
-
-    Raises:
-        UserError: They are not there, or cannot be read.
-    """
-    name, key = str(args.test_dataset_name), args.dataset_test_split
-    tests = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
-    rows = choose_split(tests, key, name, "dataset_test_split")
-    part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
-    return in_trl_format(rows, part, args.on_bad_rows)
 
 
 def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:

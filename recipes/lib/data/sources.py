@@ -108,9 +108,6 @@ def _csv_rows(path: Path) -> Numbered:
 def _parquet_rows(path: Path) -> Numbered:
     import pyarrow.parquet as pq
 
-    number = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-            for row in batch.to_pylist():
-                yield number, row
-                number += 1
+        batches = file.iter_batches(batch_size=PARQUET_ROWS)
+        yield from enumerate(row for batch in batches for row in batch.to_pylist())

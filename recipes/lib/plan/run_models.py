@@ -101,11 +101,10 @@ def _round_as_trl(policy: Any, autocast: Any) -> None:
     if not getattr(policy, "is_quantized", False):
         return
     for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and "lora_magnitude_vector" not in name:
             plain = torch.float32 if "lora_" in name else policy.get_base_model().dtype
             dtype = plain if autocast is None else torch.bfloat16
-            if "lora_magnitude_vector" not in name:
-                parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(dtype)
 
 
 def _ppo_cast(
