@@ -33,6 +33,7 @@ from recipes.lib.runs.folder import RunArguments, check_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from trl import SFTConfig
 
 COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 
@@ -71,7 +72,7 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
-def load_text_rows(script: SFTArguments, training: Any) -> Rows:
+def load_text_rows(script: SFTArguments, training: SFTConfig) -> Rows:
     """Load training and test rows; the column dataset_text_field is text from here on.
 
     Raises:

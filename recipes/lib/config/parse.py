@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration, in two steps: `read` and check, then `build`."""
+"""From a command line to a checked configuration, in two steps: read and check, then `build`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def build(
     """Build a recipe's dataclasses; flags win over the file, overrides over both.
 
     Args:
-        given: From `read`.
+        given: From `read_command_line`.
         types: The recipe's dataclasses.
         overrides: Values that a calling recipe sets, by key.
 

@@ -282,7 +282,7 @@ def format_of(dataset: Dataset) -> Format:
         dataset: The rows.
 
     Returns:
-        The first of `SHAPES` whose columns are there.
+        The first of `TRL_FORMATS` whose columns are there.
 
     Raises:
         UserError: It is none of TRL's formats; the text says which dataset_format fits, if one

@@ -99,7 +99,7 @@ def mix_datasets(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) 
         The mixture; trainers shuffle it.
 
     Raises:
-        UserError: As `join`.
+        UserError: As `join_datasets`.
     """
     counts = row_counts(parts, [len(dataset) for dataset in datasets])
     taken = [

@@ -34,7 +34,7 @@ def check_rows(
         The rows; without the bad ones where those are dropped.
 
     Raises:
-        UserError: There are no rows, a column is missing, or a row has a fault (`fault`).
+        UserError: There are no rows, a column is missing, or a row has a fault (`row_fault`).
     """
     if not len(dataset):
         raise UserError(f"{name}: no rows; give a file with at least one.")
@@ -87,7 +87,7 @@ def kind_mismatch(row: dict[str, Any], column: str, is_text: bool) -> tuple[str,
         is_text: What the others hold.
 
     Returns:
-        As `fault`.
+        As `row_fault`.
     """
     if isinstance(row[column], str) == is_text:
         return None

@@ -1,7 +1,8 @@
 """Models whose weights lie in shards: whole again where one process has to use or save them.
 
 Under FSDP2 and ZeRO-3 a forward pass gathers weights from all processes, so one process that
-generates or scores by itself would wait for the others for ever. Inside `whole` it does not.
+generates or scores by itself would wait for the others for ever. Inside `unsharded_model` it does
+not.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def unsharded(trainer: Any, function: Callable[[int], Result]) -> Callable[[int]
         function: The function.
 
     Returns:
-        The same, called inside `whole`; as it is where the model is in no shards.
+        The same, called inside `unsharded_model`; as it is where the model is in no shards.
     """
     if not trainer.is_fsdp_enabled and zero_stage(trainer) != 3:
         return function
@@ -74,7 +75,7 @@ def unsharded(trainer: Any, function: Callable[[int], Result]) -> Callable[[int]
 
 
 def does_main_work(trainer: Any) -> bool:
-    """Whether a process does what is the main process's to do, inside `whole`.
+    """Whether a process does what is the main process's to do, inside `unsharded_model`.
 
     Under ZeRO-3 all of them do the same in step, because its engine gathers in every forward pass.
     """

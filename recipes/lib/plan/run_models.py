@@ -97,7 +97,7 @@ def _adapter(config: Config, source: Shapes) -> Any:
 
 
 def _round_as_trl(policy: Any, autocast: Any) -> None:
-    """Number formats of what TRL trains on quantized weights; see `trl_trainers.make`."""
+    """Number formats of what TRL trains on quantized weights; see `make` of trainers/trl.py."""
     if not getattr(policy, "is_quantized", False):
         return
     for name, parameter in policy.named_parameters():

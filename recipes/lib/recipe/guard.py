@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.library_checks import check_training, library_refusal
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError, is_disk, is_memory
 from recipes.lib.plan.refusals import refuse_launch
@@ -25,7 +26,7 @@ from recipes.lib.runs.lock import is_taken, refuse_if_taken, release
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
-Recipe = Callable[[Any], dict[str, Any]]
+Recipe = Callable[[Config], dict[str, Any]]
 
 
 def guarded(run: Recipe) -> Recipe:
@@ -42,7 +43,7 @@ def guarded(run: Recipe) -> Recipe:
     """
 
     @functools.wraps(run)
-    def wrapped(config: Any) -> dict[str, Any]:
+    def wrapped(config: Config) -> dict[str, Any]:
         path = folder_of(config)
         absent = [folder for folder in (path, *path.parents) if not folder.exists()]
         was_empty = path.is_dir() and not any(path.iterdir())
@@ -72,7 +73,7 @@ def guarded(run: Recipe) -> Recipe:
     return wrapped
 
 
-def _prepare_card(config: Any) -> None:
+def _prepare_card(config: Config) -> None:
     training = config.training
     if training is None:
         return
