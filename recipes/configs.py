@@ -49,8 +49,8 @@ def run(argv: list[str], folder: Path = FOLDER) -> str:
             return listing(folder)
         case ["show", name]:
             return find_config(name, folder).read_text(encoding="utf-8").rstrip()
-        case ["copy", name, *dest] if len(dest) < 2:
-            return copy(find_config(name, folder), Path(*dest))
+        case ["copy", name, *place] if len(place) < 2:
+            return copy(find_config(name, folder), Path(*place))
         case ["show" | "copy" as action, *rest]:
             dest = " and perhaps a DEST" if action == "copy" else ""
             raise UserError(f"{action}: takes a NAME{dest}, got {len(rest)} words.")

@@ -28,7 +28,6 @@ from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainingArguments
 
 LARGE_FILE = 1_000_000_000  # bytes of a file; as rows in memory it takes several times that
 
@@ -58,9 +57,7 @@ class Rows:
 
 
 def load_rows(
-    args: DataArguments,
-    training: TrainingArguments,
-    required_columns: Callable[[Dataset], Sequence[str]],
+    args: DataArguments, training: Any, required_columns: Callable[[Dataset], Sequence[str]]
 ) -> Rows:
     """Load training and test rows; with `streaming` the training rows come while training.
 
@@ -130,7 +127,7 @@ def _readers(
     ]
 
 
-def _check_keys(args: DataArguments, training: TrainingArguments, parts: list[Part]) -> None:
+def _check_keys(args: DataArguments, training: Any, parts: list[Part]) -> None:
     if training.max_steps < 1:
         raise UserError("max_steps is missing: a stream has no length; set the number of steps.")
     if args.max_train_rows is not None:
