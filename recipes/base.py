@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
@@ -35,33 +36,26 @@ if TYPE_CHECKING:
 class BaseArguments(RunArguments):
     """Keys of the recipe beside those of SFTConfig."""
 
-    trained: str | None = field(
-        default=None,
-        metadata={
-            "help": "A model this recipe has trained before: its folder, or shipped for the one "
-            "that comes with the project: it is taken as it is, and only the data are written."
-        },
+    trained: str | None = option(
+        None,
+        "A model this recipe has trained before: its folder, or shipped for the one "
+        "that comes with the project: it is taken as it is, and only the data are written.",
     )
-    num_texts: int = field(default=8000, metadata={"help": "Plain texts to train on."})
-    num_sft_train: int = field(default=4000, metadata={"help": "Rows of data/sft_train.jsonl."})
-    num_sft_test: int = field(default=256, metadata={"help": "Rows of data/sft_test.jsonl."})
-    num_feedback_prompts: int = field(
-        default=3000, metadata={"help": "Rows of data/feedback_prompts.jsonl."}
+    num_texts: int = option(8000, "Plain texts to train on.")
+    num_sft_train: int = option(4000, "Rows of data/sft_train.jsonl.")
+    num_sft_test: int = option(256, "Rows of data/sft_test.jsonl.")
+    num_feedback_prompts: int = option(3000, "Rows of data/feedback_prompts.jsonl.")
+    num_ppo_prompts: int = option(4000, "Rows of data/ppo_prompts.jsonl.")
+    num_eval_prompts: int = option(512, "Rows of data/eval_prompts.jsonl.")
+    vocab_size: int = option(1024, "Entries of the tokenizer.")
+    hidden_size: int = option(128, "Width of the model.")
+    intermediate_size: int = option(384, "Width inside of its MLPs.")
+    num_layers: int = option(3, "Layers of the model.")
+    num_heads: int = option(4, "Attention heads of a layer.")
+    initializer_range: float = option(
+        0.06, "Standard deviation of the drawn weights; 0.02 suits wider models."
     )
-    num_ppo_prompts: int = field(default=4000, metadata={"help": "Rows of data/ppo_prompts.jsonl."})
-    num_eval_prompts: int = field(
-        default=512, metadata={"help": "Rows of data/eval_prompts.jsonl."}
-    )
-    vocab_size: int = field(default=1024, metadata={"help": "Entries of the tokenizer."})
-    hidden_size: int = field(default=128, metadata={"help": "Width of the model."})
-    intermediate_size: int = field(default=384, metadata={"help": "Width inside of its MLPs."})
-    num_layers: int = field(default=3, metadata={"help": "Layers of the model."})
-    num_heads: int = field(default=4, metadata={"help": "Attention heads of a layer."})
-    initializer_range: float = field(
-        default=0.06,
-        metadata={"help": "Standard deviation of the drawn weights; 0.02 suits wider models."},
-    )
-    context_tokens: int = field(default=256, metadata={"help": "Longest sequence, in tokens."})
+    context_tokens: int = option(256, "Longest sequence, in tokens.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -104,8 +98,6 @@ def validate(script: BaseArguments) -> None:
         )
     if script.trained and not (trained_folder(script.trained) / "model.safetensors").is_file():
         raise UserError(f"trained={script.trained}: there is no model.safetensors in it.")
-    if script.num_texts < 1:
-        raise UserError(f"num_texts={script.num_texts}: give 1 or more.")
     for key, split in SPLIT_OF_KEY.items():
         number, most = getattr(script, key), len(facts_of(split))
         if not 0 < number <= most:
@@ -175,24 +167,19 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The sizes do not fit together, or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import finish
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish
 
     start = time.monotonic()
     script, training = config.script, config.training
-    assert training is not None
     validate(script)
     folder = open_run(config)
     if is_main_process():
         write_data(script, training.seed, folder.path / "data")
-    summary = take(script.trained, folder) if script.trained else train(config, folder)
-    if is_main_process():
-        write_lineage(folder.path, "base", script.trained, [])
-    seconds = round(time.monotonic() - start, 1)
-    return finish(folder, {"recipe": "base"} | summary | {"seconds": seconds})
+    summary = copy_trained(script.trained, folder) if script.trained else train_new(config, folder)
+    return finish(folder, config, summary, start, model=script.trained, data=[])
 
 
-def take(trained: str, folder: Run) -> dict[str, Any]:
+def copy_trained(trained: str, folder: Run) -> dict[str, Any]:
     """Copy a model that was trained before to final/."""
     from safetensors import safe_open
 
@@ -203,19 +190,18 @@ def take(trained: str, folder: Run) -> dict[str, Any]:
     return {"num_parameters": sum(math.prod(shape) for shape in shapes)}
 
 
-def train(config: Config, folder: Run) -> dict[str, Any]:
+def train_new(config: Config, folder: Run) -> dict[str, Any]:
     """Train the tokenizer and the model, save both to final/."""
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from recipes.lib.recipe.finish import checkpoint_of, save_final
+    from recipes.lib.recipe import spine
     from recipes.lib.tasks.tales.rows import base_texts
     from recipes.lib.tasks.tales.tokenizer import train_tokenizer
     from recipes.lib.trainers.progress import add_run_callbacks
     from recipes.lib.trainers.trl import resumable
 
     script, training = config.script, config.training
-    assert training is not None
     texts = base_texts(script.num_texts, training.seed)
     tokenizer = train_tokenizer(texts[:NUM_TOKENIZER_TEXTS], script.vocab_size)
     model = make_model(script, tokenizer, training.seed)
@@ -228,10 +214,10 @@ def train(config: Config, folder: Run) -> dict[str, Any]:
     add_run_callbacks(
         trainer, folder.path, "base", {"loss": "loss", "mean_token_accuracy": "accuracy"}
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    save_final(trainer, folder)
+    train_loss = spine.train(trainer, folder)
+    spine.save_final(trainer, folder)
     return {
-        "train_loss": result.training_loss,
+        "train_loss": train_loss,
         "num_parameters": model.num_parameters(),
         "num_texts": len(texts),
     }

@@ -1,17 +1,14 @@
 """The `rlhf` command: finds a recipe and hands over to it."""
 
-import ast
 import difflib
 import importlib
 import sys
-import textwrap
 from pathlib import Path
 
-from recipes.lib.recipe.help import print_help, show
+from recipes.lib.config.option_table import modules_with
+from recipes.lib.config.shipped_configs import PACKAGE
+from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, columns, print_help, print_text
 
-PACKAGE = Path(__file__).parent
-ALL_FLAGS = {"--help_all", "--help-all"}
-HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
 USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"
 
 
@@ -27,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     recipes = find_recipes()
     if not argv or argv[0] in ("-h", "--help"):
-        show(overview(recipes))
+        print_text(overview(recipes))
         return 0 if argv else 2
     name, *rest = argv
     if name not in recipes:
@@ -51,26 +48,14 @@ def find_recipes(folder: Path = PACKAGE) -> dict[str, str]:
     Returns:
         The first sentence of each module's docstring, by name.
     """
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        if path.stem.startswith("_") or path.stem == "cli":
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(item, ast.FunctionDef) and item.name == "main" for item in tree.body):
-            found[path.stem] = first_sentence(ast.get_docstring(tree) or "")
-    return found
+    return {
+        name: _first_sentence(text)
+        for name, text in modules_with({"main"}, folder).items()
+        if not name.startswith("_") and name != "cli"
+    }
 
 
-def first_sentence(text: str) -> str:
-    """Takes the first sentence of a docstring.
-
-    Args:
-        text: The docstring.
-
-    Returns:
-        The sentence on one line, with its full stop.
-    """
-    paragraph = " ".join(text.split("\n\n")[0].split())
+def _first_sentence(paragraph: str) -> str:
     head, stop, _ = paragraph.partition(". ")
     return head + "." if stop else paragraph
 
@@ -84,12 +69,7 @@ def overview(recipes: dict[str, str]) -> str:
     Returns:
         Lines of at most 80 columns.
     """
-    width = max((len(name) for name in recipes), default=0) + 4
-    lines = [USAGE, "", "recipes:"]
-    for name, sentence in recipes.items():
-        text = textwrap.wrap(sentence, 80 - width) or [""]
-        lines.append(f"  {name:<{width - 2}}{text[0]}")
-        lines += [" " * width + more for more in text[1:]]
+    lines = [USAGE, "", "recipes:", *columns(recipes, indent="  ")]
     return "\n".join([*lines, "", "`rlhf RECIPE --help` shows the options of one."])
 
 

@@ -3,13 +3,11 @@
 A configuration's name is its path under `configs/` without the ending, e.g. `quickstart/ppo`.
 """
 
-import sys
-import textwrap
 from pathlib import Path
 
 from recipes.lib.config.shipped_configs import FOLDER, find_config, find_configs
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.help import show
+from recipes.lib.recipe.help import answer, columns, print_text
 
 USAGE = """usage: rlhf configs                     list names and purposes
        rlhf configs show NAME           print one
@@ -25,16 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for a mistake of the user.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(argv):
-        show(f"{(__doc__ or '').strip()}\n\n{USAGE}")
+
+    def act(words: list[str]) -> int:
+        print_text(run(words))
         return 0
-    try:
-        show(run(argv))
-        return 0
-    except UserError as error:
-        print(f"rlhf configs: error: {error}", file=sys.stderr)
-        return 2
+
+    return answer("configs", f"{(__doc__ or '').strip()}\n\n{USAGE}", argv, act)
 
 
 def run(argv: list[str], folder: Path = FOLDER) -> str:
@@ -55,12 +49,11 @@ def run(argv: list[str], folder: Path = FOLDER) -> str:
             return listing(folder)
         case ["show", name]:
             return find_config(name, folder).read_text(encoding="utf-8").rstrip()
-        case ["copy", name]:
-            return copy(find_config(name, folder), Path())
-        case ["copy", name, dest]:
-            return copy(find_config(name, folder), Path(dest))
+        case ["copy", name, *place] if len(place) < 2:
+            return copy(find_config(name, folder), Path(*place))
         case ["show" | "copy" as action, *rest]:
-            raise UserError(f"{action}: takes a NAME{_dest(action)}, got {len(rest)} words.")
+            dest = " and perhaps a DEST" if action == "copy" else ""
+            raise UserError(f"{action}: takes a NAME{dest}, got {len(rest)} words.")
     raise UserError(f"{argv[0]}: is no action; write rlhf configs [show|copy NAME].")
 
 
@@ -79,13 +72,7 @@ def listing(folder: Path) -> str:
     known = find_configs(folder)
     if not known:
         raise UserError(f"{folder}: holds no configurations; run rlhf from a checkout.")
-    width = max(map(len, known)) + 2
-    lines = []
-    for name, path in known.items():
-        text = textwrap.wrap(purpose(path), max(80 - width, 30)) or [""]
-        lines.append(f"{name:<{width}}{text[0]}")
-        lines += [" " * width + more for more in text[1:]]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(columns({name: purpose(path) for name, path in known.items()}))
 
 
 def purpose(path: Path) -> str:
@@ -124,10 +111,6 @@ def copy(source: Path, dest: Path) -> str:
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}).") from error
     return f"copied to {target}"
-
-
-def _dest(action: str) -> str:
-    return " and perhaps a DEST" if action == "copy" else ""
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ Nothing is written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
-from recipes.lib.data.arguments import DataArguments, validate
-from recipes.lib.data.loading import read
+from recipes.lib.data.arguments import DataArguments, check_data
+from recipes.lib.data.loading import read_rows
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.models.folders import TrustArguments
@@ -25,9 +26,9 @@ from recipes.lib.recipe.main import launch
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from recipes.lib.data.formats import Shape
+    from recipes.lib.data.formats import Format
     from recipes.lib.data.lengths import Length
-    from recipes.lib.data.preview import Example, Page
+    from recipes.lib.data.preview import Page
 
 POSITIONAL = "dataset_name"
 INSTEAD = "datasets"
@@ -37,30 +38,21 @@ INSTEAD = "datasets"
 class DataPageArguments(DataArguments, TrustArguments, TemplateArguments):
     """Keys of the recipe beside those of the data."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model whose tokenizer counts: a run, a folder, a Hub id."}
+    model_name_or_path: str | None = option(
+        None, "Model whose tokenizer counts: a run, a folder, a Hub id."
     )
-    model_revision: str = field(
-        default="main", metadata={"help": "Revision of a model on the Hub."}
+    model_revision: str = option("main", "Revision of a model on the Hub.")
+    chat_template_path: str | None = option(
+        None, "Chat template (.jinja) instead of the tokenizer's own."
     )
-    chat_template_path: str | None = field(
-        default=None, metadata={"help": "Chat template (.jinja) instead of the tokenizer's own."}
+    assistant_only_loss: bool = option(False, "Of messages: loss on the assistant's tokens alone.")
+    max_length: int | None = option(None, "Say what this limit, in tokens, would cut or drop.")
+    num_samples: int = option(3, "Rows to show.")
+    max_rows: int | None = option(
+        None, "Read the first so many rows of each dataset alone, not all of them."
     )
-    assistant_only_loss: bool = field(
-        default=False, metadata={"help": "Of messages: loss on the assistant's tokens alone."}
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Say what this limit, in tokens, would cut or drop."}
-    )
-    num_samples: int = field(default=3, metadata={"help": "Rows to show."})
-    max_rows: int | None = field(
-        default=None,
-        metadata={"help": "Read the first so many rows of each dataset alone, not all of them."},
-    )
-    num_measured: int = field(
-        default=10_000, metadata={"help": "Measure the lengths of the first so many rows."}
-    )
-    seed: int = field(default=0, metadata={"help": "Of the split that test_fraction makes."})
+    num_measured: int = option(10_000, "Measure the lengths of the first so many rows.")
+    seed: int = option(0, "Of the split that test_fraction makes.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -74,7 +66,7 @@ def check_keys(script: DataPageArguments) -> None:
     Raises:
         UserError: Keys of the data contradict each other, or a key needs a tokenizer.
     """
-    validate(script)
+    check_data(script)
     for key in ("max_length", "chat_template", "chat_template_path", "assistant_only_loss"):
         if getattr(script, key) and not script.model_name_or_path:
             raise UserError(
@@ -83,25 +75,14 @@ def check_keys(script: DataPageArguments) -> None:
             )
 
 
-def rows_of(script: DataPageArguments) -> tuple[Dataset, Dataset | None]:
+def unchecked_rows(script: DataPageArguments) -> tuple[Dataset, Dataset | None]:
     """Training and test rows, unchecked; of a stream, or with max_rows, the first ones alone."""
-    from recipes.lib.data.streaming import first_rows, tell_large
+    from recipes.lib.data.streaming import HEAD_ROWS, first_rows, note_large_files
 
     if script.max_rows is None and not script.streaming:
-        tell_large(script)
-        return read(script, script.seed)
-    from recipes.lib.data.streaming import LOOKED_AT
-
-    return first_rows(script, script.max_rows or LOOKED_AT), None
-
-
-def told_rows(script: DataPageArguments, rows: Dataset, test: Dataset | None) -> list[str]:
-    """In words: how many rows there are, and whether they are the first ones alone."""
-    number = 0 if test is None else len(test)
-    told = [f"{len(rows):,} to train on, {number:,} to test on"]
-    if script.max_rows is None and not script.streaming:
-        return told
-    return [*told, "the first ones alone: what stands behind them was not read"]
+        note_large_files(script)
+        return read_rows(script, script.seed)
+    return first_rows(script, script.max_rows or HEAD_ROWS), None
 
 
 def tokenizer_of(script: DataPageArguments) -> Any:
@@ -129,7 +110,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
     return tokenizer
 
 
-def good_rows(train: Dataset, shape: Shape) -> tuple[Dataset, list[str]]:
+def usable_rows(train: Dataset, shape: Format) -> tuple[Dataset, list[str]]:
     """The rows that training could use, and in words what is wrong with the others."""
     from recipes.lib.data.row_checks import find_problems
 
@@ -145,7 +126,7 @@ def good_rows(train: Dataset, shape: Shape) -> tuple[Dataset, list[str]]:
     return good, [f"{len(bad):,} of {len(train):,} (counted from 0)", *told]
 
 
-def repeated(train: Dataset, test: Dataset | None) -> list[str]:
+def describe_repeated(train: Dataset, test: Dataset | None) -> list[str]:
     """In words: rows that are there twice, and what both splits share."""
     from recipes.lib.data.splitting import content_keys
 
@@ -161,41 +142,31 @@ def repeated(train: Dataset, test: Dataset | None) -> list[str]:
     return [line for line in found if not line.startswith("0 ")] or ["none"]
 
 
-def measure(script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any) -> list[Length]:
+def measure(
+    script: DataPageArguments, rows: Dataset, shape: Format, tokenizer: Any
+) -> list[Length]:
     """Lengths of the first rows: tokens, or characters where there is no tokenizer."""
-    from recipes.lib.data.lengths import Length, length_of
-    from recipes.lib.data.preview import parts_of_row, sequences
+    from recipes.lib.data.lengths import Length, row_length
+    from recipes.lib.data.preview import texts_of_row, token_rows
 
     lengths = []
     for row in rows.select(range(min(script.num_measured, len(rows)))):
         if tokenizer is None:
-            parts = [text for _, text in parts_of_row(row, shape)]
+            parts = [text for _, text in texts_of_row(row, shape)]
             lengths.append(Length(sum(map(len, parts)), 0))
             continue
-        found = sequences(row, shape, tokenizer, script.assistant_only_loss)
-        lengths.append(length_of(found))
+        found = token_rows(row, shape, tokenizer, script.assistant_only_loss)
+        lengths.append(row_length(found))
     return lengths
 
 
-def make_examples(
-    script: DataPageArguments, rows: Dataset, shape: Shape, tokenizer: Any
-) -> list[Example]:
-    """The first rows, as tokens with their mask or as text."""
-    from recipes.lib.data.preview import examples_of_row
-
-    found = []
-    for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
-        found += examples_of_row(number, row, shape, tokenizer, script.assistant_only_loss)
-    return found
-
-
-def length_facts(page: Page, lengths: list[Length], shape: Shape, model: str | None) -> None:
+def length_facts(page: Page, lengths: list[Length], shape: Format, model: str | None) -> None:
     """Put lengths, their plot and the effect of a limit on the page."""
-    from recipes.lib.data.lengths import bins_of, effects, quantile
+    from recipes.lib.data.lengths import length_bins, limit_effects, quantile
 
     numbers = [length.whole for length in lengths]
     page.unit = "tokens" if model else "characters"
-    page.bins = bins_of(numbers)
+    page.bins = length_bins(numbers)
     middle, most = quantile(numbers, 0.5), quantile(numbers, 0.95)
     whose = f"tokens of {model}" if model else "characters; --model_name_or_path counts tokens"
     page.facts["lengths"] = [
@@ -203,7 +174,7 @@ def length_facts(page: Page, lengths: list[Length], shape: Shape, model: str | N
         f"half have at most {middle:,}, 95 % at most {most:,}, the longest {max(numbers):,}",
     ]
     if page.limit is not None:
-        page.facts[f"max_length {page.limit}"] = effects(lengths, page.limit, shape)
+        page.facts[f"max_length {page.limit}"] = limit_effects(lengths, page.limit, shape)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -218,28 +189,31 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data cannot be read, or has none of TRL's formats.
     """
-    from recipes.lib.data.formats import shape_of
-    from recipes.lib.data.preview import Page, show_page
-    from recipes.lib.data.splitting import split
+    from recipes.lib.data.formats import format_of
+    from recipes.lib.data.preview import Page, examples_of_row, show_page
+    from recipes.lib.data.splitting import split_rows
 
     script: DataPageArguments = config.script
     check_keys(script)
-    train, test = rows_of(script)
-    shape = shape_of(train)
-    rows, faults = good_rows(train, shape)
+    train, test = unchecked_rows(script)
+    shape = format_of(train)
+    rows, faults = usable_rows(train, shape)
     if test is None and script.test_fraction > 0:
-        rows, test = split(rows, script.test_fraction, script.seed)
+        rows, test = split_rows(rows, script.test_fraction, script.seed)
     tokenizer = tokenizer_of(script)
     page = Page(title=", ".join(script.data_names()), limit=script.max_length)
     first = (rows if len(rows) else train)[0]
     kind = "messages" if isinstance(first[shape.columns[0]], list) else "text"
     others = [name for name in train.column_names if name not in shape.columns]
+    counts = [f"{len(rows):,} to train on, {0 if test is None else len(test):,} to test on"]
+    if script.max_rows is not None or script.streaming:
+        counts.append("the first ones alone: what stands behind them was not read")
     page.facts = {
         "format": [f"{shape.name}, {kind}", f"for {', '.join(shape.recipes)}"],
         "columns": [", ".join(shape.columns)] + ([f"and {', '.join(others)}"] if others else []),
-        "rows": told_rows(script, rows, test),
+        "rows": counts,
         "bad rows": faults or ["none"],
-        "repeated": repeated(rows, test),
+        "repeated": describe_repeated(rows, test),
     }
     lengths = measure(script, rows, shape, tokenizer)
     silent = [row for row, length in enumerate(lengths) if not length.has_loss]
@@ -249,7 +223,10 @@ def run(config: Config) -> dict[str, Any]:
         ]
     if lengths:
         length_facts(page, lengths, shape, script.model_name_or_path)
-        page.examples = make_examples(script, rows, shape, tokenizer)
+        for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
+            page.examples += examples_of_row(
+                number, row, shape, tokenizer, script.assistant_only_loss
+            )
     show_page(page)
     summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
     return summary | {"num_test": 0 if test is None else len(test), "unit": page.unit}

@@ -19,19 +19,20 @@ Source: Rafailov et al., Direct Preference Optimization, 2023, equation 7.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
+from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 SIDES = ("chosen", "rejected")
@@ -41,9 +42,8 @@ SIDES = ("chosen", "rejected")
 class DPOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of DPOConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Pairs in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Pairs in one optimizer step over all processes; sets accumulation."
     )
 
 
@@ -58,32 +58,9 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import DPOTrainer
 
-    from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, lora_config
-    from recipes.lib.models.tokenizers import load_tokenizer
-    from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make_trl_trainer
+    from recipes.lib.recipe.spine import make_preference_trainer
 
-    training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
-    name = model_args.model_name_or_path or ""
-    trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    set_chat_template(tokenizer, config.script.chat_template)
-    first = "prompt" if "prompt" in rows.known.column_names else "chosen"
-    prompt_token_ids(tokenizer, rows.known[0][first])  # refuses messages without a template
-    trainer = make_trl_trainer(
-        DPOTrainer,
-        load_policy(model_args, trust_remote_code=trusted),
-        model_args,
-        args=training,
-        train_dataset=rows.train,
-        eval_dataset=rows.test,
-        processing_class=tokenizer,
-        peft_config=lora_config(model_args, "CAUSAL_LM"),
-    )
-    check_fit(trainer, rows.known[0])
-    return trainer
+    return make_preference_trainer(DPOTrainer, config, rows.train, rows.test, rows.known[0])
 
 
 def test_logps(trainer: Any) -> dict[str, list[float]]:
@@ -110,17 +87,6 @@ def scored_rows(trainer: Any, before: dict[str, list[float]]) -> list[dict[str, 
     ]
 
 
-def summarize(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:
-    """Accuracy and mean margin of the implicit rewards, and the ceiling of the accuracy."""
-    from recipes.lib.evaluation.win_rate import pair_accuracy
-
-    chosen, rejected = ([row[f"score_{side}"] for row in rows] for side in SIDES)
-    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
-    if "noise" in test.column_names:
-        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
-    return numbers | {"margin": (sum(chosen) - sum(rejected)) / len(rows)}
-
-
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save, score the test pairs.
@@ -134,35 +100,26 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
+    script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_rows(script, training, lambda _: SIDES)
     check_plan(config, rows.test is not None)
     trainer = make_trainer(config, rows)
-    folder = open_run(config)
-    add_run_callbacks(trainer, folder.path, "dpo", SHOWN)
+    folder = start_run(config, trainer, SHOWN)
     before = test_logps(trainer)
     rows.begin()
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary: dict[str, Any] = {"recipe": "dpo", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     save_final(trainer, folder)
     scored = scored_rows(trainer, before) if rows.test is not None else []
-    if is_main_process():
-        if scored:
-            folder.write_samples(scored)
-            summary |= summarize(scored, trainer.eval_dataset)
-        data = script.data_names()
-        trusted = training.trust_remote_code
-        write_lineage(folder.path, "dpo", model.model_name_or_path, data, trust_remote_code=trusted)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    if scored and is_main_process():
+        folder.write_samples(scored)
+        summary |= pair_numbers(scored, trainer.eval_dataset)
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

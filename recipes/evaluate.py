@@ -14,10 +14,11 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<name of the
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
@@ -35,32 +36,19 @@ POSITIONAL = "run"
 class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     """What is compared, on what, and who judges."""
 
-    run: str | None = field(
-        default=None, metadata={"help": "Run, model folder or Hub id to evaluate."}
+    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
+    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
+    judge: str | None = option(
+        None,
+        "Who scores: a function f(prompts, completions) of texts as file.py:name or "
+        "module:name, or a reward model (run, folder or Hub id).",
     )
-    baseline: str | None = field(
-        default=None, metadata={"help": "Run, model folder or Hub id to compare with."}
-    )
-    judge: str | None = field(
-        default=None,
-        metadata={
-            "help": "Who scores: a function f(prompts, completions) of texts as file.py:name or "
-            "module:name, or a reward model (run, folder or Hub id)."
-        },
-    )
-    num_prompts: int | None = field(
-        default=None, metadata={"help": "Use the first so many prompts only."}
-    )
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest completion, in tokens."})
-    temperature: float = field(
-        default=1.0, metadata={"help": "Of the sampling; 0 is greedy, and then there is no KL."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Prompts or completions at a time."})
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Of all models: auto (as saved), float32, bfloat16 or float16."},
-    )
-    seed: int = field(default=0, metadata={"help": "Of the sampling and of the bootstrap."})
+    num_prompts: int | None = option(None, "Use the first so many prompts only.")
+    max_new_tokens: int = option(64, "Longest completion, in tokens.")
+    temperature: float = option(1.0, "Of the sampling; 0 is greedy, and then there is no KL.")
+    batch_size: int = option(64, "Prompts or completions at a time.")
+    dtype: str = option("auto", "Of all models: auto (as saved), float32, bfloat16 or float16.")
+    seed: int = option(0, "Of the sampling and of the bootstrap.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -79,17 +67,8 @@ def validate(script: EvaluateArguments) -> None:
             raise UserError(f"{key} is missing; give --{key}.")
     if script.temperature < 0:
         raise UserError(f"temperature={script.temperature}: give 0 (greedy) or more.")
-    for key in ("max_new_tokens", "batch_size", "num_prompts"):
-        value = getattr(script, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key}={value}: give 1 or more.")
-
-
-def load_prompts(script: EvaluateArguments) -> list[Any]:
-    """The prompts: those of the test split where there is one."""
-    train, test = load_splits(script, script.seed, ("prompt",))
-    prompts = list((train if test is None else test)["prompt"])
-    return prompts[: script.num_prompts]
+    if script.num_prompts is not None and script.num_prompts < 1:
+        raise UserError(f"num_prompts={script.num_prompts}: give 1 or more.")
 
 
 def default_folder(run: str) -> str:
@@ -129,15 +108,15 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.evaluation.contest import SamplingSettings, compare
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.evaluation.win_rate import win_rate
-    from recipes.lib.recipe.finish import finish
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish
 
     start = time.monotonic()
     script: EvaluateArguments = config.script
     validate(script)
     if "output_dir" not in config.values and config.path is None:
         script.output_dir = default_folder(str(script.run))
-    prompts = load_prompts(script)
+    train, test = load_splits(script, script.seed, ("prompt",))
+    prompts = list((train if test is None else test)["prompt"])[: script.num_prompts]
     trusted = {"trust_remote_code": script.trust_remote_code}
     judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
     folder = open_run(config)
@@ -148,12 +127,11 @@ def run(config: Config) -> dict[str, Any]:
     ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype, **trusted)
     wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
-    names = {"baseline": script.baseline, "judge": script.judge}
-    write_lineage(folder.path, "evaluate", script.run, script.data_names(), **names, **trusted)
-    summary = {"recipe": "evaluate", "num_prompts": len(prompts)}
+    summary: dict[str, Any] = {"num_prompts": len(prompts)}
     summary |= ours.facts("") | theirs.facts("_baseline")
     summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}
+    return finish(folder, config, summary, start, judge=script.judge, **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
@@ -45,22 +46,19 @@ NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
 class FeedbackArguments(FolderArguments, DataArguments, TrustArguments):
     """Keys of the recipe."""
 
-    action: str | None = field(default=None, metadata={"help": "What to do: simulate."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Model to compare completions of: a run or a folder."}
+    action: str | None = option(None, "What to do: simulate.")
+    model_name_or_path: str | None = option(
+        None, "Model to compare completions of: a run or a folder."
     )
-    dtype: str = field(default="float32", metadata={"help": "Number format of the model."})
-    judge: str | None = field(
-        default=None,
-        metadata={"help": "Function with the hidden scores: module:function or file.py:function."},
+    dtype: str = option("float32", "Number format of the model.")
+    judge: str | None = option(
+        None, "Function with the hidden scores: module:function or file.py:function."
     )
-    rater_temperature: float = field(
-        default=1.0, metadata={"help": "Difference of scores that is one unit of log-odds."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest completion, in tokens."})
-    sampling_batch_size: int = field(default=256, metadata={"help": "Completions at a time."})
-    seed: int = field(default=0, metadata={"help": "Of sampling, rating and splitting."})
+    rater_temperature: float = option(1.0, "Difference of scores that is one unit of log-odds.")
+    temperature: float = option(1.0, "Sampling temperature.")
+    max_new_tokens: int = option(64, "Longest completion, in tokens.")
+    sampling_batch_size: int = option(256, "Completions at a time.")
+    seed: int = option(0, "Of sampling, rating and splitting.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -89,7 +87,7 @@ def validate(script: FeedbackArguments) -> None:
             raise UserError(f"{key}={getattr(script, key)}: must be above 0; 1.0 is usual.")
 
 
-def sample(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair], int]:
+def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair], int]:
     """Load the model and sample a pair for each prompt."""
     from trl import ModelConfig
 
@@ -163,8 +161,7 @@ def run(config: Config) -> dict[str, Any]:
         UserError: A key, the data, the model or the judge cannot be used.
     """
     from recipes.lib.evaluation.judges import load_judge
-    from recipes.lib.recipe.finish import finish
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish
 
     start = time.monotonic()
     script = config.script
@@ -175,16 +172,12 @@ def run(config: Config) -> dict[str, Any]:
     assert test is not None  # validate saw to it
     folder = open_run(config)
     test_prompts = {prompt_text(prompt) for prompt in test["prompt"]}
-    pairs, num_tokens = sample(script, [*train["prompt"], *test["prompt"]])
+    pairs, num_tokens = sample_prompts(script, [*train["prompt"], *test["prompt"]])
     ratings, mean_score = judge_pairs(judge, script, pairs)
     tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
     write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)
-    data = script.data_names()
-    facts = {"judge": script.judge, "trust_remote_code": trusted}
-    write_lineage(folder.path, "feedback", script.model_name_or_path, data, **facts)
     noises = [rating.noise for rating, is_test in zip(ratings, tests, strict=True) if is_test]
     summary = {
-        "recipe": "feedback",
         "num_pairs": len(pairs),
         "num_train": len(pairs) - len(noises),
         "num_test": len(noises),
@@ -193,7 +186,9 @@ def run(config: Config) -> dict[str, Any]:
         "mean_score": mean_score,
         "mean_completion_tokens": num_tokens / (2 * len(pairs)),
     }
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    facts = {"model": script.model_name_or_path, "data": script.data_names()}
+    facts |= {"judge": script.judge, "trust_remote_code": trusted}
+    return finish(folder, config, summary, start, **facts)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,22 +21,17 @@ Source: Shao et al., DeepSeekMath, 2024, equation 3.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
-from recipes.lib.data.loading import load_splits
-from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
-from recipes.lib.plan.check import PlanArguments, check_plan
+from recipes.lib.models.chat_template import TemplateArguments
+from recipes.lib.plan.check import PlanArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.rewards.arguments import RewardArguments
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
-
-SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
+from recipes.lib.runs.folder import RunArguments
 
 
 @dataclass(kw_only=True)
@@ -53,39 +48,6 @@ def arguments() -> tuple[type, ...]:
     return GRPOArguments, GRPOBatchConfig, ModelConfig
 
 
-def make_trainer(config: Config, train: Any, test: Any) -> tuple[Any, Any]:
-    """TRL's trainer on the policy, with LoRA where it is asked for; and its rewards."""
-    from trl import GRPOTrainer
-
-    from recipes.lib.models.policies import load_policy, lora_config
-    from recipes.lib.models.tokenizers import load_tokenizer
-    from recipes.lib.trainers.row_fit import check_sampling
-    from recipes.lib.trainers.sampled_rewards import load_rewards
-    from recipes.lib.trainers.trl import make_trl_trainer
-
-    training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
-    name = model_args.model_name_or_path or ""
-    trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    set_chat_template(tokenizer, config.script.chat_template)
-    rewards = load_rewards(config.script.rewards(), training, tokenizer, train[0]["prompt"])
-    trainer = make_trl_trainer(
-        GRPOTrainer,
-        load_policy(model_args, trust_remote_code=trusted),
-        model_args,
-        reward_funcs=rewards.functions,
-        args=training,
-        train_dataset=train,
-        eval_dataset=test,
-        processing_class=tokenizer,
-        peft_config=lora_config(model_args, "CAUSAL_LM"),
-    )
-    check_sampling(trainer)
-    rewards.ends = trainer.eos_token_ids  # TRL stops at each of them
-    return trainer, rewards
-
-
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save.
@@ -100,35 +62,11 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
-    from recipes.lib.trainers.batch_sizes import num_episodes
-    from recipes.lib.trainers.progress import add_run_callbacks
-    from recipes.lib.trainers.sampled_rewards import log_samples, summary_metrics
+    from trl import GRPOTrainer
 
-    start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
-    check_folder(config)
-    train, test = load_splits(script, training.seed, ("prompt",))
-    check_plan(config, test is not None)
-    trainer, rewards = make_trainer(config, train, test)
-    folder = open_run(config)
-    add_run_callbacks(trainer, folder.path, "grpo", SHOWN)
-    log_samples(trainer, rewards, folder.path)
-    trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    save_final(trainer, folder)
-    summary: dict[str, Any] = {"recipe": "grpo"}
-    if is_main_process():
-        summary["episodes"] = num_episodes(training, trainer.state.global_step)
-        summary |= summary_metrics(folder.path)
-        data = script.data_names()
-        told = {
-            "reward_funcs": script.reward_funcs,
-            "trust_remote_code": training.trust_remote_code,
-        }
-        write_lineage(folder.path, "grpo", model.model_name_or_path, data, **told)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    from recipes.lib.recipe.rloo_grpo import train_on_samples
+
+    return train_on_samples(config, GRPOTrainer)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,22 +23,23 @@ Source: Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimizati
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
+from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
-PAIR = ("chosen", "rejected")
+PAIR_COLUMNS = ("chosen", "rejected")
 COLUMNS = ("prompt", "completion", "label")
 
 
@@ -46,9 +47,8 @@ COLUMNS = ("prompt", "completion", "label")
 class KTOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of KTOConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Rows in one optimizer step over all processes; sets accumulation."
     )
 
 
@@ -61,10 +61,10 @@ def arguments() -> tuple[type, ...]:
 
 def columns_of(dataset: Any) -> tuple[str, ...]:
     """The columns to learn from: those of pairs where there are pairs."""
-    return PAIR if set(PAIR) <= set(dataset.column_names) else COLUMNS
+    return PAIR_COLUMNS if set(PAIR_COLUMNS) <= set(dataset.column_names) else COLUMNS
 
 
-def load_rows(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
+def load_unpaired(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
     """Load training and test rows, unpaired and shuffled.
 
     Raises:
@@ -77,7 +77,7 @@ def load_rows(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
 def _unpaired(rows: Any) -> Any:
     from trl import extract_prompt, unpair_preference_dataset
 
-    if columns_of(rows) != PAIR:
+    if columns_of(rows) != PAIR_COLUMNS:
         return rows
     rows = rows if "prompt" in rows.column_names else rows.map(extract_prompt)
     return unpair_preference_dataset(rows)
@@ -87,31 +87,9 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """TRL's trainer on the policy, with LoRA where it is asked for."""
     from trl import KTOTrainer
 
-    from recipes.lib.data.prompts import prompt_token_ids
-    from recipes.lib.models.policies import load_policy, lora_config
-    from recipes.lib.models.tokenizers import load_tokenizer
-    from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make_trl_trainer
+    from recipes.lib.recipe.spine import make_preference_trainer
 
-    training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
-    name = model_args.model_name_or_path or ""
-    trusted = training.trust_remote_code
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trusted)
-    set_chat_template(tokenizer, config.script.chat_template)
-    prompt_token_ids(tokenizer, train[0]["prompt"])  # refuses messages without a template
-    trainer = make_trl_trainer(
-        KTOTrainer,
-        load_policy(model_args, trust_remote_code=trusted),
-        model_args,
-        args=training,
-        train_dataset=train,
-        eval_dataset=test,
-        processing_class=tokenizer,
-        peft_config=lora_config(model_args, "CAUSAL_LM"),
-    )
-    check_fit(trainer, train[0])
-    return trainer
+    return make_preference_trainer(KTOTrainer, config, train, test, train[0])
 
 
 def test_logps(trainer: Any) -> list[float]:
@@ -161,34 +139,25 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
-    set_accumulation(training, script.global_batch_size)
+    training = config.training
+    set_accumulation(training, config.script.global_batch_size)
     check_folder(config)
-    train, test = load_rows(script, training.seed)
+    rows, test = load_unpaired(config.script, training.seed)
     check_plan(config, test is not None)
-    trainer = make_trainer(config, train, test)
-    folder = open_run(config)
-    add_run_callbacks(trainer, folder.path, "kto", SHOWN)
+    trainer = make_trainer(config, rows, test)
+    folder = start_run(config, trainer, SHOWN)
     before = test_logps(trainer)
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary: dict[str, Any] = {"recipe": "kto", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     save_final(trainer, folder)
-    rows = scored_rows(trainer, before) if test is not None else []
-    if is_main_process():
-        if rows:
-            folder.write_samples(rows)
-            summary |= summarize(rows)
-        data = script.data_names()
-        trusted = training.trust_remote_code
-        write_lineage(folder.path, "kto", model.model_name_or_path, data, trust_remote_code=trusted)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    scored = scored_rows(trainer, before) if test is not None else []
+    if scored and is_main_process():
+        folder.write_samples(scored)
+        summary |= summarize(scored)
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,11 +13,13 @@ the reasons and the ways out follow, and the exit code is 2.
 
 from __future__ import annotations
 
-import sys
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError
+from recipes.lib.recipe.help import answer
 
 USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
        rlhf plan --refusals [--json [FILE]]
@@ -32,7 +34,7 @@ USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
   --refusals                the table of what does not go with several processes
   --key value               any key of the recipe, as the recipe takes it"""
 
-REFUSALS = "--refusals"
+REFUSALS_FLAG = "--refusals"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,23 +47,14 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0 also where the run does not fit, 2 for a mistake of the user and for a
         run that would be refused.
     """
-    from recipes.lib.recipe.help import show
+    return answer("plan", f"{(__doc__ or '').strip()}\n\n{USAGE}", argv, _act)
 
-    argv = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
-        show(f"{(__doc__ or '').strip()}\n\n{USAGE}")
+
+def _act(argv: list[str]) -> int:
+    if REFUSALS_FLAG in argv:
+        show_refusals(argv)
         return 0
-    try:
-        if REFUSALS in argv:
-            show_refusals(argv)
-            return 0
-        return 2 if run(argv)["refused"] else 0
-    except UserError as error:
-        print(f"rlhf plan: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("rlhf plan: interrupted", file=sys.stderr)
-        return 130
+    return 2 if run(argv)["refused"] else 0
 
 
 def run(argv: list[str]) -> dict[str, Any]:
@@ -77,58 +70,55 @@ def run(argv: list[str]) -> dict[str, Any]:
     Raises:
         UserError: A flag or the configuration is wrong, or a model is not there.
     """
-    from recipes.lib.plan.options import read_asked
+    from recipes.lib.plan.options import parse_config, read_options
     from recipes.lib.verbosity import hush
 
-    asked = read_asked(argv)
+    options = read_options(argv)
     hush()
     from recipes.lib.plan.check import card_memory
-    from recipes.lib.plan.options import parse_for
     from recipes.lib.plan.page import show_plan, show_refused
     from recipes.lib.plan.planner import plan_of
-    from recipes.lib.plan.refusals import as_dicts, nothing_new, refused_of
+    from recipes.lib.plan.refusals import as_dicts, no_new_refusals, plan_refusals
     from recipes.lib.plan.target import Target
     from recipes.lib.recipe.main import parse
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
-        config, autocast = parse_for(asked, parse, changes)
+        config, autocast = parse_config(options, parse, changes)
         target = Target(
-            asked.launch, autocast, prompt_length=asked.prompt_length, configs=asked.configs
+            options.launch, autocast, prompt_length=options.prompt_length, configs=options.configs
         )
         return config, plan_of(config, target)
 
     config, plan = planner({})
-    memory = asked.memory if asked.memory is not None else card_memory()
-    refused = refused_of(config, asked, memory)
+    memory = options.memory if options.memory is not None else card_memory()
+    refused = plan_refusals(config, options, memory)
     told = plan.as_dict() | {"refused": as_dicts(refused)}
-    is_quiet = asked.json == "-"
-    if not is_quiet:
+    # Where the terminal gets JSON, the page goes nowhere.
+    with redirect_stdout(StringIO()) if options.json == "-" else nullcontext():
         show_plan(plan)
-    if memory is not None:
-        is_allowed = nothing_new(refused, lambda changed: refused_of(changed, asked, memory))
-        told |= _against(memory, plan, planner, is_allowed, is_quiet=is_quiet)
-    if refused and not is_quiet:
-        show_refused(refused)
-    _write(told, asked.json)
+        if memory is not None:
+            is_allowed = no_new_refusals(
+                refused, lambda changed: plan_refusals(changed, options, memory)
+            )
+            told |= _against(memory, plan, planner, is_allowed)
+        if refused:
+            show_refused(refused)
+    _write(told, options.json)
     return told
 
 
-def _against(
-    memory: int, plan: Any, planner: Any, is_allowed: Any, *, is_quiet: bool
-) -> dict[str, Any]:
-    """Whether the run fits, and what to change; printed unless that is not wished."""
+def _against(memory: int, plan: Any, planner: Any, is_allowed: Any) -> dict[str, Any]:
+    """Whether the run fits, and what to change; printed, too."""
     from recipes.lib.plan.advice import find_changes
     from recipes.lib.plan.page import show_advice, show_verdict
 
     told = {"memory": memory, "fits": plan.peak <= memory, "changes": []}
-    if not is_quiet:
-        show_verdict(plan, memory)
+    show_verdict(plan, memory)
     if plan.peak > memory:
         changes, fits = find_changes(planner, memory, is_allowed)
         told["changes"] = [{"key": c.key, "value": c.value, "peak": c.peak} for c in changes]
         told["fits_changed"] = fits
-        if not is_quiet:
-            show_advice(changes, fits, memory)
+        show_advice(changes, fits, memory)
     return told
 
 
@@ -141,14 +131,14 @@ def show_refusals(argv: list[str]) -> None:
     Raises:
         UserError: There is more than --refusals and --json.
     """
-    from recipes.lib.plan.options import split
+    from recipes.lib.plan.options import split_plan_flags
     from recipes.lib.plan.page import show_table
     from recipes.lib.plan.refusals import table_as_dicts
 
-    given, rest = split([word for word in argv if word != REFUSALS])
+    given, rest = split_plan_flags([word for word in argv if word != REFUSALS_FLAG])
     others = [*(f"--{name}" for name in given if name != "json"), *rest]
     if others:
-        raise UserError(f"{REFUSALS} shows the whole table; leave {others[0]} out.")
+        raise UserError(f"{REFUSALS_FLAG} shows the whole table; leave {others[0]} out.")
     if "json" not in given:
         show_table()
     _write(table_as_dicts(), given.get("json"))

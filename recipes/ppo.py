@@ -25,18 +25,18 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
+from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.rewards.arguments import RewardArguments
 from recipes.lib.runs.files import read_jsonl
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
 # Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
 KEPT = ("objective/scores", "objective/rlhf_reward", "objective/kl", "objective/completion_length")
-NUM_LAST = 3
+NUM_AVERAGED = 3
 
 
 @dataclass(kw_only=True)
@@ -55,21 +55,16 @@ def arguments() -> tuple[type, ...]:
 
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
-    from recipes.lib.distributed.shards import loads_whole
+    from recipes.lib.distributed.shards import load_unsharded
     from recipes.lib.models.policies import continues, load_adapted_policy, load_policy, lora_config
-    from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.ppo.trainer import PPOTrainer
+    from recipes.lib.recipe.spine import policy_tokenizer
 
-    assert config.training is not None and config.model is not None
-    trusted = {"trust_remote_code": config.training.trust_remote_code}
-    tokenizer = load_tokenizer(
-        config.model.model_name_or_path or "", revision=config.model.model_revision, **trusted
-    )
-    set_chat_template(tokenizer, config.script.chat_template)
+    tokenizer = policy_tokenizer(config)
     going_on = continues(config.model)
     load = load_adapted_policy if going_on else load_policy
-    with loads_whole(config.training):
-        policy = load(config.model, **trusted)
+    with load_unsharded(config.training):
+        policy = load(config.model, trust_remote_code=config.training.trust_remote_code)
     return PPOTrainer(
         model=policy,
         reward_funcs=config.script.rewards(),
@@ -84,7 +79,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
 def last_rollouts(metrics: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the last rollouts, and the score of the first one to compare with."""
     rows = [row for row in metrics if "objective/scores" in row]
-    last = rows[-NUM_LAST:]
+    last = rows[-NUM_AVERAGED:]
     means = {name.partition("/")[2]: sum(r[name] for r in last) / len(last) for name in KEPT}
     return {"first_scores": rows[0]["objective/scores"]} | means
 
@@ -104,32 +99,26 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
     from recipes.lib.ppo.roles import describe_roles
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
-    from recipes.lib.trainers.progress import add_run_callbacks
+    from recipes.lib.recipe import spine
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
+    script, training = config.script, config.training
     if not script.reward_funcs:
         raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
     trainer = make_trainer(config, train, test)
-    folder = open_run(config)
-    add_run_callbacks(trainer, folder.path, "ppo", SHOWN)
-    trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    save_final(trainer, folder)
-    summary: dict[str, Any] = {"recipe": "ppo", "episodes": training.total_episodes}
+    folder = spine.start_run(config, trainer, SHOWN)
+    spine.train(trainer, folder)
+    spine.save_final(trainer, folder)
+    summary: dict[str, Any] = {"episodes": training.total_episodes}
+    facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
     if is_main_process():
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
         summary["warnings"] = trainer.health.warnings
-        data = script.data_names()
-        more = {"reward_funcs": script.reward_funcs, "roles": describe_roles(trainer)}
-        more["trust_remote_code"] = training.trust_remote_code
-        write_lineage(folder.path, "ppo", model.model_name_or_path, data, **more)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+        facts["roles"] = describe_roles(trainer)
+    return spine.finish(folder, config, summary, start, **facts)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,10 +16,11 @@ import importlib
 import json
 import resource
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.config.shipped_configs import FOLDER
 from recipes.lib.config.strict_yaml import read_yaml
@@ -30,7 +31,7 @@ from recipes.lib.runs.folder import is_run, move_aside
 from recipes.lib.verbosity import hide_short_bars
 
 STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
-ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
+RUNS_ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
 CONFIGS = FOLDER / "quickstart"
 
 
@@ -38,13 +39,9 @@ CONFIGS = FOLDER / "quickstart"
 class QuickstartArguments:
     """Keys of the recipe."""
 
-    output_dir: str = field(default=ROOT, metadata={"help": "Folder of all stages."})
-    configs: str = field(
-        default=str(CONFIGS), metadata={"help": "Folder with one YAML for each stage."}
-    )
-    fresh: bool = field(
-        default=False, metadata={"help": "Move what is there aside and start over."}
-    )
+    output_dir: str = option(RUNS_ROOT, "Folder of all stages.")
+    configs: str = option(str(CONFIGS), "Folder with one YAML for each stage.")
+    fresh: bool = option(False, "Move what is there aside and start over.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -78,17 +75,8 @@ class Stage:
     def _placed(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._placed(item) for item in value]
-        is_below = isinstance(value, str) and (value + "/").startswith(ROOT + "/")
-        return self.root + value[len(ROOT) :] if is_below else value
-
-    def has_same_config(self) -> bool:
-        """Whether the folder holds a run of this very configuration."""
-        before = read_yaml(self.folder / "config.yaml").values
-        return before == self.values()
-
-    def is_finished(self) -> bool:
-        """Whether the folder holds a finished run."""
-        return (self.folder / "summary.json").is_file()
+        is_below = isinstance(value, str) and (value + "/").startswith(RUNS_ROOT + "/")
+        return self.root + value[len(RUNS_ROOT) :] if is_below else value
 
     def summary(self) -> dict[str, Any]:
         """What the finished run wrote."""
@@ -124,8 +112,8 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
     title = f"[{number}/{len(STAGES)}] {stage.recipe}"
     resume = False
     if is_run(stage.folder):
-        is_same = stage.has_same_config()
-        if stage.is_finished() and is_same and not is_stale:
+        is_same = read_yaml(stage.folder / "config.yaml").values == stage.values()
+        if (stage.folder / "summary.json").is_file() and is_same and not is_stale:
             print(f"{title}: finished before, in {stage.summary()['seconds']:.0f} s", flush=True)
             return False
         if is_stale or not is_same:
@@ -136,16 +124,13 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
     hide_short_bars()
-    config = parse(stage.recipe, ["--config", str(stage.config)], _changes(stage, resume))
+    written = read_yaml(stage.config).values
+    changes = {key: value for key, value in stage.values().items() if value != written[key]}
+    changes |= {"resume": True} if resume else {}
+    config = parse(stage.recipe, ["--config", str(stage.config)], changes)
     importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own
     return True
-
-
-def _changes(stage: Stage, resume: bool) -> dict[str, Any]:
-    written = read_yaml(stage.config).values
-    moved = {key: value for key, value in stage.values().items() if value != written[key]}
-    return moved | ({"resume": True} if resume else {})
 
 
 def summarise(stages: list[Stage], peak_rss_mb: float) -> dict[str, Any]:

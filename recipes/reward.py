@@ -18,9 +18,10 @@ pair per comparison.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
@@ -30,33 +31,30 @@ from recipes.lib.models.chat_template import TemplateArguments, check_template, 
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 
 @dataclass(kw_only=True)
-class RewardArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
+class RewardModelArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Pairs in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Pairs in one optimizer step over all processes; sets accumulation."
     )
-    scoring_batch_size: int = field(
-        default=64, metadata={"help": "Texts at a time when the test pairs are scored."}
-    )
+    scoring_batch_size: int = option(64, "Texts at a time when the test pairs are scored.")
 
 
 def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     from trl import ModelConfig, RewardConfig
 
-    return RewardArguments, RewardConfig, ModelConfig
+    return RewardModelArguments, RewardConfig, ModelConfig
 
 
-def load_pairs(script: RewardArguments, training: Any) -> Rows:
+def load_pairs(script: RewardModelArguments, training: Any) -> Rows:
     """Load training and test pairs.
 
     Raises:
@@ -71,21 +69,6 @@ def load_pairs(script: RewardArguments, training: Any) -> Rows:
     return rows
 
 
-def summarize(rows: list[dict[str, Any]], train: Dataset, test: Dataset) -> dict[str, float]:
-    """Accuracy of the scores, its ceiling, its yardstick, and the mean margin of the scores."""
-    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
-    from recipes.lib.evaluation.win_rate import pair_accuracy
-
-    chosen = [row["score_chosen"] for row in rows]
-    rejected = [row["score_rejected"] for row in rows]
-    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
-    if "noise" in test.column_names:
-        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
-    numbers["accuracy_bag_of_words"] = bag_of_words_accuracy(train, test)
-    numbers["margin"] = (sum(chosen) - sum(rejected)) / len(rows)
-    return numbers
-
-
 def make_trainer(config: Config, rows: Rows) -> Any:
     """TRL's trainer on a classifier whose score head alone is new, with LoRA if asked for."""
     from transformers import set_seed
@@ -95,11 +78,10 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
     from recipes.lib.models.policies import continues, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.row_fit import check_fit
-    from recipes.lib.trainers.trl import make_trl_trainer
 
     training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
     name, going_on = model_args.model_name_or_path or "", continues(model_args)
     adapter = None if going_on else lora_config(model_args, "SEQ_CLS")
     trusted = training.trust_remote_code
@@ -118,17 +100,10 @@ def make_trainer(config: Config, rows: Rows) -> Any:
             trust_remote_code=trusted,
         )
     set_chat_template(tokenizer, config.script.chat_template, training.chat_template_path)
-    has_template = bool(tokenizer.chat_template or training.chat_template_path)
-    check_template(rows.known[0], "chosen", has_template)
-    trainer = make_trl_trainer(
-        RewardTrainer,
-        model,
-        model_args,
-        args=training,
-        train_dataset=rows.train,
-        eval_dataset=rows.test,
-        processing_class=tokenizer,
-        peft_config=adapter,
+    template = tokenizer.chat_template or training.chat_template_path
+    check_template(rows.known[0], "chosen", bool(template))
+    trainer = spine.make_trainer(
+        RewardTrainer, config, tokenizer, rows.train, rows.test, model=model, peft_config=adapter
     )
     check_fit(trainer, rows.known[0])
     return trainer
@@ -148,42 +123,37 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, the model or the run folder cannot be used.
         RuntimeError: The saved model scores differently.
     """
-    from recipes.lib.distributed.shards import loads_whole, whole, works
-    from recipes.lib.evaluation.pair_scores import check_saved, score_shares
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
+    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
+    from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
-    script, training, model_args = config.script, config.training, config.model
-    assert training is not None and model_args is not None
+    script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_pairs(script, training)
     check_plan(config)
-    test = rows.test
-    assert test is not None
+    test: Any = rows.test
     trainer = make_trainer(config, rows)
-    folder = open_run(config)
-    add_run_callbacks(trainer, folder.path, "reward", {"loss": "loss", "accuracy": "accuracy"})
+    folder = start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary: dict[str, Any] = {"recipe": "reward", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
-    with whole(trainer, trained=True) as model:
+    with unsharded_model(trainer, trained=True) as model:
         scored = score_shares(trainer, model, test, size)
-        if works(trainer):
+        if does_main_work(trainer):
             final = str(folder.final)
-            with loads_whole(training):
-                check_saved(final, model, test, model_args, size, trust_remote_code=trusted)
+            with load_unsharded(training):
+                check_saved(final, model, test, config.model, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)
-        summary |= summarize(scored, rows.known, test)
-        name, data = model_args.model_name_or_path, script.data_names()
-        write_lineage(folder.path, "reward", name, data, trust_remote_code=trusted)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+        numbers = pair_numbers(scored, test)
+        margin = numbers.pop("margin")
+        yardstick = bag_of_words_accuracy(rows.known, test)
+        summary |= numbers | {"accuracy_bag_of_words": yardstick, "margin": margin}
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,22 +16,24 @@ Source: Ouyang et al., Training language models to follow instructions, 2022, se
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
-from recipes.lib.models.chat_template import TemplateArguments, check_template, set_chat_template
+from recipes.lib.models.chat_template import TemplateArguments, check_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder, open_run
+from recipes.lib.runs.folder import RunArguments, check_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from trl import SFTConfig
 
 COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 
@@ -40,19 +42,12 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows in one optimizer step over all processes; sets accumulation."},
+    global_batch_size: int | None = option(
+        None, "Rows in one optimizer step over all processes; sets accumulation."
     )
-    num_samples: int = field(
-        default=5, metadata={"help": "Test prompts to complete at the end, for samples.jsonl."}
-    )
-    max_new_tokens: int = field(
-        default=64, metadata={"help": "Longest completion in samples.jsonl, in tokens."}
-    )
-    temperature: float = field(
-        default=0.0, metadata={"help": "Of the completions in samples.jsonl; 0 is greedy."}
-    )
+    num_samples: int = option(5, "Test prompts to complete at the end, for samples.jsonl.")
+    max_new_tokens: int = option(64, "Longest completion in samples.jsonl, in tokens.")
+    temperature: float = option(0.0, "Of the completions in samples.jsonl; 0 is greedy.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -77,7 +72,7 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
     )
 
 
-def load_text_rows(script: SFTArguments, training: Any) -> Rows:
+def load_text_rows(script: SFTArguments, training: SFTConfig) -> Rows:
     """Load training and test rows; the column dataset_text_field is text from here on.
 
     Raises:
@@ -91,28 +86,18 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     """TRL's trainer on the model, with LoRA where it is asked for; its rows fit the model."""
     from trl import SFTTrainer
 
-    from recipes.lib.config.legacy_dataset_kwargs import check_dataset_kwargs
-    from recipes.lib.models.policies import load_policy, lora_config
+    from recipes.lib.config.library_checks import check_dataset_kwargs
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.row_fit import check_fit, drop_rows_without_loss, with_row_numbers
-    from recipes.lib.trainers.trl import make_trl_trainer
 
-    training, model_args = config.training, config.model
-    assert training is not None and model_args is not None
+    training = config.training
     if training.eval_packing is None:
         training.eval_packing = False  # perplexity is that of whole rows
     is_text = isinstance(rows.known[0][columns_of(rows.known)[0]], str)
     check_dataset_kwargs(training.dataset_kwargs, is_text, tokenizer)
-    adapter = lora_config(model_args, "CAUSAL_LM")
-    trainer = make_trl_trainer(
-        SFTTrainer,
-        load_policy(model_args, trust_remote_code=training.trust_remote_code),
-        model_args,
-        args=training,
-        train_dataset=with_row_numbers(_tokenized(rows.train, rows.known, tokenizer)),
-        eval_dataset=with_row_numbers(_tokenized(rows.test, rows.test, tokenizer)),
-        processing_class=tokenizer,
-        peft_config=adapter,
-    )
+    train = with_row_numbers(_tokenized(rows.train, rows.known, tokenizer))
+    test = with_row_numbers(_tokenized(rows.test, rows.test, tokenizer))
+    trainer = spine.make_trainer(SFTTrainer, config, tokenizer, train, test)
     drop_rows_without_loss(trainer, rows, config.script.on_bad_rows)
     check_fit(trainer, rows.known[0])
     return trainer
@@ -126,49 +111,42 @@ def _tokenized(rows: Any, known: Dataset | None, tokenizer: Any) -> Any:
     return keep_boundary(rows, known, tokenizer) if isinstance(known[0]["prompt"], str) else rows
 
 
-def tokenizer_of(config: Config, train: Dataset) -> Any:
+def checked_tokenizer(config: Config, train: Dataset) -> Any:
     """The model's tokenizer, which can render the rows.
 
     Raises:
         UserError: There is none, or it lacks a chat template where the rows hold messages.
     """
     from recipes.lib.models.chat_template import check_template_path
-    from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.recipe.spine import policy_tokenizer
 
-    training, model = config.training, config.model
-    assert training is not None and model is not None
-    check_template_path(training.chat_template_path)
-    tokenizer = load_tokenizer(
-        model.model_name_or_path or "",
-        revision=model.model_revision,
-        trust_remote_code=training.trust_remote_code,
-    )
-    set_chat_template(tokenizer, config.script.chat_template, training.chat_template_path)
-    has_template = bool(tokenizer.chat_template or training.chat_template_path)
-    check_template(train[0], columns_of(train)[0], has_template)
+    path = config.training.chat_template_path
+    check_template_path(path)
+    tokenizer = policy_tokenizer(config, path)
+    check_template(train[0], columns_of(train)[0], bool(tokenizer.chat_template or path))
     return tokenizer
 
 
 def test_perplexity(trainer: Any) -> float | None:
     """Perplexity of the test rows, on the very tokens that the trainer made of them."""
-    from recipes.lib.distributed.shards import whole
+    from recipes.lib.distributed.shards import unsharded_model
     from recipes.lib.models.likelihood import perplexity
 
     rows = trainer.eval_dataset
     if rows is None:
         return None
     batch_size = trainer.args.per_device_eval_batch_size
-    with whole(trainer) as model:
+    with unsharded_model(trainer) as model:
         return perplexity(model, rows["input_ids"], rows["labels"], batch_size)
 
 
 def write_samples(trainer: Any, test: Dataset | None, script: SFTArguments, folder: Any) -> None:
     """Write what the model says to prompts of test rows; all processes call it."""
-    from recipes.lib.distributed.shards import whole, works
+    from recipes.lib.distributed.shards import does_main_work, unsharded_model
     from recipes.lib.evaluation.held_out import held_out_samples
 
-    with whole(trainer) as trained:
-        if test is not None and works(trainer):
+    with unsharded_model(trainer) as trained:
+        if test is not None and does_main_work(trainer):
             samples = held_out_samples(
                 trained,
                 trainer.processing_class,
@@ -194,37 +172,26 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.finish import checkpoint_of, finish, save_final
-    from recipes.lib.runs.lineage import write_lineage
+    from recipes.lib.recipe.spine import finish, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
-    from recipes.lib.trainers.progress import add_run_callbacks
 
     start = time.monotonic()
-    script, training, model = config.script, config.training, config.model
-    assert training is not None and model is not None
+    script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_text_rows(script, training)
     check_plan(config, rows.test is not None)
-    trusted = training.trust_remote_code
-    trainer = make_trainer(config, tokenizer_of(config, rows.known), rows)
-    folder = open_run(config)
-    add_run_callbacks(
-        trainer, folder.path, "sft", {"loss": "loss", "mean_token_accuracy": "accuracy"}
-    )
+    trainer = make_trainer(config, checked_tokenizer(config, rows.known), rows)
+    folder = start_run(config, trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
     rows.begin()
-    result = trainer.train(resume_from_checkpoint=checkpoint_of(folder, training))
-    summary = {"recipe": "sft", "train_loss": result.training_loss}
+    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
     if rows.test is not None:
         summary |= {"eval_loss": trainer.evaluate()["eval_loss"]}
         summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}
     save_final(trainer, folder)
-    if is_main_process():
-        data = script.data_names()
-        write_lineage(folder.path, "sft", model.model_name_or_path, data, trust_remote_code=trusted)
     write_samples(trainer, rows.test, script, folder)
-    return finish(folder, summary | {"seconds": round(time.monotonic() - start, 1)})
+    return finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

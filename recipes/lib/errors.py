@@ -65,6 +65,16 @@ def note(text: str) -> None:
         print(f"note: {on_one_line(text)}", file=sys.stderr, flush=True)
 
 
+def one_sentence(error: BaseException) -> str:
+    """What a library says, on one line without its full stop; its type where it says nothing."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says; the type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, of the machine or of the accelerator."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

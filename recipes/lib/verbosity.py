@@ -43,8 +43,8 @@ def restore(level: str) -> None:
         logging.getLogger(name).setLevel(number)
     if number < logging.ERROR:
         logging.getLogger("DeepSpeed").removeFilter(_is_error)
-    if number < logging.ERROR and not sys.warnoptions:
-        warnings.resetwarnings()
+        if not sys.warnoptions:
+            warnings.resetwarnings()
 
 
 def hide_short_bars() -> None:

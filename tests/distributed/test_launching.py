@@ -44,7 +44,7 @@ def test_these_are_all_configurations_and_each_is_found_by_name_or_path() -> Non
 def test_flags_of_accelerate_go_to_it_and_all_others_to_the_recipe() -> None:
     words = "--config a.yaml --accelerate_config multi_node --num-processes=4 --num_machines 2"
     words += " --machine_rank 1 --main_process_ip host --main_process_port 1234 --seed 3"
-    given, rest = accelerate_launch.split(words.split())
+    given, rest = accelerate_launch.split_launcher_flags(words.split())
     assert rest == ["--config", "a.yaml", "--seed", "3"]
     args = accelerate_launch.accelerate_arguments("ppo", given, rest)
     assert args.config_file == str(CONFIGS / "multi_node.yaml")
@@ -62,7 +62,9 @@ def test_each_configuration_starts_its_share_on_each_of_two_machines(name: str) 
     # As scripts/slurm/train.sbatch has it.
     words = f"--accelerate_config {name} --num_machines 2 --num_processes 4 --machine_rank 1 "
     words += "--main_process_ip host --main_process_port 1234"
-    args = accelerate_launch.accelerate_arguments("ppo", *accelerate_launch.split(words.split()))
+    args = accelerate_launch.accelerate_arguments(
+        "ppo", *accelerate_launch.split_launcher_flags(words.split())
+    )
     args, defaults, _ = launch._validate_launch_command(args)
     if args.use_deepspeed:
         args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)

@@ -170,7 +170,7 @@ def test_ktos_kl_is_of_the_micro_batches_that_all_processes_have_at_once(one: Pa
         for size in (2, 4):
             more = {"dataset_name": "pairs.jsonl", "per_device_train_batch_size": size}
             config = parse("kto", words_of("kto", True, "not_run", **more)[1:])
-            trained = kto.make_trainer(config, *kto.load_rows(config.script, 1)).train_dataset
+            trained = kto.make_trainer(config, *kto.load_unpaired(config.script, 1)).train_dataset
             said = list(trained["completion_ids"])
             blocks = [said[at : at + size] for at in range(0, len(said), size)]
             mismatched = [ids for block in blocks for ids in [block[-1], *block[:-1]]]

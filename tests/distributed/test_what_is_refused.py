@@ -98,7 +98,7 @@ def test_one_process_cannot_read_the_optimizer_of_fsdps_shards(
         cut(Path("sft"), Path("copy"))
         with pytest.raises(UserError, match="is of fsdp2 with 2 processes, not single with 1"):
             runs_on_two.make(words)
-        monkeypatch.setattr("recipes.lib.recipe.guard.refuse", lambda _: None)
+        monkeypatch.setattr("recipes.lib.recipe.guard.refuse_launch", lambda _: None)
         with pytest.raises(ValueError, match="only supported when using PyTorch FSDP"):
             runs_on_two.make(words)
 
@@ -112,7 +112,7 @@ def test_a_run_of_zero_loses_its_optimizer_without_a_word_where_deepspeed_is_not
     runs_on_two.fill(folder, use_cpu=False)
     done = runs_on_two.on_two(folder, "zero2")
     assert done.returncode == 0, done.stderr[-3000:]
-    monkeypatch.setattr("recipes.lib.recipe.guard.refuse", lambda _: None)
+    monkeypatch.setattr("recipes.lib.recipe.guard.refuse_launch", lambda _: None)
     with runs_on_two.inside(folder):
         cut(Path("sft"), Path("copy"))
         before = runs_on_two.weights(Path("copy/checkpoint-2"))

@@ -26,7 +26,7 @@ LIBRARIES = (
     "recipes.ppo",
     "recipes.lib.ppo.trainer",
     "recipes.lib.models.policies",
-    "recipes.lib.recipe.finish",
+    "recipes.lib.recipe.spine",
     "recipes.lib.runs.lineage",
     "recipes.lib.report",
     "datasets",

@@ -8,7 +8,7 @@ import pytest
 import transformers
 from torch import nn
 
-from recipes.lib.plan.measure import Meter
+from recipes.lib.plan.measure import MemoryMeasure
 from recipes.lib.plan.meta_models import num_bytes, tensors_of
 from recipes.lib.recipe.main import launch
 from tests.helpers.tiny_runs import flags
@@ -45,7 +45,7 @@ def measured_run(
     step = transformers.Trainer.training_step
 
     def measured_step(self: Any, model: Any, *more: Any) -> Any:
-        meter = Meter()
+        meter = MemoryMeasure()
         prepared: dict[str, Any] = {}
 
         def begin(model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:

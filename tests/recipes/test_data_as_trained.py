@@ -11,10 +11,10 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes import sft
-from recipes.lib.data.formats import shape_of
-from recipes.lib.data.lengths import effects, length_of
+from recipes.lib.data.formats import format_of
+from recipes.lib.data.lengths import limit_effects, row_length
 from recipes.lib.data.streaming import Rows
-from recipes.lib.data.tokenization import Seen, seen_sequences
+from recipes.lib.data.tokenization import Tokens, tokenize_row
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import launch, parse
 from tests.helpers.tiny_runs import FAST, write
@@ -56,11 +56,11 @@ def folder(
     return tmp_path
 
 
-def ours(rows: list[dict[str, Any]], tokenizer: Any) -> tuple[list[list[Seen]], list[str]]:
+def ours(rows: list[dict[str, Any]], tokenizer: Any) -> tuple[list[list[Tokens]], list[str]]:
     """The sequences of each row, and what is said of a limit."""
-    shape = shape_of(Dataset.from_list(rows))
-    found = [seen_sequences(row, shape, tokenizer) for row in rows]
-    return found, effects([length_of(one) for one in found], LIMIT, shape)
+    shape = format_of(Dataset.from_list(rows))
+    found = [tokenize_row(row, shape, tokenizer) for row in rows]
+    return found, limit_effects([row_length(one) for one in found], LIMIT, shape)
 
 
 def kto(folder: Path, tokenizer: Any, rows: list[dict[str, Any]], limit: int | None) -> Any:
@@ -85,7 +85,7 @@ def collated(trainer: Any) -> list[Sequence]:
     return sorted(made)
 
 
-def expected(found: list[list[Seen]], limit: int | None) -> list[Sequence]:
+def expected(found: list[list[Tokens]], limit: int | None) -> list[Sequence]:
     """The same from what `rlhf data` knows: each side as a row, cut or dropped."""
     made = []
     for seen in (side for row in found for side in row):
@@ -187,7 +187,7 @@ def test_tokens_that_span_the_end_of_a_prompt_are_shown_as_the_recipe_of_sft_tra
     config = parse("sft", [], FAST | values | {"output_dir": str(tmp_path / "run")})
     rows = Dataset.from_list([row])
     (theirs,) = sft.make_trainer(config, tokenizer, Rows(rows, None, rows)).train_dataset
-    (seen,) = seen_sequences(row, shape_of(rows), tokenizer)
+    (seen,) = tokenize_row(row, format_of(rows), tokenizer)
     assert seen.ids == theirs["input_ids"]
     assert seen.has_loss == [label != -100 for label in theirs["labels"]]
     assert seen.ids[: seen.start] == tokenizer(row["prompt"])["input_ids"]

@@ -7,9 +7,16 @@ import pytest
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.lib.data.formats import SHAPES, shape_of
-from recipes.lib.data.lengths import Bin, Length, bins_of, effects, length_of, quantile
-from recipes.lib.data.tokenization import pieces, seen_sequences
+from recipes.lib.data.formats import TRL_FORMATS, format_of
+from recipes.lib.data.lengths import (
+    Length,
+    LengthBin,
+    length_bins,
+    limit_effects,
+    quantile,
+    row_length,
+)
+from recipes.lib.data.tokenization import loss_segments, tokenize_row
 from recipes.lib.recipe.main import launch, parse
 from tests.helpers.tiny_runs import FAST, write
 
@@ -30,8 +37,8 @@ def folder(
 
 
 def ours(row: dict[str, Any], tokenizer: Any, **options: Any) -> list[tuple[list[int], list[bool]]]:
-    shape = shape_of(Dataset.from_list([row]))
-    return [(seen.ids, seen.has_loss) for seen in seen_sequences(row, shape, tokenizer, **options)]
+    shape = format_of(Dataset.from_list([row]))
+    return [(seen.ids, seen.has_loss) for seen in tokenize_row(row, shape, tokenizer, **options)]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +112,9 @@ def test_a_prompt_is_what_a_model_samples_from(tiny_tokenizer: PreTrainedTokeniz
 
 def test_pieces_part_where_the_loss_begins(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"prompt": USER, "completion": GOOD}
-    shape = shape_of(Dataset.from_list([row]))
-    (seen,) = seen_sequences(row, shape, tiny_tokenizer)
-    found = pieces(seen, tiny_tokenizer)
+    shape = format_of(Dataset.from_list([row]))
+    (seen,) = tokenize_row(row, shape, tiny_tokenizer)
+    found = loss_segments(seen, tiny_tokenizer)
     assert [loss for _, loss in found] == [False, True]
     assert "".join(text for text, _ in found) == tiny_tokenizer.decode(seen.ids)
     assert found[1][0].strip() == "the happy bird sat . <eos>"
@@ -119,8 +126,8 @@ def test_a_pair_that_dpo_or_reward_drops_is_counted(
     from trl import DPOConfig, DPOTrainer
 
     rows = [TEXT, TEXT | {"prompt": "the cat " * 8}, TEXT | {"chosen": " the tree" * 6}]
-    shape = shape_of(Dataset.from_list(rows))
-    lengths = [length_of(seen_sequences(row, shape, tiny_tokenizer)) for row in rows]
+    shape = format_of(Dataset.from_list(rows))
+    lengths = [row_length(tokenize_row(row, shape, tiny_tokenizer)) for row in rows]
     trainer = DPOTrainer(
         model=str(folder / "tiny"),
         args=DPOConfig(output_dir=str(folder / "run"), report_to="none", max_length=12, **FAST),
@@ -128,7 +135,7 @@ def test_a_pair_that_dpo_or_reward_drops_is_counted(
         processing_class=tiny_tokenizer,
     )
     assert len(trainer.train_dataset) == 2
-    assert effects(lengths, 12, shape) == [
+    assert limit_effects(lengths, 12, shape) == [
         "dpo: 1 rows are cut at 12 tokens; 1 are dropped, because their prompt alone fills it",
         "kto, which makes two rows of a pair: 1 of its rows are cut at 12 tokens; 2 are dropped, "
         "because their prompt alone fills it",
@@ -137,26 +144,26 @@ def test_a_pair_that_dpo_or_reward_drops_is_counted(
 
 
 def test_effects_of_a_limit_by_format() -> None:
-    by_columns = {shape.columns: shape for shape in SHAPES}
+    by_columns = {shape.columns: shape for shape in TRL_FORMATS}
     lengths = [Length(5, 2), Length(9, 9), Length(12, 3)]
-    assert effects(lengths, 12, by_columns["text",]) == ["no row is longer than 12"]
-    assert effects(lengths, 8, by_columns["prompt",]) == [
+    assert limit_effects(lengths, 12, by_columns["text",]) == ["no row is longer than 12"]
+    assert limit_effects(lengths, 8, by_columns["prompt",]) == [
         "2 prompts are longer than 8: ppo refuses them (max_prompt_length)",
         "rloo, grpo: no prompt is cut; with its completion it has to fit the model's context",
     ]
-    assert effects(lengths, 8, by_columns["prompt", "completion"]) == [
+    assert limit_effects(lengths, 8, by_columns["prompt", "completion"]) == [
         "1 rows are cut at 8 tokens; 1 are dropped, because their prompt alone fills it"
     ]
 
 
 @pytest.mark.parametrize("lengths", [[7], [0, 3], [1, 1000], list(range(95)), [10**9, 3]])
 def test_bins_hold_every_row_once(lengths: list[int]) -> None:
-    bins = bins_of(lengths)
+    bins = length_bins(lengths)
     assert len(bins) <= 11
     assert sum(one.count for one in bins) == len(lengths)
     for one in bins:
         assert one.count == sum(one.low <= length <= one.high for length in lengths)
-    assert bins_of([20, 29, 30, 119])[:2] == [Bin(20, 29, 2), Bin(30, 39, 1)]
+    assert length_bins([20, 29, 30, 119])[:2] == [LengthBin(20, 29, 2), LengthBin(30, 39, 1)]
 
 
 def test_quantiles_are_lengths() -> None:
@@ -285,7 +292,7 @@ def test_of_large_data_the_first_rows_are_read_alone(
     from recipes.data import run
     from recipes.lib.data import streaming
 
-    monkeypatch.setattr(streaming, "LOOKED_AT", 3)
+    monkeypatch.setattr(streaming, "HEAD_ROWS", 3)
     path = write(folder / "rows.jsonl", [{"text": f"row {n}"} for n in range(3)])
     with path.open("a") as file:
         file.write("{broken\n")  # never read
@@ -316,7 +323,7 @@ def test_a_large_file_is_read_whole_with_a_remark(
 ) -> None:
     from recipes.lib.data import streaming
 
-    monkeypatch.setattr(streaming, "LARGE", 20)
+    monkeypatch.setattr(streaming, "LARGE_FILE", 20)
     path = write(folder / "rows.jsonl", [{"text": "row one"}, {"text": "row two"}])
     assert launch("data", [str(path)]) == 0
     assert "is read as a whole; --max_rows 10000 reads the first rows alone." in (

@@ -15,7 +15,7 @@ from recipes.lib.plan.breakdown import (
     HEADS,
     LOGITS,
     OPTIMIZER,
-    OTHERS,
+    OTHER_MODELS,
     WORKSPACE,
     Plan,
 )
@@ -110,7 +110,7 @@ def test_the_plan_is_what_a_training_step_takes(
     plan = planned(recipe, values, found)
     phases = {phase.name: phase.parts for phase in plan.phases}
     training, update = phases["training"], phases["update"]
-    own = (BASE, ADAPTERS, HEADS, *((OTHERS,) if values.get("critic") == "model" else ()))
+    own = (BASE, ADAPTERS, HEADS, *((OTHER_MODELS,) if values.get("critic") == "model" else ()))
     held = sum(training[thing] for thing in own)
     if values.get("critic") == "model":  # the reference is a further copy, in no module of the step
         held -= training[BASE] - UNITS

@@ -7,14 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from recipes.lib.distributed.launch import Launch
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate, pad_left
 from recipes.lib.models.likelihood import label_logps
 from recipes.lib.plan import passes
 from recipes.lib.plan.breakdown import CACHE
-from recipes.lib.plan.measure import Meter, Scale
+from recipes.lib.plan.measure import FakeModels, MemoryMeasure
 from recipes.lib.plan.meta_models import tensors_of
-from recipes.lib.plan.run_models import make_cast
-from recipes.lib.plan.sampling_phases import Sampling, sampling_bytes
+from recipes.lib.plan.run_models import make_run_models
+from recipes.lib.plan.sampling_phases import Sizes, sampling_bytes
 from recipes.lib.recipe.main import parse
 from tests.helpers.plan_reality import ALIKE
 from tests.helpers.tiny_models import save_model
@@ -24,23 +25,23 @@ ROWS, PROMPT, COMPLETION = 16, 20, 20
 NO_STOP = -1  # so that every completion has its full length
 
 
-def weighed(module: Any, run: Any) -> Meter:
+def weighed(module: Any, run: Any) -> MemoryMeasure:
     """Count what a real pass takes beside the weights."""
-    meter = Meter()
-    meter.forget(tensors_of(module))
-    with meter:
+    measure = MemoryMeasure()
+    measure.forget(tensors_of(module))
+    with measure:
         run()
-    return meter
+    return measure
 
 
-def scale_of(folder: Path, recipe: str, **values: Any) -> tuple[Scale, Any]:
+def scale_of(folder: Path, recipe: str, **values: Any) -> tuple[FakeModels, Any]:
     """The models of a recipe on paper, on the paths of the CPU."""
     given = {"model_name_or_path": str(folder), "dataset_name": "rows.jsonl"} | values
     config = parse(recipe, flags(given))
-    scale = Scale(make_cast(config, None, None), None, on_card=False)
-    with scale.mode:
-        passes.prepare(scale, config)
-    return scale, config
+    fakes = FakeModels(make_run_models(config, None, None), None, on_card=False)
+    with fakes.mode:
+        passes.prepare(fakes, config)
+    return fakes, config
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -53,8 +54,8 @@ def test_sampling_takes_what_the_plan_says(
     noise = episode_uniforms(1, range(ROWS), COMPLETION)
     decoding = Decoding(COMPLETION, 1.0, NO_STOP, 0)
     real = weighed(model, lambda: generate(model, *pad_left(prompts, 0, "cpu"), noise, decoding))
-    scale, _ = scale_of(tmp_path, "sft")
-    planned = sampling_bytes(scale, Sampling(ROWS, PROMPT, COMPLETION))
+    fakes, _ = scale_of(tmp_path, "sft")
+    planned = sampling_bytes(fakes, Sizes(ROWS, PROMPT, COMPLETION))
     assert sum(planned.values()) == pytest.approx(real.peak, rel=0.05)
 
 
@@ -62,8 +63,8 @@ def test_a_cache_of_full_size_has_all_positions_from_the_start(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     save_model(tmp_path, tiny_tokenizer, "llama", **ALIKE)
-    scale, _ = scale_of(tmp_path, "sft")
-    planned = sampling_bytes(scale, Sampling(ROWS, PROMPT, COMPLETION, is_graph=True))
+    fakes, _ = scale_of(tmp_path, "sft")
+    planned = sampling_bytes(fakes, Sizes(ROWS, PROMPT, COMPLETION, is_graph=True))
     assert planned[CACHE] == 2 * 2 * ROWS * 1 * (PROMPT + COMPLETION) * 32 * 4
 
 
@@ -74,8 +75,8 @@ def test_scoring_takes_what_the_plan_says(
     lora = {"use_peft": True, "lora_target_modules": "all-linear", "critic": "adapter"}
     lengths = {"max_prompt_length": PROMPT, "max_completion_length": COMPLETION}
     more = lora | lengths | {"reward_funcs": ["accuracy_reward"]}
-    scale, config = scale_of(tmp_path, "ppo", **more)
-    planned = scale.weigh(passes.ppo_scoring(scale, config.training, ROWS))
+    fakes, config = scale_of(tmp_path, "ppo", **more)
+    planned = fakes.peak(passes.ppo_scoring(fakes, config.training, ROWS))
 
     from recipes.lib.models.forward import Batch
     from recipes.lib.models.policies import load_policy, lora_config
@@ -106,8 +107,8 @@ def test_evaluation_takes_what_the_plan_says(
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     rows = [[5] * (12 + row % 2) for row in range(ROWS)]
     real = weighed(model, lambda: label_logps(model, rows, rows, batch_size=ROWS))
-    scale, _ = scale_of(tmp_path, "sft")
-    planned = scale.weigh(passes.evaluation(scale, ROWS, 13))
+    fakes, _ = scale_of(tmp_path, "sft")
+    planned = fakes.peak(passes.evaluation_pass(fakes, ROWS, 13))
     assert sum(planned.values()) == pytest.approx(real.peak, rel=0.05)
 
 
@@ -124,9 +125,9 @@ def test_a_deep_stack_weighs_what_two_shallow_ones_tell(
             more["num_hidden_layers"] = 7
         save_model(folder, tiny_tokenizer, name, **(ALIKE | more))
         lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
-        scale, config = scale_of(folder, "reward", **lora, gradient_checkpointing=checkpointing)
-        loss = passes.pair_loss(scale, ROWS, 12)
-        shallow = passes.training_pass(scale, config, loss, shards_gradients=False)
-        scale.is_deep = True
-        deep = passes.training_pass(scale, config, loss, shards_gradients=False)
+        fakes, config = scale_of(folder, "reward", **lora, gradient_checkpointing=checkpointing)
+        loss = passes.pair_loss(fakes, ROWS, 12)
+        shallow = passes.training_pass(fakes, config, loss, Launch())
+        fakes.is_deep = True
+        deep = passes.training_pass(fakes, config, loss, Launch())
         assert sum(shallow.values()) == pytest.approx(sum(deep.values()), rel=0.005)

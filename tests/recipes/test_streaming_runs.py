@@ -165,8 +165,8 @@ def test_a_bad_row_ends_the_run_when_it_comes_and_once_mended_it_resumes_exactly
 ) -> None:
     from recipes.lib.data import streaming
 
-    monkeypatch.setattr(streaming, "LOOKED_AT", 100)
-    monkeypatch.setattr(streaming, "WINDOW", 10)
+    monkeypatch.setattr(streaming, "HEAD_ROWS", 100)
+    monkeypatch.setattr(streaming, "SHUFFLE_BUFFER", 10)
     values = STREAM | {"save_strategy": "steps", "save_steps": 4}
     assert launch("sft", flags(values | {"output_dir": "whole"})) == 0
     write(Path("rows.jsonl"), [*ROWS, {"prompt": "the", "completion": " "}])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from recipes.lib.distributed.shards import whole
+from recipes.lib.distributed.shards import unsharded_model
 from tests.helpers import tiny
 
 
@@ -13,7 +13,7 @@ def test_mixed_precision_stays_on_behind_a_look_at_the_model(tmp_path: Path) -> 
     trainer.train()
     model = trainer.actor_critic
     assert "_original_forward" in vars(model)  # where accelerate puts its autocast around
-    with whole(trainer) as seen:
+    with unsharded_model(trainer) as seen:
         assert seen is model
     assert "_original_forward" in vars(model)
     dtypes: set[torch.dtype] = set()
@@ -22,5 +22,5 @@ def test_mixed_precision_stays_on_behind_a_look_at_the_model(tmp_path: Path) -> 
     head.register_forward_hook(lambda *args: dtypes.add(args[2].dtype))
     model.pass_through()
     assert torch.bfloat16 in dtypes
-    with whole(trainer, trained=True):  # behind the training, as its weights are saved
+    with unsharded_model(trainer, trained=True):  # behind the training, as its weights are saved
         assert "_original_forward" not in vars(model)

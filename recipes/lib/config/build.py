@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.fields import fields_of
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 
-IN_WORDS = {
+DEFAULTS_IN_WORDS = {
     "output_dir": "runs/<recipe>/<name of the config>",
     "bf16": "true on CUDA hardware that has it",
     "fp16": "true on CUDA hardware without bf16",
@@ -23,7 +23,7 @@ IN_WORDS = {
 
 
 # What the checks of transformers and TRL raise.
-REFUSALS = (ValueError, TypeError, KeyError, OSError, ImportError, AttributeError)
+CONSTRUCTION_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AttributeError)
 
 
 def construct(cls: type, values: dict[str, Any], given: Sequence[str]) -> Any:
@@ -46,13 +46,13 @@ def construct(cls: type, values: dict[str, Any], given: Sequence[str]) -> Any:
         return cls(**own)
     except UserError:
         raise
-    except REFUSALS as error:
+    except CONSTRUCTION_ERRORS as error:
         key = _cause(cls, own, [key for key in given if key in own])
-        named = f"{key}={shown(own[key])}: " if key is not None else ""
+        named = f"{key}={yaml_text(own[key])}: " if key is not None else ""
         raise UserError(f"{named}{_sentence(error)}.") from error
 
 
-def shown(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """A value as YAML would have it, cut where it is long.
 
     Args:
@@ -71,7 +71,7 @@ def _cause(cls: type, values: dict[str, Any], given: list[str]) -> str | None:
     for key in given:
         try:
             cls(**{name: value for name, value in values.items() if name != key})
-        except REFUSALS:
+        except CONSTRUCTION_ERRORS:
             continue
         return key
     return None
@@ -80,12 +80,10 @@ def _cause(cls: type, values: dict[str, Any], given: list[str]) -> str | None:
 def _sentence(error: BaseException) -> str:
     # The text of a dataclass may run over several lines, and that of a missing package is a list.
     if isinstance(error, PackageNotFoundError):
-        return (
-            "it needs a package that is not installed (" + " ".join(str(error.name).split()) + ")"
-        )
+        return f"it needs a package that is not installed ({' '.join(str(error.name).split())})"
     if isinstance(error, AttributeError):  # a mapping was looked for in a number, or the like
         return "this is not what it takes; give it the form that its library's documentation has"
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return one_sentence(error)
 
 
 def with_defaults(
@@ -108,11 +106,13 @@ def with_defaults(
     if "output_dir" in fields and fields["output_dir"].default is None:
         added["output_dir"] = str(Path("runs") / recipe / (path.stem if path else "default"))
     if "bf16" in fields and "fp16" in fields:
-        added |= precision(values)
-    return {key: value for key, value in added.items() if key in fields} | _given(values)
+        added |= choose_precision(values)
+    # `bf16: null` asks for the default, as leaving it out does.
+    given = {key: value for key, value in values.items() if (key, value) != ("bf16", None)}
+    return {key: value for key, value in added.items() if key in fields} | given
 
 
-def precision(values: dict[str, Any]) -> dict[str, bool]:
+def choose_precision(values: dict[str, Any]) -> dict[str, bool]:
     """Chooses the training precision by hardware unless the user did.
 
     TRL's configurations turn bf16 on by default, which fails on some cards and crawls on a CPU.
@@ -135,8 +135,3 @@ def precision(values: dict[str, Any]) -> dict[str, bool]:
         return {"bf16": True}
     # Turing and older: fp16 unless it was switched off by name.
     return {"bf16": False, "fp16": "fp16" not in values}
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    # `bf16: null` asks for the default, as leaving it out does.
-    return {key: value for key, value in values.items() if (key, value) != ("bf16", None)}

@@ -18,6 +18,23 @@ class Field:
     default: Any  # None where there is none
 
 
+def option(default: Any, text: str, choices: Iterable[str] | None = None) -> Any:
+    """A key of a recipe's dataclass.
+
+    Args:
+        default: Its default, or a function that makes it.
+        text: What --help says of it.
+        choices: The values that it takes; None for any of its type.
+
+    Returns:
+        The field.
+    """
+    metadata = {"help": text} if choices is None else {"help": text, "choices": choices}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def fields_of(types: tuple[type, ...]) -> dict[str, Field]:
     """Collects the fields of dataclasses by name.
 
@@ -47,7 +64,7 @@ def fields_of(types: tuple[type, ...]) -> dict[str, Field]:
     return found
 
 
-def describe(hint: Any) -> str:
+def type_words(hint: Any) -> str:
     """Says in words what values an annotation takes.
 
     Args:
@@ -93,7 +110,7 @@ def _describe_one(hint: Any) -> str:
 
 def _plural(hint: Any) -> str:
     words = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
-    return words.get(hint, "mappings" if dataclasses.is_dataclass(hint) else describe(hint))
+    return words.get(hint, "mappings" if dataclasses.is_dataclass(hint) else type_words(hint))
 
 
 def one_of(choices: Iterable[Any]) -> str:

@@ -9,7 +9,7 @@ from trl import TrlParser
 
 from recipes.lib.config.fields import Field
 from recipes.lib.config.unknown_keys import unknown_key
-from recipes.lib.config.values import MismatchError, from_text
+from recipes.lib.config.values import MismatchError, parse_flag
 from recipes.lib.errors import UserError
 
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -69,10 +69,10 @@ def read_flags(
     namespace, rest = parser.parse_known_args(argv)
     if rest:
         raise UserError(f"{rest[0]!r} belongs to no flag; write --key value.")
-    return {key: convert(fields[key], raw) for key, raw in vars(namespace).items()}
+    return {key: convert_flag(fields[key], raw) for key, raw in vars(namespace).items()}
 
 
-def convert(field: Field, raw: str | bool | list[str]) -> Any:
+def convert_flag(field: Field, raw: str | bool | list[str]) -> Any:
     """Reads what stood behind a flag.
 
     Args:
@@ -89,10 +89,10 @@ def convert(field: Field, raw: str | bool | list[str]) -> Any:
         return raw
     try:
         if isinstance(raw, list):
-            items = [from_text(field, text) for text in raw]
+            items = [parse_flag(field, text) for text in raw]
             # One word may hold a whole list, as JSON.
             return [one for item in items for one in (item if isinstance(item, list) else [item])]
-        return from_text(field, raw)
+        return parse_flag(field, raw)
     except MismatchError as error:
         text = " ".join(raw) if isinstance(raw, list) else raw
         raise UserError(f"--{field.name} {text}: {error}.") from error

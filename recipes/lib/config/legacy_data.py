@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from recipes.lib.config.legacy_tables import Values
 from recipes.lib.errors import UserError, note
-
-Values = dict[str, Any]
 
 MIXTURE = ("datasets", "seed", "test_split_size")
 LOADERS = ("json", "csv", "parquet")  # of the datasets library, with the file in data_files
@@ -90,7 +89,7 @@ def from_mixture(values: Values) -> Values:
     return result
 
 
-def with_files(parts: Any) -> Any:
+def with_file_paths(parts: Any) -> Any:
     """TRL's parts of a mixture that name a loader and a file, with the file as their path.
 
     Args:
@@ -153,4 +152,4 @@ DATA_KEYS: dict[str, Callable[[Values], Values | None]] = {
     "dataset_splits": _named_splits,
     "dataset_configs": _named_config,
 }
-BESIDE = ("dataset_splits", "dataset_configs")
+READ_WITH_MIXER = ("dataset_splits", "dataset_configs")

@@ -6,25 +6,32 @@ and refused with the reason where that would change what the run computes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container, Mapping
-from typing import Any
 
+from recipes.lib.config import legacy_tables as tables
 from recipes.lib.config.fields import Field
-from recipes.lib.config.legacy_data import BESIDE, DATA_KEYS, with_files
-from recipes.lib.config.legacy_ppo import other_defaults, rollout_batches, sign_of_trl
-from recipes.lib.config.legacy_tables import (
-    LEFT_OUT,
-    LEFT_OUT_AT,
-    LEFT_OUT_OF,
-    MERGED,
-    REFUSED,
-    REFUSED_OF,
-    RENAMED,
-    SPECIAL,
-)
+from recipes.lib.config.legacy_data import DATA_KEYS, READ_WITH_MIXER, with_file_paths
+from recipes.lib.config.legacy_tables import Values
 from recipes.lib.errors import UserError, note
 
-Values = dict[str, Any]
+# Keys that only files of TRL's own PPO have.
+TRL_PPO_KEYS = (
+    "sft_model_path",
+    "reward_model_path",
+    "response_length",
+    "value_model_path",
+    "local_rollout_forward_batch_size",
+    "num_sample_generations",
+    "ppo_epochs",
+    "init_kl_coef",
+)
+DEFAULTS = {  # of TRL 1.12's PPOConfig
+    "temperature": 0.7,
+    "cliprange": 0.2,
+    "cliprange_value": 0.2,
+    "vf_coef": 0.1,
+}
 
 
 def translate(
@@ -55,22 +62,24 @@ def translate(
         reason = _left_out_at(recipe, key, values)
         found = None if reason else _translated(recipe, key, values, known)
         if found is None:
-            reason = reason or LEFT_OUT_OF.get(recipe, LEFT_OUT).get(key, LEFT_OUT.get(key))
+            reason = reason or tables.LEFT_OUT_OF.get(recipe, tables.LEFT_OUT).get(
+                key, tables.LEFT_OUT.get(key)
+            )
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue
-            why_not = refusal(recipe, key)
+            why_not = refusal_reason(recipe, key)
             if why_not is not None:
                 raise UserError(f"{key} ({where(key)}): {why_not}.")
             result[key] = values[key]  # refused as unknown, by the name that the user wrote
             continue
-        if key not in MERGED:
+        if key not in tables.MERGED:
             _refuse_both(key, found, values, where)
         _tell(key, found, where)
         result |= found
         origins |= dict.fromkeys(found, key)
     _change_values(recipe, result, origins, where)
-    sign = sign_of_trl(values)
+    sign = next((key for key in TRL_PPO_KEYS if key in values), None)
     if recipe == "ppo" and sign is not None:
         _as_trl_ppo(sign, result, origins, known)
     return result, origins
@@ -87,7 +96,7 @@ def new_name(recipe: str, key: str, known: Container[str]) -> str | None:
     Returns:
         The name, or None where the key has no successor.
     """
-    name = RENAMED.get(recipe, {}).get(key) or RENAMED[""].get(key)
+    name = tables.RENAMED.get(recipe, {}).get(key) or tables.RENAMED[""].get(key)
     return name if name is not None and name in known else None
 
 
@@ -104,12 +113,12 @@ def is_old(recipe: str, key: str, known: Container[str]) -> bool:
     """
     if key in known:
         return False
-    own = (LEFT_OUT_OF.get(recipe, {}), REFUSED_OF.get(recipe, {}))
-    tables = (SPECIAL, DATA_KEYS, LEFT_OUT, LEFT_OUT_AT, REFUSED, *own)
-    return new_name(recipe, key, known) is not None or any(key in table for table in tables)
+    own = (tables.LEFT_OUT_OF.get(recipe, {}), tables.REFUSED_OF.get(recipe, {}))
+    old = (tables.SPECIAL, DATA_KEYS, tables.LEFT_OUT, tables.LEFT_OUT_AT, tables.REFUSED, *own)
+    return new_name(recipe, key, known) is not None or any(key in table for table in old)
 
 
-def refusal(recipe: str, key: str) -> str | None:
+def refusal_reason(recipe: str, key: str) -> str | None:
     """Why an old key is refused, at values that mean something.
 
     Args:
@@ -119,29 +128,25 @@ def refusal(recipe: str, key: str) -> str | None:
     Returns:
         The reason, or None where it is not.
     """
-    return REFUSED_OF.get(recipe, {}).get(key, REFUSED.get(key))
+    return tables.REFUSED_OF.get(recipe, {}).get(key, tables.REFUSED.get(key))
 
 
 def _left_out_at(recipe: str, key: str, values: Values) -> str | None:
     """Why a key means nothing at the value that it has."""
     if key == "warmup_ratio":
-        return _without_ratio(values)
-    harmless, reason = LEFT_OUT_AT.get(key, ((), ""))
+        ratio, steps = values["warmup_ratio"], values.get("warmup_steps")
+        if isinstance(steps, int | float) and steps > 0:
+            return f"transformers went by warmup_steps={steps} beside it"
+        return "null stood for no warmup" if ratio is None else None
+    harmless, reason = tables.LEFT_OUT_AT.get(key, ((), ""))
     if values[key] in harmless:
         return reason
     is_off = values[key] is None or values[key] is False
-    return "it was off" if is_off and refusal(recipe, key) else None
-
-
-def _without_ratio(values: Values) -> str | None:
-    ratio, steps = values["warmup_ratio"], values.get("warmup_steps")
-    if isinstance(steps, int | float) and steps > 0:
-        return f"transformers went by warmup_steps={steps} beside it"
-    return "null stood for no warmup" if ratio is None else None
+    return "it was off" if is_off and refusal_reason(recipe, key) else None
 
 
 def _translated(recipe: str, key: str, values: Values, known: Container[str]) -> Values | None:
-    changes = SPECIAL.get(key) or DATA_KEYS.get(key)
+    changes = tables.SPECIAL.get(key) or DATA_KEYS.get(key)
     if changes is not None:
         found = changes(values)
         if found is not None and all(name in known for name in found):
@@ -162,11 +167,11 @@ def _refuse_both(key: str, found: Values, values: Values, where: Callable[[str],
 
 def _tell(key: str, found: Values, where: Callable[[str], str]) -> None:
     # Without the value of a key that was only renamed: it may be a token.
-    is_plain = len(found) == 1 and key not in (*SPECIAL, *DATA_KEYS)
+    is_plain = len(found) == 1 and key not in (*tables.SPECIAL, *DATA_KEYS)
     shown = ", ".join(name if is_plain else f"{name}={found[name]!r}" for name in found)
     if found:
         note(f"{key} ({where(key)}) is now written {shown}; it is read as that.")
-    elif key not in BESIDE:  # what stands beside another key is told with that one
+    elif key not in READ_WITH_MIXER:  # what stands beside another key is told with that one
         note(f"{key} ({where(key)}) is left out: its value is the default.")
 
 
@@ -177,7 +182,7 @@ def _change_values(
     where: Callable[[str], str],
 ) -> None:
     """Changes the values of keys that have kept their name but not all of their meaning."""
-    parts = with_files(values.get("datasets"))
+    parts = with_file_paths(values.get("datasets"))
     if parts != values.get("datasets"):
         note(f"datasets ({where('datasets')}): data_files is now written path; it is read as that.")
         values["datasets"] = parts
@@ -201,6 +206,50 @@ def _as_trl_ppo(
             note(f"gradient_accumulation_steps is absent, and was 1 in TRL's PPO: {shown}.")
             origins |= {name: sign for name in found if name not in values}
             values |= found
-    others = other_defaults(values, known)
+    others = _other_defaults(values, known)
     if others:
         note(f"{others}.")
+
+
+def _other_defaults(values: Values, fields: Mapping[str, Field]) -> str | None:
+    """Name the keys that a file leaves to defaults which are not those of TRL's PPO.
+
+    Args:
+        values: The file's keys, by today's names.
+        fields: The keys of PPO, with their defaults here.
+
+    Returns:
+        A sentence without its full stop, or None where the file states them all.
+    """
+    told = [
+        f"{key} {fields[key].default} ({value} there)"
+        for key, value in DEFAULTS.items()
+        if key not in values and fields[key].default != value
+    ]
+    return f"defaults here that differ from those of TRL's PPO: {', '.join(told)}" if told else None
+
+
+def rollout_batches(values: Values) -> Values:
+    """The batches of TRL 1.12's PPO, which followed from the accumulation, by today's keys.
+
+    Args:
+        values: The file's keys, with gradient_accumulation_steps.
+
+    Returns:
+        rollout_batch_size, with what must divide it; empty where the file states rollout_batch_size
+        or holds no whole numbers.
+    """
+    names = ("gradient_accumulation_steps", "per_device_train_batch_size", "num_mini_batches")
+    sizes = [values.get(name, default) for name, default in zip(names, (1, 8, 1), strict=True)]
+    is_stated = "rollout_batch_size" in values
+    if is_stated or not all(type(size) is int and size > 0 for size in sizes):
+        return {}
+    accumulation, micro_batch, mini_batches = sizes
+    share = accumulation * micro_batch  # episodes of one process
+    found = {"rollout_batch_size": share * int(os.environ.get("WORLD_SIZE", "1"))}
+    if share % mini_batches == 0 and micro_batch > share // mini_batches:
+        found["per_device_train_batch_size"] = share // mini_batches
+    episodes, batch = values.get("total_episodes"), found["rollout_batch_size"]
+    if type(episodes) is int and episodes % batch:
+        found["total_episodes"] = episodes + batch - episodes % batch  # TRL rounded up, too
+    return found

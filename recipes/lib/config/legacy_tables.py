@@ -209,16 +209,9 @@ REFUSED_OF = {
 }
 
 
-def _flash_attention(values: Values) -> Values:
-    return {"attn_implementation": "flash_attention_2"} if values["use_flash_attention_2"] else {}
-
-
-def _by_length(values: Values) -> Values:
-    return {"train_sampling_strategy": "group_by_length"} if values["group_by_length"] else {}
-
-
-def _adafactor(values: Values) -> Values:
-    return {"optim": "adafactor"} if values["adafactor"] else {}
+def _if_on(key: str, found: Values) -> Callable[[Values], Values]:
+    """What a key that is on stands for; off, it says nothing."""
+    return lambda values: found if values[key] else {}
 
 
 def _reentrant(values: Values) -> Values:
@@ -248,9 +241,11 @@ def _reward_funcs(values: Values) -> Values:
 
 # Keys whose value changes with the name.
 SPECIAL: dict[str, Callable[[Values], Values | None]] = {
-    "use_flash_attention_2": _flash_attention,
-    "group_by_length": _by_length,
-    "adafactor": _adafactor,
+    "use_flash_attention_2": _if_on(
+        "use_flash_attention_2", {"attn_implementation": "flash_attention_2"}
+    ),
+    "group_by_length": _if_on("group_by_length", {"train_sampling_strategy": "group_by_length"}),
+    "adafactor": _if_on("adafactor", {"optim": "adafactor"}),
     "truncation_side": _truncation,
     "text_column": _text_field,
     "num_sample_generations": _log_completions,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from recipes.lib.config.build import shown
-from recipes.lib.errors import UserError, note
+from recipes.lib.config.build import yaml_text
+from recipes.lib.errors import UserError, note, one_sentence
 
 # What a library says while a run begins, and the key that it is about.
-SAID = {
+KEY_OF_MESSAGE = {
     "Unknown loss type": "loss_type",
     "Unexpected keyword arguments": "gradient_checkpointing_kwargs",
     "vLLM is not available": "use_vllm",
@@ -26,7 +25,11 @@ HUB_ERRORS = (
     "RepositoryNotFoundError",
     "LocalTokenNotFound",
 )
-FAILURES = (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError)
+# What earlier SFT files put into dataset_kwargs, which TRL no longer reads.
+SKIP_PREPARE = "skip_prepare_dataset"
+APPEND_CONCAT = "append_concat_token"  # whether an EOS token stood between packed rows
+ADD_SPECIAL_TOKENS = "add_special_tokens"  # whether a tokenizer put its BOS before text
+LIBRARY_ERRORS = (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError)
 
 
 def check_training(training: Any, values: dict[str, Any]) -> None:
@@ -74,12 +77,12 @@ def _ask(question: Any, values: dict[str, Any], keys: tuple[str, ...]) -> None:
         return
     try:
         question()
-    except FAILURES as error:
-        named = ", ".join(f"{key}={shown(values[key])}" for key in given)
-        raise UserError(f"{named}: {_sentence(error)}.") from error
+    except LIBRARY_ERRORS as error:
+        named = ", ".join(f"{key}={yaml_text(values[key])}" for key in given)
+        raise UserError(f"{named}: {one_sentence(error)}.") from error
 
 
-def as_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None:
+def library_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None:
     """What a library refuses while a run begins, in one sentence.
 
     Args:
@@ -89,12 +92,12 @@ def as_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None
     Returns:
         The error to raise, or None for what is a fault of the program.
     """
-    said = _sentence(error)
+    said = one_sentence(error)
     if "didn't pass an `eval_dataset`" in said:
         return UserError(NO_TEST_ROWS)
-    for words, key in SAID.items():
+    for words, key in KEY_OF_MESSAGE.items():
         if words in said and key in values:
-            return UserError(f"{key}={shown(values[key])}: {said}.")
+            return UserError(f"{key}={yaml_text(values[key])}: {said}.")
     if values.get("push_to_hub") and type(error).__name__.startswith(HUB_ERRORS):
         return UserError(
             f"push_to_hub=true: the Hub refused or cannot be reached ({said}); log in, or leave it "
@@ -103,5 +106,37 @@ def as_refusal(error: BaseException, values: dict[str, Any]) -> UserError | None
     return None
 
 
-def _sentence(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__
+def check_dataset_kwargs(kwargs: Any, is_text: bool, tokenizer: Any) -> None:
+    """Say what becomes of dataset_kwargs that TRL would ignore without a word.
+
+    Args:
+        kwargs: dataset_kwargs of an SFTConfig.
+        is_text: Whether the rows are text; messages have the tokens of their chat template alone.
+        tokenizer: The model's.
+
+    Raises:
+        UserError: A key is not known, or leaving it out would change the tokens of the rows.
+    """
+    if not isinstance(kwargs, dict):
+        return
+    unknown = sorted(set(kwargs) - {SKIP_PREPARE, APPEND_CONCAT, ADD_SPECIAL_TOKENS})
+    if unknown:
+        raise UserError(
+            f"dataset_kwargs: {unknown[0]} is not known; TRL knows {SKIP_PREPARE} alone."
+        )
+    if APPEND_CONCAT in kwargs:
+        note(f"dataset_kwargs: {APPEND_CONCAT} is left out: each row ends with one EOS token.")
+    if ADD_SPECIAL_TOKENS not in kwargs:
+        return
+    with_them, without = (
+        tokenizer("a", add_special_tokens=on)["input_ids"] for on in (True, False)
+    )
+    if is_text and not kwargs[ADD_SPECIAL_TOKENS] and with_them != without:
+        first = tokenizer.convert_ids_to_tokens(with_them)[0]
+        raise UserError(
+            f"dataset_kwargs: {ADD_SPECIAL_TOKENS}=false is no longer in TRL, and text gets "
+            f"the tokens of its tokenizer, such as {first}; leave it out, or write the rows as "
+            "messages."
+        )
+    same = "text has the tokens of its tokenizer" if is_text else "the chat template writes them"
+    note(f"dataset_kwargs: {ADD_SPECIAL_TOKENS} is left out: {same}.")

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from recipes.lib.config.build import IN_WORDS
+from recipes.lib.config.build import DEFAULTS_IN_WORDS
 from recipes.lib.config.fields import Field, fields_of, members
+from recipes.lib.config.shipped_configs import PACKAGE
 
 NAMED: dict[str, Any] = {
     "bool": bool,
@@ -31,8 +32,7 @@ NAMED: dict[str, Any] = {
 
 
 TRAINING_RECIPES = ("sft", "reward", "ppo", "dpo", "kto", "rloo", "grpo")
-TABLE = Path(__file__).with_name("help.json")
-PACKAGE = Path(__file__).parents[2]
+HELP_TABLE = Path(__file__).with_name("help.json")
 ROOT = PACKAGE.parent
 WORDS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", dict: "JSON"}
 
@@ -66,7 +66,7 @@ def build_table(recipes: list[str]) -> dict[str, Any]:
     return {"common": common, "recipes": table}
 
 
-def dump(table: dict[str, Any]) -> str:
+def dump_table(table: dict[str, Any]) -> str:
     """Writes the table as text.
 
     Args:
@@ -78,25 +78,28 @@ def dump(table: dict[str, Any]) -> str:
     return json.dumps(table, indent=1, sort_keys=True) + "\n"
 
 
-def recipes_with_arguments(folder: Path = PACKAGE) -> list[str]:
-    """Finds the recipes that parse their command line with dataclasses.
+def modules_with(functions: set[str], folder: Path = PACKAGE) -> dict[str, str]:
+    """Finds the modules that define some functions, without importing them.
 
     Args:
-        folder: The package.
+        functions: Names of functions.
+        folder: Where the modules are.
 
     Returns:
-        Their names, sorted.
+        The first paragraph of each module's docstring on one line, by name, sorted.
     """
-    names = []
+    found = {}
     for path in sorted(folder.glob("*.py")):
-        functions = {
-            item.name
-            for item in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(item, ast.FunctionDef)
-        }
-        if {"arguments", "main"} <= functions:
-            names.append(path.stem)
-    return names
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if functions <= {item.name for item in tree.body if isinstance(item, ast.FunctionDef)}:
+            text = ast.get_docstring(tree) or ""
+            found[path.stem] = " ".join(text.split("\n\n")[0].split())
+    return found
+
+
+def recipes_with_arguments() -> list[str]:
+    """Names of the recipes that parse their command line with dataclasses, sorted."""
+    return list(modules_with({"arguments", "main"}))
 
 
 def _options(recipe: str, types: tuple[type, ...]) -> list[dict[str, Any]]:
@@ -170,8 +173,8 @@ def _kinds(hint: Any) -> list[Any] | None:
 
 def _default_words(field: Field) -> str | None:
     value = field.default
-    if field.name in IN_WORDS and (field.name != "output_dir" or value is None):
-        return IN_WORDS[field.name]
+    if field.name in DEFAULTS_IN_WORDS and (field.name != "output_dir" or value is None):
+        return DEFAULTS_IN_WORDS[field.name]
     if field.required:
         return "required"
     if value is None or value in ([], {}):
@@ -189,6 +192,12 @@ def _positional(module: ModuleType) -> dict[str, str] | None:
     return {"name": name, "shown": name.upper()} if name else None
 
 
+def read_table() -> dict[str, Any]:
+    """The table as it was generated."""
+    table: dict[str, Any] = json.loads(HELP_TABLE.read_text(encoding="utf-8"))
+    return table
+
+
 @functools.cache
 def table_fields(recipe: str) -> dict[str, Field]:
     """The keys of a recipe with their types, as the generated table has them.
@@ -200,7 +209,7 @@ def table_fields(recipe: str) -> dict[str, Field]:
         Fields by name, without defaults; the type of some is left open. Empty for a recipe that the
         table does not know.
     """
-    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"recipes": {}}
+    table = read_table()
     entry = table["recipes"].get(recipe, {"options": [], "positional": None})
     found = [table["common"][one] if isinstance(one, str) else one for one in entry["options"]]
     fields = {

@@ -1,17 +1,17 @@
-"""From a command line to a checked configuration, in two steps: `read` and check, then `build`."""
+"""From a command line to a checked configuration, in two steps: read and check, then `build`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.build import construct, shown, with_defaults
+from recipes.lib.config.build import construct, with_defaults, yaml_text
 from recipes.lib.config.fields import Field, fields_of
-from recipes.lib.config.legacy_keys import translate
-from recipes.lib.config.quick_checks import check_keys
+from recipes.lib.config.legacy_keys import is_old, new_name, translate
+from recipes.lib.config.option_table import table_fields
 from recipes.lib.config.strict_yaml import YamlFile, read_yaml
 from recipes.lib.config.unknown_keys import unknown_key
-from recipes.lib.config.values import MismatchError, admit
+from recipes.lib.config.values import MismatchError, coerce
 from recipes.lib.errors import UserError
 
 
@@ -25,8 +25,8 @@ class Config:
         types: The dataclasses that it was built from.
         values: Exactly the keys that file, flags and caller gave, as plain values.
         script: The recipe's own dataclass.
-        training: The TrainingArguments of its trainer.
-        model: A trl.ModelConfig.
+        training: The TrainingArguments of its trainer; None where nothing is trained.
+        model: A trl.ModelConfig; None where the recipe takes none.
     """
 
     recipe: str
@@ -34,12 +34,12 @@ class Config:
     types: tuple[type, ...]
     values: dict[str, Any]
     script: Any
-    training: Any | None
-    model: Any | None
+    training: Any
+    model: Any
 
 
 @dataclass(frozen=True)
-class Given:
+class CommandLine:
     """What a user gave, checked as far as that takes no imports of seconds.
 
     Args:
@@ -59,7 +59,7 @@ class Given:
     values: dict[str, Any]
 
 
-def read(recipe: str, argv: Sequence[str], word: str | None = None) -> Given:
+def read_command_line(recipe: str, argv: Sequence[str], word: str | None = None) -> CommandLine:
     """Read a recipe's command line and file, and refuse what is wrong in them at first sight.
 
     Args:
@@ -77,22 +77,24 @@ def read(recipe: str, argv: Sequence[str], word: str | None = None) -> Given:
     argv = list(argv)
     has_word = word is not None and argv and not argv[0].startswith("-")
     first = {str(word): argv.pop(0)} if has_word else {}
-    flags, path = _take_config(argv)
+    flags, path = take_config(argv)
     file = read_yaml(path) if path else None
     if file is not None and "env" in file.values:
         raise UserError(
             f"env ({path}, line {file.lines['env']}): a configuration may not set environment "
             "variables; set them in the shell."
         )
-    values = check_keys(recipe, path, file, flags)
-    return Given(recipe, path, file, flags, first, values | first)
+    values = _quick_values(recipe, path, file, flags)
+    return CommandLine(recipe, path, file, flags, first, values | first)
 
 
-def build(given: Given, types: tuple[type, ...], overrides: dict[str, Any] | None = None) -> Config:
+def build(
+    given: CommandLine, types: tuple[type, ...], overrides: dict[str, Any] | None = None
+) -> Config:
     """Build a recipe's dataclasses; flags win over the file, overrides over both.
 
     Args:
-        given: From `read`.
+        given: From `read_command_line`.
         types: The recipe's dataclasses.
         overrides: Values that a calling recipe sets, by key.
 
@@ -130,7 +132,15 @@ def rebuild(config: Config, changes: dict[str, Any]) -> Config:
     return _built(config.recipe, config.path, config.types, fields, values)
 
 
-def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
+def take_config(argv: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take `--config FILE` out of a command line.
+
+    Returns:
+        The words that are left, and the file.
+
+    Raises:
+        UserError: The file is missing, or --config is there twice.
+    """
     rest: list[str] = []
     paths: list[str] = []
     words = iter(argv)
@@ -148,7 +158,55 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
     return rest, Path(paths[0]) if paths else None
 
 
-def _file_values(given: Given, fields: dict[str, Field]) -> dict[str, Any]:
+def _quick_values(
+    recipe: str, path: Path | None, file: YamlFile | None, argv: Sequence[str]
+) -> dict[str, Any]:
+    """Values of the file, and over them the word behind each flag, or true.
+
+    What is checked here, by the generated table, is checked once more with the rest; a recipe that
+    the table does not know is checked when it is built.
+    """
+    fields = table_fields(recipe)
+    values = dict(file.values) if file is not None else {}
+    if not fields:
+        return values
+    replaced = {new_name(recipe, key, fields) for key in values if key not in fields}
+    for key, value in values.items():
+        place = f" ({path}, line {file.lines[key]})" if file is not None else ""
+        if key in fields and key not in replaced:
+            _check_value(fields[key], value, place)
+        elif key not in fields and not is_old(recipe, key, fields):
+            raise unknown_key(recipe, key, fields, key + place)
+    return values | _flags(recipe, argv, fields)
+
+
+def _check_value(field: Field, value: Any, place: str) -> Any:
+    """The value as the field's constructor takes it.
+
+    Raises:
+        UserError: It is no such value; the text says where it stands.
+    """
+    try:
+        return coerce(field, value)
+    except MismatchError as error:
+        raise UserError(f"{field.name}={yaml_text(value)}{place}: {error}.") from error
+
+
+def _flags(recipe: str, argv: Sequence[str], fields: dict[str, Field]) -> dict[str, Any]:
+    """The flags with the word behind each, or true; their names are known."""
+    found: dict[str, Any] = {}
+    for word, following in zip(argv, [*argv, "--"][1:], strict=True):
+        if not word.startswith("--") or word == "--":
+            continue
+        flag, equals, value = word.partition("=")
+        key = flag[2:].replace("-", "_")
+        if key not in fields and key.removeprefix("no_") not in fields:
+            raise unknown_key(recipe, key, fields, flag)
+        found[key] = value if equals else True if following.startswith("--") else following
+    return found
+
+
+def _file_values(given: CommandLine, fields: dict[str, Field]) -> dict[str, Any]:
     if given.file is None:
         return {}
     lines = given.file.lines
@@ -162,7 +220,7 @@ def _file_values(given: Given, fields: dict[str, Field]) -> dict[str, Any]:
         place = where(origins.get(key, key))
         if key not in fields:
             raise unknown_key(given.recipe, key, fields, f"{key} ({place})")
-        values[key] = _admit(fields[key], value, f" ({place})")
+        values[key] = _check_value(fields[key], value, f" ({place})")
     return values
 
 
@@ -172,14 +230,7 @@ def _override_values(
     for key in overrides:
         if key not in fields:
             raise unknown_key(recipe, key, fields, key)
-    return {key: _admit(fields[key], value, "") for key, value in overrides.items()}
-
-
-def _admit(field: Field, value: Any, where: str) -> Any:
-    try:
-        return admit(field, value)
-    except MismatchError as error:
-        raise UserError(f"{field.name}={shown(value)}{where}: {error}.") from error
+    return {key: _check_value(fields[key], value, "") for key, value in overrides.items()}
 
 
 def _built(

@@ -9,14 +9,10 @@ PACKAGE = Path(__file__).parents[2]
 SHARE = Path("share") / "rlhf-recipes" / "configs"  # as pyproject.toml lays them in a wheel
 
 
-def _folder() -> Path:
-    # A checkout has them beside the package; pip puts data below the folder that it installs to,
-    # which is above the package, whether that is an environment, a user's or one of its own.
-    places = [PACKAGE.parent / "configs", *(parent / SHARE for parent in PACKAGE.parents)]
-    return next((place for place in places if place.is_dir()), places[0])
-
-
-FOLDER = _folder()
+# A checkout has them beside the package; pip puts data below the folder that it installs to,
+# which is above the package, whether that is an environment, a user's or one of its own.
+PLACES = [PACKAGE.parent / "configs", *(parent / SHARE for parent in PACKAGE.parents)]
+FOLDER = next((place for place in PLACES if place.is_dir()), PLACES[0])
 
 
 def find_configs(folder: Path = FOLDER) -> dict[str, Path]:

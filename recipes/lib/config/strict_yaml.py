@@ -48,12 +48,12 @@ def read_yaml(path: Path) -> YamlFile:
     """
     text = _read_text(path)
     try:
-        node = _Loader(text).get_single_node()
+        node = _Loader(text, path).get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: must hold `key: value` lines; it holds {_kind(node)}.")
+            kinds = {type(None): "nothing", yaml.SequenceNode: "a list"}
+            kind = kinds.get(type(node), "a single value")
+            raise UserError(f"{path}: must hold `key: value` lines; it holds {kind}.")
         values = _value(node, path)
-    except _RefusedError as error:
-        raise UserError(f"{path}, line {error.line}: {error}.") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -94,24 +94,20 @@ def parse_scalar(text: str) -> Any:
     return text
 
 
-class _RefusedError(Exception):
-    """Valid YAML that a configuration may not use."""
-
-    def __init__(self, text: str, line: int) -> None:
-        super().__init__(text)
-        self.line = line
-
-
 class _Loader(yaml.SafeLoader):
     """PyYAML's parser with anchors, aliases and tags refused where they stand."""
 
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self.path = path
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        line = event.start_mark.line + 1
+        place = f"{self.path}, line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise _RefusedError("anchors and aliases are not used here; write the value out", line)
+            raise UserError(f"{place}: anchors and aliases are not used here; write the value out.")
         if getattr(event, "tag", None):
-            raise _RefusedError(f"the tag {event.tag} is refused; write a plain value", line)
+            raise UserError(f"{place}: the tag {event.tag} is refused; write a plain value.")
         return super().compose_node(parent, index)
 
 
@@ -180,12 +176,6 @@ def _mapping(node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         first_lines[key] = line
         result[key] = _value(value_node, path)
     return result
-
-
-def _kind(node: yaml.Node | None) -> str:
-    if node is None:
-        return "nothing"
-    return "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
 
 
 def _one_line(text: str | None) -> str:

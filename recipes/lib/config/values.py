@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from recipes.lib.config.fields import Field, describe, fields_of, is_enum, members, one_of
+from recipes.lib.config.fields import Field, fields_of, is_enum, members, one_of, type_words
 from recipes.lib.config.strict_yaml import parse_scalar
 
 FROM_1 = """
@@ -37,15 +38,14 @@ ddp_timeout reward_timeout rater_temperature num_texts num_sft_train
 SHARES = ["label_smoothing_factor", "label_smoothing", "min_p", "top_p", "top_entropy_quantile"]
 BELOW_1 = ["adam_beta1", "adam_beta2", "lora_dropout"]
 SEEDS = ["seed", "data_seed"]  # numpy takes 32 bits
-# The lowest value and whether it is allowed, the highest value and whether it is, in words.
-Range = tuple[float, bool, float, bool, str]
-RANGES: dict[str, Range] = {
-    **dict.fromkeys(FROM_1, (1, True, math.inf, True, "1 or more")),
-    **dict.fromkeys(FROM_0, (0, True, math.inf, True, "0 or more")),
-    **dict.fromkeys(ABOVE_0, (0, False, math.inf, True, "above 0")),
-    **dict.fromkeys(SHARES, (0, True, 1, True, "from 0 to 1")),
-    **dict.fromkeys(BELOW_1, (0, True, 1, False, "from 0 to below 1")),
-    **dict.fromkeys(SEEDS, (0, True, 2**32 - 1, True, "from 0 to 4294967295")),
+# What numbers a key takes, in words and as a test.
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(FROM_1, ("1 or more", lambda value: value >= 1)),
+    **dict.fromkeys(FROM_0, ("0 or more", lambda value: value >= 0)),
+    **dict.fromkeys(ABOVE_0, ("above 0", lambda value: value > 0)),
+    **dict.fromkeys(SHARES, ("from 0 to 1", lambda value: 0 <= value <= 1)),
+    **dict.fromkeys(BELOW_1, ("from 0 to below 1", lambda value: 0 <= value < 1)),
+    **dict.fromkeys(SEEDS, ("from 0 to 4294967295", lambda value: 0 <= value < 2**32)),
 }
 
 
@@ -58,7 +58,7 @@ class MismatchError(Exception):
     """A value that its field does not take; the text says what it takes instead."""
 
 
-def admit(field: Field, value: Any) -> Any:
+def coerce(field: Field, value: Any) -> Any:
     """Returns the value as the field's constructor takes it.
 
     Args:
@@ -81,7 +81,7 @@ def admit(field: Field, value: Any) -> Any:
     return result
 
 
-def from_text(field: Field, text: str) -> Any:
+def parse_flag(field: Field, text: str) -> Any:
     """Reads the value of a flag.
 
     Args:
@@ -101,17 +101,17 @@ def from_text(field: Field, text: str) -> Any:
         value = _container_from_text(text)
         # A flag of a list may come as `--datasets '{...}' '{...}'`, one word an item.
         is_item = isinstance(value, dict) and not any(_is_mapping(member) for member in parts)
-        return admit(field, [value] if is_item else value)
+        return coerce(field, [value] if is_item else value)
     if str in parts or any(is_enum(member) for member in parts):
-        return admit(field, text)
+        return coerce(field, text)
     if text.lower() in ("none", "null") and NoneType in parts:
         return None
     lists = [member for member in parts if get_origin(member) is list]
     if lists:
         item = dataclasses.replace(field, hint=get_args(lists[0])[0])
-        return from_text(item, text)
+        return parse_flag(item, text)
     try:
-        return admit(field, text if _literal_text(parts, text) else parse_scalar(text))
+        return coerce(field, text if _literal_text(parts, text) else parse_scalar(text))
     except ValueError as error:
         raise MismatchError("must be a shorter number") from error
 
@@ -138,7 +138,7 @@ def _admit(hint: Any, value: Any) -> Any:
             return _admit_one(member, value)
         except _NotThisOneError:
             continue
-    raise MismatchError(f"must be {describe(hint)}{_advice(parts, value)}")
+    raise MismatchError(f"must be {type_words(hint)}{_advice(parts, value)}")
 
 
 class _NotThisOneError(Exception):
@@ -215,7 +215,7 @@ def _admit_mapping(cls: type, value: dict[str, Any]) -> dict[str, Any]:
     result = {}
     for key, item in value.items():
         try:
-            result[key] = admit(fields[key], item)
+            result[key] = coerce(fields[key], item)
         except MismatchError as error:
             raise MismatchError(f"has {key}={item!r}, which {error}") from error
     return result
@@ -245,8 +245,8 @@ def _bool_from_text(field: Field, text: str) -> Any:
     if word in FALSE_WORDS:
         return False
     if word in ("none", "null"):
-        return admit(field, None)
-    raise MismatchError(f"must be {describe(field.hint)}")
+        return coerce(field, None)
+    raise MismatchError(f"must be {type_words(field.hint)}")
 
 
 def _container_from_text(text: str) -> Any:
@@ -270,7 +270,5 @@ def out_of_range(key: str, value: Any) -> str | None:
         return "-1 (go by num_train_epochs) or 1 or more"
     if key not in RANGES or type(value) not in (int, float):
         return None
-    low, with_low, high, with_high, words = RANGES[key]
-    is_high_enough = value >= low if with_low else value > low
-    is_low_enough = value <= high if with_high else value < high
-    return None if is_high_enough and is_low_enough else words
+    words, is_in_range = RANGES[key]
+    return None if is_in_range(value) else words

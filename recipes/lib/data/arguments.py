@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from recipes.lib.config.fields import option
 from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.mixtures import Part, validate_parts
-from recipes.lib.data.problems import CHOICES
+from recipes.lib.data.problems import BAD_ROW_CHOICES
 from recipes.lib.errors import UserError
 
 FORMAT_NAMES = ("trl", *FORMATS)
 
 
-def validate(args: DataArguments) -> None:
+def check_data(args: DataArguments) -> None:
     """Check the keys against each other, before anything is read.
 
     Raises:
@@ -32,23 +33,20 @@ def validate(args: DataArguments) -> None:
                 f"{', '.join(FORMAT_NAMES)}."
             )
     validate_parts(parts_of(args))
-    _check_fraction(args.test_fraction, args.streaming)
-    if args.max_train_rows is not None and args.max_train_rows < 1:
-        raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
-
-
-def _check_fraction(fraction: float, streaming: bool) -> None:
     # As train_test_split of the datasets library: 1 is one row, and 1.0 would be all of them.
+    fraction = args.test_fraction
     if fraction < 0 or (isinstance(fraction, float) and fraction >= 1):
         raise UserError(
             f"test_fraction={fraction}: give a share from 0 to below 1, or the number of rows as a "
             "whole number (1 is one row)."
         )
-    if fraction >= 1 and streaming:
+    if fraction >= 1 and args.streaming:
         raise UserError(
             f"test_fraction={fraction}: a stream cannot hold out a number of rows; give a "
             "share below 1, or name test_dataset_name."
         )
+    if args.max_train_rows is not None and args.max_train_rows < 1:
+        raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
 
 
 def parts_of(args: DataArguments) -> list[Part]:
@@ -84,73 +82,58 @@ class DataArguments:
     # TRL's parser of flags takes no such annotation: 1 is one row, and 1.0 would be all of them.
     HINTS: ClassVar[dict[str, Any]] = {"test_fraction": int | float}
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data: a .jsonl, .json, .csv or .parquet file, a folder with one such file per "
-            "split, a saved dataset, a run that made data, or a Hub id."
-        },
+    dataset_name: str | None = option(
+        None,
+        "Data: a .jsonl, .json, .csv or .parquet file, a folder with one such file per "
+        "split, a saved dataset, a run that made data, or a Hub id.",
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of a Hub dataset."}
+    dataset_config: str | None = option(None, "Configuration of a Hub dataset.")
+    dataset_revision: str | None = option(
+        None, "Revision of a Hub dataset: a commit, tag or branch."
     )
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Revision of a Hub dataset: a commit, tag or branch."}
+    dataset_format: str = option(
+        "trl",
+        "What the rows are: trl (all formats of TRL's dataset page), alpaca, sharegpt, "
+        "or hh (raw transcripts of Human and Assistant).",
+        choices=FORMAT_NAMES,
     )
-    dataset_format: str = field(
-        default="trl",
-        metadata={
-            "help": "What the rows are: trl (all formats of TRL's dataset page), alpaca, sharegpt, "
-            "or hh (raw transcripts of Human and Assistant).",
-            "choices": FORMAT_NAMES,
-        },
+    datasets: list[Part] = option(
+        list,
+        "A mixture instead of dataset_name: mappings of path, and perhaps name, "
+        "revision, format, split, test_split, columns, weight (share of its own rows) or "
+        "fraction (share of the mixture).",
     )
-    datasets: list[Part] = field(
-        default_factory=list,
-        metadata={
-            "help": "A mixture instead of dataset_name: mappings of path, and perhaps name, "
-            "revision, format, split, test_split, columns, weight (share of its own rows) or "
-            "fraction (share of the mixture)."
-        },
+    dataset_train_split: str = option("train", "Split to train on, of a folder or Hub dataset.")
+    dataset_test_split: str = option(
+        "test", "Split to test on, of a folder or Hub dataset, where there is one."
     )
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Split to train on, of a folder or Hub dataset."}
+    test_dataset_name: str | None = option(
+        None, "Test data in a file of its own; never trained on."
     )
-    dataset_test_split: str = field(
-        default="test",
-        metadata={"help": "Split to test on, of a folder or Hub dataset, where there is one."},
+    test_fraction: float = option(
+        0.0,
+        "Share of the rows held out as test rows where no test data is given; a whole "
+        "number such as 1 or 500 is their number.",
     )
-    test_dataset_name: str | None = field(
-        default=None, metadata={"help": "Test data in a file of its own; never trained on."}
-    )
-    test_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the rows held out as test rows where no test data is given; a whole "
-            "number such as 1 or 500 is their number.",
-        },
-    )
-    max_train_rows: int | None = field(
-        default=None, metadata={"help": "Train on the first so many rows only."}
-    )
-    on_bad_rows: str = field(
-        default="refuse",
-        metadata={
-            "help": "What becomes of rows that cannot be used: refuse the data, or drop and count "
-            "them.",
-            "choices": CHOICES,
-        },
+    max_train_rows: int | None = option(None, "Train on the first so many rows only.")
+    on_bad_rows: str = option(
+        "refuse",
+        "What becomes of rows that cannot be used: refuse the data, or drop and count them.",
+        choices=BAD_ROW_CHOICES,
     )
 
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read training rows while training, instead of all of them before; of sft, "
-            "reward and dpo, with max_steps."
-        },
+    streaming: bool = option(
+        False,
+        "Read training rows while training, instead of all of them before; of sft, "
+        "reward and dpo, with max_steps.",
     )
 
     text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
+
+    @property
+    def label(self) -> str:
+        """What messages call the data."""
+        return f"dataset_name={self.dataset_name}" if self.dataset_name else "datasets"
 
     def data_names(self) -> list[str]:
         """Paths and Hub ids of all data, for the lineage."""

@@ -8,12 +8,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from recipes.lib.data.problems import Problem, settle
-from recipes.lib.errors import UserError
+from recipes.lib.data.problems import Problem, refuse_or_drop
+from recipes.lib.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,6 +35,9 @@ class BrokenRowError(ValueError):
     """One row cannot be read; the text completes "in 1 of 9 lines"."""
 
 
+Numbered = Iterator[tuple[int, Row | BrokenRowError]]
+
+
 def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
     """Read one file of rows.
 
@@ -47,36 +51,40 @@ def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
     Raises:
         UserError: Unknown ending, no rows, or not readable as what it claims to be.
     """
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from pyarrow import parquet
+
     if path.suffix not in SUFFIXES:
         raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
-    try:
+    with readable(str(path)):
         if path.suffix == ".parquet":
-            dataset = _read_parquet(path)
-        elif path.suffix == ".csv":
-            dataset = to_dataset(_csv_rows(path, on_bad_rows))
+            dataset = Dataset(InMemoryTable(parquet.read_table(path)))
         else:
-            dataset = to_dataset(_json_rows(path, on_bad_rows))
-    except UserError:
-        raise
-    except READ_ERRORS as error:
-        raise unreadable(str(path), error) from error
+            dataset = to_dataset(_read_text(path, on_bad_rows))
     if not len(dataset) or not dataset.column_names:
         raise UserError(f"dataset_name={path}: no rows; give a file with at least one.")
     return dataset
 
 
-def unreadable(name: str, error: BaseException) -> UserError:
-    """What a reader of files raised, in one sentence.
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Tell in one sentence what a reader of files raises.
 
     Args:
         name: The file.
-        error: One of `READ_ERRORS`.
 
-    Returns:
-        The error to raise.
+    Raises:
+        UserError: One of `READ_ERRORS` was raised.
     """
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"dataset_name={name}: cannot be read as rows ({reason}); mend the file.")
+    try:
+        yield
+    except UserError:
+        raise
+    except READ_ERRORS as error:
+        raise UserError(
+            f"dataset_name={name}: cannot be read as rows ({first_line(error)}); mend the file."
+        ) from error
 
 
 def to_dataset(rows: list[Row]) -> Dataset:
@@ -131,39 +139,15 @@ def parse_line(line: bytes) -> Row:
     return row
 
 
-def csv_header(lines: Iterator[list[str]], path: Path) -> list[str]:
-    """Read the names of the columns.
-
-    Args:
-        lines: A csv reader at the start of its file.
-        path: The file.
-
-    Returns:
-        The names.
-
-    Raises:
-        UserError: A column has no name, or two have the same.
-    """
+def _csv_header(lines: Iterator[list[str]], path: Path) -> list[str]:
     header = next(lines, [])
     if len(set(header)) < len(header) or not all(name.strip() for name in header):
         raise UserError(f"{path}:1: a column has no name or that of another; name each once.")
     return header
 
 
-def csv_row(header: list[str], fields: list[str]) -> Row:
-    """Make a row of a line of a CSV file.
-
-    Args:
-        header: Names of the columns.
-        fields: The cells.
-
-    Returns:
-        The row: text, but for messages that are written as JSON, and for the label beside a
-        completion where it is a word for true or false.
-
-    Raises:
-        BrokenRowError: There are more or fewer cells, or messages are not written as JSON.
-    """
+def _csv_row(header: list[str], fields: list[str]) -> Row:
+    """A line as text, but for messages in JSON, and for the label beside a completion."""
     if len(fields) != len(header):
         raise BrokenRowError("a number of fields that is not the header's")
     row: Row = dict(zip(header, fields, strict=True))
@@ -214,32 +198,91 @@ def _constant(text: str) -> None:
         raise BrokenRowError(f"{text}, which is no number in JSON,")
 
 
-def _json_rows(path: Path, on_bad_rows: str) -> list[Row]:
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if data.lstrip().startswith(b"["):
-        return _json_list(data, path)
-    # Not splitlines: text may hold separators that JSON does not take for the end of a line.
-    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    rows, problems = [], dict[str, Problem]()
-    for number, line in lines:
+def keep_good(
+    numbered: Iterable[tuple[int, Row | BrokenRowError]],
+) -> tuple[list[Row], list[Problem], int]:
+    """The rows that could be read, what is wrong with the others, and the number of both."""
+    rows, total, problems = list[Row](), 0, dict[str, Problem]()
+    for number, row in numbered:
+        total += 1
+        if isinstance(row, BrokenRowError):
+            problems.setdefault(str(row), Problem(str(row))).rows.append(number)
+        else:
+            rows.append(row)
+    return rows, list(problems.values()), total
+
+
+def json_lines(file: IO[bytes], path: Path) -> Numbered:
+    """Read rows one after the other, one object a line, numbered from 1.
+
+    Raises:
+        UserError: The file is one list.
+    """
+    is_first = True
+    for number, line in enumerate(file, 1):
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not text.strip():
+            continue
+        if is_first and text.lstrip().startswith(b"["):
+            raise UserError(
+                f"{path}: a list can only be read as a whole; write one object a line, or "
+                "leave out streaming."
+            )
+        is_first = False
         try:
-            rows.append(parse_line(line))
+            yield number, parse_line(text.removesuffix(b"\n"))
         except BrokenRowError as error:
-            problems.setdefault(str(error), Problem(str(error))).rows.append(number)
+            yield number, error
+
+
+def csv_lines(file: Iterable[str], path: Path) -> Numbered:
+    """Read rows one after the other, numbered by the line that each ends on, from 1.
+
+    Raises:
+        UserError: A column has no name, or two have the same.
+    """
+    csv.field_size_limit(sys.maxsize)  # a field may hold a whole document
+    lines = csv.reader(file, strict=True)
+    header = _csv_header(lines, path)
+    for fields in filter(None, lines):
+        try:
+            yield lines.line_num, _csv_row(header, fields)
+        except BrokenRowError as error:
+            yield lines.line_num, error
+
+
+def _read_text(path: Path, on_bad_rows: str) -> list[Row]:
+    data = path.read_bytes()
+    if path.suffix == ".csv":
+        text = _decoded(data, path, "utf-8-sig")
+        numbered = csv_lines(io.StringIO(text, newline=""), path)
+    else:
+        content = data.removeprefix(b"\xef\xbb\xbf")
+        if content.lstrip().startswith(b"["):
+            return _json_list(content, path)
+        # By bytes: text may hold separators that JSON does not take for the end of a line.
+        numbered = json_lines(io.BytesIO(data), path)
+    rows, problems, total = keep_good(numbered)
     if problems:
-        found = list(problems.values())
-        place = f"{path}:{found[0].rows[0]}"
-        settle(place, found, len(lines), on_bad_rows, row_word="line")
+        place = f"{path}:{problems[0].rows[0]}"
+        refuse_or_drop(place, problems, total, on_bad_rows, row_word="line")
     return rows
 
 
-def _json_list(data: bytes, path: Path) -> list[Row]:
+def _decoded(data: bytes, path: Path, encoding: str) -> str:
     try:
-        rows = _loads(data.decode("utf-8"))
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8."
         ) from error
+
+
+def _json_list(data: bytes, path: Path) -> list[Row]:
+    try:
+        rows = _loads(_decoded(data, path, "utf-8"))
+    except UserError:
+        raise
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend it.") from error
     except RecursionError as error:
@@ -253,34 +296,3 @@ def _json_list(data: bytes, path: Path) -> list[Row]:
             "keys; write one object for each row."
         )
     return list(rows)
-
-
-def _csv_rows(path: Path, on_bad_rows: str) -> list[Row]:
-    csv.field_size_limit(sys.maxsize)  # a field may hold a whole document
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8."
-        ) from error
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = csv_header(lines, path)
-    rows, total, problems = [], 0, dict[str, Problem]()
-    for fields in filter(None, lines):
-        total += 1
-        try:
-            rows.append(csv_row(header, fields))
-        except BrokenRowError as error:
-            problems.setdefault(str(error), Problem(str(error))).rows.append(lines.line_num)
-    if problems:
-        found = list(problems.values())
-        settle(f"{path}:{found[0].rows[0]}", found, total, on_bad_rows, row_word="line")
-    return rows
-
-
-def _read_parquet(path: Path) -> Dataset:
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    return Dataset(InMemoryTable(pq.read_table(path)))

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.file_rows import BrokenRowError, to_dataset
-from recipes.lib.data.problems import Problem, settle
-from recipes.lib.data.row_checks import shown
+from recipes.lib.data.file_rows import BrokenRowError, Row, to_dataset
+from recipes.lib.data.problems import Problem, refuse_or_drop
+from recipes.lib.data.row_checks import brief
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Row = dict[str, Any]
 SAMPLING = ("ppo", "rloo", "grpo", "feedback")
 
 
@@ -37,7 +36,7 @@ ROLES = {
 }
 
 
-def convert(dataset: Dataset, name: str, source: str, on_bad_rows: str = "refuse") -> Dataset:
+def to_trl(dataset: Dataset, name: str, source: str, on_bad_rows: str = "refuse") -> Dataset:
     """Bring rows of a named format into TRL's formats.
 
     Args:
@@ -60,11 +59,11 @@ def convert(dataset: Dataset, name: str, source: str, on_bad_rows: str = "refuse
         except BrokenRowError as error:
             problems.setdefault(str(error), Problem(str(error))).rows.append(number)
     found = list(problems.values())
-    settle(f"dataset_format={name}: {source}", found, len(dataset), on_bad_rows)
+    refuse_or_drop(f"dataset_format={name}: {source}", found, len(dataset), on_bad_rows)
     return to_dataset(rows)
 
 
-def without_repeated_prompt(dataset: Dataset) -> Dataset:
+def drop_repeated_prompt(dataset: Dataset) -> Dataset:
     """Leave out a prompt as text beside conversations that begin with it.
 
     Some sets of pairs keep the first question in a column of its own; TRL would put it in front of
@@ -117,14 +116,14 @@ def from_alpaca(row: Row) -> Row:
         return row
     history = row.pop("history", None) or []
     if not isinstance(history, list):
-        raise BrokenRowError(f"history of {shown(history)}, which is no list,")
+        raise BrokenRowError(f"history of {brief(history)}, which is no list,")
     question = "\n".join(
         part for part in (_text(row, "instruction"), _text(row, "input", "")) if part
     )
     prompt = _system(row)
     for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
-            raise BrokenRowError(f"history of {shown(turn)}, which is no question with its answer,")
+            raise BrokenRowError(f"history of {brief(turn)}, which is no question with its answer,")
         prompt += [_message("user", turn[0]), _message("assistant", turn[1])]
     row["prompt"] = [*prompt, _message("user", question)]
     if row.get("chosen") is not None and row.get("rejected") is not None:
@@ -212,13 +211,13 @@ def _transcript(row: Row, column: str) -> list[Message]:
 
 def _turn(turn: Any) -> Message:
     if not isinstance(turn, dict):
-        raise BrokenRowError(f"a turn of {shown(turn)}, which is not an object,")
+        raise BrokenRowError(f"a turn of {brief(turn)}, which is not an object,")
     role = turn.get("from") or turn.get("role")
     value = turn.get("value") if turn.get("value") is not None else turn.get("content")
     if role == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(value)}
     if role not in ROLES:
-        raise BrokenRowError(f"a turn from {shown(role)}, none of {', '.join(ROLES)},")
+        raise BrokenRowError(f"a turn from {brief(role)}, none of {', '.join(ROLES)},")
     return _message(ROLES[role], value)
 
 
@@ -239,7 +238,7 @@ def _system(row: Row) -> list[Message]:
 
 def _message(role: str, content: Any) -> Message:
     if not isinstance(content, str):
-        raise BrokenRowError(f"a turn of {shown(content)}, which is no text,")
+        raise BrokenRowError(f"a turn of {brief(content)}, which is no text,")
     return {"role": role, "content": content}
 
 
@@ -247,7 +246,7 @@ def _text(row: Row, column: str, default: str | None = None) -> str:
     value = row.pop(column, None)
     value = default if value is None else value
     if not isinstance(value, str):
-        raise BrokenRowError(f"column {column!r} of {shown(value)}, which is no text,")
+        raise BrokenRowError(f"column {column!r} of {brief(value)}, which is no text,")
     return value
 
 
@@ -256,7 +255,7 @@ def _with_label(row: Row) -> Row:
 
 
 @dataclass(frozen=True)
-class Shape:
+class Format:
     """One of TRL's formats."""
 
     name: str
@@ -265,32 +264,32 @@ class Shape:
 
 
 # In this order: rows with more columns come first.
-SHAPES = (
-    Shape("preference", ("prompt", "chosen", "rejected"), ("reward", "dpo", "kto")),
-    Shape("preference, implicit prompt", ("chosen", "rejected"), ("reward", "dpo", "kto")),
-    Shape("unpaired preference", ("prompt", "completion", "label"), ("kto", "sft")),
-    Shape("prompt-completion", ("prompt", "completion"), ("sft", *SAMPLING)),
-    Shape("language modeling", ("messages",), ("sft",)),
-    Shape("language modeling", ("text",), ("sft",)),
-    Shape("prompt-only", ("prompt",), SAMPLING),
+TRL_FORMATS = (
+    Format("preference", ("prompt", "chosen", "rejected"), ("reward", "dpo", "kto")),
+    Format("preference, implicit prompt", ("chosen", "rejected"), ("reward", "dpo", "kto")),
+    Format("unpaired preference", ("prompt", "completion", "label"), ("kto", "sft")),
+    Format("prompt-completion", ("prompt", "completion"), ("sft", *SAMPLING)),
+    Format("language modeling", ("messages",), ("sft",)),
+    Format("language modeling", ("text",), ("sft",)),
+    Format("prompt-only", ("prompt",), SAMPLING),
 )
 
 
-def shape_of(dataset: Dataset) -> Shape:
+def format_of(dataset: Dataset) -> Format:
     """Find the format of rows by their columns.
 
     Args:
         dataset: The rows.
 
     Returns:
-        The first of `SHAPES` whose columns are there.
+        The first of `TRL_FORMATS` whose columns are there.
 
     Raises:
         UserError: It is none of TRL's formats; the text says which dataset_format fits, if one
             does.
     """
     names = set(dataset.column_names)
-    for shape in SHAPES:
+    for shape in TRL_FORMATS:
         if names >= set(shape.columns):
             return shape
     hints = {"instruction": "alpaca", "conversations": "sharegpt"}
@@ -301,16 +300,3 @@ def shape_of(dataset: Dataset) -> Shape:
         f"(text, messages, prompt with or without completion and label, chosen and rejected); "
         f"{remedy}."
     )
-
-
-def is_conversational(row: Row, shape: Shape) -> bool:
-    """Whether a row holds messages.
-
-    Args:
-        row: The row.
-        shape: Its format.
-
-    Returns:
-        False for text.
-    """
-    return isinstance(row[shape.columns[0]], list)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recipes.lib.data.formats import Shape
+from recipes.lib.data.formats import Format
 
 if TYPE_CHECKING:
-    from recipes.lib.data.tokenization import Seen
+    from recipes.lib.data.tokenization import Tokens
 
 NUM_BINS = 10
 
@@ -26,7 +27,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class Bin:
+class LengthBin:
     """Rows of similar length."""
 
     low: int
@@ -34,7 +35,7 @@ class Bin:
     count: int
 
 
-def length_of(found: Sequence[Seen]) -> Length:
+def row_length(found: Sequence[Tokens]) -> Length:
     """Length of a row in tokens.
 
     Args:
@@ -49,7 +50,7 @@ def length_of(found: Sequence[Seen]) -> Length:
     return Length(max(len(seen.ids) for seen in found), max(starts), sides, has_loss)
 
 
-def bins_of(lengths: Sequence[int], num_bins: int = NUM_BINS) -> list[Bin]:
+def length_bins(lengths: Sequence[int], num_bins: int = NUM_BINS) -> list[LengthBin]:
     """Count rows by length, in bins of equal and round width.
 
     Args:
@@ -61,12 +62,9 @@ def bins_of(lengths: Sequence[int], num_bins: int = NUM_BINS) -> list[Bin]:
     """
     width = _round_up((max(lengths) - min(lengths) + 1) / num_bins)
     start = min(lengths) // width * width
-    counts: dict[int, int] = {}
-    for length in lengths:
-        place = (length - start) // width
-        counts[place] = counts.get(place, 0) + 1
+    counts = Counter((length - start) // width for length in lengths)
     return [
-        Bin(start + place * width, start + (place + 1) * width - 1, counts.get(place, 0))
+        LengthBin(start + place * width, start + (place + 1) * width - 1, counts[place])
         for place in range(max(counts) + 1)
     ]
 
@@ -79,7 +77,7 @@ def _round_up(width: float) -> int:
     return next(step * scale for step in (1, 2, 5, 10) if step * scale >= width)
 
 
-def effects(lengths: Sequence[Length], limit: int, shape: Shape) -> list[str]:
+def limit_effects(lengths: Sequence[Length], limit: int, shape: Format) -> list[str]:
     """What the trainers would do to rows with a limit.
 
     Args:

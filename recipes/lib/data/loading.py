@@ -10,22 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from recipes.lib.data.arguments import DataArguments, parts_of, validate
-from recipes.lib.data.formats import FORMATS, convert, with_template_kwargs, without_repeated_prompt
-from recipes.lib.data.mixtures import Part, join, mix
-from recipes.lib.data.reading import read_splits
+from recipes.lib.data.arguments import DataArguments, check_data, parts_of
+from recipes.lib.data.formats import FORMATS, drop_repeated_prompt, to_trl, with_template_kwargs
+from recipes.lib.data.mixtures import Part, join_datasets, mix_datasets
+from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import check_rows
-from recipes.lib.data.splitting import assert_disjoint, split
+from recipes.lib.data.splitting import remove_overlap, split_rows
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
+RequiredColumns = Sequence[str] | Callable[["Dataset"], Sequence[str]]
+
+
 def load_splits(
-    args: DataArguments,
-    seed: int,
-    required_columns: Sequence[str] | Callable[[Dataset], Sequence[str]],
+    args: DataArguments, seed: int, required_columns: RequiredColumns
 ) -> tuple[Dataset, Dataset | None]:
     """Load the training split and the test split.
 
@@ -42,27 +43,24 @@ def load_splits(
         UserError: No data, a broken file, a missing column, a bad row, a test row in the training
             rows, or keys that contradict each other.
     """
-    validate(args)
-    train, test = read(args, seed)
+    check_data(args)
+    train, test = read_rows(args, seed)
     splits = {"train": train} if test is None else {"train": train, "test": test}
-    name = f"dataset_name={args.dataset_name}" if args.dataset_name else "datasets"
+    name = args.label
     for key, rows in splits.items():
-        columns = required_columns(rows) if callable(required_columns) else required_columns
-        if "chosen" in columns and "prompt" in rows.column_names:
-            columns = [*columns, "prompt"]
-        checked = check_rows(rows, columns, f"{name} ({key})", args.on_bad_rows)
+        checked, _ = check_format(rows, required_columns, f"{name} ({key})", args.on_bad_rows)
         splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
     if test is None and args.test_fraction > 0:
-        train, test = split(train, args.test_fraction, seed)
+        train, test = split_rows(train, args.test_fraction, seed)
     elif test is not None:
-        train = assert_disjoint(train, test, args.on_bad_rows)
+        train = remove_overlap(train, test, args.on_bad_rows)
     if args.max_train_rows is not None:
         train = train.select(range(min(args.max_train_rows, len(train))))
     return train, test
 
 
-def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
+def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     """Read training and test rows in TRL's formats, unchecked.
 
     Args:
@@ -89,16 +87,17 @@ def read(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
         for part, (_, rows) in zip(parts, found, strict=True)
         if rows is not None and not splits_itself and args.test_dataset_name is None
     ]
-    test = join(*map(list, zip(*tests, strict=True))) if tests else None
+    test = join_datasets(*map(list, zip(*tests, strict=True))) if tests else None
     if args.test_dataset_name is not None:
-        test = read_test(args)
-    if test is not None and args.test_fraction > 0:
-        raise UserError(
-            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
-            "name another dataset_test_split."
-        )
+        name, key = args.test_dataset_name, args.dataset_test_split
+        splits = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
+        part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
+        rows = choose_split(splits, key, name, "dataset_test_split")
+        test = in_trl_format(rows, part, args.on_bad_rows)
+    if test is not None:
+        refuse_split(args)
     trains = [rows for rows, _ in found]
-    return (mix(parts, trains, seed) if args.datasets else trains[0]), test
+    return (mix_datasets(parts, trains, seed) if args.datasets else trains[0]), test
 
 
 def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
@@ -109,37 +108,45 @@ def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
         revision=part.revision,
         on_bad_rows=on_bad_rows,
     )
-    if part.split not in splits:
-        raise UserError(
-            f"dataset_train_split={part.split}: {part.path} has the splits "
-            f"{', '.join(sorted(splits))}; name one of them."
-        )
-    train = in_trl_format(splits.pop(part.split), part, on_bad_rows)
-    test = splits.get(str(part.test_split))
+    train = in_trl_format(choose_split(splits, part.split, part.path), part, on_bad_rows)
+    test = splits.get(str(part.test_split)) if part.test_split != part.split else None
     return train, None if test is None else in_trl_format(test, part, on_bad_rows)
 
 
-def read_test(args: DataArguments) -> Dataset:
-    """Read the rows of `test_dataset_name`, unchecked.
-
-    Args:
-        args: What to load.
-
-    Returns:
-        The rows in TRL's formats.
+def refuse_split(args: DataArguments) -> None:
+    """Refuse to split rows off where there are test rows.
 
     Raises:
-        UserError: They are not there, or cannot be read.
+        UserError: test_fraction is set.
     """
-    name, key = str(args.test_dataset_name), args.dataset_test_split
-    tests = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
-    if key not in tests:
+    if args.test_fraction > 0:
         raise UserError(
-            f"dataset_test_split={key}: {name} has the splits {', '.join(sorted(tests))}; name one "
-            "of them."
+            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
+            "name another dataset_test_split."
         )
-    part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
-    return in_trl_format(tests[key], part, args.on_bad_rows)
+
+
+def check_format(
+    rows: Dataset, required: RequiredColumns, name: str, on_bad_rows: str
+) -> tuple[Dataset, list[str]]:
+    """Check rows against the columns that they have to fill.
+
+    Args:
+        rows: In TRL's formats.
+        required: Columns that every row must fill, or a function that tells them from the data.
+        name: What the messages call the data.
+        on_bad_rows: "refuse" or "drop" rows with a fault.
+
+    Returns:
+        The good rows, and the columns: those that are required, and the prompt of pairs.
+
+    Raises:
+        UserError: As `check_rows`.
+    """
+    columns = list(required(rows) if callable(required) else required)
+    if "chosen" in columns and "prompt" in rows.column_names:
+        columns.append("prompt")
+    return check_rows(rows, columns, name, on_bad_rows), columns
 
 
 def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
@@ -167,5 +174,5 @@ def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
     if part.text_field in rows.column_names and "text" not in rows.column_names:
         rows = rows.rename_column(part.text_field, "text")
     if part.format in FORMATS:
-        rows = convert(rows, part.format, part.path, on_bad_rows)
-    return without_repeated_prompt(rows)
+        rows = to_trl(rows, part.format, part.path, on_bad_rows)
+    return drop_repeated_prompt(rows)

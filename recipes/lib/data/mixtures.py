@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recipes.lib.data.row_checks import SPOKEN
-from recipes.lib.errors import UserError, note
+from recipes.lib.data.row_checks import TEXT_COLUMNS
+from recipes.lib.errors import UserError, first_line, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,7 +87,7 @@ def row_counts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
     ]
 
 
-def mix(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) -> Dataset:
+def mix_datasets(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) -> Dataset:
     """Take the rows of each dataset and put them one after the other.
 
     Args:
@@ -99,21 +99,19 @@ def mix(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) -> Datase
         The mixture; trainers shuffle it.
 
     Raises:
-        UserError: As `join`.
+        UserError: As `join_datasets`.
     """
-    taken = []
     counts = row_counts(parts, [len(dataset) for dataset in datasets])
-    for dataset, count in zip(datasets, counts, strict=True):
-        chosen = (
-            dataset.shuffle(seed=seed).select(range(count)) if count < len(dataset) else dataset
-        )
-        taken.append(chosen)
+    taken = [
+        dataset.shuffle(seed=seed).select(range(count)) if count < len(dataset) else dataset
+        for dataset, count in zip(datasets, counts, strict=True)
+    ]
     told = ", ".join(f"{part.path} {count}" for part, count in zip(parts, counts, strict=True))
     note(f"datasets: {sum(counts)} training rows ({told}).")
-    return join(parts, taken)
+    return join_datasets(parts, taken)
 
 
-def join(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
+def join_datasets(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
     """Put datasets one after the other; a further column that one lacks is None there.
 
     Args:
@@ -128,7 +126,7 @@ def join(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
     """
     from datasets import concatenate_datasets
 
-    formats = [sorted(set(SPOKEN) & set(dataset.column_names)) for dataset in datasets]
+    formats = [sorted(set(TEXT_COLUMNS) & set(dataset.column_names)) for dataset in datasets]
     for part, columns in zip(parts, formats, strict=True):
         if columns != formats[0]:
             raise UserError(
@@ -139,8 +137,7 @@ def join(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
     try:
         return concatenate_datasets(list(datasets))
     except (ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"datasets: one column has different types ({reason}); bring the datasets to one "
-            "format, or keep only some columns with columns."
+            f"datasets: one column has different types ({first_line(error)}); bring the datasets "
+            "to one format, or keep only some columns with columns."
         ) from error

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from recipes.lib.data.formats import Row, Shape
-from recipes.lib.data.lengths import Bin
-from recipes.lib.data.tokenization import Seen, pieces, seen_sequences
+from recipes.lib.data.file_rows import Row
+from recipes.lib.data.formats import Format
+from recipes.lib.data.lengths import LengthBin
+from recipes.lib.data.tokenization import Tokens, loss_segments, tokenize_row
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import check_template
 
@@ -42,7 +43,7 @@ class Page:
     title: str
     facts: dict[str, list[str]] = field(default_factory=dict)
     unit: str = "tokens"
-    bins: list[Bin] = field(default_factory=list)
+    bins: list[LengthBin] = field(default_factory=list)
     limit: int | None = None
     examples: list[Example] = field(default_factory=list)
 
@@ -137,7 +138,7 @@ def _visible(text: str) -> str:
     )
 
 
-def sequences(row: Row, shape: Shape, tokenizer: Any, assistant_only_loss: bool) -> list[Seen]:
+def token_rows(row: Row, shape: Format, tokenizer: Any, assistant_only_loss: bool) -> list[Tokens]:
     """Tokenize a row, with a chat template's complaint as a sentence.
 
     Args:
@@ -147,7 +148,7 @@ def sequences(row: Row, shape: Shape, tokenizer: Any, assistant_only_loss: bool)
         assistant_only_loss: Of messages: loss on the assistant's tokens alone.
 
     Returns:
-        As `seen_sequences`.
+        As `tokenize_row`.
 
     Raises:
         UserError: The tokenizer has no chat template, or its template refuses the messages.
@@ -156,7 +157,7 @@ def sequences(row: Row, shape: Shape, tokenizer: Any, assistant_only_loss: bool)
 
     check_template(row, shape.columns[0], tokenizer.chat_template is not None)
     try:
-        return seen_sequences(row, shape, tokenizer, assistant_only_loss=assistant_only_loss)
+        return tokenize_row(row, shape, tokenizer, assistant_only_loss=assistant_only_loss)
     except TemplateError as error:
         raise UserError(
             f"chat_template_path: the chat template refuses {shape.columns[0]} ({error}); name "
@@ -165,7 +166,7 @@ def sequences(row: Row, shape: Shape, tokenizer: Any, assistant_only_loss: bool)
 
 
 def examples_of_row(
-    number: int, row: Row, shape: Shape, tokenizer: Any, assistant_only_loss: bool
+    number: int, row: Row, shape: Format, tokenizer: Any, assistant_only_loss: bool
 ) -> list[Example]:
     """One row as people read it.
 
@@ -180,19 +181,19 @@ def examples_of_row(
         One example for each sequence that the model sees; one for the row without a tokenizer.
     """
     if tokenizer is None:
-        return [Example(f"row {number}", parts_of_row(row, shape))]
+        return [Example(f"row {number}", texts_of_row(row, shape))]
     found = []
-    for seen in sequences(row, shape, tokenizer, assistant_only_loss):
+    for seen in token_rows(row, shape, tokenizer, assistant_only_loss):
         named = f", {seen.name}" if seen.name else ""
         title = f"row {number}{named}: {len(seen.ids):,} tokens, {sum(seen.has_loss):,} with loss"
         words = {True: "LOSS", False: "prompt" if shape.columns == ("prompt",) else "context"}
         found.append(
-            Example(title, [(words[loss], text) for text, loss in pieces(seen, tokenizer)])
+            Example(title, [(words[loss], text) for text, loss in loss_segments(seen, tokenizer)])
         )
     return found
 
 
-def parts_of_row(row: Row, shape: Shape) -> list[tuple[str, str]]:
+def texts_of_row(row: Row, shape: Format) -> list[tuple[str, str]]:
     """The texts of a row, each with its column or role.
 
     Args:

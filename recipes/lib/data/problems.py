@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from recipes.lib.errors import UserError, note
 
-CHOICES = ("refuse", "drop")
+BAD_ROW_CHOICES = ("refuse", "drop")
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Problem:
     rows: list[int] = field(default_factory=list)
 
 
-def settle(
+def refuse_or_drop(
     source: str,
     problems: Sequence[Problem],
     total: int,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,22 +65,17 @@ def tokenize_prompts(
         raise UserError("the data set of prompts is empty; check its path and split.")
     given = list(data["prompt"])
     ids = [prompt_token_ids(tokenizer, prompt, template_kwargs) for prompt in given]
-    _check(ids, max_prompt_length)
-    return Prompts(data, ids)
-
-
-def _check(ids: list[list[int]], max_prompt_length: int | None) -> None:
     empty = [row for row, tokens in enumerate(ids) if not tokens]
     if empty:
         raise UserError(f"prompt of row {empty[0]} is empty ({len(empty)} such rows); drop it.")
-    if max_prompt_length is None:
-        return
-    long = [row for row, tokens in enumerate(ids) if len(tokens) > max_prompt_length]
+    longest = math.inf if max_prompt_length is None else max_prompt_length
+    long = [row for row, tokens in enumerate(ids) if len(tokens) > longest]
     if long:
         raise UserError(
             f"max_prompt_length={max_prompt_length}: the prompt of row {long[0]} has "
             f"{len(ids[long[0]])} tokens ({len(long)} such rows); raise the limit or drop them."
         )
+    return Prompts(data, ids)
 
 
 def check_context(prompts: Prompts, config: Any, max_completion_length: int | None) -> None:
@@ -160,7 +156,7 @@ def prompt_token_ids(
         )
     except TemplateError as error:
         raise UserError(
-            f"prompt: the model's chat template cannot render it ({' '.join(str(error).split())}); "
+            f"prompt: the model's chat template cannot render it ({one_sentence(error)}); "
             "train the model with another chat_template_path."
         ) from error
     return list(rendered["input_ids"])

@@ -7,23 +7,21 @@ name, of any revision; so the revision is compared here.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from recipes.lib.data.file_rows import SUFFIXES, read_file
-from recipes.lib.errors import UserError, note
+from recipes.lib.errors import UserError, first_line, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Split = TypeVar("Split")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
-UNREADABLE_HUB = (
-    "dataset_name={name}: no such file here, and the Hub gave no dataset ({reason}); check the "
-    "name and the network."
-)
 
 
 def read_splits(
@@ -49,48 +47,76 @@ def read_splits(
     Raises:
         UserError: Nothing is there, or it cannot be read.
     """
-    path = local_path(name)
-    if path is not None and path.is_dir():
-        folder = final_of(path)
-        if is_saved(folder):
-            return read_saved(folder, split)
-        files = split_files(folder, name)
-        return {stem: read_file(file, on_bad_rows) for stem, file in files.items()}
-    if path is not None:
-        return {split: read_file(path, on_bad_rows)}
-    return _read_hub(name, config, revision)
+    return find_splits(
+        name,
+        split,
+        hub=lambda: dict(open_hub_dataset(name, config, revision)),
+        saved=lambda rows: rows,
+        file=lambda path: read_file(path, on_bad_rows),
+    )
 
 
-def final_of(folder: Path) -> Path:
-    """The folder that holds the rows: of a run its final/, else the folder itself."""
-    return folder / "final" if (folder / "final").is_dir() else folder
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` of the datasets library wrote a folder."""
-    return any((folder / mark).is_file() for mark in SAVED)
-
-
-def split_files(folder: Path, name: str) -> dict[str, Path]:
-    """The files of a folder, which are its splits.
+def find_splits(
+    name: str,
+    split: str,
+    hub: Callable[[], dict[str, Split]],
+    saved: Callable[[Dataset], Split],
+    file: Callable[[Path], Split],
+) -> dict[str, Split]:
+    """Find all splits that a name stands for.
 
     Args:
-        folder: The folder.
-        name: What the user wrote.
+        name: A file, a folder, a run folder (its final/), or a Hub id.
+        split: Name to give to the rows of a single file.
+        hub: Makes the splits of a Hub dataset.
+        saved: Makes one of a split of a saved dataset.
+        file: Makes one of a file.
 
     Returns:
-        The files by their stems.
+        What was made, by split; the files of a folder are its splits, named by their stems.
 
     Raises:
-        UserError: There is none.
+        UserError: Nothing is there, or it cannot be read.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    path = local_path(name)
+    if path is None:
+        return hub()
+    if path.is_file():
+        return {split: file(path)}
+    folder = path / "final" if (path / "final").is_dir() else path  # a run's, or the folder itself
+    if any((folder / mark).is_file() for mark in SAVED):
+        return {key: saved(rows) for key, rows in _read_saved(folder, split).items()}
+    files = sorted(one for one in folder.iterdir() if one.suffix in SUFFIXES)
     if not files:
         raise UserError(
             f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
             "a folder that holds train.jsonl."
         )
-    return {file.stem: file for file in files}
+    return {one.stem: file(one) for one in files}
+
+
+def choose_split(
+    splits: dict[str, Split], split: str | None, name: str, key: str = "dataset_train_split"
+) -> Split:
+    """The split that a key asks for.
+
+    Args:
+        splits: What `name` stands for, by split.
+        split: The value of the key.
+        name: What the user wrote.
+        key: The key.
+
+    Returns:
+        That split.
+
+    Raises:
+        UserError: There is no such split.
+    """
+    if split is None or split not in splits:
+        raise UserError(
+            f"{key}={split}: {name} has the splits {', '.join(sorted(splits))}; name one of them."
+        )
+    return splits[split]
 
 
 def local_path(name: str) -> Path | None:
@@ -120,43 +146,21 @@ def local_path(name: str) -> Path | None:
     return None
 
 
-def read_saved(folder: Path, split: str) -> dict[str, Dataset]:
-    """Read a folder that `save_to_disk` wrote; its rows stay on disk until they are needed.
-
-    Args:
-        folder: The folder.
-        split: Name to give to the rows where it holds one split.
-
-    Returns:
-        Rows by split.
-
-    Raises:
-        UserError: It cannot be read.
-    """
+def _read_saved(folder: Path, split: str) -> dict[str, Dataset]:
+    """What `save_to_disk` wrote, one split by that name; rows stay on disk until needed."""
     from datasets import Dataset, load_from_disk
 
     try:
         saved = load_from_disk(str(folder))
     except (OSError, ValueError, TypeError, LookupError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"dataset_name={folder}: cannot be read as a saved dataset ({reason}); save it again."
+            f"dataset_name={folder}: cannot be read as a saved dataset ({first_line(error)}); save "
+            "it again."
         ) from error
     return {split: saved} if isinstance(saved, Dataset) else dict(saved)
 
 
-def _read_hub(name: str, config: str | None, revision: str | None) -> dict[str, Dataset]:
-
-    try:
-        return dict(open_hub(name, config, revision))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(UNREADABLE_HUB.format(name=name, reason=reason)) from error
-
-
-def open_hub(name: str, config: str | None, revision: str | None, **options: Any) -> Any:
+def open_hub_dataset(name: str, config: str | None, revision: str | None, **options: Any) -> Any:
     """Open a dataset on the Hub.
 
     Args:
@@ -169,8 +173,21 @@ def open_hub(name: str, config: str | None, revision: str | None, **options: Any
         Its splits.
 
     Raises:
-        UserError: The revision is not on the Hub, and what is in the cache is not of it.
+        UserError: There is no such dataset, it cannot be reached, or the revision is not on the Hub
+            and what is in the cache is not of it.
     """
+    try:
+        return _open_hub(name, config, revision, options)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"dataset_name={name}: no such file here, and the Hub gave no dataset "
+            f"({first_line(error)}); check the name and the network."
+        ) from error
+
+
+def _open_hub(name: str, config: str | None, revision: str | None, options: dict[str, Any]) -> Any:
     from datasets import load_dataset, load_dataset_builder
 
     builder = load_dataset_builder(name, config, revision=revision)

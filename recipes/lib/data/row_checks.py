@@ -7,16 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import to_dataset
-from recipes.lib.data.problems import Problem, settle
+from recipes.lib.data.problems import Problem, refuse_or_drop
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SPOKEN = ("prompt", "completion", "chosen", "rejected", "messages", "text")
-FOR_TEMPLATE = ("tools", "chat_template_kwargs")  # which TRL hands to the chat template
-ANSWERED = ("messages", "completion")  # of which the assistant's turns are learned
-BATCH = 1000  # rows that are decoded at a time
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # which TRL hands to the chat template
+LEARNED_COLUMNS = ("messages", "completion")  # of which the assistant's turns are learned
+ROWS_AT_A_TIME = 1000  # rows that are decoded at a time
 
 
 def check_rows(
@@ -34,7 +34,7 @@ def check_rows(
         The rows; without the bad ones where those are dropped.
 
     Raises:
-        UserError: There are no rows, a column is missing, or a row has a fault (`fault`).
+        UserError: There are no rows, a column is missing, or a row has a fault (`row_fault`).
     """
     if not len(dataset):
         raise UserError(f"{name}: no rows; give a file with at least one.")
@@ -46,7 +46,7 @@ def check_rows(
                 "what the file holds with dataset_format."
             )
     problems = find_problems(dataset, required_columns)
-    bad = settle(name, problems, len(dataset), on_bad_rows)
+    bad = refuse_or_drop(name, problems, len(dataset), on_bad_rows)
     if not bad:
         return dataset
     kept = dataset.select([row for row in range(len(dataset)) if row not in bad])
@@ -65,20 +65,20 @@ def find_problems(dataset: Dataset, required_columns: Sequence[str]) -> list[Pro
         The faults with their rows, in the order of the first row of each.
     """
     problems: dict[str, Problem] = {}
-    first = next((column for column in SPOKEN if column in required_columns), None)
+    first = next((column for column in TEXT_COLUMNS if column in required_columns), None)
     is_text: bool | None = None  # as the first good row, by which trainers go for all rows
-    beside = [name for name in FOR_TEMPLATE if name in dataset.column_names]
-    for number, row in enumerate(rows_of(dataset, [*required_columns, *beside])):
-        found = fault(row)
+    beside = [name for name in TEMPLATE_COLUMNS if name in dataset.column_names]
+    for number, row in enumerate(iterate_rows(dataset, [*required_columns, *beside])):
+        found = row_fault(row)
         if found is None and first is not None:
             is_text = isinstance(row[first], str) if is_text is None else is_text
-            found = other_kind(row, first, is_text)
+            found = kind_mismatch(row, first, is_text)
         if found is not None:
             problems.setdefault(found[0], Problem(found[1])).rows.append(number)
     return list(problems.values())
 
 
-def other_kind(row: dict[str, Any], column: str, is_text: bool) -> tuple[str, str] | None:
+def kind_mismatch(row: dict[str, Any], column: str, is_text: bool) -> tuple[str, str] | None:
     """Say that a row holds text where others hold messages, or the other way round.
 
     Args:
@@ -87,7 +87,7 @@ def other_kind(row: dict[str, Any], column: str, is_text: bool) -> tuple[str, st
         is_text: What the others hold.
 
     Returns:
-        As `fault`.
+        As `row_fault`.
     """
     if isinstance(row[column], str) == is_text:
         return None
@@ -95,7 +95,7 @@ def other_kind(row: dict[str, Any], column: str, is_text: bool) -> tuple[str, st
     return "other", f"column {column!r} holds {words[0]}, unlike the {words[1]} before,"
 
 
-def rows_of(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def iterate_rows(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Go through some columns of all rows.
 
     Args:
@@ -108,12 +108,12 @@ def rows_of(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, Any]
     if not columns:
         yield from ({} for _ in range(len(dataset)))
         return
-    for batch in dataset.select_columns(list(columns)).iter(BATCH):
+    for batch in dataset.select_columns(list(columns)).iter(ROWS_AT_A_TIME):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
 
 
-def fault(row: dict[str, Any]) -> tuple[str, str] | None:
+def row_fault(row: dict[str, Any]) -> tuple[str, str] | None:
     """Say what keeps a row from being learned from.
 
     Args:
@@ -122,10 +122,10 @@ def fault(row: dict[str, Any]) -> tuple[str, str] | None:
     Returns:
         The kind of fault and the same in words with the value, or None for a good row.
     """
-    spoken = [column for column in SPOKEN if column in row]
+    spoken = [column for column in TEXT_COLUMNS if column in row]
     for column in spoken:
         what = value_fault(row[column])
-        if what is None and column in ANSWERED and not is_answered(row[column]):
+        if what is None and column in LEARNED_COLUMNS and not _has_answer(row[column]):
             what = ("unanswered", "has no turn of the assistant")
         if what is not None:
             return f"{column} {what[0]}", f"column {column!r} {what[1]}"
@@ -136,12 +136,12 @@ def fault(row: dict[str, Any]) -> tuple[str, str] | None:
     if "chosen" in row and "rejected" in row and row["chosen"] == row["rejected"]:
         return "equal", "columns 'chosen' and 'rejected' are equal"
     if not isinstance(row.get("chat_template_kwargs") or {}, dict):
-        kwargs = shown(row["chat_template_kwargs"])
+        kwargs = brief(row["chat_template_kwargs"])
         return "kwargs", f"column 'chat_template_kwargs' has {kwargs}, which is no mapping,"
     if not _is_tools(row.get("tools")):
-        return "tools", f"column 'tools' has {shown(row['tools'])}, which is no list of tools,"
+        return "tools", f"column 'tools' has {brief(row['tools'])}, which is no list of tools,"
     if "label" in row and row["label"] not in (True, False):
-        return "label", f"column 'label' has {shown(row['label'])}, which must be true or false,"
+        return "label", f"column 'label' has {brief(row['label'])}, which must be true or false,"
     return None
 
 
@@ -168,44 +168,23 @@ def value_fault(value: Any) -> tuple[str, str] | None:
     if isinstance(value, str):
         return None
     if not isinstance(value, list):
-        return "kind", f"holds {shown(value)}, which is neither text nor messages,"
+        return "kind", f"holds {brief(value)}, which is neither text nor messages,"
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return "message", f"holds {shown(message)}, which is no message with a role,"
+            return "message", f"holds {brief(message)}, which is no message with a role,"
         content = message.get("content")
         if content is not None and not isinstance(content, (str, list)):
-            return "content", f"holds {shown(content)} as content, which is no text,"
-    return None if says_something(value[-1]) else ("empty", "is empty")
+            return "content", f"holds {brief(content)} as content, which is no text,"
+    last = value[-1].get("content")
+    has_text = bool(last.strip() if isinstance(last, str) else last)
+    return None if has_text or value[-1].get("tool_calls") else ("empty", "is empty")
 
 
-def says_something(message: dict[str, Any]) -> bool:
-    """Whether a message has text, parts or calls of tools.
-
-    Args:
-        message: A message with a role.
-
-    Returns:
-        False for one whose content is absent or white space.
-    """
-    content = message.get("content")
-    if message.get("tool_calls"):
-        return True
-    return bool(content.strip() if isinstance(content, str) else content)
-
-
-def is_answered(value: Any) -> bool:
-    """Whether the assistant says something in what is to be learned.
-
-    Args:
-        value: Text, or messages without a fault.
-
-    Returns:
-        False for messages without a turn of the assistant.
-    """
+def _has_answer(value: Any) -> bool:
     return isinstance(value, str) or any(turn["role"] == "assistant" for turn in value)
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value in a sentence, cut where it is long.
 
     Args:

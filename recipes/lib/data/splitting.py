@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.row_checks import rows_of
+from recipes.lib.data.row_checks import iterate_rows
 from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 # Columns that make a row the same row; chosen and rejected are compared without their order,
 # because a pair judged the other way round is the same pair.
 CONTENT_COLUMNS = ("prompt", "completion", "messages", "text")
-PAIR = ("chosen", "rejected")
+PAIR_COLUMNS = ("chosen", "rejected")
 
 
-def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def split_rows(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Hold out a share or a number of the rows; equal rows go to the same side.
 
     Args:
@@ -50,7 +50,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     return dataset.select(train), dataset.select(test)
 
 
-def assert_disjoint(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -> Dataset:
+def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -> Dataset:
     """Refuse test rows that are also training rows, or drop those from the training rows.
 
     Two rows are the same if prompt, completion, messages, text and the set of chosen and rejected
@@ -98,8 +98,8 @@ def content_keys(dataset: Dataset) -> Iterator[str]:
     Yields:
         A text for each row; equal rows have equal texts.
     """
-    names = [name for name in (*CONTENT_COLUMNS, *PAIR) if name in dataset.column_names]
-    yield from map(content_key, rows_of(dataset, names))
+    names = [name for name in (*CONTENT_COLUMNS, *PAIR_COLUMNS) if name in dataset.column_names]
+    yield from map(content_key, iterate_rows(dataset, names))
 
 
 def content_key(row: dict[str, Any]) -> str:
@@ -111,7 +111,7 @@ def content_key(row: dict[str, Any]) -> str:
     Returns:
         A text; equal rows have equal texts.
     """
-    sides = sorted(_text(row[name]) for name in PAIR if row.get(name) is not None)
+    sides = sorted(_text(row[name]) for name in PAIR_COLUMNS if row.get(name) is not None)
     said = {name: row[name] for name in CONTENT_COLUMNS if row.get(name) is not None}
     return json.dumps([_text(said), sides])
 

@@ -14,31 +14,31 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.arguments import DataArguments, parts_of, validate
-from recipes.lib.data.file_rows import READ_ERRORS, BrokenRowError, Row, to_dataset, unreadable
+from recipes.lib.data.arguments import DataArguments, check_data, parts_of
+from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, readable, to_dataset
 from recipes.lib.data.formats import FORMATS
-from recipes.lib.data.loading import in_trl_format, load_splits
-from recipes.lib.data.mixtures import Part, join
-from recipes.lib.data.problems import Problem, settle
-from recipes.lib.data.reading import local_path
-from recipes.lib.data.row_checks import FOR_TEMPLATE, check_rows, fault, other_kind
-from recipes.lib.data.sources import Source, find_sources
+from recipes.lib.data.loading import check_format, in_trl_format, load_splits, refuse_split
+from recipes.lib.data.mixtures import Part, join_datasets
+from recipes.lib.data.problems import refuse_or_drop
+from recipes.lib.data.reading import choose_split, local_path
+from recipes.lib.data.row_checks import TEMPLATE_COLUMNS, check_rows, kind_mismatch, row_fault
+from recipes.lib.data.sources import RowSource, find_sources
 from recipes.lib.data.splitting import content_key
 from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LARGE = 1_000_000_000  # bytes of a file; as rows in memory it takes several times that
+LARGE_FILE = 1_000_000_000  # bytes of a file; as rows in memory it takes several times that
 
 
-LOOKED_AT = 10_000  # rows of each source that are looked at before the run
+HEAD_ROWS = 10_000  # rows of each source that are looked at before the run
 # What a row may have beside its format, and what stands for it where it has none: TRL hands the
 # first two to the chat template and reads the margin of a pair; noise tells the best accuracy.
-BESIDE: dict[str, Any] = {"tools": None, "chat_template_kwargs": {}, "margin": None, "noise": None}
+EXTRAS: dict[str, Any] = {"tools": None, "chat_template_kwargs": {}, "margin": None, "noise": None}
 
 
-WINDOW = 1_000  # rows among which the next one is drawn
+SHUFFLE_BUFFER = 1_000  # rows among which the next one is drawn
 
 
 @dataclass
@@ -75,7 +75,9 @@ def load_rows(
     if not args.streaming:
         train, test = load_splits(args, training.seed, required_columns)
         return Rows(train, test, train)
-    validate(args)
+    from datasets import IterableDataset
+
+    check_data(args)
     parts = parts_of(args)
     _check_keys(args, training, parts)
     found = [find_sources(p.path, str(p.split), p.name, p.revision) for p in parts]
@@ -83,40 +85,41 @@ def load_rows(
     shares = [part.fraction or 1.0 for part in parts]
     stream = Stream(readers, shares, training.seed, args.test_fraction)
     test = _test_rows(args, stream, found, parts)
-    known = [row for reader in readers for row in islice(reader.rows(), LOOKED_AT)]
+    known = [row for reader in readers for row in islice(reader.rows(), HEAD_ROWS)]
     kept = [row for row in known if not stream.is_test(row)]
     if args.test_fraction:
         test = [row for row in known if stream.is_test(row)]
         note(f"streaming: {len(test)} test rows, from the first {len(known)} good rows.")
     name = args.dataset_name or "datasets"
     if not kept and not args.test_fraction:
-        name = args.dataset_name or "datasets"
         raise UserError(f"dataset_name={name}: every row is also a test row; give other test rows.")
     if not kept or test == []:
         raise UserError(
             f"test_fraction={args.test_fraction}: of the first {len(known)} rows {len(kept)} are "
             "left to train on; choose another share, or name test_dataset_name."
         )
-    return Rows(_shuffled(stream), _table(test, name) if test else None, _table(kept, name), stream)
+    train = IterableDataset.from_generator(stream)
+    train = train.shuffle(seed=stream.seed, buffer_size=SHUFFLE_BUFFER)
+    return Rows(train, _table(test, name) if test else None, _table(kept, name), stream)
 
 
 def _readers(
     args: DataArguments,
-    found: list[dict[str, Source]],
+    found: list[dict[str, RowSource]],
     parts: list[Part],
     required_columns: Callable[[Dataset], Sequence[str]],
 ) -> list[Reader]:
     """Readers of the training rows, in the format that the first rows of all parts have."""
     drops = args.on_bad_rows == "drop"
-    sources = [named(splits, part) for splits, part in zip(found, parts, strict=True)]
-    heads = [look(s, part, drops, LOOKED_AT) for s, part in zip(sources, parts, strict=True)]
-    head = join(parts, heads) if len(parts) > 1 else heads[0]
-    columns = list(required_columns(head))
-    if "chosen" in columns and "prompt" in head.column_names:
-        columns.append("prompt")
-    name = f"dataset_name={args.dataset_name}" if args.dataset_name else "datasets"
-    head = check_rows(head, columns, f"{name} (first {len(head)} rows)", args.on_bad_rows)
-    beside = [column for column in BESIDE if column in head.column_names]
+    sources = [
+        choose_split(splits, part.split, part.path)
+        for splits, part in zip(found, parts, strict=True)
+    ]
+    heads = [read_head(s, part, drops, HEAD_ROWS) for s, part in zip(sources, parts, strict=True)]
+    head = join_datasets(parts, heads) if len(parts) > 1 else heads[0]
+    name = f"{args.label} (first {len(head)} rows)"
+    head, columns = check_format(head, required_columns, name, args.on_bad_rows)
+    beside = [column for column in EXTRAS if column in head.column_names]
     is_text = isinstance(head[0][columns[0]], str)
     return [
         Reader(source, part, columns, beside, is_text, drops)
@@ -151,29 +154,7 @@ def _check_keys(args: DataArguments, training: Any, parts: list[Part]) -> None:
         raise UserError("datasets: weight does not go with streaming; leave it out.")
 
 
-def named(sources: dict[str, Source], part: Part, key: str = "dataset_train_split") -> Source:
-    """The source of the split that a part asks for.
-
-    Args:
-        sources: All sources of the part's path.
-        part: The part.
-        key: What the message calls the split.
-
-    Returns:
-        The source.
-
-    Raises:
-        UserError: There is no such split.
-    """
-    if part.split not in sources:
-        raise UserError(
-            f"{key}={part.split}: {part.path} has the splits {', '.join(sorted(sources))}; name "
-            "one of them."
-        )
-    return sources[part.split]
-
-
-def look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset:
+def read_head(source: RowSource, part: Part, drops: bool, limit: int | None) -> Dataset:
     """Read the first rows, their broken lines told or dropped.
 
     Args:
@@ -188,30 +169,21 @@ def look(source: Source, part: Part, drops: bool, limit: int | None) -> Dataset:
     Raises:
         UserError: There are none, or some are bad and not to be dropped.
     """
-    rows, problems = [], dict[str, Problem]()
-    total = 0
-    for number, row in islice(source.rows(), limit):
-        total += 1
-        if isinstance(row, BrokenRowError):
-            problems.setdefault(str(row), Problem(str(row))).rows.append(number)
-        else:
-            rows.append(row)
+    rows, problems, total = keep_good(islice(source.rows(), limit))
     what = "drop" if drops else "refuse"
-    settle(source.name, list(problems.values()), total, what, row_word=source.word)
+    refuse_or_drop(source.name, problems, total, what, row_word=source.word)
     if not rows:
         raise UserError(f"dataset_name={source.name}: no rows; give a file with at least one.")
     return in_trl_format(_table(rows, source.name), part, what)
 
 
 def _table(rows: list[Row], name: str) -> Dataset:
-    try:
+    with readable(name):
         return to_dataset(rows)
-    except READ_ERRORS as error:
-        raise unreadable(name, error) from error
 
 
 def _test_rows(
-    args: DataArguments, stream: Stream, found: list[dict[str, Source]], parts: list[Part]
+    args: DataArguments, stream: Stream, found: list[dict[str, RowSource]], parts: list[Part]
 ) -> list[Row] | None:
     """Read the rows of named test data; they are held out of the stream."""
     readers = [
@@ -225,18 +197,14 @@ def _test_rows(
         key = args.dataset_test_split
         path, kind = args.test_dataset_name, args.dataset_format
         part = Part(path=path, format=kind, text_field=args.text_field, split=key)
-        source = named(find_sources(part.path, key), part, "dataset_test_split")
+        source = choose_split(find_sources(path, key), key, path, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:
         return None
-    if args.test_fraction > 0:
-        raise UserError(
-            f"test_fraction={args.test_fraction}: the data has test rows already; leave it out, or "
-            "name another dataset_test_split."
-        )
+    refuse_split(args)
     rows = []
     for reader in readers:
-        table = look(reader.source, reader.part, reader.drops, None)
+        table = read_head(reader.source, reader.part, reader.drops, None)
         name = f"{reader.source.name} (test)"
         check_rows(table, reader.columns, name, args.on_bad_rows)
         rows += list(reader.rows())
@@ -244,18 +212,11 @@ def _test_rows(
     return rows
 
 
-def _shuffled(stream: Stream) -> Any:
-    from datasets import IterableDataset
-
-    rows = IterableDataset.from_generator(stream)
-    return rows.shuffle(seed=stream.seed, buffer_size=WINDOW)
-
-
 @dataclass
 class Reader:
     """Good rows of one source, in TRL's formats."""
 
-    source: Source
+    source: RowSource
     part: Part
     columns: Sequence[str]  # that every row must fill
     beside: Sequence[str]  # that it may have
@@ -284,7 +245,7 @@ class Reader:
                             f"{self.source.name}: {what}; mend or remove it, or set "
                             "on_bad_rows=drop."
                         ) from error
-                    if place >= LOOKED_AT:  # those before were counted when they were looked at
+                    if place >= HEAD_ROWS:  # those before were counted when they were looked at
                         told, dropped = told or what, dropped + 1
                 else:
                     yield good
@@ -293,7 +254,7 @@ class Reader:
                 self.has_told = True
                 note(
                     f"{self.source.name}: {dropped} {self.source.word}s behind the first "
-                    f"{LOOKED_AT} dropped: first {told}."
+                    f"{HEAD_ROWS} dropped: first {told}."
                 )
 
     def _good(self, row: Row | BrokenRowError) -> Row:
@@ -306,14 +267,14 @@ class Reader:
             row["text"] = row.pop(str(self.part.text_field))
         row = FORMATS[str(self.part.format)](dict(row)) if self.part.format in FORMATS else row
         needed = {name: row.get(name) for name in self.columns}
-        beside = {name: row.get(name) for name in FOR_TEMPLATE}
-        found = fault(needed | beside) or other_kind(needed, self.columns[0], self.is_text)
+        beside = {name: row.get(name) for name in TEMPLATE_COLUMNS}
+        found = row_fault(needed | beside) or kind_mismatch(needed, self.columns[0], self.is_text)
         if found is not None:
             raise BrokenRowError(found[1])
-        late = [name for name in BESIDE if row.get(name) and name not in self.beside]
+        late = [name for name in EXTRAS if row.get(name) and name not in self.beside]
         if late:
-            raise BrokenRowError(f"column {late[0]!r}, which the first {LOOKED_AT} rows lack,")
-        return needed | {name: row.get(name, BESIDE[name]) for name in self.beside}
+            raise BrokenRowError(f"column {late[0]!r}, which the first {HEAD_ROWS} rows lack,")
+        return needed | {name: row.get(name, EXTRAS[name]) for name in self.beside}
 
 
 @dataclass
@@ -380,11 +341,11 @@ def first_rows(args: DataArguments, limit: int) -> Dataset:
     heads = []
     for part in parts:
         found = find_sources(part.path, str(part.split), part.name, part.revision)
-        heads.append(look(named(found, part), part, drops, limit))
-    return join(parts, heads) if len(parts) > 1 else heads[0]
+        heads.append(read_head(choose_split(found, part.split, part.path), part, drops, limit))
+    return join_datasets(parts, heads) if len(parts) > 1 else heads[0]
 
 
-def tell_large(args: DataArguments) -> None:
+def note_large_files(args: DataArguments) -> None:
     """Say how to look at a large file without reading all of it.
 
     Args:
@@ -392,7 +353,7 @@ def tell_large(args: DataArguments) -> None:
     """
     for part in parts_of(args):
         path = local_path(part.path)
-        if path is not None and path.is_file() and path.stat().st_size > LARGE:
+        if path is not None and path.is_file() and path.stat().st_size > LARGE_FILE:
             size = path.stat().st_size / 1e9
             note(
                 f"{part.path} has {size:.1f} GB and is read as a whole; --max_rows 10000 reads "

@@ -12,18 +12,19 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.formats import Row, Shape, is_conversational
+from recipes.lib.data.file_rows import Row
+from recipes.lib.data.formats import Format
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-NUM_LOOKED_AT = 1000  # rows; a tokenizer of this kind shows itself within a few
+NUM_PROBED = 1000  # rows; a tokenizer of this kind shows itself within a few
 
 
 @dataclass(frozen=True)
-class Seen:
+class Tokens:
     """One sequence that a row gives."""
 
     name: str  # "chosen", "rejected", or "" where a row gives one sequence
@@ -32,13 +33,13 @@ class Seen:
     start: int = 0  # where the completion begins; of a pair by itself, as KTO takes each side
 
 
-def seen_sequences(
+def tokenize_row(
     row: Row,
-    shape: Shape,
+    shape: Format,
     tokenizer: PreTrainedTokenizerBase,
     *,
     assistant_only_loss: bool = False,
-) -> list[Seen]:
+) -> list[Tokens]:
     """Tokenize a row as the trainers do that take its format.
 
     SFT for texts, messages and completions; DPO for pairs, KTO for labels; a prompt alone as it is
@@ -53,32 +54,37 @@ def seen_sequences(
     Returns:
         One sequence, or two for a pair.
     """
-    row = _with_prompt(row, shape)
-    options = _template_options(row)
+    if shape.columns == ("chosen", "rejected"):
+        from trl import extract_prompt
+
+        row = row | extract_prompt(row)
+    tools = row.get("tools")
+    options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+    options |= row.get("chat_template_kwargs") or {}
     if "chosen" in shape.columns:
         return _pair(row, tokenizer, options)
     if "completion" in shape.columns:
         if (
             "label" not in shape.columns
             and isinstance(row["prompt"], str)
-            and spans(row, tokenizer)
+            and spans_boundary(row, tokenizer)
         ):
-            made = split(row, tokenizer)  # as the recipe sft does, and KTO does not
+            made = tokenize_apart(row, tokenizer)  # as the recipe sft does, and KTO does not
             mask = list(map(bool, made["completion_mask"]))
-            return [Seen("", made["input_ids"], mask, mask.index(True))]
+            return [Tokens("", made["input_ids"], mask, mask.index(True))]
         ids, start = _completion(row["prompt"], row["completion"], tokenizer, options)
-        return [Seen("", ids, [place >= start for place in range(len(ids))], start)]
+        return [Tokens("", ids, [place >= start for place in range(len(ids))], start)]
     if shape.columns == ("prompt",):
         ids = _ids(row["prompt"], tokenizer, options, add_generation_prompt=True)
-        return [Seen("", ids, [False] * len(ids))]
+        return [Tokens("", ids, [False] * len(ids))]
     (column,) = shape.columns
-    if assistant_only_loss and is_conversational(row, shape):
+    if assistant_only_loss and isinstance(row[column], list):
         return [_assistant_only(row[column], tokenizer, options)]
     ids = _ids(_ended(row[column], tokenizer), tokenizer, options)
-    return [Seen("", ids, [True] * len(ids))]
+    return [Tokens("", ids, [True] * len(ids))]
 
 
-def pieces(seen: Seen, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+def loss_segments(seen: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
     """Cut the text of a sequence where the loss begins and ends.
 
     Args:
@@ -100,14 +106,14 @@ def pieces(seen: Seen, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bo
     return found
 
 
-def _pair(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> list[Seen]:
+def _pair(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> list[Tokens]:
     found = {
         side: _completion(row["prompt"], row[side], tokenizer, options)
         for side in ("chosen", "rejected")
     }
     start = min(place for _, place in found.values())  # TRL's DPO gives both the same prompt
     return [
-        Seen(side, ids, [place >= start for place in range(len(ids))], own)
+        Tokens(side, ids, [place >= start for place in range(len(ids))], own)
         for side, (ids, own) in found.items()
     ]
 
@@ -124,7 +130,7 @@ def _completion(
 
 def _assistant_only(
     messages: list[Row], tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]
-) -> Seen:
+) -> Tokens:
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
     if not has_generation_markers(tokenizer.chat_template):
@@ -138,7 +144,7 @@ def _assistant_only(
     processed = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
     )
-    return Seen("", list(processed["input_ids"]), list(map(bool, processed["assistant_masks"])))
+    return Tokens("", list(processed["input_ids"]), list(map(bool, processed["assistant_masks"])))
 
 
 def _ids(
@@ -158,20 +164,6 @@ def _ended(value: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
     return value + end if isinstance(value, str) and end and not value.endswith(end) else value
 
 
-def _with_prompt(row: Row, shape: Shape) -> Row:
-    if shape.columns != ("chosen", "rejected"):
-        return row
-    from trl import extract_prompt
-
-    return row | extract_prompt(row)
-
-
-def _template_options(row: Row) -> dict[str, Any]:
-    tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"tools": tools} | (row.get("chat_template_kwargs") or {})
-
-
 def keep_boundary(rows: Any, known: Dataset, tokenizer: Any) -> Any:
     """Tokenize rows of plain text where TRL would let tokens span prompt and completion.
 
@@ -184,14 +176,14 @@ def keep_boundary(rows: Any, known: Dataset, tokenizer: Any) -> Any:
         The same rows; with `input_ids` and `completion_mask` if one of the first needs it.
     """
     if not any(
-        spans(row, tokenizer) for row in known.select(range(min(NUM_LOOKED_AT, len(known))))
+        spans_boundary(row, tokenizer) for row in known.select(range(min(NUM_PROBED, len(known))))
     ):
         return rows
     named = {"desc": "Tokenizing"} if rows is known else {}  # a stream has no progress to name
-    return rows.map(lambda row: split(row, tokenizer), **named)
+    return rows.map(lambda row: tokenize_apart(row, tokenizer), **named)
 
 
-def spans(row: dict[str, Any], tokenizer: Any) -> bool:
+def spans_boundary(row: dict[str, Any], tokenizer: Any) -> bool:
     """Whether a token of a row's text is of its prompt and of its completion.
 
     Args:
@@ -201,11 +193,12 @@ def spans(row: dict[str, Any], tokenizer: Any) -> bool:
     Returns:
         True if the prompt alone has other tokens.
     """
-    prompt, whole = _ids_of(tokenizer, row["prompt"]), _ids_of(tokenizer, _whole(row, tokenizer))
+    text = row["prompt"] + _ended(row["completion"], tokenizer)
+    prompt, whole = (_ids(one, tokenizer, {}) for one in (row["prompt"], text))
     return whole[: len(prompt)] != prompt
 
 
-def split(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
+def tokenize_apart(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
     """Tokens of the prompt and behind them those of the completion with its EOS.
 
     Args:
@@ -215,20 +208,12 @@ def split(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
     Returns:
         `input_ids`, and `completion_mask` with 1 for every token of the completion.
     """
-    prompt, whole = _ids_of(tokenizer, row["prompt"]), _ids_of(tokenizer, _whole(row, tokenizer))
-    completion = _ids_of(tokenizer, _whole(row, tokenizer)[len(row["prompt"]) :], False)
+    end = _ended(row["completion"], tokenizer)
+    prompt, whole = (_ids(one, tokenizer, {}) for one in (row["prompt"], row["prompt"] + end))
+    completion = list(tokenizer(end, add_special_tokens=False)["input_ids"])
     if tokenizer.decode(prompt + completion) != tokenizer.decode(whole):
         # The tokenizer puts a mark before every text: keep its own tokens from where they differ.
         same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), 0)
         prompt, completion = whole[:same], whole[same:]
     mask = [0] * len(prompt) + [1] * len(completion)
     return {"input_ids": prompt + completion, "completion_mask": mask}
-
-
-def _whole(row: dict[str, Any], tokenizer: Any) -> str:
-    text, end = row["prompt"] + row["completion"], tokenizer.eos_token
-    return text if row["completion"].endswith(end) else text + end
-
-
-def _ids_of(tokenizer: Any, text: str, add_special_tokens: bool = True) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])

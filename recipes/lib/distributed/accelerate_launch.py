@@ -20,11 +20,11 @@ from typing import Any
 from recipes.lib.config.option_table import TRAINING_RECIPES
 from recipes.lib.distributed.launch import find_accelerate_config
 from recipes.lib.distributed.signals import EXIT_CODE, SIGNALS
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 
 CONFIG = "accelerate_config"
 # Flags of accelerate's that go with it; every other word is the recipe's.
-TAKEN = (
+LAUNCH_FLAGS = (
     "num_processes",
     "num_machines",
     "machine_rank",
@@ -37,7 +37,7 @@ TAKES_SIGNALS = "PET_SIGNALS_TO_HANDLE"  # variable with the signals that torch'
 
 def is_launch(argv: Sequence[str]) -> bool:
     """Whether a command line asks for processes to be started."""
-    return any(_flag(word) in (CONFIG, *TAKEN) for word in argv)
+    return any(_flag(word) in (CONFIG, *LAUNCH_FLAGS) for word in argv)
 
 
 def launch_processes(recipe: str, argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def launch_processes(recipe: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: There is no such configuration, or a flag is wrong.
     """
-    given, rest = split(argv)
+    given, rest = split_launcher_flags(argv)
     args = accelerate_arguments(recipe, given, rest)
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -68,13 +68,11 @@ def launch_processes(recipe: str, argv: Sequence[str]) -> int:
         except CalledProcessError as error:
             return _told(recipe, {0: error.returncode})
         except (ValueError, ImportError, ConnectionError) as error:
-            raise UserError(
-                f"{CONFIG}={given[CONFIG]}: {' '.join(str(error).split()).rstrip('.')}."
-            ) from error
+            raise UserError(f"{CONFIG}={given[CONFIG]}: {one_sentence(error)}.") from error
     return 0
 
 
-def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def split_launcher_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Take accelerate's flags out of a command line.
 
     Args:
@@ -91,7 +89,7 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     words = iter(argv)
     for word in words:
         name = _flag(word)
-        if name not in (CONFIG, *TAKEN):
+        if name not in (CONFIG, *LAUNCH_FLAGS):
             rest.append(word)
             continue
         value = word.partition("=")[2] if "=" in word else next(words, "")
@@ -132,7 +130,7 @@ def accelerate_arguments(recipe: str, given: dict[str, str], rest: Sequence[str]
     _refuse_one_process(path, given)
     from accelerate.commands.launch import launch_command_parser
 
-    flags = [word for name in TAKEN if name in given for word in (f"--{name}", given[name])]
+    flags = [word for name in LAUNCH_FLAGS if name in given for word in (f"--{name}", given[name])]
     start = ["--config_file", str(path), *flags, "-m", f"recipes.{recipe}", *rest]
     return launch_command_parser().parse_args(start)
 
@@ -145,8 +143,9 @@ def _refuse_one_process(path: Path, given: dict[str, str]) -> None:
     try:
         config = load_config_from_file(str(path))
     except (ValueError, TypeError, AttributeError, YAMLError) as error:
-        sentence = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{CONFIG}={path}: accelerate cannot read it ({sentence}).") from error
+        raise UserError(
+            f"{CONFIG}={path}: accelerate cannot read it ({one_sentence(error)})."
+        ) from error
     several = int(given.get("num_processes", config.num_processes)) > 1
     if config.distributed_type == "MULTI_CPU" and several and not config.mpirun_config:
         raise UserError(

@@ -24,7 +24,7 @@ PAUSE = 0.01  # seconds between two looks
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def agreed_section() -> Iterator[None]:
     """A section without collective calls, which has to be the same on every process.
 
     Raises:

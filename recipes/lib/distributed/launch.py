@@ -14,7 +14,7 @@ from recipes.lib.distributed.processes import num_processes
 from recipes.lib.errors import UserError
 
 TRUE = ("1", "true", "yes", "y", "on", "t")
-KINDS = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")  # of accelerate, known here
+LAUNCH_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")  # of accelerate, known here
 SHARDED = ("fsdp1", "fsdp2", "zero1", "zero2", "zero3")  # kinds in which no process holds it all
 
 
@@ -76,7 +76,7 @@ class Launch:
         is_ddp = named != "NO" and number > 1
         return cls("ddp" if is_ddp else "single", number, on_cpu, machines)
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """What a checkpoint says of it."""
         return {"kind": self.kind, "num_processes": self.num_processes}
 
@@ -130,7 +130,7 @@ def read_launch(name: str | None, num_processes: int | None) -> Launch:
     values = read_yaml(find_accelerate_config(name)).values
     kind = str(values.get("distributed_type", "NO"))
     launch = Launch.of(values, num_processes)
-    if kind not in KINDS or launch.kind in ("zero0", "zero1"):
+    if kind not in LAUNCH_TYPES or launch.kind in ("zero0", "zero1"):
         shown = f"{kind} with zero_stage {launch.kind[-1]}" if kind == "DEEPSPEED" else kind
         raise UserError(
             f"accelerate_config={name}: its distributed_type {shown} cannot be planned; known are "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class FineLinear(nn.Linear):
+class FP32Linear(nn.Linear):
     """A linear layer that computes in fp32 whatever its weights were gathered in."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ class FineLinear(nn.Linear):
         return functional.linear(input.float(), self.weight.float(), bias)
 
 
-def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
+def keep_outputs_fp32(trainer: Any, head: nn.Module | None = None) -> None:
     """Keep what a model says in the format it says it in, and a head's products in fp32.
 
     Under FSDP2 accelerate rounds what comes out of a model to the 16 bits it computes in. Of
@@ -35,15 +35,22 @@ def sharpen(trainer: Any, head: nn.Module | None = None) -> None:
     if accelerator.mixed_precision == "no":
         return
     if accelerator.is_fsdp2:
-        _say_in_full(accelerator.state.fsdp_plugin, trainer.sums_in_fp32)
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin = accelerator.state.fsdp_plugin
+        policy = plugin.mixed_precision_policy
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=policy.param_dtype,
+            reduce_dtype=torch.float32 if trainer.sums_in_fp32 else policy.reduce_dtype,
+        )
     elif not trainer.is_deepspeed_enabled:
         return
     for module in head.modules() if head is not None else ():
         if isinstance(module, nn.Linear):
-            module.__class__ = FineLinear  # as it is: names and what is saved stay
+            module.__class__ = FP32Linear  # as it is: names and what is saved stay
 
 
-def as_trained(trainer: Any, model: nn.Module | None) -> None:
+def cast_like_trained(trainer: Any, model: nn.Module | None) -> None:
     """Turn a frozen model's weights to the format that the trained ones compute in.
 
     In 16 bits DeepSpeed turns the trained weights to them and FSDP2 gathers them so, where an
@@ -62,13 +69,3 @@ def as_trained(trainer: Any, model: nn.Module | None) -> None:
         for weight in model.parameters():
             weight.data = weight.data.to(dtype)
     model.to(trainer.args.device)
-
-
-def _say_in_full(plugin: Any, sums_in_fp32: bool) -> None:
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    policy = plugin.mixed_precision_policy
-    plugin.mixed_precision_policy = MixedPrecisionPolicy(
-        param_dtype=policy.param_dtype,
-        reduce_dtype=torch.float32 if sums_in_fp32 else policy.reduce_dtype,
-    )

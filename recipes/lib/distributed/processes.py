@@ -19,7 +19,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def may_tell() -> bool:
+def may_report() -> bool:
     """Whether this process prints its mistake: it waits, because most often all have the same one.
 
     The first process prints at once, and its end makes its launcher end the others of its machine.
@@ -58,7 +58,7 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait_for_main_process() -> None:
+def wait_for_all_processes() -> None:
     """Let all processes come to the same place."""
     if num_processes() > 1:
         from accelerate import PartialState
@@ -66,7 +66,7 @@ def wait_for_main_process() -> None:
         PartialState().wait_for_everyone()
 
 
-def from_main(look: Callable[[], Result]) -> Result:
+def broadcast_from_main(look: Callable[[], Result]) -> Result:
     """Let the main process look at something, such as files, and tell the others what it saw.
 
     So it is read once, and no two processes go different ways because they saw different things.
@@ -99,7 +99,7 @@ def from_main(look: Callable[[], Result]) -> Result:
     return result
 
 
-def use_what_is_there() -> None:
+def choose_device() -> None:
     """Let several processes compute on the CPU where no accelerator is seen, and one of them speak.
 
     Without this accelerate would take each of them for a run of its own.

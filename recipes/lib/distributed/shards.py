@@ -1,7 +1,8 @@
 """Models whose weights lie in shards: whole again where one process has to use or save them.
 
 Under FSDP2 and ZeRO-3 a forward pass gathers weights from all processes, so one process that
-generates or scores by itself would wait for the others for ever. Inside `whole` it does not.
+generates or scores by itself would wait for the others for ever. Inside `unsharded_model` it does
+not.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
 
 Result = TypeVar("Result")
-WHOLE_STATE = "FULL_STATE_DICT"
 
 
-def stage_of(trainer: Any) -> int:
+def zero_stage(trainer: Any) -> int:
     """DeepSpeed's ZeRO stage; 0 without it."""
     if not trainer.is_deepspeed_enabled:
         return 0
@@ -25,7 +25,7 @@ def stage_of(trainer: Any) -> int:
 
 
 @contextmanager
-def whole(trainer: Any, *, trained: bool = False, alone: bool = False) -> Iterator[Any]:
+def unsharded_model(trainer: Any, *, trained: bool = False, alone: bool = False) -> Iterator[Any]:
     """Let each process use the trained model by itself; all processes enter and leave together.
 
     Args:
@@ -41,7 +41,7 @@ def whole(trainer: Any, *, trained: bool = False, alone: bool = False) -> Iterat
     from torch.distributed.fsdp import FSDPModule
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=not trained)
-    if stage_of(trainer) == 3:
+    if zero_stage(trainer) == 3:
         with _gathered(trainer, model, alone):
             yield model
     elif isinstance(model, FSDPModule):
@@ -54,7 +54,7 @@ def whole(trainer: Any, *, trained: bool = False, alone: bool = False) -> Iterat
     trainer.accelerator.wait_for_everyone()
 
 
-def with_whole(trainer: Any, function: Callable[[int], Result]) -> Callable[[int], Result]:
+def unsharded(trainer: Any, function: Callable[[int], Result]) -> Callable[[int], Result]:
     """A function that each process calls by itself, with the model whole during it.
 
     Args:
@@ -62,28 +62,28 @@ def with_whole(trainer: Any, function: Callable[[int], Result]) -> Callable[[int
         function: The function.
 
     Returns:
-        The same, called inside `whole`; as it is where the model is in no shards.
+        The same, called inside `unsharded_model`; as it is where the model is in no shards.
     """
-    if not trainer.is_fsdp_enabled and stage_of(trainer) != 3:
+    if not trainer.is_fsdp_enabled and zero_stage(trainer) != 3:
         return function
 
     def called(number: int) -> Result:
-        with whole(trainer, alone=True):
+        with unsharded_model(trainer, alone=True):
             return function(number)
 
     return called
 
 
-def works(trainer: Any) -> bool:
-    """Whether a process does what is the main process's to do, inside `whole`.
+def does_main_work(trainer: Any) -> bool:
+    """Whether a process does what is the main process's to do, inside `unsharded_model`.
 
     Under ZeRO-3 all of them do the same in step, because its engine gathers in every forward pass.
     """
-    return is_main_process() or stage_of(trainer) == 3
+    return is_main_process() or zero_stage(trainer) == 3
 
 
 @contextmanager
-def loads_whole(args: Any) -> Iterator[None]:
+def load_unsharded(args: Any) -> Iterator[None]:
     """Let models be loaded as they are, where ZeRO-3 would load a shard of them.
 
     Args:
@@ -141,7 +141,7 @@ def _unsharded(model: Any, reshards: bool) -> Iterator[None]:
         model.set_reshard_after_forward(False, recurse=False)  # the outermost is needed at once
 
 
-def whole_state(trainer: Any) -> dict[str, Any] | None:
+def gathered_state_dict(trainer: Any) -> dict[str, Any] | None:
     """Weights of a model in shards, whole, on the main process; all processes call it.
 
     Args:
@@ -152,7 +152,7 @@ def whole_state(trainer: Any) -> dict[str, Any] | None:
     """
     if trainer.is_fsdp_enabled:
         return dict(trainer.accelerator.get_state_dict(trainer.model))
-    if stage_of(trainer) == 3:
+    if zero_stage(trainer) == 3:
         return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {})
     return None
 
@@ -181,7 +181,7 @@ def refuse_in_engine(args: Any) -> None:
         )
 
 
-def load_shards(trainer: Any, checkpoint: str) -> None:
+def load_deepspeed_checkpoint(trainer: Any, checkpoint: str) -> None:
     """Read weights and optimizer of a checkpoint back into DeepSpeed's engine.
 
     Args:
@@ -194,7 +194,7 @@ def load_shards(trainer: Any, checkpoint: str) -> None:
 
 
 @contextmanager
-def saved_whole(trainer: Any) -> Iterator[None]:
+def save_unsharded(trainer: Any) -> Iterator[None]:
     """Let a trainer save the whole model and not the shard of each process.
 
     Args:
@@ -203,7 +203,7 @@ def saved_whole(trainer: Any) -> Iterator[None]:
     Raises:
         UserError: DeepSpeed's configuration does not allow it.
     """
-    if stage_of(trainer) == 3:
+    if zero_stage(trainer) == 3:
         engine = trainer.model_wrapped
         if not engine.zero_gather_16bit_weights_on_model_save():
             raise UserError(
@@ -214,7 +214,7 @@ def saved_whole(trainer: Any) -> Iterator[None]:
         return
     plugin = trainer.accelerator.state.fsdp_plugin
     before = plugin.state_dict_type
-    plugin.set_state_dict_type(WHOLE_STATE)
+    plugin.set_state_dict_type("FULL_STATE_DICT")
     try:
         yield
     finally:

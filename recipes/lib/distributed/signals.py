@@ -79,7 +79,7 @@ def disarm() -> None:
     _asked.armed = False
 
 
-def asked() -> str:
+def caught() -> str:
     """Name of the signal that came, or nothing."""
     return _asked.name if _asked.listens else ""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recipes.lib.distributed.shards import whole
+from recipes.lib.distributed.shards import unsharded_model
 from recipes.lib.models.likelihood import label_logps
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def sequence_logps(trainer: Trainer, rows: Dataset, column: str) -> list[float]:
     ids = [(prompt + completion)[kept] for prompt, completion in pairs]
     labels = [([-100] * len(prompt) + completion)[kept] for prompt, completion in pairs]
     batch_size = args.per_device_eval_batch_size
-    with whole(trainer) as model:
+    with unsharded_model(trainer) as model:
         logps = label_logps(model, ids, labels, batch_size=batch_size)
     return [float(logps_C.sum()) for logps_C in logps]
 

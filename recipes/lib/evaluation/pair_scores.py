@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.distributed.shards import stage_of
+from recipes.lib.distributed.shards import zero_stage
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.rewards.reward_models import RewardModel
@@ -58,7 +58,7 @@ def score_shares(
         Rows as of `score_pairs`, on every process.
     """
     number, tokenizer = trainer.args.world_size, trainer.processing_class
-    if number == 1 or stage_of(trainer) == 3:  # whose engine has all do the same, in step
+    if number == 1 or zero_stage(trainer) == 3:  # whose engine has all do the same, in step
         return score_pairs(model, tokenizer, test, batch_size)
     mine = test.select(range(trainer.args.process_index, len(test), number))
     scores = gather_object([_scores(model, tokenizer, mine, batch_size) if len(mine) else []])

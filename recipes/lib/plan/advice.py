@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import Plan
 
@@ -40,8 +41,7 @@ class Change:
 
 
 Planner = Callable[[dict[str, Any]], tuple[Any, Plan]]
-Cost = Callable[[Any, Any, Any], str]  # from the Config and the values before and after
-Step = tuple[str, Any, Any, Cost]  # key, value before, value after, cost
+Step = tuple[str, Any, Any, str]  # key, value before, value after, cost
 
 
 def find_changes(
@@ -63,7 +63,7 @@ def find_changes(
     config, plan = planner({})
     for _ in range(MOST_TRIES):
         phase = plan.fullest.name
-        step = None if plan.peak <= memory else _next(config, phase, dead)
+        step = None if plan.peak <= memory else _next(config, phase, began, dead)
         if step is None:
             break
         key, now, value, cost = step
@@ -75,9 +75,9 @@ def find_changes(
         if not is_allowed(tried[0]) or _size(tried[1], phase) >= _size(plan, phase):
             dead.add(key)
             continue
-        first = began.setdefault(key, now)
+        began.setdefault(key, now)
         made.pop(key, None)  # listed where it was last changed, so that peaks go down the list
-        made[key] = Change(key, value, cost(config, first, value), tried[1].peak)
+        made[key] = Change(key, value, cost, tried[1].peak)
         config, plan = tried
     return list(made.values()), plan.peak <= memory
 
@@ -86,16 +86,16 @@ def _size(plan: Plan, phase: str) -> int:
     return next(one.total for one in plan.phases if one.name == phase)
 
 
-def _next(config: Any, phase: str, dead: set[str]) -> Step | None:
-    """The cheapest change that is left for a phase."""
+def _next(config: Config, phase: str, began: dict[str, Any], dead: set[str]) -> Step | None:
+    """The cheapest change that is left for a phase; its cost counts from the first value."""
     for offer in (_batch, _checkpointing, _four_bits, _small_optimizer, _critic, _length):
-        found = offer(config, phase)
+        found = offer(config, phase, began)
         if found is not None and found[0] not in dead:
             return found
     return None
 
 
-def _batch(config: Any, phase: str) -> Step | None:
+def _batch(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
     keys = {"training": "per_device_train_batch_size", "evaluation": "per_device_eval_batch_size"}
     if config.recipe == "ppo":
         keys |= {"sampling": "sampling_batch_size", "scoring": "scoring_batch_size"}
@@ -108,22 +108,19 @@ def _batch(config: Any, phase: str) -> Step | None:
     if key is None or getattr(holder, key) < 2:
         return None
     now = getattr(holder, key)
-    costs = {"sampling": _of_sampling, "training": _of_micro_batches}
-    return key, now, now // 2, costs.get(phase, _of_scoring)
+    after, before = now // 2, began.get(key, now)
+    cost = "little: as many tokens in more, smaller passes without gradient"
+    if phase == "sampling":
+        cost = (
+            f"sampling: up to {before // after} times as long; each step of decoding reads all "
+            "weights, however few the rows (roofline)"
+        )
+    elif phase == "training":
+        cost = _cost_of_micro_batches(config, before, after)
+    return key, now, after, cost
 
 
-def _of_sampling(config: Any, before: int, after: int) -> str:
-    return (
-        f"sampling: up to {before // after} times as long; each step of decoding reads all "
-        "weights, however few the rows (roofline)"
-    )
-
-
-def _of_scoring(config: Any, before: int, after: int) -> str:
-    return "little: as many tokens in more, smaller passes without gradient"
-
-
-def _of_micro_batches(config: Any, before: int, after: int) -> str:
+def _cost_of_micro_batches(config: Config, before: int, after: int) -> str:
     args = config.training
     width = getattr(args, "max_length", None) or (
         (getattr(args, "max_prompt_length", None) or 512)
@@ -139,61 +136,46 @@ def _of_micro_batches(config: Any, before: int, after: int) -> str:
     )
 
 
-def _checkpointing(config: Any, phase: str) -> Step | None:
+def _checkpointing(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
     if phase != "training" or config.training.activation_checkpointing:
         return None
-    return "gradient_checkpointing", False, True, _of_checkpointing
-
-
-def _of_checkpointing(config: Any, before: bool, after: bool) -> str:
     share = "1/2 (4 to 6 FLOPs" if config.model.use_peft else "1/3 (6 to 8 FLOPs"
-    return f"training: +{share} a weight and token): the forward pass is made again"
+    cost = f"training: +{share} a weight and token): the forward pass is made again"
+    return "gradient_checkpointing", False, True, cost
 
 
-def _four_bits(config: Any, phase: str) -> Step | None:
+def _four_bits(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
     model = config.model
     if not model.use_peft or model.load_in_4bit or model.load_in_8bit:
         return None
-    return "load_in_4bit", False, True, _of_four_bits
-
-
-def _of_four_bits(config: Any, before: bool, after: bool) -> str:
-    return (
+    cost = (
         "sampling: up to twice as long (bitsandbytes' own table, H100); training: the time of "
         f"some {UNPACK_TOKENS} tokens more for each micro-batch (roofline of an H200)"
     )
+    return "load_in_4bit", False, True, cost
 
 
-def _small_optimizer(config: Any, phase: str) -> Step | None:
+def _small_optimizer(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
     name = str(getattr(config.training.optim, "value", config.training.optim))
     if "8bit" in name or "adam" not in name:
         return None
-    return "optim", name, "adamw_8bit", _of_small_optimizer
+    cost = "none to speak of, by what it computes; its states are rounded to 8 bits"
+    return "optim", name, "adamw_8bit", cost
 
 
-def _of_small_optimizer(config: Any, before: str, after: str) -> str:
-    return "none to speak of, by what it computes; its states are rounded to 8 bits"
-
-
-def _critic(config: Any, phase: str) -> Step | None:
+def _critic(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
     if config.recipe != "ppo" or config.training.critic == "head":
         return None
-    return "critic", config.training.critic, "head", _of_critic
-
-
-def _of_critic(config: Any, before: Any, after: str) -> str:
-    return (
+    cost = (
         "none: a pass of training and one of scoring less; it learns worse "
         "(docs/benchmarks/critics.md)"
     )
+    return "critic", config.training.critic, "head", cost
 
 
-def _length(config: Any, phase: str) -> Step | None:
+def _length(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
     training = config.training
     key = "max_completion_length" if hasattr(training, "max_completion_length") else "max_length"
     now = getattr(training, key) or 2048
-    return (key, now, now // 2, _of_length) if now // 2 >= LEAST_LENGTH else None
-
-
-def _of_length(config: Any, before: int, after: int) -> str:
-    return "none: there is less to compute; but longer texts are cut, and so learned otherwise"
+    cost = "none: there is less to compute; but longer texts are cut, and so learned otherwise"
+    return (key, now, now // 2, cost) if now // 2 >= LEAST_LENGTH else None

@@ -15,16 +15,16 @@ UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": 2**20, "mb": 2**20, "mib
 UNITS |= {"t": 2**40, "tb": 2**40, "tib": 2**40}
 
 
-BASE, ADAPTERS, HEADS, OTHERS = "base weights", "adapters", "heads", "other models"
+BASE, ADAPTERS, HEADS, OTHER_MODELS = "base weights", "adapters", "heads", "other models"
 OPTIMIZER, GRADIENTS = "optimizer", "gradients"
 ACTIVATIONS, LOGITS, CACHE, WORKSPACE = "activations", "logits", "KV cache", "workspace"
 ALLOCATOR, CONTEXT = "allocator", "CUDA context"
 # In the order of the table.
 THINGS = (
-    *(BASE, ADAPTERS, HEADS, OTHERS, OPTIMIZER, GRADIENTS),
+    *(BASE, ADAPTERS, HEADS, OTHER_MODELS, OPTIMIZER, GRADIENTS),
     *(ACTIVATIONS, LOGITS, CACHE, WORKSPACE, ALLOCATOR, CONTEXT),
 )
-FIXED = (BASE, ADAPTERS, HEADS, OTHERS, OPTIMIZER)  # there all the time
+FIXED = (BASE, ADAPTERS, HEADS, OTHER_MODELS, OPTIMIZER)  # there all the time
 MOVING = (ACTIVATIONS, LOGITS, CACHE, WORKSPACE, GRADIENTS)
 
 # Assumed, not measured: what the driver and the libraries take beside PyTorch's allocator, and the
@@ -34,7 +34,7 @@ FRAGMENTED = 0.05
 
 
 @dataclass(frozen=True)
-class Phase:
+class MemoryPhase:
     """What is in memory at the fullest moment of a phase.
 
     Args:
@@ -85,13 +85,13 @@ class Plan:
 
     recipe: str
     model: str
-    phases: tuple[Phase, ...]
+    phases: tuple[MemoryPhase, ...]
     trainable: int
     parameters: int
     facts: dict[str, str] = field(default_factory=dict)
 
     @property
-    def fullest(self) -> Phase:
+    def fullest(self) -> MemoryPhase:
         """The phase that takes the most."""
         return max(self.phases, key=lambda phase: phase.total)
 
@@ -145,7 +145,7 @@ def read_memory(text: str) -> int:
     return amount
 
 
-def shown(amount: int) -> str:
+def memory_text(amount: int) -> str:
     """Bytes in GiB with two decimals; of less than that, MiB."""
     if amount == 0:
         return "-"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.errors import UserError
-from recipes.lib.plan.breakdown import shown
+from recipes.lib.config.fields import option
+from recipes.lib.config.parse import Config, rebuild
+from recipes.lib.distributed.launch import Launch
+from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.errors import UserError, one_sentence
+from recipes.lib.plan.advice import find_changes
+from recipes.lib.plan.breakdown import memory_text
+from recipes.lib.plan.refusals import no_new_refusals, refusals
 
 
 @dataclass(kw_only=True)
 class PlanArguments:
     """Whether a recipe looks at the memory of the machine before it begins."""
 
-    skip_plan: bool = field(
-        default=False, metadata={"help": "Begin without asking whether the run fits the memory."}
-    )
+    skip_plan: bool = option(False, "Begin without asking whether the run fits the memory.")
 
 
 def card_memory() -> int | None:
@@ -31,8 +36,6 @@ def card_memory() -> int | None:
 
 def machine_memory() -> int | None:
     """Bytes of memory that this process may have at most; None where nobody says."""
-    import os
-
     found = []
     try:
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -46,7 +49,7 @@ def machine_memory() -> int | None:
     return min(found)
 
 
-def check_plan(config: Any, has_test: bool = True) -> None:
+def check_plan(config: Config, has_test: bool = True) -> None:
     """Stop a run that cannot fit, with advice.
 
     On a card the whole plan counts, with rows as long as the configuration lets them be. Without
@@ -59,8 +62,6 @@ def check_plan(config: Any, has_test: bool = True) -> None:
     Raises:
         UserError: The run cannot fit.
     """
-    from recipes.lib.distributed.processes import is_main_process
-
     if config.script.skip_plan or not is_main_process():
         return
     try:
@@ -69,15 +70,17 @@ def check_plan(config: Any, has_test: bool = True) -> None:
         return  # what is wrong with a model or a file is told better where it is loaded
     except Exception as error:
         # A model that the plan does not understand may be trained all the same.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        print(f"plan: skipped ({type(error).__name__}: {reason})", file=sys.stderr)
+        print(
+            f"plan: skipped ({type(error).__name__}: {one_sentence(error)[:200]})", file=sys.stderr
+        )
         return
     if said is not None:
         raise UserError(said)
 
 
-def _refusal(config: Any, has_test: bool) -> str | None:
-    from recipes.lib.distributed.launch import Launch
+def _refusal(config: Config, has_test: bool) -> str | None:
+    import torch
+
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.plan.target import Target
 
@@ -88,7 +91,8 @@ def _refusal(config: Any, has_test: bool) -> str | None:
         print("plan: skipped (under ZeRO-3; ask rlhf plan)", file=sys.stderr)
         return None
     card = None if training.use_cpu else card_memory()
-    target = Target(launch, _autocast(training), has_test=has_test, is_fixed_only=card is None)
+    autocast = torch.float16 if training.fp16 else torch.bfloat16 if training.bf16 else None
+    target = Target(launch, autocast, has_test=has_test, is_fixed_only=card is None)
     plan = plan_of(config, target)
     if card is None:
         memory = machine_memory()
@@ -96,8 +100,9 @@ def _refusal(config: Any, has_test: bool) -> str | None:
             return None
         return (
             f"model_name_or_path={config.model.model_name_or_path}: weights, gradients and "
-            f"optimizer take {shown(plan.least * launch.num_processes)} and the machine has "
-            f"{shown(memory)}; take a smaller model, use_peft, or begin with --skip_plan true."
+            f"optimizer take {memory_text(plan.least * launch.num_processes)} and the machine "
+            f"has {memory_text(memory)}; take a smaller model, use_peft, or begin with "
+            "--skip_plan true."
         )
     # The tensors alone, without what is assumed of allocator and driver.
     needed = max(phase.allocated for phase in plan.phases)
@@ -109,23 +114,17 @@ def _refusal(config: Any, has_test: bool) -> str | None:
         f"add {flags}" if fits else f"even with {flags} it does not" if flags else "no key helps"
     )
     return (
-        f"{plan.fullest.name} takes {shown(needed)} with {plan.facts['lengths']}, and the card has "
-        f"{shown(card)}; {remedy} (rlhf plan shows why), or begin with --skip_plan true."
+        f"{plan.fullest.name} takes {memory_text(needed)} with {plan.facts['lengths']}, and "
+        f"the card has {memory_text(card)}; {remedy} (rlhf plan shows why), or begin with "
+        "--skip_plan true."
     )
 
 
-def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
-    from recipes.lib.config.parse import rebuild
-    from recipes.lib.distributed.launch import Launch
-    from recipes.lib.plan.advice import find_changes
+def _advice(config: Config, target: Any, memory: int) -> tuple[list[Any], bool]:
     from recipes.lib.plan.planner import plan_of
-    from recipes.lib.plan.refusals import nothing_new, refusals
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     started = Launch.here(config.training)
-
-    def refused(changed: Any) -> Any:
-        return refusals(changed, started)
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         changed = rebuild(config, changes)
@@ -133,12 +132,7 @@ def _advice(config: Any, target: Any, memory: int) -> tuple[list[Any], bool]:
             set_accumulation(changed.training, changed.script.global_batch_size)
         return changed, plan_of(changed, target)
 
-    return find_changes(planner, memory, nothing_new(refused(config), refused))
-
-
-def _autocast(training: Any) -> Any:
-    import torch
-
-    if training.fp16:
-        return torch.float16
-    return torch.bfloat16 if training.bf16 else None
+    refused = refusals(config, started)
+    return find_changes(
+        planner, memory, no_new_refusals(refused, lambda changed: refusals(changed, started))
+    )

@@ -17,19 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recipes.lib.plan import meta_models
-from recipes.lib.plan.fake_cuda import as_on_card
-from recipes.lib.plan.run_models import Cast
+from recipes.lib.plan.breakdown import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE
+from recipes.lib.plan.fake_cuda import cuda_paths
+from recipes.lib.plan.run_models import RunModels
 
 PROBES = 2, 3  # repetitions of the pattern of layers at which a deep model is weighed
 TILE = 32768  # columns of logits that TRL makes at a time
-Run = Callable[["Meter"], None]
+Pass = Callable[["MemoryMeasure"], None]
 
 
 BLOCK = 512  # the allocator of CUDA hands out multiples of so many bytes
-KEPT, LOGITS, PASSING, GRADIENTS = "activations", "logits", "workspace", "gradients"
 
 
-class Meter(TorchDispatchMode):
+class MemoryMeasure(TorchDispatchMode):
     """Counts tensors that are made inside it; what was there before is not counted.
 
     Args:
@@ -52,9 +52,9 @@ class Meter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operator and count what it made."""
-        from recipes.lib.plan.fake_cuda import run
+        from recipes.lib.plan.fake_cuda import run_operator
 
-        out = run(func, args, kwargs or {}, self)
+        out = run_operator(func, args, kwargs or {}, self)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.count(leaf)
@@ -73,7 +73,7 @@ class Meter(TorchDispatchMode):
             return
         size = -(-storage.nbytes() // BLOCK) * BLOCK
         is_wide = tensor.dim() > 1 and tensor.shape[-1] in self.vocab_sizes
-        self.sizes[key], self.kinds[key] = size, LOGITS if is_wide else PASSING
+        self.sizes[key], self.kinds[key] = size, LOGITS if is_wide else WORKSPACE
         self.refs[key] = weakref.ref(storage, lambda _: self._free(key))
         self._add(self.kinds[key], size)
         if self.total > self.peak:
@@ -93,26 +93,20 @@ class Meter(TorchDispatchMode):
         """Label what autograd keeps for the backward pass."""
 
         def pack(tensor: Tensor) -> Tensor:
-            self.label(tensor, KEPT)
+            self.label(tensor, ACTIVATIONS)
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             yield
 
-    @contextmanager
-    def gradients_of(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def gradients_of(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Label what becomes the gradient of a parameter."""
 
         def label(parameter: Tensor) -> None:
             assert parameter.grad is not None
             self.label(parameter.grad, GRADIENTS)
 
-        handles = [p.register_post_accumulate_grad_hook(label) for p in parameters]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return on_gradients(parameters, label)
 
     def _free(self, key: int) -> None:
         self._add(self.kinds.pop(key), -self.sizes.pop(key))
@@ -123,29 +117,42 @@ class Meter(TorchDispatchMode):
         self.total += size
 
 
+@contextmanager
+def on_gradients(
+    parameters: Iterable[nn.Parameter], act: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """Do something with each parameter as soon as its gradient is there."""
+    handles = [p.register_post_accumulate_grad_hook(act) for p in parameters]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-class Scale:
+class FakeModels:
     """The models of a run as fake tensors, and passes of them weighed.
 
     Args:
-        cast: The models, on the meta device; they are changed.
+        models: The models, on the meta device; they are changed.
         autocast: Number format of mixed precision, or None.
         on_card: Whether passes take the paths of CUDA; else those of the CPU.
         is_deep: Whether the layers of deep models are weighed one by one.
     """
 
     def __init__(
-        self, cast: Cast, autocast: Any, *, on_card: bool = True, is_deep: bool = False
+        self, models: RunModels, autocast: Any, *, on_card: bool = True, is_deep: bool = False
     ) -> None:
         from torch._subclasses import FakeTensorMode
 
-        self.cast, self.dtype, self.on_card, self.is_deep = cast, autocast, on_card, is_deep
+        self.models, self.dtype, self.on_card, self.is_deep = models, autocast, on_card, is_deep
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        meta_models.to_fake(cast.modules, self.mode)
-        config = cast.policy.config.get_text_config()
+        meta_models.to_fake(models.modules, self.mode)
+        config = models.policy.config.get_text_config()
         self.vocab_sizes = {config.vocab_size, TILE}
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -159,7 +166,7 @@ class Scale:
         ids = torch.zeros(rows, width, dtype=torch.long)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids) if rows > 1 else None}
 
-    def weigh(self, run: Run, *, is_deep: bool = False) -> dict[str, int]:
+    def peak(self, run: Pass, *, is_deep: bool = False) -> dict[str, int]:
         """Bytes of tensors at the fullest moment of a pass.
 
         Every layer of a stack takes the same, so two shallow stacks tell of the deep one.
@@ -171,14 +178,14 @@ class Scale:
         Returns:
             Bytes by kind; weights and the optimizer are not counted.
         """
-        depth, period = _depth(self.cast.policy)
+        depth, period = _depth(self.models.policy)
         low, high = (probe * period for probe in PROBES)
         if self.is_deep or is_deep or depth <= high:
-            return self._weigh(run)
-        with _cut(self.cast.modules, low):
-            few = self._weigh(run)
-        with _cut(self.cast.modules, high):
-            more = self._weigh(run)
+            return self._peak(run)
+        with _cut(self.models.modules, low):
+            few = self._peak(run)
+        with _cut(self.models.modules, high):
+            more = self._peak(run)
         kinds = {**few, **more}
         steps = (depth - high) / (high - low)
         return {
@@ -186,17 +193,17 @@ class Scale:
             for kind in kinds
         }
 
-    def _weigh(self, run: Run) -> dict[str, int]:
+    def _peak(self, run: Pass) -> dict[str, int]:
         with ExitStack() as stack:
             if self.on_card:
-                stack.enter_context(as_on_card())
+                stack.enter_context(cuda_paths())
             stack.enter_context(self.mode)
-            meter = Meter(self.vocab_sizes)
-            for module in self.cast.modules:
-                meter.forget(meta_models.tensors_of(module))
-            stack.enter_context(meter)
-            run(meter)
-            return dict(meter.at_peak)
+            measure = MemoryMeasure(self.vocab_sizes)
+            for module in self.models.modules:
+                measure.forget(meta_models.tensors_of(module))
+            stack.enter_context(measure)
+            run(measure)
+            return dict(measure.at_peak)
 
 
 def _depth(policy: Any) -> tuple[int, int]:
@@ -207,10 +214,8 @@ def _depth(policy: Any) -> tuple[int, int]:
     if len(kinds) != depth:
         is_mixed = bool(getattr(config, "mlp_only_layers", None))
         return depth, depth if is_mixed else 1
-    for period in range(1, depth + 1):
-        if all(kinds[i] == kinds[i % period] for i in range(depth)):
-            return depth, period
-    return depth, depth
+    periods = range(1, depth + 1)
+    return depth, next(p for p in periods if all(kinds[i] == kinds[i % p] for i in range(depth)))
 
 
 @contextmanager

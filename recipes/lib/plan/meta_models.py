@@ -116,6 +116,11 @@ def num_bytes(tensors: list[Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
+def model_bytes(module: nn.Module) -> int:
+    """Bytes of all tensors that a model holds."""
+    return num_bytes(tensors_of(module))
+
+
 def to_fake(modules: list[nn.Module], mode: Any) -> None:
     """Turn meta tensors into fake ones of a device, and give quantized layers packed weights.
 
@@ -176,12 +181,8 @@ def _pack_4bit(layer: Any) -> None:
         state = QuantState(inner, offset=offset, state2=outer, **known)
     else:
         state = QuantState(torch.empty(scales, dtype=torch.float32), **known)
-    for name, value in (
-        ("quant_state", state),
-        ("compress_statistics", old.compress_statistics),
-        ("quant_type", old.quant_type),
-    ):
-        setattr(weight, name, value)
+    how = {"compress_statistics": old.compress_statistics, "quant_type": old.quant_type}
+    vars(weight).update(quant_state=state, **how)
     layer.weight = weight
     layer.support_avx512bf16_for_cpu = False
 

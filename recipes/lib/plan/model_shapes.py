@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.errors import UserError
-from recipes.lib.models.folders import is_adapter, resolve_model
-
-RUN_PARTS = 3  # runs/<recipe>/<name>
-
-
-class UnplannedError(Exception):
-    """There is nothing to plan with; the text says why, and it is no mistake of the user."""
+from recipes.lib.models.folders import is_adapter, load_errors, resolve_model
 
 
 @dataclass(frozen=True)
-class Source:
+class Shapes:
     """A model by its shapes.
 
     Args:
@@ -43,15 +38,13 @@ class Source:
         """
         from transformers import AutoConfig
 
-        from recipes.lib.models.folders import load_errors
-
         with load_errors(self.base, "configuration"):
             return AutoConfig.from_pretrained(
                 self.base, revision=self.revision, trust_remote_code=trust_remote_code
             )
 
 
-def find_source(name: str, revision: str = "main", configs: Path | None = None) -> Source:
+def find_source(name: str, revision: str = "main", configs: Path | None = None) -> Shapes:
     """Find the shapes of a model.
 
     Args:
@@ -70,10 +63,16 @@ def find_source(name: str, revision: str = "main", configs: Path | None = None) 
     except UserError as error:
         file = _recipe_file(name, configs)
         if file is None:
-            raise UserError(_without_run(name, str(error))) from error
+            if Path(name).parts[:1] != ("runs",):
+                raise
+            raise UserError(
+                f"model_name_or_path={name}: there is no such run, and no configuration of its "
+                "name beside the file to take the shapes from; name a model with "
+                "--model_name_or_path."
+            ) from error
         return _to_be_trained(name, file)
     if (folder := _adapter_config(path, revision)) is None:
-        return Source(name, path, revision)
+        return Shapes(name, path, revision)
     values = json.loads(folder.read_text(encoding="utf-8"))
     below = values.get("base_model_name_or_path")
     if not below or below == name:
@@ -81,17 +80,21 @@ def find_source(name: str, revision: str = "main", configs: Path | None = None) 
     source = find_source(str(below), str(values.get("revision") or "main"), configs)
     from peft import PeftConfig
 
-    return Source(
+    return Shapes(
         name, source.base, source.revision, PeftConfig.from_pretrained(str(folder.parent))
     )
+
+
+def policy_shapes(config: Config, configs: Path | None) -> Shapes:
+    """The shapes of the model that a configuration names; see `find_source`."""
+    args = config.model
+    return find_source(args.model_name_or_path or "", args.model_revision, configs)
 
 
 def _adapter_config(path: str, revision: str) -> Path | None:
     if Path(path).is_dir():
         return Path(path) / "adapter_config.json" if is_adapter(path) else None
     from transformers.utils.peft_utils import find_adapter_config_file
-
-    from recipes.lib.models.folders import load_errors
 
     with load_errors(path, "configuration"):
         found = find_adapter_config_file(path, revision=revision)
@@ -107,18 +110,7 @@ def _recipe_file(name: str, configs: Path | None) -> Path | None:
     return file if file.is_file() else None
 
 
-def _without_run(name: str, said: str) -> str:
-    if Path(name).parts[:1] == ("runs",):
-        return (
-            f"model_name_or_path={name}: there is no such run, and no configuration of its name "
-            "beside the file to take the shapes from; name a model with --model_name_or_path."
-        )
-    return said
-
-
-def _to_be_trained(name: str, file: Path) -> Source:
-    from dataclasses import fields
-
+def _to_be_trained(name: str, file: Path) -> Shapes:
     from trl import ModelConfig
 
     from recipes.lib.config.strict_yaml import read_yaml
@@ -135,4 +127,4 @@ def _to_be_trained(name: str, file: Path) -> Source:
     source = find_source(args.model_name_or_path or "", args.model_revision, file.parent.parent)
     task = "SEQ_CLS" if file.parent.name == "reward" else "CAUSAL_LM"
     adapter = lora_config(args, task)
-    return Source(name, source.base, source.revision, adapter, f"not trained yet; as {file.name}")
+    return Shapes(name, source.base, source.revision, adapter, f"not trained yet; as {file.name}")

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.build import choose_precision
 from recipes.lib.config.option_table import TRAINING_RECIPES
-from recipes.lib.config.parse import Config
+from recipes.lib.config.parse import Config, read_command_line, take_config
+from recipes.lib.config.values import TRUE_WORDS
 from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import read_memory
 
 FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", "prompt_length", "json")
 PRECISION = ("bf16", "fp16")
-TRUE = ("true", "yes", "1", "y", "t")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanOptions:
     """The flags of `rlhf plan`.
 
     Args:
@@ -46,7 +47,7 @@ class Asked:
         return self.file.resolve().parent.parent if self.file is not None else None
 
 
-def read_asked(argv: Sequence[str]) -> Asked:
+def read_options(argv: Sequence[str]) -> PlanOptions:
     """Read the command line.
 
     Args:
@@ -58,9 +59,9 @@ def read_asked(argv: Sequence[str]) -> Asked:
     Raises:
         UserError: A flag is wrong, or the recipe cannot be told.
     """
-    given, rest = split(list(argv))
-    file = _file(rest)
-    return Asked(
+    given, rest = split_plan_flags(list(argv))
+    _, file = take_config(rest)
+    return PlanOptions(
         rest=tuple(rest),
         recipe=_recipe(given.get("recipe"), file),
         file=file,
@@ -71,7 +72,7 @@ def read_asked(argv: Sequence[str]) -> Asked:
     )
 
 
-def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_plan_flags(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """Take the flags of `rlhf plan` out of a command line.
 
     Args:
@@ -102,15 +103,6 @@ def split(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     return given, rest
 
 
-def _file(rest: list[str]) -> Path | None:
-    for number, word in enumerate(rest):
-        name, equals, value = word.partition("=")
-        if name == "--config":
-            found = value if equals else (rest[number + 1] if number + 1 < len(rest) else "")
-            return Path(found) if found else None
-    return None
-
-
 def _recipe(named: str | None, file: Path | None) -> str:
     if named is not None and named not in TRAINING_RECIPES:
         raise UserError(f"recipe={named}: must be one of {', '.join(TRAINING_RECIPES)}.")
@@ -136,13 +128,13 @@ def _number(given: dict[str, str], name: str) -> int | None:
     return int(given[name])
 
 
-def parse_for(
-    asked: Asked, parse: Callable[..., Config], changes: dict[str, Any] | None = None
+def parse_config(
+    options: PlanOptions, parse: Callable[..., Config], changes: dict[str, Any] | None = None
 ) -> tuple[Config, Any]:
     """Parse the recipe's configuration, whatever this machine can compute in.
 
     Args:
-        asked: What was asked.
+        options: The command line.
         parse: Reads the configuration of a recipe, as the recipe itself does.
         changes: Keys to set.
 
@@ -153,13 +145,27 @@ def parse_for(
     Raises:
         UserError: The configuration is wrong.
     """
+    import torch
+
     plain = dict.fromkeys(PRECISION, False)
-    config = parse(asked.recipe, list(asked.rest), plain | (changes or {}))
-    _divide(config, asked.launch.num_processes)
-    return config, _autocast(asked)
+    config = parse(options.recipe, list(options.rest), plain | (changes or {}))
+    _divide(config, options.launch.num_processes)
+    given = read_command_line(options.recipe, options.rest).values
+    wished = {
+        key: value.lower() in TRUE_WORDS if isinstance(value, str) else value
+        for key in PRECISION
+        if (value := given.get(key)) is not None
+    }
+    if wished.get("fp16"):
+        return config, torch.float16
+    if "bf16" in wished:
+        return config, torch.bfloat16 if wished["bf16"] else None
+    # Where no card is seen: what one of this decade does.
+    has_bf16 = not torch.cuda.is_available() or choose_precision({}).get("bf16")
+    return config, torch.bfloat16 if has_bf16 else torch.float16
 
 
-def _divide(config: Any, processes: int) -> None:
+def _divide(config: Config, processes: int) -> None:
     """Set what follows from the number of processes, which this process is not one of."""
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
@@ -176,37 +182,3 @@ def _divide(config: Any, processes: int) -> None:
         training.gradient_accumulation_steps = max(1, steps // processes)
         if hasattr(training, "steps_per_generation"):
             training.steps_per_generation = max(1, training.steps_per_generation // processes)
-
-
-def _autocast(asked: Asked) -> Any:
-    import torch
-
-    from recipes.lib.config.build import precision
-
-    given = {**_in_file(asked.file), **_in_flags(asked.rest)}
-    if given.get("fp16"):
-        return torch.float16
-    if given.get("bf16") is not None:
-        return torch.bfloat16 if given["bf16"] else None
-    if not torch.cuda.is_available():
-        return torch.bfloat16  # what a card of this decade does
-    chosen = precision({})
-    return torch.bfloat16 if chosen.get("bf16") else torch.float16
-
-
-def _in_file(file: Path | None) -> dict[str, Any]:
-    from recipes.lib.config.strict_yaml import read_yaml
-
-    values = read_yaml(file).values if file is not None else {}
-    return {key: values[key] for key in PRECISION if values.get(key) is not None}
-
-
-def _in_flags(rest: tuple[str, ...]) -> dict[str, bool]:
-    found = {}
-    for number, word in enumerate(rest):
-        name, equals, value = word.removeprefix("--").partition("=")
-        if name in PRECISION and word.startswith("--"):
-            following = rest[number + 1] if number + 1 < len(rest) else "true"
-            text = value if equals else ("true" if following.startswith("--") else following)
-            found[name] = text.lower() in TRUE
-    return found

@@ -3,131 +3,109 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from recipes.lib.plan.advice import Change
-from recipes.lib.plan.breakdown import GIB, THINGS, Plan, shown
-from recipes.lib.plan.refusals import TABLE, Refusal
+from recipes.lib.plan.breakdown import GIB, THINGS, Plan, memory_text
+from recipes.lib.plan.refusals import REFUSALS, Refusal
 
 WIDTH = 80
 INDENT = "  "
 
 
-def show_plan(plan: Plan, console: Console | None = None) -> None:
+def show_plan(plan: Plan) -> None:
     """Print the table and where the peak is.
 
     Args:
         plan: The plan.
-        console: Where to; standard output by default.
     """
-    console = _console(console)
+    console = _console()
     console.print()
     console.print(Text(f"rlhf {plan.recipe}, {plan.model}", style="bold"), overflow="fold")
     console.print(_facts(plan))
     console.print()
     console.print(_table(plan))
     peak = plan.fullest
-    console.print(f"peak: {shown(peak.total)} on the card, in {peak.name}", highlight=False)
+    console.print(f"peak: {memory_text(peak.total)} on the card, in {peak.name}", highlight=False)
 
 
-def show_verdict(plan: Plan, memory: int, console: Console | None = None) -> None:
+def show_verdict(plan: Plan, memory: int) -> None:
     """Print whether the run fits.
 
     Args:
         plan: The plan.
         memory: Bytes of the card.
-        console: Where to; standard output by default.
     """
     left = memory - plan.peak
     words = (
-        f"fits in {shown(memory)}: {shown(left)} are left"
+        f"fits in {memory_text(memory)}: {memory_text(left)} are left"
         if left >= 0
-        else (f"does not fit in {shown(memory)}: {shown(-left)} are missing")
+        else (f"does not fit in {memory_text(memory)}: {memory_text(-left)} are missing")
     )
-    _console(console).print(Text(words, style="green" if left >= 0 else "red"))
+    _console().print(Text(words, style="green" if left >= 0 else "red"))
 
 
-def advice_lines(changes: list[Change], fits: bool, memory: int) -> list[str]:
-    """Write the advice.
+def show_advice(changes: list[Change], fits: bool, memory: int) -> None:
+    """Print the advice.
 
     Args:
         changes: What to change, in order.
         fits: Whether the run fits with all of it.
         memory: Bytes of the card.
-
-    Returns:
-        Lines of at most 80 columns.
     """
-    if not changes:
-        return [
-            "nothing that is known here makes it smaller; take a smaller model or a larger card"
-        ]
     lines = ["what makes it fit, the cheapest first:" if fits else "what makes it smaller:"]
     for number, change in enumerate(changes, 1):
-        lines.append(f"{number:>2}. {change.flag}  -> {shown(change.peak)}")
-        indent = "    "
-        lines += textwrap.wrap(change.cost, WIDTH, initial_indent=indent, subsequent_indent=indent)
-    lines.append("all together:" if fits else f"and still more than {shown(memory)}:")
+        lines.append(f"{number:>2}. {change.flag}  -> {memory_text(change.peak)}")
+        lines += _wrap(change.cost, INDENT * 2, INDENT * 2, break_on_hyphens=True)
+    lines.append("all together:" if fits else f"and still more than {memory_text(memory)}:")
     flags = " ".join(change.flag for change in changes)
-    lines += textwrap.wrap(
-        flags,
-        WIDTH - 2,
-        initial_indent=INDENT,
-        subsequent_indent=INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return lines
-
-
-def show_advice(
-    changes: list[Change], fits: bool, memory: int, console: Console | None = None
-) -> None:
-    """Print the advice; see `advice_lines`."""
-    console = _console(console)
+    lines += _wrap(flags, INDENT, INDENT, width=WIDTH - 2, break_long_words=False)
+    if not changes:
+        lines = [
+            "nothing that is known here makes it smaller; take a smaller model or a larger card"
+        ]
+    console = _console()
     console.print()
-    for line in advice_lines(changes, fits, memory):
+    for line in lines:
         console.print(Text(line), soft_wrap=True)
 
 
-def show_refused(refused: list[tuple[Refusal, str]], console: Console | None = None) -> None:
+def _wrap(text: str, first: str, others: str, **how: Any) -> list[str]:
+    how = {"width": WIDTH, "break_on_hyphens": False} | how
+    return textwrap.wrap(text, initial_indent=first, subsequent_indent=others, **how)
+
+
+def show_refused(refused: list[tuple[Refusal, str]]) -> None:
     """Print why a run would be refused at its start, and the ways out.
 
     Args:
         refused: Lines of the table, each with what is wrong in keys and values.
-        console: Where to; standard output by default.
     """
-    console = _console(console)
+    console = _console()
     console.print()
     console.print(Text("will be refused before anything loads:", style="red"))
     for line, wrong in refused:
         for words in (wrong, f"  {line.reason}", f"  way out: {line.remedy}"):
-            rows = textwrap.wrap(
-                words,
-                WIDTH,
-                initial_indent=INDENT,
-                subsequent_indent=INDENT * 2,
-                break_on_hyphens=False,
-            )
-            for row in rows:
+            for row in _wrap(words, INDENT, INDENT * 2):
                 console.print(Text(row), soft_wrap=True)
 
 
-def show_table(console: Console | None = None) -> None:
+def show_table() -> None:
     """Print the whole table of what does not go with several processes; see `refusals`."""
     table = Table(box=None, padding=(0, 2, 1, 0))
     for name, width in (("what does not go", 18), ("what would happen", 26), ("way out", 28)):
         table.add_column(name, width=width, header_style="cyan")
-    for line in TABLE:
+    for line in REFUSALS:
         table.add_row(line.name, line.reason, line.remedy)
-    _console(console).print(table)
+    _console().print(table)
 
 
-def _console(console: Console | None) -> Console:
-    console = console or Console(highlight=False)
+def _console() -> Console:
+    console = Console(highlight=False)
     console.width = min(WIDTH, console.width)
     return console
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.lib.plan.measure import Meter, Scale
+from recipes.lib.config.parse import Config
+from recipes.lib.distributed.launch import Launch
+from recipes.lib.plan.measure import FakeModels, MemoryMeasure, Pass, on_gradients
 
 # Numbers per token that TRL's trainers ask the head for.
 OUTPUTS = {
@@ -24,60 +26,64 @@ OUTPUTS = {
 }
 
 
-def prepare(scale: Scale, config: Any) -> None:
+def prepare(fakes: FakeModels, config: Config) -> None:
     """Do to the models what the trainer does: checkpointing, TRL's head, training mode.
 
     Args:
-        scale: The models.
+        fakes: The models.
         config: The parsed Config of the recipe.
     """
     from peft import PeftModel
     from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
-    training, cast = config.training, scale.cast
+    training, models = config.training, fakes.models
     if getattr(training, "disable_dropout", False):
-        for module in cast.modules:
+        for module in models.modules:
             disable_dropout_in_model(module)
     if config.recipe in OUTPUTS:
-        for model in (cast.policy, cast.reference):
+        for model in (models.policy, models.reference):
             if model is not None:
                 base = model.get_base_model() if isinstance(model, PeftModel) else model
                 add_fused_lm_head(base, outputs=OUTPUTS[config.recipe])
     if training.activation_checkpointing:
         how = dict(training.activation_checkpointing_kwargs or {})
         every, offload = how.pop("every_n_layers", 1), how.pop("offload", False)
-        cast.trained.activation_checkpointing_enable(
+        models.trained.activation_checkpointing_enable(
             activation_checkpointing_kwargs=how or None, every_n_layers=every, offload=offload
         )
-        if isinstance(cast.policy, PeftModel):
-            with scale.mode:
-                cast.policy.enable_input_require_grads()
-    cast.trained.train()
+        if isinstance(models.policy, PeftModel):
+            with fakes.mode:
+                models.policy.enable_input_require_grads()
+    models.trained.train()
 
 
 def training_pass(
-    scale: Scale, config: Any, loss_of: Callable[[Meter], Tensor], *, shards_gradients: bool
+    fakes: FakeModels, config: Config, loss_of: Callable[[MemoryMeasure], Tensor], launch: Launch
 ) -> dict[str, int]:
     """Weigh the forward and backward pass of a micro-batch.
 
     Args:
-        scale: The models.
+        fakes: The models.
         config: The parsed Config of the recipe.
         loss_of: Makes the loss, in mixed precision where the run has it.
-        shards_gradients: Whether each gradient leaves as soon as it is there.
+        launch: How the run is started: where gradients are sharded, each leaves as soon as it is
+            there.
 
     Returns:
         Bytes by kind.
     """
-    trained = [p for p in scale.cast.trained.parameters() if p.requires_grad]
+    trained = [p for p in fakes.models.trained.parameters() if p.requires_grad]
     # Added to what is there, or sent to where its shard is: gone, for this pass.
-    leaves = shards_gradients or config.training.gradient_accumulation_steps > 1
+    leaves = launch.shards_optimizer > 1 or config.training.gradient_accumulation_steps > 1
 
-    def run(meter: Meter) -> None:
+    def leave(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    def run(measure: MemoryMeasure) -> None:
         try:
-            with _leaving(trained) if leaves else meter.gradients_of(trained):
-                with meter.keeping():
-                    loss = loss_of(meter)
+            with on_gradients(trained, leave) if leaves else measure.gradients_of(trained):
+                with measure.keeping():
+                    loss = loss_of(measure)
                 loss.backward()
         finally:
             for parameter in trained:
@@ -85,29 +91,26 @@ def training_pass(
 
     # Where gradients come as activations go, the fullest moment may be anywhere.
     is_full = not leaves and sum(p.numel() for p in trained) > 10**9
-    return scale.weigh(run, is_deep=is_full)
+    return fakes.peak(run, is_deep=is_full)
 
 
 @contextmanager
-def _leaving(parameters: list[Any]) -> Iterator[None]:
-    def leave(parameter: Any) -> None:
-        parameter.grad = None
-
-    handles = [p.register_post_accumulate_grad_hook(leave) for p in parameters]
-    try:
+def evaluating(model: Any) -> Iterator[None]:
+    """Use a model as where nothing is learned: without dropout, checkpointing and gradients."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    model.train(was_training)
 
 
 def fused_loss(
-    scale: Scale, rows: int, width: int, *, judged: int = 0, others: int = 0, scored: int = 0
-) -> Callable[[Meter], Tensor]:
+    fakes: FakeModels, rows: int, width: int, *, judged: int = 0, others: int = 0, scored: int = 0
+) -> Callable[[MemoryMeasure], Tensor]:
     """The loss of TRL's trainers on log-probabilities.
 
     Args:
-        scale: The models.
+        fakes: The models.
         rows: B.
         width: T.
         judged: Passes of the reference while the activations of the policy are kept.
@@ -117,26 +120,33 @@ def fused_loss(
     Returns:
         Makes the loss.
     """
-    policy, reference = scale.cast.policy, scale.cast.reference
+    policy, reference = fakes.models.policy, fakes.models.reference
 
-    def loss_of(meter: Meter) -> Tensor:
-        meter.most_kept = rows * scored or None
-        given = scale.batch(rows, width) | {"fused_lm_head": True, "use_cache": False}
-        given["labels"] = given["input_ids"]
-        with scale.autocast():
+    def loss_of(measure: MemoryMeasure) -> Tensor:
+        given = _fused_batch(measure, fakes, rows, width, scored)
+        with fakes.autocast():
             for _ in range(others):
                 with torch.no_grad():
                     policy(**given)
             loss: Tensor = -policy(**given).log_probs.sum()
             for _ in range(judged):
                 with torch.no_grad():
-                    without_adapter(policy, reference, given)
+                    reference_pass(policy, reference, given)
         return loss
 
     return loss_of
 
 
-def without_adapter(policy: Any, reference: Any, given: dict[str, Any]) -> None:
+def _fused_batch(
+    measure: MemoryMeasure, fakes: FakeModels, rows: int, width: int, scored: int
+) -> dict[str, Any]:
+    """A batch for TRL's head, which makes log-probabilities of the scored tokens alone."""
+    measure.most_kept = rows * scored or None
+    given = fakes.batch(rows, width) | {"fused_lm_head": True, "use_cache": False}
+    return given | {"labels": given["input_ids"]}
+
+
+def reference_pass(policy: Any, reference: Any, given: dict[str, Any]) -> None:
     """A pass of the reference: a model of its own, or the policy with its adapter off."""
     if reference is not None:
         reference(**given)
@@ -145,45 +155,43 @@ def without_adapter(policy: Any, reference: Any, given: dict[str, Any]) -> None:
         policy(**given)
 
 
-def pair_loss(scale: Scale, pairs: int, width: int) -> Callable[[Meter], Tensor]:
+def pair_loss(fakes: FakeModels, pairs: int, width: int) -> Callable[[MemoryMeasure], Tensor]:
     """The loss of a reward model: both sides of each pair in one batch."""
 
-    def loss_of(meter: Meter) -> Tensor:
-        with scale.autocast():
-            scores = scale.cast.policy(**scale.batch(2 * pairs, width), use_cache=False).logits
+    def loss_of(measure: MemoryMeasure) -> Tensor:
+        with fakes.autocast():
+            scores = fakes.models.policy(**fakes.batch(2 * pairs, width), use_cache=False).logits
         chosen, rejected = scores.float().squeeze(-1).chunk(2)
         return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
 
     return loss_of
 
 
-def ppo_loss(scale: Scale, args: Any, rows: int) -> Callable[[Meter], Tensor]:
+def ppo_loss(fakes: FakeModels, args: Any, rows: int) -> Callable[[MemoryMeasure], Tensor]:
     """The loss of PPO on a micro-batch of full length."""
 
-    def loss_of(meter: Meter) -> Tensor:
-        with scale.autocast():
-            logps, entropy, values = _ppo_forward(scale, args, rows)
+    def loss_of(measure: MemoryMeasure) -> Tensor:
+        with fakes.autocast():
+            logps, entropy, values = _ppo_forward(fakes, args, rows)
         loss: Tensor = logps.sum() + values.sum()
         return loss + entropy.sum() if args.entropy_coef else loss
 
     return loss_of
 
 
-def ppo_scoring(scale: Scale, args: Any, rows: int) -> Callable[[Meter], None]:
+def ppo_scoring(fakes: FakeModels, args: Any, rows: int) -> Pass:
     """Log-probabilities and values of the policy, and then those of the reference."""
     from recipes.lib.models.forward import Batch
     from recipes.lib.ppo.actor_critic import reference_logps
 
-    def run(meter: Meter) -> None:
-        model = scale.cast.trained
-        model.eval()
-        with torch.no_grad(), scale.autocast():
-            said = _ppo_forward(scale, args, rows)
+    def run(measure: MemoryMeasure) -> None:
+        model = fakes.models.trained
+        with evaluating(model), fakes.autocast():
+            said = _ppo_forward(fakes, args, rows)
             ids, mask = _ppo_batch(args, rows)
             batch = Batch(ids, mask, args.max_completion_length)
-            reference_logps(model, scale.cast.reference, batch, args.temperature)
+            reference_logps(model, fakes.models.reference, batch, args.temperature)
             del said
-        model.train()
 
     return run
 
@@ -194,44 +202,39 @@ def _ppo_batch(args: Any, rows: int) -> tuple[Tensor, Tensor]:
     return ids, torch.ones_like(ids)
 
 
-def _ppo_forward(scale: Scale, args: Any, rows: int) -> Any:
+def _ppo_forward(fakes: FakeModels, args: Any, rows: int) -> Any:
     entropies = bool(args.entropy_coef)
-    return scale.cast.trained(
+    return fakes.models.trained(
         *_ppo_batch(args, rows), args.max_completion_length, args.temperature, entropies
     )
 
 
-def classifier_scoring(scale: Scale, model: Any, rows: int, width: int) -> Callable[[Meter], None]:
+def classifier_scoring(fakes: FakeModels, model: Any, rows: int, width: int) -> Pass:
     """A pass of a reward model over texts."""
 
-    def run(meter: Meter) -> None:
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
-            model(**scale.batch(rows, width), use_cache=False)
-        model.train(was_training)
+    def run(measure: MemoryMeasure) -> None:
+        with evaluating(model):
+            model(**fakes.batch(rows, width), use_cache=False)
 
     return run
 
 
-def fused_scoring(scale: Scale, rows: int, width: int, scored: int) -> Callable[[Meter], None]:
+def fused_scoring(fakes: FakeModels, rows: int, width: int, scored: int) -> Pass:
     """Log-probabilities of the reference under RLOO and GRPO."""
 
-    def run(meter: Meter) -> None:
-        meter.most_kept = rows * scored
-        given = scale.batch(rows, width) | {"fused_lm_head": True, "use_cache": False}
-        given["labels"] = given["input_ids"]
-        with torch.no_grad(), scale.autocast():
-            without_adapter(scale.cast.policy, scale.cast.reference, given)
+    def run(measure: MemoryMeasure) -> None:
+        given = _fused_batch(measure, fakes, rows, width, scored)
+        with torch.no_grad(), fakes.autocast():
+            reference_pass(fakes.models.policy, fakes.models.reference, given)
 
     return run
 
 
-def evaluation(scale: Scale, rows: int, width: int) -> Callable[[Meter], None]:
+def evaluation_pass(fakes: FakeModels, rows: int, width: int) -> Pass:
     """Log-probabilities of the test rows, from full logits: `recipes.lib.models.likelihood`."""
     from recipes.lib.models.likelihood import _batch_logps
 
-    policy = scale.cast.policy
+    policy = fakes.models.policy
 
     class Prepared:
         """The model as accelerate wraps it: mixed precision inside, fp32 outside."""
@@ -241,15 +244,14 @@ def evaluation(scale: Scale, rows: int, width: int) -> Callable[[Meter], None]:
         def __call__(self, **given: Any) -> Any:
             if rows == 1:
                 given["attention_mask"] = None
-            with scale.autocast():
+            with fakes.autocast():
                 out = policy(**given)
-            if scale.dtype is not None:
+            if fakes.dtype is not None:
                 out.logits = out.logits.float()
             return out
 
-    def run(meter: Meter) -> None:
-        policy.eval()
-        _batch_logps(Prepared(), [[0] * width] * rows, 1.0)
-        policy.train()
+    def run(measure: MemoryMeasure) -> None:
+        with evaluating(policy):
+            _batch_logps(Prepared(), [[0] * width] * rows, 1.0)
 
     return run

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from recipes.lib.config.parse import Config
 from recipes.lib.plan import meta_models, passes
 from recipes.lib.plan.breakdown import (
     ADAPTERS,
@@ -14,21 +17,23 @@ from recipes.lib.plan.breakdown import (
     GRADIENTS,
     HEADS,
     OPTIMIZER,
-    OTHERS,
+    OTHER_MODELS,
     WORKSPACE,
-    Phase,
+    MemoryPhase,
     Plan,
 )
-from recipes.lib.plan.measure import Meter, Scale
-from recipes.lib.plan.optimizers import state_bytes, step_bytes
-from recipes.lib.plan.run_models import Cast, make_cast
-from recipes.lib.plan.sampling_phases import beside_captured, prompt_length, sampled, training_bytes
+from recipes.lib.plan.measure import FakeModels, MemoryMeasure
+from recipes.lib.plan.run_models import RunModels, make_run_models
+from recipes.lib.plan.sampling_phases import add_captured_graphs, prompt_length, sampling_peaks
 from recipes.lib.plan.target import Target
 
 BUCKET = 500_000_000  # numbers in the buffer that DeepSpeed gathers gradients in
+LEAST_PAGED = 100_000  # numbers in a weight whose state bitsandbytes may page to the host
+# Copies of the trainable weights that a step makes on the way, where it works on lists of tensors.
+STEP_COPIES = {"adamw_torch": 1}
 
 
-def plan_of(config: Any, target: Target) -> Plan:
+def plan_of(config: Config, target: Target) -> Plan:
     """Plan the memory of a run.
 
     Args:
@@ -44,39 +49,41 @@ def plan_of(config: Any, target: Target) -> Plan:
     from recipes.lib.verbosity import hush
 
     hush()
-    cast = make_cast(config, target.autocast, target.configs)
-    scale = Scale(cast, target.autocast, on_card=target.on_card)
-    trained = [p for p in cast.trained.parameters() if p.requires_grad]
-    with scale.mode, Meter():
-        passes.prepare(scale, config)
-        fixed = _fixed(config, cast, target)
+    models = make_run_models(config, target.autocast, target.configs)
+    fakes = FakeModels(models, target.autocast, on_card=target.on_card)
+    trained = [p for p in models.trained.parameters() if p.requires_grad]
+    with fakes.mode, MemoryMeasure():
+        passes.prepare(fakes, config)
+        fixed = _fixed(config, models, target)
     gradients = _gradient_bytes(trained, target)
-    phases = [_update(config, fixed, gradients, trained)]
+    optimizer = str(getattr(config.training.optim, "value", config.training.optim))
+    step = STEP_COPIES.get(optimizer, 0) * sum(_size(parameter) for parameter in trained)
+    phases = [MemoryPhase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})]
     if not target.is_fixed_only:
-        phases = _phases(config, target, scale, fixed, gradients) + phases
-        phases = beside_captured(config, target, scale, phases)
+        phases = _phases(config, target, fakes, fixed, gradients) + phases
+        phases = add_captured_graphs(config, target, fakes, phases)
     return Plan(
         recipe=config.recipe,
-        model=cast.source.name if cast.source else "",
+        model=models.source.name if models.source else "",
         phases=tuple(phases),
         trainable=sum(p.numel() for p in trained),
-        parameters=_num_parameters(cast.policy),
-        facts=_facts(config, target, cast),
+        parameters=_num_parameters(models.policy),
+        facts=_facts(config, target, models),
     )
 
 
-def length_of(config: Any, cast: Cast) -> int:
+def longest_row(config: Config, models: RunModels) -> int:
     """Tokens of the longest row that is trained on, T."""
     limit = getattr(config.training, "max_length", None)
-    context = getattr(cast.policy.config.get_text_config(), "max_position_embeddings", None)
+    context = getattr(models.policy.config.get_text_config(), "max_position_embeddings", None)
     return int(min(limit or 2048, context or limit or 2048))
 
 
 def _phases(
-    config: Any, target: Target, scale: Scale, fixed: dict[str, int], gradients: int
-) -> list[Phase]:
+    config: Config, target: Target, fakes: FakeModels, fixed: dict[str, int], gradients: int
+) -> list[MemoryPhase]:
     makers = {"sft": _supervised, "dpo": _supervised, "kto": _supervised, "reward": _reward}
-    moving = makers.get(config.recipe, sampled)(config, target, scale)
+    moving = makers.get(config.recipe, sampling_peaks)(config, target, fakes)
     phases = []
     for name, kinds in moving.items():
         parts = dict(fixed)
@@ -89,78 +96,74 @@ def _phases(
             elif target.launch.kind == "ddp":
                 parts[GRADIENTS] = parts.get(GRADIENTS, 0) + gradients // 2  # the buckets
         if name == "saving":
-            parts[OTHERS] += sum(fixed[thing] for thing in (BASE, ADAPTERS, HEADS))
+            parts[OTHER_MODELS] += sum(fixed[thing] for thing in (BASE, ADAPTERS, HEADS))
         is_alone = config.recipe == "ppo" and name in ("sampling", "scoring")
-        gathered = _gathered(scale.cast.trained, target, whole=is_alone)
+        gathered = _gathered(fakes.models.trained, target, whole=is_alone)
         parts[WORKSPACE] = parts.get(WORKSPACE, 0) + gathered
-        phases.append(Phase(name, parts))
+        phases.append(MemoryPhase(name, parts))
     return phases
 
 
-def _supervised(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
-    training, width = config.training, length_of(config, scale.cast)
+def _supervised(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
+    training, width = config.training, longest_row(config, fakes.models)
     rows = training.per_device_train_batch_size
-    how = {"judged": 0, "others": 0}
-    if config.recipe != "sft":
-        estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
-        rows = 2 * rows if config.recipe == "dpo" else rows
-        judged = 0 if training.precompute_ref_log_probs else 1 + estimates
-        how = {"judged": judged, "others": int(estimates)}
-    found = {
-        "training": training_bytes(
-            config, target, scale, passes.fused_loss(scale, rows, width, **how)
-        )
-    }
+    estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
+    is_held = config.recipe != "sft" and not training.precompute_ref_log_probs
+    judged, others = (1 + estimates) * is_held, int(estimates)
+    rows = 2 * rows if config.recipe == "dpo" else rows
+    loss = passes.fused_loss(fakes, rows, width, judged=judged, others=others)
+    found = {"training": passes.training_pass(fakes, config, loss, target.launch)}
     if target.has_test:
-        run = passes.evaluation(scale, training.per_device_eval_batch_size, width)
-        found["evaluation"] = scale.weigh(run)
+        run = passes.evaluation_pass(fakes, training.per_device_eval_batch_size, width)
+        found["evaluation"] = fakes.peak(run)
     return found
 
 
-def _reward(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
-    training, width = config.training, length_of(config, scale.cast)
-    pairs, model = training.per_device_train_batch_size, scale.cast.policy
+def _reward(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
+    training, width = config.training, longest_row(config, fakes.models)
+    pairs, model = training.per_device_train_batch_size, fakes.models.policy
     scoring = config.script.scoring_batch_size
-    weighed = scale.weigh(passes.classifier_scoring(scale, model, scoring, width))
+    weighed = fakes.peak(passes.classifier_scoring(fakes, model, scoring, width))
+    loss = passes.pair_loss(fakes, pairs, width)
     return {
-        "training": training_bytes(config, target, scale, passes.pair_loss(scale, pairs, width)),
+        "training": passes.training_pass(fakes, config, loss, target.launch),
         "scoring": weighed,
         "saving": weighed,
     }
 
 
-def _fixed(config: Any, cast: Cast, target: Target) -> dict[str, int]:
+def _fixed(config: Config, models: RunModels, target: Target) -> dict[str, int]:
     """Bytes of what is there all the time."""
     launch, dtype = target.launch, target.autocast
-    critic = getattr(cast.trained, "critic", None)
-    of_critic = meta_models.num_bytes(meta_models.tensors_of(critic)) if critic is not None else 0
-    by_kind = {ADAPTERS: 0, HEADS: 0, OTHERS: of_critic}
-    for name, parameter in cast.trained.named_parameters():
+    critic = getattr(models.trained, "critic", None)
+    of_critic = meta_models.model_bytes(critic) if critic is not None else 0
+    by_kind = {ADAPTERS: 0, HEADS: 0, OTHER_MODELS: of_critic}
+    for name, parameter in models.trained.named_parameters():
         kind = _kind(name)
-        if kind is not None and kind != OTHERS:
+        if kind is not None and kind != OTHER_MODELS:
             by_kind[kind] += _held(parameter, target)
-    everything = meta_models.num_bytes(meta_models.tensors_of(cast.trained))
-    everything += sum(_held(p, target) - _size(p) for p in cast.trained.parameters())
+    everything = meta_models.model_bytes(models.trained)
+    everything += sum(_held(p, target) - _size(p) for p in models.trained.parameters())
     base = everything - sum(by_kind.values())
     others = sum(
-        meta_models.num_bytes(meta_models.tensors_of(module))
-        for module in (cast.reference, *cast.rewards)
+        meta_models.model_bytes(module)
+        for module in (models.reference, *models.rewards)
         if module is not None
     )
-    trained = [p for p in cast.trained.parameters() if p.requires_grad]
-    states = state_bytes(config.training, cast.trained)
+    trained = [p for p in models.trained.parameters() if p.requires_grad]
+    states = state_bytes(config.training, models.trained)
     if launch.kind.startswith("zero") and dtype is not None:
         states += sum(4 * p.numel() for p in trained if p.dtype != torch.float32)
     fixed = {BASE: base, **by_kind}
     fixed = {thing: size // launch.shards_weights for thing, size in fixed.items()}
-    fixed[OTHERS] += others
+    fixed[OTHER_MODELS] += others
     fixed[OPTIMIZER] = states // launch.shards_optimizer
     return fixed
 
 
 def _kind(name: str) -> str | None:
     if name.startswith("critic."):
-        return OTHERS
+        return OTHER_MODELS
     if name.startswith(("value_head.", "score_")) or ".score." in name or name == "score.weight":
         return HEADS
     is_adapter = "lora_" in name or "modules_to_save" in name
@@ -210,14 +213,6 @@ def _gathered(trained: nn.Module, target: Target, *, whole: bool) -> int:
     return rest + 2 * max(of_layer.values(), default=0)
 
 
-def _update(
-    config: Any, fixed: dict[str, int], gradients: int, trained: list[nn.Parameter]
-) -> Phase:
-    total = sum(_size(parameter) for parameter in trained)
-    step = step_bytes(config.training, total)
-    return Phase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})
-
-
 def _num_parameters(policy: nn.Module) -> int:
     """Weights of the model without adapters; packed ones count as what they were."""
     found = {id(p): p for name, p in policy.named_parameters() if _kind(name) is None}
@@ -225,7 +220,7 @@ def _num_parameters(policy: nn.Module) -> int:
     return sum(p.numel() if state is None else state.shape.numel() for p, state in states)
 
 
-def _facts(config: Any, target: Target, cast: Cast) -> dict[str, str]:
+def _facts(config: Config, target: Target, models: RunModels) -> dict[str, str]:
     args, names = config.training, {torch.bfloat16: "bf16", torch.float16: "fp16", None: "none"}
     facts = {"processes": str(target.launch), "mixed precision": names[target.autocast]}
     if config.recipe in ("ppo", "rloo", "grpo"):
@@ -236,7 +231,60 @@ def _facts(config: Any, target: Target, cast: Cast) -> dict[str, str]:
         if config.recipe != "ppo":
             facts["lengths"] += " (--prompt_length)"
     else:
-        facts["lengths"] = f"rows of {length_of(config, cast)} tokens"
-    if cast.source is not None and cast.source.origin:
-        facts["model"] = cast.source.origin
+        facts["lengths"] = f"rows of {longest_row(config, models)} tokens"
+    if models.source is not None and models.source.origin:
+        facts["model"] = models.source.origin
     return facts
+
+
+def state_bytes(training: Any, trained: nn.Module) -> int:
+    """Bytes of the optimizer's states on the device after its first step.
+
+    Args:
+        training: The TrainingArguments.
+        trained: The module whose trainable weights are moved.
+
+    Returns:
+        Bytes; what a paged optimizer may keep on the host is left out.
+    """
+    from transformers import Trainer
+
+    made, kwargs = Trainer.get_optimizer_cls_and_kwargs(training)
+    embeddings = {id(part.weight) for part in trained.modules() if isinstance(part, nn.Embedding)}
+    shapes = Counter(
+        (tuple(p.shape), p.dtype, id(p) in embeddings)
+        for p in trained.parameters()
+        if p.requires_grad
+    )
+    tables: dict[str, int] = {}
+    total = 0
+    for (shape, dtype, is_embedding), number in shapes.items():
+        weight = nn.Parameter(torch.empty(shape, dtype=dtype))
+        state = _state_of(made, kwargs, weight, is_embedding)
+        paged = kwargs.get("is_paged") and weight.numel() >= LEAST_PAGED
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or (paged and name in ("state1", "state2")):
+                continue
+            size = value.untyped_storage().nbytes()
+            if name.startswith("qmap"):  # shared by all weights
+                tables[name] = size
+            else:
+                total += number * size
+    return total + sum(tables.values())
+
+
+def _state_of(made: Any, kwargs: dict[str, Any], weight: Any, is_embedding: bool) -> dict[str, Any]:
+    is_bitsandbytes = "optim_bits" in kwargs
+    # A fused step has the same states and needs a card; paging does, too.
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("fused", "is_paged")}
+    if is_embedding and kwargs.get("optim_bits") == 8:
+        kwargs["optim_bits"] = 32  # as Trainer has it
+    optimizer = made([weight], **kwargs)
+    weight.grad = torch.empty_like(weight)
+    if not is_bitsandbytes:
+        optimizer.step()
+        return dict(optimizer.state[weight])
+    # Its register is one for all optimizers of a process, by number: others' weights are in it.
+    optimizer.mng = SimpleNamespace(index2config={}, pid2config={})
+    optimizer.init_state(optimizer.param_groups[0], weight, 0, 0)
+    return dict(optimizer.state[weight])

@@ -6,10 +6,12 @@ values, and nothing where nothing is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.runs.checkpoints import list_checkpoints, read_manifest
 
@@ -18,7 +20,7 @@ KINDS_OF_FILES = (
     ("optimizer_0", "fsdp"),
     ("global_step*", "zero"),
 )
-WHOLE = {"single", "ddp"}  # their checkpoints are the same
+UNSHARDED = {"single", "ddp"}  # their checkpoints are the same
 
 
 @dataclass(frozen=True)
@@ -34,50 +36,47 @@ class Card:
     number: int
 
 
-def _of(config: Any, key: str, default: Any = None) -> Any:
+Condition = Callable[[Config, Launch, Card | None], str]
+
+
+def _of(config: Config, key: str, default: Any = None) -> Any:
     for holder in (config.script, config.training, config.model):
         if holder is not None and hasattr(holder, key):
             return getattr(holder, key)
     return default
 
 
-def _bits(config: Any) -> str:
+def _bits(config: Config) -> str:
     return next((k for k in ("load_in_4bit", "load_in_8bit") if _of(config, k)), "")
 
 
-def quantized_zero3(config: Any, launch: Launch, card: Card | None) -> str:
+def quantized_zero3(config: Config, launch: Launch, card: Card | None) -> str:
     """Quantized weights under ZeRO-3."""
     bits = _bits(config)
     return f"{bits}=true with DeepSpeed ZeRO-3" if bits and launch.kind == "zero3" else ""
 
 
-def int8_fsdp(config: Any, launch: Launch, card: Card | None) -> str:
-    """8-bit weights under FSDP."""
-    is_int8 = _bits(config) == "load_in_8bit" and launch.is_fsdp
-    return "load_in_8bit=true with FSDP" if is_int8 else ""
+def fsdp_with(bits: str) -> Condition:
+    """Weights of so few bits under FSDP; the key that asks for them says how few."""
+
+    def condition(config: Config, launch: Launch, card: Card | None) -> str:
+        return f"{bits}=true with FSDP" if _bits(config) == bits and launch.is_fsdp else ""
+
+    return condition
 
 
-def int4_fsdp(config: Any, launch: Launch, card: Card | None) -> str:
-    """4-bit weights under FSDP."""
-    is_int4 = _bits(config) == "load_in_4bit" and launch.is_fsdp
-    return "load_in_4bit=true with FSDP" if is_int4 else ""
+def shards_with(sampler: str) -> Condition:
+    """A sampler of PPO that needs weights which stay where they are."""
+
+    def condition(config: Config, launch: Launch, card: Card | None) -> str:
+        moves = launch.is_fsdp or launch.kind == "zero3"
+        is_chosen = _of(config, "sampler") == sampler
+        return f"sampler={sampler} with {launch.kind}" if is_chosen and moves else ""
+
+    return condition
 
 
-def graph_sharded(config: Any, launch: Launch, card: Card | None) -> str:
-    """CUDA graphs of weights that move."""
-    moves = launch.is_fsdp or launch.kind == "zero3"
-    is_graph = _of(config, "sampler") == "graph"
-    return f"sampler=graph with {launch.kind}" if is_graph and moves else ""
-
-
-def vllm_sharded(config: Any, launch: Launch, card: Card | None) -> str:
-    """PPO's vLLM sampler and shards."""
-    moves = launch.is_fsdp or launch.kind == "zero3"
-    is_vllm = _of(config, "sampler") == "vllm"
-    return f"sampler=vllm with {launch.kind}" if is_vllm and moves else ""
-
-
-def spread(config: Any, launch: Launch, card: Card | None) -> str:
+def spread_over_cards(config: Config, launch: Launch, card: Card | None) -> str:
     """One copy of the model over several cards in each process."""
     given = _of(config, "model_init_kwargs")
     has_map = isinstance(given, dict) and given.get("device_map") is not None
@@ -87,7 +86,7 @@ def spread(config: Any, launch: Launch, card: Card | None) -> str:
     return ""
 
 
-def batches(config: Any, launch: Launch, card: Card | None) -> str:
+def batches(config: Config, launch: Launch, card: Card | None) -> str:
     """A batch that the processes cannot share evenly."""
     micro, number = _of(config, "per_device_train_batch_size"), launch.num_processes
     key, size = "global_batch_size", _of(config, "global_batch_size")
@@ -99,17 +98,17 @@ def batches(config: Any, launch: Launch, card: Card | None) -> str:
     return ""
 
 
-def sharded_on_cpu(config: Any, launch: Launch, card: Card | None) -> str:
+def sharded_on_cpu(config: Config, launch: Launch, card: Card | None) -> str:
     """Shards where accelerate makes none."""
     return f"use_cpu=true with {launch.kind}" if launch.on_cpu and launch.is_sharded else ""
 
 
-def old_fsdp(config: Any, launch: Launch, card: Card | None) -> str:
+def old_fsdp(config: Config, launch: Launch, card: Card | None) -> str:
     """The older FSDP."""
     return "fsdp_version=1" if launch.kind == "fsdp1" else ""
 
 
-def warmup_deepspeed(config: Any, launch: Launch, card: Card | None) -> str:
+def warmup_deepspeed(config: Config, launch: Launch, card: Card | None) -> str:
     """Rollouts of PPO in which the policy is to stand still, in DeepSpeed's engine."""
     number = _of(config, "critic_warmup_rollouts")
     if not number or not launch.kind.startswith("zero"):
@@ -117,7 +116,7 @@ def warmup_deepspeed(config: Any, launch: Launch, card: Card | None) -> str:
     return f"critic_warmup_rollouts={number} with {launch.kind}"
 
 
-def too_few_cards(config: Any, launch: Launch, card: Card | None) -> str:
+def too_few_cards(config: Config, launch: Launch, card: Card | None) -> str:
     """Two processes on one card."""
     here = launch.num_processes // launch.num_machines
     if card is None or here <= max(card.number, 1) or launch.on_cpu:
@@ -125,14 +124,14 @@ def too_few_cards(config: Any, launch: Launch, card: Card | None) -> str:
     return f"num_processes={here} on a machine with {card.number} cards"
 
 
-def vllm_room(config: Any, launch: Launch, card: Card | None) -> str:
+def vllm_room(config: Config, launch: Launch, card: Card | None) -> str:
     """A training beside vLLM on a card too small for both."""
     is_vllm = _of(config, "sampler") == "vllm" or _of(config, "use_vllm")
     if not is_vllm or _of(config, "vllm_mode", "colocate") != "colocate" or card is None:
         return ""
-    from recipes.lib.plan.vllm import held
+    from recipes.lib.plan.vllm import vllm_needs
 
-    if (needed := held(config, launch)) is None:
+    if (needed := vllm_needs(config, launch)) is None:
         return ""
     share, total = _of(config, "vllm_gpu_memory_utilization", 0.3), card.gib
     of_vllm, of_training = share * total, (1 - share) * total
@@ -150,13 +149,13 @@ def vllm_room(config: Any, launch: Launch, card: Card | None) -> str:
     return ""
 
 
-def other_launch(config: Any, launch: Launch, card: Card | None) -> str:
+def other_launch(config: Config, launch: Launch, card: Card | None) -> str:
     """A checkpoint that this launch cannot go on from."""
     checkpoint = _resumed(config)
     if checkpoint is None:
         return ""
     kind, number = kind_of(checkpoint)
-    same = kind == launch.kind or {kind, launch.kind} <= WHOLE
+    same = kind == launch.kind or {kind, launch.kind} <= UNSHARDED
     if kind in ("fsdp", "zero"):  # of a program that wrote down no more
         same = launch.kind.startswith(kind)
     if same and not (kind.startswith("zero") and number not in (None, launch.num_processes)):
@@ -165,7 +164,7 @@ def other_launch(config: Any, launch: Launch, card: Card | None) -> str:
     return f"{checkpoint} is of {of}, not {launch.kind} with {launch.num_processes}"
 
 
-def _resumed(config: Any) -> Path | None:
+def _resumed(config: Config) -> Path | None:
     if _of(config, "resume"):
         found = list_checkpoints(Path(config.training.output_dir))
         return found[-1][1] if found else None

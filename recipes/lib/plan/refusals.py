@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan import refusal_conditions as checks
 from recipes.lib.plan.breakdown import GIB
-from recipes.lib.plan.options import Asked
+from recipes.lib.plan.options import PlanOptions
 from recipes.lib.plan.refusal_conditions import Card
 
 
@@ -34,14 +34,14 @@ class Refusal:
     """
 
     name: str
-    applies: Callable[[Any, Launch, Card | None], str]
+    applies: checks.Condition
     reason: str
     remedy: str
     evidence: str
     has_own_check: bool = False
 
 
-def refusals(config: Any, launch: Launch, card: Card | None = None) -> list[tuple[Refusal, str]]:
+def refusals(config: Config, launch: Launch, card: Card | None = None) -> list[tuple[Refusal, str]]:
     """The lines of the table that apply to a run.
 
     Args:
@@ -52,11 +52,11 @@ def refusals(config: Any, launch: Launch, card: Card | None = None) -> list[tupl
     Returns:
         The lines, each with what is wrong in keys and values.
     """
-    found = [(line, line.applies(config, launch, card)) for line in TABLE]
+    found = [(line, line.applies(config, launch, card)) for line in REFUSALS]
     return [(line, wrong) for line, wrong in found if wrong]
 
 
-def refuse(config: Any) -> None:
+def refuse_launch(config: Config) -> None:
     """Refuse a run that this launch cannot carry.
 
     Args:
@@ -67,22 +67,19 @@ def refuse(config: Any) -> None:
     """
     if config.training is None:
         return
-    for line, wrong in refusals(config, Launch.here(config.training), _card(config)):
+    import torch
+
+    launch, card = Launch.here(config.training), None
+    if not launch.on_cpu and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+        card = Card(memory / GIB, torch.cuda.device_count())
+    for line, wrong in refusals(config, launch, card):
         if line.has_own_check:
             continue
         raise UserError(f"{wrong}: {line.reason}; {line.remedy}.")
 
 
-def _card(config: Any) -> Card | None:
-    import torch
-
-    if Launch.here(config.training).on_cpu or not torch.cuda.is_available():
-        return None
-    bytes_of_one = torch.cuda.get_device_properties(0).total_memory
-    return Card(bytes_of_one / 2**30, torch.cuda.device_count())
-
-
-TABLE = (
+REFUSALS = (
     Refusal(
         "QLoRA with ZeRO-3",
         checks.quantized_zero3,
@@ -93,14 +90,14 @@ TABLE = (
     ),
     Refusal(
         "int8 with FSDP",
-        checks.int8_fsdp,
+        checks.fsdp_with("load_in_8bit"),
         "FSDP shards floating point weights alone",
         "use --accelerate_config ddp",
         "huggingface/peft#2833, bitsandbytes-foundation/bitsandbytes#1709",
     ),
     Refusal(
         "4-bit with FSDP",
-        checks.int4_fsdp,
+        checks.fsdp_with("load_in_4bit"),
         "FSDP2 loses what is needed to read 4-bit weights, and accelerate therefore leaves them "
         "whole on each card, so that nothing is saved",
         "use --accelerate_config ddp",
@@ -108,21 +105,21 @@ TABLE = (
     ),
     Refusal(
         "graph sampler with FSDP or ZeRO-3",
-        checks.graph_sharded,
+        checks.shards_with("graph"),
         "a CUDA graph reads weights at fixed addresses, and shards are gathered anew elsewhere",
         "use sampler=transformers, or --accelerate_config ddp or zero2",
         "deepspeedai/DeepSpeed#6552, pytorch/pytorch#127225",
     ),
     Refusal(
         "vLLM sampler with FSDP or ZeRO-3",
-        checks.vllm_sharded,
+        checks.shards_with("vllm"),
         "what hands the weights to vLLM gathers them from shards, and in a rollout they are whole",
         "use sampler=transformers, or --accelerate_config ddp or zero2",
         "tests/distributed/test_shards.py",
     ),
     Refusal(
         "several processes with device_map",
-        checks.spread,
+        checks.spread_over_cards,
         "the layers of one copy would be spread over the cards of all processes",
         "leave device_map out, or use one process",
         "huggingface/transformers#31557",
@@ -181,36 +178,35 @@ TABLE = (
 )
 
 
-def refused_of(config: Any, asked: Asked, memory: int | None) -> list[tuple[Refusal, str]]:
+def plan_refusals(
+    config: Config, options: PlanOptions, memory: int | None
+) -> list[tuple[Refusal, str]]:
     """The lines of the table that apply to what was asked.
 
     Args:
         config: The parsed Config of a training recipe.
-        asked: The command line, which says how the run is started.
+        options: The command line, which says how the run is started.
         memory: Bytes of a card; None where none is known.
 
     Returns:
         The lines, each with what is wrong in keys and values.
     """
-    on_cpu = asked.launch.on_cpu or bool(config.training.use_cpu)
-    launch = replace(asked.launch, on_cpu=on_cpu)
-    if memory is None:
-        return refusals(config, launch)
-    return refusals(config, launch, Card(memory / GIB, _cards(asked)))
-
-
-def _cards(asked: Asked) -> int:
-    """Cards of a machine; of one that is planned for elsewhere, as many as it has to have."""
     import torch
 
-    if asked.memory is None and torch.cuda.is_available():
-        return int(torch.cuda.device_count())
-    return max(1, asked.launch.num_processes // asked.launch.num_machines)
+    on_cpu = options.launch.on_cpu or bool(config.training.use_cpu)
+    launch = replace(options.launch, on_cpu=on_cpu)
+    if memory is None:
+        return refusals(config, launch)
+    # Cards of a machine; of one that is planned for elsewhere, as many as it has to have.
+    cards = max(1, launch.num_processes // launch.num_machines)
+    if options.memory is None and torch.cuda.is_available():
+        cards = int(torch.cuda.device_count())
+    return refusals(config, launch, Card(memory / GIB, cards))
 
 
-def nothing_new(
-    refused: list[tuple[Refusal, str]], again: Callable[[Any], list[tuple[Refusal, str]]]
-) -> Callable[[Any], bool]:
+def no_new_refusals(
+    refused: list[tuple[Refusal, str]], again: Callable[[Config], list[tuple[Refusal, str]]]
+) -> Callable[[Config], bool]:
     """Tells whether a changed configuration is refused for no reason that was not there before.
 
     Args:
@@ -222,7 +218,7 @@ def nothing_new(
     """
     before = {line.name for line, _ in refused}
 
-    def is_allowed(config: Any) -> bool:
+    def is_allowed(config: Config) -> bool:
         return {line.name for line, _ in again(config)} <= before
 
     return is_allowed
@@ -240,5 +236,5 @@ def table_as_dicts() -> list[dict[str, str]]:
     """The whole table in plain values, with where each line is known from."""
     return [
         {"name": line.name, "reason": line.reason, "remedy": line.remedy, "evidence": line.evidence}
-        for line in TABLE
+        for line in REFUSALS
     ]

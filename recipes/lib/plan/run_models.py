@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.lib.config.parse import Config
 from recipes.lib.plan import meta_models
-from recipes.lib.plan.model_shapes import Source, find_source
+from recipes.lib.plan.model_shapes import Shapes, find_source, policy_shapes
 
-SAMPLING = ("ppo", "rloo", "grpo")
+SAMPLING_RECIPES = ("ppo", "rloo", "grpo")
 WITH_REFERENCE = ("dpo", "kto")
 
 
 @dataclass
-class Cast:
+class RunModels:
     """The models of a run.
 
     Args:
@@ -27,15 +28,13 @@ class Cast:
         reference: A frozen copy; None where the policy without its adapter is the reference.
         rewards: Reward models that are models of their own.
         source: Where the shapes of the policy come from.
-        notes: What the reader has to know.
     """
 
     trained: Any
     policy: Any
     reference: Any = None
     rewards: list[Any] = field(default_factory=list)
-    source: Source | None = None
-    notes: list[str] = field(default_factory=list)
+    source: Shapes | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -43,7 +42,7 @@ class Cast:
         return [self.trained, *([self.reference] if self.reference else []), *self.rewards]
 
 
-def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
+def make_run_models(config: Config, autocast: Any, configs: Path | None) -> RunModels:
     """Put the models of a recipe together on paper, as the recipe does it with real ones.
 
     Args:
@@ -58,8 +57,8 @@ def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
         UserError: A model is not there.
     """
     args, training = config.model, config.training
-    trusted = bool(getattr(training, "trust_remote_code", False))
-    source = find_source(args.model_name_or_path or "", args.model_revision, configs)
+    trusted = training.trust_remote_code
+    source = policy_shapes(config, configs)
     own_adapter = _adapter(config, source)
     shape = source.config(trusted)
     if config.recipe == "reward":
@@ -68,18 +67,22 @@ def make_cast(config: Any, autocast: Any, configs: Path | None) -> Cast:
         model = meta_models.causal_model(shape, args, trusted)
     if config.recipe == "ppo":
         return _ppo_cast(config, model, own_adapter, source, configs)
-    cast = Cast(model, model, source=source)
+    models = RunModels(model, model, source=source)
     if own_adapter is not None:
-        cast.trained = cast.policy = meta_models.adapted(model, own_adapter)
-        _round_as_trl(cast.policy, autocast)
-    elif _keeps_reference(config):
-        cast.reference = copy.deepcopy(model).requires_grad_(False)
-    if config.recipe in SAMPLING:
-        _add_rewards(cast, config, configs, shared=False)
-    return cast
+        models.trained = models.policy = meta_models.adapted(model, own_adapter)
+        _round_as_trl(models.policy, autocast)
+    elif (
+        not training.precompute_ref_log_probs
+        if config.recipe in WITH_REFERENCE
+        else config.recipe in SAMPLING_RECIPES and training.beta != 0
+    ):
+        models.reference = copy.deepcopy(model).requires_grad_(False)
+    if config.recipe in SAMPLING_RECIPES:
+        _add_rewards(models, config, configs, shared=False)
+    return models
 
 
-def _adapter(config: Any, source: Source) -> Any:
+def _adapter(config: Config, source: Shapes) -> Any:
     """The adapter that is trained: a new one, or the one that the run goes on with."""
     from recipes.lib.models.policies import lora_config
 
@@ -93,26 +96,20 @@ def _adapter(config: Any, source: Source) -> Any:
     return lora_config(config.model, task)
 
 
-def _keeps_reference(config: Any) -> bool:
-    training = config.training
-    if config.recipe in WITH_REFERENCE:
-        return not training.precompute_ref_log_probs
-    return config.recipe in SAMPLING and training.beta != 0
-
-
 def _round_as_trl(policy: Any, autocast: Any) -> None:
-    """Number formats of what TRL trains on quantized weights; see `trl_trainers.make`."""
+    """Number formats of what TRL trains on quantized weights; see `make` of trainers/trl.py."""
     if not getattr(policy, "is_quantized", False):
         return
     for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and "lora_magnitude_vector" not in name:
             plain = torch.float32 if "lora_" in name else policy.get_base_model().dtype
             dtype = plain if autocast is None else torch.bfloat16
-            if "lora_magnitude_vector" not in name:
-                parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(dtype)
 
 
-def _ppo_cast(config: Any, model: Any, adapter: Any, source: Source, configs: Path | None) -> Cast:
+def _ppo_cast(
+    config: Config, model: Any, adapter: Any, source: Shapes, configs: Path | None
+) -> RunModels:
     """As recipes.lib.ppo.roles.make_roles, without a weight."""
     from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE
     from recipes.lib.ppo.actor_critic import (
@@ -136,28 +133,27 @@ def _ppo_cast(config: Any, model: Any, adapter: Any, source: Source, configs: Pa
                 adapters.add(REFERENCE, adapters.model.peft_config[POLICY], trainable=False)
             if kind == "adapter":
                 trained.value_head = make_value_head(policy, hidden=False)
-                found = _named_adapter(args.critic_model_name_or_path, configs)
+                name = args.critic_model_name_or_path
+                found = find_source(name, configs=configs).adapter if name else None
                 chosen = found or adapters.model.peft_config[POLICY]
                 adapters.add(VALUE, _plain(chosen), trainable=True)
     if args.disable_dropout:
         disable_dropout(trained)
-    cast = Cast(trained, policy, reference, source=source)
-    _add_rewards(cast, config, configs, shared=adapters is not None and args.share_backbone)
-    return cast
+    models = RunModels(trained, policy, reference, source=source)
+    _add_rewards(models, config, configs, shared=adapters is not None and args.share_backbone)
+    return models
 
 
-def _critic_model(config: Any, model: Any, configs: Path | None) -> Any:
+def _critic_model(config: Config, model: Any, configs: Path | None) -> Any:
     args = config.training
     if args.critic_model_name_or_path is None:
         return _full_classifier(model.config, model.dtype, config)
     source = find_source(args.critic_model_name_or_path, configs=configs)
-    critic = _full_classifier(source.config(args.trust_remote_code), torch.float32, config)
-    if source.adapter is not None:
-        critic = meta_models.adapted(critic, source.adapter)
+    critic = _named_classifier(source, config)
     return critic.requires_grad_(True)
 
 
-def _full_classifier(shape: Any, dtype: torch.dtype, config: Any) -> Any:
+def _full_classifier(shape: Any, dtype: torch.dtype, config: Config) -> Any:
     plain = replace(
         config.model,
         dtype=str(dtype).removeprefix("torch."),
@@ -168,8 +164,10 @@ def _full_classifier(shape: Any, dtype: torch.dtype, config: Any) -> Any:
     return meta_models.classifier(shape, plain, config.training.trust_remote_code)
 
 
-def _named_adapter(name: str | None, configs: Path | None) -> Any:
-    return None if name is None else find_source(name, configs=configs).adapter
+def _named_classifier(source: Shapes, config: Config) -> Any:
+    shape = source.config(config.training.trust_remote_code)
+    model = _full_classifier(shape, torch.float32, config)
+    return model if source.adapter is None else meta_models.adapted(model, source.adapter)
 
 
 def _plain(peft_config: Any) -> Any:
@@ -180,7 +178,7 @@ def _plain(peft_config: Any) -> Any:
     )
 
 
-def _add_rewards(cast: Cast, config: Any, configs: Path | None, *, shared: bool) -> None:
+def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, shared: bool) -> None:
     from recipes.lib.rewards.functions import is_function_reference
     from recipes.lib.rewards.shared_base import RewardRole
 
@@ -188,18 +186,15 @@ def _add_rewards(cast: Cast, config: Any, configs: Path | None, *, shared: bool)
         if is_function_reference(name):
             continue
         source = find_source(name, configs=configs)
-        trusted = bool(getattr(config.training, "trust_remote_code", False))
         if shared and source.adapter is not None:
-            adapters = cast.trained.adapters
+            adapters = models.trained.adapters
             number = sum(key.startswith("reward") for key in adapters.model.peft_config)
             with torch.device("meta"):
                 adapters.add(f"reward{number}", _plain(source.adapter), trainable=False)
-                size = cast.policy.config.get_text_config().hidden_size
+                size = models.policy.config.get_text_config().hidden_size
                 head = {"weight": torch.empty(1, size)}
                 role = RewardRole(adapters, f"reward{number}", head, 0)
-            cast.trained.add_module(f"score_{number}", role.score)
+            models.trained.add_module(f"score_{number}", role.score)
             continue
-        model = _full_classifier(source.config(trusted), torch.float32, config)
-        if source.adapter is not None:
-            model = meta_models.adapted(model, source.adapter)
-        cast.rewards.append(model.eval().requires_grad_(False))
+        model = _named_classifier(source, config)
+        models.rewards.append(model.eval().requires_grad_(False))

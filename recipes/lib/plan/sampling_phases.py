@@ -7,23 +7,23 @@ Shapes: B sequences, P prompt tokens, C completion tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from recipes.lib.config.parse import Config
 from recipes.lib.plan import passes
-from recipes.lib.plan.breakdown import CACHE, WORKSPACE, Phase
-from recipes.lib.plan.measure import Meter, Scale
+from recipes.lib.plan.breakdown import CACHE, WORKSPACE, MemoryPhase
+from recipes.lib.plan.measure import FakeModels, MemoryMeasure, Pass
 
 if TYPE_CHECKING:
     from recipes.lib.plan.target import Target
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sizes:
     """What is sampled at a time.
 
     Args:
@@ -39,115 +39,82 @@ class Sampling:
     is_graph: bool = False
 
 
-def sampling_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
+def sampling_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
     """Bytes at the fullest moment of sampling.
 
     Args:
-        scale: The models.
+        fakes: The models.
         what: The batch.
 
     Returns:
         Bytes by kind, the cache of keys and values apart.
     """
-    begin = scale.weigh(_prefill(scale, what))
-    end = scale.weigh(_last_step(scale, what))
+    begin, end = fakes.peak(_decode(fakes, what, 0, what.prompt)), _last_step(fakes, what)
     if what.is_graph:
-        whole = scale.weigh(_filled(scale, what))[CACHE]
-        begin, end = begin | {CACHE: whole}, end | {CACHE: whole}
+        whole = {CACHE: _filled(fakes, what)}
+        begin, end = begin | whole, end | whole
     return max(begin, end, key=lambda kinds: sum(kinds.values()))
 
 
-def captured_bytes(scale: Scale, what: Sampling) -> dict[str, int]:
+def captured_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
     """Bytes that captured steps keep while others compute.
 
     Args:
-        scale: The models.
+        fakes: The models.
         what: The batch.
 
     Returns:
         The cache of keys and values, whole, and what a step computes in, which no other may use.
     """
-    cache = scale.weigh(_filled(scale, what))[CACHE]
-    return {CACHE: cache, WORKSPACE: scale.weigh(_last_step(scale, what)).get(WORKSPACE, 0)}
+    cache = _filled(fakes, what)
+    return {CACHE: cache, WORKSPACE: _last_step(fakes, what).get(WORKSPACE, 0)}
 
 
-def _model(scale: Scale) -> Any:
+def _model(fakes: FakeModels) -> Any:
     from peft import PeftModel
 
-    policy = scale.cast.policy
+    policy = fakes.models.policy
     return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 
-def _prefill(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
-    model = _model(scale)
+def _decode(fakes: FakeModels, what: Sizes, cached: int, tokens: int) -> Pass:
+    """The pass over so many tokens of each row, behind those that are in the cache."""
+    model = _model(fakes)
 
-    def run(meter: Meter) -> None:
-        model.eval()
-        ids, mask = _ids(what.rows, what.prompt), _ids(what.rows, what.prompt)
-        with torch.no_grad(), scale.autocast():
+    def run(measure: MemoryMeasure) -> None:
+        with passes.evaluating(model), fakes.autocast():
+            cache = _full_cache(measure, model, what.rows, cached) if cached else None
+            if not tokens:
+                return
+            ids, mask = _ids(what.rows, tokens), _ids(what.rows, cached + tokens)
             out = model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=torch.zeros_like(ids),  # of each row its own, as generate has them
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            size = _size(out.past_key_values)
-            _choose(out.logits)
-        _rename(meter, size)
-        model.train()
-
-    return run
-
-
-def _last_step(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
-    model = _model(scale)
-
-    def run(meter: Meter) -> None:
-        model.eval()
-        with torch.no_grad(), scale.autocast():
-            cache = _full_cache(scale, model, what, what.prompt + what.completion - 1)
-            for tensor in _tensors(cache):
-                meter.label(tensor, CACHE)
-            # From here on: filling the cache at once is not what a run does.
-            meter.peak, meter.at_peak = meter.total, dict(meter.now)
-            ids = _ids(what.rows, 1)
-            mask = _ids(what.rows, what.prompt + what.completion)
-            out = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=torch.zeros_like(ids),
                 past_key_values=cache,
                 use_cache=True,
+                **({} if cached else {"logits_to_keep": 1}),
             )
-            _choose(out.logits)
             size = _size(out.past_key_values)
-        _rename(meter, size)
-        model.train()
+            _choose(out.logits)
+        _rename(measure, size)
 
     return run
 
 
-def _filled(scale: Scale, what: Sampling) -> Callable[[Meter], None]:
-    model = _model(scale)
-
-    def run(meter: Meter) -> None:
-        model.eval()  # in training, activation checkpointing leaves the cache out
-        with torch.no_grad(), scale.autocast():
-            cache = _full_cache(scale, model, what, what.prompt + what.completion)
-            for tensor in _tensors(cache):
-                meter.label(tensor, CACHE)
-            meter.peak, meter.at_peak = meter.total, dict(meter.now)
-        model.train()
-
-    return run
+def _last_step(fakes: FakeModels, what: Sizes) -> dict[str, int]:
+    return fakes.peak(_decode(fakes, what, what.prompt + what.completion - 1, 1))
 
 
-def _full_cache(scale: Scale, model: Any, what: Sampling, length: int) -> Any:
+def _filled(fakes: FakeModels, what: Sizes) -> int:
+    return fakes.peak(_decode(fakes, what, what.prompt + what.completion, 0))[CACHE]
+
+
+def _full_cache(measure: MemoryMeasure, model: Any, rows: int, length: int) -> Any:
     """A cache of keys and values as it stands after so many tokens."""
     from transformers import DynamicCache
 
-    ids = _ids(what.rows, 1)
+    ids = _ids(rows, 1)
     short = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
     cache = DynamicCache(config=model.config)
     for number, layer in enumerate(short.layers):
@@ -156,6 +123,10 @@ def _full_cache(scale: Scale, model: Any, what: Sampling, length: int) -> Any:
             for t in (layer.keys, layer.values)
         )
         cache.update(keys, values, number)
+    for tensor in _tensors(cache):
+        measure.label(tensor, CACHE)
+    # From here on: filling the cache at once is not what a run does.
+    measure.peak, measure.at_peak = measure.total, dict(measure.now)
     return cache
 
 
@@ -163,9 +134,9 @@ def _tensors(cache: Any) -> list[Tensor]:
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
 
-def _rename(meter: Meter, size: int) -> None:
+def _rename(measure: MemoryMeasure, size: int) -> None:
     """Of what the fullest moment held, call the cache what it is."""
-    held = meter.at_peak
+    held = measure.at_peak
     moved = min(size - held.get(CACHE, 0), held.get(WORKSPACE, 0))
     held[WORKSPACE] = held.get(WORKSPACE, 0) - moved
     held[CACHE] = held.get(CACHE, 0) + moved
@@ -189,74 +160,68 @@ def _ids(rows: int, width: int) -> Tensor:
     return torch.ones(rows, width, dtype=torch.long)
 
 
-def prompt_length(config: Any, target: Target) -> int:
+def prompt_length(config: Config, target: Target) -> int:
     """Tokens of a prompt, P."""
     return int(getattr(config.training, "max_prompt_length", None) or target.prompt_length)
 
 
-def training_bytes(config: Any, target: Target, scale: Scale, loss: Any) -> dict[str, int]:
-    """Bytes of a micro-batch's forward and backward pass, by thing."""
-    sharded = target.launch.shards_optimizer > 1
-    return passes.training_pass(scale, config, loss, shards_gradients=sharded)
-
-
-def sampled(config: Any, target: Target, scale: Scale) -> dict[str, dict[str, int]]:
+def sampling_peaks(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
     """Bytes of what comes and goes, by phase and by thing.
 
     Args:
         config: The parsed Config of the recipe.
         target: What it is planned for.
-        scale: The models.
+        fakes: The models.
 
     Returns:
         Sampling, scoring and training, each at its fullest moment.
     """
-    args, cast = config.training, scale.cast
+    args, models = config.training, fakes.models
     prompt, completion = prompt_length(config, target), args.max_completion_length
     rows, width = args.per_device_train_batch_size, prompt + completion
     processes = target.launch.num_processes
     if config.recipe == "ppo":
         at_once = _sampled_at_once(config, target)
         scored = min(args.scoring_batch_size, max(1, args.rollout_batch_size // processes))
-        loss = passes.ppo_loss(scale, args, rows)
-        scoring = [scale.weigh(passes.ppo_scoring(scale, args, scored))]
+        loss = passes.ppo_loss(fakes, args, rows)
+        scoring = [fakes.peak(passes.ppo_scoring(fakes, args, scored))]
     else:
         at_once, scored = rows * args.steps_per_generation, rows
-        judged = 0
-        loss = passes.fused_loss(scale, rows, width, judged=judged, scored=completion)
-        is_held = args.beta != 0
-        run = passes.fused_scoring(scale, rows, width, completion)
-        scoring = [scale.weigh(run)] if is_held else [{}]
-    for model in cast.rewards:
-        scoring.append(scale.weigh(passes.classifier_scoring(scale, model, scored, width)))
-    sampling = Sampling(at_once, prompt, completion, _is_graph(config))
+        loss = passes.fused_loss(fakes, rows, width, scored=completion)
+        run = passes.fused_scoring(fakes, rows, width, completion)
+        scoring = [fakes.peak(run)] if args.beta != 0 else [{}]
+    for model in models.rewards:
+        scoring.append(fakes.peak(passes.classifier_scoring(fakes, model, scored, width)))
+    sampling = Sizes(at_once, prompt, completion, _is_graph(config))
     return {
-        "sampling": sampling_bytes(scale, sampling),
+        "sampling": sampling_bytes(fakes, sampling),
         "scoring": max(scoring, key=lambda kinds: sum(kinds.values())),
-        "training": training_bytes(config, target, scale, loss),
+        "training": passes.training_pass(fakes, config, loss, target.launch),
     }
 
 
-def beside_captured(config: Any, target: Target, scale: Scale, phases: list[Phase]) -> list[Phase]:
+def add_captured_graphs(
+    config: Config, target: Target, fakes: FakeModels, phases: list[MemoryPhase]
+) -> list[MemoryPhase]:
     """The phases, where steps of sampling stay captured during all others."""
     if not _is_graph(config) or not target.on_card:
         return phases
     args, rows = config.training, _sampled_at_once(config, target)
-    what = Sampling(rows, prompt_length(config, target), args.max_completion_length, is_graph=True)
-    kept = captured_bytes(scale, what)
+    what = Sizes(rows, prompt_length(config, target), args.max_completion_length, is_graph=True)
+    kept = captured_bytes(fakes, what)
     return [
         phase
         if phase.name == "sampling"
-        else Phase(phase.name, {**phase.parts, CACHE: kept[CACHE]}, kept[WORKSPACE])
+        else MemoryPhase(phase.name, {**phase.parts, CACHE: kept[CACHE]}, kept[WORKSPACE])
         for phase in phases
     ]
 
 
-def _is_graph(config: Any) -> bool:
+def _is_graph(config: Config) -> bool:
     return getattr(config.training, "sampler", "transformers") == "graph"
 
 
-def _sampled_at_once(config: Any, target: Target) -> int:
+def _sampled_at_once(config: Config, target: Target) -> int:
     """Episodes of PPO that one process samples together."""
     args = config.training
     return min(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
-from recipes.lib.plan.breakdown import ADAPTERS, BASE, GIB, HEADS, OTHERS
+from recipes.lib.plan.breakdown import ADAPTERS, BASE, GIB, HEADS, OTHER_MODELS
 
-WIDTH = 2  # bytes of a number in vLLM, which serves fp32 models in 16 bits too
+BYTES = 2  # bytes of a number in vLLM, which serves fp32 models in 16 bits too
 
 
 @dataclass(frozen=True)
-class Held:
+class VLLMNeeds:
     """What a card holds at the least, GiB.
 
     Args:
@@ -27,7 +27,7 @@ class Held:
     trained: float
 
 
-def held(config: Any, launch: Launch) -> Held | None:
+def vllm_needs(config: Config, launch: Launch) -> VLLMNeeds | None:
     """What vLLM and the training hold on a card, without optimizer, activations and buffers.
 
     Args:
@@ -39,32 +39,30 @@ def held(config: Any, launch: Launch) -> Held | None:
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
+    from recipes.lib.plan.model_shapes import policy_shapes
+    from recipes.lib.plan.planner import plan_of
+    from recipes.lib.plan.target import Target
+
     if is_deepspeed_zero3_enabled():
         return None  # there a model is divided while it is built, by all processes together
     try:
-        return _held(config, launch)
+        configs = config.path.resolve().parent.parent if config.path is not None else None
+        plan = plan_of(config, Target(launch, configs=configs, is_fixed_only=True))
+        shape = policy_shapes(config, configs).config(config.training.trust_remote_code)
+        cache = _cache(shape, longest(config.training))
     except Exception:
         # One that is not there is told better where it is loaded; and vLLM may serve one that the
         # plan does not understand.
         return None
-
-
-def _held(config: Any, launch: Launch) -> Held:
-    from recipes.lib.plan.planner import plan_of
-    from recipes.lib.plan.target import Target
-
-    configs = config.path.resolve().parent.parent if config.path is not None else None
-    plan = plan_of(config, Target(launch, configs=configs, is_fixed_only=True))
-    shape = _shape(config, configs)
     ranks = getattr(config.training, "vllm_tensor_parallel_size", 1)
     parts = plan.fullest.parts
-    served = WIDTH * plan.parameters
+    served = BYTES * plan.parameters
     if getattr(config.model, "load_in_4bit", False):
         served = parts[BASE] * launch.shards_weights  # vLLM packs them, too
-    return Held(
+    return VLLMNeeds(
         served / ranks / GIB,
-        _cache(shape, longest(config.training)) / ranks / GIB,
-        sum(parts[thing] for thing in (BASE, ADAPTERS, HEADS, OTHERS)) / GIB,
+        cache / ranks / GIB,
+        sum(parts[thing] for thing in (BASE, ADAPTERS, HEADS, OTHER_MODELS)) / GIB,
     )
 
 
@@ -74,18 +72,10 @@ def longest(args: Any) -> int:
     return int(said or (getattr(args, "max_prompt_length", None) or 0) + args.max_completion_length)
 
 
-def _shape(config: Any, configs: Path | None) -> Any:
-    from recipes.lib.plan.model_shapes import find_source
-
-    args = config.model
-    source = find_source(args.model_name_or_path or "", args.model_revision, configs)
-    return source.config(bool(getattr(config.training, "trust_remote_code", False)))
-
-
 def _cache(shape: Any, tokens: int) -> int:
     """Bytes of keys and values of a sequence; of layers that look back a window, no more of it."""
     text = shape.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     window = getattr(text, "sliding_window", None)
-    return 2 * text.num_hidden_layers * heads * size * WIDTH * min(tokens, window or tokens)
+    return 2 * text.num_hidden_layers * heads * size * BYTES * min(tokens, window or tokens)

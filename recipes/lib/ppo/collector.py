@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from recipes.lib.data.prompts import Prompts, completion_text
-from recipes.lib.distributed.agreement import together
+from recipes.lib.distributed.agreement import agreed_section
 from recipes.lib.distributed.signals import disarm
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.models.forward import Batch, length_batches, pad_right
@@ -91,7 +91,7 @@ class Collector:
         args, clock = self.trainer.args, self.trainer.clock
         with naming_rollout(number):
             sampled_before = self._sample_share(number) if self.sampler.is_collective else None
-            with together():
+            with agreed_section():
                 mine = sampled_before if sampled_before is not None else self._sample_share(number)
                 with clock.measure("scoring"):
                     self.score(self.prompts, mine)
@@ -262,7 +262,7 @@ class Collector:
             return self.sample(prompts, rows, uniforms_BC), self.sample(prompts, rows, None)
 
         said_before = say() if self.sampler.is_collective else None
-        with together():
+        with agreed_section():
             sampled, greedy = said_before or say()
             self.score(prompts, sampled)
             self._reward(prompts, greedy)

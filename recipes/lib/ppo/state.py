@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from recipes.lib.distributed.shards import load_shards, whole_state
+from recipes.lib.distributed.shards import gathered_state_dict, load_deepspeed_checkpoint
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.health import Health
 from recipes.lib.ppo.roles import load_policy_weights, save_policy_weights
@@ -84,7 +84,7 @@ def save_models(trainer: Any, folder: Path) -> None:
         folder: Where to.
     """
     is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
-    weights = None if is_checkpoint else whole_state(trainer)
+    weights = None if is_checkpoint else gathered_state_dict(trainer)
     if not trainer.args.should_save:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def load_models(trainer: Any, folder: Path) -> None:
         folder: The checkpoint.
     """
     if trainer.is_deepspeed_enabled:
-        load_shards(trainer, str(folder))
+        load_deepspeed_checkpoint(trainer, str(folder))
         return
     load_policy_weights(trainer.actor_critic, folder)
     load_value_weights(trainer.actor_critic, folder)

@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 
 from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
-from recipes.lib.distributed.mixed_precision import as_trained
-from recipes.lib.distributed.shards import loads_whole, whole, with_whole
+from recipes.lib.distributed.mixed_precision import cast_like_trained
+from recipes.lib.distributed.shards import load_unsharded, unsharded, unsharded_model
 from recipes.lib.errors import UserError
 from recipes.lib.ppo import state
 from recipes.lib.ppo.actor_critic import ActorCritic
@@ -89,7 +89,7 @@ class PPOTrainer(Resumable, Trainer):
     ) -> None:
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
-        with loads_whole(args):  # roles are copies of each other
+        with load_unsharded(args):  # roles are copies of each other
             policy, tokenizer = load_model_and_tokenizer(
                 model, processing_class, quantization_config, **trusted
             )
@@ -103,18 +103,18 @@ class PPOTrainer(Resumable, Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        as_trained(self, self.reference)
+        cast_like_trained(self, self.reference)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
         size, device = args.scoring_batch_size, args.device
-        with loads_whole(args):
+        with load_unsharded(args):
             functions = load_reward_functions(
                 reward_funcs, reward_processing_classes, size, device, shared, **trusted
             )
         self.clock, self.health = Clock(), Health()
         check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
         self.collector = Collector(self, functions, prompts)
-        self.stream = RolloutStream(args, with_whole(self, self.collector.rollout))
+        self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
 
     @property
@@ -236,7 +236,7 @@ class PPOTrainer(Resumable, Trainer):
         if isinstance(data, dict):
             parts = [self.evaluate(d, None, f"{metric_key_prefix}_{n}") for n, d in data.items()]
             return {name: value for part in parts for name, value in part.items()}
-        with self.clock.measure("evaluation"), whole(self, alone=True):
+        with self.clock.measure("evaluation"), unsharded_model(self, alone=True):
             seed = self.args.seed ^ EVALUATION_SEED
             metrics = self.collector.evaluate(self._prompts(data), seed)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -14,18 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.library_checks import as_refusal, check_training
+from recipes.lib.config.library_checks import check_training, library_refusal
+from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError, is_disk, is_memory
-from recipes.lib.plan.refusals import refuse
+from recipes.lib.plan.refusals import refuse_launch
 from recipes.lib.runs.folder import folder_of
 from recipes.lib.runs.lock import is_locked, refuse_if_locked, release
 
 # Variables with a user's wish.
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
-Recipe = Callable[[Any], dict[str, Any]]
+Recipe = Callable[[Config], dict[str, Any]]
 
 
 def guarded(run: Recipe) -> Recipe:
@@ -42,17 +43,21 @@ def guarded(run: Recipe) -> Recipe:
     """
 
     @functools.wraps(run)
-    def wrapped(config: Any) -> dict[str, Any]:
+    def wrapped(config: Config) -> dict[str, Any]:
         path = folder_of(config)
         absent = [folder for folder in (path, *path.parents) if not folder.exists()]
         was_empty = path.is_dir() and not any(path.iterdir())
         aside = _set_aside(path)
         try:
-            refuse(config)
+            refuse_launch(config)
             _prepare_card(config)
-            with told(path, config.values):
+            with one_sentence_errors(path, config.values):
                 check_training(config.training, config.values)
-                if config.script.resume and _lacks_report_alone(path):
+                if (
+                    config.script.resume
+                    and (path / "summary.json").is_file()
+                    and not (path / "report.html").exists()
+                ):
                     return _finish(path)
                 return run(config)
         except UserError:
@@ -68,18 +73,14 @@ def guarded(run: Recipe) -> Recipe:
     return wrapped
 
 
-def _prepare_card(config: Any) -> None:
+def _prepare_card(config: Config) -> None:
     training = config.training
     if training is None:
         return
 
     # vLLM on the same card has a pool of its own, which does not go with segments that grow.
     with_vllm = getattr(training, "use_vllm", False) or getattr(training, "sampler", "") == "vllm"
-    let_segments_grow(not with_vllm or training.vllm_mode != "colocate")
-
-
-def _lacks_report_alone(path: Path) -> bool:
-    return (path / "summary.json").is_file() and not (path / "report.html").exists()
+    set_expandable_segments(not with_vllm or training.vllm_mode != "colocate")
 
 
 def _finish(path: Path) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _has_begun(path: Path) -> bool:
 
 
 @contextmanager
-def told(path: Path, values: dict[str, Any]) -> Iterator[None]:
+def one_sentence_errors(path: Path, values: dict[str, Any]) -> Iterator[None]:
     """Tell in one sentence what ends a run: memory or disk ran out, or a library refused a key.
 
     Args:
@@ -144,13 +145,13 @@ def told(path: Path, values: dict[str, Any]) -> Iterator[None]:
                 f"output_dir={path} cannot be written: the disk is full or read-only; make room "
                 "and go on with --resume, or choose another output_dir."
             ) from error
-        refusal = as_refusal(error, values)
+        refusal = library_refusal(error, values)
         if refusal is not None:
             raise refusal from error
         raise
 
 
-def let_segments_grow(grow: bool = True) -> None:
+def set_expandable_segments(grow: bool = True) -> None:
     """Let PyTorch take memory of a card in segments that grow, where the user wishes nothing else.
 
     Sampling, scoring and training want blocks of other sizes each, and what one leaves behind in
@@ -162,7 +163,7 @@ def let_segments_grow(grow: bool = True) -> None:
     """
     import torch
 
-    is_asked = any(os.environ.get(name) for name in ALLOCATOR)
+    is_asked = any(os.environ.get(name) for name in ALLOCATOR_VARIABLES)
     if sys.platform != "linux" or is_asked or not torch.cuda.is_available():
         return
     with warnings.catch_warnings():

@@ -1,15 +1,17 @@
 """Prints the options of a recipe from the generated table, without importing the recipe."""
 
-import ast
-import json
 import os
 import re
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
-from recipes.lib.config.option_table import PACKAGE, TABLE, TRAINING_RECIPES, build_table
+from recipes.lib.config.option_table import TRAINING_RECIPES, modules_with, read_table
+from recipes.lib.errors import UserError
 
+ALL_FLAGS = {"--help_all", "--help-all"}
+HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
 WIDTH = 80
 SHORT = 200  # characters of an inherited option's text; --help_all shows the whole
 
@@ -34,24 +36,14 @@ def print_help(recipe: str, everything: bool) -> bool:
     Returns:
         Whether the table knows the recipe.
     """
-    table = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"recipes": {}}
+    table = read_table()
     if recipe not in table["recipes"]:
         return False
-    show(render(recipe, table, everything))
+    print_text(render(recipe, table, everything))
     return True
 
 
-def print_live_help(recipe: str, everything: bool) -> None:
-    """Prints the help of a recipe that is not in the table yet, from its dataclasses (seconds).
-
-    Args:
-        recipe: Name of the recipe.
-        everything: Also the options that are rarely needed.
-    """
-    show(render(recipe, build_table([recipe]), everything))
-
-
-def show(text: str) -> None:
+def print_text(text: str) -> None:
     """Prints a long text; a reader that closes early, such as `head`, is no error.
 
     Args:
@@ -64,12 +56,49 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def answer(command: str, text: str, argv: list[str] | None, act: Callable[[list[str]], int]) -> int:
+    """Run a command that is no recipe.
+
+    Args:
+        command: Its name.
+        text: Its help.
+        argv: The words after its name; None takes them from `sys.argv`.
+        act: Does what the words say; its result is the exit code.
+
+    Returns:
+        The exit code; 2 for a mistake of the user, 130 for an interrupt.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if HELP_FLAGS & set(argv):
+        print_text(text)
+        return 0
+    try:
+        return act(argv)
+    except UserError as error:
+        print(f"rlhf {command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rlhf {command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def columns(rows: dict[str, str], indent: str = "") -> list[str]:
+    """Names with a text beside each, as lines of at most 80 columns where words allow it."""
+    width = max((len(indent + name) for name in rows), default=0) + 2
+    lines = []
+    for name, text in rows.items():
+        first, *more = textwrap.wrap(text, max(WIDTH - width, 30)) or [""]
+        lines.append(f"{indent + name:<{width}}{first}".rstrip())
+        lines += [" " * width + line for line in more]
+    return lines
+
+
 def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
     """Writes the help of a recipe.
 
     Args:
         recipe: Name of the recipe.
-        table: As `help_table.build_table` makes it.
+        table: As `build_table` makes it.
         everything: Also the options that are rarely needed, and all texts in full.
 
     Returns:
@@ -79,7 +108,7 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
     options = [table["common"][o] if isinstance(o, str) else o for o in entry["options"]]
     positional = f" {entry['positional']['shown']}" if entry["positional"] else ""
     lines = [f"usage: rlhf {recipe}{positional} [--config FILE] [--key value ...]", ""]
-    lines += textwrap.wrap(_description(recipe), WIDTH)
+    lines += textwrap.wrap(modules_with({"main"})[recipe], WIDTH)
     lines += [
         "",
         "  --config FILE",
@@ -96,7 +125,8 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
         members = [option for option in options if option["group"] == group]
         shown = [o for o in members if everything or group != "training" or o["name"] in COMMON]
         hidden += len(members) - len(shown)
-        lines += ["", f"{_title(group)}:"]
+        title = f"method ({group})" if group.endswith("Config") else group
+        lines += ["", f"{TITLES.get(group, title)}:"]
         for option in shown:
             lines += _lines(option, full=everything or group in (recipe, "data", "run folder"))
     if hidden:
@@ -109,10 +139,6 @@ def _order(recipe: str, options: list[dict[str, Any]]) -> list[str]:
     last = ("data", "model", "run folder", "training")
     method = [group for group in groups if group != recipe and group not in last]
     return [group for group in (recipe, *method, *last) if group in groups]
-
-
-def _title(group: str) -> str:
-    return TITLES.get(group, f"method ({group})" if group.endswith("Config") else group)
 
 
 def _lines(option: dict[str, Any], full: bool) -> list[str]:
@@ -138,11 +164,3 @@ def _shorten(text: str) -> str:
             break
         kept = f"{kept} {sentence}".strip()
     return kept
-
-
-def _description(recipe: str) -> str:
-    path = PACKAGE / f"{recipe}.py"
-    if not path.exists():
-        return ""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(text.split("\n\n")[0].split())

@@ -9,16 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from recipes.lib.config.parse import Config, Given, build, read
+from recipes.lib.config.parse import CommandLine, Config, build, read_command_line
 from recipes.lib.distributed.accelerate_launch import is_launch, launch_processes
 from recipes.lib.distributed.process_exit import leave
-from recipes.lib.distributed.processes import is_main_process, may_tell, use_what_is_there
+from recipes.lib.distributed.processes import choose_device, is_main_process, may_report
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
 from recipes.lib.errors import UserError
+from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help
 
-ALL_FLAGS = {"--help_all", "--help-all"}
-HELP_FLAGS = {"-h", "--help", *ALL_FLAGS}
-GOING_ON = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
+RESUME_KEYS = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
 
 
 def launch(recipe: str, argv: list[str] | None) -> int:
@@ -35,7 +34,8 @@ def launch(recipe: str, argv: list[str] | None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if HELP_FLAGS & set(argv):
-        return _help(recipe, everything=bool(ALL_FLAGS & set(argv)))
+        print_help(recipe, everything=bool(ALL_FLAGS & set(argv)))
+        return 0
     code = 1  # of a traceback
     try:
         code = _launch(recipe, argv)
@@ -48,7 +48,7 @@ def _launch(recipe: str, argv: list[str]) -> int:
     try:
         return launch_processes(recipe, argv) if is_launch(argv) else _run(recipe, argv)
     except UserError as error:
-        if may_tell():
+        if may_report():
             print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
@@ -65,20 +65,12 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _help(recipe: str, everything: bool) -> int:
-    from recipes.lib.recipe.help import print_help, print_live_help
-
-    if not print_help(recipe, everything):
-        print_live_help(recipe, everything)
-    return 0
-
-
 def _run(recipe: str, argv: list[str]) -> int:
     from recipes.lib.recipe.summary import print_closing
     from recipes.lib.verbosity import hush, restore
 
     hush()
-    use_what_is_there()
+    choose_device()
     config = parse(recipe, argv, runs=True)
     if config.values.get("log_level"):
         restore(config.values["log_level"])
@@ -111,12 +103,12 @@ def parse(
     """
     module = importlib.import_module(f"recipes.{recipe}")
     word = "action" if hasattr(module, "ACTIONS") else getattr(module, "POSITIONAL", None)
-    given = read(recipe, argv, word)
+    given = read_command_line(recipe, argv, word)
     values = given.values | (overrides or {})
     if word is not None:
         _check_word(module, word, recipe, values)
     if runs:
-        check_places(given, values)
+        check_paths(given, values)
     return build(given, module.arguments(), overrides)
 
 
@@ -130,7 +122,7 @@ def _check_word(module: ModuleType, key: str, recipe: str, values: dict[str, Any
         raise UserError(f"{key}={values[key]}: must be one of {', '.join(actions)}.")
 
 
-def check_places(given: Given, values: dict[str, Any]) -> None:
+def check_paths(given: CommandLine, values: dict[str, Any]) -> None:
     """Refuse data that are not there and a folder that is taken, before the imports of seconds.
 
     Args:
@@ -150,7 +142,7 @@ def check_places(given: Given, values: dict[str, Any]) -> None:
     trains = {"overwrite", "max_steps"} <= set(table_fields(given.recipe))
     if not trains or not is_main_process():
         return
-    if any(values.get(key) not in (None, False) for key in GOING_ON):
+    if any(values.get(key) not in (None, False) for key in RESUME_KEYS):
         return
     name = given.path.stem if given.path else "default"
     folder = values.get("output_dir", Path("runs") / given.recipe / name)

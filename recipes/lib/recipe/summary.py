@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.lib.config.parse import Config
+from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
 PAGES = {"data"}  # recipes that print a page of their own
@@ -25,35 +26,21 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
     """
     if config.recipe in PAGES:
         return
-    folder = output_folder(config)
+    folder = folder_of(config)
     console = console or Console(highlight=False)
     console.print()
     console.print(_numbers_table(config.recipe, summary))
     for warning in summary.get("warnings", []):
         _print_line(console, f"Warning at step {warning['step']}: {warning['message']}")
-    if folder is None:
-        return
     for name in WRITTEN:
         if (folder / name).exists():
-            _print_line(console, f"{name:<14}{_shown(folder / name)}")
+            _print_line(
+                console, f"{name:<14}{folder / name}{os.sep if (folder / name).is_dir() else ''}"
+            )
     if is_chat_model(folder / "final"):
         _print_line(console, "Talk to it (needs: pip install 'transformers[serving]'):")
         for command in chat_commands(folder / "final"):
             _print_line(console, f"  {command}")
-
-
-def output_folder(config: Config) -> Path | None:
-    """Finds the folder that a run wrote to.
-
-    Args:
-        config: What the run ran with.
-
-    Returns:
-        The folder, or None for a recipe that writes none.
-    """
-    holder = config.training if config.training is not None else config.script
-    folder = vars(holder).get("output_dir")
-    return Path(folder) if folder else None
 
 
 def is_chat_model(folder: Path) -> bool:
@@ -100,23 +87,18 @@ def _numbers_table(recipe: str, summary: dict[str, Any]) -> Table:
     table.add_column("result", overflow="fold")
     table.add_column("value", justify="right")
     for key, value in summary.items():
+        items = {key: value}
         if isinstance(value, dict):
-            inner = {name: format_number(item) for name, item in value.items()}
-            for name, text in inner.items():
-                if text is not None:
-                    table.add_row(f"{key}/{name}", text)
-        elif (text := format_number(value)) is not None:
-            table.add_row(key, text)
+            items = {f"{key}/{name}": item for name, item in value.items()}
+        for name, item in items.items():
+            if (text := format_number(item)) is not None:
+                table.add_row(name, text)
     return table
 
 
 def _print_line(console: Console, text: str) -> None:
     # Never wrapped: paths and commands are there to be copied.
     console.print(text, soft_wrap=True, markup=False)
-
-
-def _shown(path: Path) -> str:
-    return f"{path}{os.sep}" if path.is_dir() else str(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from recipes.lib.config.parse import Config
-from recipes.lib.distributed.processes import from_main, wait_for_main_process
+from recipes.lib.distributed.processes import broadcast_from_main, wait_for_all_processes
 from recipes.lib.distributed.processes import is_main_process as is_main_process
 from recipes.lib.errors import UserError, note
 from recipes.lib.runs.files import write_json, write_jsonl, write_text
@@ -109,7 +109,7 @@ def open_run(config: Config) -> Run:
     check_folder(config)
     if is_main_process():
         _take(path, config.script.resume, config.values)
-    wait_for_main_process()
+    wait_for_all_processes()
     checkpoint = _checkpoint(path) if config.script.resume else None
     if config.script.resume and checkpoint is None:
         note(f"output_dir={path} holds no checkpoint to resume; the run starts at the beginning.")
@@ -186,7 +186,7 @@ def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
 def _checkpoint(path: Path) -> Path | None:
     from recipes.lib.runs.checkpoints import newest_good
 
-    found, told = from_main(lambda: newest_good(path))
+    found, told = broadcast_from_main(lambda: newest_good(path))
     for sentence in told if is_main_process() else ():
         print(sentence, file=sys.stderr)
     return found

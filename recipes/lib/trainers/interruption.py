@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from recipes.lib.distributed.agreement import is_agreed
-from recipes.lib.distributed.processes import from_main
-from recipes.lib.distributed.signals import Stop, Stopped, asked, disarm, interruptible, listening
+from recipes.lib.distributed.processes import broadcast_from_main
+from recipes.lib.distributed.signals import Stop, Stopped, caught, disarm, interruptible, listening
 from recipes.lib.errors import UserError, is_memory, sentence
 from recipes.lib.runs.checkpoints import PREFIX, checkpoint_fault, list_checkpoints
 from recipes.lib.trainers.out_of_memory import memory_error
@@ -96,7 +96,9 @@ class Stoppable(FiniteSteps):
         if self._moment is None:
             return "no step was made since the start"
         # A checkpoint of this step may be from before an evaluation that is now owed.
-        is_there = folder == self._written or from_main(lambda: checkpoint_fault(folder)) is None
+        is_there = (
+            folder == self._written or broadcast_from_main(lambda: checkpoint_fault(folder)) is None
+        )
         if self._moment["owes_evaluation"] or not is_there:
             self.go_back_to(self._moment)
             self.args.save_only_model = False  # or nothing could go on from it
@@ -175,7 +177,7 @@ class Stoppable(FiniteSteps):
         if self.listens:
             self._moment, self._moves = self.moment(), False
         if stops:
-            raise Stop(asked() or "a signal to another process")
+            raise Stop(caught() or "a signal to another process")
 
     def _cut_short(self) -> Any:
         # Several processes wait for each other, so they stop together, at the end of a step.
@@ -183,7 +185,7 @@ class Stoppable(FiniteSteps):
         return interruptible() if alone and self.listens else nullcontext()
 
     def _all_stop(self) -> bool:
-        return self._any(bool(asked()))
+        return self._any(bool(caught()))
 
     def _any(self, here: bool) -> bool:
         """Whether something holds on any process; all of them ask, and get the same answer."""

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import Trainer
 
 from recipes.lib.distributed.launch import Launch
-from recipes.lib.distributed.mixed_precision import sharpen
+from recipes.lib.distributed.mixed_precision import keep_outputs_fp32
 from recipes.lib.errors import UserError
 from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
@@ -88,7 +88,7 @@ class Resumable(Stoppable):
         self.state.save_to_json(str(partial / "trainer_state.json"))
         # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
         (partial / "training_args.bin").unlink(missing_ok=True)
-        seal(partial, self.state.global_step, launch=Launch.here(self.args).told())
+        seal(partial, self.state.global_step, launch=Launch.here(self.args).as_dict())
         publish(partial, target)
         best = Path(self.state.best_model_checkpoint or "").name
         keep_newest(target.parent, self.args.save_total_limit, {target.name, best})
@@ -156,7 +156,7 @@ class Resumable(Stoppable):
                 self.state.best_model_checkpoint = str(checkpoint)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        sharpen(self, getattr(self.model, "value_head", None))
+        keep_outputs_fp32(self, getattr(self.model, "value_head", None))
         return super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from trl import GRPOConfig, RLOOConfig
 
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
-from recipes.lib.distributed.agreement import together
+from recipes.lib.distributed.agreement import agreed_section
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.scoring import (
     RewardFunction,
@@ -78,7 +78,7 @@ class SampledRewards:
 
     def _called(self, index: int, function: RewardFunction) -> RewardFunction:
         def called(**given: Any) -> list[float | None]:
-            with together():  # TRL gathers next what all processes say
+            with agreed_section():  # TRL gathers next what all processes say
                 answer = call_reward(function, self._given(given))
                 if inspect.isawaitable(answer):
                     answer = await_rewards([answer], [function])[0]

@@ -302,9 +302,9 @@ def main(part: str, *given: str) -> None:
     for name in NEEDED[part]:
         importlib.import_module(name)
     if part != "versus_trl112":
-        from recipes.lib.recipe.guard import let_segments_grow
+        from recipes.lib.recipe.guard import set_expandable_segments
 
-        let_segments_grow()  # as every recipe does it
+        set_expandable_segments()  # as every recipe does it
     if not sys.stdin.readline():  # nobody waits for it any more
         return
     try:

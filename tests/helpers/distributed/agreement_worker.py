@@ -14,9 +14,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from recipes.lib.distributed.process_exit import end
-from recipes.lib.distributed.processes import use_what_is_there
+from recipes.lib.distributed.processes import choose_device
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.finish import checkpoint_of
+from recipes.lib.recipe.spine import checkpoint_of
 from recipes.lib.runs import checkpoints
 from recipes.lib.runs.folder import Run
 from recipes.lib.trainers.interruption import Stoppable
@@ -71,7 +71,7 @@ def not_finite(folder: Path, accelerator: Any) -> str:
 
 
 def main(name: str, folder: str) -> None:
-    use_what_is_there()
+    choose_device()
     accelerator = Accelerator(cpu=True)
     answer = {"not_finite": not_finite, "reads": reads}[name](Path(folder), accelerator)
     (Path(folder) / f"answer{accelerator.process_index}").write_text(answer)

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.distributed.processes import use_what_is_there
+from recipes.lib.distributed.processes import choose_device
 from recipes.lib.verbosity import hush
 
 hush()  # as the command line does it
-use_what_is_there()
+choose_device()
 
 if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
     from tests.helpers.distributed import gloo_shim  # noqa: F401

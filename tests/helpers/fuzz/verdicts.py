@@ -20,7 +20,7 @@ from recipes.lib.config.fields import fields_of
 from recipes.lib.config.library_checks import check_training
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.file_rows import to_dataset
-from recipes.lib.data.formats import shape_of
+from recipes.lib.data.formats import format_of
 from recipes.lib.data.row_checks import find_problems
 from recipes.lib.data.streaming import load_rows
 from recipes.lib.errors import UserError
@@ -132,10 +132,10 @@ def read_file(case: inputs.File, folder: Path) -> str:
     training = SimpleNamespace(
         seed=0, max_steps=1, dataloader_num_workers=0, ignore_data_skip=False
     )
-    rows = load_rows(args, training, lambda data: shape_of(data).columns)
+    rows = load_rows(args, training, lambda data: format_of(data).columns)
     train = to_dataset(list(rows.train)) if args.streaming else rows.train
     splits = [train] if rows.test is None else [train, rows.test]
-    columns = shape_of(train).columns
+    columns = format_of(train).columns
     if any(find_problems(split, columns) for split in splits):
         raise WrongError("bad rows were let through")
     seen = [{repr([row[name] for name in columns]) for row in split} for split in splits]

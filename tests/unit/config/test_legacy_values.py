@@ -214,7 +214,7 @@ def test_a_file_of_trls_ppo_without_accumulation_has_the_batch_it_had(
         "0.15 (0.2 there), cliprange_value None (0.2 there).",
     ]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    from recipes.lib.config.legacy_ppo import rollout_batches
+    from recipes.lib.config.legacy_keys import rollout_batches
 
     assert rollout_batches({"per_device_train_batch_size": 16})["rollout_batch_size"] == 32
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from recipes.lib.config.build import precision
+from recipes.lib.config.build import choose_precision
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import launch, parse
 
@@ -136,7 +136,7 @@ def test_precision_follows_the_hardware_unless_the_user_chose(
     # The one place where hardware is pretended: no machine has all three kinds.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    assert precision(values) == expected
+    assert choose_precision(values) == expected
 
 
 @dataclass(kw_only=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.config.fields import describe, fields_of
+from recipes.lib.config.fields import fields_of, type_words
 from recipes.lib.config.option_table import table_fields
-from recipes.lib.config.parse import read
+from recipes.lib.config.parse import read_command_line
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.main import check_places, parse
+from recipes.lib.recipe.main import check_paths, parse
 from tests.helpers.fuzz.inputs import RECIPES, types_of
 
 ROOT = Path(__file__).parents[3]
@@ -62,8 +62,8 @@ def test_a_mistake_is_told_before_the_heavy_imports(name: str, place: Path) -> N
 def test_the_table_has_the_keys_and_types_of_the_recipe(recipe: str) -> None:
     table, live = table_fields(recipe), fields_of(types_of(recipe))
     assert set(table) == set(live)
-    told = {key: describe(field.hint) for key, field in table.items() if field.hint is not object}
-    open_ones = [key for key, words in told.items() if words != describe(live[key].hint)]
+    told = {key: type_words(field.hint) for key, field in table.items() if field.hint is not object}
+    open_ones = [key for key, words in told.items() if words != type_words(live[key].hint)]
     # What has no name in the table is left open, and is checked with the dataclasses.
     assert set(open_ones) <= {"datasets", "debug", "parallelism_config", "reward_clip_range"} | (
         {"dataset_name"} if recipe == "data" else {"run"} if recipe == "evaluate" else {"action"}
@@ -73,17 +73,19 @@ def test_the_table_has_the_keys_and_types_of_the_recipe(recipe: str) -> None:
 def test_what_is_right_and_what_is_old_is_let_through(place: Path) -> None:
     path = place / "right.yaml"
     path.write_text("torch_dtype: auto\nlearning_rate: 1e-5\neval_strategy: no\nmax_length: null\n")
-    given = read("sft", ["--config", str(path), "--max-length", "3", "--no_tf32", "--packing"])
+    given = read_command_line(
+        "sft", ["--config", str(path), "--max-length", "3", "--no_tf32", "--packing"]
+    )
     assert given.values["max_length"] == "3"
-    check_places(given, given.values)
-    assert read("no such recipe", ["--x", "1"]).values == {}
+    check_paths(given, given.values)
+    assert read_command_line("no such recipe", ["--x", "1"]).values == {}
 
 
 def test_a_run_that_goes_on_or_is_moved_aside_is_let_through(place: Path) -> None:
     for word in ("--resume", "--overwrite"):
         words = ["--output_dir", str(place / "used"), word]
-        given = read("sft", words)
-        check_places(given, given.values)
+        given = read_command_line("sft", words)
+        check_paths(given, given.values)
     with pytest.raises(UserError, match="holds a run"):
         parse("sft", words[:2], runs=True)
     assert parse("sft", words[:2]).training.output_dir == words[1]
@@ -93,5 +95,5 @@ def test_another_process_of_the_run_does_not_ask_for_its_folder(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")  # the first one may have made it in the meantime
-    given = read("sft", ["--output_dir", str(place / "used")])
-    check_places(given, given.values)
+    given = read_command_line("sft", ["--output_dir", str(place / "used")])
+    check_paths(given, given.values)

@@ -153,8 +153,8 @@ def test_a_number_of_test_rows_that_cannot_be(
 
 
 def test_a_stream_holds_out_no_number_of_rows(tmp_path: Path) -> None:
-    from recipes.lib.data.arguments import validate
+    from recipes.lib.data.arguments import check_data
 
     args = DataArguments(dataset_name="rows.csv", streaming=True, test_fraction=2)
     with pytest.raises(UserError, match="a stream cannot hold out a number of rows"):
-        validate(args)
+        check_data(args)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from recipes.lib.data.arguments import DataArguments
-from recipes.lib.data.formats import FORMATS, SHAPES, shape_of
+from recipes.lib.data.formats import FORMATS, TRL_FORMATS, format_of
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.streaming import load_rows
 from recipes.lib.recipe.main import parse
@@ -45,9 +45,9 @@ def test_an_example_loads_as_its_section_says(title: str, block: str, tmp_path: 
     args = DataArguments(
         dataset_name=str(tmp_path / "rows.jsonl"), dataset_format=named[1] if named else "trl"
     )
-    train, test = load_splits(args, 0, lambda data: shape_of(data).columns)
+    train, test = load_splits(args, 0, lambda data: format_of(data).columns)
     assert (len(train), test) == (3, None)
-    shape = shape_of(train)
+    shape = format_of(train)
     assert f"Read as **{shape.name}**" in " ".join(text.split())
     for recipe in set(re.findall(r"`(\w+)`", text)) & {"sft", "reward", "dpo", "kto", "ppo"}:
         assert recipe in shape.recipes
@@ -66,7 +66,7 @@ def test_an_example_loads_as_its_section_says(title: str, block: str, tmp_path: 
 
 def test_every_format_has_an_example() -> None:
     shown = set(re.findall(r"Read as \*\*([\w ,-]+)\*\*", PAGE))
-    assert shown == {shape.name for shape in SHAPES}
+    assert shown == {shape.name for shape in TRL_FORMATS}
     assert set(re.findall(r"Set `dataset_format: (\w+)`", PAGE)) == set(FORMATS)
     assert len(EXAMPLES) == 14
 
@@ -81,7 +81,7 @@ def test_sft_takes_what_the_page_says(tmp_path: Path) -> None:
             rows = Dataset.from_list(
                 [json.loads(line) for line in block.splitlines()], on_mixed_types="use_json"
             )
-            assert columns_of(rows) == shape_of(rows).columns
+            assert columns_of(rows) == format_of(rows).columns
 
 
 def test_the_mixture_of_the_page_parses_and_loads(

@@ -9,7 +9,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.data.row_checks import check_rows
-from recipes.lib.data.splitting import assert_disjoint
+from recipes.lib.data.splitting import remove_overlap
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import check_template
 
@@ -162,8 +162,8 @@ def test_the_same_pair_judged_the_other_way_is_the_same_pair() -> None:
     swapped = Dataset.from_list([{"prompt": "p", "chosen": "b", "rejected": "a", "id": 2}])
     other = Dataset.from_list([{"prompt": "q", "chosen": "a", "rejected": "b", "id": 3}])
     with pytest.raises(UserError, match="also training rows"):
-        assert_disjoint(train, swapped)
-    assert_disjoint(train, other)
+        remove_overlap(train, swapped)
+    remove_overlap(train, other)
 
 
 def test_prompt_text_of_messages() -> None:

@@ -119,13 +119,13 @@ def test_a_row_that_cannot_be_learned_from(
 
 @pytest.mark.parametrize("label", [2, "yes", None, -1, 0.5])
 def test_a_label_is_true_or_false(tmp_path: Path, label: Any) -> None:
-    from recipes.kto import KTOArguments, load_rows
+    from recipes.kto import KTOArguments, load_unpaired
 
     good = {"prompt": "p", "completion": "c", "label": True}
     path = write(tmp_path / "rows.jsonl", [good, good | {"label": label}])
     with pytest.raises(UserError, match=r"'label' has .*, which must be true or false, in 1 of 2"):
-        load_rows(KTOArguments(dataset_name=str(path)), 0)
-    assert len(load_rows(KTOArguments(dataset_name=str(path), on_bad_rows="drop"), 0)[0]) == 1
+        load_unpaired(KTOArguments(dataset_name=str(path)), 0)
+    assert len(load_unpaired(KTOArguments(dataset_name=str(path), on_bad_rows="drop"), 0)[0]) == 1
 
 
 def test_an_assistant_that_only_calls_a_tool_says_something(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from recipes.lib.data import streaming
 from recipes.lib.data.arguments import DataArguments
-from recipes.lib.data.formats import shape_of
+from recipes.lib.data.formats import format_of
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.sources import hub_sources
 from recipes.lib.data.streaming import Rows, load_rows
@@ -34,7 +34,7 @@ class Training:
 
 def load(**keys: Any) -> Rows:
     args = DataArguments(streaming=True, **keys)
-    return load_rows(args, Training(), lambda rows: shape_of(rows).columns)
+    return load_rows(args, Training(), lambda rows: format_of(rows).columns)
 
 
 def as_csv(path: Path) -> Path:
@@ -112,8 +112,8 @@ def test_rows_of_other_formats_are_converted_as_without_streaming(
 ) -> None:
     path = write(tmp_path / "rows.jsonl", [row, row])
     keys: dict[str, Any] = {"dataset_name": str(path), "dataset_format": name}
-    whole, _ = load_splits(DataArguments(**keys), 0, lambda rows: shape_of(rows).columns)
-    columns = list(shape_of(whole).columns)
+    whole, _ = load_splits(DataArguments(**keys), 0, lambda rows: format_of(rows).columns)
+    columns = list(format_of(whole).columns)
     assert list(load(**keys).train) == list(whole.select_columns(columns))
 
 
@@ -151,7 +151,7 @@ def test_a_share_is_held_out_by_content_and_seed(tmp_path: Path) -> None:
         seed = 4
 
     args = DataArguments(dataset_name=str(path), streaming=True, test_fraction=0.3)
-    other = load_rows(args, Other(), lambda rows: shape_of(rows).columns)
+    other = load_rows(args, Other(), lambda rows: format_of(rows).columns)
     assert other.test is not None
     assert {row["prompt"] for row in other.test} != test
 
@@ -159,8 +159,8 @@ def test_a_share_is_held_out_by_content_and_seed(tmp_path: Path) -> None:
 def test_test_rows_behind_those_that_are_looked_at_do_not_train_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "LOOKED_AT", 10)
-    monkeypatch.setattr(streaming, "LOOKED_AT", 10)
+    monkeypatch.setattr(streaming, "HEAD_ROWS", 10)
+    monkeypatch.setattr(streaming, "HEAD_ROWS", 10)
     path = write(tmp_path / "rows.jsonl", [{"text": f"row {n}"} for n in range(1000)])
     rows = load(dataset_name=str(path), test_fraction=0.5)
     assert rows.test is not None
@@ -190,7 +190,7 @@ def test_a_test_row_is_known_though_a_table_filled_in_keys(tmp_path: Path) -> No
     keys: dict[str, Any] = {"dataset_name": str(path), "test_dataset_name": str(tmp_path / "test")}
     assert [row["messages"] for row in load(**keys, on_bad_rows="drop").train] == [called]
     train, _ = load_splits(
-        DataArguments(**keys, on_bad_rows="drop"), 0, lambda rows: shape_of(rows).columns
+        DataArguments(**keys, on_bad_rows="drop"), 0, lambda rows: format_of(rows).columns
     )
     assert len(train) == 1
 
@@ -199,7 +199,7 @@ def test_a_bad_row_far_behind_is_told_when_it_comes_or_dropped_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "rows.jsonl"
-    write(path, [{"text": f"row {n}"} for n in range(streaming.LOOKED_AT + 5)])
+    write(path, [{"text": f"row {n}"} for n in range(streaming.HEAD_ROWS + 5)])
     with path.open("a") as file:
         file.write('{"text": \n{"text": " "}\n{"text": "last"}\n')
     rows = load(dataset_name=str(path))
@@ -327,5 +327,5 @@ def test_what_does_not_go_with_streaming_is_one_sentence(
     given = type("Given", (Training,), training)()
     args = DataArguments(**({"dataset_name": "rows.jsonl", "streaming": True} | keys))
     with pytest.raises(UserError) as told:
-        load_rows(args, given, lambda rows: shape_of(rows).columns)
+        load_rows(args, given, lambda rows: format_of(rows).columns)
     assert sentence in str(told.value)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from recipes.lib.plan.breakdown import GIB
-from recipes.lib.plan.options import parse_for, read_asked
+from recipes.lib.plan.options import parse_config, read_options
 from recipes.lib.plan.planner import plan_of
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import parse
@@ -71,9 +71,9 @@ def only_shapes(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_planned_peak_in_the_header_is_what_the_plan_says_and_fits(path: Path) -> None:
     found = HEADER.search(path.read_text(encoding="utf-8"))
     assert found is not None
-    asked = read_asked(["--config", str(path)])
-    config, autocast = parse_for(asked, parse)
-    plan = plan_of(config, Target(asked.launch, autocast, configs=asked.configs))
+    options = read_options(["--config", str(path)])
+    config, autocast = parse_config(options, parse)
+    plan = plan_of(config, Target(options.launch, autocast, configs=options.configs))
     assert f"{plan.peak / GIB:.1f}" == found[2]
     assert plan.peak < 0.97 * int(found[1]) * GIB
 

@@ -20,14 +20,13 @@ from recipes.lib.plan.breakdown import (
     GRADIENTS,
     HEADS,
     OPTIMIZER,
-    OTHERS,
+    OTHER_MODELS,
     Plan,
+    memory_text,
     read_memory,
-    shown,
 )
 from recipes.lib.plan.meta_models import num_bytes
-from recipes.lib.plan.optimizers import state_bytes
-from recipes.lib.plan.planner import plan_of
+from recipes.lib.plan.planner import plan_of, state_bytes
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import launch, parse
 from tests.helpers.plan_reality import ALIKE, rows_of
@@ -79,7 +78,7 @@ def test_an_amount_of_memory_is_read(text: str, amount: int) -> None:
 
 
 def test_amounts_are_shown_in_the_unit_that_suits() -> None:
-    assert [shown(n) for n in (0, 2**20, 3 * GIB // 2)] == ["-", "1.0 MiB", "1.50 GiB"]
+    assert [memory_text(n) for n in (0, 2**20, 3 * GIB // 2)] == ["-", "1.0 MiB", "1.50 GiB"]
 
 
 @pytest.mark.parametrize(
@@ -181,9 +180,9 @@ def test_states_of_optimizers_are_exact(optim: str, place: Path) -> None:
     found = [v for state in optimizer.state.values() for v in state.values()]
     tensors = {t.untyped_storage()._cdata: t for t in found if isinstance(t, torch.Tensor)}
     with_fake = torch._subclasses.FakeTensorMode()
-    from recipes.lib.plan.measure import Meter
+    from recipes.lib.plan.measure import MemoryMeasure
 
-    with with_fake, Meter():
+    with with_fake, MemoryMeasure():
         paper = torch.nn.Sequential(
             torch.nn.Embedding(61, 64), torch.nn.Linear(64, 128), torch.nn.Linear(128, 2)
         )
@@ -213,7 +212,7 @@ def test_shards_divide_what_they_should(place: Path) -> None:
 def test_roles_of_ppo_are_one_base_under_lora_and_copies_else(place: Path) -> None:
     more = {"reward_funcs": ["model"], "test_fraction": 0.0}
     full = planned("ppo", **more)
-    base, others = fixed(full, BASE, OTHERS)
+    base, others = fixed(full, BASE, OTHER_MODELS)
     # The reference, and a reward model without the language model's head, both in fp32.
     head, score, units = 61 * 64 * 4, 64 * 4, 8
     assert others == (base - units) + (base - units - head + score)
@@ -278,7 +277,7 @@ def test_a_plan_that_fails_for_its_own_reasons_stops_no_run(
     def fails(*_: Any) -> None:
         raise RuntimeError("no shapes\nfor this model")
 
-    monkeypatch.setattr("recipes.lib.plan.planner.make_cast", fails)
+    monkeypatch.setattr("recipes.lib.plan.planner.make_run_models", fails)
     config = parse("sft", flags({"dataset_name": "rows.jsonl"}))
     check.check_plan(config)
     assert capsys.readouterr().err == "plan: skipped (RuntimeError: no shapes for this model)\n"

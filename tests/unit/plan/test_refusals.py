@@ -14,7 +14,7 @@ from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
 from recipes.lib.models.policies import local_device_map
 from recipes.lib.plan.refusal_conditions import Card, kind_of
-from recipes.lib.plan.refusals import TABLE, refusals, refuse
+from recipes.lib.plan.refusals import REFUSALS, refusals, refuse_launch
 from recipes.lib.recipe.main import parse
 from recipes.lib.runs.checkpoints import seal
 from tests.helpers.tiny_runs import flags
@@ -74,8 +74,8 @@ def test_a_line_applies_to_the_launch_that_fails_and_to_no_other(name: str) -> N
 def test_every_line_has_reason_remedy_and_evidence() -> None:
     tested = {"graph sampler with FSDP or ZeRO-3", "vLLM colocate without room"}
     tested |= {"a checkpoint of another launch kind"}
-    assert {line.name for line in TABLE} == set(CASES) | tested
-    for line in TABLE:
+    assert {line.name for line in REFUSALS} == set(CASES) | tested
+    for line in REFUSALS:
         assert line.reason
         assert line.remedy
         for source in line.evidence.split(", "):
@@ -96,7 +96,7 @@ class Sampling:
 def test_the_graph_sampler_needs_weights_that_stay_where_they_are(
     launch: Launch, refused: bool
 ) -> None:
-    config = Config("ppo", None, {}, None, Sampling(sampler="graph"), None)
+    config = Config("ppo", None, (), {}, None, Sampling(sampler="graph"), None)
     assert names(config, launch) == ["graph sampler with FSDP or ZeRO-3"] * refused
 
 
@@ -105,7 +105,7 @@ def checkpoint(folder: Path, launch: Launch | None, file: str = "optimizer.pt") 
     (path / file).parent.mkdir(parents=True)
     (path / file).write_bytes(b"x")
     if launch is not None:
-        seal(path, 3, launch=launch.told())
+        seal(path, 3, launch=launch.as_dict())
     return path
 
 
@@ -151,7 +151,7 @@ def test_a_run_is_refused_in_one_sentence_before_it_loads(
     monkeypatch.chdir(tmp_path)
     checkpoint(tmp_path, Launch("zero2", 2))
     with pytest.raises(UserError) as caught:
-        refuse(config_of("sft", resume=True))
+        refuse_launch(config_of("sft", resume=True))
     assert str(caught.value) == (
         "run/checkpoint-3 is of zero2 with 2 processes, not single with 1: its optimizer cannot be "
         "read there, or would be left out without a word; start it as before, or another run from "

@@ -11,7 +11,7 @@ from recipes import plan as recipe
 from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan import check
-from recipes.lib.plan.refusals import TABLE, refuse
+from recipes.lib.plan.refusals import REFUSALS, refuse_launch
 from recipes.lib.recipe.main import parse
 from tests.helpers.plan_reality import ALIKE, rows_of
 from tests.helpers.tiny_models import save_model
@@ -100,7 +100,7 @@ def test_what_is_told_is_what_the_run_says(place: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
     values = {"dataset_name": "rows.jsonl", "use_peft": True, "load_in_4bit": True}
     with pytest.raises(UserError) as caught:
-        refuse(parse("sft", flags(values | {"use_cpu": False})))
+        refuse_launch(parse("sft", flags(values | {"use_cpu": False})))
     (line,) = told["refused"]
     assert str(caught.value) == "{wrong}: {reason}; {remedy}.".format(**line)
 
@@ -138,8 +138,8 @@ def test_the_whole_table_is_printed_without_a_configuration(
     # A row has its cells side by side: their words are all there, a row's before the next one's.
     rows = [row.split() for row in out.split("\n" + " " * 78 + "\n")]
     blocks = [row for row in rows if row][1:]
-    assert len(blocks) == len(TABLE)
-    for line, words in zip(TABLE, blocks, strict=True):
+    assert len(blocks) == len(REFUSALS)
+    for line, words in zip(REFUSALS, blocks, strict=True):
         assert sorted(words) == sorted(f"{line.name} {line.reason} {line.remedy}".split())
 
 
@@ -147,7 +147,7 @@ def test_the_whole_table_as_json_names_the_evidence(capsys: pytest.CaptureFixtur
     assert recipe.main(["--refusals", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [(line["name"], line["evidence"]) for line in told] == [
-        (line.name, line.evidence) for line in TABLE
+        (line.name, line.evidence) for line in REFUSALS
     ]
 
 

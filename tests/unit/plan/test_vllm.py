@@ -15,7 +15,7 @@ from recipes.lib.distributed.launch import Launch
 from recipes.lib.plan import vllm
 from recipes.lib.plan.refusal_conditions import Card
 from recipes.lib.plan.refusals import refusals
-from recipes.lib.plan.vllm import held
+from recipes.lib.plan.vllm import vllm_needs
 from recipes.lib.recipe.main import parse
 from tests.helpers.model_shapes import SHAPES
 from tests.helpers.tiny_runs import flags
@@ -54,13 +54,13 @@ def refused(config: Config, launch: Launch = DDP, card: Card = CARD) -> list[str
 
 @pytest.mark.usefixtures("shape")
 def test_what_a_card_holds_is_that_of_the_shapes() -> None:
-    whole = held(grpo(), DDP)
+    whole = vllm_needs(grpo(), DDP)
     assert whole is not None
     # 1,024 tokens of 131,072 bytes are 2^27 bytes; the tables of the rotations are a few bytes.
     assert whole.served == pytest.approx(WEIGHTS)
     assert whole.cache == 1 / 8
     assert whole.trained == pytest.approx(WEIGHTS, rel=1e-6)
-    halved = held(grpo(vllm_tensor_parallel_size=2, dtype="float32"), FSDP2)
+    halved = vllm_needs(grpo(vllm_tensor_parallel_size=2, dtype="float32"), FSDP2)
     assert halved is not None
     assert (halved.served, halved.cache) == (pytest.approx(WEIGHTS / 2), 1 / 16)
     assert halved.trained == pytest.approx(WEIGHTS, rel=1e-6)  # 4 bytes a weight, half of them
@@ -121,7 +121,7 @@ def test_ppo_has_room_for_the_longest_prompt_and_completion() -> None:
     keys = {name: KEYS[name] for name in ("dataset_name", "reward_funcs", "dtype")}
     keys |= {"sampler": "vllm", "use_peft": True, "max_prompt_length": 1024}
     config = parse("ppo", flags(keys | {"max_completion_length": 3072}))
-    found = held(config, DDP)
+    found = vllm_needs(config, DDP)
     assert found is not None
     assert found.cache == 1 / 2  # 4,096 tokens
     # Under LoRA the reference is the base itself; adapters of rank 16 on q_proj and v_proj, the

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from recipes import cli
-from recipes.lib.config.option_table import TABLE, build_table, dump, recipes_with_arguments
+from recipes.lib.config.option_table import (
+    HELP_TABLE,
+    build_table,
+    dump_table,
+    recipes_with_arguments,
+)
 from recipes.lib.recipe import help as help_page
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +72,9 @@ def test_help_of_a_recipe_is_one_text_and_loads_nothing_heavy(recipe: str) -> No
 
 def test_the_table_of_options_equals_the_live_dataclasses() -> None:
     # After a change of options: .venv/bin/python scripts/make_help
-    assert json.loads(TABLE.read_text()) == json.loads(dump(build_table(recipes_with_arguments())))
+    assert json.loads(HELP_TABLE.read_text()) == json.loads(
+        dump_table(build_table(recipes_with_arguments()))
+    )
 
 
 def test_rare_options_wait_for_help_all(capsys: pytest.CaptureFixture[str]) -> None:

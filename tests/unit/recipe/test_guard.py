@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.lib.recipe.guard import _prepare_card, let_segments_grow
+from recipes.lib.recipe.guard import _prepare_card, set_expandable_segments
 from recipes.lib.recipe.main import parse
 from tests.helpers.tiny_runs import flags
 
@@ -27,14 +27,14 @@ def test_pytorch_takes_it_and_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> 
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    let_segments_grow()  # a warning is an error here
+    set_expandable_segments()  # a warning is an error here
     assert "expandable_segments:True" in torch._C._accelerator_getAllocatorSettings()
-    let_segments_grow(False)
+    set_expandable_segments(False)
     assert "expandable_segments:False" in torch._C._accelerator_getAllocatorSettings()
 
 
 def test_segments_grow_where_nobody_wishes_otherwise(asked: list[str]) -> None:
-    let_segments_grow()
+    set_expandable_segments()
     assert asked == ["expandable_segments:True"]
 
 
@@ -44,19 +44,19 @@ def test_a_wish_of_the_user_is_left_alone(
     name: str, wish: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, wish)
-    let_segments_grow()
+    set_expandable_segments()
     assert asked == []
 
 
 def test_an_empty_wish_is_none(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
-    let_segments_grow()
+    set_expandable_segments()
     assert len(asked) == 1
 
 
 def test_nothing_is_asked_without_a_card(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    let_segments_grow()
+    set_expandable_segments()
     assert asked == []
 
 

@@ -1,0 +1,54 @@
+"""The spine of RLOO and GRPO: TRL's trainers that sample, on this project's rewards."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from recipes.lib.config.parse import Config
+from recipes.lib.data.loading import load_splits
+from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.plan.check import check_plan
+from recipes.lib.recipe import spine
+from recipes.lib.runs.folder import check_folder
+from recipes.lib.trainers.batch_sizes import num_episodes
+from recipes.lib.trainers.row_fit import check_sampling
+from recipes.lib.trainers.sampled_rewards import load_rewards, log_samples, summary_metrics
+
+SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
+
+
+def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
+    """Train, save.
+
+    Args:
+        config: The parsed configuration.
+        trainer_class: TRL's RLOOTrainer or GRPOTrainer.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: The data, a model, a reward or the run folder cannot be used.
+    """
+    start = time.monotonic()
+    script, training = config.script, config.training
+    check_folder(config)
+    train, test = load_splits(script, training.seed, ("prompt",))
+    check_plan(config, test is not None)
+    tokenizer = spine.policy_tokenizer(config)
+    rewards = load_rewards(script.rewards(), training, tokenizer, train[0]["prompt"])
+    trainer = spine.make_trainer(
+        trainer_class, config, tokenizer, train, test, reward_funcs=rewards.functions
+    )
+    check_sampling(trainer)
+    rewards.ends = trainer.eos_token_ids  # TRL stops at each of them
+    run = spine.start_run(config, trainer, SHOWN)
+    log_samples(trainer, rewards, run.path)
+    spine.train(trainer, run)
+    spine.save_final(trainer, run)
+    summary: dict[str, Any] = {}
+    if is_main_process():
+        summary["episodes"] = num_episodes(training, trainer.state.global_step)
+        summary |= summary_metrics(run.path)
+    return spine.finish(run, config, summary, start, reward_funcs=script.reward_funcs)

@@ -1,0 +1,216 @@
+"""Steps that the recipes have in common, from the policy and its trainer to the report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.config.parse import Config
+from recipes.lib.data.prompts import prompt_token_ids
+from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
+from recipes.lib.distributed.shards import save_unsharded
+from recipes.lib.evaluation.win_rate import pair_accuracy
+from recipes.lib.models.chat_template import set_chat_template
+from recipes.lib.models.policies import load_policy, lora_config
+from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.runs.checkpoints import check_checkpoint, refuse_broken, refuse_stateless
+from recipes.lib.runs.folder import Run, open_run
+from recipes.lib.runs.lineage import write_lineage
+from recipes.lib.trainers.progress import add_run_callbacks
+from recipes.lib.trainers.resumable import STAGED
+from recipes.lib.trainers.row_fit import check_fit
+from recipes.lib.trainers.trl import make_trl_trainer
+
+
+def policy_tokenizer(config: Config, template_path: str | None = None) -> Any:
+    """The model's tokenizer, with the chat template of the configuration.
+
+    Raises:
+        UserError: There is none, or the template is none.
+    """
+    model = config.model
+    tokenizer = load_tokenizer(
+        model.model_name_or_path or "",
+        revision=model.model_revision,
+        trust_remote_code=config.training.trust_remote_code,
+    )
+    set_chat_template(tokenizer, config.script.chat_template, template_path)
+    return tokenizer
+
+
+def make_trainer(
+    trainer_class: Any, config: Config, tokenizer: Any, train: Any, test: Any, **arguments: Any
+) -> Any:
+    """One of TRL's trainers; on the policy, with LoRA where it is asked for, if no model is given.
+
+    Raises:
+        UserError: The model cannot be loaded, or TRL refuses an argument.
+    """
+    if "model" not in arguments:
+        trusted = config.training.trust_remote_code
+        arguments["peft_config"] = lora_config(config.model, "CAUSAL_LM")
+        arguments["model"] = load_policy(config.model, trust_remote_code=trusted)
+    return make_trl_trainer(
+        trainer_class,
+        model_args=config.model,
+        args=config.training,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+        **arguments,
+    )
+
+
+def make_preference_trainer(
+    trainer_class: Any, config: Config, train: Any, test: Any, row: dict[str, Any]
+) -> Any:
+    """TRL's DPO or KTO trainer on the policy; the first row, as it was given, fits the model."""
+    tokenizer = policy_tokenizer(config)
+    # Refuses messages without a template.
+    prompt_token_ids(tokenizer, row["prompt"] if "prompt" in row else row["chosen"])
+    trainer = make_trainer(trainer_class, config, tokenizer, train, test)
+    check_fit(trainer, row)
+    return trainer
+
+
+def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
+    """Take the run folder; the trainer writes metrics.jsonl there, and shows some on its bar.
+
+    Args:
+        config: The parsed configuration.
+        trainer: The trainer.
+        shown: Names of metrics, with the short name that stands on the bar.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: As `open_run`.
+    """
+    run = open_run(config)
+    add_run_callbacks(trainer, run.path, config.recipe, shown)
+    return run
+
+
+def train(trainer: Any, run: Run) -> float:
+    """Train, from the run's checkpoint or the one that the user named; the mean loss."""
+    checkpoint = checkpoint_of(run, trainer.args)
+    return float(trainer.train(resume_from_checkpoint=checkpoint).training_loss)
+
+
+def checkpoint_of(run: Run, training: Any) -> str | None:
+    """The checkpoint to go on from: the run's newest, or the one that the user named.
+
+    Args:
+        run: The opened run.
+        training: A TrainingArguments.
+
+    Returns:
+        Its folder; None for a fresh start.
+
+    Raises:
+        UserError: It holds something that could run code.
+    """
+    named = run.checkpoint or training.resume_from_checkpoint
+    if not named:
+        return None
+    # The run's own was read to find it, and one that the user named is read now.
+    refuse = refuse_stateless if run.checkpoint else refuse_broken
+    broadcast_from_main(lambda: refuse(Path(named)))
+    check_checkpoint(Path(named))
+    return str(named)
+
+
+def save_final(trainer: Any, run: Run) -> None:
+    """Save model and tokenizer to final/, whole or not at all, and push them where that is asked.
+
+    Args:
+        trainer: A transformers Trainer.
+        run: Its run.
+    """
+    partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
+    # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
+    try:
+        with save_unsharded(trainer):
+            trainer.save_model(str(partial), _internal_call=True)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # half a model is none
+        raise
+    trainer.accelerator.wait_for_everyone()
+    try:
+        if trainer.args.push_to_hub:
+            _push(trainer, run, partial)
+    finally:
+        _move_to_final(trainer, run, partial)
+
+
+def _push(trainer: Any, run: Run, folder: Path) -> None:
+    # Trainer saves once more to where it uploads from, which is not to be the run folder.
+    args = trainer.args
+    before, args.output_dir = args.output_dir, str(folder)
+    name = (args.hub_model_id or run.path.name).split("/")[-1]
+    try:
+        trainer.push_to_hub("Model save", model_name=name, revision=args.hub_revision)
+    finally:
+        args.output_dir = before
+        shutil.rmtree(run.path / STAGED, ignore_errors=True)
+
+
+def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:
+    if is_main_process():
+        # A pickle of the trainer's arguments; config.yaml says the same in plain text.
+        (partial / "training_args.bin").unlink(missing_ok=True)
+        if run.final.exists():
+            shutil.rmtree(run.final)
+        partial.replace(run.final)
+    trainer.accelerator.wait_for_everyone()
+
+
+def finish(
+    run: Run, config: Config, summary: dict[str, Any], start: float, **facts: Any
+) -> dict[str, Any]:
+    """Write lineage.json, summary.json and then the report, from the main process.
+
+    Args:
+        run: The run.
+        config: The parsed configuration.
+        summary: The numbers of the run.
+        start: When it began, by time.monotonic.
+        facts: Further facts of the lineage; of a recipe without a ModelConfig also model and data.
+
+    Returns:
+        The summary, with the recipe and the seconds.
+    """
+    summary = {"recipe": config.recipe} | summary
+    summary["seconds"] = round(time.monotonic() - start, 1)
+    if is_main_process():
+        # Late, because it imports matplotlib.
+        from recipes.lib.report import write_report
+
+        script = config.script
+        if config.model is not None:  # a recipe that trains
+            facts |= {"model": config.model.model_name_or_path, "data": script.data_names()}
+            facts["trust_remote_code"] = config.training.trust_remote_code
+        write_lineage(run.path, config.recipe, **facts)
+        run.write_summary(summary)
+        write_report(run.path)
+    return summary
+
+
+def pair_numbers(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:
+    """What the scores of pairs say: their accuracy, its ceiling where it is known, the mean margin.
+
+    Args:
+        rows: With score_chosen and score_rejected.
+        test: The pairs; `noise` is the probability that a label is wrong.
+
+    Returns:
+        Accuracies in 0..1, the margin in units of the scores.
+    """
+    chosen, rejected = ([row[f"score_{side}"] for row in rows] for side in ("chosen", "rejected"))
+    numbers = {"accuracy": pair_accuracy(chosen, rejected)}
+    if "noise" in test.column_names:
+        numbers["accuracy_ceiling"] = 1 - sum(test["noise"]) / len(test)
+    return numbers | {"margin": (sum(chosen) - sum(rejected)) / len(rows)}
