@@ -57,7 +57,9 @@ class Note(TrainerCallback):
 def keep_said() -> None:
     """Keep what PPO's loss is given, and how many pairs a reward model scores at the end."""
     from recipes.lib.evaluation import pair_scores
-    from recipes.lib.ppo import trainer
+    from recipes.lib.ppo import trainer as of_ppo
+
+    trainer: Any = of_ppo
 
     plain_scores = pair_scores._scores
 
@@ -93,7 +95,7 @@ def main(runs: str, name: str) -> None:
         plain(trainer, *more)
         trainer.add_callback(Note(trainer))
 
-    progress.watch = watch
+    progress.watch = watch  # type: ignore[assignment]
     keep_said()
     for recipe, *words in json.loads(Path(runs).read_text()):
         if recipe == "cut":

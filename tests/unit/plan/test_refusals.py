@@ -96,7 +96,7 @@ class Sampling:
 def test_the_graph_sampler_needs_weights_that_stay_where_they_are(
     launch: Launch, refused: bool
 ) -> None:
-    config = Config("ppo", None, {}, None, Sampling(sampler="graph"), None)
+    config = Config("ppo", None, (), {}, None, Sampling(sampler="graph"), None)
     assert names(config, launch) == ["graph sampler with FSDP or ZeRO-3"] * refused
 
 
