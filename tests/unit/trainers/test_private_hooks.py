@@ -343,7 +343,8 @@ def private_uses(tree: ast.AST) -> Iterator[tuple[set[str], str]]:
             owner: ast.expr = node.value
             names = [node.attr]
             while isinstance(owner, ast.Attribute):
-                owner, names = owner.value, [owner.attr, *names]
+                names.insert(0, owner.attr)
+                owner = owner.value
             base = owner.id if isinstance(owner, ast.Name) else ""
             if base in known and (is_private(node.attr) or isinstance(node.ctx, ast.Store)):
                 yield {".".join([place, *names]) for place in known[base]}, ""
