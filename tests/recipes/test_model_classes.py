@@ -276,18 +276,16 @@ def test_runs_chain_without_a_merge(
 
     folder = save_model(rows / "model", tiny_tokenizer, hidden_size=64)
     given: dict[str, Any] = FAST | LORA | method | {"dataset_name": str(rows / "rows.jsonl")}
-    own = {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]} | ONE_ROLLOUT
+    own: dict[str, Any] = {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]} | ONE_ROLLOUT
     steps: tuple[tuple[str, dict[str, Any]], ...]
     steps = (("sft", ONE_STEP), ("ppo", own), ("sft", ONE_STEP))
     policies = [load_policy(ModelConfig(model_name_or_path=folder))]
     for number, (recipe, values) in enumerate(steps):
         run = {"sft": sft.run, "ppo": ppo.run}[recipe]
-        place: dict[str, Any] = {
-            "model_name_or_path": folder,
-            "output_dir": str(rows / f"run{number}"),
-        }
+        out = str(rows / f"run{number}")
+        place = {"model_name_or_path": folder, "output_dir": out}
         run(parse(recipe, [], given | values | place))
-        folder = place["output_dir"]
+        folder = out
         policies.append(load_policy(ModelConfig(model_name_or_path=folder)))
     said = [logits(policy) for policy in policies]
     assert all((said[i] - said[i + 1]).abs().max() > 1e-6 for i in range(3))
