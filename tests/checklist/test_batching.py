@@ -45,7 +45,7 @@ def test_item_34_every_split_into_micro_batches_has_the_gradient_of_the_whole(
         )
         tiny.shake(trainer.actor_critic.critic.score)
         trainer.train()
-        lengths = trainer.stream.rollout.completion_mask.sum(1)  # type: ignore[union-attr]
+        lengths = trainer.stream.rollout.completion_mask.sum(1)
         assert lengths.min() < lengths.max()
         found.append(recorder.gradients)
     assert max(gradient.abs().max() for gradient in found[0].values()) > 1e-2

@@ -43,8 +43,8 @@ def test_item_01_the_loss_knows_neither_reference_nor_coefficient(tmp_path: Path
         gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
         found.append((loss.item(), gradient))
     assert found[0][1].abs().max() > 1e-3
-    for loss, gradient in found[1:]:
-        assert loss == found[0][0]
+    for value, gradient in found[1:]:
+        assert value == found[0][0]
         assert torch.equal(gradient, found[0][1])
 
 

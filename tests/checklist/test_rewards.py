@@ -181,9 +181,9 @@ def test_item_21_what_stands_behind_the_end_reaches_no_score_and_no_loss(tmp_pat
         assert "".join(text.split()) == "".join(tiny.WORDS[i] for i in ids if i > 2)
     found = []
     for filler in (0, 9):
-        ids = torch.where(batch["completion_mask"].bool(), batch["completion_ids"], filler)
+        filled = torch.where(batch["completion_mask"].bool(), batch["completion_ids"], filler)
         trainer.model.zero_grad()
-        loss = trainer.compute_loss(trainer.model, batch | {"completion_ids": ids})
+        loss = trainer.compute_loss(trainer.model, batch | {"completion_ids": filled})
         loss.backward()
         found.append((loss.item(), trainer.model.policy.lm_head.weight.grad.clone()))
     assert found[0][0] == found[1][0]

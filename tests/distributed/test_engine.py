@@ -140,5 +140,5 @@ def test_a_shard_of_zero3_that_is_not_finite_is_seen() -> None:
     layer = nn.Linear(2, 2, bias=False)
     layer.weight.data = torch.empty(0)  # as ZeRO-3 leaves it, with the shard beside it
     for number, is_finite in ((1.0, True), (float("nan"), False)):
-        layer.weight.ds_tensor = torch.tensor([number])  # type: ignore[assignment]
+        layer.weight.ds_tensor = torch.tensor([number])  # type: ignore[attr-defined]
         assert has_finite_weights(layer) is is_finite

@@ -1,10 +1,12 @@
 """What FSDP2 makes of weights, as far as lines of the table of refusals rest on it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import distributed, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -12,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
@@ -20,7 +22,7 @@ def one_process() -> Iterator[None]:
 @pytest.mark.usefixtures("one_process")
 def test_weights_of_a_rollout_are_whole_and_have_no_full_tensor() -> None:
     # TRL's module for vLLM calls it of each, and a rollout has unsharded them.
-    model = nn.Linear(4, 4)
+    model: Any = nn.Linear(4, 4)
     before, values = model.weight, model.weight.detach().clone()
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     assert isinstance(model.weight, DTensor)
@@ -31,6 +33,6 @@ def test_weights_of_a_rollout_are_whole_and_have_no_full_tensor() -> None:
     # And weights that were put aside by their parameters would be put back into none of the model.
     assert before is not model.weight
     with torch.no_grad():
-        model.weight += 1.0
+        model.weight.add_(1.0)
         before.copy_(values)
     assert torch.equal(model.weight, values + 1.0)

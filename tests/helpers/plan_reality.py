@@ -55,14 +55,14 @@ def measured_run(
                 meter.forget(tensors_of(module))
             meter.forget([p.grad for p in model.parameters() if p.grad is not None])
             meter.forget([v for v in inputs.values() if hasattr(v, "untyped_storage")])
-            meter.__enter__()  # and out of it after the backward pass
+            meter.__enter__()  # type: ignore[no-untyped-call]  # and out of it after the backward pass
             return compute_loss(model, inputs, *more, **named)
 
         compute_loss, self.compute_loss = self.compute_loss, begin
         try:
             loss = step(self, model, *more)
         finally:
-            meter.__exit__(None, None, None)
+            meter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             del self.compute_loss
         found.pass_bytes, found.kinds = meter.peak, meter.at_peak
         note(self, model, prepared, found)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Names that are addresses, so that the first one is reached as that of a real cluster is.
 NODES = ("127.0.0.1", "127.0.0.2")
@@ -122,7 +123,7 @@ def end_jobs(environment: dict[str, str]) -> None:
         time.sleep(0.5)
 
 
-def quiet() -> dict[str, int]:
+def quiet() -> dict[str, Any]:
     """No output: each daemon has a log of its own."""
     return {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 

@@ -211,6 +211,7 @@ def test_what_a_model_does_to_its_logits_is_done_here_too(
         logps, _, values = module(IDS, MASK, C, 0.7)
         expected = (model(**given).logits.float() / 0.7).log_softmax(-1)[:, -C - 1 : -1]
         hidden = model.model(**given).last_hidden_state[:, -C - 1 : -1]
+        assert module.value_head is not None
         expected_values = module.value_head(hidden.float())[..., 0]
     counted, close = MASK[:, -C:].bool(), 1e-5 if dtype == torch.float32 else 0.05
     expected = expected.gather(-1, IDS[:, -C:, None])[..., 0]
@@ -237,7 +238,7 @@ def test_pieces_of_the_logits_make_the_same_numbers_and_gradients(
         handle.remove()
         assert sizes == ([18] if most > 150 else [3] * 6)
         (logps.square().sum() + entropy.sum()).backward()
-        results.append((logps, entropy, hidden.grad.clone(), head.weight.grad.clone()))  # type: ignore[union-attr]
+        results.append((logps, entropy, hidden.grad.clone(), head.weight.grad.clone()))
         hidden.grad = head.weight.grad = None
     for one, other in zip(*results, strict=True):
         assert torch.allclose(one, other, atol=1e-6)

@@ -121,8 +121,8 @@ def test_a_reward_model_judges_what_it_was_trained_to_read(folder: Path, kind: s
     prompts: list[Any] = list(PROMPTS)
     if kind == "messages":
         prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-        rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-        (folder / "prompts.jsonl").write_text(rows)
+        lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+        (folder / "prompts.jsonl").write_text(lines)
     evaluate(folder, judge=str(folder / "reward"))
     rows = read_jsonl(folder / "out" / "samples.jsonl")
     texts: list[Any] = [row["completion"] for row in rows]

@@ -34,13 +34,13 @@ VALUES: dict[str, dict[str, Any]] = {
     "ppo": SAMPLED | EPISODES,
 }
 PREFERENCES, SAMPLERS = ("dpo", "kto"), ("rloo", "grpo", "ppo")
-PLAIN: dict[str, list[dict[str, Any]]] = {
+PLAIN: dict[str, Any] = {
     "dpo": [{"prompt": f"the {word}", "chosen": " sat .", "rejected": " is"} for word in "abcd"],
     "kto": [
         {"prompt": f"the {word}", "completion": " sat .", "label": word in "ac"} for word in "abcd"
     ],
 } | {key: [{"prompt": f"the {word}"} for word in "abcd"] for key in SAMPLERS}
-SPOKEN: dict[str, list[dict[str, Any]]] = {
+SPOKEN: dict[str, Any] = {
     "dpo": [{"prompt": ASKED, "chosen": GOOD, "rejected": BAD}] * 2,
     "kto": [{"prompt": ASKED, "completion": side, "label": side is GOOD} for side in (GOOD, BAD)],
 } | {key: [{"prompt": ASKED}] * 2 for key in SAMPLERS}

@@ -202,8 +202,8 @@ def test_sft_reward_and_ppo_on_a_4_bit_base_are_one_chain_of_adapters(tmp_path: 
     write(tmp_path / "rows.jsonl", rows)
     write(tmp_path / "pairs.jsonl", pairs)
     lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
-    common = FAST | lora | NF4 | {"max_steps": 2, "per_device_train_batch_size": 4}
-    ours = {
+    common: dict[str, Any] = FAST | lora | NF4 | {"max_steps": 2, "per_device_train_batch_size": 4}
+    ours: dict[str, dict[str, Any]] = {
         "sft": {"model_name_or_path": "base", "dataset_name": "rows.jsonl"},
         "reward": {
             "model_name_or_path": "sft",
@@ -224,7 +224,7 @@ def test_sft_reward_and_ppo_on_a_4_bit_base_are_one_chain_of_adapters(tmp_path: 
     }
     paths = {"model_name_or_path", "dataset_name", "critic_model_name_or_path"}
     for name, recipe in (("sft", sft), ("reward", reward), ("ppo", ppo)):
-        settings = common | ours[name] | {"output_dir": str(tmp_path / name)}
+        settings: dict[str, Any] = common | ours[name] | {"output_dir": str(tmp_path / name)}
         settings |= {key: str(tmp_path / settings[key]) for key in paths & settings.keys()}
         if name == "ppo":
             settings["reward_funcs"] = [str(tmp_path / "reward")]

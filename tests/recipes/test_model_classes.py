@@ -35,7 +35,7 @@ ONE_ROLLOUT = {
 RECIPES = ("sft", "reward", "ppo")
 ADAPTED = (("gpt2", "lora"), ("gemma3", "lora"), ("qwen3_moe", "lora"))
 MIXTURES = ("qwen3_moe", "mixtral")
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
@@ -275,15 +275,17 @@ def test_runs_chain_without_a_merge(
     import json
 
     folder = save_model(rows / "model", tiny_tokenizer, hidden_size=64)
-    given = FAST | LORA | method | {"dataset_name": str(rows / "rows.jsonl")}
-    own = {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]} | ONE_ROLLOUT
+    given: dict[str, Any] = FAST | LORA | method | {"dataset_name": str(rows / "rows.jsonl")}
+    own: dict[str, Any] = {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]} | ONE_ROLLOUT
+    steps: tuple[tuple[str, dict[str, Any]], ...]
     steps = (("sft", ONE_STEP), ("ppo", own), ("sft", ONE_STEP))
     policies = [load_policy(ModelConfig(model_name_or_path=folder))]
     for number, (recipe, values) in enumerate(steps):
         run = {"sft": sft.run, "ppo": ppo.run}[recipe]
-        place = {"model_name_or_path": folder, "output_dir": str(rows / f"run{number}")}
+        out = str(rows / f"run{number}")
+        place = {"model_name_or_path": folder, "output_dir": out}
         run(parse(recipe, [], given | values | place))
-        folder = place["output_dir"]
+        folder = out
         policies.append(load_policy(ModelConfig(model_name_or_path=folder)))
     said = [logits(policy) for policy in policies]
     assert all((said[i] - said[i + 1]).abs().max() > 1e-6 for i in range(3))

@@ -117,7 +117,7 @@ def test_the_plan_is_what_a_training_step_takes(
     assert held == found.weights
     assert training[OPTIMIZER] == found.optimizer
     assert update[GRADIENTS] == found.gradients
-    passing = (ACTIVATIONS, LOGITS, WORKSPACE)
+    passing: tuple[str, ...] = (ACTIVATIONS, LOGITS, WORKSPACE)
     if "gradient_accumulation_steps" not in values:
         passing += (GRADIENTS,)
     taken = sum(training.get(thing, 0) for thing in passing)

@@ -88,5 +88,5 @@ def _read(tokenizer: PreTrainedTokenizerFast, folder: Path, row: dict[str, objec
     from recipes.lib.data.prompts import prompt_token_ids
 
     saved = AutoTokenizer.from_pretrained(folder / "tiny")
-    ids = prompt_token_ids(saved, row["prompt"])  # type: ignore[arg-type]
+    ids = prompt_token_ids(saved, row["prompt"])
     return str(saved.decode(ids, skip_special_tokens=True))

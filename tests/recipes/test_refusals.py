@@ -133,7 +133,7 @@ def test_rows_without_template_arguments_train_beside_those_with_some(
     recipe: str, place: Path
 ) -> None:
     other = [{"role": "assistant", "content": "ran"}]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": TALK},
         {"messages": TALK[:1] + other, "chat_template_kwargs": {"is_short": True}},
         {"messages": TALK[:1] + other * 2},

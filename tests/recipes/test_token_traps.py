@@ -176,7 +176,8 @@ def test_a_template_that_repeats_bos_is_refused_and_one_that_drops_it_is_told(
         {"chosen": TURNS, "rejected": [TURNS[0], TURNS[1] | {"content": text}]} for text in "?!"
     ]
     write(tmp_path / "pairs.jsonl", pairs * 2)
-    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "other")}
+    values: dict[str, Any] = {"dataset_name": str(tmp_path / "pairs.jsonl")}
+    values["output_dir"] = str(tmp_path / "other")
     values |= {"model_name_or_path": str(tmp_path / "model"), "test_fraction": 0.5, "max_steps": 1}
     with pytest.raises(UserError, match="template begins with <system> twice"):
         reward.run(parse("reward", [], FAST | values))
@@ -299,7 +300,8 @@ def test_rows_longer_than_the_context_name_the_length_to_set(
     trainer = sft_trainer(tmp_path, row, max_length=8)
     assert len(trainer.train_dataset[0]["input_ids"]) == 8
     write(tmp_path / "pairs.jsonl", [{"chosen": f"{n} cat" * 9, "rejected": "a"} for n in "abcd"])
-    values = {"dataset_name": str(tmp_path / "pairs.jsonl"), "output_dir": str(tmp_path / "other")}
+    values: dict[str, Any] = {"dataset_name": str(tmp_path / "pairs.jsonl")}
+    values["output_dir"] = str(tmp_path / "other")
     values |= {"model_name_or_path": str(tmp_path / "model"), "test_fraction": 0.5, "max_steps": 1}
     with pytest.raises(UserError, match=r"the model's context 8; set max_length to 8 or less"):
         reward.run(parse("reward", [], FAST | values))

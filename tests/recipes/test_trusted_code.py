@@ -40,7 +40,7 @@ class MineForSequenceClassification(LlamaForSequenceClassification):
 class MineTokenizer(PreTrainedTokenizerFast):
     pass
 """
-STEP = {"max_steps": 1, "per_device_train_batch_size": 2}
+STEP: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 2}
 SAMPLED = STEP | {"num_generations": 2, "max_completion_length": 4, "beta": 0.1}
 SAMPLED |= {"reward_funcs": ["rewards.py:odd"], "dataset_name": "rows.jsonl"}
 PPO = {

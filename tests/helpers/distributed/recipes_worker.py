@@ -58,7 +58,9 @@ class Note(TrainerCallback):
 def keep_said() -> None:
     """Keep what PPO's loss is given, and how many pairs a reward model scores at the end."""
     from recipes.lib.evaluation import pair_scores
-    from recipes.lib.ppo import trainer
+    from recipes.lib.ppo import trainer as of_ppo
+
+    trainer: Any = of_ppo
 
     plain_scores = pair_scores._scores
 

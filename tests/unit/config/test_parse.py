@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from recipes.lib.config.build import choose_precision
 from recipes.lib.errors import UserError
@@ -150,16 +151,16 @@ class ToyArguments:
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A recipe in memory; the real ones with a positional word read data."""
-    module = ModuleType("recipes.toy")
-    module.arguments = lambda: (ToyArguments,)  # type: ignore[attr-defined]
-    module.run = lambda config: {"recipe": "toy", "kl": config.script.kl}  # type: ignore[attr-defined]
+    module: Any = ModuleType("recipes.toy")
+    module.arguments = lambda: (ToyArguments,)
+    module.run = lambda config: {"recipe": "toy", "kl": config.script.kl}
     monkeypatch.setitem(sys.modules, "recipes.toy", module)
     return module
 
 
-def test_an_action_is_taken_from_the_first_word(toy: ModuleType) -> None:
+def test_an_action_is_taken_from_the_first_word(toy: Any) -> None:
     toy.ACTIONS = ("simulate",)
     config = parse("toy", ["simulate", "--kl", "2"])
     assert config.script.action == "simulate"
@@ -169,7 +170,7 @@ def test_an_action_is_taken_from_the_first_word(toy: ModuleType) -> None:
     assert config.script.output_dir == "runs/toy/default"
 
 
-def test_a_missing_or_unknown_action_is_named(toy: ModuleType) -> None:
+def test_a_missing_or_unknown_action_is_named(toy: Any) -> None:
     toy.ACTIONS = ("simulate", "serve")
     with pytest.raises(UserError, match=r"^action is missing; write rlhf toy simulate\|serve\.$"):
         parse("toy", ["--kl", "2"])
@@ -177,21 +178,21 @@ def test_a_missing_or_unknown_action_is_named(toy: ModuleType) -> None:
         parse("toy", ["sim"])
 
 
-def test_a_run_is_taken_from_the_first_word_and_is_required(toy: ModuleType) -> None:
+def test_a_run_is_taken_from_the_first_word_and_is_required(toy: Any) -> None:
     toy.POSITIONAL = "run"
     assert parse("toy", ["runs/ppo/x"]).script.run == "runs/ppo/x"
     with pytest.raises(UserError, match=r"^run is missing; write rlhf toy RUN\.$"):
         parse("toy", [])
 
 
-def test_a_run_ends_with_its_numbers(toy: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_ends_with_its_numbers(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("toy", ["--kl", "0.12345"]) == 0
     said = capsys.readouterr().out
     assert "0.1235" in said
     assert max(map(len, said.splitlines())) <= 80
 
 
-def test_an_interrupt_is_exit_code_130(toy: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_is_exit_code_130(toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt
 
@@ -201,11 +202,9 @@ def test_an_interrupt_is_exit_code_130(toy: ModuleType, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("ends", [{"recipe": "toy"}, UserError("no"), RuntimeError("a fault")])
-def test_a_run_leaves_the_processes_it_joined(
-    toy: ModuleType, ends: dict[str, Any] | Exception
-) -> None:
+def test_a_run_leaves_the_processes_it_joined(toy: Any, ends: dict[str, Any] | Exception) -> None:
     def joined(config: object) -> dict[str, Any]:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if isinstance(ends, Exception):
             raise ends
         return ends
@@ -216,7 +215,7 @@ def test_a_run_leaves_the_processes_it_joined(
     assert not dist.is_initialized()
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(toy: ModuleType) -> None:
+def test_a_fault_of_the_program_keeps_its_traceback(toy: Any) -> None:
     def faulty(config: object) -> None:
         raise RuntimeError("a fault")
 

@@ -149,7 +149,7 @@ def test_a_number_of_test_rows_that_cannot_be(
 ) -> None:
     path = write_csv(tmp_path / "rows.csv", [{"text": "a"}, {"text": "b"}])
     with pytest.raises(UserError, match=sentence):
-        load_splits(DataArguments(dataset_name=str(path), **values), 0, ("text",))  # type: ignore[arg-type]
+        load_splits(DataArguments(dataset_name=str(path), **values), 0, ("text",))
 
 
 def test_a_stream_holds_out_no_number_of_rows(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_hh_transcripts_part_where_they_differ(tmp_path: Path) -> None:
 def test_a_row_of_another_format_is_told_or_dropped(
     tmp_path: Path, name: str, row: dict[str, Any], text: str
 ) -> None:
-    good = {
+    rows: dict[str, dict[str, Any]] = {
         "alpaca": {"instruction": "a", "output": "b"},
         "sharegpt": {"conversations": [{"from": "human", "value": "a"}]},
         "hh": {
@@ -150,7 +150,8 @@ def test_a_row_of_another_format_is_told_or_dropped(
             for column in ("prompt", "chosen", "rejected")
             if name != "hh" or column in row
         },
-    }[name]
+    }
+    good = rows[name]
     with pytest.raises(UserError) as caught:
         load(tmp_path, [good, row], name)
     assert f"dataset_format={name}: " in str(caught.value)

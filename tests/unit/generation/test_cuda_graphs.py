@@ -28,7 +28,7 @@ class Record(TorchDispatchMode):
     """Keeps the operations that are done inside."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.done: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(

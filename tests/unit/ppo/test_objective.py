@@ -23,7 +23,7 @@ def test_the_entropy_has_its_gradient_only_where_it_is_asked_for() -> None:
     logps_and_entropy(logits, ids, 1.0, with_gradient=True)[1].sum().backward()
     expected = logits.detach().clone().requires_grad_()
     torch.distributions.Categorical(logits=expected).entropy().sum().backward()
-    assert torch.allclose(logits.grad, expected.grad, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.allclose(logits.grad, expected.grad, atol=1e-6)
 
 
 def test_the_policy_loss_clips_on_the_side_that_would_gain() -> None:
@@ -45,7 +45,7 @@ def test_item_15_a_huge_log_ratio_gives_a_finite_loss_and_gradient() -> None:
     )
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(new.grad).all()  # type: ignore[arg-type]
+    assert torch.isfinite(new.grad).all()
 
 
 def test_item_29_the_value_loss_takes_the_larger_of_the_two_errors() -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_an_unknown_mark_is_an_error(tmp_path: Path) -> None:
     assert run_pytest(tmp_path, code).returncode != 0
 
 
-def test_the_tiny_model_reads_its_own_template(tiny_model, tiny_tokenizer) -> None:
+def test_the_tiny_model_reads_its_own_template(tiny_model: Any, tiny_tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "tell me"}, {"role": "assistant", "content": "the sun"}]
     text = tiny_tokenizer.apply_chat_template(messages, tokenize=False)
     assert text == "<user> tell me <assistant> the sun <eos> "

@@ -101,6 +101,22 @@ def test_a_large_folder_becomes_two() -> None:
     assert [f for f in folders if len(list(f.glob("*.py"))) > FOLDER_FILES] == []
 
 
+def test_what_tests_share_stands_in_the_helpers() -> None:
+    helpers = ROOT / "tests/helpers"
+    others = [path for path in python_files(ROOT / "tests") if helpers not in path.parents]
+    assert [path for path in others if not re.fullmatch(r"test_\w+|conftest", path.stem)] == []
+
+
+def test_every_python_script_is_read_by_ruff_and_mypy() -> None:
+    import tomllib
+
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    plain = [p for p in files(ROOT / "scripts", {""}) if "python" in p.read_text().split("\n")[0]]
+    named = [name_of(path) for path in plain]
+    assert tools["ruff"]["extend-include"] == named
+    assert tools["mypy"]["files"] == ["recipes", "tests", "scripts/**/*.py", *named]
+
+
 @pytest.mark.parametrize("path", python_files(ROOT), ids=name_of)
 def test_python_files_are_ascii(path: Path) -> None:
     outside = [byte for byte in path.read_bytes() if byte > 127]

@@ -159,7 +159,7 @@ def test_async_functions_and_exceptions_of_libraries_get_patience_too(
 
 def test_the_wait_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(retries.time, "sleep", waits.append)
+    monkeypatch.setattr("recipes.lib.rewards.retries.time.sleep", waits.append)
 
     def drops(**_: Any) -> None:
         raise ConnectionResetError

@@ -90,9 +90,9 @@ def test_the_published_solutions_of_the_test_set_are_all_right(shared: Path) -> 
     assert correct_number(texts, answer=texts) == [1.0] * 1319
     # The last number of the question is rarely the answer, and never counts for another one.
     questions = [row["prompt"] for row in solutions]
-    by_chance = sum(map(float, correct_number(questions, answer=answers)))  # type: ignore[arg-type]
+    by_chance = sum(map(float, correct_number(questions, answer=answers)))
     print(f"by repeating the question's last number: {by_chance:.0f} of 1319")
     assert by_chance < 0.1 * 1319
     shifted = answers[1:] + answers[:1]
     same = sum(one == other for one, other in zip(answers, shifted, strict=True))
-    assert sum(map(float, correct_number(texts, answer=shifted))) == same  # type: ignore[arg-type]
+    assert sum(map(float, correct_number(texts, answer=shifted))) == same
