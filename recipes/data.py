@@ -218,15 +218,13 @@ def run(config: Config) -> dict[str, Any]:
     lengths = measure(script, rows, shape, tokenizer)
     silent = [row for row, length in enumerate(lengths) if not length.has_loss]
     if silent and shape.columns != ("prompt",):
-        page.facts["no loss"] = [
-            f"{len(silent):,} rows have no token to learn from, first of the good rows {silent[0]}"
-        ]
+        first_one = f"first of the good rows {silent[0]}"
+        page.facts["no loss"] = [f"{len(silent):,} rows have no token to learn from, {first_one}"]
     if lengths:
         length_facts(page, lengths, shape, script.model_name_or_path)
         for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
-            page.examples += examples_of_row(
-                number, row, shape, tokenizer, script.assistant_only_loss
-            )
+            only = script.assistant_only_loss
+            page.examples += examples_of_row(number, row, shape, tokenizer, only)
     show_page(page)
     summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
     return summary | {"num_test": 0 if test is None else len(test), "unit": page.unit}

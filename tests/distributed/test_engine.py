@@ -56,7 +56,7 @@ import sys
 from tests.helpers.distributed import gloo_shim
 from recipes import sft
 from recipes.lib.trainers import progress
-from recipes.lib.config.parse import parse
+from recipes.lib.recipe.main import parse
 from recipes.lib.distributed.process_exit import end, leave_group
 
 plain = progress.add_run_callbacks

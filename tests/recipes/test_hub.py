@@ -34,7 +34,7 @@ RUNS: dict[str, dict[str, object]] = {
 }
 SCRIPT = """
 import json, sys
-from recipes.lib.config.parse import launch
+from recipes.lib.recipe.main import launch
 for recipe, *words in json.loads(sys.argv[1]):
     print("code", launch(recipe, words), file=sys.stderr)
 """

@@ -80,6 +80,25 @@ def _run(recipe: str, argv: list[str]) -> int:
     return 0
 
 
+def run(recipe: str, config: str | Path | None = None, **values: Any) -> dict[str, Any]:
+    """Run a recipe from Python, as its command would.
+
+    Args:
+        recipe: Name of the recipe, e.g. "sft".
+        config: Its YAML file.
+        **values: Keys of the recipe; they win over the file.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: A key or a value is wrong, or the run cannot go on; one sentence.
+    """
+    parsed = parse(recipe, ["--config", str(config)] if config else [], values, runs=True)
+    summary: dict[str, Any] = importlib.import_module(f"recipes.{recipe}").run(parsed)
+    return summary
+
+
 def parse(
     recipe: str,
     argv: Sequence[str],

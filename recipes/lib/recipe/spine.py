@@ -18,7 +18,7 @@ from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.runs.checkpoints import check_checkpoint, refuse_broken, refuse_stateless
 from recipes.lib.runs.folder import Run, open_run
 from recipes.lib.runs.lineage import write_lineage
-from recipes.lib.trainers.progress import add_run_callbacks
+from recipes.lib.trainers import progress
 from recipes.lib.trainers.resumable import STAGED
 from recipes.lib.trainers.row_fit import check_fit
 from recipes.lib.trainers.trl import make_trl_trainer
@@ -90,7 +90,7 @@ def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
         UserError: As `open_run`.
     """
     run = open_run(config)
-    add_run_callbacks(trainer, run.path, config.recipe, shown)
+    progress.add_run_callbacks(trainer, run.path, config.recipe, shown)
     return run
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 from recipes.lib.models.folders import RUNS
 
 # Rewards that TRL's scripts know by their bare names; a dictionary makes one from a factory, with
@@ -24,6 +24,11 @@ TRL_REWARDS: dict[str, dict[str, int] | None] = {
 NEED_MATH_VERIFY = ("accuracy_reward", "reasoning_accuracy_reward", "get_cosine_scaled_reward")
 READ_MESSAGES = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 HOME = "trl.rewards"
+# Where earlier files of this project say that its own functions are.
+MOVED = {
+    "recipes.lib.tales": "recipes.lib.tasks.tales",
+    "recipes.lib.gsm8k": "recipes.lib.tasks.gsm8k",
+}
 
 
 def load_function(reference: str) -> Callable[..., Any]:
@@ -44,6 +49,9 @@ def load_function(reference: str) -> Callable[..., Any]:
     place, _, name = reference.rpartition(":" if ":" in reference else ".")
     if not place or not name:
         raise UserError(f"{reference!r} names no function; write file.py:function.")
+    if place in MOVED:
+        note(f"{reference} is now {MOVED[place]}:{name}; it is read as that.")
+        place = MOVED[place]
     module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     function = getattr(module, name, None)
     if not callable(function):

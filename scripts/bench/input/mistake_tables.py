@@ -9,7 +9,7 @@ from tests.conftest import word_tokenizer
 from tests.helpers.mistakes import Answer, attempt
 from tests.helpers.small_disk import NoMountError
 from tests.recipes import test_refusals
-from tests.unit import (
+from tests.unit.project import (
     test_data_mistakes,
     test_machine_limits,
     test_mistakes,

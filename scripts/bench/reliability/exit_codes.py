@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parents[3]
@@ -130,7 +131,7 @@ def be(rank: int, port: int, way: str, run: Path, asked: argparse.Namespace) -> 
     runpy.run_module("recipes.grpo", run_name="__main__", alter_sys=True)
 
 
-def fork(*arguments: object) -> int:
+def fork(*arguments: Any) -> int:
     """Start one of two processes, and return its number."""
     sys.stdout.flush()
     number = os.fork()

@@ -96,7 +96,7 @@ def main(runs: str, name: str) -> None:
         plain(trainer, *more)
         trainer.add_callback(Note(trainer))
 
-    progress.add_run_callbacks = watch
+    progress.add_run_callbacks = watch  # type: ignore[assignment]
     keep_said()
     for recipe, *words in json.loads(Path(runs).read_text()):
         if recipe == "cut":

@@ -37,7 +37,7 @@ class RowNoise:
 
 
 def with_row_noise(watch: Callable[..., None]) -> Callable[..., None]:
-    """What recipes call on every trainer (`progress.watch`), and then RowNoise."""
+    """What recipes call on every trainer (`progress.add_run_callbacks`), and then RowNoise."""
 
     def watched(trainer: Any, *more: Any) -> None:
         watch(trainer, *more)

@@ -40,12 +40,13 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded_by("import recipes") == ("", set())
 
 
-def test_the_two_public_names_load_on_first_use() -> None:
+def test_the_public_names_load_on_first_use() -> None:
     import recipes
     from recipes.lib.ppo.config import PPOConfig
 
     assert recipes.PPOConfig is PPOConfig
     assert {"PPOConfig", "PPOTrainer"} <= set(dir(recipes))
+    assert all(getattr(recipes, name) for name in recipes.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'DPOTrainer'"):
         _ = recipes.DPOTrainer
 

@@ -21,7 +21,7 @@ SFT = {"dataset_name": "rows.jsonl", "max_steps": 1, "per_device_train_batch_siz
 
 LIMITED = """
 import resource, sys
-from recipes.lib.config.parse import launch
+from recipes.lib.recipe.main import launch
 import recipes.lib.models, trl, torch, peft
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from trl import SFTTrainer

@@ -292,10 +292,10 @@ MISTAKES: dict[str, tuple[str | bytes | None, list[str], str]] = {
         [],
         "max_steps=0 (run.yaml, line 1): must be -1 (go by num_train_epochs) or 1 or more.",
     ),
-    "old flag with a value of the wrong type": (
+    "old key as a flag": (
         None,
-        ["--max_seq_length", "long"],
-        "--max_seq_length long: must be a whole number or null.",
+        ["--max_seq_length", "512"],
+        "--max_seq_length: is called max_length now; write that.",
     ),
     "the dataclass's own check": (
         None,

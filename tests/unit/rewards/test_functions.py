@@ -207,3 +207,17 @@ def test_a_reward_of_trl_that_cannot_be_had_is_one_sentence(
 def test_a_reward_of_messages_does_not_take_plain_text() -> None:
     with pytest.raises(UserError, match="think_format_reward reads messages, but the prompts are"):
         call([load_function("think_format_reward")], [1.0])
+
+
+def test_an_own_function_of_an_earlier_file_is_found_with_one_remark(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from recipes.lib.tasks import tales
+    from recipes.lib.tasks.gsm8k import correct_number
+
+    assert load_function("recipes.lib.gsm8k:correct_number") is correct_number
+    said = "note: recipes.lib.gsm8k:correct_number is now recipes.lib.tasks.gsm8k:correct_number; "
+    assert capsys.readouterr().err == f"{said}it is read as that.\n"
+    assert load_function("recipes.lib.tales:gold_scores") is tales.gold_scores
+    assert load_function("recipes.lib.tasks.gsm8k.correct_number") is correct_number
+    assert capsys.readouterr().err.count("note: ") == 1

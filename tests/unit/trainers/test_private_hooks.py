@@ -138,7 +138,7 @@ ATTRIBUTES = {
     "_parameters": "torch.nn.Module",
     "_qualified_op_name": "torch._ops.OpOverloadPacket",
 }
-NOT_THEIRS = {"_exit"}  # of os
+NOT_THEIRS = {"_exit", "_run_exitfuncs"}  # of os and atexit
 
 
 def is_ours(cls: type) -> bool:
