@@ -164,6 +164,11 @@ def length_facts(page: Page, lengths: list[Length], shape: Format, model: str | 
     """Put lengths, their plot and the effect of a limit on the page."""
     from recipes.lib.data.lengths import length_bins, limit_effects, quantile
 
+    silent = [row for row, length in enumerate(lengths) if not length.has_loss]
+    if silent and shape.columns != ("prompt",):
+        page.facts["no loss"] = [
+            f"{len(silent):,} rows have no token to learn from, first of the good rows {silent[0]}"
+        ]
     numbers = [length.whole for length in lengths]
     page.unit = "tokens" if model else "characters"
     page.bins = length_bins(numbers)
@@ -216,10 +221,6 @@ def run(config: Config) -> dict[str, Any]:
         "repeated": describe_repeated(rows, test),
     }
     lengths = measure(script, rows, shape, tokenizer)
-    silent = [row for row, length in enumerate(lengths) if not length.has_loss]
-    if silent and shape.columns != ("prompt",):
-        first_one = f"first of the good rows {silent[0]}"
-        page.facts["no loss"] = [f"{len(silent):,} rows have no token to learn from, {first_one}"]
     if lengths:
         length_facts(page, lengths, shape, script.model_name_or_path)
         for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):

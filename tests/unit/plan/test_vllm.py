@@ -12,7 +12,6 @@ import pytest
 
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
-from recipes.lib.plan import vllm
 from recipes.lib.plan.refusal_conditions import Card
 from recipes.lib.plan.refusals import refusals
 from recipes.lib.plan.vllm import vllm_needs
@@ -147,5 +146,5 @@ def test_a_plan_that_fails_for_its_own_reasons_refuses_nothing(
     def fails(*_: Any) -> None:
         raise RuntimeError("no shapes for this model")
 
-    monkeypatch.setattr(vllm, "_held", fails)
+    monkeypatch.setattr("recipes.lib.plan.planner.plan_of", fails)
     assert refused(grpo(vllm_gpu_memory_utilization=0.99)) == []
