@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from recipes.lib.config.fields import option
 from recipes.lib.distributed.shards import refuse_in_engine
 from recipes.lib.errors import UserError
 
@@ -34,173 +35,117 @@ class PPOConfig(TrainingArguments):
     """
 
     # Defaults of TrainingArguments that do not fit a PPO run.
-    learning_rate: float = field(
-        default=3e-6, metadata={"help": "Learning rate of the policy at the start."}
-    )
+    learning_rate: float = option(3e-6, "Learning rate of the policy at the start.")
     adam_epsilon: float = field(
         default=1e-5,  # lm-human-preferences and its successors; 1e-8 makes the first steps wild
         metadata={"help": "Epsilon of Adam."},
     )
-    logging_steps: float | None = field(
-        default=None,
-        metadata={"help": "Optimizer steps between two logs; default: those of one rollout."},
+    logging_steps: float | None = option(
+        None, "Optimizer steps between two logs; default: those of one rollout."
     )
-    gradient_accumulation_steps: int | None = field(
-        default=None, metadata={"help": "Derived from the batch sizes; do not set it."}
+    gradient_accumulation_steps: int | None = option(
+        None, "Derived from the batch sizes; do not set it."
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036  TRL's parser needs None first
         default="none", metadata={"help": "Trackers to report to: tensorboard, trackio, wandb."}
     )
 
     # Episodes and batches.
-    total_episodes: int = field(
-        default=10_240, metadata={"help": "Completions to sample over the whole run."}
-    )
-    rollout_batch_size: int = field(
-        default=64, metadata={"help": "Episodes of one rollout, all processes together."}
-    )
-    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
-    num_mini_batches: int = field(
-        default=1, metadata={"help": "Optimizer steps in each pass over a rollout."}
-    )
-    num_generations: int = field(
-        default=1, metadata={"help": "Completions sampled for each prompt of a rollout."}
-    )
-    sampling_batch_size: int = field(
-        default=64, metadata={"help": "Prompts in one batch of sampling, per process."}
-    )
-    scoring_batch_size: int = field(
-        default=32,
-        metadata={"help": "Sequences in one batch of log-probabilities, values and rewards."},
+    total_episodes: int = option(10_240, "Completions to sample over the whole run.")
+    rollout_batch_size: int = option(64, "Episodes of one rollout, all processes together.")
+    num_ppo_epochs: int = option(4, "Passes over each rollout.")
+    num_mini_batches: int = option(1, "Optimizer steps in each pass over a rollout.")
+    num_generations: int = option(1, "Completions sampled for each prompt of a rollout.")
+    sampling_batch_size: int = option(64, "Prompts in one batch of sampling, per process.")
+    scoring_batch_size: int = option(
+        32, "Sequences in one batch of log-probabilities, values and rewards."
     )
 
     # Sampling.
-    sampler: str | None = field(
-        default=None,
-        metadata={
-            "help": "transformers: its generate; graph: an own loop, on a GPU in CUDA graphs; "
-            "vllm: an extra. Default: graph on a CPU, else transformers.",
-            "choices": ["transformers", "graph", "vllm"],
-        },
+    sampler: str | None = option(
+        None,
+        "transformers: its generate; graph: an own loop, on a GPU in CUDA graphs; "
+        "vllm: an extra. Default: graph on a CPU, else transformers.",
+        choices=["transformers", "graph", "vllm"],
     )
-    vllm_mode: str | None = field(
-        default=None,
-        metadata={
-            "help": "colocate: vLLM on the cards of the training, the default; server: on its own.",
-            "choices": ["colocate", "server"],
-        },
+    vllm_mode: str | None = option(
+        None,
+        "colocate: vLLM on the cards of the training, the default; server: on its own.",
+        choices=["colocate", "server"],
     )
-    vllm_server_base_url: str | None = field(
-        default=None, metadata={"help": "vLLM server to sample on, such as http://node2:8000."}
+    vllm_server_base_url: str | None = option(
+        None, "vLLM server to sample on, such as http://node2:8000."
     )
-    vllm_gpu_memory_utilization: float = field(
-        default=0.3, metadata={"help": "Share of a card's memory that a colocated vLLM takes."}
+    vllm_gpu_memory_utilization: float = option(
+        0.3, "Share of a card's memory that a colocated vLLM takes."
     )
-    max_prompt_length: int = field(
-        default=512, metadata={"help": "Longest prompt in tokens; a longer one is an error."}
+    max_prompt_length: int = option(512, "Longest prompt in tokens; a longer one is an error.")
+    max_completion_length: int = option(53, "Most tokens sampled for a completion.")
+    temperature: float = option(1.0, "Temperature of sampling, and of every log-probability.")
+    stop_token: str | None = option(
+        None,
+        "The one token that ends a completion, eos: the tokenizer's; default: each eos "
+        "token of the model.",
     )
-    max_completion_length: int = field(
-        default=53, metadata={"help": "Most tokens sampled for a completion."}
-    )
-    temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of sampling, and of every log-probability."}
-    )
-    stop_token: str | None = field(
-        default=None,
-        metadata={
-            "help": "The one token that ends a completion, eos: the tokenizer's; default: each eos "
-            "token of the model."
-        },
-    )
-    missing_eos_penalty: float | None = field(
-        default=None,
-        metadata={"help": "Subtracted from the score of a completion that was cut off."},
+    missing_eos_penalty: float | None = option(
+        None, "Subtracted from the score of a completion that was cut off."
     )
 
     # Reward.
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weight of each reward function; default: 1 each."}
+    reward_weights: list[float] | None = option(
+        None, "Weight of each reward function; default: 1 each."
     )
-    reward_clip: float | None = field(
-        default=None, metadata={"help": "Clip each score to plus or minus this value."}
+    reward_clip: float | None = option(None, "Clip each score to plus or minus this value.")
+    normalize_rewards: bool = option(False, "Divide scores by their running standard deviation.")
+    whiten_rewards: bool = option(False, "Scale token rewards to variance 1, keeping their mean.")
+    kl_coef: float = option(0.05, "Weight of the KL to the reference in the reward.")
+    kl_estimator: str = option("k1", "Estimator of the KL in the reward.", choices=["k1", "k3"])
+    target_kl: float | None = option(
+        None, "KL (nats per completion) that an adaptive kl_coef steers to."
     )
-    normalize_rewards: bool = field(
-        default=False, metadata={"help": "Divide scores by their running standard deviation."}
-    )
-    whiten_rewards: bool = field(
-        default=False, metadata={"help": "Scale token rewards to variance 1, keeping their mean."}
-    )
-    kl_coef: float = field(
-        default=0.05, metadata={"help": "Weight of the KL to the reference in the reward."}
-    )
-    kl_estimator: str = field(
-        default="k1",
-        metadata={"help": "Estimator of the KL in the reward.", "choices": ["k1", "k3"]},
-    )
-    target_kl: float | None = field(
-        default=None,
-        metadata={"help": "KL (nats per completion) that an adaptive kl_coef steers to."},
-    )
-    kl_horizon: int = field(
-        default=10_000, metadata={"help": "Episodes over which an adaptive kl_coef reacts."}
-    )
+    kl_horizon: int = option(10_000, "Episodes over which an adaptive kl_coef reacts.")
 
     # Objective.
-    gamma: float = field(default=1.0, metadata={"help": "Discount of rewards, per token."})
-    lam: float = field(default=0.95, metadata={"help": "Lambda of the advantage estimation."})
+    gamma: float = option(1.0, "Discount of rewards, per token.")
+    lam: float = option(0.95, "Lambda of the advantage estimation.")
     cliprange: float = field(
         default=0.15,  # nearer to known optima than 0.2: docs/log.md
         metadata={"help": "Clip range of the policy ratio."},
     )
-    cliprange_value: float | None = field(
-        default=None,
-        metadata={"help": "Clip range of the values, in standard deviations of the returns."},
+    cliprange_value: float | None = option(
+        None, "Clip range of the values, in standard deviations of the returns."
     )
     vf_coef: float = field(
         default=0.1,  # more moves a shared trunk for the values' sake: docs/log.md
         metadata={"help": "Weight of the value loss, which is in variances of the returns."},
     )
-    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
+    entropy_coef: float = option(0.0, "Weight of the entropy bonus.")
 
     # Critic and policy.
-    critic: str | None = field(
-        default=None,
-        metadata={
-            "help": "head: a value head on the policy's trunk; adapter: an adapter of its own on "
-            "the policy's base; model: a model of its own. Default: adapter under LoRA, else head.",
-            "choices": ["head", "adapter", "model"],
-        },
+    critic: str | None = option(
+        None,
+        "head: a value head on the policy's trunk; adapter: an adapter of its own on "
+        "the policy's base; model: a model of its own. Default: adapter under LoRA, else head.",
+        choices=["head", "adapter", "model"],
     )
-    critic_model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where a critic of its own starts from, such as a reward run; default: the "
-            "policy's trunk with a zero head."
-        },
+    critic_model_name_or_path: str | None = option(
+        None,
+        "Where a critic of its own starts from, such as a reward run; default: the "
+        "policy's trunk with a zero head.",
     )
-    share_backbone: bool = field(
-        default=True, metadata={"help": "Under LoRA, put reward adapters on the policy's base."}
+    share_backbone: bool = option(True, "Under LoRA, put reward adapters on the policy's base.")
+    critic_learning_rate: float | None = option(
+        None, "Learning rate of the critic; default: three times learning_rate."
     )
-    critic_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of the critic; default: three times learning_rate."},
+    critic_warmup_rollouts: int = option(0, "Rollouts at the start that train the critic alone.")
+    trust_remote_code: bool = option(
+        False, "Run the code that lies beside models and tokenizers; read it first."
     )
-    critic_warmup_rollouts: int = field(
-        default=0, metadata={"help": "Rollouts at the start that train the critic alone."}
+    disable_dropout: bool = option(True, "Set every dropout of policy, critic and reward to 0.")
+    chat_template_kwargs: dict[str, Any] | str | None = option(
+        None, "Further arguments of the chat template."
     )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Run the code that lies beside models and tokenizers; read it first."},
-    )
-    disable_dropout: bool = field(
-        default=True, metadata={"help": "Set every dropout of policy, critic and reward to 0."}
-    )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further arguments of the chat template."}
-    )
-    log_completions: bool = field(
-        default=False, metadata={"help": "Keep a few completions of every logged rollout."}
-    )
+    log_completions: bool = option(False, "Keep a few completions of every logged rollout.")
 
     def __post_init__(self) -> None:
         """Check ranges and derive accumulation, number of steps and logging interval."""

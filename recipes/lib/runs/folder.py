@@ -7,12 +7,13 @@ summary.json. A folder with a config.yaml holds a run; one with a summary.json h
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import broadcast_from_main, wait_for_all_processes
 from recipes.lib.distributed.processes import is_main_process as is_main_process
@@ -35,21 +36,15 @@ FREE_ON_RESUME = frozenset(
 class RunArguments:
     """How a recipe treats the folder it writes to."""
 
-    resume: bool = field(
-        default=False, metadata={"help": "Go on from the newest good checkpoint of the folder."}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Move the run that the folder holds aside and start anew."}
-    )
+    resume: bool = option(False, "Go on from the newest good checkpoint of the folder.")
+    overwrite: bool = option(False, "Move the run that the folder holds aside and start anew.")
 
 
 @dataclass(kw_only=True)
 class FolderArguments(RunArguments):
     """RunArguments for recipes that have no trainer configuration with an output_dir of its own."""
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Run folder; default runs/<recipe>/<name of the YAML>."}
-    )
+    output_dir: str | None = option(None, "Run folder; default runs/<recipe>/<name of the YAML>.")
 
 
 @dataclass(frozen=True)
