@@ -8,7 +8,7 @@ from typing import Any
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import evaluation_device
-from recipes.lib.rewards.functions import is_function_reference, load_function
+from recipes.lib.rewards.loading import is_function_reference, load_function
 from recipes.lib.rewards.reward_models import RewardModel
 from recipes.lib.rewards.scoring import as_answers, weighted_scores
 

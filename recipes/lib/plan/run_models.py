@@ -179,7 +179,7 @@ def _plain(peft_config: Any) -> Any:
 
 
 def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, shared: bool) -> None:
-    from recipes.lib.rewards.functions import is_function_reference
+    from recipes.lib.rewards.loading import is_function_reference
     from recipes.lib.rewards.shared_base import RewardRole
 
     for name in config.script.reward_funcs:

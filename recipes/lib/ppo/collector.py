@@ -16,14 +16,9 @@ from recipes.lib.distributed.signals import disarm
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.models.forward import Batch, length_batches, pad_right
 from recipes.lib.ppo.actor_critic import nonzero_std, reference_logps
+from recipes.lib.ppo.kl_controller import KLController
 from recipes.lib.ppo.metrics import describe_episodes, describe_scores, describe_values
-from recipes.lib.ppo.returns import (
-    KLController,
-    RunningMoments,
-    advantages_and_returns,
-    token_rewards,
-    whiten,
-)
+from recipes.lib.ppo.returns import RunningMoments, advantages_and_returns, token_rewards, whiten
 from recipes.lib.ppo.rollouts import (
     Episode,
     Rollout,

@@ -49,7 +49,7 @@ class RewardArguments:
 
     def _one(self, reference: str) -> Any:
         # Late, because they import torch.
-        from recipes.lib.rewards.functions import is_function_reference, load_function
+        from recipes.lib.rewards.loading import is_function_reference, load_function
         from recipes.lib.rewards.retries import RewardProcess, with_retries
         from recipes.lib.rewards.scoring import function_name
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from recipes.lib.distributed.signals import Stop
 from recipes.lib.errors import UserError
-from recipes.lib.rewards.functions import load_function
+from recipes.lib.rewards.loading import load_function
 from recipes.lib.rewards.scoring import await_rewards, call_reward, function_name, is_async
 
 MODULE = "recipes.lib.rewards.retries"

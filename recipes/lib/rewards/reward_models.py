@@ -13,7 +13,7 @@ from jinja2.exceptions import TemplateError
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.models.forward import length_batches, pad_right
-from recipes.lib.rewards.functions import is_function_reference, load_function
+from recipes.lib.rewards.loading import is_function_reference, load_function
 from recipes.lib.rewards.scoring import RewardFunction
 from recipes.lib.rewards.shared_base import SharedBase
 

@@ -20,16 +20,7 @@ from recipes.lib.distributed.processes import is_main_process as is_main_process
 from recipes.lib.errors import UserError, note
 from recipes.lib.runs.files import write_json, write_jsonl, write_text
 from recipes.lib.runs.lock import LOCK_FILE, acquire, refuse_if_locked
-
-# Keys that say how a run is carried out and not what it computes: free to change on a resume.
-FREE_ON_RESUME = frozenset(
-    "resume overwrite output_dir resume_from_checkpoint per_device_train_batch_size "
-    "gradient_accumulation_steps steps_per_generation gradient_checkpointing "
-    "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
-    "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
-    "reward_timeout reward_retries dataloader_num_workers dataset_num_proc push_to_hub "
-    "hub_model_id hub_token skip_plan".split()
-)
+from recipes.lib.runs.resume import refuse_links, refuse_other_config
 
 
 @dataclass(kw_only=True)
@@ -126,8 +117,8 @@ def check_path(path: Path, resume: bool, overwrite: bool, values: dict[str, Any]
         if resume or overwrite:
             refuse_if_locked(path)
         if resume:
-            _refuse_links(path)
-            _refuse_other_config(path, values)
+            refuse_links(path)
+            refuse_other_config(path, values)
         elif not overwrite:
             raise UserError(
                 f"output_dir={path} holds a run; continue it with --resume, move it aside with "
@@ -152,17 +143,6 @@ def _refuse_unwritable(path: Path) -> None:
         )
 
 
-def _refuse_links(path: Path) -> None:
-    # A run that came from elsewhere could lead what is written out of its folder.
-    home = path.resolve()
-    for entry in path.rglob("*"):
-        if entry.is_symlink() and not entry.resolve().is_relative_to(home):
-            raise UserError(
-                f"output_dir={path}: {entry.relative_to(path)} is a link that leads out of it; "
-                "replace it by what it leads to."
-            )
-
-
 def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
     try:
         if is_run(path):
@@ -185,25 +165,6 @@ def _checkpoint(path: Path) -> Path | None:
     for sentence in told if is_main_process() else ():
         print(sentence, file=sys.stderr)
     return found
-
-
-def _refuse_other_config(path: Path, values: dict[str, Any]) -> None:
-    if (path / "summary.json").exists():
-        raise UserError(f"output_dir={path} holds a finished run: nothing is left to resume.")
-    try:
-        before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:  # the reader of plain values: tags of others are refused
-        raise UserError(
-            f"{path / 'config.yaml'} is not the configuration of a run "
-            f"({' '.join(str(error).split())}); restore it, or start another run."
-        ) from error
-    keys = (set(before) | set(values)) - FREE_ON_RESUME
-    for key in sorted(keys):
-        if before.get(key) != values.get(key):
-            raise UserError(
-                f"{key}={values.get(key)!r} differs from {before.get(key)!r} of the run to resume "
-                f"in {path}; set it back, or start another run."
-            )
 
 
 def config_text(values: dict[str, Any]) -> str:

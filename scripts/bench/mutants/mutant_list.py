@@ -44,6 +44,7 @@ class Mutant:
 
 
 RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{LIB}/ppo/collector.py"
+KL = f"{PPO}/kl_controller.py"
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{LIB}/ppo/metrics.py"
 BACKBONE, SAMPLING = f"{LIB}/ppo/actor_critic.py", f"{LIB}/generation/sampling.py"
@@ -127,7 +128,7 @@ OF_KL = [
     Mutant(
         4,
         "error of the controller not clipped",
-        RETURNS,
+        KL,
         "min(max(kl / self.target_kl - 1.0, -0.2), 0.2)",
         "kl / self.target_kl - 1.0",
         "kl returns",
@@ -135,7 +136,7 @@ OF_KL = [
     Mutant(
         4,
         "controller counts updates, not episodes",
-        RETURNS,
+        KL,
         "error * num_episodes / self.horizon",
         "error / self.horizon",
         "returns kl",

@@ -5,13 +5,8 @@ import random
 import pytest
 import torch
 
-from recipes.lib.ppo.returns import (
-    KLController,
-    RunningMoments,
-    advantages_and_returns,
-    token_rewards,
-    whiten,
-)
+from recipes.lib.ppo.kl_controller import KLController
+from recipes.lib.ppo.returns import RunningMoments, advantages_and_returns, token_rewards, whiten
 
 
 def advantage_by_definition(

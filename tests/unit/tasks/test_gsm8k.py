@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.rewards.functions import load_function
+from recipes.lib.rewards.loading import load_function
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.tasks.gsm8k import correct_number, gsm8k_prompt_rows, last_number
 

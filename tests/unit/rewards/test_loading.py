@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.rewards.functions import is_function_reference, load_function
+from recipes.lib.rewards.loading import is_function_reference, load_function
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.scoring import weighted_scores
 
