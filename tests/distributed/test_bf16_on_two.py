@@ -100,7 +100,9 @@ def test_log_probabilities_are_those_of_one_process_in_bf16(name: str, folder: P
         expected = of_one_process(model, loss)
         assert (loss["logps"] - expected)[counts].abs().max() < ROUNDING
         # And sampling said the same, where the weights are gathered once and not layer by layer.
-        assert torch.allclose(loss["logps"][counts], loss["old_logps"][counts], atol=1e-4)
+        # A processor with bf16 products of its own rounds otherwise in batches of another shape.
+        atol = ROUNDING if torch.cpu._is_avx512_bf16_supported() else 1e-4
+        assert torch.allclose(loss["logps"][counts], loss["old_logps"][counts], atol=atol)
 
 
 @pytest.mark.parametrize("name", ["sft", "reward", *PPO])
