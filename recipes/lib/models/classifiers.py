@@ -38,7 +38,7 @@ from recipes.lib.models.tokenizers import load_tokenizer, refuse_vocabulary
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from trl import ModelConfig
 
 HEAD = frozenset({"score.weight"})  # the only weight that training a reward model may start anew
@@ -147,14 +147,21 @@ def classifier_on_trunk(
     """
     from transformers import AutoModelForSequenceClassification
 
-    config = type(policy.config).from_dict(policy.config.to_dict() | {"num_labels": 1})
-    config._name_or_path = policy.config._name_or_path  # where code of its own is looked for
+    config = one_label(policy.config)
     with load_errors(path, kind):
         model = AutoModelForSequenceClassification.from_config(
             config, dtype=policy.dtype, trust_remote_code=trust_remote_code
         )
     model.base_model.load_state_dict(policy.base_model.state_dict())
     return model
+
+
+def one_label(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of a configuration, of a model with one output."""
+    copy = type(config).from_dict(config.to_dict())
+    copy.num_labels = 1  # sets id2label, too; in the dict it would be warned about
+    copy._name_or_path = config._name_or_path  # where code of its own is looked for
+    return copy
 
 
 def _refuse_labels(path: str, revision: str, trust_remote_code: bool) -> None:
