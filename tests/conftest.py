@@ -1,5 +1,6 @@
 """What every test gets: no network, fixed seeds, a tiny model, no skip for an unknown reason."""
 
+import gc
 import os
 import random
 from pathlib import Path
@@ -84,6 +85,13 @@ class SkipGate:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipGate(ROOT / "tests" / "allowed_skips.txt"), "skip-gate")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _loaded_modules_are_no_garbage() -> None:
+    """Half a second for each training, which collects garbage among all that was ever imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
