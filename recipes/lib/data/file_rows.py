@@ -49,14 +49,12 @@ def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
         Its rows, with every column that any of them has.
 
     Raises:
-        UserError: Unknown ending, no rows, or not readable as what it claims to be.
+        UserError: No rows, or not readable as what it claims to be.
     """
     from datasets import Dataset
     from datasets.table import InMemoryTable
     from pyarrow import parquet
 
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
     with readable(str(path)):
         if path.suffix == ".parquet":
             dataset = Dataset(InMemoryTable(parquet.read_table(path)))

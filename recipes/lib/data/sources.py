@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import Numbered, csv_lines, json_lines, readable
 from recipes.lib.data.reading import find_splits, open_hub_dataset
-from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,8 +81,6 @@ def _file_source(path: Path) -> RowSource:
         ".csv": _csv_rows,
         ".parquet": _parquet_rows,
     }
-    if path.suffix not in readers:
-        raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(readers)}.")
     word = "row" if path.suffix == ".parquet" else "line"
     return RowSource(
         str(path), word, partial(_told, str(path), partial(readers[path.suffix], path))
