@@ -48,14 +48,13 @@ class Page:
     examples: list[Example] = field(default_factory=list)
 
 
-def show_page(page: Page, console: Console | None = None) -> None:
+def show_page(page: Page) -> None:
     """Print the page, 80 columns wide at most.
 
     Args:
         page: What to print.
-        console: Where to; standard output by default.
     """
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     console.width = min(WIDTH, console.width)
     console.print()
     console.print(Text(_visible(page.title), style="bold"), overflow="fold")

@@ -71,7 +71,7 @@ def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str
 
 
 def _dataset_source(name: str, rows: Dataset) -> RowSource:
-    return RowSource(name, "row", partial(_told, name, partial(enumerate, rows)))
+    return RowSource(name, "row", partial(_told, name, enumerate, rows))
 
 
 def _file_source(path: Path) -> RowSource:
@@ -82,14 +82,12 @@ def _file_source(path: Path) -> RowSource:
         ".parquet": _parquet_rows,
     }
     word = "row" if path.suffix == ".parquet" else "line"
-    return RowSource(
-        str(path), word, partial(_told, str(path), partial(readers[path.suffix], path))
-    )
+    return RowSource(str(path), word, partial(_told, str(path), readers[path.suffix], path))
 
 
-def _told(name: str, read: Callable[[], Iterable[tuple[int, Any]]]) -> Numbered:
+def _told(name: str, read: Callable[[Any], Iterable[tuple[int, Any]]], source: Any) -> Numbered:
     with readable(name):
-        yield from read()
+        yield from read(source)
 
 
 def _json_rows(path: Path) -> Numbered:

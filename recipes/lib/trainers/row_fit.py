@@ -126,7 +126,7 @@ def _check_context(trainer: Trainer, before: list[str], sides: list[str]) -> Non
 
 
 def _longest(dataset: Any, names: list[str]) -> int:
-    batches = dataset.with_format("numpy", columns=names).iter(1000)
+    batches = dataset.with_format("numpy", columns=names).iter(BATCH_SIZE)
     rows = (row for batch in batches for row in zip(*(batch[name] for name in names), strict=True))
     return max((sum(map(len, row)) for row in rows), default=0)
 
