@@ -112,13 +112,10 @@ def parse_flag(field: Field, text: str) -> Any:
         item = dataclasses.replace(field, hint=get_args(lists[0])[0])
         return parse_flag(item, text)
     try:
-        return coerce(field, text if _literal_text(parts, text) else parse_scalar(text))
+        is_choice = any(get_origin(one) is Literal and text in get_args(one) for one in parts)
+        return coerce(field, text if is_choice else parse_scalar(text))
     except ValueError as error:
         raise MismatchError("must be a shorter number") from error
-
-
-def _literal_text(parts: list[Any], text: str) -> bool:
-    return any(get_origin(member) is Literal and text in get_args(member) for member in parts)
 
 
 def _admit(hint: Any, value: Any) -> Any:
