@@ -62,9 +62,8 @@ def translate(
         reason = _left_out_at(recipe, key, values)
         found = None if reason else _translated(recipe, key, values, known)
         if found is None:
-            reason = reason or tables.LEFT_OUT_OF.get(recipe, tables.LEFT_OUT).get(
-                key, tables.LEFT_OUT.get(key)
-            )
+            own = tables.LEFT_OUT_OF.get(recipe, {})
+            reason = reason or own.get(key, tables.LEFT_OUT.get(key))
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue
