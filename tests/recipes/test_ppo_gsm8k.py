@@ -1,6 +1,7 @@
 """PPO on the real sums of GSM8K: a checkable reward, one by TRL's name, an async one together."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from recipes import ppo
 from recipes.lib.recipe.main import parse
 from recipes.lib.runs.files import read_jsonl
-from recipes.lib.tasks.gsm8k import correct_number, gsm8k_prompt_rows
+from recipes.lib.tasks.gsm8k import correct_number
 
+ROOT = Path(__file__).parents[2]
+prompt_rows = runpy.run_path(str(ROOT / "scripts/gsm8k_prompts"))["prompt_rows"]
 FAST = {"use_cpu": True, "bf16": False, "disable_tqdm": True, "save_strategy": "no", "seed": 1}
 
 
@@ -32,7 +35,7 @@ def test_two_rollouts_are_scored_by_the_answers_of_their_own_prompts(
     # Ten of the model's words become the answers of sums, so that a random model is right at times.
     rows = [
         row
-        for row in gsm8k_prompt_rows(read_jsonl(shared / "data/prompt/gsm8k_test.jsonl"))
+        for row in prompt_rows(read_jsonl(shared / "data/prompt/gsm8k_test.jsonl"))
         if int(row["answer"]) in range(1, 11) and len(row["prompt"][0]["content"].split()) < 60
     ][:16]
     vocabulary = tiny_tokenizer.get_vocab()

@@ -13,15 +13,6 @@ from typing import Any
 from recipes.lib.config.fields import fields_of
 from recipes.lib.errors import UserError, one_sentence
 
-DEFAULTS_IN_WORDS = {
-    "output_dir": "runs/<recipe>/<name of the config>",
-    "bf16": "true on CUDA hardware that has it",
-    "fp16": "true on CUDA hardware without bf16",
-    "report_to": "none",
-    "disable_tqdm": "false",
-}
-
-
 # What the checks of transformers and TRL raise.
 CONSTRUCTION_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AttributeError)
 

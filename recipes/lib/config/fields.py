@@ -73,18 +73,10 @@ def type_words(hint: Any) -> str:
     Returns:
         Words that complete "must be ...".
     """
-    parts = members(hint)
-    enums = [member for member in parts if is_enum(member)]
-    if enums:
-        parts = [member for member in parts if member is not str]
+    parts = sorted(members(hint), key=lambda member: member is NoneType)
     if float in parts:
         parts = [member for member in parts if member is not int]
-    words = []
-    for member in sorted(parts, key=lambda member: member is NoneType):
-        word = _describe_one(member)
-        if word not in words:
-            words.append(word)
-    return " or ".join(words)
+    return " or ".join(dict.fromkeys(map(_describe_one, parts)))
 
 
 def _describe_one(hint: Any) -> str:
@@ -132,9 +124,11 @@ def members(hint: Any) -> list[Any]:
         hint: A resolved annotation.
 
     Returns:
-        The members of a union; the annotation itself where it is none.
+        The members of a union; the annotation itself where it is none. `SchedulerType | str` means
+        the names of the enum alone: other text would fail much later.
     """
-    return list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
+    parts = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
+    return [part for part in parts if part is not str] if any(map(is_enum, parts)) else parts
 
 
 def is_enum(hint: Any) -> bool:

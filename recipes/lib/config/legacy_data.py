@@ -37,7 +37,7 @@ def from_mixer(values: Values) -> Values:
             "dataset_mixer."
         )
     splits = _splits(values)
-    if list(mixer.values()) == [1] and len(mixer) == 1:
+    if list(mixer.values()) == [1]:
         name = {"dataset_name": next(iter(mixer))}
         return name | ({"dataset_config": configs[0]} if configs[0] else {}) | splits
     parts = [

@@ -62,9 +62,8 @@ def translate(
         reason = _left_out_at(recipe, key, values)
         found = None if reason else _translated(recipe, key, values, known)
         if found is None:
-            reason = reason or tables.LEFT_OUT_OF.get(recipe, tables.LEFT_OUT).get(
-                key, tables.LEFT_OUT.get(key)
-            )
+            own = tables.LEFT_OUT_OF.get(recipe, {})
+            reason = reason or own.get(key, tables.LEFT_OUT.get(key))
             if reason is not None:
                 note(f"{key} ({where(key)}) is left out: {reason}.")
                 continue
@@ -198,7 +197,7 @@ def _change_values(
 def _as_trl_ppo(
     sign: str, values: Values, origins: dict[str, str], known: Mapping[str, Field]
 ) -> None:
-    """Takes the batch that TRL's PPO had where a file leaves the accumulation to its default."""
+    """Takes TRL's batch where a file leaves the accumulation to its default; tells other ones."""
     if "gradient_accumulation_steps" not in origins.values():
         found = rollout_batches({"gradient_accumulation_steps": 1} | values)
         if found:
@@ -206,27 +205,13 @@ def _as_trl_ppo(
             note(f"gradient_accumulation_steps is absent, and was 1 in TRL's PPO: {shown}.")
             origins |= {name: sign for name in found if name not in values}
             values |= found
-    others = _other_defaults(values, known)
-    if others:
-        note(f"{others}.")
-
-
-def _other_defaults(values: Values, fields: Mapping[str, Field]) -> str | None:
-    """Name the keys that a file leaves to defaults which are not those of TRL's PPO.
-
-    Args:
-        values: The file's keys, by today's names.
-        fields: The keys of PPO, with their defaults here.
-
-    Returns:
-        A sentence without its full stop, or None where the file states them all.
-    """
-    told = [
-        f"{key} {fields[key].default} ({value} there)"
+    others = [
+        f"{key} {known[key].default} ({value} there)"
         for key, value in DEFAULTS.items()
-        if key not in values and fields[key].default != value
+        if key not in values and known[key].default != value
     ]
-    return f"defaults here that differ from those of TRL's PPO: {', '.join(told)}" if told else None
+    if others:
+        note(f"defaults here that differ from those of TRL's PPO: {', '.join(others)}.")
 
 
 def rollout_batches(values: Values) -> Values:

@@ -95,12 +95,13 @@ def parse_flag(field: Field, text: str) -> Any:
         MismatchError: The text is no such value.
     """
     parts = members(field.hint)
-    if any(member is bool for member in parts) and str not in parts:
+    kinds = {get_origin(member) or member for member in parts}
+    if bool in kinds and str not in kinds:
         return _bool_from_text(field, text)
-    if text[:1] in ("{", "[") and any(_is_container(member) for member in parts):
+    if text[:1] in ("{", "[") and kinds & {list, tuple, dict}:
         value = _container_from_text(text)
         # A flag of a list may come as `--datasets '{...}' '{...}'`, one word an item.
-        is_item = isinstance(value, dict) and not any(_is_mapping(member) for member in parts)
+        is_item = isinstance(value, dict) and dict not in kinds
         return coerce(field, [value] if is_item else value)
     if str in parts or any(is_enum(member) for member in parts):
         return coerce(field, text)
@@ -111,28 +112,14 @@ def parse_flag(field: Field, text: str) -> Any:
         item = dataclasses.replace(field, hint=get_args(lists[0])[0])
         return parse_flag(item, text)
     try:
-        return coerce(field, text if _literal_text(parts, text) else parse_scalar(text))
+        is_choice = any(get_origin(one) is Literal and text in get_args(one) for one in parts)
+        return coerce(field, text if is_choice else parse_scalar(text))
     except ValueError as error:
         raise MismatchError("must be a shorter number") from error
 
 
-def _is_container(hint: Any) -> bool:
-    return (get_origin(hint) or hint) in (list, tuple, dict)
-
-
-def _is_mapping(hint: Any) -> bool:
-    return (get_origin(hint) or hint) is dict
-
-
-def _literal_text(parts: list[Any], text: str) -> bool:
-    return any(get_origin(member) is Literal and text in get_args(member) for member in parts)
-
-
 def _admit(hint: Any, value: Any) -> Any:
     parts = members(hint)
-    if any(is_enum(member) for member in parts):
-        # `SchedulerType | str` means the names of the enum; other text would fail much later.
-        parts = [member for member in parts if member is not str]
     for member in sorted(parts, key=lambda member: member is float):
         try:
             return _admit_one(member, value)
@@ -224,7 +211,7 @@ def _admit_mapping(cls: type, value: dict[str, Any]) -> dict[str, Any]:
 def _advice(parts: list[Any], value: Any) -> str:
     if value is None:
         return "; leave the key out to get the default"
-    if isinstance(value, str) and not any(member is str for member in parts):
+    if isinstance(value, str) and str not in parts:
         return "; write it without quotes" if not isinstance(_plain(value), str) else ""
     if str in parts and not isinstance(value, (list, dict)):
         return "; put it in quotes"

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,14 +49,12 @@ def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
         Its rows, with every column that any of them has.
 
     Raises:
-        UserError: Unknown ending, no rows, or not readable as what it claims to be.
+        UserError: No rows, or not readable as what it claims to be.
     """
     from datasets import Dataset
     from datasets.table import InMemoryTable
     from pyarrow import parquet
 
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
     with readable(str(path)):
         if path.suffix == ".parquet":
             dataset = Dataset(InMemoryTable(parquet.read_table(path)))
@@ -198,6 +196,14 @@ def _constant(text: str) -> None:
         raise BrokenRowError(f"{text}, which is no number in JSON,")
 
 
+def row_or_fault(make: Callable[..., Row], *given: Any) -> Row | BrokenRowError:
+    """The row that a function makes, or what is wrong with it."""
+    try:
+        return make(*given)
+    except BrokenRowError as error:
+        return error
+
+
 def keep_good(
     numbered: Iterable[tuple[int, Row | BrokenRowError]],
 ) -> tuple[list[Row], list[Problem], int]:
@@ -229,10 +235,7 @@ def json_lines(file: IO[bytes], path: Path) -> Numbered:
                 "leave out streaming."
             )
         is_first = False
-        try:
-            yield number, parse_line(text.removesuffix(b"\n"))
-        except BrokenRowError as error:
-            yield number, error
+        yield number, row_or_fault(parse_line, text.removesuffix(b"\n"))
 
 
 def csv_lines(file: Iterable[str], path: Path) -> Numbered:
@@ -245,10 +248,7 @@ def csv_lines(file: Iterable[str], path: Path) -> Numbered:
     lines = csv.reader(file, strict=True)
     header = _csv_header(lines, path)
     for fields in filter(None, lines):
-        try:
-            yield lines.line_num, _csv_row(header, fields)
-        except BrokenRowError as error:
-            yield lines.line_num, error
+        yield lines.line_num, row_or_fault(_csv_row, header, fields)
 
 
 def _read_text(path: Path, on_bad_rows: str) -> list[Row]:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.file_rows import BrokenRowError, Row, to_dataset
-from recipes.lib.data.problems import Problem, refuse_or_drop
+from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, row_or_fault, to_dataset
+from recipes.lib.data.problems import refuse_or_drop
 from recipes.lib.data.row_checks import brief
 from recipes.lib.errors import UserError
 
@@ -52,14 +52,9 @@ def to_trl(dataset: Dataset, name: str, source: str, on_bad_rows: str = "refuse"
     Raises:
         UserError: Rows do not have this format.
     """
-    rows, problems = [], dict[str, Problem]()
-    for number, row in enumerate(dataset):
-        try:
-            rows.append(FORMATS[name](dict(row)))
-        except BrokenRowError as error:
-            problems.setdefault(str(error), Problem(str(error))).rows.append(number)
-    found = list(problems.values())
-    refuse_or_drop(f"dataset_format={name}: {source}", found, len(dataset), on_bad_rows)
+    made = (row_or_fault(FORMATS[name], dict(row)) for row in dataset)
+    rows, problems, total = keep_good(enumerate(made))
+    refuse_or_drop(f"dataset_format={name}: {source}", problems, total, on_bad_rows)
     return to_dataset(rows)
 
 

@@ -13,7 +13,7 @@ from recipes.lib.data.formats import Format
 if TYPE_CHECKING:
     from recipes.lib.data.tokenization import Tokens
 
-NUM_BINS = 10
+MOST_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,16 @@ def row_length(found: Sequence[Tokens]) -> Length:
     return Length(max(len(seen.ids) for seen in found), max(starts), sides, has_loss)
 
 
-def length_bins(lengths: Sequence[int], num_bins: int = NUM_BINS) -> list[LengthBin]:
+def length_bins(lengths: Sequence[int]) -> list[LengthBin]:
     """Count rows by length, in bins of equal and round width.
 
     Args:
         lengths: At least one.
-        num_bins: At most so many bins.
 
     Returns:
         Bins from the shortest to the longest row, empty ones between them included.
     """
-    width = _round_up((max(lengths) - min(lengths) + 1) / num_bins)
+    width = _round_up((max(lengths) - min(lengths) + 1) / MOST_BINS)
     start = min(lengths) // width * width
     counts = Counter((length - start) // width for length in lengths)
     return [

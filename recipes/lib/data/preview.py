@@ -17,7 +17,7 @@ from recipes.lib.data.file_rows import Row
 from recipes.lib.data.formats import Format
 from recipes.lib.data.lengths import LengthBin
 from recipes.lib.data.tokenization import Tokens, loss_segments, tokenize_row
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, on_one_line
 from recipes.lib.models.chat_template import check_template
 
 WIDTH = 80
@@ -48,14 +48,13 @@ class Page:
     examples: list[Example] = field(default_factory=list)
 
 
-def show_page(page: Page, console: Console | None = None) -> None:
+def show_page(page: Page) -> None:
     """Print the page, 80 columns wide at most.
 
     Args:
         page: What to print.
-        console: Where to; standard output by default.
     """
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     console.width = min(WIDTH, console.width)
     console.print()
     console.print(Text(_visible(page.title), style="bold"), overflow="fold")
@@ -132,10 +131,7 @@ def _fold(line: str, width: int) -> list[str]:
 
 def _visible(text: str) -> str:
     """Control characters as escapes: data must not steer the terminal."""
-    return "".join(
-        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    return "\n".join(map(on_one_line, text.split("\n")))
 
 
 def token_rows(row: Row, shape: Format, tokenizer: Any, assistant_only_loss: bool) -> list[Tokens]:

@@ -78,6 +78,11 @@ def tokenize_prompts(
     return Prompts(data, ids)
 
 
+def context_length(config: Any) -> int | None:
+    """Most tokens that a model of this configuration reads; None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_context(prompts: Prompts, config: Any, max_completion_length: int | None) -> None:
     """Refuse prompts that leave no room for a completion in the model's context.
 
@@ -89,7 +94,7 @@ def check_context(prompts: Prompts, config: Any, max_completion_length: int | No
     Raises:
         UserError: The longest prompt and a completion are longer than the context.
     """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(config)
     longest = max(len(tokens) for tokens in prompts.ids)
     if context is not None and longest + (max_completion_length or 1) > context:
         raise UserError(

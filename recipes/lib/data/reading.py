@@ -82,6 +82,8 @@ def find_splits(
     if path is None:
         return hub()
     if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
         return {split: file(path)}
     folder = path / "final" if (path / "final").is_dir() else path  # a run's, or the folder itself
     if any((folder / mark).is_file() for mark in SAVED):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import Numbered, csv_lines, json_lines, readable
 from recipes.lib.data.reading import find_splits, open_hub_dataset
-from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +71,7 @@ def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str
 
 
 def _dataset_source(name: str, rows: Dataset) -> RowSource:
-    return RowSource(name, "row", partial(_told, name, partial(enumerate, rows)))
+    return RowSource(name, "row", partial(_told, name, enumerate, rows))
 
 
 def _file_source(path: Path) -> RowSource:
@@ -82,17 +81,13 @@ def _file_source(path: Path) -> RowSource:
         ".csv": _csv_rows,
         ".parquet": _parquet_rows,
     }
-    if path.suffix not in readers:
-        raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(readers)}.")
     word = "row" if path.suffix == ".parquet" else "line"
-    return RowSource(
-        str(path), word, partial(_told, str(path), partial(readers[path.suffix], path))
-    )
+    return RowSource(str(path), word, partial(_told, str(path), readers[path.suffix], path))
 
 
-def _told(name: str, read: Callable[[], Iterable[tuple[int, Any]]]) -> Numbered:
+def _told(name: str, read: Callable[[Any], Iterable[tuple[int, Any]]], source: Any) -> Numbered:
     with readable(name):
-        yield from read()
+        yield from read(source)
 
 
 def _json_rows(path: Path) -> Numbered:

@@ -110,19 +110,21 @@ def _readers(
     required_columns: Callable[[Dataset], Sequence[str]],
 ) -> list[Reader]:
     """Readers of the training rows, in the format that the first rows of all parts have."""
-    drops = args.on_bad_rows == "drop"
     sources = [
         choose_split(splits, part.split, part.path)
         for splits, part in zip(found, parts, strict=True)
     ]
-    heads = [read_head(s, part, drops, HEAD_ROWS) for s, part in zip(sources, parts, strict=True)]
+    heads = [
+        read_head(source, part, args.on_bad_rows, HEAD_ROWS)
+        for source, part in zip(sources, parts, strict=True)
+    ]
     head = join_datasets(parts, heads) if len(parts) > 1 else heads[0]
     name = f"{args.label} (first {len(head)} rows)"
     head, columns = check_format(head, required_columns, name, args.on_bad_rows)
     beside = [column for column in EXTRAS if column in head.column_names]
     is_text = isinstance(head[0][columns[0]], str)
     return [
-        Reader(source, part, columns, beside, is_text, drops)
+        Reader(source, part, columns, beside, is_text, args.on_bad_rows)
         for source, part in zip(sources, parts, strict=True)
     ]
 
@@ -154,13 +156,13 @@ def _check_keys(args: DataArguments, training: Any, parts: list[Part]) -> None:
         raise UserError("datasets: weight does not go with streaming; leave it out.")
 
 
-def read_head(source: RowSource, part: Part, drops: bool, limit: int | None) -> Dataset:
+def read_head(source: RowSource, part: Part, on_bad_rows: str, limit: int | None) -> Dataset:
     """Read the first rows, their broken lines told or dropped.
 
     Args:
         source: Where to read.
         part: What it belongs to.
-        drops: Whether bad rows are dropped.
+        on_bad_rows: "refuse" or "drop" those with a fault.
         limit: How many; None for all.
 
     Returns:
@@ -170,11 +172,10 @@ def read_head(source: RowSource, part: Part, drops: bool, limit: int | None) -> 
         UserError: There are none, or some are bad and not to be dropped.
     """
     rows, problems, total = keep_good(islice(source.rows(), limit))
-    what = "drop" if drops else "refuse"
-    refuse_or_drop(source.name, problems, total, what, row_word=source.word)
+    refuse_or_drop(source.name, problems, total, on_bad_rows, row_word=source.word)
     if not rows:
         raise UserError(f"dataset_name={source.name}: no rows; give a file with at least one.")
-    return in_trl_format(_table(rows, source.name), part, what)
+    return in_trl_format(_table(rows, source.name), part, on_bad_rows)
 
 
 def _table(rows: list[Row], name: str) -> Dataset:
@@ -204,7 +205,7 @@ def _test_rows(
     refuse_split(args)
     rows = []
     for reader in readers:
-        table = read_head(reader.source, reader.part, reader.drops, None)
+        table = read_head(reader.source, reader.part, args.on_bad_rows, None)
         name = f"{reader.source.name} (test)"
         check_rows(table, reader.columns, name, args.on_bad_rows)
         rows += list(reader.rows())
@@ -221,7 +222,7 @@ class Reader:
     columns: Sequence[str]  # that every row must fill
     beside: Sequence[str]  # that it may have
     is_text: bool
-    drops: bool
+    on_bad_rows: str
     has_told: bool = False
 
     def rows(self) -> Iterator[Row]:
@@ -240,7 +241,7 @@ class Reader:
                     good = self._good(row)
                 except BrokenRowError as error:
                     what = f"{error} in {self.source.word} {number}"
-                    if not self.drops:
+                    if self.on_bad_rows != "drop":
                         raise UserError(
                             f"{self.source.name}: {what}; mend or remove it, or set "
                             "on_bad_rows=drop."
@@ -337,11 +338,11 @@ def first_rows(args: DataArguments, limit: int) -> Dataset:
         UserError: As `load_rows`, but for what it says of rows behind the first.
     """
     parts = parts_of(args)
-    drops = args.on_bad_rows == "drop"
     heads = []
     for part in parts:
         found = find_sources(part.path, str(part.split), part.name, part.revision)
-        heads.append(read_head(choose_split(found, part.split, part.path), part, drops, limit))
+        source = choose_split(found, part.split, part.path)
+        heads.append(read_head(source, part, args.on_bad_rows, limit))
     return join_datasets(parts, heads) if len(parts) > 1 else heads[0]
 
 

@@ -46,10 +46,8 @@ def _first_machine_has_ended() -> bool:
     place = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0")))
     try:
         socket.create_connection(place, timeout=PATIENCE).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:  # nothing is known
-        return False
+    except OSError as error:  # of others nothing is known
+        return isinstance(error, ConnectionRefusedError)
     return False
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.lib.data.prompts import Prompt, completion_text, prompt_token_ids
+from recipes.lib.data.prompts import Prompt, completion_text, context_length, prompt_token_ids
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
@@ -108,20 +108,16 @@ def fits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, max_new_tokens: int
 ) -> bool:
     """Whether a prompt leaves room for a completion in the model's context."""
-    context = _context(model)
+    context = context_length(model.config)
     length = len(prompt_token_ids(tokenizer, prompt))
     return context is None or length + max_new_tokens <= context
 
 
 def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int) -> None:
-    context = _context(model)
+    context = context_length(model.config)
     longest = max(map(len, rows), default=0)
     if context is not None and longest + max_new_tokens > context:
         raise UserError(
             f"max_new_tokens={max_new_tokens}: the longest prompt has {longest} tokens and the "
             f"model's context {context}; lower max_new_tokens or shorten the prompts."
         )
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -8,7 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from recipes.lib.errors import UserError, is_memory
+from recipes.lib.errors import UserError, first_line, is_memory
 
 RUNS_BEFORE = 2  # in which libraries choose kernels and take workspaces
 
@@ -69,9 +69,8 @@ class Graphs:
             first = error.__context__ or error  # the end of a capture that broke raises, too
             if is_memory(first) or is_memory(error):
                 raise
-            said = str(first).strip().splitlines() or [type(first).__name__]
             raise UserError(
-                f"sampler=graph: a step of this model cannot be captured ({said[0]}); "
+                f"sampler=graph: a step of this model cannot be captured ({first_line(first)}); "
                 "use sampler=transformers."
             ) from error
 

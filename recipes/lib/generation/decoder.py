@@ -167,8 +167,7 @@ class Decoder:
         rows, width = ids_BP.shape
         slots = width + self.decoding.max_new_tokens
         if rows > self.window.num_rows or slots > self.window.num_slots:
-            most = max(rows, self.window.num_rows), max(slots, self.window.num_slots)
-            self._take(*most)
+            self._take(max(rows, self.window.num_rows), max(slots, self.window.num_slots))
         if self.is_static:
             self.graphs.forget_if_moved()
         state = self.state

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 from recipes.lib.models.adapter_folders import WEIGHTS, adapter_keys
 
 POLICY, REFERENCE, VALUE = "default", "reference", "value"
@@ -109,7 +109,7 @@ class Adapters:
             with self._flags_kept():
                 self.model.add_adapter(name, dataclasses.replace(config))
         except ValueError as error:
-            reason = " ".join(str(error).split()).rstrip(".")
+            reason = one_sentence(error)
             raise UserError(f"the {name} adapter does not fit the policy's: {reason}.") from error
         for parameter in self.parameters(name):
             parameter.requires_grad_(trainable)

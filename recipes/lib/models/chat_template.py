@@ -49,9 +49,9 @@ def check_template_path(path: str | None) -> None:
 def check_conversation(
     tokenizer: Any,
     messages: list[dict[str, Any]],
-    template: str | None = None,
-    kwargs: dict[str, Any] | None = None,
-    model_name: str | None = None,
+    template: str | None,
+    kwargs: dict[str, Any],
+    model_name: str | None,
 ) -> None:
     """Check a chat template on one conversation that a policy is trained on.
 
@@ -66,7 +66,6 @@ def check_conversation(
         UserError: The prompt alone is rendered otherwise (thinking templates do that), the answer
             does not end with the EOS token, or the BOS token is there twice.
     """
-    kwargs = kwargs or {}
     whole = _render(tokenizer, messages, template, kwargs)
     check_bos(tokenizer, tokenizer(whole, add_special_tokens=False)["input_ids"], model_name)
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
@@ -87,7 +86,7 @@ def check_conversation(
         )
 
 
-def check_bos(tokenizer: Any, ids: list[int], model_name: str | None = None) -> None:
+def check_bos(tokenizer: Any, ids: list[int], model_name: str | None) -> None:
     """Refuse a second BOS token at the start of a rendered conversation; tell where none is.
 
     Args:

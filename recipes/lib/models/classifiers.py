@@ -197,7 +197,7 @@ def load_adapted_classifier(
     import peft
     from safetensors.torch import load_file
 
-    path = resolve_model(model_args.model_name_or_path or "")
+    path = resolve_model(model_args.model_name_or_path)
     config = peft.PeftConfig.from_pretrained(path)
     _refuse_other_shape(config, model_args)
     of_base = base_args(path, model_args)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.errors import UserError, is_memory
+from recipes.lib.errors import UserError, first_line, is_memory
 
 MISMATCH = "ignore_mismatched_sizes"  # what transformers tells to set where shapes differ
 ADAPTER_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 RUNS = Path("runs")  # a bare name may be that of a run below it
 
 
-def resolve_model(name_or_path: str) -> str:
+def resolve_model(name_or_path: str | None) -> str:
     """Find the folder that a name stands for.
 
     Args:
@@ -128,8 +128,7 @@ def _no_model(name: str, kind: str, error: Exception) -> str:
             f"model_name_or_path={name}: weights in its files have other shapes than its "
             "config.json says; use the two that belong together."
         )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"model_name_or_path={name}: no {kind} can be loaded from it ({reason})."
+    return f"model_name_or_path={name}: no {kind} can be loaded from it ({first_line(error)})."
 
 
 def _model_folder(path: Path) -> Path:

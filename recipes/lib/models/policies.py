@@ -51,7 +51,7 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     """
     from transformers import AutoModelForCausalLM
 
-    path = resolve_model(model_args.model_name_or_path or "")
+    path = resolve_model(model_args.model_name_or_path)
     folder = fetch_adapter(path, model_args.model_revision)
     if is_adapter(folder):
         model = _merged(folder, model_args, trust_remote_code)
@@ -204,9 +204,7 @@ def disable_4bit_packing(model: Any) -> None:
 
 def continues(model_args: ModelConfig) -> bool:
     """Whether a run goes on training the adapter that it starts from."""
-    return bool(model_args.use_peft) and is_adapter(
-        resolve_model(model_args.model_name_or_path or "")
-    )
+    return bool(model_args.use_peft) and is_adapter(resolve_model(model_args.model_name_or_path))
 
 
 def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PeftModel:
@@ -225,7 +223,7 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
     from peft import PeftConfig
 
     name = model_args.model_name_or_path
-    path = resolve_model(name or "")
+    path = resolve_model(name)
     if adapter_task(path) == "SEQ_CLS":
         raise UserError(
             f"model_name_or_path={name} is the adapter of a reward model; name a language model."

@@ -98,7 +98,7 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
 
     Args:
         recipe: Name of the recipe.
-        table: As `build_table` makes it.
+        table: From `read_table`.
         everything: Also the options that are rarely needed, and all texts in full.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.errors import UserError
 
 
@@ -18,19 +19,15 @@ class RewardArguments:
             "file.py:function, or names of TRL's such as accuracy_reward."
         }
     )
-    reward_timeout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Seconds that a reward function may take for a batch. With it functions run "
-            "in processes of their own, which are killed and started anew."
-        },
+    reward_timeout: float | None = option(
+        None,
+        "Seconds that a reward function may take for a batch. With it functions run in processes "
+        "of their own, which are killed and started anew.",
     )
-    reward_retries: int = field(
-        default=3,
-        metadata={
-            "help": "How often a reward function is asked again that timed out, died or lost a "
-            "connection, after 1, 2, 4 ... seconds."
-        },
+    reward_retries: int = option(
+        3,
+        "How often a reward function is asked again that timed out, died or lost a connection, "
+        "after 1, 2, 4 ... seconds.",
     )
 
     def rewards(self) -> list[Any]:

@@ -87,24 +87,18 @@ def _load_module(name: str) -> Any:
 
 
 def is_function_reference(name: str) -> bool:
-    """Whether a name means a function (`file.py:name`, `module:name`, TRL's) and no model."""
+    """Whether a name means a function (`file.py:name`, `module:name`, TRL's) and no model.
+
+    Without a colon it may be a name of TRL's scripts or a dotted import path. A Hub id has a slash
+    or a hyphen, or no dot; what lies in a folder of that name is a model.
+    """
     if Path(name).exists():
         return False
-    return ":" in name or is_function_name(name)
-
-
-def is_function_name(name: str) -> bool:
-    """Whether a text without a colon is the name of a function and not of a model.
-
-    A Hub id has a slash or a hyphen, or no dot; what lies in a folder of that name is a model.
-
-    Args:
-        name: A name of TRL's scripts, or a dotted import path.
-    """
-    if Path(name).exists() or (RUNS / name).exists():
-        return False
+    if ":" in name:
+        return True
     parts = name.split(".")
-    return name in TRL_REWARDS or (len(parts) > 1 and all(part.isidentifier() for part in parts))
+    is_path = len(parts) > 1 and all(part.isidentifier() for part in parts)
+    return (name in TRL_REWARDS or is_path) and not (RUNS / name).exists()
 
 
 def find_trl_reward(reference: str) -> Callable[..., Any] | None:

@@ -12,14 +12,11 @@ Source: Cobbe et al., Training Verifiers to Solve Math Word Problems, 2021.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from recipes.lib.errors import UserError
-
 MARK = "####"
-INSTRUCTION = f'Think step by step and write the final answer, a number, after "{MARK}".'
 # Digits in groups of three or without separators, then decimals. A minus sign counts where it
 # touches the number and no word or digit touches it: "16-3" is a difference, "- 3 apples" an item
 # of a list, "a profit of -3", "-$3" and "$-3" are negative.
@@ -72,31 +69,6 @@ def expected_number(answer: str) -> Decimal | None:
         answer: A bare number, or a solution.
     """
     return last_number(answer.rpartition(MARK)[2])
-
-
-def gsm8k_prompt_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Prompts as messages, with the instruction how to answer.
-
-    Args:
-        rows: With `question` (as published) or `prompt`, and `answer`.
-
-    Returns:
-        Rows of prompt and answer, the answer as a bare number.
-
-    Raises:
-        UserError: A row has no question, or its answer no number.
-    """
-    made = []
-    for number, row in enumerate(rows):
-        question = row.get("question") or row.get("prompt")
-        answer = expected_number(str(row.get("answer", "")))
-        if not question or answer is None:
-            raise UserError(
-                f"row {number} (counted from 0): a question and an answer with a number are needed."
-            )
-        content = f"{question.strip()} {INSTRUCTION}"
-        made.append({"prompt": [{"role": "user", "content": content}], "answer": str(answer)})
-    return made
 
 
 def _compare(completion: str, answer: str) -> float | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import TrainingArguments
 from trl import GRPOConfig, RLOOConfig
 
+from recipes.lib.config.fields import option
 from recipes.lib.errors import UserError
 
 
@@ -15,11 +16,8 @@ from recipes.lib.errors import UserError
 class StatedBatch:
     """One key on top of TRL's; what TRL derives from the accumulation follows it."""
 
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Completions in one optimizer step over all processes; sets accumulation."
-        },
+    global_batch_size: int | None = option(
+        None, "Completions in one optimizer step over all processes; sets accumulation."
     )
 
     def __post_init__(self) -> None:
@@ -27,8 +25,7 @@ class StatedBatch:
         temperature = self.temperature  # type: ignore[attr-defined]
         if temperature <= 0:
             raise UserError(f"temperature={temperature}: must be above 0; completions are drawn.")
-        if self.global_batch_size is not None:
-            set_accumulation(self, self.global_batch_size, int(os.environ.get("WORLD_SIZE", "1")))
+        set_accumulation(self, self.global_batch_size, int(os.environ.get("WORLD_SIZE", "1")))
         # Whether steps_per_generation would have to follow another micro-batch by hand.
         self.states_generation = self.steps_per_generation is not None  # type: ignore[attr-defined]
         super().__post_init__()  # type: ignore[misc]

@@ -166,7 +166,7 @@ class Stoppable(FiniteSteps):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         is_whole = self.args.world_size > 1 or self.is_deepspeed_enabled  # steps are
-        stops = self.listens and is_whole and self._all_stop()
+        stops = self.listens and is_whole and self._any(bool(caught()))
         # A first call at the end of an epoch is followed by that of the epoch, which logs.
         ends_epoch = float(self.state.epoch or 0.0).is_integer()
         stops = stops and (not ends_epoch or self._last_step == self.state.global_step)
@@ -183,9 +183,6 @@ class Stoppable(FiniteSteps):
         # Several processes wait for each other, so they stop together, at the end of a step.
         alone = self.args.world_size == 1
         return interruptible() if alone and self.listens else nullcontext()
-
-    def _all_stop(self) -> bool:
-        return self._any(bool(caught()))
 
     def _any(self, here: bool) -> bool:
         """Whether something holds on any process; all of them ask, and get the same answer."""

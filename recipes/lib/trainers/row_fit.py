@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import Trainer
 
-from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
+from recipes.lib.data.prompts import Prompts, check_context, context_length, tokenize_prompts
 from recipes.lib.errors import UserError, note
 from recipes.lib.models.chat_template import TEMPLATE_KEY, check_bos, check_conversation
 from recipes.lib.models.tokenizers import untrained_tokens
@@ -105,8 +105,7 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def _check_context(trainer: Trainer, before: list[str], sides: list[str]) -> None:
-    config = trainer.model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_length(trainer.model.config)
     limit = trainer.args.max_length
     if context is None or (limit is not None and limit <= context):
         return
@@ -126,7 +125,7 @@ def _check_context(trainer: Trainer, before: list[str], sides: list[str]) -> Non
 
 
 def _longest(dataset: Any, names: list[str]) -> int:
-    batches = dataset.with_format("numpy", columns=names).iter(1000)
+    batches = dataset.with_format("numpy", columns=names).iter(BATCH_SIZE)
     rows = (row for batch in batches for row in zip(*(batch[name] for name in names), strict=True))
     return max((sum(map(len, row)) for row in rows), default=0)
 

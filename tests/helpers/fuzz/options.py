@@ -57,7 +57,7 @@ def fitting(field: Field) -> SearchStrategy[Any]:
         elif member is float:
             pools.append(st.floats(allow_nan=False, allow_infinity=False) | st.floats(-1, 2))
         elif is_enum(member):
-            pools.append(st.sampled_from([item.value for item in member]))
+            pools.append(st.sampled_from([item.value for item in member]) | st.sampled_from(TEXTS))
         elif get_origin(member) is not None and str in get_args(member):
             pools.append(st.lists(st.sampled_from(TEXTS), max_size=3))
         elif member is dict or get_origin(member) is dict:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,15 +11,11 @@ from pathlib import Path
 import pytest
 
 from recipes import cli
-from recipes.lib.config.option_table import (
-    HELP_TABLE,
-    build_table,
-    dump_table,
-    recipes_with_arguments,
-)
+from recipes.lib.config.option_table import HELP_TABLE, modules_with
 from recipes.lib.recipe import help as help_page
 
 ROOT = Path(__file__).parents[3]
+RECIPES = list(modules_with({"arguments", "main"}))
 HEAVY = ("torch", "transformers", "trl", "datasets", "numpy", "matplotlib", "yaml")
 
 
@@ -60,7 +57,7 @@ def test_the_overview_names_every_recipe_and_loads_nothing_heavy() -> None:
     assert max(map(len, said.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("recipe", recipes_with_arguments())
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_help_of_a_recipe_is_one_text_and_loads_nothing_heavy(recipe: str) -> None:
     by_name, heavy = loaded_by(f"from recipes.cli import main; main([{recipe!r}, '--help'])")
     assert heavy == set()
@@ -73,9 +70,9 @@ def test_help_of_a_recipe_is_one_text_and_loads_nothing_heavy(recipe: str) -> No
 
 def test_the_table_of_options_equals_the_live_dataclasses() -> None:
     # After a change of options: .venv/bin/python scripts/make_help
-    assert json.loads(HELP_TABLE.read_text()) == json.loads(
-        dump_table(build_table(recipes_with_arguments()))
-    )
+    build_table = runpy.run_path(str(ROOT / "scripts/make_help"))["build_table"]
+    live = json.loads(json.dumps(build_table(RECIPES)))
+    assert json.loads(HELP_TABLE.read_text()) == live
 
 
 def test_rare_options_wait_for_help_all(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recipes import configs
-from recipes.lib.config.option_table import recipes_with_arguments
+from recipes.lib.config.option_table import modules_with
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
 
@@ -34,7 +34,7 @@ def positional_of(recipe: str) -> list[str]:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_shipped_configuration_parses_strictly(path: Path) -> None:
     recipe = recipe_of(path)
-    assert recipe in recipes_with_arguments()
+    assert recipe in modules_with({"arguments", "main"})
     config = parse(recipe, [*positional_of(recipe), "--config", str(path)])
     assert config.values
     assert config.path == path

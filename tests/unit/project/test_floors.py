@@ -31,7 +31,6 @@ FLOORS = [
 NAME_RECIPES = {
     "recipes.cli",
     "recipes.quickstart",
-    "recipes.lib.config.option_table",
     "recipes.lib.recipe.main",
 }
 CONDUCTORS = {"recipes.quickstart"}  # they call the `run` of other recipes

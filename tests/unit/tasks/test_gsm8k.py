@@ -1,5 +1,6 @@
 """The reward of GSM8K, worked by hand, and on the real test set."""
 
+import runpy
 from decimal import Decimal
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.rewards.loading import load_function
 from recipes.lib.runs.files import read_jsonl
-from recipes.lib.tasks.gsm8k import correct_number, gsm8k_prompt_rows, last_number
+from recipes.lib.tasks.gsm8k import correct_number, last_number
+
+ROOT = Path(__file__).parents[3]
+prompt_rows = runpy.run_path(str(ROOT / "scripts/gsm8k_prompts"))["prompt_rows"]
 
 
 @pytest.mark.parametrize(
@@ -72,13 +76,13 @@ def test_the_reward_is_found_by_its_name() -> None:
 
 def test_prompts_are_messages_with_the_bare_answer() -> None:
     rows = [{"question": "How many? ", "answer": "2 * 500 = 1000.\n#### 1,000"}]
-    (made,) = gsm8k_prompt_rows(rows)
+    (made,) = prompt_rows(rows)
     assert made["answer"] == "1000"
     (message,) = made["prompt"]
     assert message["role"] == "user"
     assert message["content"].startswith("How many? Think step by step")
     with pytest.raises(UserError, match=r"row 0 \(counted from 0\): a question and an answer"):
-        gsm8k_prompt_rows([{"question": "How many?", "answer": "none"}])
+        prompt_rows([{"question": "How many?", "answer": "none"}])
 
 
 def test_the_published_solutions_of_the_test_set_are_all_right(shared: Path) -> None:
