@@ -9,7 +9,7 @@ asked for is 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,31 +20,37 @@ aten = torch.ops.aten
 
 
 @contextmanager
-def cuda_paths() -> Iterator[None]:
+def replaced(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Give objects other attributes while the context is open; each is an object, name, value."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def cuda_paths() -> AbstractContextManager[None]:
     """Take the paths of CUDA while the context is open."""
     import bitsandbytes
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
-    replaced: list[tuple[Any, str, Any]] = [
-        (torch.nn.functional, "scaled_dot_product_attention", attention),
-        (bitsandbytes, "matmul", matmul_8bit),
-        (utils, "_use_triton", lambda device: True),
-        (chunked_logprob, "_use_triton", lambda device: True),
-        (chunked_logprob, "_forward_kernel", _InPlace()),
-        (chunked_logprob, "_backward_kernel", _InPlace()),
-        (chunked_logprob, "_addmm_fp32", lambda *given: None),
-    ]
     if not hasattr(chunked_logprob, "triton"):  # not installed, and asked for one division
         chunked_logprob.triton = SimpleNamespace(cdiv=lambda a, b: -(-a // b))
-    before = [getattr(owner, name) for owner, name, _ in replaced]
-    try:
-        for owner, name, value in replaced:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name, _), value in zip(replaced, before, strict=True):
-            setattr(owner, name, value)
+    return replaced(
+        [
+            (torch.nn.functional, "scaled_dot_product_attention", attention),
+            (bitsandbytes, "matmul", matmul_8bit),
+            (utils, "_use_triton", lambda device: True),
+            (chunked_logprob, "_use_triton", lambda device: True),
+            (chunked_logprob, "_forward_kernel", _InPlace()),
+            (chunked_logprob, "_backward_kernel", _InPlace()),
+            (chunked_logprob, "_addmm_fp32", lambda *given: None),
+        ]
+    )
 
 
 class _InPlace:

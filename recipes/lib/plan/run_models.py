@@ -149,8 +149,7 @@ def _critic_model(config: Config, model: Any, configs: Path | None) -> Any:
     if args.critic_model_name_or_path is None:
         return _full_classifier(model.config, model.dtype, config)
     source = find_source(args.critic_model_name_or_path, configs=configs)
-    critic = _named_classifier(source, config)
-    return critic.requires_grad_(True)
+    return _named_classifier(source, config).requires_grad_(True)
 
 
 def _full_classifier(shape: Any, dtype: torch.dtype, config: Config) -> Any:
