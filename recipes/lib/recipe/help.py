@@ -26,20 +26,19 @@ COMMON = frozenset(
 TITLES = {"model": "model and adapters", "training": "training (common options)"}
 
 
-def print_help(recipe: str, everything: bool) -> bool:
-    """Prints the help of a recipe if the table knows it.
+def print_help(recipe: str, argv: list[str]) -> bool:
+    """Prints the help of a recipe if it is asked for and the table knows the recipe.
 
     Args:
         recipe: Name of the recipe.
-        everything: Also the options that are rarely needed.
+        argv: The words after it.
 
     Returns:
-        Whether the table knows the recipe.
+        Whether it was printed.
     """
-    table = read_table()
-    if recipe not in table["recipes"]:
+    if not HELP_FLAGS & set(argv) or recipe not in (table := read_table())["recipes"]:
         return False
-    print_text(render(recipe, table, everything))
+    print_text(render(recipe, table, everything=bool(ALL_FLAGS & set(argv))))
     return True
 
 

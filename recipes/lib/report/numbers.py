@@ -13,7 +13,7 @@ MINUS = "\u2212"
 class Quantity:
     """How one number is called and written.
 
-    `style` is "percent" (a fraction, shown times 100), "seconds", "count", "megabytes" or "plain".
+    `style` is "percent" (a fraction, shown times 100), "seconds", "count" or "plain".
     """
 
     label: str
@@ -76,7 +76,7 @@ QUANTITIES: dict[str, Quantity] = {
     "episodes": Quantity("Episodes", "count"),
     "seconds": Quantity("Time", "seconds"),
     "total_seconds": Quantity("All stages together", "seconds"),
-    "peak_rss_mb": Quantity("Peak memory", "megabytes", unit="MB"),
+    "peak_rss_mb": Quantity("Peak memory", "count", unit="MB"),
 }
 
 
@@ -169,6 +169,4 @@ def _spelled(value: float, quantity: Quantity) -> str:
         return percent(value, quantity.digits)
     if quantity.style == "seconds":
         return duration(value)
-    if quantity.style in ("count", "megabytes"):
-        return plain(value, 0)
-    return plain(value, quantity.digits)
+    return plain(value, 0 if quantity.style == "count" else quantity.digits)

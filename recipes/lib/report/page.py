@@ -1,4 +1,7 @@
-"""Writes the page: reads the folder, chooses numbers and charts, fills the template."""
+"""Writes the page: reads the folder, chooses numbers and charts, fills the template.
+
+Import it late: it brings matplotlib, scipy and Jinja2 with it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,8 @@ RECIPE_TITLES = {
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",
-    "ppo": "PPO",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-    "dpo": "DPO",
-    "kto": "KTO",
     "evaluate": "Evaluation",
-}
+}  # the others are abbreviations
 # Each tile: its key in summary.json, then the keys of the numbers it is compared with.
 RUN_TILES = [
     ("win_rate", "win_rate_ci95"),
@@ -81,7 +79,7 @@ def write_report(run: Path) -> Path:
     return _write(
         files,
         {"": files},
-        eyebrow=RECIPE_TITLES.get(files.recipe, files.recipe or "Run"),
+        eyebrow=RECIPE_TITLES.get(files.recipe, files.recipe.upper() or "Run"),
         title=files.path.resolve().name,
         verdict=verdict(files),
         tiles=tiles(files.summary, RUN_TILES),
