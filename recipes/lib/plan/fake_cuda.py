@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 aten = torch.ops.aten
 
@@ -153,16 +154,16 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], measu
         The result.
     """
     packet = func.overloadpacket
-    if packet is aten._local_scalar_dense and _is_fake(args[0]):
+    if packet is aten._local_scalar_dense and isinstance(args[0], FakeTensor):
         dtype = args[0].dtype
         return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
-    if packet in (aten.equal, aten.is_nonzero, aten.allclose) and _is_fake(args[0]):
+    if packet in (aten.equal, aten.is_nonzero, aten.allclose) and isinstance(args[0], FakeTensor):
         return True
-    if packet is aten.nonzero and _is_fake(args[0]):
+    if packet is aten.nonzero and isinstance(args[0], FakeTensor):
         return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
-    if packet is aten.masked_select and _is_fake(args[0]):
+    if packet is aten.masked_select and isinstance(args[0], FakeTensor):
         return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape).numel())
-    if packet is aten.masked_scatter_backward and _is_fake(args[0]):
+    if packet is aten.masked_scatter_backward and isinstance(args[0], FakeTensor):
         return args[0].new_empty(list(args[2]))
     if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
         if any(_is_fake_mask(index) for index in args[1]):
@@ -172,14 +173,8 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], measu
     return func(*args, **kwargs)
 
 
-def _is_fake(tensor: Any) -> bool:
-    from torch._subclasses import FakeTensor
-
-    return isinstance(tensor, FakeTensor)
-
-
 def _is_fake_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype == torch.bool and _is_fake(index)
+    return isinstance(index, FakeTensor) and index.dtype == torch.bool
 
 
 def _spelled_out(indices: Any, measure: Any) -> list[Any]:
@@ -207,10 +202,11 @@ def _of_bitsandbytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], m
         scales = kwargs.get("absmax_8bit")
         if scales is not None:
             measure.count(scales.new_empty(scales.shape, dtype=torch.float32))
-    if name == "int8_vectorwise_quant" and _is_fake(inputs):  # without a column of outliers
+    is_fake = isinstance(inputs, FakeTensor)
+    if name == "int8_vectorwise_quant" and is_fake:  # without a column of outliers
         rows = inputs.numel() // inputs.shape[-1]
         rounded = torch.empty_like(inputs, dtype=torch.int8)
         return rounded, inputs.new_empty(rows, dtype=torch.float32), inputs.new_empty(0).long()
-    if name == "int8_mixed_scaled_mm" and _is_fake(inputs):
+    if name == "int8_mixed_scaled_mm" and is_fake:
         return inputs.new_empty((*args[1].shape[:-1], args[2].shape[0])), None
     return func(*args, **kwargs)

@@ -104,11 +104,10 @@ def _phases(
 
 def _supervised(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
     training, width = config.training, longest_row(config, fakes.models)
-    rows = training.per_device_train_batch_size
+    rows = training.per_device_train_batch_size * (2 if config.recipe == "dpo" else 1)
     estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
     is_held = config.recipe != "sft" and not training.precompute_ref_log_probs
     judged, others = (1 + estimates) * is_held, int(estimates)
-    rows = 2 * rows if config.recipe == "dpo" else rows
     loss = passes.fused_loss(fakes, rows, width, judged=judged, others=others)
     found = {"training": passes.training_pass(fakes, config, loss, target.launch)}
     if target.has_test:

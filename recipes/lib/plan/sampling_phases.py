@@ -8,7 +8,7 @@ Shapes: B sequences, P prompt tokens, C completion tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from recipes.lib.plan import passes
 from recipes.lib.plan.breakdown import CACHE, WORKSPACE, MemoryPhase
 from recipes.lib.plan.measure import FakeModels, MemoryMeasure, Pass
 from recipes.lib.plan.meta_models import num_bytes
-
-if TYPE_CHECKING:
-    from recipes.lib.plan.target import Target
+from recipes.lib.plan.target import Target
 
 
 @dataclass(frozen=True)
@@ -56,20 +54,6 @@ def sampling_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
         whole = {CACHE: _filled(fakes, what)}
         begin, end = begin | whole, end | whole
     return max(begin, end, key=lambda kinds: sum(kinds.values()))
-
-
-def captured_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
-    """Bytes that captured steps keep while others compute.
-
-    Args:
-        fakes: The models.
-        what: The batch.
-
-    Returns:
-        The cache of keys and values, whole, and what a step computes in, which no other may use.
-    """
-    cache = _filled(fakes, what)
-    return {CACHE: cache, WORKSPACE: _last_step(fakes, what).get(WORKSPACE, 0)}
 
 
 def _decode(fakes: FakeModels, what: Sizes, cached: int, tokens: int) -> Pass:
@@ -195,11 +179,13 @@ def add_captured_graphs(
     """The phases, where steps of sampling stay captured during all others."""
     if getattr(config.training, "sampler", None) != "graph" or not target.on_card:
         return phases
-    kept = captured_bytes(fakes, _sizes(config, target))
+    what = _sizes(config, target)
+    # The cache is kept whole, with what a step computes in, which no other may use.
+    cache, kept = _filled(fakes, what), _last_step(fakes, what).get(WORKSPACE, 0)
     return [
         phase
         if phase.name == "sampling"
-        else MemoryPhase(phase.name, {**phase.parts, CACHE: kept[CACHE]}, kept[WORKSPACE])
+        else MemoryPhase(phase.name, {**phase.parts, CACHE: cache}, kept)
         for phase in phases
     ]
 

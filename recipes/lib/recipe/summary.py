@@ -33,10 +33,8 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
     for warning in summary.get("warnings", []):
         _print_line(console, f"Warning at step {warning['step']}: {warning['message']}")
     for name in WRITTEN:
-        if (folder / name).exists():
-            _print_line(
-                console, f"{name:<14}{folder / name}{os.sep if (folder / name).is_dir() else ''}"
-            )
+        if (path := folder / name).exists():
+            _print_line(console, f"{name:<14}{path}{os.sep if path.is_dir() else ''}")
     if is_chat_model(folder / "final"):
         _print_line(console, "Talk to it (needs: pip install 'transformers[serving]'):")
         for command in chat_commands(folder / "final"):
