@@ -130,11 +130,10 @@ def _batch(config: Config, phase: str, began: dict[str, Any]) -> Iterator[Step]:
         keys |= {"scoring": "scoring_batch_size", "saving": "scoring_batch_size"}
     elif config.recipe in ("rloo", "grpo"):
         keys |= {"sampling": "steps_per_generation", "scoring": keys["training"]}
-    key = keys.get(phase)
-    holder = config.training if key and hasattr(config.training, key) else config.script
-    if key is None or getattr(holder, key) < 2:
+    key = keys.get(phase, "")
+    now = getattr(config.training, key, getattr(config.script, key, 0))
+    if now < 2:
         return
-    now = getattr(holder, key)
     after, before = now // 2, began.get(key, now)
     cost = "little: as many tokens in more, smaller passes without gradient"
     if phase == "sampling":

@@ -18,13 +18,9 @@ BASE, ADAPTERS, HEADS, OTHER_MODELS = "base weights", "adapters", "heads", "othe
 OPTIMIZER, GRADIENTS = "optimizer", "gradients"
 ACTIVATIONS, LOGITS, CACHE, WORKSPACE = "activations", "logits", "KV cache", "workspace"
 ALLOCATOR, CONTEXT = "allocator", "CUDA context"
-# In the order of the table.
-THINGS = (
-    *(BASE, ADAPTERS, HEADS, OTHER_MODELS, OPTIMIZER, GRADIENTS),
-    *(ACTIVATIONS, LOGITS, CACHE, WORKSPACE, ALLOCATOR, CONTEXT),
-)
 FIXED = (BASE, ADAPTERS, HEADS, OTHER_MODELS, OPTIMIZER)  # there all the time
-MOVING = (ACTIVATIONS, LOGITS, CACHE, WORKSPACE, GRADIENTS)
+MOVING = (GRADIENTS, ACTIVATIONS, LOGITS, CACHE, WORKSPACE)
+THINGS = (*FIXED, *MOVING, ALLOCATOR, CONTEXT)  # in the order of the table
 
 # Assumed, not measured: what the driver and the libraries take beside PyTorch's allocator, and the
 # part of what comes and goes that the allocator cannot use again at once.

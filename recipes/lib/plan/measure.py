@@ -184,11 +184,10 @@ class FakeModels:
             few = self._peak(run)
         with _cut(self.models.modules, high):
             more = self._peak(run)
-        kinds = {**few, **more}
         steps = (depth - high) / (high - low)
         return {
             kind: round(more.get(kind, 0) + steps * (more.get(kind, 0) - few.get(kind, 0)))
-            for kind in kinds
+            for kind in few | more
         }
 
     def _peak(self, run: Pass) -> dict[str, int]:

@@ -61,10 +61,9 @@ def make_run_models(config: Config, autocast: Any, configs: Path | None) -> RunM
     source = policy_shapes(config, configs)
     own_adapter = _adapter(config, source)
     shape = source.config(trusted)
-    if config.recipe == "reward":
-        model = meta_models.classifier(shape, args, trusted)
-    else:
-        model = meta_models.causal_model(shape, args, trusted)
+    is_reward = config.recipe == "reward"
+    build = meta_models.classifier if is_reward else meta_models.causal_model
+    model = build(shape, args, trusted)
     if config.recipe == "ppo":
         return _ppo_cast(config, model, own_adapter, source, configs)
     models = RunModels(model, model, source=source)

@@ -200,8 +200,7 @@ def _rewards(functions: Iterable[Any]) -> dict[str, str]:
                 head = _formats(model.score.parameters())
                 said[model.name] = f"{_adapter(model.adapters, model.name)}, head in {head}"
             else:
-                formats = _formats(model.parameters())
-                said[function.__name__] = f"model of its own in {formats}"
+                said[function.__name__] = f"model of its own in {_formats(model.parameters())}"
     return said
 
 

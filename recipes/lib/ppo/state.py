@@ -3,8 +3,6 @@
 The policy is saved as people load it, the critic beside it.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
