@@ -115,11 +115,9 @@ def write_data(script: BaseArguments, seed: int, folder: Path) -> None:
 
     folder.mkdir(exist_ok=True)
     for key, split in SPLIT_OF_KEY.items():
-        number = getattr(script, key)
-        if key.startswith("num_sft"):
-            write_jsonl(folder / f"{split}.jsonl", sft_rows(split, number, seed))
-        elif key.endswith("prompts"):
-            write_jsonl(folder / f"{split}_prompts.jsonl", prompt_rows(split, number, seed))
+        rows_of = sft_rows if split.startswith("sft") else prompt_rows
+        rows = rows_of(split, getattr(script, key), seed)
+        write_jsonl(folder / f"{key.removeprefix('num_')}.jsonl", rows)
 
 
 def make_model(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recipes.lib.config.option_table import modules_with
 from recipes.lib.config.shipped_configs import PACKAGE
-from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, columns, print_help, print_text
+from recipes.lib.recipe.help import columns, print_help, print_text
 
 USAGE = "usage: rlhf RECIPE [--config FILE] [--key value ...]"
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"rlhf: error: there is no recipe {name}; {remedy}", file=sys.stderr)
         return 2
     # Help comes without importing the recipe, which may take seconds.
-    if HELP_FLAGS & set(rest) and print_help(name, everything=bool(ALL_FLAGS & set(rest))):
+    if print_help(name, rest):
         return 0
     code: int = importlib.import_module(f"recipes.{name}").main(rest)
     return code

@@ -23,12 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for a mistake of the user.
     """
-
-    def act(words: list[str]) -> int:
-        print_text(run(words))
-        return 0
-
-    return answer("configs", f"{(__doc__ or '').strip()}\n\n{USAGE}", argv, act)
+    text = f"{(__doc__ or '').strip()}\n\n{USAGE}"
+    return answer("configs", text, argv, lambda words: print_text(run(words)))
 
 
 def run(argv: list[str], folder: Path = FOLDER) -> str:

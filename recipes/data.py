@@ -149,15 +149,11 @@ def measure(
     from recipes.lib.data.lengths import Length, row_length
     from recipes.lib.data.preview import texts_of_row, token_rows
 
-    lengths = []
-    for row in rows.select(range(min(script.num_measured, len(rows)))):
-        if tokenizer is None:
-            parts = [text for _, text in texts_of_row(row, shape)]
-            lengths.append(Length(sum(map(len, parts)), 0))
-            continue
-        found = token_rows(row, shape, tokenizer, script.assistant_only_loss)
-        lengths.append(row_length(found))
-    return lengths
+    few = rows.select(range(min(script.num_measured, len(rows))))
+    if tokenizer is None:
+        return [Length(sum(len(text) for _, text in texts_of_row(row, shape)), 0) for row in few]
+    only = script.assistant_only_loss
+    return [row_length(token_rows(row, shape, tokenizer, only)) for row in few]
 
 
 def length_facts(page: Page, lengths: list[Length], shape: Format, model: str | None) -> None:

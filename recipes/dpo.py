@@ -26,7 +26,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.data.streaming import Rows, load_rows
+from recipes.lib.data.streaming import load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
@@ -54,31 +54,11 @@ def arguments() -> tuple[type, ...]:
     return DPOArguments, DPOConfig, ModelConfig
 
 
-def make_trainer(config: Config, rows: Rows) -> Any:
-    """TRL's trainer on the policy, with LoRA where it is asked for."""
-    from trl import DPOTrainer
-
-    from recipes.lib.recipe.spine import make_preference_trainer
-
-    return make_preference_trainer(DPOTrainer, config, rows.train, rows.test, rows.known[0])
-
-
-def test_logps(trainer: Any) -> dict[str, list[float]]:
-    """Log-probabilities (nats) of both sides of the test pairs under the model as it is now."""
-    from recipes.lib.evaluation.implicit_rewards import sequence_logps
-
-    rows = trainer.eval_dataset
-    return {side: sequence_logps(trainer, rows, f"{side}_ids") for side in SIDES} if rows else {}
-
-
 def scored_rows(trainer: Any, before: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Rows of samples.jsonl: the test pairs as plain text with their implicit rewards."""
     from recipes.lib.evaluation.implicit_rewards import implicit_rewards
 
-    after = test_logps(trainer)
-    rewards = {
-        side: implicit_rewards(trainer.args.beta, after[side], before[side]) for side in SIDES
-    }
+    rewards = {side: implicit_rewards(trainer, f"{side}_ids", before[side]) for side in SIDES}
     eos = trainer.processing_class.eos_token or ""  # which TRL added to plain text
     return [
         {name: prompt_text(pair[name]).removesuffix(eos) for name in ("prompt", *SIDES)}
@@ -100,7 +80,10 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
+    from trl import DPOTrainer
+
+    from recipes.lib.evaluation.implicit_rewards import sequence_logps
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     start = time.monotonic()
@@ -109,17 +92,19 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(config)
     rows = load_rows(script, training, lambda _: SIDES)
     check_plan(config, rows.test is not None)
-    trainer = make_trainer(config, rows)
-    folder = start_run(config, trainer, SHOWN)
-    before = test_logps(trainer)
+    trainer = spine.make_preference_trainer(
+        DPOTrainer, config, rows.train, rows.test, rows.known[0]
+    )
+    folder = spine.start_run(config, trainer, SHOWN)
+    before = {side: sequence_logps(trainer, f"{side}_ids") for side in SIDES}
     rows.begin()
-    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
-    save_final(trainer, folder)
+    summary: dict[str, Any] = {"train_loss": spine.train(trainer, folder)}
+    spine.save_final(trainer, folder)
     scored = scored_rows(trainer, before) if rows.test is not None else []
     if scored and is_main_process():
         folder.write_samples(scored)
-        summary |= pair_numbers(scored, trainer.eval_dataset)
-    return finish(folder, config, summary, start)
+        summary |= spine.pair_numbers(scored, trainer.eval_dataset)
+    return spine.finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,31 +21,21 @@ Source: Shao et al., DeepSeekMath, 2024, equation 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.config.parse import Config
-from recipes.lib.data.arguments import DataArguments
-from recipes.lib.models.chat_template import TemplateArguments
-from recipes.lib.plan.check import PlanArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.rewards.arguments import RewardArguments
-from recipes.lib.runs.folder import RunArguments
-
-
-@dataclass(kw_only=True)
-class GRPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments):
-    """Keys of the recipe beside those of GRPOConfig and ModelConfig."""
 
 
 def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     from trl import ModelConfig
 
+    from recipes.lib.recipe.rloo_grpo import SamplingArguments
     from recipes.lib.trainers.batch_sizes import GRPOBatchConfig
 
-    return GRPOArguments, GRPOBatchConfig, ModelConfig
+    return SamplingArguments, GRPOBatchConfig, ModelConfig
 
 
 @guarded

@@ -83,28 +83,11 @@ def _unpaired(rows: Any) -> Any:
     return unpair_preference_dataset(rows)
 
 
-def make_trainer(config: Config, train: Any, test: Any) -> Any:
-    """TRL's trainer on the policy, with LoRA where it is asked for."""
-    from trl import KTOTrainer
-
-    from recipes.lib.recipe.spine import make_preference_trainer
-
-    return make_preference_trainer(KTOTrainer, config, train, test, train[0])
-
-
-def test_logps(trainer: Any) -> list[float]:
-    """Log-probabilities (nats) of the test rows under the model as it is now."""
-    from recipes.lib.evaluation.implicit_rewards import sequence_logps
-
-    rows = trainer.eval_dataset
-    return sequence_logps(trainer, rows, "completion_ids") if rows else []
-
-
 def scored_rows(trainer: Any, before: list[float]) -> list[dict[str, Any]]:
     """Rows of samples.jsonl: the test rows as plain text with their implicit rewards."""
     from recipes.lib.evaluation.implicit_rewards import implicit_rewards
 
-    rewards = implicit_rewards(trainer.args.beta, test_logps(trainer), before)
+    rewards = implicit_rewards(trainer, "completion_ids", before)
     eos = trainer.processing_class.eos_token or ""  # which TRL added to plain text
     return [
         {name: prompt_text(row[name]).removesuffix(eos) for name in ("prompt", "completion")}
@@ -139,7 +122,10 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.spine import finish, save_final, start_run, train
+    from trl import KTOTrainer
+
+    from recipes.lib.evaluation.implicit_rewards import sequence_logps
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     start = time.monotonic()
@@ -148,16 +134,16 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(config)
     rows, test = load_unpaired(config.script, training.seed)
     check_plan(config, test is not None)
-    trainer = make_trainer(config, rows, test)
-    folder = start_run(config, trainer, SHOWN)
-    before = test_logps(trainer)
-    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
-    save_final(trainer, folder)
+    trainer = spine.make_preference_trainer(KTOTrainer, config, rows, test, rows[0])
+    folder = spine.start_run(config, trainer, SHOWN)
+    before = sequence_logps(trainer, "completion_ids")
+    summary: dict[str, Any] = {"train_loss": spine.train(trainer, folder)}
+    spine.save_final(trainer, folder)
     scored = scored_rows(trainer, before) if test is not None else []
     if scored and is_main_process():
         folder.write_samples(scored)
         summary |= summarize(scored)
-    return finish(folder, config, summary, start)
+    return spine.finish(folder, config, summary, start)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import resource
 import sys
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from recipes.lib.config.shipped_configs import FOLDER
 from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import launch, parse
+from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl, write_json
 from recipes.lib.runs.folder import is_run, move_aside
 from recipes.lib.verbosity import hide_short_bars
@@ -80,8 +80,7 @@ class Stage:
 
     def summary(self) -> dict[str, Any]:
         """What the finished run wrote."""
-        text = (self.folder / "summary.json").read_text(encoding="utf-8")
-        return dict(json.loads(text))
+        return read_json(self.folder / "summary.json")
 
 
 def make_stages(script: QuickstartArguments) -> list[Stage]:
@@ -110,7 +109,6 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
         Whether it ran.
     """
     title = f"[{number}/{len(STAGES)}] {stage.recipe}"
-    resume = False
     if is_run(stage.folder):
         is_same = read_yaml(stage.folder / "config.yaml").values == stage.values()
         if (stage.folder / "summary.json").is_file() and is_same and not is_stale:
@@ -120,13 +118,12 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
             reason = "its YAML changed" if not is_same else "a stage before it ran again"
             print(f"{title}: {reason}; the old run is now {move_aside(stage.folder)}", flush=True)
         else:
-            resume = True
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
     hide_short_bars()
     written = read_yaml(stage.config).values
     changes = {key: value for key, value in stage.values().items() if value != written[key]}
-    changes |= {"resume": True} if resume else {}
+    changes |= {"resume": True} if is_run(stage.folder) else {}
     config = parse(stage.recipe, ["--config", str(stage.config)], changes)
     importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own
@@ -164,9 +161,8 @@ def peak_memory(root: Path, has_skipped: bool) -> float:
     """Peak resident memory in MiB, of this process and of the one that ran the skipped stages."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    before = root / "summary.json"
-    if has_skipped and before.is_file():
-        now = max(now, json.loads(before.read_text(encoding="utf-8"))["peak_rss_mb"])
+    if has_skipped:
+        now = max(now, read_json(root / "summary.json").get("peak_rss_mb", 0.0))
     return round(now)
 
 
@@ -195,7 +191,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A YAML is missing or wrong, or a stage cannot run.
     """
-    from recipes.lib.report import write_quickstart_report
+    from recipes.lib.report.page import write_quickstart_report
 
     script = config.script
     root = Path(script.output_dir)

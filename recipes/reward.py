@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
@@ -32,9 +32,6 @@ from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import RunArguments, check_folder
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(kw_only=True)

@@ -20,31 +20,21 @@ Source: Ahmadian et al., Back to Basics, 2024, equation 7.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.config.parse import Config
-from recipes.lib.data.arguments import DataArguments
-from recipes.lib.models.chat_template import TemplateArguments
-from recipes.lib.plan.check import PlanArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.rewards.arguments import RewardArguments
-from recipes.lib.runs.folder import RunArguments
-
-
-@dataclass(kw_only=True)
-class RLOOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments):
-    """Keys of the recipe beside those of RLOOConfig and ModelConfig."""
 
 
 def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     from trl import ModelConfig
 
+    from recipes.lib.recipe.rloo_grpo import SamplingArguments
     from recipes.lib.trainers.batch_sizes import RLOOBatchConfig
 
-    return RLOOArguments, RLOOBatchConfig, ModelConfig
+    return SamplingArguments, RLOOBatchConfig, ModelConfig
 
 
 @guarded

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from trl import KTOTrainer
 
 from recipes import kto
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
+from recipes.lib.recipe.spine import make_preference_trainer
 from recipes.lib.runs.files import read_jsonl
 from tests.helpers.distributed.recipes_worker import cut
 from tests.helpers.distributed.runs_on_two import (
@@ -170,7 +172,9 @@ def test_ktos_kl_is_of_the_micro_batches_that_all_processes_have_at_once(one: Pa
         for size in (2, 4):
             more = {"dataset_name": "pairs.jsonl", "per_device_train_batch_size": size}
             config = parse("kto", words_of("kto", True, "not_run", **more)[1:])
-            trained = kto.make_trainer(config, *kto.load_unpaired(config.script, 1)).train_dataset
+            data, test = kto.load_unpaired(config.script, 1)
+            trainer = make_preference_trainer(KTOTrainer, config, data, test, data[0])
+            trained = trainer.train_dataset
             said = list(trained["completion_ids"])
             blocks = [said[at : at + size] for at in range(0, len(said), size)]
             mismatched = [ids for block in blocks for ids in [block[-1], *block[:-1]]]

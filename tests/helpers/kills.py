@@ -28,7 +28,7 @@ LIBRARIES = (
     "recipes.lib.models.policies",
     "recipes.lib.recipe.spine",
     "recipes.lib.runs.lineage",
-    "recipes.lib.report",
+    "recipes.lib.report.page",
     "datasets",
     "peft",
     "trl",

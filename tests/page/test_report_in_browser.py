@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from recipes.lib.report import write_quickstart_report, write_report
+from recipes.lib.report.page import write_quickstart_report, write_report
 from tests.helpers import report_runs
 
 CHROMIUM = shutil.which("chromium")

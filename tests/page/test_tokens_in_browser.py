@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from recipes.lib.report import write_report
+from recipes.lib.report.page import write_report
 from tests.helpers import report_runs
 from tests.helpers.devtools import Browser
 

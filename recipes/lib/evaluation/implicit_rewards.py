@@ -15,25 +15,25 @@ from recipes.lib.distributed.shards import unsharded_model
 from recipes.lib.models.likelihood import label_logps
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import Trainer
 
 
-def sequence_logps(trainer: Trainer, rows: Dataset, column: str) -> list[float]:
-    """Log-probability of each completion under the trainer's model as it is now.
+def sequence_logps(trainer: Trainer, column: str) -> list[float]:
+    """Log-probability of each test completion under the trainer's model as it is now.
 
     Called before and after training, it gives both halves of the implicit reward, whether or not
     the trainer keeps a reference in memory.
 
     Args:
         trainer: TRL's DPOTrainer or KTOTrainer.
-        rows: Its own tokens: `prompt_ids` and the column.
-        column: Token ids of the completions, such as `chosen_ids`.
+        column: Its token ids of the completions, such as `chosen_ids`.
 
     Returns:
-        Nats for each row, cut to max_length as in training.
+        Nats for each row, cut to max_length as in training; nothing without test rows.
     """
-    args = trainer.args
+    args, rows = trainer.args, trainer.eval_dataset
+    if not rows:
+        return []
     kept = slice(None)
     if args.max_length is not None:
         keeps_end = getattr(args, "truncation_mode", "keep_start") == "keep_end"
@@ -48,15 +48,16 @@ def sequence_logps(trainer: Trainer, rows: Dataset, column: str) -> list[float]:
     return [float(logps_C.sum()) for logps_C in logps]
 
 
-def implicit_rewards(beta: float, after: list[float], before: list[float]) -> list[float]:
-    """The rewards of completions from their log-probabilities.
+def implicit_rewards(trainer: Trainer, column: str, before: list[float]) -> list[float]:
+    """The rewards of the test completions.
 
     Args:
-        beta: Of the loss.
-        after: Under the trained model, nats.
-        before: Under the model that the run began from, nats.
+        trainer: The trainer, with the trained model.
+        column: As of `sequence_logps`.
+        before: What `sequence_logps` said of the model that the run began from.
 
     Returns:
         One reward for each completion.
     """
+    beta, after = trainer.args.beta, sequence_logps(trainer, column)
     return [beta * (one - other) for one, other in zip(after, before, strict=True)]

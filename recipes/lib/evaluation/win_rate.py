@@ -13,13 +13,12 @@ import numpy as np
 class WinRate:
     """Share of pairs that the first of two contestants wins, with its interval.
 
-    `value`, `low` and `high` are fractions in 0..1; `num_pairs` is what they rest on.
+    All are fractions in 0..1.
     """
 
     value: float
     low: float
     high: float
-    num_pairs: int
 
 
 def win_rate(
@@ -58,7 +57,7 @@ def win_rate(
     value = float(outcomes.mean())
     if np.ptp(outcomes) == 0:
         seen = ((1 - confidence) / 2) ** (1 / len(outcomes))
-        return WinRate(value, value * seen, 1 - seen * (1 - value), len(outcomes))
+        return WinRate(value, value * seen, 1 - seen * (1 - value))
     # SciPy takes a fifth of a second to import, which `rlhf --help` does not have.
     from scipy.stats import bootstrap
 
@@ -71,7 +70,7 @@ def win_rate(
         batch=1000,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return WinRate(value, float(interval.low), float(interval.high), len(outcomes))
+    return WinRate(value, float(interval.low), float(interval.high))
 
 
 def pair_accuracy(chosen_scores: Sequence[float], rejected_scores: Sequence[float]) -> float:

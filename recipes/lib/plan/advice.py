@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,15 +87,42 @@ def _size(plan: Plan, phase: str) -> int:
 
 
 def _next(config: Config, phase: str, began: dict[str, Any], dead: set[str]) -> Step | None:
-    """The cheapest change that is left for a phase; its cost counts from the first value."""
-    for offer in (_batch, _checkpointing, _four_bits, _small_optimizer, _critic, _length):
-        found = offer(config, phase, began)
-        if found is not None and found[0] not in dead:
-            return found
-    return None
+    """The cheapest change that is left for a phase."""
+    return next((step for step in _offers(config, phase, began) if step[0] not in dead), None)
 
 
-def _batch(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
+def _offers(config: Config, phase: str, began: dict[str, Any]) -> Iterator[Step]:
+    """What can be changed for a phase, the cheapest first; costs count from the first value."""
+    training, model = config.training, config.model
+    yield from _batch(config, phase, began)
+    if phase == "training" and not training.activation_checkpointing:
+        share = "1/2 (4 to 6 FLOPs" if model.use_peft else "1/3 (6 to 8 FLOPs"
+        cost = f"training: +{share} a weight and token): the forward pass is made again"
+        yield "gradient_checkpointing", False, True, cost
+    if model.use_peft and not model.load_in_4bit and not model.load_in_8bit:
+        cost = (
+            "sampling: up to twice as long (bitsandbytes' own table, H100); training: the time of "
+            f"some {UNPACK_TOKENS} tokens more for each micro-batch (roofline of an H200)"
+        )
+        yield "load_in_4bit", False, True, cost
+    optimizer = str(getattr(training.optim, "value", training.optim))
+    if "adam" in optimizer and "8bit" not in optimizer:
+        cost = "none to speak of, by what it computes; its states are rounded to 8 bits"
+        yield "optim", optimizer, "adamw_8bit", cost
+    if config.recipe == "ppo" and training.critic != "head":
+        cost = (
+            "none: a pass of training and one of scoring less; it learns worse "
+            "(docs/benchmarks/critics.md)"
+        )
+        yield "critic", training.critic, "head", cost
+    key = "max_completion_length" if hasattr(training, "max_completion_length") else "max_length"
+    length = getattr(training, key) or 2048
+    if length // 2 >= LEAST_LENGTH:
+        cost = "none: there is less to compute; but longer texts are cut, and so learned otherwise"
+        yield key, length, length // 2, cost
+
+
+def _batch(config: Config, phase: str, began: dict[str, Any]) -> Iterator[Step]:
     keys = {"training": "per_device_train_batch_size", "evaluation": "per_device_eval_batch_size"}
     if config.recipe == "ppo":
         keys |= {"sampling": "sampling_batch_size", "scoring": "scoring_batch_size"}
@@ -103,11 +130,10 @@ def _batch(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
         keys |= {"scoring": "scoring_batch_size", "saving": "scoring_batch_size"}
     elif config.recipe in ("rloo", "grpo"):
         keys |= {"sampling": "steps_per_generation", "scoring": keys["training"]}
-    key = keys.get(phase)
-    holder = config.training if key and hasattr(config.training, key) else config.script
-    if key is None or getattr(holder, key) < 2:
-        return None
-    now = getattr(holder, key)
+    key = keys.get(phase, "")
+    now = getattr(config.training, key, getattr(config.script, key, 0))
+    if now < 2:
+        return
     after, before = now // 2, began.get(key, now)
     cost = "little: as many tokens in more, smaller passes without gradient"
     if phase == "sampling":
@@ -117,7 +143,7 @@ def _batch(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
         )
     elif phase == "training":
         cost = _cost_of_micro_batches(config, before, after)
-    return key, now, after, cost
+    yield key, now, after, cost
 
 
 def _cost_of_micro_batches(config: Config, before: int, after: int) -> str:
@@ -134,48 +160,3 @@ def _cost_of_micro_batches(config: Config, before: int, after: int) -> str:
         f"training: about +{100 * tax * (1 / after - 1 / before):.0f} %; the weights are {what} "
         "for more, smaller micro-batches (roofline of an H200)"
     )
-
-
-def _checkpointing(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
-    if phase != "training" or config.training.activation_checkpointing:
-        return None
-    share = "1/2 (4 to 6 FLOPs" if config.model.use_peft else "1/3 (6 to 8 FLOPs"
-    cost = f"training: +{share} a weight and token): the forward pass is made again"
-    return "gradient_checkpointing", False, True, cost
-
-
-def _four_bits(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
-    model = config.model
-    if not model.use_peft or model.load_in_4bit or model.load_in_8bit:
-        return None
-    cost = (
-        "sampling: up to twice as long (bitsandbytes' own table, H100); training: the time of "
-        f"some {UNPACK_TOKENS} tokens more for each micro-batch (roofline of an H200)"
-    )
-    return "load_in_4bit", False, True, cost
-
-
-def _small_optimizer(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
-    name = str(getattr(config.training.optim, "value", config.training.optim))
-    if "8bit" in name or "adam" not in name:
-        return None
-    cost = "none to speak of, by what it computes; its states are rounded to 8 bits"
-    return "optim", name, "adamw_8bit", cost
-
-
-def _critic(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
-    if config.recipe != "ppo" or config.training.critic == "head":
-        return None
-    cost = (
-        "none: a pass of training and one of scoring less; it learns worse "
-        "(docs/benchmarks/critics.md)"
-    )
-    return "critic", config.training.critic, "head", cost
-
-
-def _length(config: Config, phase: str, began: dict[str, Any]) -> Step | None:
-    training = config.training
-    key = "max_completion_length" if hasattr(training, "max_completion_length") else "max_length"
-    now = getattr(training, key) or 2048
-    cost = "none: there is less to compute; but longer texts are cut, and so learned otherwise"
-    return (key, now, now // 2, cost) if now // 2 >= LEAST_LENGTH else None

@@ -11,21 +11,16 @@ from recipes.lib.errors import UserError
 
 GIB = 2**30
 # The makers of cards sell 24 "GB" and build in 24 GiB, so both words mean the same here.
-UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": 2**20, "mb": 2**20, "mib": 2**20}
-UNITS |= {"t": 2**40, "tb": 2**40, "tib": 2**40}
+UNITS = {"m": 2**20, "g": GIB, "t": 2**40}
 
 
 BASE, ADAPTERS, HEADS, OTHER_MODELS = "base weights", "adapters", "heads", "other models"
 OPTIMIZER, GRADIENTS = "optimizer", "gradients"
 ACTIVATIONS, LOGITS, CACHE, WORKSPACE = "activations", "logits", "KV cache", "workspace"
 ALLOCATOR, CONTEXT = "allocator", "CUDA context"
-# In the order of the table.
-THINGS = (
-    *(BASE, ADAPTERS, HEADS, OTHER_MODELS, OPTIMIZER, GRADIENTS),
-    *(ACTIVATIONS, LOGITS, CACHE, WORKSPACE, ALLOCATOR, CONTEXT),
-)
 FIXED = (BASE, ADAPTERS, HEADS, OTHER_MODELS, OPTIMIZER)  # there all the time
-MOVING = (ACTIVATIONS, LOGITS, CACHE, WORKSPACE, GRADIENTS)
+MOVING = (GRADIENTS, ACTIVATIONS, LOGITS, CACHE, WORKSPACE)
+THINGS = (*FIXED, *MOVING, ALLOCATOR, CONTEXT)  # in the order of the table
 
 # Assumed, not measured: what the driver and the libraries take beside PyTorch's allocator, and the
 # part of what comes and goes that the allocator cannot use again at once.
@@ -135,11 +130,10 @@ def read_memory(text: str) -> int:
     Raises:
         UserError: It is no amount, or none above 0.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
-    unit = UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([mgt])(?:i?b)?)?\s*", text.lower())
+    if found is None:
         raise UserError(f"memory={text}: must be a number with GB or MB, such as 24GB.")
-    amount = round(float(found[1]) * unit)
+    amount = round(float(found[1]) * UNITS[found[2] or "g"])
     if amount < 1:
         raise UserError(f"memory={text}: must be above 0.")
     return amount

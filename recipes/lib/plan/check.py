@@ -124,15 +124,14 @@ def _advice(config: Config, target: Any, memory: int) -> tuple[list[Any], bool]:
     from recipes.lib.plan.planner import plan_of
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
-    started = Launch.here(config.training)
-
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         changed = rebuild(config, changes)
         if hasattr(changed.script, "global_batch_size"):
             set_accumulation(changed.training, changed.script.global_batch_size)
         return changed, plan_of(changed, target)
 
-    refused = refusals(config, started)
-    return find_changes(
-        planner, memory, no_new_refusals(refused, lambda changed: refusals(changed, started))
+    launch = target.launch
+    is_allowed = no_new_refusals(
+        refusals(config, launch), lambda changed: refusals(changed, launch)
     )
+    return find_changes(planner, memory, is_allowed)

@@ -9,42 +9,49 @@ asked for is 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 aten = torch.ops.aten
 
 
 @contextmanager
-def cuda_paths() -> Iterator[None]:
+def replaced(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Give objects other attributes while the context is open; each is an object, name, value."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def cuda_paths() -> AbstractContextManager[None]:
     """Take the paths of CUDA while the context is open."""
     import bitsandbytes
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
-    replaced: list[tuple[Any, str, Any]] = [
-        (torch.nn.functional, "scaled_dot_product_attention", attention),
-        (bitsandbytes, "matmul", matmul_8bit),
-        (utils, "_use_triton", lambda device: True),
-        (chunked_logprob, "_use_triton", lambda device: True),
-        (chunked_logprob, "_forward_kernel", _InPlace()),
-        (chunked_logprob, "_backward_kernel", _InPlace()),
-        (chunked_logprob, "_addmm_fp32", lambda *given: None),
-    ]
     if not hasattr(chunked_logprob, "triton"):  # not installed, and asked for one division
         chunked_logprob.triton = SimpleNamespace(cdiv=lambda a, b: -(-a // b))
-    before = [getattr(owner, name) for owner, name, _ in replaced]
-    try:
-        for owner, name, value in replaced:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name, _), value in zip(replaced, before, strict=True):
-            setattr(owner, name, value)
+    return replaced(
+        [
+            (torch.nn.functional, "scaled_dot_product_attention", attention),
+            (bitsandbytes, "matmul", matmul_8bit),
+            (utils, "_use_triton", lambda device: True),
+            (chunked_logprob, "_use_triton", lambda device: True),
+            (chunked_logprob, "_forward_kernel", _InPlace()),
+            (chunked_logprob, "_backward_kernel", _InPlace()),
+            (chunked_logprob, "_addmm_fp32", lambda *given: None),
+        ]
+    )
 
 
 class _InPlace:
@@ -147,16 +154,16 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], measu
         The result.
     """
     packet = func.overloadpacket
-    if packet is aten._local_scalar_dense and _is_fake(args[0]):
+    if packet is aten._local_scalar_dense and isinstance(args[0], FakeTensor):
         dtype = args[0].dtype
         return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
-    if packet in (aten.equal, aten.is_nonzero, aten.allclose) and _is_fake(args[0]):
+    if packet in (aten.equal, aten.is_nonzero, aten.allclose) and isinstance(args[0], FakeTensor):
         return True
-    if packet is aten.nonzero and _is_fake(args[0]):
+    if packet is aten.nonzero and isinstance(args[0], FakeTensor):
         return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
-    if packet is aten.masked_select and _is_fake(args[0]):
+    if packet is aten.masked_select and isinstance(args[0], FakeTensor):
         return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape).numel())
-    if packet is aten.masked_scatter_backward and _is_fake(args[0]):
+    if packet is aten.masked_scatter_backward and isinstance(args[0], FakeTensor):
         return args[0].new_empty(list(args[2]))
     if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
         if any(_is_fake_mask(index) for index in args[1]):
@@ -166,14 +173,8 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], measu
     return func(*args, **kwargs)
 
 
-def _is_fake(tensor: Any) -> bool:
-    from torch._subclasses import FakeTensor
-
-    return isinstance(tensor, FakeTensor)
-
-
 def _is_fake_mask(index: Any) -> bool:
-    return isinstance(index, Tensor) and index.dtype == torch.bool and _is_fake(index)
+    return isinstance(index, FakeTensor) and index.dtype == torch.bool
 
 
 def _spelled_out(indices: Any, measure: Any) -> list[Any]:
@@ -201,10 +202,11 @@ def _of_bitsandbytes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], m
         scales = kwargs.get("absmax_8bit")
         if scales is not None:
             measure.count(scales.new_empty(scales.shape, dtype=torch.float32))
-    if name == "int8_vectorwise_quant" and _is_fake(inputs):  # without a column of outliers
+    is_fake = isinstance(inputs, FakeTensor)
+    if name == "int8_vectorwise_quant" and is_fake:  # without a column of outliers
         rows = inputs.numel() // inputs.shape[-1]
         rounded = torch.empty_like(inputs, dtype=torch.int8)
         return rounded, inputs.new_empty(rows, dtype=torch.float32), inputs.new_empty(0).long()
-    if name == "int8_mixed_scaled_mm" and _is_fake(inputs):
+    if name == "int8_mixed_scaled_mm" and is_fake:
         return inputs.new_empty((*args[1].shape[:-1], args[2].shape[0])), None
     return func(*args, **kwargs)

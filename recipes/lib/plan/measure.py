@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from recipes.lib.plan import meta_models
 from recipes.lib.plan.breakdown import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE
-from recipes.lib.plan.fake_cuda import cuda_paths
+from recipes.lib.plan.fake_cuda import cuda_paths, replaced, run_operator
 from recipes.lib.plan.run_models import RunModels
 
 PROBES = 2, 3  # repetitions of the pattern of layers at which a deep model is weighed
@@ -52,8 +52,6 @@ class MemoryMeasure(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operator and count what it made."""
-        from recipes.lib.plan.fake_cuda import run_operator
-
         out = run_operator(func, args, kwargs or {}, self)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -186,11 +184,10 @@ class FakeModels:
             few = self._peak(run)
         with _cut(self.models.modules, high):
             more = self._peak(run)
-        kinds = {**few, **more}
         steps = (depth - high) / (high - low)
         return {
             kind: round(more.get(kind, 0) + steps * (more.get(kind, 0) - few.get(kind, 0)))
-            for kind in kinds
+            for kind in few | more
         }
 
     def _peak(self, run: Pass) -> dict[str, int]:
@@ -218,29 +215,18 @@ def _depth(policy: Any) -> tuple[int, int]:
     return depth, next(p for p in periods if all(kinds[i] == kinds[i % p] for i in range(depth)))
 
 
-@contextmanager
-def _cut(modules: list[nn.Module], depth: int) -> Iterator[None]:
+def _cut(modules: list[nn.Module], depth: int) -> AbstractContextManager[None]:
     """Leave only the first layers of every model."""
-    before: list[tuple[Any, str, Any]] = []
-    configs: dict[int, tuple[Any, int]] = {}
+    changes: list[tuple[Any, str, Any]] = []
     for module in modules:
         for part in module.modules():
             config: Any = getattr(part, "config", None)
             text = config.get_text_config() if hasattr(config, "get_text_config") else None
             if text is None:
                 continue
-            configs[id(text)] = (text, configs.get(id(text), (None, text.num_hidden_layers))[1])
+            number = text.num_hidden_layers
+            changes.append((text, "num_hidden_layers", min(depth, number)))
             for name, child in part.named_children():
-                if isinstance(child, nn.ModuleList) and len(child) == text.num_hidden_layers:
-                    before.append((part, name, child))
-    try:
-        for part, name, child in before:
-            setattr(part, name, child[: min(depth, len(child))])
-        for text, number in configs.values():
-            text.num_hidden_layers = min(depth, number)
-        yield
-    finally:
-        for part, name, child in before:
-            setattr(part, name, child)
-        for text, number in configs.values():
-            text.num_hidden_layers = number
+                if isinstance(child, nn.ModuleList) and len(child) == number:
+                    changes.append((part, name, child[:depth]))
+    return replaced(changes)

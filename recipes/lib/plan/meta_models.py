@@ -165,8 +165,7 @@ def _pack_4bit(layer: Any) -> None:
     old = layer.weight
     shape, num = old.shape, old.numel()
     storage = old.quant_storage
-    width = torch.empty((), dtype=storage, device="meta").element_size()
-    packed = torch.empty(math.ceil(num / 2 / width), 1, dtype=storage, device="cpu")
+    packed = torch.empty(math.ceil(num / 2 / storage.itemsize), 1, dtype=storage, device="cpu")
     weight = nn.Parameter(packed, requires_grad=False)
     scales = math.ceil(num / BLOCK_4BIT)
     known = {"blocksize": BLOCK_4BIT, "quant_type": old.quant_type, "dtype": old.dtype}

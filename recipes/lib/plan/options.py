@@ -92,9 +92,8 @@ def split_plan_flags(argv: list[str]) -> tuple[dict[str, str], list[str]]:
         if not word.startswith("--") or name not in FLAGS:
             rest.append(word)
             continue
-        if not equals:
-            is_value = bool(argv) and not argv[0].startswith("--")
-            value = argv.pop(0) if is_value else ""
+        if not equals and argv and not argv[0].startswith("--"):
+            value = argv.pop(0)
         if name == "json":
             value = value or "-"
         if not value:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
+from recipes.lib.models.forward import Batch, base_model
 from recipes.lib.plan.measure import FakeModels, MemoryMeasure, Pass, on_gradients
 
 # Numbers per token that TRL's trainers ask the head for.
@@ -43,8 +44,7 @@ def prepare(fakes: FakeModels, config: Config) -> None:
     if config.recipe in OUTPUTS:
         for model in (models.policy, models.reference):
             if model is not None:
-                base = model.get_base_model() if isinstance(model, PeftModel) else model
-                add_fused_lm_head(base, outputs=OUTPUTS[config.recipe])
+                add_fused_lm_head(base_model(model), outputs=OUTPUTS[config.recipe])
     if training.activation_checkpointing:
         how = dict(training.activation_checkpointing_kwargs or {})
         every, offload = how.pop("every_n_layers", 1), how.pop("offload", False)
@@ -181,7 +181,6 @@ def ppo_loss(fakes: FakeModels, args: Any, rows: int) -> Callable[[MemoryMeasure
 
 def ppo_scoring(fakes: FakeModels, args: Any, rows: int) -> Pass:
     """Log-probabilities and values of the policy, and then those of the reference."""
-    from recipes.lib.models.forward import Batch
     from recipes.lib.ppo.actor_critic import reference_logps
 
     def run(measure: MemoryMeasure) -> None:

@@ -57,7 +57,7 @@ def plan_of(config: Config, target: Target) -> Plan:
         fixed = _fixed(config, models, target)
     gradients = _gradient_bytes(trained, target)
     optimizer = str(getattr(config.training.optim, "value", config.training.optim))
-    step = STEP_COPIES.get(optimizer, 0) * sum(_size(parameter) for parameter in trained)
+    step = STEP_COPIES.get(optimizer, 0) * sum(parameter.nbytes for parameter in trained)
     phases = [MemoryPhase("update", fixed | {GRADIENTS: gradients, WORKSPACE: step})]
     if not target.is_fixed_only:
         phases = _phases(config, target, fakes, fixed, gradients) + phases
@@ -86,31 +86,28 @@ def _phases(
     moving = makers.get(config.recipe, sampling_peaks)(config, target, fakes)
     phases = []
     for name, kinds in moving.items():
-        parts = dict(fixed)
-        for kind, size in kinds.items():
-            parts[kind] = parts.get(kind, 0) + size
+        parts = Counter(fixed)
+        parts.update(kinds)
         if name == "training":
             sharded = target.launch.shards_optimizer > 1
             if config.training.gradient_accumulation_steps > 1 or sharded:
                 parts[GRADIENTS] = gradients
             elif target.launch.kind == "ddp":
-                parts[GRADIENTS] = parts.get(GRADIENTS, 0) + gradients // 2  # the buckets
+                parts[GRADIENTS] += gradients // 2  # the buckets
         if name == "saving":
             parts[OTHER_MODELS] += sum(fixed[thing] for thing in (BASE, ADAPTERS, HEADS))
         is_alone = config.recipe == "ppo" and name in ("sampling", "scoring")
-        gathered = _gathered(fakes.models.trained, target, whole=is_alone)
-        parts[WORKSPACE] = parts.get(WORKSPACE, 0) + gathered
+        parts[WORKSPACE] += _gathered(fakes.models.trained, target, whole=is_alone)
         phases.append(MemoryPhase(name, parts))
     return phases
 
 
 def _supervised(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
     training, width = config.training, longest_row(config, fakes.models)
-    rows = training.per_device_train_batch_size
+    rows = training.per_device_train_batch_size * (2 if config.recipe == "dpo" else 1)
     estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
     is_held = config.recipe != "sft" and not training.precompute_ref_log_probs
     judged, others = (1 + estimates) * is_held, int(estimates)
-    rows = 2 * rows if config.recipe == "dpo" else rows
     loss = passes.fused_loss(fakes, rows, width, judged=judged, others=others)
     found = {"training": passes.training_pass(fakes, config, loss, target.launch)}
     if target.has_test:
@@ -140,23 +137,19 @@ def _fixed(config: Config, models: RunModels, target: Target) -> dict[str, int]:
     by_kind = {ADAPTERS: 0, HEADS: 0, OTHER_MODELS: of_critic}
     for name, parameter in models.trained.named_parameters():
         kind = _kind(name)
-        if kind is not None and kind != OTHER_MODELS:
+        if kind in (ADAPTERS, HEADS):
             by_kind[kind] += _held(parameter, target)
     everything = meta_models.model_bytes(models.trained)
-    everything += sum(_held(p, target) - _size(p) for p in models.trained.parameters())
+    everything += sum(_held(p, target) - p.nbytes for p in models.trained.parameters())
     base = everything - sum(by_kind.values())
-    others = sum(
-        meta_models.model_bytes(module)
-        for module in (models.reference, *models.rewards)
-        if module is not None
-    )
+    frozen = [module for module in models.modules if module is not models.trained]
     trained = [p for p in models.trained.parameters() if p.requires_grad]
     states = state_bytes(config.training, models.trained)
     if launch.kind.startswith("zero") and dtype is not None:
         states += sum(4 * p.numel() for p in trained if p.dtype != torch.float32)
     fixed = {BASE: base, **by_kind}
     fixed = {thing: size // launch.shards_weights for thing, size in fixed.items()}
-    fixed[OTHER_MODELS] += others
+    fixed[OTHER_MODELS] += sum(map(meta_models.model_bytes, frozen))
     fixed[OPTIMIZER] = states // launch.shards_optimizer
     return fixed
 
@@ -170,15 +163,11 @@ def _kind(name: str) -> str | None:
     return ADAPTERS if is_adapter else None
 
 
-def _size(parameter: nn.Parameter) -> int:
-    return parameter.numel() * parameter.element_size()
-
-
 def _held(parameter: nn.Parameter, target: Target) -> int:
     """Bytes of a weight as the launch keeps it: FSDP2 trains in fp32 under mixed precision."""
     if target.launch.is_fsdp and target.autocast is not None and parameter.requires_grad:
         return 4 * parameter.numel()
-    return _size(parameter)
+    return parameter.nbytes
 
 
 def _gradient_bytes(trained: list[nn.Parameter], target: Target) -> int:

@@ -74,9 +74,8 @@ def refuse_launch(config: Config) -> None:
         memory = torch.cuda.get_device_properties(0).total_memory
         card = Card(memory / GIB, torch.cuda.device_count())
     for line, wrong in refusals(config, launch, card):
-        if line.has_own_check:
-            continue
-        raise UserError(f"{wrong}: {line.reason}; {line.remedy}.")
+        if not line.has_own_check:
+            raise UserError(f"{wrong}: {line.reason}; {line.remedy}.")
 
 
 REFUSALS = (

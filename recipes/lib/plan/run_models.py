@@ -61,10 +61,9 @@ def make_run_models(config: Config, autocast: Any, configs: Path | None) -> RunM
     source = policy_shapes(config, configs)
     own_adapter = _adapter(config, source)
     shape = source.config(trusted)
-    if config.recipe == "reward":
-        model = meta_models.classifier(shape, args, trusted)
-    else:
-        model = meta_models.causal_model(shape, args, trusted)
+    is_reward = config.recipe == "reward"
+    build = meta_models.classifier if is_reward else meta_models.causal_model
+    model = build(shape, args, trusted)
     if config.recipe == "ppo":
         return _ppo_cast(config, model, own_adapter, source, configs)
     models = RunModels(model, model, source=source)
@@ -149,8 +148,7 @@ def _critic_model(config: Config, model: Any, configs: Path | None) -> Any:
     if args.critic_model_name_or_path is None:
         return _full_classifier(model.config, model.dtype, config)
     source = find_source(args.critic_model_name_or_path, configs=configs)
-    critic = _named_classifier(source, config)
-    return critic.requires_grad_(True)
+    return _named_classifier(source, config).requires_grad_(True)
 
 
 def _full_classifier(shape: Any, dtype: torch.dtype, config: Config) -> Any:

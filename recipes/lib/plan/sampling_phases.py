@@ -8,18 +8,18 @@ Shapes: B sequences, P prompt tokens, C completion tokens, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recipes.lib.config.parse import Config
+from recipes.lib.models.forward import base_model
 from recipes.lib.plan import passes
 from recipes.lib.plan.breakdown import CACHE, WORKSPACE, MemoryPhase
 from recipes.lib.plan.measure import FakeModels, MemoryMeasure, Pass
-
-if TYPE_CHECKING:
-    from recipes.lib.plan.target import Target
+from recipes.lib.plan.meta_models import num_bytes
+from recipes.lib.plan.target import Target
 
 
 @dataclass(frozen=True)
@@ -56,30 +56,9 @@ def sampling_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
     return max(begin, end, key=lambda kinds: sum(kinds.values()))
 
 
-def captured_bytes(fakes: FakeModels, what: Sizes) -> dict[str, int]:
-    """Bytes that captured steps keep while others compute.
-
-    Args:
-        fakes: The models.
-        what: The batch.
-
-    Returns:
-        The cache of keys and values, whole, and what a step computes in, which no other may use.
-    """
-    cache = _filled(fakes, what)
-    return {CACHE: cache, WORKSPACE: _last_step(fakes, what).get(WORKSPACE, 0)}
-
-
-def _model(fakes: FakeModels) -> Any:
-    from peft import PeftModel
-
-    policy = fakes.models.policy
-    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
-
-
 def _decode(fakes: FakeModels, what: Sizes, cached: int, tokens: int) -> Pass:
     """The pass over so many tokens of each row, behind those that are in the cache."""
-    model = _model(fakes)
+    model = base_model(fakes.models.policy)
 
     def run(measure: MemoryMeasure) -> None:
         with passes.evaluating(model), fakes.autocast():
@@ -95,7 +74,7 @@ def _decode(fakes: FakeModels, what: Sizes, cached: int, tokens: int) -> Pass:
                 use_cache=True,
                 **({} if cached else {"logits_to_keep": 1}),
             )
-            size = _size(out.past_key_values)
+            size = num_bytes(_tensors(out.past_key_values))
             _choose(out.logits)
         _rename(measure, size)
 
@@ -142,10 +121,6 @@ def _rename(measure: MemoryMeasure, size: int) -> None:
     held[CACHE] = held.get(CACHE, 0) + moved
 
 
-def _size(cache: Any) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in _tensors(cache))
-
-
 def _choose(logits: Tensor) -> None:
     """Choose tokens as `recipes.lib.generation.sampling` does."""
     from recipes.lib.generation.sampling import EpisodeNoise
@@ -181,20 +156,18 @@ def sampling_peaks(config: Config, target: Target, fakes: FakeModels) -> dict[st
     rows, width = args.per_device_train_batch_size, prompt + completion
     processes = target.launch.num_processes
     if config.recipe == "ppo":
-        at_once = _sampled_at_once(config, target)
         scored = min(args.scoring_batch_size, max(1, args.rollout_batch_size // processes))
         loss = passes.ppo_loss(fakes, args, rows)
         scoring = [fakes.peak(passes.ppo_scoring(fakes, args, scored))]
     else:
-        at_once, scored = rows * args.steps_per_generation, rows
+        scored = rows
         loss = passes.fused_loss(fakes, rows, width, scored=completion)
         run = passes.fused_scoring(fakes, rows, width, completion)
         scoring = [fakes.peak(run)] if args.beta != 0 else [{}]
     for model in models.rewards:
         scoring.append(fakes.peak(passes.classifier_scoring(fakes, model, scored, width)))
-    sampling = Sizes(at_once, prompt, completion, _is_graph(config))
     return {
-        "sampling": sampling_bytes(fakes, sampling),
+        "sampling": sampling_bytes(fakes, _sizes(config, target)),
         "scoring": max(scoring, key=lambda kinds: sum(kinds.values())),
         "training": passes.training_pass(fakes, config, loss, target.launch),
     }
@@ -204,26 +177,25 @@ def add_captured_graphs(
     config: Config, target: Target, fakes: FakeModels, phases: list[MemoryPhase]
 ) -> list[MemoryPhase]:
     """The phases, where steps of sampling stay captured during all others."""
-    if not _is_graph(config) or not target.on_card:
+    if getattr(config.training, "sampler", None) != "graph" or not target.on_card:
         return phases
-    args, rows = config.training, _sampled_at_once(config, target)
-    what = Sizes(rows, prompt_length(config, target), args.max_completion_length, is_graph=True)
-    kept = captured_bytes(fakes, what)
+    what = _sizes(config, target)
+    # The cache is kept whole, with what a step computes in, which no other may use.
+    cache, kept = _filled(fakes, what), _last_step(fakes, what).get(WORKSPACE, 0)
     return [
         phase
         if phase.name == "sampling"
-        else MemoryPhase(phase.name, {**phase.parts, CACHE: kept[CACHE]}, kept[WORKSPACE])
+        else MemoryPhase(phase.name, {**phase.parts, CACHE: cache}, kept)
         for phase in phases
     ]
 
 
-def _is_graph(config: Config) -> bool:
-    return getattr(config.training, "sampler", "transformers") == "graph"
-
-
-def _sampled_at_once(config: Config, target: Target) -> int:
-    """Episodes of PPO that one process samples together."""
+def _sizes(config: Config, target: Target) -> Sizes:
+    """What one process samples together."""
     args = config.training
-    return min(
-        args.sampling_batch_size, max(1, args.rollout_batch_size // target.launch.num_processes)
-    )
+    if config.recipe == "ppo":
+        share = max(1, args.rollout_batch_size // target.launch.num_processes)
+        rows, is_graph = min(args.sampling_batch_size, share), args.sampler == "graph"
+    else:
+        rows, is_graph = args.per_device_train_batch_size * args.steps_per_generation, False
+    return Sizes(rows, prompt_length(config, target), args.max_completion_length, is_graph)

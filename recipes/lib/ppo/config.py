@@ -1,7 +1,7 @@
 """Arguments of PPO, on top of those of every transformers Trainer."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
@@ -36,18 +36,16 @@ class PPOConfig(TrainingArguments):
 
     # Defaults of TrainingArguments that do not fit a PPO run.
     learning_rate: float = option(3e-6, "Learning rate of the policy at the start.")
-    adam_epsilon: float = field(
-        default=1e-5,  # lm-human-preferences and its successors; 1e-8 makes the first steps wild
-        metadata={"help": "Epsilon of Adam."},
-    )
+    # Of lm-human-preferences and its successors; 1e-8 makes the first steps wild.
+    adam_epsilon: float = option(1e-5, "Epsilon of Adam.")
     logging_steps: float | None = option(
         None, "Optimizer steps between two logs; default: those of one rollout."
     )
     gradient_accumulation_steps: int | None = option(
         None, "Derived from the batch sizes; do not set it."
     )
-    report_to: None | str | list[str] = field(  # noqa: RUF036  TRL's parser needs None first
-        default="none", metadata={"help": "Trackers to report to: tensorboard, trackio, wandb."}
+    report_to: None | str | list[str] = option(  # noqa: RUF036  TRL's parser needs None first
+        "none", "Trackers to report to: tensorboard, trackio, wandb."
     )
 
     # Episodes and batches.
@@ -108,17 +106,13 @@ class PPOConfig(TrainingArguments):
     # Objective.
     gamma: float = option(1.0, "Discount of rewards, per token.")
     lam: float = option(0.95, "Lambda of the advantage estimation.")
-    cliprange: float = field(
-        default=0.15,  # nearer to known optima than 0.2: docs/log.md
-        metadata={"help": "Clip range of the policy ratio."},
-    )
+    # Nearer to known optima than 0.2: docs/log.md.
+    cliprange: float = option(0.15, "Clip range of the policy ratio.")
     cliprange_value: float | None = option(
         None, "Clip range of the values, in standard deviations of the returns."
     )
-    vf_coef: float = field(
-        default=0.1,  # more moves a shared trunk for the values' sake: docs/log.md
-        metadata={"help": "Weight of the value loss, which is in variances of the returns."},
-    )
+    # More moves a shared trunk for the values' sake: docs/log.md.
+    vf_coef: float = option(0.1, "Weight of the value loss, which is in variances of the returns.")
     entropy_coef: float = option(0.0, "Weight of the entropy bonus.")
 
     # Critic and policy.

@@ -10,6 +10,7 @@ from torch import nn
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapters import POLICY, VALUE
+from recipes.lib.models.classifiers import classifier_on_trunk, load_reward_model
 from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.ppo.actor_critic import ActorCritic, make_value_head
 from recipes.lib.ppo.config import PPOConfig
@@ -59,8 +60,6 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
     if args.critic != "model":
         return None
     if args.critic_model_name_or_path is not None:
-        from recipes.lib.models.classifiers import load_reward_model
-
         critic, _ = load_reward_model(
             args.critic_model_name_or_path, trust_remote_code=args.trust_remote_code
         )
@@ -77,8 +76,6 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
             "critic=model cannot copy a policy that is quantized or has an adapter; use "
             "critic=adapter, or name a reward model as critic_model_name_or_path."
         )
-    from recipes.lib.models.classifiers import classifier_on_trunk
-
     name = policy.config._name_or_path
     critic = classifier_on_trunk(policy, name, "critic", trust_remote_code=args.trust_remote_code)
     critic.score.weight.data.zero_()

@@ -1,7 +1,5 @@
 """The weight of the KL in the reward: fixed, or steered towards a target."""
 
-from __future__ import annotations
-
 
 class KLController:
     """Weight of the KL: fixed, or steered towards a target.

@@ -14,7 +14,6 @@ from recipes.lib.models.adapter_folders import WEIGHTS
 from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
 from recipes.lib.models.cpu_linear import use_fast_products
 from recipes.lib.models.forward import base_model
-from recipes.lib.models.policies import disable_4bit_packing
 from recipes.lib.ppo.actor_critic import ActorCritic, disable_dropout, make_reference
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import add_value_adapter, chosen_critic, make_critic
@@ -108,7 +107,6 @@ def make_roles(
         actor_critic.adapters.copy(REFERENCE, POLICY, trainable=False)
     if args.critic == "adapter":
         add_value_adapter(actor_critic, args)
-    disable_4bit_packing(actor_critic)
     use_fast_products(actor_critic)
     if args.disable_dropout:
         disable_dropout(actor_critic)
@@ -202,8 +200,7 @@ def _rewards(functions: Iterable[Any]) -> dict[str, str]:
                 head = _formats(model.score.parameters())
                 said[model.name] = f"{_adapter(model.adapters, model.name)}, head in {head}"
             else:
-                formats = _formats(model.parameters())
-                said[function.__name__] = f"model of its own in {formats}"
+                said[function.__name__] = f"model of its own in {_formats(model.parameters())}"
     return said
 
 

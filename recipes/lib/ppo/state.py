@@ -3,8 +3,6 @@
 The policy is saved as people load it, the critic beside it.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from recipes.lib.ppo.roles import load_policy_weights, save_policy_weights
 from recipes.lib.runs.files import write_json
 
 FILE = "ppo_state.json"
+OF_COLLECTOR = ("returns_std", "has_units", "metrics", "samples")  # kept under their own names
 
 
 def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
@@ -34,10 +33,7 @@ def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
     return {
         "kl_coef": collector.kl.value,
         "moments": vars(collector.moments),
-        "returns_std": collector.returns_std,
-        "has_units": collector.has_units,
-        "metrics": collector.metrics,
-        "samples": collector.samples,
+        **{name: getattr(collector, name) for name in OF_COLLECTOR},
         "sums": sums,
         "clock": trainer.clock.state(),
         "health": vars(trainer.health),
@@ -54,8 +50,8 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]
     vars(collector.moments).update(state["moments"])
-    collector.returns_std, collector.has_units = state["returns_std"], state["has_units"]
-    collector.metrics, collector.samples = state["metrics"], state["samples"]
+    for name in OF_COLLECTOR:
+        setattr(collector, name, state[name])
     trainer.sums = state["sums"]
     trainer.clock.load(state["clock"])
     trainer.health = Health(**state["health"])

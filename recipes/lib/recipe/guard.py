@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import json
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError, is_disk, is_memory
 from recipes.lib.plan.refusals import refuse_launch
+from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 from recipes.lib.runs.lock import is_locked, refuse_if_locked, release
 
@@ -88,11 +88,10 @@ def _finish(path: Path) -> dict[str, Any]:
     refuse_if_locked(path)
     if is_main_process():
         # Late, because it imports matplotlib.
-        from recipes.lib.report import write_report
+        from recipes.lib.report.page import write_report
 
         write_report(path)
-    summary: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    return read_json(path / "summary.json")
 
 
 def _take_back(path: Path, absent: list[Path], moved: list[Path]) -> None:

@@ -26,20 +26,19 @@ COMMON = frozenset(
 TITLES = {"model": "model and adapters", "training": "training (common options)"}
 
 
-def print_help(recipe: str, everything: bool) -> bool:
-    """Prints the help of a recipe if the table knows it.
+def print_help(recipe: str, argv: list[str]) -> bool:
+    """Prints the help of a recipe if it is asked for and the table knows the recipe.
 
     Args:
         recipe: Name of the recipe.
-        everything: Also the options that are rarely needed.
+        argv: The words after it.
 
     Returns:
-        Whether the table knows the recipe.
+        Whether it was printed.
     """
-    table = read_table()
-    if recipe not in table["recipes"]:
+    if not HELP_FLAGS & set(argv) or recipe not in (table := read_table())["recipes"]:
         return False
-    print_text(render(recipe, table, everything))
+    print_text(render(recipe, table, everything=bool(ALL_FLAGS & set(argv))))
     return True
 
 
@@ -56,14 +55,16 @@ def print_text(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def answer(command: str, text: str, argv: list[str] | None, act: Callable[[list[str]], int]) -> int:
+def answer(
+    command: str, text: str, argv: list[str] | None, act: Callable[[list[str]], int | None]
+) -> int:
     """Run a command that is no recipe.
 
     Args:
         command: Its name.
         text: Its help.
         argv: The words after its name; None takes them from `sys.argv`.
-        act: Does what the words say; its result is the exit code.
+        act: Does what the words say; its result is the exit code, None for 0.
 
     Returns:
         The exit code; 2 for a mistake of the user, 130 for an interrupt.
@@ -73,7 +74,7 @@ def answer(command: str, text: str, argv: list[str] | None, act: Callable[[list[
         print_text(text)
         return 0
     try:
-        return act(argv)
+        return act(argv) or 0
     except UserError as error:
         print(f"rlhf {command}: error: {error}", file=sys.stderr)
         return 2

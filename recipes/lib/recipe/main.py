@@ -15,7 +15,7 @@ from recipes.lib.distributed.process_exit import leave
 from recipes.lib.distributed.processes import choose_device, is_main_process, may_report
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
 from recipes.lib.errors import UserError
-from recipes.lib.recipe.help import ALL_FLAGS, HELP_FLAGS, print_help
+from recipes.lib.recipe.help import print_help
 
 RESUME_KEYS = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
 
@@ -33,8 +33,7 @@ def launch(recipe: str, argv: list[str] | None) -> int:
         a checkpoint, 130 for an interrupt.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if HELP_FLAGS & set(argv):
-        print_help(recipe, everything=bool(ALL_FLAGS & set(argv)))
+    if print_help(recipe, argv):
         return 0
     code = 1  # of a traceback
     try:

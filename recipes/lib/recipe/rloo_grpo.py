@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
-from recipes.lib.plan.check import check_plan
+from recipes.lib.models.chat_template import TemplateArguments
+from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe import spine
-from recipes.lib.runs.folder import check_folder
+from recipes.lib.rewards.arguments import RewardArguments
+from recipes.lib.runs.folder import RunArguments, check_folder
 from recipes.lib.trainers.batch_sizes import num_episodes
 from recipes.lib.trainers.row_fit import check_sampling
 from recipes.lib.trainers.sampled_rewards import load_rewards, log_samples, summary_metrics
 
 SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
+
+
+@dataclass(kw_only=True)
+class SamplingArguments(
+    RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments
+):
+    """Keys of RLOO and GRPO beside those of TRL's configurations."""
 
 
 def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def finish(
     summary["seconds"] = round(time.monotonic() - start, 1)
     if is_main_process():
         # Late, because it imports matplotlib.
-        from recipes.lib.report import write_report
+        from recipes.lib.report.page import write_report
 
         script = config.script
         if config.model is not None:  # a recipe that trains

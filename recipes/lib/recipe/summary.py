@@ -1,6 +1,5 @@
 """The last words of a run: its numbers, the paths it wrote, and how to talk to the result."""
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.lib.config.parse import Config
+from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
@@ -33,10 +33,8 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
     for warning in summary.get("warnings", []):
         _print_line(console, f"Warning at step {warning['step']}: {warning['message']}")
     for name in WRITTEN:
-        if (folder / name).exists():
-            _print_line(
-                console, f"{name:<14}{folder / name}{os.sep if (folder / name).is_dir() else ''}"
-            )
+        if (path := folder / name).exists():
+            _print_line(console, f"{name:<14}{path}{os.sep if path.is_dir() else ''}")
     if is_chat_model(folder / "final"):
         _print_line(console, "Talk to it (needs: pip install 'transformers[serving]'):")
         for command in chat_commands(folder / "final"):
@@ -52,13 +50,13 @@ def is_chat_model(folder: Path) -> bool:
     Returns:
         False for an adapter, a reward model, or a tokenizer without a template.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     names = config.get("architectures") or [""]
     if not names[0].endswith("ForCausalLM") or (folder / "adapter_config.json").exists():
         return False
     if (folder / "chat_template.jinja").exists():
         return True
-    return bool(_read_json(folder / "tokenizer_config.json").get("chat_template"))
+    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def format_number(value: Any) -> str | None:
@@ -99,13 +97,6 @@ def _numbers_table(recipe: str, summary: dict[str, Any]) -> Table:
 def _print_line(console: Console, text: str) -> None:
     # Never wrapped: paths and commands are there to be copied.
     console.print(text, soft_wrap=True, markup=False)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
 
 
 def chat_commands(folder: Path) -> list[str]:

@@ -48,12 +48,16 @@ def draw_curves(
     Returns:
         One picture for each curve with at least two finite points on one of its lines.
     """
-    axis = "episode" if any(is_number(row.get("episode")) for row in rows) else "step"
-    label = "episodes" if axis == "episode" else "optimizer steps"
-    if axis == "episode":
-        rows = with_episodes(rows)
-    pictures = [_draw(curve, rows, (axis, label), summary, prefix) for curve in curves]
+    axis = ("step", "optimizer steps")
+    if has_episodes(rows):
+        axis, rows = ("episode", "episodes"), with_episodes(rows)
+    pictures = [_draw(curve, rows, axis, summary, prefix) for curve in curves]
     return [picture for picture in pictures if picture is not None]
+
+
+def has_episodes(rows: list[Row]) -> bool:
+    """Whether the rows count episodes, beside optimizer steps."""
+    return any(is_number(row.get("episode")) for row in rows)
 
 
 def points(rows: list[Row], axis: str, metric: str) -> Points:

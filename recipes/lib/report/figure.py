@@ -78,9 +78,8 @@ def short(value: float) -> str:
     size = abs(value)
     if size >= 1e10:
         return f"{value:.0e}"
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= factor:
-            divisor = 1e3 if letter == "k" else factor
+    for least, divisor, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= least:
             return f"{value / divisor:.4g}{letter}".replace("-", "\u2212")
     if 0 < size < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-").replace("-", "\u2212")

@@ -13,7 +13,7 @@ MINUS = "\u2212"
 class Quantity:
     """How one number is called and written.
 
-    `style` is "percent" (a fraction, shown times 100), "seconds", "count", "megabytes" or "plain".
+    `style` is "percent" (a fraction, shown times 100), "seconds", "count" or "plain".
     """
 
     label: str
@@ -76,7 +76,7 @@ QUANTITIES: dict[str, Quantity] = {
     "episodes": Quantity("Episodes", "count"),
     "seconds": Quantity("Time", "seconds"),
     "total_seconds": Quantity("All stages together", "seconds"),
-    "peak_rss_mb": Quantity("Peak memory", "megabytes", unit="MB"),
+    "peak_rss_mb": Quantity("Peak memory", "count", unit="MB"),
 }
 
 
@@ -130,11 +130,8 @@ def number(key: str, value: Any, label: str | None = None) -> Number:
     """
     style = "count" if isinstance(value, int) else "plain"
     quantity = QUANTITIES.get(key) or Quantity(key.replace("_", " "), style)
-    if isinstance(value, list | tuple):
-        text = " to ".join(_spelled(entry, quantity) for entry in value)
-        exact = " ".join(repr(entry) for entry in value)
-    else:
-        text, exact = _spelled(value, quantity), repr(value)
+    text = " to ".join(_spelled(entry, quantity) for entry in _entries(value))
+    exact = " ".join(map(repr, _entries(value)))
     return Number(key, label or quantity.label, exact, text, quantity.unit)
 
 
@@ -159,9 +156,13 @@ def tiles(
     return made
 
 
+def _entries(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def _is_shown(value: Any) -> bool:
-    entries = value if isinstance(value, list | tuple) else [value]
-    return bool(entries) and all(is_number(entry) for entry in entries)
+    entries = _entries(value)
+    return bool(entries) and all(map(is_number, entries))
 
 
 def _spelled(value: float, quantity: Quantity) -> str:
@@ -169,6 +170,4 @@ def _spelled(value: float, quantity: Quantity) -> str:
         return percent(value, quantity.digits)
     if quantity.style == "seconds":
         return duration(value)
-    if quantity.style in ("count", "megabytes"):
-        return plain(value, 0)
-    return plain(value, quantity.digits)
+    return plain(value, 0 if quantity.style == "count" else quantity.digits)

@@ -12,11 +12,9 @@ def origin(run: RunFiles) -> list[tuple[str, str]]:
     """Name and text of each fact in config.yaml and lineage.json, versions last."""
     lineage = dict(run.lineage)
     versions = lineage.pop("versions", None)
-    facts = []
-    if "seed" in run.settings:
-        facts.append(("seed", str(run.settings["seed"])))
+    facts = [("seed", str(run.settings["seed"]))] if "seed" in run.settings else []
     for key, value in lineage.items():
-        facts += list(_lines(key, value))
+        facts += _lines(key, value)
     if isinstance(versions, dict):
         facts.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items())))
     return facts

@@ -1,4 +1,7 @@
-"""Writes the page: reads the folder, chooses numbers and charts, fills the template."""
+"""Writes the page: reads the folder, chooses numbers and charts, fills the template.
+
+Import it late: it brings matplotlib, scipy and Jinja2 with it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,8 @@ RECIPE_TITLES = {
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",
-    "ppo": "PPO",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-    "dpo": "DPO",
-    "kto": "KTO",
     "evaluate": "Evaluation",
-}
+}  # the others are abbreviations
 # Each tile: its key in summary.json, then the keys of the numbers it is compared with.
 RUN_TILES = [
     ("win_rate", "win_rate_ci95"),
@@ -80,8 +78,8 @@ def write_report(run: Path) -> Path:
     files = read_run(Path(run))
     return _write(
         files,
-        {"": files},
-        eyebrow=RECIPE_TITLES.get(files.recipe, files.recipe or "Run"),
+        [files],
+        eyebrow=RECIPE_TITLES.get(files.recipe, files.recipe.upper() or "Run"),
         title=files.path.resolve().name,
         verdict=verdict(files),
         tiles=tiles(files.summary, RUN_TILES),
@@ -112,7 +110,7 @@ def write_quickstart_report(root: Path) -> Path:
     notes = [f"{run.path.name}: {note}" for run in stages.values() for note in run.notes]
     return _write(
         whole,
-        stages or {"": whole},
+        list(stages.values()) or [whole],
         eyebrow="RLHF quickstart",
         title="From a base model to PPO",
         verdict=quickstart_verdict(summary),
@@ -125,7 +123,7 @@ def write_quickstart_report(root: Path) -> Path:
     )
 
 
-def _write(target: RunFiles, runs: dict[str, RunFiles], **content: Any) -> Path:
+def _write(target: RunFiles, runs: list[RunFiles], **content: Any) -> Path:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(default=True),
@@ -134,8 +132,8 @@ def _write(target: RunFiles, runs: dict[str, RunFiles], **content: Any) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html.jinja").render(
-        configs={run.path.name: run.config for run in runs.values() if run.config},
-        warnings=[line for run in runs.values() for line in _warnings(run)],
+        configs={run.path.name: run.config for run in runs if run.config},
+        warnings=[line for run in runs for line in _warnings(run)],
         **content,
     )
     write_text(target.path / "report.html", page)

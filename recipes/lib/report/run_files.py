@@ -73,8 +73,7 @@ def read_lines(path: Path, notes: list[str]) -> list[Row]:
         return []
     # splitlines() would also cut at U+2028, which JSON allows inside a text.
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    parsed = [_parsed(line) for line in lines]
-    rows = [row for row in parsed if row is not None]
+    rows = [row for line in lines if (row := _parsed(line)) is not None]
     if len(rows) < len(lines):
         notes.append(f"{len(lines) - len(rows)} unreadable line(s) of {path.name} were left out.")
     return rows

@@ -73,11 +73,7 @@ def rated(rows: Sequence[Row]) -> SampleTable | None:
 def references(rows: Sequence[Row]) -> SampleTable | None:
     """What a fine-tuned model writes, beside what the data has."""
     made = [
-        [
-            text_cell(row.get("prompt")),
-            text_cell(row.get("reference")),
-            text_cell(row.get("completion")),
-        ]
+        [text_cell(row.get(name)) for name in ("prompt", "reference", "completion")]
         for row in _distinct(rows)[:5]
         if row.get("completion") is not None
     ]
@@ -120,12 +116,11 @@ def _pairs(
     usable = [row for row in rows if is_finite(row.get(high)) and is_finite(row.get(low))]
     made = []
     for row in _evenly(_ranked(usable, lambda row: float(row[high] - row[low])), count):
-        best = max(row[high], row[low])
-        is_tie = row[high] == row[low]
+        worst = min(row[high], row[low])
         made.append([text_cell(row.get("prompt"))])
         for text, score in texts.items():
-            is_best = row[score] == best and not is_tie
-            made[-1].append(text_cell(row.get(text), f"score {plain(row[score])}", is_best))
+            said = f"score {plain(row[score])}"
+            made[-1].append(text_cell(row.get(text), said, is_best=row[score] > worst))
     return SampleTable(["Prompt", *names], made, f"{len(made)} {order}") if made else None
 
 

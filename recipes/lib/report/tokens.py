@@ -114,12 +114,10 @@ def text_pieces(row: Row, with_scales: Sequence[Ramp]) -> list[Piece]:
     """The text of a sample in pieces, cut in the middle where it is long."""
     columns = [row[f"token_{shade.key}"] for shade in SHADES]
     made, left_out = [], 0
-    num_tokens = len(row["tokens"])
+    # Of a long text; of a short one it is empty.
+    middle = range(MAX_TOKENS - NUM_LAST_TOKENS, len(row["tokens"]) - NUM_LAST_TOKENS)
     for text, places in grouped(row["tokens"]):
-        if (
-            num_tokens > MAX_TOKENS
-            and MAX_TOKENS - NUM_LAST_TOKENS <= places[0] < num_tokens - NUM_LAST_TOKENS
-        ):
+        if places[0] in middle:
             left_out += len(places)
             continue
         numbers = [Numbers(i + 1, [spelled(column[i]) for column in columns]) for i in places]

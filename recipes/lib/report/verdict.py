@@ -5,8 +5,8 @@ from typing import Any
 
 from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
 from recipes.lib.report.calibration import wilson
-from recipes.lib.report.curves import points
-from recipes.lib.report.numbers import is_finite, is_number, percent, plain
+from recipes.lib.report.curves import has_episodes, points
+from recipes.lib.report.numbers import is_finite, percent, plain
 from recipes.lib.report.pairs import differences
 from recipes.lib.report.run_files import Row, RunFiles
 
@@ -91,23 +91,22 @@ def _kto(run: RunFiles) -> str:
 
 
 def _scores(run: RunFiles) -> str:
-    axis = "episode" if any(is_number(row.get("episode")) for row in run.metrics) else "step"
+    axis = "episode" if has_episodes(run.metrics) else "step"
     metric = "objective/scores" if run.recipe == "ppo" else "reward"
     places, scores = points(run.metrics, axis, metric)
     if len(scores) < 2:
         return ""
-    unit = "episodes" if axis == "episode" else "steps"
     # The recipe's summary averages over the last rollouts; the page must not tell other numbers.
     first = run.summary.get("first_scores", scores[0])
     last = run.summary.get("scores", scores[-1])
     if not (is_finite(scores[-1]) and is_finite(first) and is_finite(last)):
-        return f"The score is not a number after {plain(places[-1], 0)} {unit}: this run failed."
+        return f"The score is not a number after {plain(places[-1], 0)} {axis}s: this run failed."
     kl = run.summary.get("kl", points(run.metrics, axis, "objective/kl")[1][-1:].sum())
-    price = f", at {plain(kl, 1)} nats of KL per completion" if is_finite(kl) else ""
+    digits, per = 1, "completion"
     if run.recipe != "ppo":  # TRL logs the KL of tokens
-        kl = run.summary.get("kl_per_token")
-        price = f", at {plain(kl, 3)} nats of KL per token" if is_finite(kl) else ""
-    return f"The mean score {_change(first, last)} over {plain(places[-1], 0)} {unit}{price}."
+        kl, digits, per = run.summary.get("kl_per_token"), 3, "token"
+    price = f", at {plain(kl, digits)} nats of KL per {per}" if is_finite(kl) else ""
+    return f"The mean score {_change(first, last)} over {plain(places[-1], 0)} {axis}s{price}."
 
 
 def _loss(run: RunFiles) -> str:

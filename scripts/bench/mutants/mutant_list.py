@@ -819,9 +819,7 @@ OF_BATCHING = [
         "optimizer_class(groups)",
         "batching",
     ),
-    Mutant(
-        38, "Adam's usual epsilon", CONFIG, "default=1e-5,  # lm", "default=1e-8,  # lm", "batching"
-    ),
+    Mutant(38, "Adam's usual epsilon", CONFIG, "option(1e-5, ", "option(1e-8, ", "batching"),
     Mutant(
         39,
         "the schedule counts episodes",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lib.report import write_quickstart_report, write_report
+from recipes.lib.report.page import write_quickstart_report, write_report
 from tests.helpers import report_runs
 from tests.helpers.report_html import Page
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.samples import token_texts
 from recipes.lib.ppo.trainer import PPOTrainer
-from recipes.lib.report import write_report
+from recipes.lib.report.page import write_report
 from recipes.lib.report.tokens import (
     MAX_TOKENS,
     Ramp,
