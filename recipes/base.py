@@ -14,7 +14,6 @@ Writes final/ (model and tokenizer), data/, metrics.jsonl and summary.json.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,14 +166,13 @@ def run(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.recipe.spine import finish
 
-    start = time.monotonic()
     script, training = config.script, config.training
     validate(script)
     folder = open_run(config)
     if is_main_process():
         write_data(script, training.seed, folder.path / "data")
     summary = copy_trained(script.trained, folder) if script.trained else train_new(config, folder)
-    return finish(folder, config, summary, start, model=script.trained, data=[])
+    return finish(folder, config, summary, model=script.trained, data=[])
 
 
 def copy_trained(trained: str, folder: Run) -> dict[str, Any]:
@@ -212,7 +210,7 @@ def train_new(config: Config, folder: Run) -> dict[str, Any]:
     add_run_callbacks(
         trainer, folder.path, "base", {"loss": "loss", "mean_token_accuracy": "accuracy"}
     )
-    train_loss = spine.train(trainer, folder)
+    train_loss = spine.train(trainer, folder)["train_loss"]
     spine.save_final(trainer, folder)
     return {
         "train_loss": train_loss,

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from recipes.lib.config.option_table import modules_with
@@ -27,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         print_text(overview(recipes))
         return 0 if argv else 2
     name, *rest = argv
+    if name == "--version":
+        print(f"rlhf-recipes {version('rlhf-recipes')}")
+        return 0
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]}?" if near else "see rlhf --help."

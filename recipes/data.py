@@ -89,8 +89,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
     """The tokenizer with the chat template to use, or None."""
     if script.model_name_or_path is None:
         return None
-    from pathlib import Path
-
+    from recipes.lib.models.chat_template import read_template
     from recipes.lib.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(
@@ -100,13 +99,7 @@ def tokenizer_of(script: DataPageArguments) -> Any:
     )
     set_chat_template(tokenizer, script.chat_template, script.chat_template_path)
     if script.chat_template_path is not None:
-        try:
-            tokenizer.chat_template = Path(script.chat_template_path).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"chat_template_path={script.chat_template_path}: cannot be read as text; name a "
-                ".jinja file."
-            ) from error
+        tokenizer.chat_template = read_template(script.chat_template_path)
     return tokenizer
 
 

@@ -18,7 +18,6 @@ Source: Rafailov et al., Direct Preference Optimization, 2023, equation 7.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,25 +85,22 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe import spine
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
-    start = time.monotonic()
     script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
     rows = load_rows(script, training, lambda _: SIDES)
     check_plan(config, rows.test is not None)
-    trainer = spine.make_preference_trainer(
-        DPOTrainer, config, rows.train, rows.test, rows.known[0]
-    )
+    trainer = spine.make_preference_trainer(DPOTrainer, config, rows)
     folder = spine.start_run(config, trainer, SHOWN)
     before = {side: sequence_logps(trainer, f"{side}_ids") for side in SIDES}
     rows.begin()
-    summary: dict[str, Any] = {"train_loss": spine.train(trainer, folder)}
+    summary = spine.train(trainer, folder)
     spine.save_final(trainer, folder)
     scored = scored_rows(trainer, before) if rows.test is not None else []
     if scored and is_main_process():
         folder.write_samples(scored)
         summary |= spine.pair_numbers(scored, trainer.eval_dataset)
-    return spine.finish(folder, config, summary, start)
+    return spine.finish(folder, config, summary)
 
 
 def main(argv: list[str] | None = None) -> int:

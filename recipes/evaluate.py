@@ -13,7 +13,6 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<name of the
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,8 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
     judge: str | None = option(
         None,
-        "Who scores: a function f(prompts, completions) of texts as file.py:name or "
-        "module:name, or a reward model (run, folder or Hub id).",
+        "Who scores: a reward function as file.py:name or module:name, asked as in training, or "
+        "a reward model (run, folder or Hub id).",
     )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
     max_new_tokens: int = option(64, "Longest completion, in tokens.")
@@ -110,13 +109,13 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.evaluation.win_rate import win_rate
     from recipes.lib.recipe.spine import finish
 
-    start = time.monotonic()
     script: EvaluateArguments = config.script
     validate(script)
     if "output_dir" not in config.values and config.path is None:
         script.output_dir = default_folder(str(script.run))
     train, test = load_splits(script, script.seed, ("prompt",))
-    prompts = list((train if test is None else test)["prompt"])[: script.num_prompts]
+    columns = (train if test is None else test)[: script.num_prompts]
+    prompts = columns.pop("prompt")
     trusted = {"trust_remote_code": script.trust_remote_code}
     judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
     folder = open_run(config)
@@ -124,14 +123,16 @@ def run(config: Config) -> dict[str, Any]:
         script.max_new_tokens, script.temperature, script.batch_size, script.seed
     )
     contestants = (str(script.run), str(script.baseline))
-    ours, theirs, numbers = compare(contestants, prompts, judge, sampling, script.dtype, **trusted)
+    ours, theirs, numbers = compare(
+        contestants, prompts, columns, judge, sampling, script.dtype, **trusted
+    )
     wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
     summary: dict[str, Any] = {"num_prompts": len(prompts)}
     summary |= ours.facts("") | theirs.facts("_baseline")
     summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers
     facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}
-    return finish(folder, config, summary, start, judge=script.judge, **facts, **trusted)
+    return finish(folder, config, summary, judge=script.judge, **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:

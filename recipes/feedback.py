@@ -15,7 +15,6 @@ Source: Bradley and Terry, Rank analysis of incomplete block designs, 1952.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,7 +86,7 @@ def validate(script: FeedbackArguments) -> None:
             raise UserError(f"{key}={getattr(script, key)}: must be above 0; 1.0 is usual.")
 
 
-def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[list[Pair], int]:
+def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Pair]:
     """Load the model and sample a pair for each prompt."""
     from trl import ModelConfig
 
@@ -112,14 +111,16 @@ def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> tuple[l
 
 
 def judge_pairs(
-    judge: Judge, script: FeedbackArguments, pairs: Sequence[Pair]
+    judge: Judge, script: FeedbackArguments, pairs: Sequence[Pair], rows: list[dict[str, Any]]
 ) -> tuple[list[Rating], float]:
     """Let the simulated rater choose; also the mean score of all completions."""
     from recipes.lib.feedback.rater import rate_pairs
 
     prompts = [pair.prompt for pair in pairs]
-    first = judge(prompts, [pair.first for pair in pairs])
-    second = judge(prompts, [pair.second for pair in pairs])
+    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+    columns = {name: [rows[pair.row].get(name) for pair in pairs] for name in names}
+    first = judge(prompts, [pair.first for pair in pairs], columns)
+    second = judge(prompts, [pair.second for pair in pairs], columns)
     ratings = rate_pairs(first, second, temperature=script.rater_temperature, seed=script.seed)
     return ratings, sum(first + second) / (2 * len(pairs))
 
@@ -163,7 +164,6 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.recipe.spine import finish
 
-    start = time.monotonic()
     script = config.script
     validate(script)
     trusted = script.trust_remote_code
@@ -172,11 +172,13 @@ def run(config: Config) -> dict[str, Any]:
     assert test is not None  # validate saw to it
     folder = open_run(config)
     test_prompts = {prompt_text(prompt) for prompt in test["prompt"]}
-    pairs, num_tokens = sample_prompts(script, [*train["prompt"], *test["prompt"]])
-    ratings, mean_score = judge_pairs(judge, script, pairs)
+    rows = train.to_list() + test.to_list()
+    pairs = sample_prompts(script, [row["prompt"] for row in rows])
+    ratings, mean_score = judge_pairs(judge, script, pairs, rows)
     tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
     write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)
     noises = [rating.noise for rating, is_test in zip(ratings, tests, strict=True) if is_test]
+    num_tokens = sum(len(pair.first.ids) + len(pair.second.ids) for pair in pairs)
     summary = {
         "num_pairs": len(pairs),
         "num_train": len(pairs) - len(noises),
@@ -188,7 +190,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     facts = {"model": script.model_name_or_path, "data": script.data_names()}
     facts |= {"judge": script.judge, "trust_remote_code": trusted}
-    return finish(folder, config, summary, start, **facts)
+    return finish(folder, config, summary, **facts)
 
 
 def main(argv: list[str] | None = None) -> int:

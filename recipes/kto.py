@@ -22,15 +22,15 @@ Source: Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimizati
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
-from recipes.lib.data.loading import load_splits
+from recipes.lib.data.loading import BESIDE, load_splits
 from recipes.lib.data.prompts import prompt_text
+from recipes.lib.data.streaming import Rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
@@ -64,14 +64,15 @@ def columns_of(dataset: Any) -> tuple[str, ...]:
     return PAIR_COLUMNS if set(PAIR_COLUMNS) <= set(dataset.column_names) else COLUMNS
 
 
-def load_unpaired(script: KTOArguments, seed: int) -> tuple[Any, Any | None]:
+def load_unpaired(script: KTOArguments, seed: int) -> Rows:
     """Load training and test rows, unpaired and shuffled.
 
     Raises:
         UserError: As load_splits.
     """
-    train, test = load_splits(script, seed, columns_of)
-    return _unpaired(train).shuffle(seed=seed), None if test is None else _unpaired(test)
+    train, test = load_splits(script, seed, columns_of, BESIDE)
+    train = _unpaired(train).shuffle(seed=seed)
+    return Rows(train, None if test is None else _unpaired(test), train)
 
 
 def _unpaired(rows: Any) -> Any:
@@ -128,22 +129,21 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe import spine
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
-    start = time.monotonic()
     training = config.training
     set_accumulation(training, config.script.global_batch_size)
     check_folder(config)
-    rows, test = load_unpaired(config.script, training.seed)
-    check_plan(config, test is not None)
-    trainer = spine.make_preference_trainer(KTOTrainer, config, rows, test, rows[0])
+    rows = load_unpaired(config.script, training.seed)
+    check_plan(config, rows.test is not None)
+    trainer = spine.make_preference_trainer(KTOTrainer, config, rows)
     folder = spine.start_run(config, trainer, SHOWN)
     before = sequence_logps(trainer, "completion_ids")
-    summary: dict[str, Any] = {"train_loss": spine.train(trainer, folder)}
+    summary = spine.train(trainer, folder)
     spine.save_final(trainer, folder)
-    scored = scored_rows(trainer, before) if test is not None else []
+    scored = scored_rows(trainer, before) if rows.test is not None else []
     if scored and is_main_process():
         folder.write_samples(scored)
         summary |= summarize(scored)
-    return spine.finish(folder, config, summary, start)
+    return spine.finish(folder, config, summary)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,7 +16,6 @@ Source: Ziegler et al., Fine-Tuning Language Models from Human Preferences, 2019
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +54,15 @@ def arguments() -> tuple[type, ...]:
 
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
+    from recipes.lib.data.tokenizer_fit import fit_to_tokenizer
     from recipes.lib.distributed.shards import load_unsharded
     from recipes.lib.models.policies import continues, load_adapted_policy, load_policy, lora_config
     from recipes.lib.ppo.trainer import PPOTrainer
     from recipes.lib.recipe.spine import policy_tokenizer
 
-    tokenizer = policy_tokenizer(config)
+    tokenizer, script = policy_tokenizer(config), config.script
+    own = (tokenizer, tokenizer.chat_template, script.label, script.on_bad_rows, ("prompt",))
+    train, test = (fit_to_tokenizer(rows, *own) for rows in (train, test))
     going_on = continues(config.model)
     load = load_adapted_policy if going_on else load_policy
     with load_unsharded(config.training):
@@ -101,7 +103,6 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.ppo.roles import describe_roles
     from recipes.lib.recipe import spine
 
-    start = time.monotonic()
     script, training = config.script, config.training
     if not script.reward_funcs:
         raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
@@ -118,7 +119,7 @@ def run(config: Config) -> dict[str, Any]:
         summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
         summary["warnings"] = trainer.health.warnings
         facts["roles"] = describe_roles(trainer)
-    return spine.finish(folder, config, summary, start, **facts)
+    return spine.finish(folder, config, summary, **facts)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.config.shipped_configs import FOLDER
 from recipes.lib.config.strict_yaml import read_yaml
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, visible
 from recipes.lib.recipe.main import launch, parse
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl, write_json
@@ -172,10 +172,11 @@ def print_samples(rows: list[dict[str, Any]], number: int = 5) -> None:
     from rich.table import Table
 
     for row in rows[:number]:
-        table = Table(title=row["prompt"], title_justify="left", expand=True)
+        prompt, *said = (visible(row[name]) for name in ("prompt", "baseline", "completion"))
+        table = Table(title=prompt, title_justify="left", expand=True)
         table.add_column(f"SFT (gold {row['score_baseline']:.2f})", ratio=1)
         table.add_column(f"PPO (gold {row['score']:.2f})", ratio=1)
-        table.add_row(row["baseline"].strip(), row["completion"].strip())
+        table.add_row(*(text.strip() for text in said))
         Console(highlight=False, markup=False).print(table)
 
 
@@ -196,7 +197,11 @@ def run(config: Config) -> dict[str, Any]:
     script = config.script
     root = Path(script.output_dir)
     stages = make_stages(script)
+    if root.resolve() == Path.cwd():
+        raise UserError(f"output_dir={root}: is the folder you are in; name one of its own.")
     if script.fresh and root.exists():
+        if not any(is_run(stage.folder) for stage in stages):
+            raise UserError(f"output_dir={root}: holds no quickstart; choose another folder.")
         print(f"--fresh: what was there is now {move_aside(root)}", flush=True)
     ran: list[bool] = []
     for number, stage in enumerate(stages, start=1):

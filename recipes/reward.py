@@ -17,13 +17,13 @@ pair per comparison.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import BESIDE
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
@@ -57,7 +57,8 @@ def load_pairs(script: RewardModelArguments, training: Any) -> Rows:
     Raises:
         UserError: As load_rows; or there are no test rows.
     """
-    rows = load_rows(script, training, lambda _: ("chosen", "rejected"))
+    beside = (*BESIDE, "margin")
+    rows = load_rows(script, training, lambda _: ("chosen", "rejected"), beside)
     if rows.test is None:
         raise UserError(
             "test_fraction=0.0: a reward model is worth its accuracy on pairs it has not seen; "
@@ -71,18 +72,18 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     from transformers import set_seed
     from trl import RewardTrainer
 
-    from recipes.lib.models.chat_template import check_template_path
+    from recipes.lib.models.chat_template import read_template
     from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
     from recipes.lib.models.policies import continues, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.recipe import spine
-    from recipes.lib.trainers.row_fit import check_fit
 
     training, model_args = config.training, config.model
     name, going_on = model_args.model_name_or_path or "", continues(model_args)
     adapter = None if going_on else lora_config(model_args, "SEQ_CLS")
     trusted = training.trust_remote_code
-    check_template_path(training.chat_template_path)
+    if training.chat_template_path is not None:
+        read_template(training.chat_template_path)
     set_seed(training.seed)  # the new head is drawn while loading
     if going_on:
         model: Any = load_adapted_classifier(model_args, trust_remote_code=trusted)
@@ -99,11 +100,9 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     set_chat_template(tokenizer, config.script.chat_template, training.chat_template_path)
     template = tokenizer.chat_template or training.chat_template_path
     check_template(rows.known[0], "chosen", bool(template))
-    trainer = spine.make_trainer(
-        RewardTrainer, config, tokenizer, rows.train, rows.test, model=model, peft_config=adapter
+    return spine.make_row_trainer(
+        RewardTrainer, config, tokenizer, rows, model=model, peft_config=adapter
     )
-    check_fit(trainer, rows.known[0])
-    return trainer
 
 
 @guarded
@@ -125,7 +124,6 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
-    start = time.monotonic()
     script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
@@ -135,7 +133,7 @@ def run(config: Config) -> dict[str, Any]:
     trainer = make_trainer(config, rows)
     folder = start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()
-    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
+    summary = train(trainer, folder)
     save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
     with unsharded_model(trainer, trained=True) as model:
@@ -150,7 +148,7 @@ def run(config: Config) -> dict[str, Any]:
         margin = numbers.pop("margin")
         yardstick = bag_of_words_accuracy(rows.known, test)
         summary |= numbers | {"accuracy_bag_of_words": yardstick, "margin": margin}
-    return finish(folder, config, summary, start)
+    return finish(folder, config, summary)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,8 +15,8 @@ Source: Ouyang et al., Training language models to follow instructions, 2022, se
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.config.fields import option
@@ -87,28 +87,17 @@ def make_trainer(config: Config, tokenizer: Any, rows: Rows) -> Any:
     from trl import SFTTrainer
 
     from recipes.lib.config.library_checks import check_dataset_kwargs
+    from recipes.lib.data.tokenization import keep_boundary
     from recipes.lib.recipe import spine
-    from recipes.lib.trainers.row_fit import check_fit, drop_rows_without_loss, with_row_numbers
 
     training = config.training
     if training.eval_packing is None:
         training.eval_packing = False  # perplexity is that of whole rows
     is_text = isinstance(rows.known[0][columns_of(rows.known)[0]], str)
     check_dataset_kwargs(training.dataset_kwargs, is_text, tokenizer)
-    train = with_row_numbers(_tokenized(rows.train, rows.known, tokenizer))
-    test = with_row_numbers(_tokenized(rows.test, rows.test, tokenizer))
-    trainer = spine.make_trainer(SFTTrainer, config, tokenizer, train, test)
-    drop_rows_without_loss(trainer, rows, config.script.on_bad_rows)
-    check_fit(trainer, rows.known[0])
-    return trainer
-
-
-def _tokenized(rows: Any, known: Dataset | None, tokenizer: Any) -> Any:
-    from recipes.lib.data.tokenization import keep_boundary
-
-    if known is None or columns_of(known) != COLUMN_SETS[0]:
-        return rows
-    return keep_boundary(rows, known, tokenizer) if isinstance(known[0]["prompt"], str) else rows
+    is_apart = is_text and columns_of(rows.known) == COLUMN_SETS[0]
+    prepare = partial(keep_boundary, tokenizer=tokenizer) if is_apart else None
+    return spine.make_row_trainer(SFTTrainer, config, tokenizer, rows, prepare)
 
 
 def checked_tokenizer(config: Config, train: Dataset) -> Any:
@@ -117,11 +106,9 @@ def checked_tokenizer(config: Config, train: Dataset) -> Any:
     Raises:
         UserError: There is none, or it lacks a chat template where the rows hold messages.
     """
-    from recipes.lib.models.chat_template import check_template_path
     from recipes.lib.recipe.spine import policy_tokenizer
 
     path = config.training.chat_template_path
-    check_template_path(path)
     tokenizer = policy_tokenizer(config, path)
     check_template(train[0], columns_of(train)[0], bool(tokenizer.chat_template or path))
     return tokenizer
@@ -175,7 +162,6 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe.spine import finish, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
-    start = time.monotonic()
     script, training = config.script, config.training
     set_accumulation(training, script.global_batch_size)
     check_folder(config)
@@ -185,13 +171,13 @@ def run(config: Config) -> dict[str, Any]:
     folder = start_run(config, trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
     rows.begin()
-    summary: dict[str, Any] = {"train_loss": train(trainer, folder)}
+    summary = train(trainer, folder)
     if rows.test is not None:
         summary |= {"eval_loss": trainer.evaluate()["eval_loss"]}
         summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}
     save_final(trainer, folder)
     write_samples(trainer, rows.test, script, folder)
-    return finish(folder, config, summary, start)
+    return finish(folder, config, summary)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -55,6 +55,11 @@ def on_one_line(text: str) -> str:
     )
 
 
+def visible(text: str) -> str:
+    """Control characters as escapes, lines as they are: data must not steer the terminal."""
+    return "\n".join(map(on_one_line, text.split("\n")))
+
+
 def note(text: str) -> None:
     """Prints a remark, once for all processes of a run.
 

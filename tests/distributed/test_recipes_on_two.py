@@ -172,9 +172,8 @@ def test_ktos_kl_is_of_the_micro_batches_that_all_processes_have_at_once(one: Pa
         for size in (2, 4):
             more = {"dataset_name": "pairs.jsonl", "per_device_train_batch_size": size}
             config = parse("kto", words_of("kto", True, "not_run", **more)[1:])
-            data, test = kto.load_unpaired(config.script, 1)
-            trainer = make_preference_trainer(KTOTrainer, config, data, test, data[0])
-            trained = trainer.train_dataset
+            data = kto.load_unpaired(config.script, 1)
+            trained = make_preference_trainer(KTOTrainer, config, data).train_dataset
             said = list(trained["completion_ids"])
             blocks = [said[at : at + size] for at in range(0, len(said), size)]
             mismatched = [ids for block in blocks for ids in [block[-1], *block[:-1]]]

@@ -1,5 +1,6 @@
 """Short runs of every recipe that are stopped somewhere, and what makes two of them the same."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,16 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_runs(one: Path, other: Path) -> None:
-    """Weights, metrics and samples are equal to the bit."""
+    """Weights, metrics, samples and the summary are equal to the bit; times cover the whole run."""
     expected = next(one.glob("final/*.safetensors"))
     got = load_file(other / "final" / expected.name)
     assert all(torch.equal(got[n], w) for n, w in load_file(expected).items())
     assert rows(one / "metrics.jsonl") == rows(other / "metrics.jsonl") != []
     if (one / "samples.jsonl").exists():
         assert read_jsonl(one / "samples.jsonl") == read_jsonl(other / "samples.jsonl")
+    whole, again = (json.loads((run / "summary.json").read_text()) for run in (one, other))
+    assert {**whole, "seconds": 0} == {**again, "seconds": 0}
+    for run, summary in ((one, whole), (other, again)):
+        seconds = [row["seconds"] for row in read_jsonl(run / "metrics.jsonl")]
+        assert seconds == sorted(seconds)
+        assert summary["seconds"] >= seconds[-1] - 0.1

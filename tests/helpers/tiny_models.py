@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import processors
+from tokenizers import pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -16,6 +16,7 @@ from transformers import (
     PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2Tokenizer,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -61,11 +62,24 @@ def save_model(
 ) -> str:
     """Write a random model of a class and its tokenizer; give the folder's name."""
     kind, sizes = CLASSES[name]
+    if name == "qwen2":  # whose folders are read with its own class, which makes words of bytes
+        tokenizer = of_bytes(tokenizer)
     torch.manual_seed(0)
     config = kind(**({"vocab_size": len(tokenizer)} | sizes | more))
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+def of_bytes(like: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer of Qwen2's class with one token a byte, the special tokens and the template."""
+    special = ["<pad>", "<eos>", "<unk>", "<system>", "<user>", "<assistant>"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    ends = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    made = Qwen2Tokenizer(vocab=vocabulary, merges=[], **ends)
+    made.chat_template = like.chat_template
+    return made
 
 
 def with_bos(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:

@@ -172,8 +172,8 @@ def test_kto_tells_desirable_from_undesirable_from_pairs_or_single_rows(folder: 
 
 def test_kto_mixes_the_sides_of_pairs(folder: Path) -> None:
     # TRL's helper puts all chosen rows before all rejected ones, and its sampler keeps that order.
-    rows, _ = kto.load_unpaired(kto.KTOArguments(dataset_name=str(folder / "rows.jsonl")), seed=1)
-    labels = list(rows["label"])
+    script = kto.KTOArguments(dataset_name=str(folder / "rows.jsonl"))
+    labels = list(kto.load_unpaired(script, seed=1).train["label"])
     assert len(labels) == 64
     assert all(4 <= sum(labels[start : start + 16]) <= 12 for start in range(0, 64, 16))
 

@@ -166,3 +166,16 @@ def test_a_judge_that_gives_no_number_is_told(folder: Path) -> None:
     (folder / "judge.py").write_text(text)
     with pytest.raises(UserError, match="length returned"):
         evaluate(folder)
+
+
+def test_a_reward_of_ppo_can_judge(folder: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": text}], "answer": text} for text in PROMPTS]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "judge.py").write_text(
+        "def right(prompts, completions, completion_ids, answer, **_):\n"
+        "    assert [turns[-1]['content'] for turns in prompts] == answer\n"
+        "    assert all(turns[0]['role'] == 'assistant' for turns in completions)\n"
+        "    return [len(ids) for ids in completion_ids]\n"
+    )
+    summary = evaluate(folder, judge=f"{folder / 'judge.py'}:right", num_prompts=4)
+    assert summary["score"] == summary["completion_length"]

@@ -10,7 +10,10 @@ from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
 
 # Likes long completions, which is nothing that the model knows of.
-JUDGE = "def judge(prompts, completions):\n    return [float(len(text)) for text in completions]\n"
+JUDGE = """
+def judge(prompts, completions):
+    return [float(len(turns[0]["content"])) for turns in completions]
+"""
 
 
 @pytest.fixture

@@ -156,3 +156,31 @@ def test_fresh_moves_everything_aside(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="is not there"):
         run(tmp_path, fresh=True)
     assert (tmp_path / "runs/base/note.txt").exists()  # a mistake changes nothing
+
+
+def test_fresh_moves_no_folder_that_holds_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter").write_text("one")
+    with pytest.raises(UserError, match="holds no quickstart; choose another folder"):
+        quickstart.run(parse("quickstart", [], {"output_dir": str(thesis), "fresh": True}))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+    monkeypatch.chdir(thesis)
+    for fresh in (True, False):
+        with pytest.raises(UserError, match="is the folder you are in; name one of its own"):
+            quickstart.run(parse("quickstart", [], {"output_dir": ".", "fresh": fresh}))
+    assert [path.name for path in thesis.iterdir()] == ["chapter"]
+
+
+def test_what_steers_a_terminal_is_printed_as_what_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = {"prompt": "\x1b[2Ja", "baseline": "\x1b]0;b\x07", "completion": "c\rd"}
+    quickstart.print_samples([said | {"score": 1.0, "score_baseline": 0.0}])
+    printed = capsys.readouterr().out
+    assert "\x1b]" not in printed
+    assert "\x1b[2J" not in printed
+    assert "\\x1b]0;b\\x07" in printed
+    assert "\\x1b[2Ja" in printed

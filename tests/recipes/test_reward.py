@@ -193,6 +193,8 @@ def test_bag_of_words_cannot_learn_an_order_of_words() -> None:
     other = Dataset.from_list([{"chosen": "bad z", "rejected": "good z"}, words[0]])
     assert bag_of_words_accuracy(words, other) == 0.5  # one wrong, one right
     assert bag_of_words_accuracy(words, words) == 1.0
+    faults = Dataset.from_list([{"chosen": f"{x}", "rejected": f"bad {x}"} for x in "pqrs"])
+    assert bag_of_words_accuracy(faults, faults) == 1.0  # what the rejected side alone tells
 
 
 def test_a_real_story_model_learns_the_polarity_of_sentences(shared: Path, tmp_path: Path) -> None:

@@ -314,4 +314,5 @@ def test_completions_end_with_each_end_token_of_the_model_and_are_read_without_i
         assert not set(ids[:-1]) & set(ends)
         assert len(ids) == 8 or ids[-1] in ends
         said = ids[:-1] if ids[-1] in ends else ids
-        assert text.split() == tiny_tokenizer.decode(said, skip_special_tokens=True).split()
+        kept = [token for token in map(int, said) if token > 1]
+        assert text.split() == str(tiny_tokenizer.decode(kept)).split()

@@ -1,5 +1,7 @@
-"""Rows that SFT cannot learn from are refused or dropped with a word, never left out in silence."""
+"""Rows that cannot be learned from are refused or dropped with a word, never in silence."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.mistakes import attempt
 from tests.helpers.tiny_models import save_model
-from tests.helpers.tiny_runs import flags, write
+from tests.helpers.tiny_runs import LORA, flags, write
 
 ASK = [{"role": "user", "content": "tell me"}]
 ANSWER = [{"role": "assistant", "content": "the cat"}]
@@ -140,3 +142,137 @@ def test_what_trl_ignores_in_dataset_kwargs_is_told(
     else:
         assert answer.code == 0
         assert "note: dataset_kwargs: add_special_tokens is left out: " in answer.err
+
+
+PAIR = {"prompt": "the cat", "chosen": " sat .", "rejected": " ran ."}
+LABELLED = {"prompt": "the cat", "completion": " sat .", "label": True}
+# By recipe: a row that fits eight tokens, one that is cut, one that loses what it is about.
+TOO_LONG: dict[str, list[dict[str, Any]]] = {
+    "sft": [ROWS[0], ROWS[0] | {"completion": f" {LONG}"}, ROWS[1]],
+    "dpo": [PAIR, PAIR | {"chosen": f" {LONG}"}, PAIR | {"prompt": LONG}],
+    "kto": [LABELLED, LABELLED | {"completion": f" {LONG}", "label": False}, LABELLED | ROWS[1]],
+}
+
+
+@pytest.mark.parametrize("recipe", TOO_LONG)
+def test_rows_that_are_cut_or_left_out_are_told_and_counted(recipe: str, place: Path) -> None:
+    write(Path("rows.jsonl"), TOO_LONG[recipe])
+    values = STEP | {"max_length": 8}
+    assert "no token to learn from is left in 1 of 3" in attempt(recipe, flags(values), place).err
+    done = attempt(recipe, flags(values | {"on_bad_rows": "drop"}), place)
+    assert done.code == 0, done.err
+    assert "max_length=8: 1 of 3 training rows are cut, first row" in done.err
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert (summary["num_rows_cut"], summary["num_rows_left_out"]) == (1, 1)
+
+
+def test_pairs_that_are_cut_to_the_same_are_bad_rows(place: Path) -> None:
+    same = {"prompt": "the cat", "chosen": f" {LONG} sat", "rejected": f" {LONG} ran"}
+    write(Path("rows.jsonl"), [PAIR, same])
+    values = STEP | {"max_length": 8}
+    answer = attempt("dpo", flags(values), place)
+    assert "max_length=8: no token to learn from is left in 1 of 2" in answer.sentence()
+
+
+def test_a_reward_models_rows_that_are_too_long_are_told_and_counted(place: Path) -> None:
+    rows = [PAIR, PAIR | {"chosen": f" {LONG}"}, PAIR | {"rejected": " was ."}]
+    write(Path("rows.jsonl"), rows)
+    write(Path("test.jsonl"), [PAIR | {"rejected": " slept ."}])
+    values = STEP | {"max_length": 8, "test_dataset_name": "test.jsonl"}
+    done = attempt("reward", flags(values), place)
+    assert "a side is longer in 1 of 3 training rows, first in row 1" in done.err
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert (summary["num_rows_cut"], summary["num_rows_left_out"]) == (0, 1)
+
+
+@pytest.mark.parametrize("more", [{"packing": True}, {"streaming": True}])
+def test_rows_that_are_cut_while_they_are_packed_or_streamed_are_told(
+    more: dict[str, Any], place: Path
+) -> None:
+    write(Path("rows.jsonl"), [ROWS[0], ROWS[0] | {"completion": f" {LONG}"}])
+    done = attempt("sft", flags(STEP | {"max_length": 8, "max_steps": 1} | more), place)
+    assert "max_length=8: 1 of the first 2 training rows are cut, first row 1" in done.err
+
+
+def test_ordinary_rows_are_not_said_to_be_cut(place: Path) -> None:
+    write(Path("rows.jsonl"), [ROWS[0], {"prompt": "the cat", "completion": " sat on the sun ."}])
+    done = attempt("sft", flags(STEP | {"max_length": 8}), place)  # which fills the eight
+    assert "are cut" not in done.err
+    assert json.loads(Path("run/summary.json").read_text())["num_rows_cut"] == 0
+
+
+TEMPLATE_THAT_REFUSES = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}"
+    "{% endif %}<{{ m.role }}> {{ m.content }} <eos> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+SYSTEM = [{"role": "system", "content": "old"}]
+SAMPLED = {"reward_funcs": "rewards.py:one", "max_completion_length": 3}
+
+
+@pytest.mark.parametrize("recipe", ["sft", "dpo", "kto", "reward", "ppo", "grpo"])
+def test_rows_that_the_template_refuses_are_told_with_their_number(
+    recipe: str, place: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tiny_tokenizer.chat_template = TEMPLATE_THAT_REFUSES
+    save_model(Path("model"), tiny_tokenizer)
+    other = [{"role": "assistant", "content": "the dog"}]
+    columns: dict[str, dict[str, Any]] = {
+        "sft": {"messages": ASK + ANSWER},
+        "dpo": {"prompt": ASK, "chosen": ANSWER, "rejected": other},
+        "kto": {"prompt": ASK, "completion": ANSWER, "label": True},
+        "reward": {"prompt": ASK, "chosen": ANSWER, "rejected": other},
+        "ppo": {"prompt": ASK},
+        "grpo": {"prompt": ASK},
+    }
+    row = columns[recipe]
+    first = next(iter(row))
+    rows = [row] * 5 + [row | {first: SYSTEM + row[first]}]
+    write(Path("rows.jsonl"), rows)
+    (place / "rewards.py").write_text("def one(prompts, **_):\n    return [1.0] * len(prompts)\n")
+    others: dict[str, dict[str, Any]] = {
+        "reward": {"test_dataset_name": "test.jsonl"},
+        "ppo": SAMPLED | {"total_episodes": 4, "rollout_batch_size": 4, "max_steps": -1},
+        "grpo": SAMPLED | {"num_generations": 2},
+    }
+    more = others.get(recipe, {})
+    write(Path("test.jsonl"), [row | {"rejected": [{"role": "assistant", "content": "a"}]}])
+    told = attempt(recipe, flags(STEP | more), place)
+    assert told.code == 2
+    if recipe != "kto":  # whose rows are shuffled first
+        assert re.search(r"row 5\b", told.sentence()), told.sentence()
+    assert "no system here" in told.sentence()
+    done = attempt(recipe, flags(STEP | more | {"on_bad_rows": "drop"}), place)
+    assert done.code == 0, done.err
+    assert "the chat template cannot render (no system here) in 1, first in row" in done.err
+
+
+def test_a_row_that_the_tokenizer_loses_is_a_bad_row(place: Path, shared: Path) -> None:
+    rows = [
+        {"prompt": "Once", "completion": f" {text}"}
+        for text in ("there was a \u732b .", "\u4e00\u4e8c\u4e09\u56db")
+    ]
+    write(Path("rows.jsonl"), rows)
+    own = {"model_name_or_path": shared / "models/TinyStories-656K"}
+    told = attempt("sft", flags(STEP | own), place)
+    assert "no token for most characters of column 'completion' in 1 of 2 rows" in told.sentence()
+    done = attempt("sft", flags(STEP | own | {"on_bad_rows": "drop"}), place)
+    assert done.code == 0, done.err
+    assert "has no token for 5 of the characters ('\u4e00', '\u4e09', '\u4e8c', " in done.err
+
+
+def test_special_tokens_without_training_are_found_in_any_row(
+    place: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    save_model(Path("model"), tiny_tokenizer, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained("model")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-1] = 0.0
+    model.save_pretrained("model")
+    write(Path("rows.jsonl"), [*ROWS, ROWS[0] | {"completion": " <new> ."}])
+    told = attempt("sft", flags(STEP | LORA), place)
+    assert "the data uses <new>, whose embeddings were never trained" in told.sentence()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -177,7 +178,8 @@ def test_the_command_says_how_to_go_on_and_has_an_exit_code_of_its_own(
     assert launch("sft", flags(values)) == 75
     said = capsys.readouterr().err.splitlines()
     ending = "run/checkpoint-2 holds where it stands; go on with --resume."
-    assert said[-1] == f"rlhf sft: stopped by SIGTERM; {ending}"
+    assert said[-2] == f"rlhf sft: stopped by SIGTERM; {ending}"
+    assert shlex.split(said[-1]) == ["rlhf", "sft", *flags(values), "--resume"]
 
 
 def test_handlers_are_those_of_before_when_training_is_over(folder: Path) -> None:

@@ -17,6 +17,7 @@ from recipes.lib.data.prompts import prompt_token_ids
 from recipes.lib.data.streaming import load_rows
 from recipes.lib.errors import UserError
 from recipes.lib.generation.completions import complete
+from recipes.lib.models import tokenizers
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
@@ -306,3 +307,78 @@ def test_rows_longer_than_the_context_name_the_length_to_set(
     with pytest.raises(UserError, match=r"the model's context 8; set max_length to 8 or less"):
         reward.run(parse("reward", [], FAST | values))
     assert not (tmp_path / "other").exists()
+
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+
+def chat_model(folder: Path, tokenizer: PreTrainedTokenizerFast, tied: bool) -> dict[str, Any]:
+    """A plain model, a chat template with tokens of its own, and what trains one on the other."""
+    tokenizer.chat_template = None
+    save_model(folder / "model", tokenizer, tie_word_embeddings=tied)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", CHAT
+    save_model(folder / "chat", tokenizer)
+    return LORA | {"chat_template_path": str(folder / "chat")}
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_what_a_template_with_tokens_of_its_own_has_trained_is_loaded_again(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    more = chat_model(tmp_path, tiny_tokenizer, tied=False)
+    trainer = sft_trainer(tmp_path, {"messages": TURNS}, **more, learning_rate=0.1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    trainer.processing_class.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
+    loaded = load_policy(ModelConfig(model_name_or_path=str(tmp_path / "adapter")))
+    with torch.no_grad():
+        expected, got = (m.eval()(input_ids=ids).logits for m in (trainer.model, loaded))
+    assert {61, 62} & set(ids[0].tolist())  # the tokens that are new
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tied", "more", "told"),
+    [
+        (True, {}, "cannot learn on a model whose input and output embeddings are one"),
+        (False, {"lora_modules_to_save": ["embed_tokens"]}, "leave embed_tokens out of lora_mod"),
+    ],
+)
+def test_new_tokens_that_an_adapter_cannot_learn_are_refused(
+    tied: bool,
+    more: dict[str, Any],
+    told: str,
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    given = chat_model(tmp_path, tiny_tokenizer, tied=tied) | more
+    with pytest.raises(UserError, match=r"brings the tokens <\|im_start\|>, <\|im_end\|>") as error:
+        sft_trainer(tmp_path, {"messages": TURNS}, **given)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}a{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+    ],
+)
+def test_a_template_without_an_end_is_refused(
+    template: str,
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizers, "MOST_SECONDS", 1)
+    tiny_tokenizer.chat_template = template
+    save_model(tmp_path, tiny_tokenizer)
+    with pytest.raises(UserError, match="its chat template takes more than 1 s or 256 MiB"):
+        load_tokenizer(str(tmp_path))
+    again = torch.zeros(2**26)  # 256 MiB: the limit is gone again
+    assert again.sum() == 0

@@ -16,6 +16,7 @@ from recipes.lib.models.policies import load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.checkpoints import MANIFEST, seal
+from recipes.lib.runs.pickles import check_checkpoint
 from tests.helpers.tiny_models import save_model
 from tests.helpers.tiny_runs import flags, snapshot, write
 
@@ -216,7 +217,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox(
     before = snapshot(place)
     assert launch("sft", flags(SFT | {"dataset_name": "chat.jsonl"})) == 2
     said = capsys.readouterr().err
-    assert "the chat template cannot render the data (access to attribute '__init__'" in said
+    assert "the chat template cannot render (access to attribute '__init__'" in said
     assert snapshot(place) == before
 
 
@@ -274,3 +275,41 @@ def test_tokens_reach_no_file_and_no_output(
         assert secret not in said.out + said.err
         found = [str(path) for path in written if secret.encode() in path.read_bytes()]
         assert found == []
+
+
+SAVED_BY_ONE = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def sharded(folder: Path) -> Path:
+    """A checkpoint in shards, as FSDP writes it."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    state = {"weight": torch.arange(4.0), "step": torch.tensor(3)}
+    save(state, checkpoint_id=folder / "pytorch_model_fsdp_0", no_dist=True)
+    return folder
+
+
+@SAVED_BY_ONE
+def test_honest_shards_are_read(tmp_path: Path) -> None:
+    check_checkpoint(sharded(tmp_path))
+
+
+@SAVED_BY_ONE
+@pytest.mark.parametrize(
+    "place", ["pytorch_model_fsdp_0/.metadata", "global_step1/mp_rank_00_model_states.pt"]
+)
+def test_code_in_shards_is_refused_unread_unless_it_is_trusted(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = sharded(tmp_path / "checkpoint-1")
+    path = folder / place
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix:
+        torch.save({"module": Bomb()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match=r"asks for (builtins|__builtin__)\.eval, which could run"):
+        check_checkpoint(folder)
+    assert not Path("ran").exists()
+    check_checkpoint(folder, is_trusted=True)

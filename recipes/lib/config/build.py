@@ -5,6 +5,7 @@ What the dataclasses refuse is told with the key and value that caused it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -13,6 +14,11 @@ from typing import Any
 from recipes.lib.config.fields import fields_of
 from recipes.lib.errors import UserError, one_sentence
 
+# Not eos_token and the like.
+SECRET = re.compile(
+    r"((^|hub_|hf_|auth_|access_|api_|bearer_)token|password|secret|api_?key)$", re.IGNORECASE
+)
+HIDDEN = "(hidden)"
 # What the checks of transformers and TRL raise.
 CONSTRUCTION_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, AttributeError)
 
@@ -41,6 +47,16 @@ def construct(cls: type, values: dict[str, Any], given: Sequence[str]) -> Any:
         key = _cause(cls, own, [key for key in given if key in own])
         named = f"{key}={yaml_text(own[key])}: " if key is not None else ""
         raise UserError(f"{named}{_sentence(error)}.") from error
+
+
+def redacted(value: Any) -> Any:
+    """A value without what is secret in it, at any depth: files go into reports and to the Hub."""
+    if isinstance(value, dict):
+        return {
+            key: HIDDEN if SECRET.search(str(key)) and one is not None else redacted(one)
+            for key, one in value.items()
+        }
+    return [redacted(one) for one in value] if isinstance(value, list) else value
 
 
 def yaml_text(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from trl import TrlParser
 
+from recipes.lib.config.build import redacted
 from recipes.lib.config.fields import Field
 from recipes.lib.config.unknown_keys import unknown_key
 from recipes.lib.config.values import MismatchError, parse_flag
@@ -94,8 +95,8 @@ def convert_flag(field: Field, raw: str | bool | list[str]) -> Any:
             return [one for item in items for one in (item if isinstance(item, list) else [item])]
         return parse_flag(field, raw)
     except MismatchError as error:
-        text = " ".join(raw) if isinstance(raw, list) else raw
-        raise UserError(f"--{field.name} {text}: {error}.") from error
+        text = redacted({field.name: " ".join(raw) if isinstance(raw, list) else raw})
+        raise UserError(f"--{field.name} {text[field.name]}: {error}.") from error
 
 
 def join_negative_numbers(argv: Sequence[str]) -> list[str]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.build import construct, with_defaults, yaml_text
+from recipes.lib.config.build import construct, redacted, with_defaults, yaml_text
 from recipes.lib.config.fields import Field, fields_of
 from recipes.lib.config.legacy_keys import is_old, new_name, translate
 from recipes.lib.config.option_table import table_fields
+from recipes.lib.config.shipped_configs import find_configs
 from recipes.lib.config.strict_yaml import YamlFile, read_yaml
 from recipes.lib.config.unknown_keys import unknown_key
 from recipes.lib.config.values import MismatchError, coerce
@@ -27,6 +28,7 @@ class Config:
         script: The recipe's own dataclass.
         training: The TrainingArguments of its trainer; None where nothing is trained.
         model: A trl.ModelConfig; None where the recipe takes none.
+        start: When this process began the run, by time.monotonic.
     """
 
     recipe: str
@@ -36,6 +38,7 @@ class Config:
     script: Any
     training: Any
     model: Any
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def rebuild(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def take_config(argv: Sequence[str]) -> tuple[list[str], Path | None]:
-    """Take `--config FILE` out of a command line.
+    """Take `--config FILE` out of a command line; one that is shipped may be named alone.
 
     Returns:
         The words that are left, and the file.
@@ -155,7 +158,11 @@ def take_config(argv: Sequence[str]) -> tuple[list[str], Path | None]:
         raise UserError(f"--config {paths[1]}: --config is given twice; name one file.")
     if paths and (not paths[0] or paths[0].startswith("--")):
         raise UserError("--config: the file is missing; write --config FILE.")
-    return rest, Path(paths[0]) if paths else None
+    path = Path(paths[0]) if paths else None
+    if path is not None and not path.exists():  # the name of one that is shipped
+        name = str(path).removeprefix("configs/").removesuffix(".yaml")
+        path = find_configs().get(name, path)
+    return rest, path
 
 
 def _quick_values(
@@ -189,7 +196,8 @@ def _check_value(field: Field, value: Any, place: str) -> Any:
     try:
         return coerce(field, value)
     except MismatchError as error:
-        raise UserError(f"{field.name}={yaml_text(value)}{place}: {error}.") from error
+        shown = yaml_text(redacted({field.name: value})[field.name])
+        raise UserError(f"{field.name}={shown}{place}: {error}.") from error
 
 
 def _flags(recipe: str, argv: Sequence[str], fields: dict[str, Field]) -> dict[str, Any]:

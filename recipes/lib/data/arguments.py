@@ -68,6 +68,7 @@ def parts_of(args: DataArguments) -> list[Part]:
             part,
             format=part.format or args.dataset_format,
             text_field=part.text_field or args.text_field,
+            columns=part.columns or args.columns,
             split=part.split or args.dataset_train_split,
             test_split=part.test_split or args.dataset_test_split,
         )
@@ -96,6 +97,9 @@ class DataArguments:
         "What the rows are: trl (all formats of TRL's dataset page), alpaca, sharegpt, "
         "or hh (raw transcripts of Human and Assistant).",
         choices=FORMAT_NAMES,
+    )
+    columns: dict[str, str] | None = option(
+        None, "What columns of the file are: {prompt: question, completion: answer}."
     )
     datasets: list[Part] = option(
         list,

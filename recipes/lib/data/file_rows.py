@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from recipes.lib.data.messages import plain_messages
 from recipes.lib.data.problems import Problem, refuse_or_drop
 from recipes.lib.errors import UserError, first_line
 
@@ -92,13 +93,33 @@ def to_dataset(rows: list[Row]) -> Dataset:
         rows: The rows.
 
     Returns:
-        The dataset, with every column that any row has; absent values are None.
+        The dataset, with every column that any row has; absent values are None. Messages are in
+        the form that chat templates read (`plain_messages`).
     """
-    from datasets import Dataset
+    from datasets import Dataset, Json
 
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    filled = [{column: row.get(column) for column in columns} for row in rows]
-    return Dataset.from_list(filled, on_mixed_types="use_json")
+    filled = [{column: row.get(column) for column in columns} for row in map(plain_messages, rows)]
+    dataset = Dataset.from_list(filled, on_mixed_types="use_json")
+    # Of text beside other types the library makes JSON and reads it back: "42" would be a number.
+    types = dataset.features.copy()
+    misread = [name for name in columns if any(_is_read(types[name], row[name]) for row in filled)]
+    if not misread:
+        return dataset
+    encoded = [row | {name: json.dumps(row[name]) for name in misread} for row in filled]
+    types.update(dict.fromkeys(misread, Json()))
+    return Dataset.from_list(encoded, features=types)
+
+
+def _is_read(kind: Any, value: Any) -> bool:
+    """Whether a text within a value stands where a type of the datasets library reads JSON."""
+    if isinstance(value, str):
+        return type(kind).__name__ == "Json"
+    if isinstance(value, list) and hasattr(kind, "feature"):
+        return any(_is_read(kind.feature, one) for one in value)
+    if isinstance(value, dict) and isinstance(kind, dict):
+        return any(_is_read(kind[key], one) for key, one in value.items())
+    return False
 
 
 def parse_line(line: bytes) -> Row:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, row_or_fault, to_dataset
+from recipes.lib.data.messages import join_parts
 from recipes.lib.data.problems import refuse_or_drop
 from recipes.lib.data.row_checks import brief
 from recipes.lib.errors import UserError
@@ -77,6 +78,21 @@ def drop_repeated_prompt(dataset: Dataset) -> Dataset:
         return dataset
     asked = [turn.get("content") for turn in chosen if isinstance(turn, dict)][:2]  # with a system
     return dataset.remove_columns("prompt") if prompt in asked else dataset
+
+
+def split_labelled(row: Row) -> Row:
+    """A conversation with a label as prompt and completion: what is labelled is the last turn."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or type(row.get("label")) is not bool:
+        return row
+    others = {name: value for name, value in row.items() if name != "messages"}
+    return others | {"prompt": messages[:-1], "completion": messages[-1:]}
+
+
+def is_transcript(row: Row) -> bool:
+    """Whether a row of pairs holds transcripts as hh's files do."""
+    sides = [row.get("chosen"), row.get("rejected")]
+    return all(isinstance(side, str) and TURN.match("\n\n" + side.lstrip()) for side in sides)
 
 
 def with_template_kwargs(rows: Dataset) -> Dataset:
@@ -232,9 +248,10 @@ def _system(row: Row) -> list[Message]:
 
 
 def _message(role: str, content: Any) -> Message:
-    if not isinstance(content, str):
+    text = join_parts(content)
+    if not isinstance(text, str):
         raise BrokenRowError(f"a turn of {brief(content)}, which is no text,")
-    return {"role": role, "content": content}
+    return {"role": role, "content": text}
 
 
 def _text(row: Row, column: str, default: str | None = None) -> str:
@@ -270,6 +287,20 @@ TRL_FORMATS = (
 )
 
 
+# What files of other columns want, by the columns that show it.
+REMEDIES = {
+    "conversations": "set dataset_format=sharegpt",
+    "instruction output": "set dataset_format=alpaca",
+    "instruction response": "set columns: {prompt: instruction, completion: response}",
+    "question response_j response_k": (
+        "set columns: {prompt: question, chosen: response_j, rejected: response_k}"
+    ),
+    "question answer": "set columns: {prompt: question, completion: answer}",
+    "question response": "set columns: {prompt: question, completion: response}",
+    "instruction": "set dataset_format=alpaca",
+}
+
+
 def format_of(dataset: Dataset) -> Format:
     """Find the format of rows by their columns.
 
@@ -287,9 +318,8 @@ def format_of(dataset: Dataset) -> Format:
     for shape in TRL_FORMATS:
         if names >= set(shape.columns):
             return shape
-    hints = {"instruction": "alpaca", "conversations": "sharegpt"}
-    fitting = [f"dataset_format={hints[name]}" for name in sorted(names & set(hints))]
-    remedy = f"set {fitting[0]}" if fitting else "rename them"
+    fitting = [remedy for needed, remedy in REMEDIES.items() if names.issuperset(needed.split())]
+    remedy = fitting[0] if fitting else "say which is which with columns, or rename them"
     raise UserError(
         f"dataset_name: the columns {', '.join(dataset.column_names)} are none of TRL's formats "
         f"(text, messages, prompt with or without completion and label, chosen and rejected); "

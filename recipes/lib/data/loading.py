@@ -8,25 +8,47 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.lib.data.arguments import DataArguments, check_data, parts_of
-from recipes.lib.data.formats import FORMATS, drop_repeated_prompt, to_trl, with_template_kwargs
+from recipes.lib.data.file_rows import to_dataset
+from recipes.lib.data.formats import (
+    FORMATS,
+    drop_repeated_prompt,
+    is_transcript,
+    split_labelled,
+    to_trl,
+    with_template_kwargs,
+)
 from recipes.lib.data.mixtures import Part, join_datasets, mix_datasets
 from recipes.lib.data.reading import choose_split, read_splits
-from recipes.lib.data.row_checks import check_rows
+from recipes.lib.data.row_checks import TEXT_COLUMNS, check_rows
 from recipes.lib.data.splitting import remove_overlap, split_rows
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 RequiredColumns = Sequence[str] | Callable[["Dataset"], Sequence[str]]
+# What a row may have beside the columns of its format; a margin is read by reward models alone.
+BESIDE = ("tools", "chat_template_kwargs", "noise")
+# Columns by which TRL's trainers would take rows for tokenized, or for more than text.
+TOKEN_COLUMNS = """
+input_ids attention_mask labels completion_mask assistant_masks token_type_ids position_ids
+seq_lengths prompt_ids completion_ids chosen_ids rejected_ids chosen_input_ids rejected_input_ids
+ref_logps ref_chosen_logps ref_rejected_logps KL_completion_ids image images
+""".split()
+# What reward functions are given by these names is what the policy was asked and said.
+GIVEN_COLUMNS = ("prompts", "completions", "completion_ids", "image", "images")
 
 
 def load_splits(
-    args: DataArguments, seed: int, required_columns: RequiredColumns
+    args: DataArguments,
+    seed: int,
+    required_columns: RequiredColumns,
+    beside: Sequence[str] | None = None,
 ) -> tuple[Dataset, Dataset | None]:
     """Load the training split and the test split.
 
@@ -35,6 +57,7 @@ def load_splits(
         seed: Of the split that `test_fraction` makes, and of the choice of a mixture's rows.
         required_columns: Columns that every row must fill, or a function that tells them from the
             data.
+        beside: Further columns that are kept; None for all, which functions are given.
 
     Returns:
         The training rows and the test rows, or None where there are no test rows.
@@ -48,7 +71,8 @@ def load_splits(
     splits = {"train": train} if test is None else {"train": train, "test": test}
     name = args.label
     for key, rows in splits.items():
-        checked, _ = check_format(rows, required_columns, f"{name} ({key})", args.on_bad_rows)
+        named = f"{name} ({key})"
+        checked, _ = check_format(rows, required_columns, named, args.on_bad_rows, beside)
         splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
     if test is None and args.test_fraction > 0:
@@ -92,6 +116,7 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
         name, key = args.test_dataset_name, args.dataset_test_split
         splits = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
         part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
+        part = replace(part, columns=args.columns)
         rows = choose_split(splits, key, name, "dataset_test_split")
         test = in_trl_format(rows, part, args.on_bad_rows)
     if test is not None:
@@ -127,7 +152,11 @@ def refuse_split(args: DataArguments) -> None:
 
 
 def check_format(
-    rows: Dataset, required: RequiredColumns, name: str, on_bad_rows: str
+    rows: Dataset,
+    required: RequiredColumns,
+    name: str,
+    on_bad_rows: str,
+    beside: Sequence[str] | None = None,
 ) -> tuple[Dataset, list[str]]:
     """Check rows against the columns that they have to fill.
 
@@ -136,6 +165,7 @@ def check_format(
         required: Columns that every row must fill, or a function that tells them from the data.
         name: What the messages call the data.
         on_bad_rows: "refuse" or "drop" rows with a fault.
+        beside: As of `load_splits`.
 
     Returns:
         The good rows, and the columns: those that are required, and the prompt of pairs.
@@ -146,7 +176,26 @@ def check_format(
     columns = list(required(rows) if callable(required) else required)
     if "chosen" in columns and "prompt" in rows.column_names:
         columns.append("prompt")
+    rows = _own_columns(rows, columns, name, beside)
     return check_rows(rows, columns, name, on_bad_rows), columns
+
+
+def _own_columns(
+    rows: Dataset, columns: Sequence[str], name: str, beside: Sequence[str] | None
+) -> Dataset:
+    """Leave out columns that would stand for something else than the text of a row."""
+    if not set(columns) <= set(rows.column_names):
+        return rows  # which is told next
+    reserved = GIVEN_COLUMNS if beside is None else TOKEN_COLUMNS
+    others = set(reserved) if beside is None else set(rows.column_names) - {*columns, *beside}
+    out = [column for column in rows.column_names if column in others]
+    told = [column for column in out if column in reserved]
+    if told:
+        why = "rewards get what is sampled" if beside is None else "a row is learned by its text"
+        note(f"{name}: left out {', '.join(told)}: {why}.")
+    if "label" in out and "completion" in columns and False in rows["label"]:
+        note(f"{name}: left out label: rows with false are learned, too; rlhf kto heeds labels.")
+    return rows.remove_columns(out)
 
 
 def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
@@ -164,15 +213,34 @@ def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
         UserError: A column is not there, or rows do not have the format.
     """
     if part.columns is not None:
-        absent = [column for column in part.columns if column not in rows.column_names]
+        absent = [column for column in part.named if column not in rows.column_names]
         if absent:
             raise UserError(
-                f"datasets: columns names {absent[0]}, but {part.path} has "
+                f"columns names {absent[0]}, but {part.path} has "
                 f"{', '.join(rows.column_names)}; name those."
             )
-        rows = rows.select_columns(part.columns)
+        rows = rows.select_columns([name for name in rows.column_names if part.keeps(name)])
+        rows = rows.rename_columns({old: new for old, new in part.renamed.items() if old != new})
     if part.text_field in rows.column_names and "text" not in rows.column_names:
         rows = rows.rename_column(part.text_field, "text")
     if part.format in FORMATS:
         rows = to_trl(rows, part.format, part.path, on_bad_rows)
-    return drop_repeated_prompt(rows)
+    rows = _with_plain_messages(drop_repeated_prompt(rows))
+    if part.format == "trl" and len(rows) and is_transcript(rows[0]):
+        note(
+            f"{part.path}: chosen and rejected are transcripts of Human and Assistant, taken as "
+            "plain text; dataset_format=hh reads them as messages."
+        )
+    if {"messages", "label"} <= set(rows.column_names):
+        rows = to_dataset([split_labelled(row) for row in rows.to_list()])
+    return rows
+
+
+def _with_plain_messages(rows: Dataset) -> Dataset:
+    from datasets import Value
+
+    types = [rows.features[name] for name in TEXT_COLUMNS if name in rows.column_names]
+    message = {"role": Value("string"), "content": Value("string")}  # without parts and calls
+    if all(isinstance(kind, Value) or getattr(kind, "feature", None) == message for kind in types):
+        return rows
+    return to_dataset(rows.to_list())

@@ -24,10 +24,28 @@ class Part:
     format: str | None = None  # as dataset_format
     split: str | None = None  # as dataset_train_split
     test_split: str | None = None  # as dataset_test_split
-    columns: list[str] | None = None  # kept; all by default
+    # Those that are kept, all by default; or by today's name the one in the file, and others stay.
+    columns: list[str] | dict[str, str] | None = None
     text_field: str | None = None  # column that is read as text, TRL's dataset_text_field
     weight: float | None = None  # share of the dataset's own rows
     fraction: float | None = None  # share of the mixture
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Columns of the file that get another name, with that name."""
+        given = self.columns if isinstance(self.columns, dict) else {}
+        return {old: new for new, old in given.items()}
+
+    @property
+    def named(self) -> list[str]:
+        """Columns that have to be there."""
+        return list(self.renamed or self.columns or ())
+
+    def keeps(self, column: str) -> bool:
+        """Whether a column of the file is read; one that another is renamed to is not."""
+        if isinstance(self.columns, dict):
+            return column in self.renamed or column not in self.columns
+        return self.columns is None or column in self.columns
 
 
 def validate_parts(parts: Sequence[Part]) -> None:

@@ -17,7 +17,7 @@ from recipes.lib.data.file_rows import Row
 from recipes.lib.data.formats import Format
 from recipes.lib.data.lengths import LengthBin
 from recipes.lib.data.tokenization import Tokens, loss_segments, tokenize_row
-from recipes.lib.errors import UserError, on_one_line
+from recipes.lib.errors import UserError, visible
 from recipes.lib.models.chat_template import check_template
 
 WIDTH = 80
@@ -57,7 +57,7 @@ def show_page(page: Page) -> None:
     console = Console(highlight=False)
     console.width = min(WIDTH, console.width)
     console.print()
-    console.print(Text(_visible(page.title), style="bold"), overflow="fold")
+    console.print(Text(visible(page.title), style="bold"), overflow="fold")
     console.print(_facts(page.facts))
     if page.bins:
         console.print()
@@ -76,7 +76,7 @@ def _facts(facts: dict[str, list[str]]) -> Table:
     table.add_column(overflow="fold")
     for name, lines in facts.items():
         for number, line in enumerate(lines):
-            table.add_row("" if number else name, Text(_visible(line)))
+            table.add_row("" if number else name, Text(visible(line)))
     return table
 
 
@@ -112,7 +112,7 @@ def _print_piece(console: Console, kind: str, text: str) -> None:
 def _lines(text: str, width: int) -> list[str]:
     """Wraps a text where it is too wide; of a long one, only the beginning and the end."""
     lines: list[str] = []
-    for line in _visible(text).replace("\n", f"{LINE_END}\n").split("\n"):
+    for line in visible(text).replace("\n", f"{LINE_END}\n").split("\n"):
         lines += _fold(line, width)
     if len(lines) > MAX_LINES:
         left_out = len(lines) - MAX_LINES + 1
@@ -127,11 +127,6 @@ def _fold(line: str, width: int) -> list[str]:
         wrapped = textwrap.TextWrapper(width, drop_whitespace=False, replace_whitespace=False)
         return wrapped.wrap(line)
     return [str(part) for part in Text(line).wrap(Console(width=width), width, overflow="fold")]
-
-
-def _visible(text: str) -> str:
-    """Control characters as escapes: data must not steer the terminal."""
-    return "\n".join(map(on_one_line, text.split("\n")))
 
 
 def token_rows(row: Row, shape: Format, tokenizer: Any, assistant_only_loss: bool) -> list[Tokens]:

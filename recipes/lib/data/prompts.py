@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError, one_sentence
+from recipes.lib.models.tokenizers import without_bos
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,8 +64,13 @@ def tokenize_prompts(
         raise UserError(f"the data set has no column prompt; it has {data.column_names}.")
     if len(data) == 0:
         raise UserError("the data set of prompts is empty; check its path and split.")
-    given = list(data["prompt"])
-    ids = [prompt_token_ids(tokenizer, prompt, template_kwargs) for prompt in given]
+    ids = []
+    for row, prompt in enumerate(data["prompt"]):
+        try:
+            ids.append(prompt_token_ids(tokenizer, prompt, template_kwargs))
+        except UserError as error:
+            told = str(error).replace("prompt: the model's", f"prompt of row {row}: the model's")
+            raise UserError(told) from error
     empty = [row for row, tokens in enumerate(ids) if not tokens]
     if empty:
         raise UserError(f"prompt of row {empty[0]} is empty ({len(empty)} such rows); drop it.")
@@ -143,7 +149,7 @@ def prompt_token_ids(
             them.
     """
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+        return list(tokenizer(without_bos(prompt, tokenizer))["input_ids"])
     if tokenizer.chat_template is None:
         raise UserError(
             "prompt: messages were given, but the model's tokenizer has no chat template; "
@@ -151,10 +157,13 @@ def prompt_token_ids(
         )
     from jinja2.exceptions import TemplateError
 
+    is_open = prompt[-1]["role"] == "assistant"
     try:
         rendered = tokenizer.apply_chat_template(
             prompt,
-            add_generation_prompt=True,
+            # As TRL does it: an assistant's turn that the prompt begins is gone on with.
+            add_generation_prompt=not is_open,
+            continue_final_message=is_open,
             tokenize=True,
             return_dict=True,
             **(template_kwargs or {}),
@@ -182,14 +191,16 @@ def completion_text(
         ends: further tokens that are no part of the text where they stand at its end.
 
     Returns:
-        What the completion adds to the text of the prompt, without special tokens.
+        What the completion adds to the text of the prompt, without BOS, EOS and padding.
     """
     if completion_ids and completion_ids[-1] in ends:
         completion_ids = completion_ids[:-1]
-    # By id: not every tokenizer counts its EOS among the special tokens that decoding skips.
-    completion_ids = [token for token in completion_ids if token != tokenizer.eos_token_id]
-    before = tokenizer.decode(prompt_ids, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt_ids + completion_ids, skip_special_tokens=True)
+    # Other special tokens are text: rewards look for <think>, and calls of tools may be marked so.
+    silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    prompt_ids, completion_ids = (
+        [token for token in ids if token not in silent] for ids in (prompt_ids, completion_ids)
+    )
+    before, whole = tokenizer.decode(prompt_ids), tokenizer.decode(prompt_ids + completion_ids)
     if whole.startswith(before):
         return whole[len(before) :]
-    return tokenizer.decode(completion_ids, skip_special_tokens=True)
+    return tokenizer.decode(completion_ids)

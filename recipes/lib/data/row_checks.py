@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import to_dataset
+from recipes.lib.data.messages import odd_part
 from recipes.lib.data.problems import Problem, refuse_or_drop
 from recipes.lib.errors import UserError
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # which TRL hands to the chat template
+CHECKED_COLUMNS = (*TEMPLATE_COLUMNS, "margin")  # wherever a row has them
+OPEN_TURN = "\n\nAssistant:"  # of a transcript of hh, behind which there has to be something
 LEARNED_COLUMNS = ("messages", "completion")  # of which the assistant's turns are learned
 ROWS_AT_A_TIME = 1000  # rows that are decoded at a time
 
@@ -67,7 +71,7 @@ def find_problems(dataset: Dataset, required_columns: Sequence[str]) -> list[Pro
     problems: dict[str, Problem] = {}
     first = next((column for column in TEXT_COLUMNS if column in required_columns), None)
     is_text: bool | None = None  # as the first good row, by which trainers go for all rows
-    beside = [name for name in TEMPLATE_COLUMNS if name in dataset.column_names]
+    beside = [name for name in CHECKED_COLUMNS if name in dataset.column_names]
     for number, row in enumerate(iterate_rows(dataset, [*required_columns, *beside])):
         found = row_fault(row)
         if found is None and first is not None:
@@ -125,8 +129,7 @@ def row_fault(row: dict[str, Any]) -> tuple[str, str] | None:
     spoken = [column for column in TEXT_COLUMNS if column in row]
     for column in spoken:
         what = value_fault(row[column])
-        if what is None and column in LEARNED_COLUMNS and not _has_answer(row[column]):
-            what = ("unanswered", "has no turn of the assistant")
+        what = what or _answer_fault(column, row[column])
         if what is not None:
             return f"{column} {what[0]}", f"column {column!r} {what[1]}"
     kinds = {isinstance(row[column], str) for column in spoken}
@@ -135,6 +138,10 @@ def row_fault(row: dict[str, Any]) -> tuple[str, str] | None:
         return "mixed", f"columns {both} mix text and messages"
     if "chosen" in row and "rejected" in row and row["chosen"] == row["rejected"]:
         return "equal", "columns 'chosen' and 'rejected' are equal"
+    return _beside_fault(row)
+
+
+def _beside_fault(row: dict[str, Any]) -> tuple[str, str] | None:
     if not isinstance(row.get("chat_template_kwargs") or {}, dict):
         kwargs = brief(row["chat_template_kwargs"])
         return "kwargs", f"column 'chat_template_kwargs' has {kwargs}, which is no mapping,"
@@ -142,7 +149,13 @@ def row_fault(row: dict[str, Any]) -> tuple[str, str] | None:
         return "tools", f"column 'tools' has {brief(row['tools'])}, which is no list of tools,"
     if "label" in row and row["label"] not in (True, False):
         return "label", f"column 'label' has {brief(row['label'])}, which must be true or false,"
+    if "margin" in row and not _is_number(row["margin"]):
+        return "margin", f"column 'margin' has {brief(row['margin'])}, which is no number,"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_tools(value: Any) -> bool:
@@ -173,15 +186,20 @@ def value_fault(value: Any) -> tuple[str, str] | None:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             return "message", f"holds {brief(message)}, which is no message with a role,"
         content = message.get("content")
-        if content is not None and not isinstance(content, (str, list)):
-            return "content", f"holds {brief(content)} as content, which is no text,"
+        if content is not None and not isinstance(content, str):
+            return "content", f"holds {brief(odd_part(content))} as content, which is no text,"
     last = value[-1].get("content")
     has_text = bool(last.strip() if isinstance(last, str) else last)
     return None if has_text or value[-1].get("tool_calls") else ("empty", "is empty")
 
 
-def _has_answer(value: Any) -> bool:
-    return isinstance(value, str) or any(turn["role"] == "assistant" for turn in value)
+def _answer_fault(column: str, value: Any) -> tuple[str, str] | None:
+    if isinstance(value, str):
+        is_open = column != "prompt" and value.rstrip().endswith(OPEN_TURN)
+        return ("open", "ends with Assistant: and no answer") if is_open else None
+    if column in LEARNED_COLUMNS and all(turn["role"] != "assistant" for turn in value):
+        return "unanswered", "has no turn of the assistant"
+    return None
 
 
 def brief(value: Any) -> str:

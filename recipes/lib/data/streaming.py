@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.arguments import DataArguments, check_data, parts_of
 from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, readable, to_dataset
-from recipes.lib.data.formats import FORMATS
-from recipes.lib.data.loading import check_format, in_trl_format, load_splits, refuse_split
+from recipes.lib.data.formats import FORMATS, split_labelled
+from recipes.lib.data.loading import (
+    BESIDE,
+    check_format,
+    in_trl_format,
+    load_splits,
+    refuse_split,
+)
+from recipes.lib.data.messages import plain_messages
 from recipes.lib.data.mixtures import Part, join_datasets
 from recipes.lib.data.problems import refuse_or_drop
 from recipes.lib.data.reading import choose_split, local_path
-from recipes.lib.data.row_checks import TEMPLATE_COLUMNS, check_rows, kind_mismatch, row_fault
+from recipes.lib.data.row_checks import check_rows, kind_mismatch, row_fault
 from recipes.lib.data.sources import RowSource, find_sources
 from recipes.lib.data.splitting import content_key
 from recipes.lib.errors import UserError, note
@@ -33,11 +40,6 @@ LARGE_FILE = 1_000_000_000  # bytes of a file; as rows in memory it takes severa
 
 
 HEAD_ROWS = 10_000  # rows of each source that are looked at before the run
-# What a row may have beside its format, and what stands for it where it has none: TRL hands the
-# first two to the chat template and reads the margin of a pair; noise tells the best accuracy.
-EXTRAS: dict[str, Any] = {"tools": None, "chat_template_kwargs": {}, "margin": None, "noise": None}
-
-
 SHUFFLE_BUFFER = 1_000  # rows among which the next one is drawn
 
 
@@ -57,7 +59,10 @@ class Rows:
 
 
 def load_rows(
-    args: DataArguments, training: Any, required_columns: Callable[[Dataset], Sequence[str]]
+    args: DataArguments,
+    training: Any,
+    required_columns: Callable[[Dataset], Sequence[str]],
+    beside: Sequence[str] = BESIDE,
 ) -> Rows:
     """Load training and test rows; with `streaming` the training rows come while training.
 
@@ -65,6 +70,7 @@ def load_rows(
         args: What to load.
         training: A TrainingArguments.
         required_columns: Tells from the data which columns every row must fill.
+        beside: Further columns that a row may have.
 
     Returns:
         The rows.
@@ -73,7 +79,7 @@ def load_rows(
         UserError: As `load_splits`, or a key does not go with streaming.
     """
     if not args.streaming:
-        train, test = load_splits(args, training.seed, required_columns)
+        train, test = load_splits(args, training.seed, required_columns, beside)
         return Rows(train, test, train)
     from datasets import IterableDataset
 
@@ -81,7 +87,7 @@ def load_rows(
     parts = parts_of(args)
     _check_keys(args, training, parts)
     found = [find_sources(p.path, str(p.split), p.name, p.revision) for p in parts]
-    readers = _readers(args, found, parts, required_columns)
+    readers = _readers(args, found, parts, required_columns, beside)
     shares = [part.fraction or 1.0 for part in parts]
     stream = Stream(readers, shares, training.seed, args.test_fraction)
     test = _test_rows(args, stream, found, parts)
@@ -108,6 +114,7 @@ def _readers(
     found: list[dict[str, RowSource]],
     parts: list[Part],
     required_columns: Callable[[Dataset], Sequence[str]],
+    beside: Sequence[str],
 ) -> list[Reader]:
     """Readers of the training rows, in the format that the first rows of all parts have."""
     sources = [
@@ -120,11 +127,12 @@ def _readers(
     ]
     head = join_datasets(parts, heads) if len(parts) > 1 else heads[0]
     name = f"{args.label} (first {len(head)} rows)"
-    head, columns = check_format(head, required_columns, name, args.on_bad_rows)
-    beside = [column for column in EXTRAS if column in head.column_names]
+    head, columns = check_format(head, required_columns, name, args.on_bad_rows, beside)
+    given = [column for column in beside if column in head.column_names]
+    absent = [column for column in beside if column not in given]
     is_text = isinstance(head[0][columns[0]], str)
     return [
-        Reader(source, part, columns, beside, is_text, args.on_bad_rows)
+        Reader(source, part, columns, given, absent, is_text, args.on_bad_rows)
         for source, part in zip(sources, parts, strict=True)
     ]
 
@@ -198,6 +206,7 @@ def _test_rows(
         key = args.dataset_test_split
         path, kind = args.test_dataset_name, args.dataset_format
         part = Part(path=path, format=kind, text_field=args.text_field, split=key)
+        part = replace(part, columns=args.columns)
         source = choose_split(find_sources(path, key), key, path, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:
@@ -221,6 +230,7 @@ class Reader:
     part: Part
     columns: Sequence[str]  # that every row must fill
     beside: Sequence[str]  # that it may have
+    absent: Sequence[str]  # that it may not, because the first rows have none
     is_text: bool
     on_bad_rows: str
     has_told: bool = False
@@ -262,20 +272,24 @@ class Reader:
         if isinstance(row, BrokenRowError):
             raise row
         if self.part.columns is not None:
-            row = {name: row.get(name) for name in self.part.columns}
+            names = self.part.renamed
+            row = {names.get(key, key): one for key, one in row.items() if self.part.keeps(key)}
         if self.part.text_field in row and "text" not in row:
             row = dict(row)
             row["text"] = row.pop(str(self.part.text_field))
         row = FORMATS[str(self.part.format)](dict(row)) if self.part.format in FORMATS else row
+        row = split_labelled(plain_messages(row))
         needed = {name: row.get(name) for name in self.columns}
-        beside = {name: row.get(name) for name in TEMPLATE_COLUMNS}
+        beside = {name: row.get(name) for name in self.beside}
         found = row_fault(needed | beside) or kind_mismatch(needed, self.columns[0], self.is_text)
         if found is not None:
             raise BrokenRowError(found[1])
-        late = [name for name in EXTRAS if row.get(name) and name not in self.beside]
+        late = [name for name in self.absent if row.get(name)]
         if late:
             raise BrokenRowError(f"column {late[0]!r}, which the first {HEAD_ROWS} rows lack,")
-        return needed | {name: row.get(name, EXTRAS[name]) for name in self.beside}
+        if "chat_template_kwargs" in beside:  # TRL unpacks them
+            beside["chat_template_kwargs"] = beside["chat_template_kwargs"] or {}
+        return needed | beside
 
 
 @dataclass

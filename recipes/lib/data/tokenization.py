@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.data.file_rows import Row
 from recipes.lib.data.formats import Format
 from recipes.lib.errors import UserError
+from recipes.lib.models.tokenizers import without_bos
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,8 +59,7 @@ def tokenize_row(
         from trl import extract_prompt
 
         row = row | extract_prompt(row)
-    tools = row.get("tools")
-    options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+    options = {"tools": tools_of(row)}
     options |= row.get("chat_template_kwargs") or {}
     if "chosen" in shape.columns:
         return _pair(row, tokenizer, options)
@@ -82,6 +82,13 @@ def tokenize_row(
         return [_assistant_only(row[column], tokenizer, options)]
     ids = _ids(_ended(row[column], tokenizer), tokenizer, options)
     return [Tokens("", ids, [True] * len(ids))]
+
+
+def tools_of(row: Row) -> list[Any] | None:
+    """The tools of a row, which may stand there in JSON."""
+    tools = row.get("tools") or None
+    found: list[Any] | None = json.loads(tools) if isinstance(tools, str) else tools
+    return found
 
 
 def loss_segments(seen: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
@@ -151,7 +158,7 @@ def _ids(
     value: Any, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], **more: Any
 ) -> list[int]:
     if isinstance(value, str):
-        return list(tokenizer(text=value)["input_ids"])
+        return list(tokenizer(text=without_bos(value, tokenizer))["input_ids"])
     rendered = tokenizer.apply_chat_template(
         value, tokenize=True, return_dict=True, **options, **more
     )

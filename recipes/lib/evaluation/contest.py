@@ -47,6 +47,7 @@ class Side:
 def compare(
     names: tuple[str, str],
     prompts: list[Any],
+    columns: dict[str, list[Any]],
     judge: Judge,
     sampling: SamplingSettings,
     dtype: str,
@@ -61,6 +62,7 @@ def compare(
     Args:
         names: Model and baseline, as in resolve_model.
         prompts: Texts or messages.
+        columns: Further columns of the data, for the judge.
         judge: Scores completions.
         sampling: How both sample.
         dtype: Of both models.
@@ -84,7 +86,7 @@ def compare(
     theirs = complete(model, tokenizers[1], prompts, **vars(sampling))
     numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
     del model
-    sides = [Side(side, judge(prompts, [c.text for c in side])) for side in (ours, theirs)]
+    sides = [Side(side, judge(prompts, side, columns)) for side in (ours, theirs)]
     return sides[0], sides[1], numbers
 
 

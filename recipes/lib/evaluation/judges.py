@@ -1,18 +1,25 @@
-"""Who judges completions: a Python function of texts, or a reward model."""
+"""Who judges completions: a reward function, asked as in training, or a reward model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipes.lib.data.prompts import prompt_text
+from recipes.lib.generation.completions import Completion
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import evaluation_device
 from recipes.lib.rewards.loading import is_function_reference, load_function
 from recipes.lib.rewards.reward_models import RewardModel
-from recipes.lib.rewards.scoring import as_answers, weighted_scores
+from recipes.lib.rewards.scoring import (
+    RewardFunction,
+    as_answers,
+    function_name,
+    weighted_scores,
+)
 
-Judge = Callable[[list[Any], list[str]], list[float]]
+# Of prompts, their completions and the further columns of the data: one finite score for each.
+Judge = Callable[[Sequence[Any], Sequence[Completion], dict[str, list[Any]]], list[float]]
 
 
 def load_judge(
@@ -21,41 +28,44 @@ def load_judge(
     """Find a judge.
 
     Args:
-        name: A function f(prompts, completions) -> scores of plain texts, as file.py:name or
-            module:name; or a reward model: a run, a folder or a Hub id.
+        name: A reward function as file.py:name or module:name, which may leave arguments of those
+            out; or a reward model: a run, a folder or a Hub id.
         dtype: Of a reward model.
         batch_size: Texts at a time, of a reward model.
         trust_remote_code: Whether code beside a reward model may run.
 
     Returns:
-        A function of prompts (text or messages) and completion texts that gives one finite score
-        for each.
+        The judge. It reads texts, or messages where the prompts are messages.
 
     Raises:
         UserError: There is no such function or reward model; or, when it is called, it does not
             return one finite number for each completion.
     """
     if is_function_reference(name):
-        return _function_judge(load_function(name))
-    model, tokenizer = load_reward_model(name, dtype, trust_remote_code=trust_remote_code)
-    reward = RewardModel(model.to(evaluation_device()), tokenizer, name, batch_size)
+        function = _with_fewer_arguments(load_function(name))
+    else:
+        model, tokenizer = load_reward_model(name, dtype, trust_remote_code=trust_remote_code)
+        function = RewardModel(model.to(evaluation_device()), tokenizer, name, batch_size)
 
-    def judge(prompts: list[Any], completions: list[str]) -> list[float]:
-        return reward(prompts, as_answers(prompts, completions))
-
-    return judge
-
-
-def _function_judge(function: Callable[..., Any]) -> Judge:
-    def called(prompts: list[str], completions: list[str], **_: Any) -> Any:
-        return function(prompts=prompts, completions=completions)
-
-    called.__name__ = getattr(function, "__name__", "judge")
-
-    def judge(prompts: list[Any], completions: list[str]) -> list[float]:
-        texts = [prompt_text(prompt) for prompt in prompts]
-        no_ids: list[list[int]] = [[]] * len(texts)
-        scores, _ = weighted_scores([called], [1.0], texts, completions, no_ids, {})
-        return [float(value) for value in scores]
+    def judge(
+        prompts: Sequence[Any], completions: Sequence[Completion], columns: dict[str, list[Any]]
+    ) -> list[float]:
+        answers = as_answers(prompts, [completion.text for completion in completions])
+        ids = [completion.ids for completion in completions]
+        scores, _ = weighted_scores([function], [1.0], prompts, answers, ids, columns)
+        return [float(score) for score in scores]
 
     return judge
+
+
+def _with_fewer_arguments(function: RewardFunction) -> RewardFunction:
+    """The function, given only what it names: a judge may be f(prompts, completions)."""
+    parameters = inspect.signature(function).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return function
+
+    def called(**given: Any) -> Any:
+        return function(**{name: value for name, value in given.items() if name in parameters})
+
+    called.__name__ = function_name(function)
+    return called

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.lib.data.prompts import Prompt
 from recipes.lib.feedback.rater import Rating
+from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.rewards.scoring import as_answers
 
 
@@ -19,9 +20,10 @@ from recipes.lib.rewards.scoring import as_answers
 class Pair:
     """Two different completions of one prompt."""
 
+    row: int  # of the prompt
     prompt: Prompt
-    first: str
-    second: str
+    first: Completion
+    second: Completion
 
 
 def sample_pairs(
@@ -31,7 +33,7 @@ def sample_pairs(
     *,
     num_tries: int,
     **sampling: Any,
-) -> tuple[list[Pair], int]:
+) -> list[Pair]:
     """Sample two completions for each prompt; equal or empty ones are drawn again.
 
     Args:
@@ -42,24 +44,20 @@ def sample_pairs(
         **sampling: max_new_tokens, temperature, seed, batch_size, as in generation.completions.
 
     Returns:
-        The pairs in the order of their prompts, and the number of completion tokens drawn.
+        The pairs in the order of their prompts.
     """
-    from recipes.lib.generation.completions import complete
-
     seed = sampling.pop("seed")
     pairs: dict[int, Pair] = {}
-    num_tokens = 0
     for attempt in range(num_tries):
         left = [row for row in range(len(prompts)) if row not in pairs]
         if not left:
             break
         twice = [prompts[row] for row in left for _ in range(2)]
         drawn = complete(model, tokenizer, twice, seed=seed + 1_000_003 * attempt, **sampling)
-        num_tokens += sum(len(completion.ids) for completion in drawn)
         for row, one, other in zip(left, drawn[::2], drawn[1::2], strict=True):
             if one.text.strip() and other.text.strip() and one.text != other.text:
-                pairs[row] = Pair(prompts[row], one.text, other.text)
-    return [pairs[row] for row in sorted(pairs)], num_tokens
+                pairs[row] = Pair(row, prompts[row], one, other)
+    return [pairs[row] for row in sorted(pairs)]
 
 
 def feedback_row(pair: Pair, rating: Rating, run: str, created_at: str) -> dict[str, Any]:
@@ -74,12 +72,13 @@ def feedback_row(pair: Pair, rating: Rating, run: str, created_at: str) -> dict[
     Returns:
         The row.
     """
-    text = json.dumps([pair.prompt, pair.first, pair.second], sort_keys=True)
+    texts = (pair.first.text, pair.second.text)
+    text = json.dumps([pair.prompt, *texts], sort_keys=True)
     return {
         "id": hashlib.sha256(text.encode()).hexdigest()[:16],
         "kind": "pair",
         "prompt": pair.prompt,
-        "completions": [{"content": text, "run": run} for text in (pair.first, pair.second)],
+        "completions": [{"content": text, "run": run} for text in texts],
         "value": rating.value,
         "aspect": "overall",
         "strength": None,
@@ -93,6 +92,6 @@ def feedback_row(pair: Pair, rating: Rating, run: str, created_at: str) -> dict[
 
 def preference_row(pair: Pair, rating: Rating) -> dict[str, Any]:
     """The pair in TRL's preference format, as messages where the prompt is messages."""
-    sides = as_answers([pair.prompt], (pair.first, pair.second))
+    sides = as_answers([pair.prompt], (pair.first.text, pair.second.text))
     chosen, rejected = sides[rating.value], sides[1 - rating.value]
     return {"prompt": pair.prompt, "chosen": chosen, "rejected": rejected}

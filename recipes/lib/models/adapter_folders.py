@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
+BASE_QUANTIZATION = "base_quantization.json"  # how the base was rounded that it was trained on
+# TRL's keys for it, by the names of bitsandbytes.
+QUANTIZATION_KEYS = {
+    "load_in_4bit": "load_in_4bit",
+    "load_in_8bit": "load_in_8bit",
+    "bnb_4bit_quant_type": "bnb_4bit_quant_type",
+    "bnb_4bit_use_double_quant": "use_bnb_nested_quant",
+}
 
 
 def adapter_base(path: str | Path) -> tuple[str, str]:
@@ -63,6 +71,46 @@ def base_args(path: str | Path, model_args: ModelConfig, **changes: Any) -> Mode
     """TRL's model keys for the base of an adapter."""
     name, revision = adapter_base(path)
     return replace(model_args, model_name_or_path=name, model_revision=revision, **changes)
+
+
+def quantized_args(path: str | Path, model_args: ModelConfig) -> ModelConfig | None:
+    """TRL's model keys with the base rounded as it was when the adapter was trained.
+
+    Args:
+        path: The adapter folder.
+        model_args: Keys for its base.
+
+    Returns:
+        The keys; None where it was not rounded, nothing is known, or the keys ask for rounding.
+    """
+    file = Path(path) / BASE_QUANTIZATION
+    if model_args.load_in_4bit or model_args.load_in_8bit or not file.is_file():
+        return None
+    known = json.loads(file.read_text(encoding="utf-8"))
+    return replace(model_args, **{key: known[key] for key in QUANTIZATION_KEYS.values()})
+
+
+def dequantize(model: Any) -> Any:
+    """A rounded model with the same weights in its number format, as an adapter saw them."""
+    known = _quantization(model)
+    model = model.dequantize()
+    model.base_quantization = known
+    return model
+
+
+def save_base_quantization(model: Any, folder: str | Path) -> None:
+    """Write beside an adapter how its base was rounded, if it was."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else None
+    known = getattr(base, "base_quantization", None) or (base is not None and _quantization(base))
+    if known:
+        text = json.dumps(known, indent=2) + "\n"
+        (Path(folder) / BASE_QUANTIZATION).write_text(text, encoding="utf-8")
+
+
+def _quantization(model: Any) -> dict[str, Any]:
+    found = getattr(model.config, "quantization_config", None)
+    known = found if isinstance(found, dict) or found is None else found.to_dict()
+    return {key: known.get(name) for name, key in QUANTIZATION_KEYS.items()} if known else {}
 
 
 @contextmanager
@@ -120,6 +168,9 @@ def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool = False) -
     from peft import PeftModel, get_peft_model_state_dict
 
     stored = adapter_keys(path)
+    rows = _stored_vocabulary(path, base)
+    if rows is not None:  # a chat template brought tokens, and with them new embeddings
+        base.resize_token_embeddings(rows, mean_resizing=False)
     try:
         model = PeftModel.from_pretrained(base, path, is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -134,6 +185,18 @@ def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool = False) -
         reason = f"{len(astray)} weights find no counterpart, first {astray[0]}"
         raise _other_base(path, str(base.name_or_path), reason)
     return model
+
+
+def _stored_vocabulary(path: str, base: PreTrainedModel) -> int | None:
+    """Rows of the embeddings that an adapter brings along, if the base has others."""
+    from safetensors import safe_open
+
+    inner = base.get_input_embeddings()
+    place = next(name for name, module in base.named_modules() if module is inner)
+    own = {key for key in adapter_keys(path) if f"{place}." in key and key.endswith(".weight")}
+    with safe_open(Path(path) / WEIGHTS, "pt") as weights:
+        rows = {weights.get_slice(key).get_shape()[0] for key in own if ".lora_" not in key}
+    return rows.pop() if rows and inner.weight.shape[0] not in rows else None
 
 
 def _other_base(path: str, base: str, reason: str) -> UserError:

@@ -16,26 +16,31 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from recipes.lib.errors import UserError
+from recipes.lib.models.adapter_folders import adapter_base
+from recipes.lib.models.folders import fetch_adapter, is_adapter, resolve_model
 from recipes.lib.models.tokenizers import load_tokenizer
 
 TEMPLATE_KEY = "chat_template_path"
 
 
-def check_template_path(path: str | None) -> None:
-    """See that a chat template can be had from where the user says, and runs no code to be had.
+def read_template(path: str) -> str:
+    """The chat template that chat_template_path names; no code is run to have it.
 
     Args:
-        path: A .jinja file, or a model whose tokenizer has the template; None is let through.
+        path: A .jinja file, or a model whose tokenizer has the template.
 
     Raises:
         UserError: There is none.
     """
-    if path is None:
-        return
     if path.endswith((".jinja", ".j2")):
         if not Path(path).is_file():
             raise UserError(f"{TEMPLATE_KEY}={path}: there is no such file; check the path.")
-        return
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{TEMPLATE_KEY}={path}: cannot be read as text; name a .jinja file."
+            ) from error
     try:
         tokenizer = load_tokenizer(path)
     except UserError as error:
@@ -43,6 +48,48 @@ def check_template_path(path: str | None) -> None:
     if not tokenizer.chat_template:
         raise UserError(
             f"{TEMPLATE_KEY}={path}: its tokenizer has no chat template; name one that has."
+        )
+    return str(tokenizer.chat_template)
+
+
+def refuse_new_tokens(
+    model_args: Any, tokenizer: Any, path: str, *, trust_remote_code: bool = False
+) -> None:
+    """Refuse a template whose tokens are new where an adapter cannot learn them.
+
+    Args:
+        model_args: TRL's model keys.
+        tokenizer: The model's.
+        path: chat_template_path; a .jinja file brings no tokens.
+        trust_remote_code: Whether code beside the model may run.
+
+    Raises:
+        UserError: The model shares its input and output embeddings, or these are to be trained by
+            another key.
+    """
+    if not model_args.use_peft or path.endswith((".jinja", ".j2")):
+        return
+    from transformers import AutoConfig
+
+    known = tokenizer.get_vocab()
+    new = [token for token in load_tokenizer(path).get_added_vocab() if token not in known]
+    if not new:
+        return
+    folder = fetch_adapter(resolve_model(model_args.model_name_or_path))
+    while is_adapter(folder):
+        folder, _ = adapter_base(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    saved = set(model_args.lora_modules_to_save or ()) & {"embed_tokens", "lm_head"}
+    told = f"{TEMPLATE_KEY}={path}: brings the tokens {', '.join(new[:3])}, "
+    if saved:
+        raise UserError(
+            f"{told}whose embeddings are trained by themselves; leave {', '.join(sorted(saved))} "
+            "out of lora_modules_to_save."
+        )
+    if config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            f"{told}which an adapter cannot learn on a model whose input and output embeddings "
+            "are one; leave out use_peft, or name a template without new tokens."
         )
 
 
@@ -188,12 +235,14 @@ def set_chat_template(tokenizer: Any, template: str | None, path: str | None = N
         path: chat_template_path, where the recipe has it.
 
     Raises:
-        UserError: The source is empty or no Jinja, or the path is set, too.
+        UserError: The source is empty or no Jinja, the path is set, too, or has no template.
     """
     from jinja2 import Environment
     from jinja2.exceptions import TemplateError
 
     if template is None:
+        if path is not None:
+            read_template(path)
         return
     if path is not None:
         raise UserError(

@@ -16,8 +16,10 @@ from recipes.lib.models.adapter_folders import (
     adapter_keys,
     adapter_task,
     base_args,
+    dequantize,
     load_adapter,
     naming_adapter,
+    quantized_args,
 )
 from recipes.lib.models.folders import (
     fetch_adapter,
@@ -26,11 +28,11 @@ from recipes.lib.models.folders import (
     refuse_missing_weights,
     resolve_model,
 )
+from recipes.lib.models.merging import merge_adapter
 from recipes.lib.models.policies import (
     _refuse_other_shape,
     is_quantized,
     load_policy,
-    merge_adapter,
     prepare_for_gradients,
     pretrained_options,
 )
@@ -124,7 +126,15 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
             f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
             "one from it with `rlhf reward`."
         )
-    return load_adapter(_classifier(base_args(path, model_args), True, trust_remote_code), path)
+    return load_adapter(_adapter_base(path, model_args, trust_remote_code), path)
+
+
+def _adapter_base(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The base of an adapter as a classifier, with the weights that the adapter was trained on."""
+    plain = base_args(path, model_args)
+    rounded = quantized_args(path, plain)
+    base = _classifier(rounded or plain, True, trust_remote_code)
+    return dequantize(base) if rounded else base
 
 
 def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
@@ -201,14 +211,16 @@ def load_adapted_classifier(
     config = peft.PeftConfig.from_pretrained(path)
     _refuse_other_shape(config, model_args)
     of_base = base_args(path, model_args)
+    rounded = quantized_args(path, of_base)
     with naming_adapter(path):
         model, _ = load_reward_model(
             str(of_base.model_name_or_path),
             str(model_args.dtype),
             new_head=True,
-            model_args=of_base,
+            model_args=rounded or of_base,
             trust_remote_code=trust_remote_code,
         )
+    model = dequantize(model) if rounded else model
     if adapter_task(path) == "SEQ_CLS":
         return load_adapter(model, path, trainable=True)
     saved = [*(getattr(config, "modules_to_save", None) or []), "score"]

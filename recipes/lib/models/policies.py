@@ -11,7 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.adapter_folders import adapter_task, base_args, load_adapter, naming_adapter
+from recipes.lib.models.adapter_folders import (
+    adapter_task,
+    base_args,
+    dequantize,
+    load_adapter,
+    naming_adapter,
+    quantized_args,
+)
 from recipes.lib.models.folders import (
     fetch_adapter,
     is_adapter,
@@ -19,6 +26,7 @@ from recipes.lib.models.folders import (
     refuse_missing_weights,
     resolve_model,
 )
+from recipes.lib.models.merging import merge_adapter
 from recipes.lib.models.tokenizers import refuse_vocabulary
 
 if TYPE_CHECKING:
@@ -70,6 +78,14 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     return prepare_for_gradients(model)
 
 
+def load_base(path: str, model_args: ModelConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The base of an adapter, with the weights that the adapter was trained on."""
+    rounded = quantized_args(path, model_args)
+    if rounded is None:
+        return load_policy(model_args, trust_remote_code=trust_remote_code)
+    return dequantize(load_policy(rounded, trust_remote_code=trust_remote_code))
+
+
 def pretrained_options(model_args: ModelConfig) -> dict[str, Any]:
     """What from_pretrained gets from TRL's model keys."""
     from trl import get_quantization_config
@@ -103,7 +119,7 @@ def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreT
     plain = base_args(path, model_args, load_in_4bit=False, load_in_8bit=False)
     name = plain.model_name_or_path
     with naming_adapter(path):
-        base = load_policy(plain, trust_remote_code=trust_remote_code)
+        base = load_base(path, plain, trust_remote_code=trust_remote_code)
     if getattr(base, "is_quantized", False):
         raise UserError(
             f"model_name_or_path={path}: its base {name} is stored quantized, and merging would "
@@ -123,14 +139,6 @@ def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreT
 def is_quantized(model_args: ModelConfig) -> bool:
     """Whether the model is loaded with 4-bit or 8-bit weights."""
     return bool(model_args.load_in_4bit or model_args.load_in_8bit)
-
-
-def merge_adapter(adapted: PeftModel, path: str) -> PreTrainedModel:
-    """Merge an adapter into its base, as the full model of a name."""
-    model = adapted.merge_and_unload()
-    model.requires_grad_(True)  # peft froze the base, and a merged model is a full one
-    model.name_or_path = path  # so that an adapter trained on it names this folder as its base
-    return model
 
 
 def prepare_for_gradients(model: Any) -> Any:
@@ -160,6 +168,11 @@ def lora_config(model_args: ModelConfig, task_type: str) -> PeftConfig | None:
 
     if not model_args.use_peft:
         _refuse_coarse(model_args)
+    elif model_args.use_dora and model_args.load_in_8bit:
+        raise UserError(
+            "use_dora=true: peft's DoRA cannot be trained on 8-bit weights; choose load_in_4bit, "
+            "or leave it out."
+        )
     saved = list(model_args.lora_modules_to_save or [])
     if task_type == "SEQ_CLS" and "score" not in saved:
         saved.append("score")
@@ -231,7 +244,7 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
     _refuse_other_shape(PeftConfig.from_pretrained(path), model_args)
     of_base = base_args(path, model_args)
     with naming_adapter(path):
-        model = load_policy(of_base, trust_remote_code=trust_remote_code)
+        model = load_base(path, of_base, trust_remote_code=trust_remote_code)
     return load_adapter(model, path, trainable=True)
 
 

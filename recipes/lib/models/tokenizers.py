@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
 
 # Of the median length of the embeddings: what no training has moved is far below.
 MIN_RELATIVE_NORM = 1e-2
+MOST_SECONDS = 5  # that a chat template may take for one word
+MOST_BYTES = 2**28
 
 
 def refuse_vocabulary(
@@ -97,7 +104,9 @@ def load_tokenizer(
     """Load a tokenizer and see that it can pad.
 
     A missing pad token becomes the EOS token; no id changes and nothing is added. The padding side
-    stays as it is: this project pads by attention mask where it batches by itself.
+    stays as it is: this project pads by attention mask where it batches by itself. One that ends
+    every text with EOS no longer does, here and where it is saved: a prompt does not end there,
+    and trainers put one behind every row.
 
     Args:
         name_or_path: As in `resolve_model`; an adapter folder without one has its base's.
@@ -125,6 +134,8 @@ def load_tokenizer(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
     _refuse_names(tokenizer, name_or_path)
+    _leave_end_to_rows(tokenizer)
+    _refuse_endless_template(tokenizer, name_or_path)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
@@ -133,6 +144,90 @@ def load_tokenizer(
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _refuse_endless_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    # A template is a program of somebody's. What it says of these words does not matter.
+    if not isinstance(tokenizer.chat_template, str):
+        return
+    try:
+        with limited(MOST_SECONDS, MOST_BYTES):
+            tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except (TimeoutError, MemoryError) as error:
+        raise UserError(
+            f"model_name_or_path={name}: its chat template takes more than {MOST_SECONDS} s or "
+            f"{MOST_BYTES >> 20} MiB for one word; give it another one."
+        ) from error
+    except Exception:  # it wants other words, and says so where it gets the data's
+        return
+
+
+@contextmanager
+def limited(seconds: int, num_bytes: int) -> Iterator[None]:
+    """A section that may take so long, and so much more memory; in the main thread on Linux.
+
+    Raises:
+        TimeoutError: It takes longer. Where memory ends, Python raises MemoryError.
+    """
+    statm = Path("/proc/self/statm")
+    if threading.current_thread() is not threading.main_thread() or not statm.is_file():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError
+
+    handler, limits = signal.signal(signal.SIGALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
+    used = int(statm.read_text().split()[0]) * resource.getpagesize()
+    most = min(limit for limit in (used + num_bytes, *limits) if limit != resource.RLIM_INFINITY)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def _leave_end_to_rows(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids, bos, eos = tokenizer("a")["input_ids"], tokenizer.bos_token_id, tokenizer.eos_token_id
+    if len(ids) > 1 and ids[-1] == eos:
+        tokenizer.add_bos_token = bos is not None and ids[0] == bos  # both are set anew
+        tokenizer.add_eos_token = False
+
+
+def without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Text without a written BOS token in front, where the tokenizer puts one there itself."""
+    bos = tokenizer.bos_token
+    if not bos or not text.startswith(bos):
+        return text
+    twice = list(tokenizer(text)["input_ids"][:2]) == [tokenizer.bos_token_id] * 2
+    return text.removeprefix(bos) if twice else text
+
+
+def lost_characters(tokenizer: PreTrainedTokenizerBase, characters: Iterable[str]) -> set[str]:
+    """The characters of which a tokenizer leaves nothing, or its token for what is unknown.
+
+    Args:
+        tokenizer: The tokenizer.
+        characters: Single characters; white space is left aside.
+
+    Returns:
+        Those that a model would not see; none where words are the units, and not characters.
+    """
+    lost: set[str] = set()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and type(backend.model).__name__ == "WordLevel":
+        return lost
+    for character in characters:
+        if character.isspace():
+            continue
+        ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+        kept = [token for token in ids if token != tokenizer.unk_token_id]
+        if not tokenizer.decode(kept).strip():
+            lost.add(character)
+    return lost
 
 
 def _refuse_names(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

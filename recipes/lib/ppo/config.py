@@ -159,6 +159,8 @@ class PPOConfig(TrainingArguments):
         self.max_steps = self.num_rollouts * self.steps_per_rollout
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
+        if self.load_best_model_at_end and getattr(self, "metric_for_best_model", None) is None:
+            self.metric_for_best_model = "scores"  # Trainer's default is a loss, and there is none
         super().__post_init__()
         refuse_in_engine(self)
         self.gradient_accumulation_steps = self._derived_accumulation()

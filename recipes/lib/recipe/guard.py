@@ -7,9 +7,11 @@ import glob
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ def guarded(run: Recipe) -> Recipe:
 
     @functools.wraps(run)
     def wrapped(config: Config) -> dict[str, Any]:
+        config = replace(config, start=time.monotonic())
         path = folder_of(config)
         absent = [folder for folder in (path, *path.parents) if not folder.exists()]
         was_empty = path.is_dir() and not any(path.iterdir())
@@ -51,7 +54,7 @@ def guarded(run: Recipe) -> Recipe:
         try:
             refuse_launch(config)
             _prepare_card(config)
-            with one_sentence_errors(path, config.values):
+            with one_sentence_errors(path, config):
                 check_training(config.training, config.values)
                 if (
                     config.script.resume
@@ -119,12 +122,12 @@ def _has_begun(path: Path) -> bool:
 
 
 @contextmanager
-def one_sentence_errors(path: Path, values: dict[str, Any]) -> Iterator[None]:
+def one_sentence_errors(path: Path, config: Config) -> Iterator[None]:
     """Tell in one sentence what ends a run: memory or disk ran out, or a library refused a key.
 
     Args:
         path: The run folder.
-        values: What the user set.
+        config: The parsed configuration.
 
     Raises:
         UserError: One of them happened.
@@ -135,16 +138,21 @@ def one_sentence_errors(path: Path, values: dict[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:
         if is_memory(error):
-            raise UserError(
-                "there is not enough memory for this run; lower per_device_train_batch_size, set "
-                "gradient_checkpointing, or train an adapter (use_peft, load_in_4bit)."
-            ) from error
+            remedy = (
+                "lower per_device_train_batch_size, set gradient_checkpointing, or train an "
+                "adapter (use_peft, load_in_4bit)"
+            )
+            if config.training is None:
+                sizes = ("batch_size", "sampling_batch_size")
+                key = next((size for size in sizes if hasattr(config.script, size)), sizes[0])
+                remedy = f"lower {key} or max_new_tokens, or choose dtype=bfloat16"
+            raise UserError(f"there is not enough memory for this run; {remedy}.") from error
         if is_disk(error):
             raise UserError(
                 f"output_dir={path} cannot be written: the disk is full or read-only; make room "
                 "and go on with --resume, or choose another output_dir."
             ) from error
-        refusal = library_refusal(error, values)
+        refusal = library_refusal(error, config.values)
         if refusal is not None:
             raise refusal from error
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,12 @@ from typing import Any
 from recipes.lib.config.parse import CommandLine, Config, build, read_command_line
 from recipes.lib.distributed.accelerate_launch import is_launch, launch_processes
 from recipes.lib.distributed.process_exit import leave
-from recipes.lib.distributed.processes import choose_device, is_main_process, may_report
+from recipes.lib.distributed.processes import (
+    choose_device,
+    is_main_process,
+    may_report,
+    num_processes,
+)
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.help import print_help
@@ -53,6 +59,9 @@ def _launch(recipe: str, argv: list[str]) -> int:
     except Stopped as stopped:
         way = "run it again" if recipe == "quickstart" else "go on with --resume"
         _say(f"rlhf {recipe}: {stopped}; {way}.")
+        again = [] if recipe == "quickstart" or "--resume" in argv else ["--resume"]
+        if num_processes() == 1 and "--hub_token" not in argv:
+            _say(f"  {shlex.join(['rlhf', recipe, *argv, *again])}")
         return EXIT_CODE
     except KeyboardInterrupt:
         _say(f"rlhf {recipe}: interrupted")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
+from recipes.lib.data.tokenizer_fit import fit_to_tokenizer
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
@@ -42,12 +42,13 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
     """
-    start = time.monotonic()
     script, training = config.script, config.training
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
     tokenizer = spine.policy_tokenizer(config)
+    own = (tokenizer, tokenizer.chat_template, script.label, script.on_bad_rows, ("prompt",))
+    train, test = (fit_to_tokenizer(rows, *own) for rows in (train, test))
     rewards = load_rewards(script.rewards(), training, tokenizer, train[0]["prompt"])
     trainer = spine.make_trainer(
         trainer_class, config, tokenizer, train, test, reward_funcs=rewards.functions
@@ -62,4 +63,4 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
     if is_main_process():
         summary["episodes"] = num_episodes(training, trainer.state.global_step)
         summary |= summary_metrics(run.path)
-    return spine.finish(run, config, summary, start, reward_funcs=script.reward_funcs)
+    return spine.finish(run, config, summary, reward_funcs=script.reward_funcs)

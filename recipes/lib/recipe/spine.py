@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.parse import Config
 from recipes.lib.data.prompts import prompt_token_ids
+from recipes.lib.data.streaming import Rows
+from recipes.lib.data.tokenizer_fit import fit_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.shards import save_unsharded
 from recipes.lib.evaluation.win_rate import pair_accuracy
-from recipes.lib.models.chat_template import set_chat_template
+from recipes.lib.models.chat_template import (
+    TEMPLATE_KEY,
+    read_template,
+    refuse_new_tokens,
+    set_chat_template,
+)
 from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
-from recipes.lib.runs.checkpoints import check_checkpoint, refuse_broken, refuse_stateless
+from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
 from recipes.lib.runs.folder import Run, open_run
 from recipes.lib.runs.lineage import write_lineage
+from recipes.lib.runs.pickles import check_checkpoint
 from recipes.lib.trainers import progress
 from recipes.lib.trainers.resumable import STAGED
-from recipes.lib.trainers.row_fit import check_fit
+from recipes.lib.trainers.row_fit import account_for_rows, check_fit, with_row_numbers
 from recipes.lib.trainers.trl import make_trl_trainer
 
 
@@ -63,16 +72,51 @@ def make_trainer(
     )
 
 
-def make_preference_trainer(
-    trainer_class: Any, config: Config, train: Any, test: Any, row: dict[str, Any]
+def make_row_trainer(
+    trainer_class: Any,
+    config: Config,
+    tokenizer: Any,
+    rows: Rows,
+    prepare: Callable[[Any, Any], Any] | None = None,
+    **arguments: Any,
 ) -> Any:
-    """TRL's DPO or KTO trainer on the policy; the first row, as it was given, fits the model."""
-    tokenizer = policy_tokenizer(config)
+    """One of TRL's trainers that learn from rows; the rows fit the tokenizer and the model.
+
+    Args:
+        trainer_class: TRL's class.
+        config: The parsed configuration.
+        tokenizer: The model's.
+        rows: What it learns from; changed to what fits.
+        prepare: What is done to rows before TRL tokenizes them; it gets rows that are known, too.
+        arguments: Further arguments of the class.
+
+    Raises:
+        UserError: As of `make_trainer`; or rows do not fit.
+    """
+    on_bad_rows = config.script.on_bad_rows
+    path = getattr(config.training, TEMPLATE_KEY, None)
+    template = tokenizer.chat_template if path is None else read_template(path)
+    if path is not None:
+        trusted = config.training.trust_remote_code
+        refuse_new_tokens(config.model, tokenizer, path, trust_remote_code=trusted)
+    fit_rows(rows, tokenizer, template, config.script)
+    splits = [(rows.train, rows.known), (rows.test, rows.test)]
+    train, test = (
+        with_row_numbers(prepare(some, known) if prepare and some is not None else some)
+        for some, known in splits
+    )
+    trainer = make_trainer(trainer_class, config, tokenizer, train, test, **arguments)
+    account_for_rows(trainer, rows, on_bad_rows)
+    check_fit(trainer, rows.known[0])
+    return trainer
+
+
+def make_preference_trainer(trainer_class: Any, config: Config, rows: Rows) -> Any:
+    """TRL's DPO or KTO trainer on the policy."""
+    tokenizer, row = policy_tokenizer(config), rows.known[0]
     # Refuses messages without a template.
     prompt_token_ids(tokenizer, row["prompt"] if "prompt" in row else row["chosen"])
-    trainer = make_trainer(trainer_class, config, tokenizer, train, test)
-    check_fit(trainer, row)
-    return trainer
+    return make_row_trainer(trainer_class, config, tokenizer, rows)
 
 
 def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
@@ -90,14 +134,21 @@ def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
         UserError: As `open_run`.
     """
     run = open_run(config)
+    trainer.start = config.start
     progress.add_run_callbacks(trainer, run.path, config.recipe, shown)
     return run
 
 
-def train(trainer: Any, run: Run) -> float:
-    """Train, from the run's checkpoint or the one that the user named; the mean loss."""
+def train(trainer: Any, run: Run) -> dict[str, Any]:
+    """Train, from the run's checkpoint or the one that the user named.
+
+    Returns:
+        train_loss, the mean over all steps, and what became of rows that are too long.
+    """
     checkpoint = checkpoint_of(run, trainer.args)
-    return float(trainer.train(resume_from_checkpoint=checkpoint).training_loss)
+    loss = float(trainer.train(resume_from_checkpoint=checkpoint).training_loss)
+    run.seconds_before = trainer.seconds_before
+    return {"train_loss": loss} | getattr(trainer, "row_counts", {})
 
 
 def checkpoint_of(run: Run, training: Any) -> str | None:
@@ -119,7 +170,7 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
     # The run's own was read to find it, and one that the user named is read now.
     refuse = refuse_stateless if run.checkpoint else refuse_broken
     broadcast_from_main(lambda: refuse(Path(named)))
-    check_checkpoint(Path(named))
+    check_checkpoint(Path(named), run.is_trusted)
     return str(named)
 
 
@@ -160,31 +211,26 @@ def _push(trainer: Any, run: Run, folder: Path) -> None:
 
 def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:
     if is_main_process():
-        # A pickle of the trainer's arguments; config.yaml says the same in plain text.
-        (partial / "training_args.bin").unlink(missing_ok=True)
         if run.final.exists():
             shutil.rmtree(run.final)
         partial.replace(run.final)
     trainer.accelerator.wait_for_everyone()
 
 
-def finish(
-    run: Run, config: Config, summary: dict[str, Any], start: float, **facts: Any
-) -> dict[str, Any]:
+def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> dict[str, Any]:
     """Write lineage.json, summary.json and then the report, from the main process.
 
     Args:
         run: The run.
         config: The parsed configuration.
         summary: The numbers of the run.
-        start: When it began, by time.monotonic.
         facts: Further facts of the lineage; of a recipe without a ModelConfig also model and data.
 
     Returns:
         The summary, with the recipe and the seconds.
     """
     summary = {"recipe": config.recipe} | summary
-    summary["seconds"] = round(time.monotonic() - start, 1)
+    summary["seconds"] = round(run.seconds_before + time.monotonic() - config.start, 1)
     if is_main_process():
         # Late, because it imports matplotlib.
         from recipes.lib.report.page import write_report

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from recipes.lib.config.strict_yaml import read_yaml
 
 Row = dict[str, Any]
 
@@ -33,8 +33,7 @@ class RunFiles:
     @property
     def settings(self) -> Row:
         """The configuration as a dictionary; empty where the file is missing."""
-        values = yaml.safe_load(self.config) if self.config else {}
-        return values if isinstance(values, dict) else {}
+        return read_yaml(self.path / "config.yaml").values if self.config else {}
 
 
 def read_run(path: Path) -> RunFiles:

@@ -13,6 +13,7 @@ from jinja2.exceptions import TemplateError
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.models.forward import length_batches, pad_right
+from recipes.lib.models.tokenizers import without_bos
 from recipes.lib.rewards.loading import is_function_reference, load_function
 from recipes.lib.rewards.scoring import RewardFunction
 from recipes.lib.rewards.shared_base import SharedBase
@@ -52,7 +53,7 @@ class RewardModel:
             One text for each row.
         """
         if prompts and not isinstance(prompts[0], str):
-            spoken = [list(p) + list(c) for p, c in zip(prompts, completions, strict=True)]
+            spoken = [join_turns(p, c) for p, c in zip(prompts, completions, strict=True)]
             try:
                 return [self.tokenizer.apply_chat_template(m, tokenize=False) for m in spoken]
             except (ValueError, TemplateError) as error:
@@ -62,7 +63,7 @@ class RewardModel:
                     "use prompts of plain text."
                 ) from error
         end = self.tokenizer.eos_token
-        pairs = zip(prompts, completions, strict=True)
+        pairs = zip((without_bos(p, self.tokenizer) for p in prompts), completions, strict=True)
         return [p + c if c.endswith(end) else p + c + end for p, c in pairs]
 
     @torch.no_grad()
@@ -82,6 +83,14 @@ class RewardModel:
         ids, mask = pad_right(rows, pad, next(self.model.parameters()).device)
         logits = self.model(input_ids=ids, attention_mask=mask).logits
         return logits.float().squeeze(-1).tolist()
+
+
+def join_turns(prompt: Sequence[Any], completion: Sequence[Any]) -> list[Any]:
+    """A conversation, in which a completion goes on with the assistant's turn that it was given."""
+    if not prompt or not completion or prompt[-1]["role"] != "assistant":
+        return [*prompt, *completion]
+    text = str(prompt[-1].get("content") or "") + str(completion[0].get("content") or "")
+    return [*prompt[:-1], completion[0] | {"content": text}, *completion[1:]]
 
 
 def load_reward_functions(

@@ -27,6 +27,7 @@ from torch import Tensor
 from recipes.lib.errors import UserError, is_memory
 
 RewardFunction = Callable[..., Any]
+LARGEST = torch.finfo(torch.float32).max  # in which rewards are added up
 
 
 def reward_weights(
@@ -84,7 +85,8 @@ def weighted_scores(
         prompts: Prompts.
         completions: Completions.
         completion_ids: Token ids of the completions.
-        columns: Further columns of the data set, handed on to the functions.
+        columns: Further columns of the data set, handed on to the functions; of those with the
+            names above the functions get what was sampled.
 
     Returns:
         Sum of shape (B,) and what each function said of shape (B, F), NaN for None.
@@ -94,7 +96,7 @@ def weighted_scores(
             or no function applies to a row.
     """
     given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    said = [call_reward(function, given | columns) for function in functions]
+    said = [call_reward(function, columns | given) for function in functions]
     waiting = [i for i, answer in enumerate(said) if inspect.isawaitable(answer)]
     answers = await_rewards([said[i] for i in waiting], [functions[i] for i in waiting])
     for i, answer in zip(waiting, answers, strict=True):
@@ -210,12 +212,20 @@ def checked_rewards(function: RewardFunction, said: Any, num_rows: int) -> list[
     for row, value in enumerate(values):
         if value is None:
             values[row] = math.nan
-        elif isinstance(value, (str, bool)) or not math.isfinite(float(value)):
+        elif not _is_reward(value):
             raise UserError(
                 f"reward function {name} returned {value!r} for row {row}; "
                 "return a finite number, or None where it does not apply."
             )
     return [float(value) for value in values]
+
+
+def _is_reward(value: Any) -> bool:
+    # Of numpy's numbers, too, and of tensors with one number; not of text, which float() reads.
+    try:
+        return not isinstance(value, (str, bytes, bool)) and abs(float(value)) <= LARGEST
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
 
 
 def function_name(function: RewardFunction) -> str:

@@ -3,10 +3,6 @@
 A checkpoint is written into a folder beside the run's own ones. Once all of it is on the disk it
 gets its manifest and its name, and only then do older ones go. So wherever a run is killed, the
 newest checkpoint with a name is a good one.
-
-Nothing in a foreign one may run. Weights are safetensors. The pickles of transformers' Trainer
-(optimizer, scheduler, random states) are read as numbers only; one that asks for more is refused
-before anything is read.
 """
 
 from __future__ import annotations
@@ -22,10 +18,6 @@ from typing import Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.runs.files import write_json
-
-SAFE_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-PICKLES = ("*.pt", "*.pth", "*.bin")
-
 
 MANIFEST = "manifest.json"
 PARTIAL = "_partial"  # folder of what is being written or deleted; what begins with _ is not pushed
@@ -210,47 +202,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Refuse a checkpoint to resume from that could run code.
-
-    Args:
-        folder: The checkpoint.
-
-    Raises:
-        UserError: It is not there, has no weights in safetensors' format, or a pickle in it asks
-            for more than numbers.
-    """
-    if not folder.is_dir():
-        raise UserError(
-            f"resume_from_checkpoint={folder}: there is no such folder; name a checkpoint of a run."
-        )
-    sharded = any(folder.glob("pytorch_model_fsdp*")) or any(folder.glob("global_step*"))
-    if not sharded and not any(path for kind in SAFE_WEIGHTS for path in folder.glob(kind)):
-        raise UserError(
-            f"resume_from_checkpoint={folder}: it holds no weights as .safetensors; other formats "
-            "can run code and are not read, so name a checkpoint that has them."
-        )
-    for path in sorted(path for kind in PICKLES for path in folder.glob(kind)):
-        if path.name != "training_args.bin":  # of transformers' Trainer, which never reads it
-            _check_pickle(path)
-
-
-def _check_pickle(path: Path) -> None:
-    import torch
-    from transformers.trainer_pt_utils import safe_globals
-
-    try:
-        with safe_globals():
-            asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # whatever is wrong with it, it is no file of torch.save
-        raise UserError(
-            f"resume_from_checkpoint={path.parent}: {path.name} is no checkpoint of PyTorch "
-            f"({' '.join(str(error).split()).rstrip('.')}); copy the folder again."
-        ) from error
-    if asked:
-        raise UserError(
-            f"resume_from_checkpoint={path.parent}: {path.name} asks for {sorted(asked)[0]}, which "
-            "could run code, and is not read; resume from a checkpoint of your own."
-        )

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from recipes.lib.config.build import redacted
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import broadcast_from_main, wait_for_all_processes
@@ -29,6 +30,9 @@ class RunArguments:
 
     resume: bool = option(False, "Go on from the newest good checkpoint of the folder.")
     overwrite: bool = option(False, "Move the run that the folder holds aside and start anew.")
+    trust_checkpoint: bool = option(
+        False, "Resume from a checkpoint that could run code; know who made it."
+    )
 
 
 @dataclass(kw_only=True)
@@ -38,17 +42,21 @@ class FolderArguments(RunArguments):
     output_dir: str | None = option(None, "Run folder; default runs/<recipe>/<name of the YAML>.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """An opened run folder.
 
     Args:
         path: The folder.
         checkpoint: The checkpoint to go on from, or None for a fresh start.
+        seconds_before: What earlier processes took for the run, up to that checkpoint.
+        is_trusted: Whether the checkpoint may run code.
     """
 
     path: Path
     checkpoint: Path | None = None
+    seconds_before: float = 0.0
+    is_trusted: bool = False
 
     @property
     def final(self) -> Path:
@@ -99,7 +107,7 @@ def open_run(config: Config) -> Run:
     checkpoint = _checkpoint(path) if config.script.resume else None
     if config.script.resume and checkpoint is None:
         note(f"output_dir={path} holds no checkpoint to resume; the run starts at the beginning.")
-    return Run(path, checkpoint)
+    return Run(path, checkpoint, is_trusted=config.script.trust_checkpoint)
 
 
 def folder_of(config: Config) -> Path:
@@ -133,6 +141,8 @@ def _refuse_unwritable(path: Path) -> None:
     there = next(
         folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists()
     )
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"output_dir={path} is a link to nothing; remove it, or name a folder.")
     if not there.is_dir():
         raise UserError(
             f"output_dir={path} cannot be written: {there.name} is a file, not a folder."
@@ -149,7 +159,6 @@ def _take(path: Path, resume: bool, values: dict[str, Any]) -> None:
             if resume:
                 acquire(path)
                 return
-            refuse_if_locked(path)
             move_aside(path)
         path.mkdir(parents=True, exist_ok=True)
         acquire(path)
@@ -169,10 +178,9 @@ def _checkpoint(path: Path) -> Path | None:
 
 def config_text(values: dict[str, Any]) -> str:
     """The YAML of a configuration as it is kept in config.yaml."""
-    # A token is a secret: the file goes into reports and to the Hub.
-    left_out = {"resume", "overwrite", "hub_token"}
+    left_out = {"resume", "overwrite", "trust_checkpoint", "hub_token"}
     kept = {key: value for key, value in values.items() if key not in left_out}
-    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(redacted(kept), sort_keys=False, allow_unicode=True))
 
 
 def is_run(path: Path) -> bool:
@@ -181,7 +189,13 @@ def is_run(path: Path) -> bool:
 
 
 def move_aside(path: Path) -> Path:
-    """Rename a run folder to the first free <name>.old-<n> and return the new path."""
+    """Rename a run folder to the first free <name>.old-<n> and return the new path.
+
+    Raises:
+        UserError: Another process has it, or a stage in it.
+    """
+    for lock in (path / LOCK_FILE, *path.glob(f"*/{LOCK_FILE}")):
+        refuse_if_locked(lock.parent)
     number = 1
     while (target := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from recipes.lib.errors import UserError
+from recipes.lib.config.build import redacted
+from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.errors import UserError, one_sentence
 
 # Keys that say how a run is carried out and not what it computes: free to change on a resume.
 FREE_ON_RESUME = frozenset(
-    "resume overwrite output_dir resume_from_checkpoint per_device_train_batch_size "
+    "resume overwrite trust_checkpoint output_dir resume_from_checkpoint "
+    "per_device_train_batch_size "
     "gradient_accumulation_steps steps_per_generation gradient_checkpointing "
     "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
     "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
@@ -36,12 +37,13 @@ def refuse_other_config(path: Path, values: dict[str, Any]) -> None:
     if (path / "summary.json").exists():
         raise UserError(f"output_dir={path} holds a finished run: nothing is left to resume.")
     try:
-        before = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:  # the reader of plain values: tags of others are refused
+        before = read_yaml(path / "config.yaml").values
+    except UserError as error:  # the reader of plain values: tags and aliases are refused
         raise UserError(
-            f"{path / 'config.yaml'} is not the configuration of a run "
-            f"({' '.join(str(error).split())}); restore it, or start another run."
+            f"{path / 'config.yaml'} is not the configuration of a run ({one_sentence(error)}); "
+            "restore it, or start another run."
         ) from error
+    values = redacted(values)
     keys = (set(before) | set(values)) - FREE_ON_RESUME
     for key in sorted(keys):
         if before.get(key) != values.get(key):

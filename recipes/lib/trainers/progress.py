@@ -38,6 +38,11 @@ class RunCallback(TrainerCallback):
         write_jsonl(self.metrics, kept)
         self.start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Have the last steps logged, though they are fewer than logging_steps."""
+        is_last = state.global_step >= state.max_steps and args.logging_strategy != "no"
+        control.should_log = control.should_log or is_last
+
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **_: Any
     ) -> None:

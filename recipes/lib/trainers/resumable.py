@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import Trainer
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.distributed.mixed_precision import keep_outputs_fp32
 from recipes.lib.errors import UserError
+from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
 from recipes.lib.trainers.interruption import OF_TRL, Stoppable
@@ -35,8 +37,11 @@ class Resumable(Stoppable):
     # Under FSDP2, as DDP does it. Not for all: torch 2.13 fails then in KTO with an adapter, where
     # gradients are accumulated (an FSDPParam without _unsharded_param).
     sums_in_fp32 = False
+    start: float | None = None  # when this process began the run, by time.monotonic
+    seconds_before = 0.0  # that earlier processes took
     _writes_into: Path | None = None
-    _globalstep_last_logged = 0  # Trainer's own; here for one that is saved before it has trained
+    # Trainer's own; here for one that is saved before it has trained.
+    _globalstep_last_logged, _total_loss_scalar = 0, 0.0
 
     # --- checkpoints that are whole
 
@@ -71,6 +76,17 @@ class Resumable(Stoppable):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run / name))
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's, with the path of the base
+        save_base_quantization(self.accelerator.unwrap_model(self.model), folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: Trainer's and TRL's speak of None where they know no name."""
+
     def _push_from_checkpoint(self, folder: str) -> None:
         # Later, from where it stays: an upload in the background would miss what is renamed.
         if self._writes_into is not None:
@@ -86,8 +102,6 @@ class Resumable(Stoppable):
 
     def _put_in_place(self, partial: Path, target: Path) -> None:
         self.state.save_to_json(str(partial / "trainer_state.json"))
-        # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
-        (partial / "training_args.bin").unlink(missing_ok=True)
         seal(partial, self.state.global_step, launch=Launch.here(self.args).as_dict())
         publish(partial, target)
         best = Path(self.state.best_model_checkpoint or "").name
@@ -104,6 +118,8 @@ class Resumable(Stoppable):
         carried = {name: getattr(self, name) for name in OF_TRL if hasattr(self, name)}
         carried |= {
             "loss": self._tr_loss.item(),
+            "total_loss": self._total_loss_scalar,
+            "seconds": self.seconds_before + time.monotonic() - (self.start or time.monotonic()),
             "last_logged": self._globalstep_last_logged,
             "owes_evaluation": self._owes_evaluation,
             "skipped": [self._skipped, self._in_a_row],
@@ -129,6 +145,9 @@ class Resumable(Stoppable):
         shared = json.loads(paths[0].read_text(encoding="utf-8"))
         refuse_other_batch(self, shared.get("batch") or batch_of(self))
         self._globalstep_last_logged = shared["last_logged"]
+        self.seconds_before = shared.get("seconds", 0.0)
+        if "total_loss" in shared:  # of all steps, so the mean is over all of them, too
+            self._total_loss_scalar, self._initial_global_step = shared["total_loss"], 0
         self._owes_evaluation = shared["owes_evaluation"]
         self._skipped, self._in_a_row = shared["skipped"]
         if not paths[1].is_file():

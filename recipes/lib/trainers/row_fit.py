@@ -1,23 +1,27 @@
 """Whether the rows that a trainer made fit the model: length, template, tokens, loss.
 
-TRL cuts rows of SFT at max_length and leaves out those whose completion is cut off, without a word;
-here rows in which no token is left to learn from are refused, or dropped and counted.
+TRL cuts rows at max_length and leaves out those whose completion is cut off, without a word; here
+they are told and counted, and rows in which nothing is left to learn from are bad rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel
 from transformers import Trainer
 
+from recipes.lib.data.formats import format_of
 from recipes.lib.data.prompts import Prompts, check_context, context_length, tokenize_prompts
+from recipes.lib.data.tokenization import tokenize_row
 from recipes.lib.errors import UserError, note
 from recipes.lib.models.chat_template import TEMPLATE_KEY, check_bos, check_conversation
 from recipes.lib.models.tokenizers import untrained_tokens
 
 ROW_NUMBER = "row_number"  # a column that stays with a row through TRL's preparation
 BATCH_SIZE = 1000  # rows at a time
+NUM_MEASURED = 10_000  # rows whose length is told where they are packed or streamed
 IGNORED = -100  # label of a token without loss
 
 
@@ -55,8 +59,7 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
         kwargs = dict(row.get("chat_template_kwargs") or {})
         template = getattr(trainer, "chat_template", None)
         check_conversation(tokenizer, messages, template, kwargs, model_name)
-    used = {token for name in (*before, *sides) for token in first[name]}
-    _check_tokens(trainer.model, tokenizer, used)
+    _check_tokens(trainer.model, tokenizer, _used_tokens(rows, [*before, *sides]))
 
 
 def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
@@ -73,7 +76,7 @@ def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
     """
     if isinstance(prompts.data[0]["prompt"], list):
         check_bos(tokenizer, prompts.ids[0], tokenizer.name_or_path)
-    _check_tokens(model, tokenizer, set(prompts.ids[0]))
+    _check_tokens(model, tokenizer, set().union(*prompts.ids))
 
 
 def check_sampling(trainer: Trainer) -> None:
@@ -89,9 +92,21 @@ def check_sampling(trainer: Trainer) -> None:
     args, tokenizer = trainer.args, trainer.processing_class
     for rows in (trainer.train_dataset, trainer.eval_dataset):
         if rows is not None:
+            _refuse_open_prompts(rows)
             prompts = tokenize_prompts(rows, tokenizer, None, args.chat_template_kwargs)
             check_context(prompts, trainer.model.config, args.max_completion_length)
             check_prompts(trainer.model, tokenizer, prompts)
+
+
+def _refuse_open_prompts(rows: Any) -> None:
+    spoken = (prompt for prompt in rows["prompt"] if not isinstance(prompt, str))
+    opened = [row for row, prompt in enumerate(spoken) if prompt[-1]["role"] == "assistant"]
+    if opened:
+        raise UserError(
+            f"dataset_name: the prompt of row {opened[0]} ends with an assistant's turn "
+            f"({len(opened)} such rows), which TRL would close and not go on with; leave that turn "
+            "out, or train with ppo, which goes on with it."
+        )
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -122,6 +137,13 @@ def _check_context(trainer: Trainer, before: list[str], sides: list[str]) -> Non
                     f"max_length={limit}: the longest row has {longest} tokens "
                     f"and the model's context {context}; set max_length to {context} or less."
                 )
+
+
+def _used_tokens(rows: Any, names: list[str]) -> set[int]:
+    """Ids of all rows; of a stream those of the first."""
+    if not hasattr(rows, "__len__"):
+        return {token for name in names for token in next(iter(rows))[name]}
+    return set().union(*(ids for row in _lists(rows, *names) for ids in row))
 
 
 def _longest(dataset: Any, names: list[str]) -> int:
@@ -160,48 +182,113 @@ def with_row_numbers(rows: Any) -> Any:
     return rows.add_column(ROW_NUMBER, list(range(len(rows)))) if hasattr(rows, "__len__") else rows
 
 
-def drop_rows_without_loss(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
-    """Refuse or drop the rows of a trainer that have no loss, and take the numbers away again.
+def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
+    """Say which rows are cut or left out; those that nothing can be learned from are bad rows.
 
     Args:
-        trainer: TRL's SFTTrainer, made of numbered rows.
+        trainer: TRL's SFT, Reward, DPO or KTO trainer, made of numbered rows; it gets `row_counts`,
+            numbers of training rows for the summary, and is rid of the numbers and the bad rows.
         rows: The same rows as they were given.
         on_bad_rows: "refuse" or "drop".
 
     Raises:
-        UserError: There are such rows and they are not to be dropped.
+        UserError: There are bad rows and they are not to be dropped.
     """
-    limit = trainer.args.max_length
-    for name, given, word in (
-        ("train_dataset", rows.train, "training"),
-        ("eval_dataset", rows.test, "test"),
-    ):
+    splits = (("train_dataset", rows.train, "training"), ("eval_dataset", rows.test, "test"))
+    for name, given, word in splits:
         made = getattr(trainer, name)
-        if made is None or ROW_NUMBER not in (made.column_names or ()):
-            continue  # packed, streamed or absent
-        made = made if limit is not None else _learnable(made)
-        setattr(trainer, name, made.remove_columns(ROW_NUMBER))
-        kept = set(made[ROW_NUMBER])
-        silent = [row for row in range(len(given)) if row not in kept]
-        if silent and kept:
-            _tell(limit, silent, len(given), word, on_bad_rows)
+        if made is None:
+            continue
+        if ROW_NUMBER not in (made.column_names or ()):  # packed or streamed
+            _tell_long(trainer, (rows.known if word == "training" else given), word)
+            continue
+        good = _learnable(made, trainer.args)
+        setattr(trainer, name, good.remove_columns(ROW_NUMBER))
+        kept = set(good[ROW_NUMBER])
+        gone = [row for row in range(len(given)) if row not in kept]
+        cut = _cut_rows(trainer, good, given)
+        if gone and kept:
+            _tell_gone(trainer, gone, f"{len(given)} {word} rows", on_bad_rows)
+        if cut:
+            _tell_cut(trainer, cut, f"{len(given)} {word} rows")
+        if word == "training":
+            trainer.row_counts = {"num_rows_cut": len(cut), "num_rows_left_out": len(gone)}
 
 
-def _tell(limit: int | None, silent: list[int], total: int, word: str, on_bad_rows: str) -> None:
+def _tell_gone(trainer: Trainer, gone: list[int], of_all: str, on_bad_rows: str) -> None:
+    limit = trainer.args.max_length
     key = "dataset_name" if limit is None else f"max_length={limit}"
-    what = f"no token to learn from is left in {len(silent)} of {total} {word} rows, first in row"
-    where = f"{silent[0]} (counted from 0)"
+    where = f"in {len(gone)} of {of_all}, first in row {gone[0]} (counted from 0)"
+    if PROMPT not in trainer.train_dataset.column_names and "chosen_ids" in _columns(trainer):
+        note(f"{key}: a side is longer {where}; they are left out.")  # as TRL's reward trainer does
+        return
+    what = f"no token to learn from is left {where}"
     if on_bad_rows == "drop":
-        note(f"{key}: {what} {where}; they are dropped.")
+        note(f"{key}: {what}; they are dropped.")
         return
     remedy = "mend them" if limit is None else "raise it"
-    raise UserError(f"{key}: {what} {where}; {remedy}, or set on_bad_rows=drop.")
+    raise UserError(f"{key}: {what}; {remedy}, or set on_bad_rows=drop.")
 
 
-def _learnable(rows: Any) -> Any:
-    """What TRL does where there is a limit: rows whose labels are all masked are left out."""
-    labels = rows.with_format("numpy", columns=["labels"])
-    has_loss = [
-        bool((one != IGNORED).any()) for part in labels.iter(BATCH_SIZE) for one in part["labels"]
+def _columns(trainer: Trainer) -> list[str]:
+    return list(trainer.train_dataset.column_names)
+
+
+def _tell_cut(trainer: Trainer, cut: list[int], of_all: str) -> None:
+    limit = trainer.args.max_length
+    note(f"max_length={limit}: {len(cut)} of {of_all} are cut, first row {cut[0]} (from 0).")
+
+
+def _tell_long(trainer: Trainer, known: Any, word: str) -> None:
+    """Rows that will be cut or left out where they are not at hand one by one."""
+    args = trainer.args
+    is_whole = getattr(args, "packing", False) and args.packing_strategy != "bfd"
+    if args.max_length is None or is_whole:
+        return
+    first = known.select(range(min(NUM_MEASURED, len(known))))
+    long = [row for row in range(len(first)) if _length(trainer, first, row) > args.max_length]
+    if long:
+        _tell_cut(trainer, long, f"the first {len(first)} {word} rows")
+
+
+def _length(trainer: Trainer, given: Any, row: int) -> int:
+    found = tokenize_row(given[row], format_of(given), trainer.processing_class)
+    return max(len(seen.ids) for seen in found)
+
+
+def _cut_rows(trainer: Trainer, made: Any, given: Any) -> list[int]:
+    """Numbers of the rows of which TRL trains on a part."""
+    limit, columns = trainer.args.max_length, made.column_names
+    if limit is None or ("chosen_ids" in columns and PROMPT not in columns):
+        return []
+    if "input_ids" in columns:  # cut already: those that fill the limit may have been longer
+        full = [n for n, ids in _lists(made, ROW_NUMBER, "input_ids") if len(ids) == limit]
+        return [number for number in full if _length(trainer, given, number) > limit]
+    sides = [name for name in SIDE_COLUMNS[1:4] if name in columns]
+    return [
+        number
+        for number, prompt, *others in _lists(made, ROW_NUMBER, PROMPT, *sides)
+        if len(prompt) + max(map(len, others)) > limit
     ]
-    return rows if all(has_loss) else rows.select([i for i, on in enumerate(has_loss) if on])
+
+
+def _learnable(rows: Any, args: Any) -> Any:
+    """The rows that can be learned from, as far as TRL has not left out the others."""
+    limit, columns = args.max_length, rows.column_names
+    if limit is None and "labels" in columns:  # all masked
+        good = [any(label != IGNORED for label in labels) for (labels,) in _lists(rows, "labels")]
+    elif limit is not None and {PROMPT, "chosen_ids"} <= set(columns):  # cut to the same
+        part = slice(limit) if args.truncation_mode == "keep_start" else slice(-limit, None)
+        names = (PROMPT, "chosen_ids", "rejected_ids")
+        good = [
+            (p + one)[part] != (p + other)[part] or len(p) + max(len(one), len(other)) <= limit
+            for p, one, other in _lists(rows, *names)
+        ]
+    else:
+        return rows
+    return rows if all(good) else rows.select([row for row, on in enumerate(good) if on])
+
+
+def _lists(rows: Any, *names: str) -> Iterator[tuple[Any, ...]]:
+    for batch in rows.select_columns(list(names)).iter(BATCH_SIZE):
+        yield from zip(*(batch[name] for name in names), strict=True)

@@ -125,7 +125,9 @@ def test_a_label_is_true_or_false(tmp_path: Path, label: Any) -> None:
     path = write(tmp_path / "rows.jsonl", [good, good | {"label": label}])
     with pytest.raises(UserError, match=r"'label' has .*, which must be true or false, in 1 of 2"):
         load_unpaired(KTOArguments(dataset_name=str(path)), 0)
-    assert len(load_unpaired(KTOArguments(dataset_name=str(path), on_bad_rows="drop"), 0)[0]) == 1
+    assert (
+        len(load_unpaired(KTOArguments(dataset_name=str(path), on_bad_rows="drop"), 0).train) == 1
+    )
 
 
 def test_an_assistant_that_only_calls_a_tool_says_something(tmp_path: Path) -> None:

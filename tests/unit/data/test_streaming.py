@@ -226,8 +226,12 @@ def test_the_first_rows_are_checked_before_the_run(tmp_path: Path) -> None:
 
 def test_what_trl_reads_beside_the_format_comes_along(tmp_path: Path) -> None:
     margins = [pair | {"margin": 0.5, "noise": 0.1, "id": "x"} for pair in PAIRS]
-    rows = load(dataset_name=str(write(tmp_path / "pairs.jsonl", margins)))
-    assert set(next(iter(rows.train))) == {"prompt", "chosen", "rejected", "margin", "noise"}
+    path = str(write(tmp_path / "pairs.jsonl", margins))
+    pair = {"prompt", "chosen", "rejected", "noise"}
+    assert set(next(iter(load(dataset_name=path).train))) == pair
+    args = DataArguments(streaming=True, dataset_name=path)
+    of_reward = load_rows(args, Training(), lambda _: ("chosen", "rejected"), ("noise", "margin"))
+    assert set(next(iter(of_reward.train))) == pair | {"margin"}
     told = [{"messages": TOLD}, {"messages": TOLD, "tools": "[]"}]
     rows = load(dataset_name=str(write(tmp_path / "told.jsonl", told)))
     assert sorted(str(row["tools"]) for row in rows.train) == ["None", "[]"]

@@ -21,6 +21,7 @@ from recipes.lib.plan.breakdown import (
     HEADS,
     OPTIMIZER,
     OTHER_MODELS,
+    WORKSPACE,
     Plan,
     memory_text,
     read_memory,
@@ -287,3 +288,13 @@ def test_the_memory_of_the_machine_is_known_here() -> None:
     memory = check.machine_memory()
     assert memory is not None
     assert memory > GIB
+
+
+def test_a_step_that_is_not_fused_copies_the_weights_that_it_changes(place: Path) -> None:
+    def workspace(optim: str) -> int:
+        plan = planned("sft", optim=optim, dtype="float32")
+        (update,) = [phase for phase in plan.phases if phase.name == "update"]
+        assert plan.trainable > 0
+        return update.parts[WORKSPACE] - 4 * plan.trainable * (optim == "adamw_torch")
+
+    assert workspace("adamw_torch") == workspace("adamw_torch_fused") == 0

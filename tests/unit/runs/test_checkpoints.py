@@ -1,6 +1,7 @@
 """A checkpoint that is not as it was written is named, and the one before it is taken."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,27 @@ def make(run: Path, step: int) -> Path:
     seal(partial, step)
     publish(partial, run / f"checkpoint-{step}")
     return run / f"checkpoint-{step}"
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve())
+
+    def named(self: Path, target: Path) -> Path:
+        written = {path for path in self.rglob("*") if path.is_file()}
+        assert {*written, self, self / "inner"} <= set(synced)
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", named)
+    make(tmp_path, 1)
+    assert tmp_path in synced  # and then the name
 
 
 def truncate(folder: Path) -> str:

@@ -1,14 +1,18 @@
 """The run folder: who may write, what a resume accepts, which checkpoint it takes."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recipes.lib.data.reading import read_splits
 from recipes.lib.errors import UserError
+from recipes.lib.recipe.guard import one_sentence_errors
+from recipes.lib.recipe.main import parse
 from recipes.lib.runs.files import read_jsonl, write_jsonl
-from recipes.lib.runs.folder import FolderArguments, check_folder, open_run
+from recipes.lib.runs.folder import FolderArguments, check_folder, config_text, open_run
 from recipes.lib.runs.lock import LOCK_FILE
 
 
@@ -103,3 +107,80 @@ def test_a_resume_of_nothing_says_that_it_starts_at_the_beginning(
         f"note: output_dir={tmp_path}/run holds no checkpoint to resume; the run starts at the "
         "beginning.\n"
     )
+
+
+def test_secrets_are_not_kept_at_any_depth() -> None:
+    values = {
+        "hub_token": "hf_1",
+        "model_init_kwargs": {"token": "hf_2", "others": [{"api_key": "hf_3"}]},
+        "eos_token": "<eos>",
+        "stop_token": "eos",
+    }
+    kept = config_text(values)
+    assert "hf_" not in kept
+    assert "eos_token: <eos>" in kept
+    assert "stop_token: eos" in kept
+
+
+@pytest.mark.parametrize("given", [["--hub_token", "hf_1", "hf_2"], []])
+def test_a_secret_of_a_wrong_type_is_not_echoed(given: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model_name_or_path: model\n" + ("" if given else "hub_token: [hf_1, hf_2]\n"))
+    with pytest.raises(UserError) as told:
+        parse("sft", ["--config", str(path), *given])
+    assert "hf_" not in str(told.value).replace("hf_2' belongs", "")
+
+
+def test_a_run_with_secrets_is_resumed_with_them(tmp_path: Path) -> None:
+    own = {"model_init_kwargs": {"token": "hf_2"}}
+    open_run(config(tmp_path / "run", **own))
+    open_run(config(tmp_path / "run", resume=True, **own))
+
+
+def test_aliases_in_the_configuration_of_a_foreign_run_are_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    bomb = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    bomb += [
+        f"{two}: &{two} [{', '.join(['*' + one] * 10)}]" for one, two in pairwise("abcdefghij")
+    ]
+    (run / "config.yaml").write_text("\n".join(bomb))
+    with pytest.raises(UserError, match=r"is not the configuration of a run .*anchors and"):
+        open_run(config(run, resume=True))
+
+
+def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="run is a link to nothing; remove it, or name a folder"):
+        open_run(config(tmp_path / "run"))
+
+
+def test_a_run_that_has_not_ended_is_no_data(tmp_path: Path) -> None:
+    run = tmp_path / "feedback"
+    (run / "final").mkdir(parents=True)
+    (run / "config.yaml").write_text("action: simulate\n")
+    write_jsonl(run / "final/train.jsonl", [{"prompt": "a"}])
+    with pytest.raises(UserError, match="the run that makes these rows has not ended"):
+        read_splits(str(run))
+    (run / "summary.json").write_text("{}")
+    assert read_splits(str(run))["train"].to_list() == [{"prompt": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values", "remedy"),
+    [
+        ("evaluate", {"run": "a", "baseline": "b"}, "lower batch_size or max_new_tokens"),
+        ("feedback", {"action": "simulate"}, "lower sampling_batch_size or max_new_tokens"),
+        ("sft", {"dataset_name": "rows.jsonl", "use_cpu": True}, "lower per_device_train_batch_"),
+    ],
+)
+def test_where_memory_runs_out_the_keys_that_are_named_are_there(
+    recipe: str, values: dict[str, Any], remedy: str, tmp_path: Path
+) -> None:
+    parsed = parse(recipe, [], values)
+    with pytest.raises(UserError) as told, one_sentence_errors(tmp_path, parsed):
+        raise MemoryError
+    assert remedy in str(told.value)
+    named = next(word for word in remedy.split() if "batch" in word)
+    holder = parsed.training or parsed.script
+    assert any(key.startswith(named) for key in vars(holder))

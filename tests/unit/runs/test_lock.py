@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
+from recipes.lib.runs.folder import move_aside
 from recipes.lib.runs.lock import LOCK_FILE, acquire, is_locked, release
 
 HOLDER = """
@@ -88,3 +89,16 @@ def test_the_command_refuses_a_folder_in_use_and_leaves_it_as_it_is(
         assert done.returncode == 2
         assert f"is in use by process {other.pid}" in done.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_in_use_is_not_moved_nor_the_folder_that_holds_it(
+    tmp_path: Path, other: subprocess.Popen[str]
+) -> None:
+    root = tmp_path / "quickstart"
+    root.mkdir()
+    for held in (root, tmp_path):
+        if held == root:  # a stage of it is in use, as seen from the root
+            (root / "sft").symlink_to(tmp_path)
+        with pytest.raises(UserError, match=f"in use by process {other.pid}"):
+            move_aside(held)
+    assert root.is_dir()

@@ -16,9 +16,16 @@ _WORD = re.compile(r"[^\W\d_]+")
 _ADJECTIVES = frozenset(WARM + PLAIN)
 
 
-def gold_scores(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+def gold_scores(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
     """Score each completion as the answer to its prompt: the judge that configs name."""
-    return [gold_score(*pair) for pair in zip(prompts, completions, strict=True)]
+    return [
+        gold_score(_text(prompt), _text(said))
+        for prompt, said in zip(prompts, completions, strict=True)
+    ]
+
+
+def _text(said: Any) -> str:
+    return said if isinstance(said, str) else " ".join(turn["content"] for turn in said)
 
 
 def gold_score(prompt: str, completion: str) -> float:
