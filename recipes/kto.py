@@ -70,8 +70,10 @@ def load_unpaired(script: KTOArguments, seed: int) -> Rows:
     Raises:
         UserError: As load_splits.
     """
+    from recipes.lib.trainers.row_fit import with_row_numbers
+
     train, test = load_splits(script, seed, columns_of, BESIDE)
-    train = _unpaired(train).shuffle(seed=seed)
+    train = with_row_numbers(_unpaired(train)).shuffle(seed=seed)
     return Rows(train, None if test is None else _unpaired(test), train)
 
 

@@ -161,7 +161,7 @@ def test_rows_that_are_cut_or_left_out_are_told_and_counted(recipe: str, place: 
     assert "no token to learn from is left in 1 of 3" in attempt(recipe, flags(values), place).err
     done = attempt(recipe, flags(values | {"on_bad_rows": "drop"}), place)
     assert done.code == 0, done.err
-    assert "max_length=8: 1 of 3 training rows are cut, first row" in done.err
+    assert "max_length=8: 1 of 3 training rows are cut, first row 1 (from 0)" in done.err
     summary = json.loads(Path("run/summary.json").read_text())
     assert (summary["num_rows_cut"], summary["num_rows_left_out"]) == (1, 1)
 

@@ -177,9 +177,11 @@ def with_row_numbers(rows: Any) -> Any:
         rows: A dataset; a stream or None is let through, whose rows come too late to be counted.
 
     Returns:
-        The dataset with a column `NUMBER`.
+        The dataset with a column `ROW_NUMBER`, which it may have already.
     """
-    return rows.add_column(ROW_NUMBER, list(range(len(rows)))) if hasattr(rows, "__len__") else rows
+    if not hasattr(rows, "__len__") or ROW_NUMBER in rows.column_names:
+        return rows
+    return rows.add_column(ROW_NUMBER, list(range(len(rows))))
 
 
 def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
@@ -219,8 +221,8 @@ def _tell_gone(trainer: Trainer, gone: list[int], of_all: str, on_bad_rows: str)
     limit = trainer.args.max_length
     key = "dataset_name" if limit is None else f"max_length={limit}"
     where = f"in {len(gone)} of {of_all}, first in row {gone[0]} (counted from 0)"
-    if PROMPT not in trainer.train_dataset.column_names and "chosen_ids" in _columns(trainer):
-        note(f"{key}: a side is longer {where}; they are left out.")  # as TRL's reward trainer does
+    if _is_reward(trainer.train_dataset.column_names):  # TRL leaves them out
+        note(f"{key}: a side is longer {where}; they are left out.")
         return
     what = f"no token to learn from is left {where}"
     if on_bad_rows == "drop":
@@ -230,8 +232,8 @@ def _tell_gone(trainer: Trainer, gone: list[int], of_all: str, on_bad_rows: str)
     raise UserError(f"{key}: {what}; {remedy}, or set on_bad_rows=drop.")
 
 
-def _columns(trainer: Trainer) -> list[str]:
-    return list(trainer.train_dataset.column_names)
+def _is_reward(columns: list[str]) -> bool:
+    return "chosen_ids" in columns and PROMPT not in columns
 
 
 def _tell_cut(trainer: Trainer, cut: list[int], of_all: str) -> None:
@@ -259,7 +261,7 @@ def _length(trainer: Trainer, given: Any, row: int) -> int:
 def _cut_rows(trainer: Trainer, made: Any, given: Any) -> list[int]:
     """Numbers of the rows of which TRL trains on a part."""
     limit, columns = trainer.args.max_length, made.column_names
-    if limit is None or ("chosen_ids" in columns and PROMPT not in columns):
+    if limit is None or _is_reward(columns):
         return []
     if "input_ids" in columns:  # cut already: those that fill the limit may have been longer
         full = [n for n, ids in _lists(made, ROW_NUMBER, "input_ids") if len(ids) == limit]
