@@ -78,6 +78,8 @@ class Resumable(Stoppable):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if not self.args.should_save:  # of one process that saved nothing
+            return
         # A pickle of the arguments that nothing reads; config.yaml says them in plain text.
         folder = Path(output_dir or self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
