@@ -287,7 +287,8 @@ def test_a_template_in_the_file_is_trained_with_and_saved(
     render = PreTrainedTokenizerFast.apply_chat_template
 
     def watched(self: Any, *args: Any, **more: Any) -> Any:
-        used.append(more.get("chat_template") or self.chat_template)
+        if args[0] != [{"role": "user", "content": "a"}]:  # each one is tried when it is loaded
+            used.append(more.get("chat_template") or self.chat_template)
         return render(self, *args, **more)
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", watched)
