@@ -17,6 +17,7 @@ pair per comparison.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +122,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
     from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
-    from recipes.lib.recipe.spine import finish, pair_numbers, save_final, start_run, train
+    from recipes.lib.recipe import spine
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     script, training = config.script, config.training
@@ -131,10 +132,11 @@ def run(config: Config) -> dict[str, Any]:
     check_plan(config)
     test: Any = rows.test
     trainer = make_trainer(config, rows)
-    folder = start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
+    folder = spine.start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()
-    summary = train(trainer, folder)
-    save_final(trainer, folder)
+    summary = spine.train(trainer, folder)
+    spine.note_guessing(trainer, math.log(2))
+    spine.save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
     with unsharded_model(trainer, trained=True) as model:
         scored = score_shares(trainer, model, test, size)
@@ -144,11 +146,11 @@ def run(config: Config) -> dict[str, Any]:
                 check_saved(final, model, test, config.model, size, trust_remote_code=trusted)
     if is_main_process():
         folder.write_samples(scored)
-        numbers = pair_numbers(scored, test)
+        numbers = spine.pair_numbers(scored, test)
         margin = numbers.pop("margin")
         yardstick = bag_of_words_accuracy(rows.known, test)
         summary |= numbers | {"accuracy_bag_of_words": yardstick, "margin": margin}
-    return finish(folder, config, summary)
+    return spine.finish(folder, config, summary)
 
 
 def main(argv: list[str] | None = None) -> int:

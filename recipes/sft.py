@@ -15,6 +15,7 @@ Source: Ouyang et al., Training language models to follow instructions, 2022, se
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.spine import finish, save_final, start_run, train
+    from recipes.lib.recipe.spine import finish, note_guessing, save_final, start_run, train
     from recipes.lib.trainers.batch_sizes import set_accumulation
 
     script, training = config.script, config.training
@@ -172,6 +173,7 @@ def run(config: Config) -> dict[str, Any]:
     base = test_perplexity(trainer)
     rows.begin()
     summary = train(trainer, folder)
+    note_guessing(trainer, math.log(trainer.model.config.get_text_config().vocab_size))
     if rows.test is not None:
         summary |= {"eval_loss": trainer.evaluate()["eval_loss"]}
         summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}

@@ -43,7 +43,8 @@ def train(folder: Path, name: str, **values: Any) -> dict[str, Any]:
         "max_new_tokens": 4,
         "output_dir": str(folder / name),
     }
-    return run(parse("sft", [], FAST | tiny | values))
+    given = {key: one for key, one in (FAST | tiny | values).items() if one is not None}
+    return run(parse("sft", [], given))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -234,3 +235,19 @@ def test_sft_of_a_real_story_model_lowers_its_perplexity(shared: Path, tmp_path:
     print(f"perplexity {summary['base_perplexity']:.3f} -> {summary['perplexity']:.3f}")
     assert 4 < summary["base_perplexity"] < 8  # a model that was trained on such stories
     assert summary["perplexity"] < 0.95 * summary["base_perplexity"]
+
+
+def test_a_short_run_has_a_curve_and_hears_what_never_happens(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = {"learning_rate": 500.0, "max_grad_norm": 0}
+    train(folder, "run", logging_steps=None, max_steps=8, warmup_steps=20, **wild)
+    rows = [row for row in read_jsonl(folder / "run/metrics.jsonl") if "loss" in row]
+    assert len(rows) == 8
+    said = capsys.readouterr().err
+    assert "warmup_steps=20: the run has 8 steps, and its learning rate never arrives" in said
+    assert "at the end it is above that of guessing (4.11)" in said
+    train(folder, "asked", logging_steps=5, max_steps=8, warmup_steps=0.5)
+    rows = [row for row in read_jsonl(folder / "asked/metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == [5, 8]  # the last steps, too
+    assert "never arrives" not in capsys.readouterr().err

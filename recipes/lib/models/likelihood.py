@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from recipes.lib.models.forward import length_batches, pad_right
 
+LARGEST_EXPONENT = 700.0  # whose power of e a float holds
+
 
 def completion_logps(
     model: PreTrainedModel,
@@ -98,7 +100,8 @@ def perplexity(
         The perplexity, 1 or more, no unit.
     """
     logps = torch.cat(label_logps(model, rows, labels, batch_size=batch_size)).double()
-    return math.exp(-float(logps.mean()))
+    # A diverged model: what is beyond a float is as bad as the largest one.
+    return math.exp(min(-float(logps.mean()), LARGEST_EXPONENT))
 
 
 def _batch_logps(

@@ -14,6 +14,7 @@ from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenizer_fit import fit_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.shards import save_unsharded
+from recipes.lib.errors import note
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.chat_template import (
     TEMPLATE_KEY,
@@ -135,7 +136,8 @@ def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
     """
     run = open_run(config)
     trainer.start = config.start
-    progress.add_run_callbacks(trainer, run.path, config.recipe, shown)
+    is_asked = config.recipe == "ppo" or "logging_steps" in config.values
+    progress.add_run_callbacks(trainer, run.path, config.recipe, shown, is_asked)
     return run
 
 
@@ -149,6 +151,16 @@ def train(trainer: Any, run: Run) -> dict[str, Any]:
     loss = float(trainer.train(resume_from_checkpoint=checkpoint).training_loss)
     run.seconds_before = trainer.seconds_before
     return {"train_loss": loss} | getattr(trainer, "row_counts", {})
+
+
+def note_guessing(trainer: Any, guess: float) -> None:
+    """Say that a training has ended with a higher loss than guessing has."""
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    if losses and losses[-1] > guess:
+        note(
+            f"loss {losses[-1]:.3g}: at the end it is above that of guessing ({guess:.3g}); try a "
+            "lower learning_rate, or look at the rows with rlhf data."
+        )
 
 
 def checkpoint_of(run: Run, training: Any) -> str | None:

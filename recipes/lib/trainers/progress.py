@@ -8,9 +8,11 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from recipes.lib.errors import note
 from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl
 
 # Totals of a finished training that Trainer logs once; they belong to the summary.
+NUM_LOGS = 10  # of a run whose user leaves open how often
 TOTALS = ("train_runtime", "train_loss", "total_flos")
 
 
@@ -19,14 +21,23 @@ class RunCallback(TrainerCallback):
 
     Args:
         path: The run folder.
+        is_asked: Whether logging_steps is the user's; else a short run is logged more often.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_asked: bool = True) -> None:
         self.metrics = path / "metrics.jsonl"
+        self.is_asked = is_asked
         self.start = time.monotonic()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Start the file, or keep of it what the checkpoint has seen; the same with samples."""
+        if not self.is_asked:  # Trainer's default may be longer than the run
+            state.logging_steps = min(state.logging_steps, max(1, state.max_steps // NUM_LOGS))
+        if args.get_warmup_steps(state.max_steps) >= max(state.max_steps, 1):
+            note(
+                f"warmup_steps={args.warmup_steps:g}: the run has {state.max_steps} steps, and its "
+                "learning rate never arrives; give a share of them, such as 0.1."
+            )
         if not state.is_world_process_zero:
             return
         samples = self.metrics.with_name("samples.jsonl")
@@ -86,7 +97,9 @@ class ProgressBar(ProgressCallback):
                 self.training_bar.set_postfix(numbers)
 
 
-def add_run_callbacks(trainer: Trainer, path: Path, label: str, shown: dict[str, str]) -> None:
+def add_run_callbacks(
+    trainer: Trainer, path: Path, label: str, shown: dict[str, str], is_asked: bool = True
+) -> None:
     """Give a trainer the run folder's callbacks, and ears for signals that end the run.
 
     Args:
@@ -94,10 +107,11 @@ def add_run_callbacks(trainer: Trainer, path: Path, label: str, shown: dict[str,
         path: The run folder.
         label: Word before the progress bar.
         shown: As in ProgressBar.
+        is_asked: Whether logging_steps is the user's.
     """
     hide_hub_token(trainer.args)
     trainer.listens = True
-    trainer.add_callback(RunCallback(path))
+    trainer.add_callback(RunCallback(path, is_asked=is_asked))
     trainer.remove_callback(PrinterCallback)
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)

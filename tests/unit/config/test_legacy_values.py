@@ -287,7 +287,7 @@ def test_a_template_in_the_file_is_trained_with_and_saved(
     render = PreTrainedTokenizerFast.apply_chat_template
 
     def watched(self: Any, *args: Any, **more: Any) -> Any:
-        if args[0] != [{"role": "user", "content": "a"}]:  # each one is tried when it is loaded
+        if args[:1] != ([{"role": "user", "content": "a"}],):  # each one is tried when it is loaded
             used.append(more.get("chat_template") or self.chat_template)
         return render(self, *args, **more)
 
