@@ -149,6 +149,15 @@ def measure(
     return [row_length(token_rows(row, shape, tokenizer, only)) for row in few]
 
 
+def lost_facts(rows: Dataset, tokenizer: Any, shape: Format) -> dict[str, list[str]]:
+    """In words: characters that the tokenizer has no token for."""
+    from recipes.lib.data.tokenizer_fit import count_lost, describe_lost
+
+    lost, touched, problems = count_lost(rows, tokenizer, shape.columns)
+    told = [f"{problem.what}: {len(problem.rows):,} bad rows" for problem in problems]
+    return {"lost": [describe_lost(lost, touched), *told]} if lost else {}
+
+
 def length_facts(page: Page, lengths: list[Length], shape: Format, model: str | None) -> None:
     """Put lengths, their plot and the effect of a limit on the page."""
     from recipes.lib.data.lengths import length_bins, limit_effects, quantile
@@ -209,6 +218,8 @@ def run(config: Config) -> dict[str, Any]:
         "bad rows": faults or ["none"],
         "repeated": describe_repeated(rows, test),
     }
+    if tokenizer is not None:
+        page.facts |= lost_facts(rows, tokenizer, shape)
     lengths = measure(script, rows, shape, tokenizer)
     if lengths:
         length_facts(page, lengths, shape, script.model_name_or_path)

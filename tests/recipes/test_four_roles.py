@@ -236,6 +236,9 @@ def test_sft_reward_and_ppo_on_a_4_bit_base_are_one_chain_of_adapters(tmp_path: 
     final = tmp_path / "ppo/final"
     config = json.loads((final / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    for name in ("sft", "reward", "ppo"):  # which is what it is merged into, where it is
+        rounded = json.loads((tmp_path / name / "final/base_quantization.json").read_text())
+        assert rounded["load_in_4bit"] is rounded["use_bnb_nested_quant"] is True
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     PeftModel.from_pretrained(base, final)
     lineage = json.loads((tmp_path / "ppo/lineage.json").read_text())

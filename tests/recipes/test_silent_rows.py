@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from recipes.lib.runs.files import read_jsonl
 from tests.helpers.mistakes import attempt
 from tests.helpers.tiny_models import save_model
 from tests.helpers.tiny_runs import LORA, flags, write
@@ -258,6 +259,10 @@ def test_a_row_that_the_tokenizer_loses_is_a_bad_row(place: Path, shared: Path) 
     assert "no token for most characters of column 'completion' in 1 of 2 rows" in told.sentence()
     done = attempt("sft", flags(STEP | own | {"on_bad_rows": "drop"}), place)
     assert done.code == 0, done.err
+    shown = ["--model_name_or_path", str(own["model_name_or_path"]), "--max_rows", "2"]
+    page = attempt("data", ["rows.jsonl", *shown], place).out
+    assert "has no token for 5 of the" in page
+    assert "most characters of column 'completion': 1 bad" in " ".join(page.split())
     assert "has no token for 5 of the characters ('\u4e00', '\u4e09', '\u4e8c', " in done.err
 
 
@@ -276,3 +281,47 @@ def test_special_tokens_without_training_are_found_in_any_row(
     write(Path("rows.jsonl"), [*ROWS, ROWS[0] | {"completion": " <new> ."}])
     told = attempt("sft", flags(STEP | LORA), place)
     assert "the data uses <new>, whose embeddings were never trained" in told.sentence()
+
+
+@pytest.mark.parametrize(("recipe", "code"), [("ppo", 0), ("rloo", 2), ("grpo", 2)])
+def test_a_prompt_that_opens_the_assistants_turn_is_gone_on_with_or_refused(
+    recipe: str, code: int, place: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    opened = [*ASK, {"role": "assistant", "content": "the cat"}]
+    write(Path("rows.jsonl"), [{"prompt": ASK}, {"prompt": opened}])
+    (place / "rewards.py").write_text(
+        "import json\n"
+        "def one(prompts, completions, **_):\n"
+        "    open('seen', 'a').write(json.dumps(prompts) + chr(10))\n"
+        "    return [1.0] * len(prompts)\n"
+    )
+    more = {"num_generations": 2} if recipe != "ppo" else {"max_steps": -1}
+    if recipe == "ppo":
+        more |= {"total_episodes": 4, "rollout_batch_size": 4, "log_completions": True}
+    answer = attempt(recipe, flags(STEP | SAMPLED | more), place)
+    assert answer.code == code, answer.err
+    if code:
+        assert (
+            "the prompt of row 1 ends with an assistant's turn (1 such rows)" in answer.sentence()
+        )
+    else:
+        prompts = {row["prompt"] for row in read_jsonl(Path("run/samples.jsonl"))}
+        assert prompts == {"<user> tell me <assistant>", "<user> tell me <assistant> the cat"}
+
+
+def test_the_best_ppo_checkpoint_is_the_one_with_the_best_score_if_nothing_else_is_said(
+    place: Path,
+) -> None:
+    write(Path("rows.jsonl"), [{"prompt": f"the {word}"} for word in ("cat", "dog", "sun", "moon")])
+    (place / "rewards.py").write_text(
+        "def one(completion_ids, **_):\n    return [ids[0] / 9 for ids in completion_ids]\n"
+    )
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    steps = {"eval_steps": 1, "save_steps": 1, "test_fraction": 2, "max_steps": -1}
+    more = best | steps | {"total_episodes": 8, "rollout_batch_size": 4, "num_ppo_epochs": 1}
+    answer = attempt("ppo", flags(STEP | SAMPLED | more), place)
+    assert answer.code == 0, answer.err
+    scores = [row for row in read_jsonl(Path("run/metrics.jsonl")) if "eval_scores" in row]
+    assert len(scores) == 2
+    state = json.loads(next(Path("run").glob("checkpoint-2/trainer_state.json")).read_text())
+    assert state["best_metric"] == max(row["eval_scores"] for row in scores)

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import ModelConfig
 
 from recipes import reward, sft
+from recipes.lib.data.formats import format_of
 from recipes.lib.data.prompts import prompt_token_ids
 from recipes.lib.data.streaming import load_rows
+from recipes.lib.data.tokenization import tokenize_row
 from recipes.lib.errors import UserError
 from recipes.lib.generation.completions import complete
 from recipes.lib.models import tokenizers
@@ -382,3 +386,52 @@ def test_a_template_without_an_end_is_refused(
         load_tokenizer(str(tmp_path))
     again = torch.zeros(2**26)  # 256 MiB: the limit is gone again
     assert again.sum() == 0
+
+
+def ending(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A model whose tokenizer puts BOS before every text and EOS behind it."""
+    first = tokenizer.convert_tokens_to_ids("<system>")
+    tokenizer.bos_token = "<system>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<system> $A <eos>", special_tokens=[("<system>", first), ("<eos>", EOS)]
+    )
+    return save_model(folder / "model", tokenizer)
+
+
+def test_rows_have_one_end_and_prompts_none_whatever_the_tokenizer_adds(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = ending(tmp_path, tiny_tokenizer)
+    assert tiny_tokenizer("the cat")["input_ids"][-1] == EOS  # as it comes
+    trainer = sft_trainer(tmp_path, ROW, model)
+    ids = trainer.train_dataset[0]["input_ids"]
+    assert ids == [3, *tiny_tokenizer("the cat sat .", add_special_tokens=False)["input_ids"], EOS]
+    tokenizer = trainer.processing_class
+    assert prompt_token_ids(tokenizer, "the cat") == [3, *ids[1:3]]
+    tokenizer.save_pretrained(tmp_path / "saved")
+    save_model(tmp_path / "again", tokenizer)
+    assert load_tokenizer(str(tmp_path / "again"))("the cat")["input_ids"] == [3, *ids[1:3]]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "<system> the cat sat ."},
+        {"prompt": "<system> the cat", "completion": " sat ."},
+        {"prompt": "<system> the cat", "completion": " sat .", "label": True},
+    ],
+    ids=lambda row: "-".join(row),
+)
+def test_a_written_bos_is_not_put_there_twice(
+    row: dict[str, Any], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = ending(tmp_path, tiny_tokenizer)
+    tokenizer = load_tokenizer(model)
+    words = tokenizer("the cat sat .")["input_ids"]
+    if "label" not in row:
+        trainer = sft_trainer(tmp_path, row, model)
+        assert trainer.train_dataset[0]["input_ids"] == [*words, EOS]
+    shown = tokenize_row(row, format_of(Dataset.from_list([row])), tokenizer)
+    assert shown[0].ids == [*words, EOS]
+    if "prompt" in row:
+        assert prompt_token_ids(tokenizer, row["prompt"]) == words[:3]

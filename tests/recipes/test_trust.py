@@ -313,3 +313,43 @@ def test_code_in_shards_is_refused_unread_unless_it_is_trusted(
         check_checkpoint(folder)
     assert not Path("ran").exists()
     check_checkpoint(folder, is_trusted=True)
+
+
+@SAVED_BY_ONE
+@pytest.mark.parametrize(
+    "reference",
+    [
+        b"ctorch.distributed.checkpoint.metadata\nos.getcwd\n",  # through a module into another
+        b"ctorch.distributed.checkpoint.metadata\nfind_state_dict_object\n",
+        b"cshutil\nrmtree\n",
+    ],
+)
+def test_a_name_that_leads_elsewhere_is_refused_in_metadata(
+    reference: bytes, tmp_path: Path
+) -> None:
+    folder = sharded(tmp_path / "checkpoint-1")
+    (folder / "pytorch_model_fsdp_0/.metadata").write_bytes(b"\x80\x04" + reference + b"(tR.")
+    with pytest.raises(UserError, match=r"\.metadata asks for (torch|shutil)\."):
+        check_checkpoint(folder)
+
+
+@SAVED_BY_ONE
+def test_code_in_a_part_of_bytes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    monkeypatch.chdir(tmp_path)
+    save({"state": Bomb()}, checkpoint_id=tmp_path / "pytorch_model_fsdp_0", no_dist=True)
+    with pytest.raises(UserError, match=r"asks for (builtins|__builtin__)\.eval"):
+        check_checkpoint(tmp_path)
+    assert not Path("ran").exists()
+
+
+def test_what_deepspeed_would_read_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "global_step1").mkdir()
+    (tmp_path / "latest").write_text("global_step1")
+    check_checkpoint(tmp_path)
+    (tmp_path / "latest").write_text("../other")
+    with pytest.raises(UserError, match=r"latest asks for the folder '\.\./other'"):
+        check_checkpoint(tmp_path)

@@ -133,6 +133,7 @@ class DataArguments:
     )
 
     text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
+    splits_labelled: bool = field(default=False, init=False)  # set by what learns from labels
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.arguments import DataArguments, check_data, parts_of
 from recipes.lib.data.file_rows import to_dataset
@@ -122,7 +122,16 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     if test is not None:
         refuse_split(args)
     trains = [rows for rows, _ in found]
-    return (mix_datasets(parts, trains, seed) if args.datasets else trains[0]), test
+    train = mix_datasets(parts, trains, seed) if args.datasets else trains[0]
+    if args.splits_labelled:
+        train, test = _split_labelled(train), None if test is None else _split_labelled(test)
+    return train, test
+
+
+def _split_labelled(rows: Dataset) -> Dataset:
+    if not {"messages", "label"} <= set(rows.column_names):
+        return rows
+    return to_dataset([split_labelled(row) for row in rows.to_list()])
 
 
 def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
@@ -193,7 +202,7 @@ def _own_columns(
     if told:
         why = "rewards get what is sampled" if beside is None else "a row is learned by its text"
         note(f"{name}: left out {', '.join(told)}: {why}.")
-    if "label" in out and "completion" in columns and False in rows["label"]:
+    if beside is not None and "label" in out and False in rows["label"]:
         note(f"{name}: left out label: rows with false are learned, too; rlhf kto heeds labels.")
     return rows.remove_columns(out)
 
@@ -231,16 +240,17 @@ def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
             f"{part.path}: chosen and rejected are transcripts of Human and Assistant, taken as "
             "plain text; dataset_format=hh reads them as messages."
         )
-    if {"messages", "label"} <= set(rows.column_names):
-        rows = to_dataset([split_labelled(row) for row in rows.to_list()])
     return rows
 
 
 def _with_plain_messages(rows: Dataset) -> Dataset:
     from datasets import Value
 
-    types = [rows.features[name] for name in TEXT_COLUMNS if name in rows.column_names]
-    message = {"role": Value("string"), "content": Value("string")}  # without parts and calls
-    if all(isinstance(kind, Value) or getattr(kind, "feature", None) == message for kind in types):
-        return rows
-    return to_dataset(rows.to_list())
+    def is_plain(kind: Any) -> bool:  # without parts and calls
+        turn = getattr(kind, "feature", None)
+        if isinstance(kind, Value) or not isinstance(turn, dict):
+            return isinstance(kind, Value)
+        return isinstance(turn.get("content"), Value) and "tool_calls" not in turn
+
+    spoken = [rows.features[name] for name in TEXT_COLUMNS if name in rows.column_names]
+    return rows if all(map(is_plain, spoken)) else to_dataset(rows.to_list())

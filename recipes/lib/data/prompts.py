@@ -168,7 +168,7 @@ def prompt_token_ids(
             return_dict=True,
             **(template_kwargs or {}),
         )
-    except TemplateError as error:
+    except (TemplateError, ValueError) as error:  # the latter of a turn that is gone on with
         raise UserError(
             f"prompt: the model's chat template cannot render it ({one_sentence(error)}); "
             "train the model with another chat_template_path."

@@ -85,7 +85,8 @@ def find_splits(
         if path.suffix not in SUFFIXES:
             raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
         return {split: file(path)}
-    if (path / "config.yaml").is_file() and not (path / "summary.json").is_file():
+    is_run = (path / "config.yaml").is_file() and (path / "final").is_dir()
+    if is_run and not (path / "summary.json").is_file():
         raise UserError(f"dataset_name={name}: the run that makes these rows has not ended.")
     folder = path / "final" if (path / "final").is_dir() else path  # a run's, or the folder itself
     if any((folder / mark).is_file() for mark in SAVED):

@@ -149,7 +149,7 @@ def _beside_fault(row: dict[str, Any]) -> tuple[str, str] | None:
         return "tools", f"column 'tools' has {brief(row['tools'])}, which is no list of tools,"
     if "label" in row and row["label"] not in (True, False):
         return "label", f"column 'label' has {brief(row['label'])}, which must be true or false,"
-    if "margin" in row and not _is_number(row["margin"]):
+    if "margin" in row and "chosen" in row and not _is_number(row["margin"]):
         return "margin", f"column 'margin' has {brief(row['margin'])}, which is no number,"
     return None
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.arguments import DataArguments, check_data, parts_of
 from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, readable, to_dataset
-from recipes.lib.data.formats import FORMATS, split_labelled
+from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.loading import (
     BESIDE,
     check_format,
@@ -278,7 +278,7 @@ class Reader:
             row = dict(row)
             row["text"] = row.pop(str(self.part.text_field))
         row = FORMATS[str(self.part.format)](dict(row)) if self.part.format in FORMATS else row
-        row = split_labelled(plain_messages(row))
+        row = plain_messages(row)
         needed = {name: row.get(name) for name in self.columns}
         beside = {name: row.get(name) for name in self.beside}
         found = row_fault(needed | beside) or kind_mismatch(needed, self.columns[0], self.is_text)

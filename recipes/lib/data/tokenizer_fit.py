@@ -94,6 +94,8 @@ def refused_by_template(rows: Any, tokenizer: Any, template: str | None) -> list
     """
     from jinja2.exceptions import TemplateError
 
+    if isinstance(template, dict):  # several by name
+        template = tokenizer.get_chat_template()
     problems: dict[str, Problem] = {}
     columns = [name for name in (*TEXT_COLUMNS, *TEMPLATE_COLUMNS) if name in rows.column_names]
     for number, row in enumerate(iterate_rows(rows, columns) if template else ()):
@@ -134,7 +136,9 @@ def count_lost(
         The characters, the rows that have some, and as a problem the rows of which a column loses
         more than half.
     """
-    characters = set().union(*(text for texts in _texts(rows, columns) for text in texts.values()))
+    characters: set[str] = set()
+    for texts in _texts(rows, columns):
+        characters.update(*texts.values())
     suspects = lost_characters(tokenizer, characters)
     lost: set[str] = set()
     touched: list[int] = []

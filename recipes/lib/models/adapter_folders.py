@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.folders import resolve_model
+from recipes.lib.models.folders import is_adapter, resolve_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -86,6 +86,13 @@ def quantized_args(path: str | Path, model_args: ModelConfig) -> ModelConfig | N
     file = Path(path) / BASE_QUANTIZATION
     if model_args.load_in_4bit or model_args.load_in_8bit or not file.is_file():
         return None
+    from transformers import PretrainedConfig
+
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    if not is_adapter(name):
+        stored, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        if "quantization_config" in stored:
+            return None  # it comes rounded
     known = json.loads(file.read_text(encoding="utf-8"))
     return replace(model_args, **{key: known[key] for key in QUANTIZATION_KEYS.values()})
 
@@ -110,7 +117,9 @@ def save_base_quantization(model: Any, folder: str | Path) -> None:
 def _quantization(model: Any) -> dict[str, Any]:
     found = getattr(model.config, "quantization_config", None)
     known = found if isinstance(found, dict) or found is None else found.to_dict()
-    return {key: known.get(name) for name, key in QUANTIZATION_KEYS.items()} if known else {}
+    if not known or not (known.get("load_in_4bit") or known.get("load_in_8bit")):
+        return {}  # such as GPTQ, which rounds when it is stored and not when it is loaded
+    return {key: known.get(name) for name, key in QUANTIZATION_KEYS.items()}
 
 
 @contextmanager

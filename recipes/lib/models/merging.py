@@ -69,13 +69,15 @@ def _part_shared_embeddings(adapted: PeftModel) -> None:
 
 @torch.no_grad()
 def _probe(model: Any) -> Tensor | None:
-    """Logits of a few tokens; None where the weights are not at hand."""
+    """Logits of a few tokens, or the states below a score; None where no weights are at hand."""
     weight = model.get_input_embeddings().weight
     if weight.is_meta or not weight.numel():
         return None
     ids_T = torch.arange(NUM_TOKENS, device=weight.device) * STRIDE % weight.shape[0]
-    logits: Tensor = model(input_ids=ids_T[None]).logits[0].float()
-    return logits
+    said = model(input_ids=ids_T[None], output_hidden_states=True)
+    # One score says little of a classifier; what its head reads does.
+    found: Tensor = said.hidden_states[-1] if said.logits.ndim == 2 else said.logits
+    return found[0].float()
 
 
 def _refuse_drift(

@@ -148,11 +148,16 @@ def load_tokenizer(
 
 def _refuse_endless_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     # A template is a program of somebody's. What it says of these words does not matter.
-    if not isinstance(tokenizer.chat_template, str):
-        return
+    found = tokenizer.chat_template
+    for one in found.values() if isinstance(found, dict) else [found] if found else []:
+        _try_template(tokenizer, one, name)
+
+
+def _try_template(tokenizer: PreTrainedTokenizerBase, template: str, name: str) -> None:
+    word = [{"role": "user", "content": "a"}]
     try:
         with limited(MOST_SECONDS, MOST_BYTES):
-            tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+            tokenizer.apply_chat_template(word, chat_template=template, tokenize=False)
     except (TimeoutError, MemoryError) as error:
         raise UserError(
             f"model_name_or_path={name}: its chat template takes more than {MOST_SECONDS} s or "

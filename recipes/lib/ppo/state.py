@@ -10,6 +10,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from recipes.lib.distributed.shards import gathered_state_dict, load_deepspeed_checkpoint
+from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.health import Health
 from recipes.lib.ppo.roles import load_policy_weights, save_policy_weights
@@ -88,6 +89,7 @@ def save_models(trainer: Any, folder: Path) -> None:
     if is_checkpoint and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return
     save_policy_weights(trainer.actor_critic, folder, weights)
+    save_base_quantization(trainer.actor_critic.policy, folder)
     if is_checkpoint:
         save_value_weights(trainer.actor_critic, folder)
 

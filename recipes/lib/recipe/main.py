@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from recipes.lib.config.build import SECRET
 from recipes.lib.config.parse import CommandLine, Config, build, read_command_line
 from recipes.lib.distributed.accelerate_launch import is_launch, launch_processes
 from recipes.lib.distributed.process_exit import leave
@@ -60,7 +61,8 @@ def _launch(recipe: str, argv: list[str]) -> int:
         way = "run it again" if recipe == "quickstart" else "go on with --resume"
         _say(f"rlhf {recipe}: {stopped}; {way}.")
         again = [] if recipe == "quickstart" or "--resume" in argv else ["--resume"]
-        if num_processes() == 1 and "--hub_token" not in argv:
+        names = [word.partition("=")[0].replace("-", "_") for word in argv]
+        if num_processes() == 1 and not any(map(SECRET.search, names)):
             _say(f"  {shlex.join(['rlhf', recipe, *argv, *again])}")
         return EXIT_CODE
     except KeyboardInterrupt:

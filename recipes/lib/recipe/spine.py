@@ -116,7 +116,10 @@ def make_preference_trainer(trainer_class: Any, config: Config, rows: Rows) -> A
     """TRL's DPO or KTO trainer on the policy."""
     tokenizer, row = policy_tokenizer(config), rows.known[0]
     # Refuses messages without a template.
-    prompt_token_ids(tokenizer, row["prompt"] if "prompt" in row else row["chosen"])
+    spoken = row["prompt"] if "prompt" in row else row["chosen"]
+    if "prompt" not in row and isinstance(spoken, list):
+        spoken = spoken[:-1] or spoken  # what stands before the answer
+    prompt_token_ids(tokenizer, spoken)
     return make_row_trainer(trainer_class, config, tokenizer, rows)
 
 

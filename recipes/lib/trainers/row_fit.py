@@ -59,7 +59,8 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
         kwargs = dict(row.get("chat_template_kwargs") or {})
         template = getattr(trainer, "chat_template", None)
         check_conversation(tokenizer, messages, template, kwargs, model_name)
-    _check_tokens(trainer.model, tokenizer, _used_tokens(rows, [*before, *sides]))
+    if isinstance(trainer.model, PeftModel):
+        _check_tokens(trainer.model, tokenizer, _used_tokens(rows, [*before, *sides]))
 
 
 def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
@@ -143,7 +144,10 @@ def _used_tokens(rows: Any, names: list[str]) -> set[int]:
     """Ids of all rows; of a stream those of the first."""
     if not hasattr(rows, "__len__"):
         return {token for name in names for token in next(iter(rows))[name]}
-    return set().union(*(ids for row in _lists(rows, *names) for ids in row))
+    used: set[int] = set()
+    for row in _lists(rows, *names):
+        used.update(*row)
+    return used
 
 
 def _longest(dataset: Any, names: list[str]) -> int:
@@ -207,7 +211,8 @@ def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
         good = _learnable(made, trainer.args)
         setattr(trainer, name, good.remove_columns(ROW_NUMBER))
         kept = set(good[ROW_NUMBER])
-        gone = [row for row in range(len(given)) if row not in kept]
+        numbers = given[ROW_NUMBER] if ROW_NUMBER in given.column_names else range(len(given))
+        gone = sorted(set(numbers) - kept)
         cut = _cut_rows(trainer, good, given)
         if gone and kept:
             _tell_gone(trainer, gone, f"{len(given)} {word} rows", on_bad_rows)

@@ -25,7 +25,6 @@ FOLDER_FILES = 20
 LONG_MODULES = {"scripts/bench/mutants/mutant_list.py": "a table, one row for each mutant"}
 SHORT_MODULES = {
     "recipes/lib/ppo/kl_controller.py": "found by its name; returns.py is arithmetic alone",
-    "recipes/lib/runs/resume.py": "found by its name; folder.py is about who may write",
     "recipes/lib/distributed/process_exit.py": "why a process of several is not taken down",
     "recipes/lib/evaluation/held_out.py": "what a model says to test prompts, beside contest.py",
     "recipes/lib/report/origin.py": "lines of a table from lineage.json; page.py is long enough",
