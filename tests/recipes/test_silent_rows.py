@@ -246,6 +246,8 @@ def test_rows_that_the_template_refuses_are_told_with_their_number(
     done = attempt(recipe, flags(STEP | more | {"on_bad_rows": "drop"}), place)
     assert done.code == 0, done.err
     assert "the chat template cannot render (no system here) in 1, first in row" in done.err
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary.get("num_rows_left_out", 0) == 0  # of those that were good
 
 
 def test_a_row_that_the_tokenizer_loses_is_a_bad_row(place: Path, shared: Path) -> None:

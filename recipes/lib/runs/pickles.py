@@ -106,7 +106,8 @@ def _asked_by_torch(folder: Path, path: Path, content: Any) -> str | None:
 
 def _asked_by_latest(path: Path) -> str | None:
     name = path.read_text(encoding="utf-8", errors="replace").strip()
-    return None if (path.parent / name).parent == path.parent else f"the folder {name!r}"
+    folders = {entry.name for entry in path.parent.iterdir() if entry.is_dir()}
+    return None if name in folders else f"the folder {name!r}"
 
 
 class _AskedError(Exception):
