@@ -86,6 +86,31 @@ def load_base(path: str, model_args: ModelConfig, *, trust_remote_code: bool) ->
     return dequantize(load_policy(rounded, trust_remote_code=trust_remote_code))
 
 
+def load_trained(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:
+    """A policy as its training saw it: an adapter unmerged, on a base rounded as it was then.
+
+    Args:
+        model_args: TRL's model keys; only the name, its revision, dtype and attention count.
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        A PeftModel, or a full model where there is no adapter; in evaluation mode.
+
+    Raises:
+        UserError: As `load_policy`.
+    """
+    name = resolve_model(model_args.model_name_or_path)
+    path = fetch_adapter(name, model_args.model_revision)
+    if not is_adapter(path):
+        return load_policy(model_args, trust_remote_code=trust_remote_code)
+    of_base = base_args(path, model_args)
+    with naming_adapter(path):
+        base = load_policy(
+            quantized_args(path, of_base) or of_base, trust_remote_code=trust_remote_code
+        )
+    return load_adapter(base, path).eval()
+
+
 def pretrained_options(model_args: ModelConfig) -> dict[str, Any]:
     """What from_pretrained gets from TRL's model keys."""
     from trl import get_quantization_config
