@@ -27,6 +27,7 @@ MISTAKES = {
     "type": (["--config", "type.yaml"], "max_steps=2.7 (type.yaml, line 1): must be a whole num"),
     "range": (["--config", "range.yaml"], "lora_r=0 (range.yaml, line 1): must be 1 or more."),
     "flag": (["--learning_rte", "1"], "--learning_rte: sft has no such key; the nearest is lea"),
+    "tracker": (["--report_to", "mlflow"], "report_to=mlflow: it is not installed; pip install ml"),
     "data": (["--dataset_name", "absent.jsonl"], "dataset_name=absent.jsonl: there is no such f"),
     "folder": (["--output_dir", "used"], "output_dir=used holds a run; continue it with --resume"),
 }
