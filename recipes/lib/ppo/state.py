@@ -18,6 +18,7 @@ from recipes.lib.runs.files import write_json
 
 FILE = "ppo_state.json"
 OF_COLLECTOR = ("returns_std", "has_units", "metrics", "samples")  # kept under their own names
+OLD_NAME = ('"objective/completion_length"', '"completions/mean_length"')  # of a metric
 
 
 def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
 
 def read_state(trainer: Any, folder: Path) -> None:
     """Put a trainer back to where a checkpoint was written."""
-    state = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    text = (folder / FILE).read_text(encoding="utf-8")
+    state = json.loads(text.replace(*OLD_NAME))
     # Sums are added up over processes when they are logged, so one of them takes them on.
     restore_state(trainer, state | ({} if trainer.args.process_index == 0 else {"sums": {}}))
 

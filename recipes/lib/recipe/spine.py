@@ -25,6 +25,7 @@ from recipes.lib.models.chat_template import (
 from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
+from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.folder import Run, open_run
 from recipes.lib.runs.lineage import write_lineage
 from recipes.lib.runs.pickles import check_checkpoint
@@ -32,6 +33,8 @@ from recipes.lib.trainers import progress
 from recipes.lib.trainers.resumable import STAGED
 from recipes.lib.trainers.row_fit import account_for_rows, check_fit, with_row_numbers
 from recipes.lib.trainers.trl import make_trl_trainer
+
+NUM_AVERAGED = 3  # logs whose mean the summary repeats
 
 
 def policy_tokenizer(config: Config, template_path: str | None = None) -> Any:
@@ -154,6 +157,23 @@ def train(trainer: Any, run: Run) -> dict[str, Any]:
     loss = float(trainer.train(resume_from_checkpoint=checkpoint).training_loss)
     run.seconds_before = trainer.seconds_before
     return {"train_loss": loss} | getattr(trainer, "row_counts", {})
+
+
+def last_logs(run: Run, kept: dict[str, str]) -> dict[str, float]:
+    """Means over the last logs that have a score, and the first score to compare with.
+
+    Args:
+        run: The run, with its metrics.
+        kept: Metrics, the score first, and what the summary calls them.
+
+    Returns:
+        first_scores and those that were logged.
+    """
+    score = next(iter(kept))
+    rows = [row for row in read_jsonl(run.path / "metrics.jsonl") if row.get(score) is not None]
+    said = {name: [row[name] for row in rows[-NUM_AVERAGED:] if name in row] for name in kept}
+    means = {kept[name]: sum(values) / len(values) for name, values in said.items() if values}
+    return {"first_scores": rows[0][score]} | means if rows else {}
 
 
 def note_guessing(trainer: Any, guess: float) -> None:

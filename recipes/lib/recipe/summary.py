@@ -1,5 +1,6 @@
-"""The last words of a run: its numbers, the paths it wrote, and how to talk to the result."""
+"""The last words of a run: its numbers, the paths it wrote, and what to do with the result."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -13,21 +14,36 @@ from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
-PAGES = {"data"}  # recipes that print a page of their own
+# What stands in a next command for what only the user has.
+PAIRS, PROMPTS, REWARD, MODEL = "pairs.jsonl", "prompts.jsonl", "rewards.py:score", "MODEL"
+# Keys that say which rows a run had, and which of them it held out.
+DATA_KEYS = (
+    "dataset_name dataset_config dataset_revision dataset_format columns datasets "
+    "dataset_train_split dataset_test_split test_dataset_name test_fraction".split()
+)
 
 
 def print_closing(config: Config, summary: dict[str, Any], console: Console | None = None) -> None:
-    """Prints the closing table of a run.
+    """Prints the closing table of a run; of `rlhf data`, which has a page, the next commands alone.
 
     Args:
         config: What the run ran with.
         summary: What it returned.
         console: Where to print; standard output by default.
     """
-    if config.recipe in PAGES:
-        return
-    folder = folder_of(config)
     console = console or Console(highlight=False)
+    if config.recipe != "data":
+        _print_run(console, config, summary)
+    commands = next_commands(config, summary)
+    used = [word for word in (PAIRS, PROMPTS, REWARD, MODEL) if any(word in c for c in commands)]
+    if commands:
+        _print_line(console, f"Next{', with your ' if used else ''}{', '.join(used)}:")
+    for words in commands:
+        _print_line(console, f"  {shlex.join(words)}")
+
+
+def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> None:
+    folder = folder_of(config)
     console.print()
     console.print(_numbers_table(config.recipe, summary))
     for warning in summary.get("warnings", []):
@@ -39,6 +55,57 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         _print_line(console, "Talk to it (needs: pip install 'transformers[serving]'):")
         for command in chat_commands(folder / "final"):
             _print_line(console, f"  {command}")
+
+
+def next_commands(config: Config, summary: dict[str, Any]) -> list[list[str]]:
+    """Gives the words of the commands that go on from a run, at most three.
+
+    Args:
+        config: What the run ran with.
+        summary: What it returned.
+    """
+    recipe, script, training = config.recipe, config.script, config.training
+    given = {key: config.values[key] for key in DATA_KEYS if config.values.get(key) is not None}
+    rows = {key: one if isinstance(one, str) else json.dumps(one) for key, one in given.items()}
+    start = getattr(config.model or script, "model_name_or_path", None) or MODEL
+    if recipe == "data":
+        rows = ({} if summary["num_test"] else {"test_fraction": "0.1"}) | rows
+        return [_train(name, start, **rows) for name in summary["recipes"][:3]]
+    here = str(folder_of(config))
+    if recipe == "base":
+        return [_train("sft", here, dataset_name=f"{here}/data/sft_train.jsonl")]
+    if recipe == "feedback":
+        return [_train(name, start, dataset_name=here) for name in ("reward", "dpo")]
+    if recipe == "evaluate":
+        asked = {"judge": script.judge, "dataset_name": PROMPTS, "test_fraction": 0.1}
+        return [_command("feedback", "simulate", model_name_or_path=script.run, **asked)]
+    if recipe == "reward":
+        return [_train("ppo", start, reward_funcs=here, dataset_name=PROMPTS)]
+    if recipe == "quickstart":
+        return [["rlhf", "configs"], ["rlhf", "data", PAIRS]]
+    contest = {"baseline": start, "judge": getattr(script, "reward_funcs", [REWARD])[0]}
+    if recipe == "sft":
+        return [
+            _train("reward", here, dataset_name=PAIRS, test_fraction=0.1),
+            _train("ppo", here, dataset_name=PROMPTS),
+            _command("evaluate", here, **contest, dataset_name=PROMPTS),
+        ]
+    if "test_fraction" in rows:
+        rows["seed"] = training.seed  # the same rows are held out
+    if hasattr(training, "max_completion_length"):
+        rows["max_completion_length"] = training.max_completion_length
+    return [_command("evaluate", here, **contest, **rows)]
+
+
+def _train(recipe: str, model: str, **flags: Any) -> list[str]:
+    if recipe in ("ppo", "rloo", "grpo"):
+        flags = {"reward_funcs": REWARD} | flags
+    return _command(recipe, model_name_or_path=model, **flags)
+
+
+def _command(recipe: str, *words: str, **flags: Any) -> list[str]:
+    pairs = ((f"--{key}", str(value)) for key, value in flags.items())
+    return ["rlhf", recipe, *words, *(word for pair in pairs for word in pair)]
 
 
 def is_chat_model(folder: Path) -> bool:

@@ -187,7 +187,9 @@ PPO = (
     replace(
         LENGTH,
         lines=(
-            ("objective/completion_length", "mean length"),
+            ("completions/mean_length", "mean length"),
+            ("eval_completions/mean_length", "held out"),
+            ("objective/completion_length", "mean length"),  # as earlier runs call them
             ("eval_completion_length", "held out"),
         ),
     ),

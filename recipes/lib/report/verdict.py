@@ -3,6 +3,9 @@
 import math
 from typing import Any
 
+import numpy as np
+from scipy.stats import t as student
+
 from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
 from recipes.lib.report.calibration import wilson
 from recipes.lib.report.curves import has_episodes, points
@@ -106,7 +109,9 @@ def _scores(run: RunFiles) -> str:
     if run.recipe != "ppo":  # TRL logs the KL of tokens
         kl, digits, per = run.summary.get("kl_per_token"), 3, "token"
     price = f", at {plain(kl, digits)} nats of KL per {per}" if is_finite(kl) else ""
-    return f"The mean score {_change(first, last)} over {plain(places[-1], 0)} {axis}s{price}."
+    return (
+        f"The mean score {_change(first, last, scores)} over {plain(places[-1], 0)} {axis}s{price}."
+    )
 
 
 def _loss(run: RunFiles) -> str:
@@ -114,17 +119,53 @@ def _loss(run: RunFiles) -> str:
     if is_finite(before) and is_finite(after):
         return f"Held-out perplexity {_change(before, after)}."
     name, losses = "Held-out loss", points(run.metrics, "step", "eval_loss")[1]
+    noisy = None  # the rows are the same each time
     if not len(losses):
         name, losses = "Training loss", points(run.metrics, "step", "loss")[1]
+        noisy = losses
     if not len(losses):
         return ""
     if not math.isfinite(losses[-1]):
         return f"{name} is not a number at the end: this run failed."
     if len(losses) == 1 or not math.isfinite(losses[0]):
         return f"{name} is {plain(losses[-1])} nats per token."
-    return f"{name} {_change(losses[0], losses[-1])} nats per token."
+    return f"{name} {_change(losses[0], losses[-1], noisy)} nats per token."
 
 
-def _change(before: float, after: float) -> str:
+def _change(before: float, after: float, noisy: np.ndarray | None = None) -> str:
+    """In words; `noisy` are the values between the two where they are no exact measurements."""
+    ends = f"from {plain(before)} to {plain(after)}"
     verb = "rose" if after > before else "fell"
-    return f"{verb} from {plain(before)} to {plain(after)}"
+    if plain(before) == plain(after):
+        return f"stayed at {plain(after)}"
+    if noisy is None:
+        return f"{verb} {ends}"
+    drift = beyond_noise(noisy)
+    if drift is None:
+        return f"went {ends}"
+    return f"{verb} {ends}" if drift * (after - before) > 0 else f"did not move beyond noise {ends}"
+
+
+def beyond_noise(values: np.ndarray) -> float | None:
+    """How much the last fifth of a series lies above the first, 0 where noise may explain it.
+
+    Noise is what the values do beside a line through their neighbours: with equal noise s, the
+    numbers x[i - 1] - 2 x[i] + x[i + 1] have the variance 6 s^2 whatever the slope. A mean of n
+    values is then off by s / sqrt(n), and a difference counts that Student's t gives 5 % at most.
+
+    Args:
+        values: The logged values, in order; what is not finite is left out.
+
+    Returns:
+        The difference of the two means, or 0; None for fewer than three values.
+
+    Source: Gasser, Sroka and Jennen-Steinmetz, Residual variance and residual pattern in nonlinear
+        regression, 1986.
+    """
+    kept = values[np.isfinite(values)]
+    if len(kept) < 3:
+        return None
+    size = max(1, len(kept) // 5)
+    drift = float(kept[-size:].mean() - kept[:size].mean())
+    error = np.sqrt(np.mean(np.diff(kept, 2) ** 2) / 6 * 2 / size)
+    return drift if abs(drift) > error * student.ppf(0.975, max(1, len(kept) // 2 - 1)) else 0.0
