@@ -68,15 +68,11 @@ def validate(script: EvaluateArguments) -> None:
     """Check the keys before anything is loaded.
 
     Raises:
-        UserError: A key is missing or out of its range.
+        UserError: A key is missing.
     """
     for key in ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
-    if script.temperature < 0:
-        raise UserError(f"temperature={script.temperature}: give 0 (greedy) or more.")
-    if script.num_prompts is not None and script.num_prompts < 1:
-        raise UserError(f"num_prompts={script.num_prompts}: give 1 or more.")
 
 
 def short_name(name: str | None) -> str:

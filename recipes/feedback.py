@@ -69,8 +69,8 @@ def validate(script: FeedbackArguments) -> None:
     """Check the keys before anything is loaded.
 
     Raises:
-        UserError: The judge or the model is missing, there would be no test pairs, or a number is
-            out of its range.
+        UserError: The judge or the model is missing, there would be no test pairs, or nothing
+            would be drawn.
     """
     if not script.judge:
         raise UserError("judge is missing: name a function as module:function or file.py:function.")
@@ -81,9 +81,8 @@ def validate(script: FeedbackArguments) -> None:
             "test_fraction=0.0: no prompts are left for test pairs; set it to 0.2 or so, or name a "
             "test_dataset_name."
         )
-    for key in ("temperature", "rater_temperature"):
-        if not getattr(script, key) > 0:
-            raise UserError(f"{key}={getattr(script, key)}: must be above 0; 1.0 is usual.")
+    if script.temperature == 0:
+        raise UserError("temperature=0.0: must be above 0; 1.0 is usual.")
 
 
 def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Pair]:

@@ -147,7 +147,7 @@ def test_an_evaluation_is_named_after_what_it_compares_and_who_judges(
 
     one = named("runs/ppo/mine/final", "Qwen/Qwen3-0.6B", "rewards.py:short")
     assert one == "runs/evaluate/ppo-mine_vs_Qwen-Qwen3-0.6B_by_rewards.py-short"
-    other = named("runs/ppo/mine", "/home/me/sft/mine", "recipes.lib.tasks.tales:gold_scores")
+    other = named("runs/ppo/mine", "elsewhere/sft/mine", "recipes.lib.tasks.tales:gold_scores")
     assert other == "runs/evaluate/ppo-mine_vs_sft-mine_by_recipes.lib.tasks.tales-gold_scores"
     assert named("a", "b", "c", output_dir="mine") == "mine"
     assert len(Path(named("a" * 300, "b" * 300, "c" * 300)).name) < 255  # what a name may have

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "tracker not installed": (
         "sft",
         {"report_to": "wandb"},
-        "report_to=wandb: it is not installed; pip install 'rlhf-recipes[track]', or leave",
+        "report_to=wandb: it is not installed; pip install 'rlhf-recipes[track]'.",
     ),
     "tracker unknown": ("sft", {"report_to": "nothing"}, "report_to=nothing: there is no such tra"),
     "schedule without its value": (

@@ -100,7 +100,7 @@ def test_an_absent_one_is_refused_with_what_installs_it(
 ) -> None:
     (tmp_path / "wandb").mkdir()  # as wandb leaves one where it ran
     monkeypatch.syspath_prepend(str(tmp_path))
-    said = f"report_to={name}: it is not installed; pip install {package}, or leave report_to out."
+    said = f"report_to={name}: it is not installed; pip install {package}."
     with within(tmp_path), pytest.raises(UserError) as refused:
         check_trackers(["tensorboard", name])
     assert str(refused.value) == said

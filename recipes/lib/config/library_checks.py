@@ -20,11 +20,8 @@ NO_TEST_ROWS = (
     "eval_strategy: there are no test rows to evaluate on; set test_fraction or "
     "test_dataset_name, or leave eval_strategy out."
 )
-HUB_ERRORS = (
-    "OfflineModeIsEnabled",
-    "HfHubHTTPError",
-    "RepositoryNotFoundError",
-    "LocalTokenNotFound",
+HUB_ERRORS = tuple(
+    "OfflineModeIsEnabled HfHubHTTPError RepositoryNotFoundError LocalTokenNotFound".split()
 )
 # What earlier SFT files put into dataset_kwargs, which TRL no longer reads.
 SKIP_PREPARE = "skip_prepare_dataset"
@@ -64,10 +61,7 @@ def check_trackers(report_to: Any) -> None:
         if not any(map(_is_installed, modules)):
             package = modules[0].replace(".", "-")
             package = "'rlhf-recipes[track]'" if name in ("tensorboard", "wandb") else package
-            raise UserError(
-                f"report_to={name}: it is not installed; pip install {package}, or leave "
-                "report_to out."
-            )
+            raise UserError(f"report_to={name}: it is not installed; pip install {package}.")
 
 
 def _is_installed(module: str) -> bool:

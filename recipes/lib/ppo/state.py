@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from recipes.lib.distributed.shards import gathered_state_dict, load_deepspeed_checkpoint
+from recipes.lib.distributed.shards import gathered_state_dict
 from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.health import Health
@@ -104,7 +104,9 @@ def load_models(trainer: Any, folder: Path) -> None:
         folder: The checkpoint.
     """
     if trainer.is_deepspeed_enabled:
-        load_deepspeed_checkpoint(trainer, str(folder))
+        from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+        deepspeed_load_checkpoint(trainer.model_wrapped, str(folder))
         return
     load_policy_weights(trainer.actor_critic, folder)
     load_value_weights(trainer.actor_critic, folder)

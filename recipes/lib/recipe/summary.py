@@ -14,8 +14,26 @@ from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
-# What stands in a next command for what only the user has.
-PAIRS, PROMPTS, REWARD, MODEL = "pairs.jsonl", "prompts.jsonl", "rewards.py:score", "MODEL"
+# What follows from a run of each recipe; of the others a comparison.
+NEXT = {
+    "base": ["sft {on_it} --dataset_name {it}/data/sft_train.jsonl"],
+    "sft": [
+        "reward {on_it} --dataset_name pairs.jsonl --test_fraction 0.1",
+        "ppo {on_it} --reward_funcs rewards.py:score --dataset_name prompts.jsonl",
+        "evaluate {it} --baseline {start} --judge {judge} --dataset_name prompts.jsonl",
+    ],
+    "feedback": ["reward {on_start} --dataset_name {it}", "dpo {on_start} --dataset_name {it}"],
+    "reward": ["ppo {on_start} --reward_funcs {it} --dataset_name prompts.jsonl"],
+    "evaluate": [
+        "feedback simulate {on_it} --judge {judge} --dataset_name prompts.jsonl --test_fraction 0.1"
+    ],
+    "quickstart": ["configs", "data pairs.jsonl"],
+    "data": ["{recipe} {on_start} {rows}"],
+}
+COMPARISON = ["evaluate {it} --baseline {start} --judge {judge} {rows}"]
+# What stands in them for what only the user has.
+REWARD = "rewards.py:score"
+STAND_INS = ("pairs.jsonl", "prompts.jsonl", REWARD, "MODEL")
 # Keys that say which rows a run had, and which of them it held out.
 DATA_KEYS = (
     "dataset_name dataset_config dataset_revision dataset_format columns datasets "
@@ -35,11 +53,10 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
     if config.recipe != "data":
         _print_run(console, config, summary)
     commands = next_commands(config, summary)
-    used = [word for word in (PAIRS, PROMPTS, REWARD, MODEL) if any(word in c for c in commands)]
-    if commands:
-        _print_line(console, f"Next{', with your ' if used else ''}{', '.join(used)}:")
-    for words in commands:
-        _print_line(console, f"  {shlex.join(words)}")
+    used = [word for word in STAND_INS if any(word in command for command in commands)]
+    _print_line(console, f"Next{', with your ' if used else ''}{', '.join(used)}:")
+    for command in commands:
+        _print_line(console, f"  {command}")
 
 
 def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> None:
@@ -57,55 +74,40 @@ def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> Non
             _print_line(console, f"  {command}")
 
 
-def next_commands(config: Config, summary: dict[str, Any]) -> list[list[str]]:
-    """Gives the words of the commands that go on from a run, at most three.
+def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
+    """Gives the commands that go on from a run, with its paths.
 
     Args:
         config: What the run ran with.
         summary: What it returned.
+
+    Returns:
+        At most three, for a shell.
     """
-    recipe, script, training = config.recipe, config.script, config.training
-    given = {key: config.values[key] for key in DATA_KEYS if config.values.get(key) is not None}
-    rows = {key: one if isinstance(one, str) else json.dumps(one) for key, one in given.items()}
-    start = getattr(config.model or script, "model_name_or_path", None) or MODEL
-    if recipe == "data":
-        rows = ({} if summary["num_test"] else {"test_fraction": "0.1"}) | rows
-        return [_train(name, start, **rows) for name in summary["recipes"][:3]]
-    here = str(folder_of(config))
-    if recipe == "base":
-        return [_train("sft", here, dataset_name=f"{here}/data/sft_train.jsonl")]
-    if recipe == "feedback":
-        return [_train(name, start, dataset_name=here) for name in ("reward", "dpo")]
-    if recipe == "evaluate":
-        asked = {"judge": script.judge, "dataset_name": PROMPTS, "test_fraction": 0.1}
-        return [_command("feedback", "simulate", model_name_or_path=script.run, **asked)]
-    if recipe == "reward":
-        return [_train("ppo", start, reward_funcs=here, dataset_name=PROMPTS)]
-    if recipe == "quickstart":
-        return [["rlhf", "configs"], ["rlhf", "data", PAIRS]]
-    contest = {"baseline": start, "judge": getattr(script, "reward_funcs", [REWARD])[0]}
-    if recipe == "sft":
-        return [
-            _train("reward", here, dataset_name=PAIRS, test_fraction=0.1),
-            _train("ppo", here, dataset_name=PROMPTS),
-            _command("evaluate", here, **contest, dataset_name=PROMPTS),
-        ]
-    if "test_fraction" in rows:
+    script, training, given = config.script, config.training, config.values
+    is_data = config.recipe == "data"
+    rows = {key: given[key] for key in DATA_KEYS if given.get(key) is not None}
+    if "test_fraction" in rows and training is not None:
         rows["seed"] = training.seed  # the same rows are held out
+    if is_data and not summary["num_test"]:
+        rows["test_fraction"] = 0.1
     if hasattr(training, "max_completion_length"):
         rows["max_completion_length"] = training.max_completion_length
-    return [_command("evaluate", here, **contest, **rows)]
-
-
-def _train(recipe: str, model: str, **flags: Any) -> list[str]:
-    if recipe in ("ppo", "rloo", "grpo"):
-        flags = {"reward_funcs": REWARD} | flags
-    return _command(recipe, model_name_or_path=model, **flags)
-
-
-def _command(recipe: str, *words: str, **flags: Any) -> list[str]:
-    pairs = ((f"--{key}", str(value)) for key, value in flags.items())
-    return ["rlhf", recipe, *words, *(word for pair in pairs for word in pair)]
+    texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in rows.items()}
+    flags = shlex.join(word for key, one in texts.items() for word in (f"--{key}", one))
+    names = {
+        "start": getattr(config.model or script, "model_name_or_path", None) or "MODEL",
+        "it": getattr(script, "run", None) or ("" if is_data else folder_of(config)),
+        "judge": getattr(script, "judge", getattr(script, "reward_funcs", [REWARD])[0]),
+    }
+    quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
+    quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}
+    made = []
+    for recipe in summary["recipes"][:3] if is_data else [""]:
+        asked = f" --reward_funcs {REWARD}" if recipe in ("ppo", "rloo", "grpo") else ""
+        for line in NEXT.get(config.recipe, COMPARISON):
+            made.append(f"rlhf {line.format(**quoted, recipe=recipe, rows=flags + asked)}")
+    return made
 
 
 def is_chat_model(folder: Path) -> bool:

@@ -16,17 +16,14 @@ from recipes.lib.report.run_files import Row, RunFiles
 
 def verdict(run: RunFiles) -> str:
     """What the page of one run says first; empty where the numbers for it are missing."""
-    if run.recipe in ("ppo", "rloo", "grpo"):
-        return _scores(run)
-    if run.recipe == "reward":
-        return _pairs(run, "The reward model scores the preferred completion higher")
-    if run.recipe == "dpo":
-        return _pairs(run, "Training raised the chosen completion above the rejected one")
-    if run.recipe == "kto":
-        return _kto(run)
-    if run.recipe == "evaluate":
-        return _evaluate(run)
-    return _loss(run)
+    claims = {
+        "reward": "The reward model scores the preferred completion higher",
+        "dpo": "Training raised the chosen completion above the rejected one",
+    }
+    if run.recipe in claims:
+        return _pairs(run, claims[run.recipe])
+    found = {"kto": _kto, "evaluate": _evaluate} | dict.fromkeys(("ppo", "rloo", "grpo"), _scores)
+    return found.get(run.recipe, _loss)(run)
 
 
 def quickstart_verdict(summary: Row) -> str:
@@ -118,32 +115,32 @@ def _loss(run: RunFiles) -> str:
     before, after = run.summary.get("base_perplexity"), run.summary.get("perplexity")
     if is_finite(before) and is_finite(after):
         return f"Held-out perplexity {_change(before, after)}."
-    name, losses = "Held-out loss", points(run.metrics, "step", "eval_loss")[1]
-    noisy = None  # the rows are the same each time
-    if not len(losses):
-        name, losses = "Training loss", points(run.metrics, "step", "loss")[1]
-        noisy = losses
+    losses = points(run.metrics, "step", "eval_loss")[1]
+    is_noisy = not len(losses)  # the held-out rows are the same each time
+    if is_noisy:
+        losses = points(run.metrics, "step", "loss")[1]
     if not len(losses):
         return ""
+    name = "Training loss" if is_noisy else "Held-out loss"
     if not math.isfinite(losses[-1]):
         return f"{name} is not a number at the end: this run failed."
     if len(losses) == 1 or not math.isfinite(losses[0]):
         return f"{name} is {plain(losses[-1])} nats per token."
-    return f"{name} {_change(losses[0], losses[-1], noisy)} nats per token."
+    noisy = losses if is_noisy else None
+    return f"{name} {_change(losses[0], losses[-1], noisy, ' nats per token')}."
 
 
-def _change(before: float, after: float, noisy: np.ndarray | None = None) -> str:
+def _change(before: float, after: float, noisy: np.ndarray | None = None, unit: str = "") -> str:
     """In words; `noisy` are the values between the two where they are no exact measurements."""
-    ends = f"from {plain(before)} to {plain(after)}"
-    verb = "rose" if after > before else "fell"
-    if plain(before) == plain(after):
-        return f"stayed at {plain(after)}"
-    if noisy is None:
-        return f"{verb} {ends}"
-    drift = beyond_noise(noisy)
+    first, last = plain(before), f"{plain(after)}{unit}"
+    if first == plain(after):
+        return f"stayed at {last}"
+    drift = after - before if noisy is None else beyond_noise(noisy)
     if drift is None:
-        return f"went {ends}"
-    return f"{verb} {ends}" if drift * (after - before) > 0 else f"did not move beyond noise {ends}"
+        return f"went from {first} to {last}"
+    if drift * (after - before) <= 0:
+        return f"did not move beyond noise ({first} to {last})"
+    return f"{'rose' if after > before else 'fell'} from {first} to {last}"
 
 
 def beyond_noise(values: np.ndarray) -> float | None:

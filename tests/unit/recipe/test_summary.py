@@ -180,7 +180,7 @@ FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         {"dataset_name": "d.jsonl"},
         DATA,
         [
-            f"rlhf {name} --model_name_or_path MODEL --test_fraction 0.1 --dataset_name d.jsonl"
+            f"rlhf {name} --model_name_or_path MODEL --dataset_name d.jsonl --test_fraction 0.1"
             for name in ("reward", "dpo", "kto")
         ],
     ),
@@ -189,8 +189,8 @@ FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         {"dataset_name": "d", "dataset_format": "hh", "model_name_or_path": "m"},
         {"num_test": 9, "recipes": ["rloo"]},
         [
-            "rlhf rloo --model_name_or_path m --reward_funcs rewards.py:score --dataset_name d"
-            " --dataset_format hh"
+            "rlhf rloo --model_name_or_path m --dataset_name d --dataset_format hh"
+            " --reward_funcs rewards.py:score"
         ],
     ),
     ("quickstart", {}, {}, ["rlhf configs", "rlhf data pairs.jsonl"]),

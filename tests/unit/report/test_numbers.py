@@ -128,11 +128,15 @@ def test_the_ppo_verdict_tells_the_means_of_the_summary_where_it_has_them() -> N
 # has 12.706: 7.336 d.
 ZIGZAG = [-1.0, 1.0] * 5
 CHANGES: list[tuple[list[float], float | None, str]] = [
-    (ZIGZAG, 0.0, "did not move beyond noise from -1.00 to 1.00"),
-    ([x + 4.6 / 9 * i for i, x in enumerate(ZIGZAG)], 0.0, "did not move beyond noise from -1.00"),
+    (ZIGZAG, 0.0, "did not move beyond noise (-1.00 to 1.00 nats per token)"),
+    (
+        [x + 4.6 / 9 * i for i, x in enumerate(ZIGZAG)],
+        0.0,
+        "did not move beyond noise (-1.00 to 5.60 nats per token)",
+    ),
     ([x + 0.6 * i for i, x in enumerate(ZIGZAG)], 4.8, "rose from -1.00 to 6.40"),
     ([x - 0.6 * i for i, x in enumerate(ZIGZAG)], -4.8, "fell from -1.00 to -4.40"),
-    ([0.0, 0.5, 2.0], 0.0, "did not move beyond noise from 0.00 to 2.00"),  # d = 1
+    ([0.0, 0.5, 2.0], 0.0, "did not move beyond noise (0.00 to 2.00 nats per token)"),  # d = 1
     ([0.0, 0.9, 2.0], 2.0, "rose from 0.00 to 2.00"),  # d = 0.2: 1.467
     ([3.0, 2.0, 1.0, 0.0], -3.0, "fell from 3.00 to 0.00"),
     ([1.0, 1.0, 1.0], 0.0, "stayed at 1.00"),
@@ -157,7 +161,7 @@ def test_an_outlier_at_an_end_does_not_turn_the_verdict() -> None:
     assert beyond_noise(np.array(values)) == pytest.approx(16.5 - 5.625)
     rows = [{"step": i, "loss": value} for i, value in enumerate(values)]
     said = verdict(run_of("base", metrics=rows))
-    assert said == "Training loss did not move beyond noise from 19.50 to 18.00 nats per token."
+    assert said == "Training loss did not move beyond noise (19.50 to 18.00 nats per token)."
 
 
 def test_the_sft_verdict_tells_the_perplexities_of_the_summary() -> None:
