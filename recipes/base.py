@@ -67,12 +67,9 @@ def arguments() -> tuple[type, ...]:
 SHIPPED = Path(__file__).parent / "lib/tasks/tales/trained"
 NUM_TOKENIZER_TEXTS = 8000  # beyond them no new words come up
 
-SPLIT_OF_KEY = {
-    "num_sft_train": "sft_train",
-    "num_sft_test": "sft_test",
-    "num_feedback_prompts": "feedback",
-    "num_ppo_prompts": "ppo",
-    "num_eval_prompts": "eval",
+SPLIT_OF_KEY = {  # of the tales, by the key of its size
+    f"num_{name}": name.removesuffix("_prompts")
+    for name in "sft_train sft_test feedback_prompts ppo_prompts eval_prompts".split()
 }
 
 

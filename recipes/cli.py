@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     # Help comes without importing the recipe, which may take seconds.
     if print_help(name, rest):
         return 0
-    code: int = importlib.import_module(f"recipes.{name}").main(rest)
-    return code
+    return int(importlib.import_module(f"recipes.{name}").main(rest))
 
 
 def find_recipes(folder: Path = PACKAGE) -> dict[str, str]:

@@ -228,6 +228,7 @@ def run(config: Config) -> dict[str, Any]:
             page.examples += examples_of_row(number, row, shape, tokenizer, only)
     show_page(page)
     summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
+    summary |= {"format": shape.name, "recipes": list(shape.recipes)}
     return summary | {"num_test": 0 if test is None else len(test), "unit": page.unit}
 
 

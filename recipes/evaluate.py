@@ -5,7 +5,7 @@ Win rate: share of prompts on which the judge scores the run's completion higher
 log p_run(token) - log p_baseline(token): nats per completion, with its standard error.
 
 Data: a prompt column (text or messages); the test split where there is one.
-Writes samples.jsonl, summary.json and report.html to runs/evaluate/<name of the run>.
+Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<baseline>_by_<judge>.
 
     rlhf evaluate runs/quickstart/ppo --baseline runs/quickstart/sft --dataset_name prompts.jsonl \
         --judge rewards.py:happy_words
@@ -29,12 +29,14 @@ from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import FolderArguments, open_run
 
 POSITIONAL = "run"
+FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
 
 
 @dataclass(kw_only=True)
 class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     """What is compared, on what, and who judges."""
 
+    output_dir: str | None = option(FOLDER, "Run folder.")
     run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
     baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
     judge: str | None = option(
@@ -43,11 +45,18 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
         "a reward model (run, folder or Hub id).",
     )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
-    max_new_tokens: int = option(64, "Longest completion, in tokens.")
+    max_completion_length: int = option(64, "Longest completion, in tokens.")
     temperature: float = option(1.0, "Of the sampling; 0 is greedy, and then there is no KL.")
     batch_size: int = option(64, "Prompts or completions at a time.")
     dtype: str = option("auto", "Of all models: auto (as saved), float32, bfloat16 or float16.")
     seed: int = option(0, "Of the sampling and of the bootstrap.")
+
+    def __post_init__(self) -> None:
+        """Name the folder by what is compared."""
+        folder = self.output_dir or FOLDER
+        for key in ("run", "baseline", "judge"):
+            folder = folder.replace(f"<{key}>", short_name(getattr(self, key)))
+        self.output_dir = folder
 
 
 def arguments() -> tuple[type, ...]:
@@ -59,21 +68,17 @@ def validate(script: EvaluateArguments) -> None:
     """Check the keys before anything is loaded.
 
     Raises:
-        UserError: A key is missing or out of its range.
+        UserError: A key is missing.
     """
     for key in ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
-    if script.temperature < 0:
-        raise UserError(f"temperature={script.temperature}: give 0 (greedy) or more.")
-    if script.num_prompts is not None and script.num_prompts < 1:
-        raise UserError(f"num_prompts={script.num_prompts}: give 1 or more.")
 
 
-def default_folder(run: str) -> str:
-    """The run folder of an evaluation: runs/evaluate/<name of the run>."""
-    path = Path(run)
-    return str(Path("runs/evaluate") / (path.parent if path.name == "final" else path).name)
+def short_name(name: str | None) -> str:
+    """A run, model or judge in the name of a folder: ppo-mine of runs/ppo/mine/final."""
+    parts = Path((name or "").replace(":", "/")).parts
+    return "-".join([part for part in parts if part not in ("/", ".", "..", "final")][-2:])[-60:]
 
 
 def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:
@@ -111,8 +116,6 @@ def run(config: Config) -> dict[str, Any]:
 
     script: EvaluateArguments = config.script
     validate(script)
-    if "output_dir" not in config.values and config.path is None:
-        script.output_dir = default_folder(str(script.run))
     train, test = load_splits(script, script.seed, ("prompt",))
     columns = (train if test is None else test)[: script.num_prompts]
     prompts = columns.pop("prompt")
@@ -120,7 +123,7 @@ def run(config: Config) -> dict[str, Any]:
     judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
     folder = open_run(config)
     sampling = SamplingSettings(
-        script.max_new_tokens, script.temperature, script.batch_size, script.seed
+        script.max_completion_length, script.temperature, script.batch_size, script.seed
     )
     contestants = (str(script.run), str(script.baseline))
     ours, theirs, numbers = compare(

@@ -55,7 +55,7 @@ class FeedbackArguments(FolderArguments, DataArguments, TrustArguments):
     )
     rater_temperature: float = option(1.0, "Difference of scores that is one unit of log-odds.")
     temperature: float = option(1.0, "Sampling temperature.")
-    max_new_tokens: int = option(64, "Longest completion, in tokens.")
+    max_completion_length: int = option(64, "Longest completion, in tokens.")
     sampling_batch_size: int = option(256, "Completions at a time.")
     seed: int = option(0, "Of sampling, rating and splitting.")
 
@@ -69,8 +69,8 @@ def validate(script: FeedbackArguments) -> None:
     """Check the keys before anything is loaded.
 
     Raises:
-        UserError: The judge or the model is missing, there would be no test pairs, or a number is
-            out of its range.
+        UserError: The judge or the model is missing, there would be no test pairs, or nothing
+            would be drawn.
     """
     if not script.judge:
         raise UserError("judge is missing: name a function as module:function or file.py:function.")
@@ -81,9 +81,8 @@ def validate(script: FeedbackArguments) -> None:
             "test_fraction=0.0: no prompts are left for test pairs; set it to 0.2 or so, or name a "
             "test_dataset_name."
         )
-    for key in ("temperature", "rater_temperature"):
-        if not getattr(script, key) > 0:
-            raise UserError(f"{key}={getattr(script, key)}: must be above 0; 1.0 is usual.")
+    if script.temperature == 0:
+        raise UserError("temperature=0.0: must be above 0; 1.0 is usual.")
 
 
 def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Pair]:
@@ -103,7 +102,7 @@ def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Pa
         load_tokenizer(name, trust_remote_code=trusted),
         prompts,
         num_tries=NUM_TRIES,
-        max_new_tokens=script.max_new_tokens,
+        max_new_tokens=script.max_completion_length,
         temperature=script.temperature,
         seed=script.seed,
         batch_size=script.sampling_batch_size,
@@ -186,7 +185,7 @@ def run(config: Config) -> dict[str, Any]:
         "num_left_out": len(train) + len(test) - len(pairs),
         "accuracy_ceiling": 1 - sum(noises) / len(noises),
         "mean_score": mean_score,
-        "mean_completion_tokens": num_tokens / (2 * len(pairs)),
+        "completion_length": num_tokens / (2 * len(pairs)),
     }
     facts = {"model": script.model_name_or_path, "data": script.data_names()}
     facts |= {"judge": script.judge, "trust_remote_code": trusted}

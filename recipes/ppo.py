@@ -29,13 +29,16 @@ from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.rewards.arguments import RewardArguments
-from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.folder import RunArguments, check_folder
 
-SHOWN = {"objective/scores": "score", "objective/kl": "kl", "objective/completion_length": "tokens"}
-# Numbers of the last rollouts that the summary repeats, and how many rollouts they are the mean of.
-KEPT = ("objective/scores", "objective/rlhf_reward", "objective/kl", "objective/completion_length")
-NUM_AVERAGED = 3
+SHOWN = {"objective/scores": "score", "objective/kl": "kl", "completions/mean_length": "tokens"}
+# Metrics whose last values the summary repeats, the score first, and what it calls them.
+KEPT = {
+    "objective/scores": "scores",
+    "objective/rlhf_reward": "rlhf_reward",
+    "objective/kl": "kl",
+    "completions/mean_length": "completion_length",
+}
 
 
 @dataclass(kw_only=True)
@@ -78,14 +81,6 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
     )
 
 
-def last_rollouts(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the last rollouts, and the score of the first one to compare with."""
-    rows = [row for row in metrics if "objective/scores" in row]
-    last = rows[-NUM_AVERAGED:]
-    means = {name.partition("/")[2]: sum(r[name] for r in last) / len(last) for name in KEPT}
-    return {"first_scores": rows[0]["objective/scores"]} | means
-
-
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, save.
@@ -116,7 +111,7 @@ def run(config: Config) -> dict[str, Any]:
     summary: dict[str, Any] = {"episodes": training.total_episodes}
     facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
     if is_main_process():
-        summary |= last_rollouts(read_jsonl(folder.path / "metrics.jsonl"))
+        summary |= spine.last_logs(folder, KEPT)
         summary["warnings"] = trainer.health.warnings
         facts["roles"] = describe_roles(trainer)
     return spine.finish(folder, config, summary, **facts)

@@ -162,7 +162,7 @@ def test_item_42_metrics_are_what_their_names_say() -> None:
         "objective/rlhf_reward": 1.97,
         "objective/scores": 2.0,
         "objective/scores_std": 1.0,
-        "objective/completion_length": 1.5,
+        "completions/mean_length": 1.5,
     }
     assert described == pytest.approx(expected, rel=1e-6)
     returns, values = torch.tensor([[1.0, 3.0], [5.0, 99.0]]), torch.tensor([[2.0, 3.0], [4.0, 0]])
@@ -183,7 +183,7 @@ def test_item_42_scores_are_logged_before_and_after_the_penalty_and_entropy_from
     assert row["objective/raw_scores"] - row["objective/scores"] == pytest.approx(5.0 * cut_off)
     # every token of sixteen is equally likely, at each step of every completion
     assert row["policy/entropy_avg"] == pytest.approx(math.log(16), abs=1e-5)
-    length = row["objective/completion_length"]
+    length = row["completions/mean_length"]
     assert row["objective/entropy"] == pytest.approx(length * math.log(16), abs=1e-4)
     assert row["val/ratio"] == pytest.approx(1.0, abs=1e-5)
 

@@ -148,7 +148,7 @@ def test_item_19_completions_end_with_the_first_end_token_of_the_model(tmp_path:
     said = trainer.evaluate(trainer.train_dataset)
     noise = episode_uniforms(trainer.args.seed ^ EVALUATION_SEED, range(4), 6)
     expected = [sampled(model, prompts.ids[row], noise[row]) for row in range(4)]
-    assert said["eval_completion_length"] == sum(map(len, expected)) / 4
+    assert said["eval_completions/mean_length"] == sum(map(len, expected)) / 4
     expected += [sampled(model, ids, None) for ids in prompts.ids]
     assert [ids for ids, _ in seen] == expected
     for ids, text in seen:

@@ -69,7 +69,7 @@ def ppo_row(step: int, done: float, rng: np.random.Generator) -> dict[str, Any]:
         "val/clipfrac_avg": 0.03 + 0.01 * rng.normal(),
         "loss/value_avg": 0.4 * math.exp(-2 * done) + 0.02 * abs(rng.normal()),
         "val/explained_variance": 0.7 * (1 - math.exp(-4 * done)),
-        "objective/completion_length": 41 + 6 * done + rng.normal(),
+        "completions/mean_length": 41 + 6 * done + rng.normal(),
         "objective/eos_fraction": 0.9 + 0.08 * done,
         "time/sampling": 2.6 + 0.1 * rng.normal(),
         "time/scoring": 0.6 + 0.02 * rng.normal(),
@@ -94,8 +94,8 @@ def ppo_run(path: Path, rollouts: int = 25) -> Path:
         for row in metrics[::6]
         for i in range(4)
     ]
-    kept = ("scores", "rlhf_reward", "kl", "completion_length")
-    last = {name: metrics[-1][f"objective/{name}"] for name in kept}
+    last = {name: metrics[-1][f"objective/{name}"] for name in ("scores", "rlhf_reward", "kl")}
+    last["completion_length"] = metrics[-1]["completions/mean_length"]
     first = {"first_scores": metrics[0]["objective/scores"]}
     summary = {"recipe": "ppo", "episodes": 128 * rollouts} | first | last | {"seconds": 114.0}
     return write_run(path, summary, metrics, samples, {"seed": 7, "kl_coef": 0.05})

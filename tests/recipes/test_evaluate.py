@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.evaluate import default_folder, run
+from recipes.evaluate import run
 from recipes.lib.errors import UserError
 from recipes.lib.evaluation.contest import kl_estimate
 from recipes.lib.recipe.main import parse
@@ -39,7 +40,7 @@ def evaluate(folder: Path, **values: Any) -> dict[str, Any]:
         "baseline": str(folder / "base"),
         "dataset_name": str(folder / "prompts.jsonl"),
         "judge": f"{folder / 'judge.py'}:length",
-        "max_new_tokens": 6,
+        "max_completion_length": 6,
         "output_dir": str(folder / "out"),
     }
     return run(parse("evaluate", [], defaults | values))
@@ -73,7 +74,7 @@ def test_a_model_against_itself_ties_everywhere_at_no_kl(folder: Path) -> None:
 def test_kl_of_one_token_is_that_of_the_two_softmaxes(folder: Path) -> None:
     rows = "".join(json.dumps({"prompt": "the cat"}) + "\n" for _ in range(2000))
     (folder / "prompts.jsonl").write_text(rows)
-    summary = evaluate(folder, max_new_tokens=1, temperature=0.8, batch_size=500)
+    summary = evaluate(folder, max_completion_length=1, temperature=0.8, batch_size=500)
     logps = []
     for name in ("other", "base"):
         model = LlamaForCausalLM.from_pretrained(folder / name)
@@ -137,9 +138,31 @@ def test_the_test_split_is_what_is_completed(folder: Path) -> None:
     assert len(read_jsonl(folder / "out" / "samples.jsonl")) == 2
 
 
-def test_an_evaluation_is_named_after_its_run() -> None:
-    assert default_folder("runs/ppo/one") == default_folder("runs/ppo/one/final")
-    assert default_folder("runs/ppo/one") == "runs/evaluate/one"
+def test_an_evaluation_is_named_after_what_it_compares_and_who_judges(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(run: str, baseline: str, judge: str, **more: Any) -> str:
+        keys = {"run": run, "baseline": baseline, "judge": judge}
+        return parse("evaluate", [], keys | more).script.output_dir
+
+    one = named("runs/ppo/mine/final", "Qwen/Qwen3-0.6B", "rewards.py:short")
+    assert one == "runs/evaluate/ppo-mine_vs_Qwen-Qwen3-0.6B_by_rewards.py-short"
+    other = named("runs/ppo/mine", "elsewhere/sft/mine", "recipes.lib.tasks.tales:gold_scores")
+    assert other == "runs/evaluate/ppo-mine_vs_sft-mine_by_recipes.lib.tasks.tales-gold_scores"
+    assert named("a", "b", "c", output_dir="mine") == "mine"
+    assert len(Path(named("a" * 300, "b" * 300, "c" * 300)).name) < 255  # what a name may have
+    monkeypatch.chdir(folder)
+    more = "def zero(prompts, completions):\n    return [0.0] * len(prompts)\n"
+    (folder / "judge.py").write_text(
+        JUDGE + more + more.replace("zero", "bad").replace("0.0", "{}")
+    )
+    for judge in ("length", "zero", "bad"):
+        keys = {"run": "other", "baseline": "base", "judge": f"judge.py:{judge}"}
+        config = parse("evaluate", [], keys | {"dataset_name": "prompts.jsonl", "num_prompts": 1})
+        with pytest.raises(UserError) if judge == "bad" else nullcontext():
+            run(config)
+    made = [path.name for path in (folder / "runs/evaluate").iterdir()]
+    assert sorted(made) == ["other_vs_base_by_judge.py-length", "other_vs_base_by_judge.py-zero"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +172,7 @@ def test_an_evaluation_is_named_after_its_run() -> None:
         ({"judge": None}, "judge is missing"),
         ({"dataset_name": None}, "dataset_name is missing"),
         ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0: must be 1 or more"),
+        ({"max_completion_length": 0}, "max_completion_length=0: must be 1 or more"),
         ({"judge": "nowhere.py:length"}, "nowhere.py is not there"),
     ],
 )

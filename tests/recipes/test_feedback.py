@@ -38,7 +38,7 @@ def simulate(folder: Path, name: str = "run", **values: Any) -> dict[str, Any]:
         "test_fraction": 0.25,
         "judge": f"{folder / 'judge.py'}:judge",
         "rater_temperature": 5.0,
-        "max_new_tokens": 8,
+        "max_completion_length": 8,
         "output_dir": str(folder / name),
     }
     return run(parse("feedback", ["simulate"], keys | values))

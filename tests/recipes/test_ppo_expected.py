@@ -114,7 +114,7 @@ def test_callbacks_see_every_event_and_trackers_get_plain_numbers(
             assert isinstance(value, int | float), name  # what TensorBoard takes for a scalar
             assert np.isfinite(value), name
     assert [row["step"] for row in watcher.evaluated] == [2, 4]
-    keys = {"eval_scores", "eval_kl", "eval_completion_length", "eval_greedy_scores", "step"}
+    keys = {"eval_scores", "eval_kl", "eval_completions/mean_length", "eval_greedy_scores", "step"}
     assert set(watcher.evaluated[0]) == keys
     assert len(read_jsonl(tmp_path / "samples.jsonl")) == 2 * 4
 

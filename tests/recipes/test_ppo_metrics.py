@@ -106,7 +106,7 @@ def check_times(rows: list[dict[str, Any]]) -> None:
             phase: row[f"time/{phase}"] * row[f"time/{phase}_tokens_per_second"]
             for phase in ("sampling", "scoring", "training")
         }
-        completion_tokens = 32 * row["objective/completion_length"]
+        completion_tokens = 32 * row["completions/mean_length"]
         assert tokens["sampling"] == pytest.approx(completion_tokens)
         assert tokens["scoring"] == pytest.approx(completion_tokens + prompt_tokens)
         assert tokens["training"] == pytest.approx(2 * (completion_tokens + prompt_tokens))

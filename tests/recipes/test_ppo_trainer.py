@@ -245,7 +245,7 @@ def test_evaluation_scores_held_out_prompts_without_touching_the_run(
     first, second = trainer.evaluate(held_out), trainer.evaluate(held_out)
     assert first == second
     assert first["eval_kl"] == 0.0
-    assert 1 <= first["eval_completion_length"] <= 6
+    assert 1 <= first["eval_completions/mean_length"] <= 6
     assert all(torch.equal(before[n], t) for n, t in state(trainer.model).items())
 
 
@@ -264,7 +264,9 @@ def test_evaluation_scores_held_out_prompts_without_touching_the_run(
         ("reward_clip", -1.0, "must be above 0"),
         ("max_steps", 5, "does not set the length of a PPO run; leave it out"),
         ("num_train_epochs", 2.0, "does not set the length of a PPO run; leave it out"),
-        ("lam", 1.5, "must lie between 0 and 1"),
+        ("lam", 1.5, "must be from 0 to 1"),
+        ("kl_coef", -0.1, "must be 0 or more"),
+        ("num_ppo_epochs", 0, "must be 1 or more"),
         ("critic_model_name_or_path", "x", "needs critic=model"),
     ],
 )

@@ -38,7 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "max_steps": 4,
     },
     "sft": QUIET | {"max_steps": 4, "num_samples": 1, "max_new_tokens": 8},
-    "feedback": {"max_new_tokens": 8},
+    "feedback": {"max_completion_length": 8},
     "reward": QUIET | {"max_steps": 4},
     "ppo": QUIET
     | {
@@ -50,7 +50,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "max_completion_length": 8,
         "save_steps": 1,
     },
-    "evaluate": {"max_new_tokens": 8},
+    "evaluate": {"max_completion_length": 8},
 }
 KEYS = (
     "base_perplexity sft_perplexity reward_accuracy reward_accuracy_ceiling gold_sft gold_ppo "

@@ -26,9 +26,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     "tracker not installed": (
         "sft",
         {"report_to": "wandb"},
-        "report_to='wandb': WandbCallback req",
+        "report_to=wandb: it is not installed; pip install 'rlhf-recipes[track]'.",
     ),
-    "tracker unknown": ("sft", {"report_to": "nothing"}, "report_to='nothing': nothing is not sup"),
+    "tracker unknown": ("sft", {"report_to": "nothing"}, "report_to=nothing: there is no such tra"),
     "schedule without its value": (
         "sft",
         {"lr_scheduler_type": "cosine_with_min_lr"},

@@ -58,14 +58,14 @@ EVALUATE = {
     "baseline": "model",
     "judge": "rewards.py:length",
     "dataset_name": "rows.jsonl",
-    "max_new_tokens": 4,
+    "max_completion_length": 4,
 }
 FEEDBACK = {
     "action": "simulate",
     "judge": "rewards.py:length",
     "dataset_name": "rows.jsonl",
     "test_fraction": 0.5,
-    "max_new_tokens": 4,
+    "max_completion_length": 4,
 }
 COMMANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", STEP | {"dataset_name": "rows.jsonl"}),

@@ -17,14 +17,8 @@ from recipes.lib.errors import UserError, note
 
 # Keys that only files of TRL's own PPO have.
 TRL_PPO_KEYS = (
-    "sft_model_path",
-    "reward_model_path",
-    "response_length",
-    "value_model_path",
-    "local_rollout_forward_batch_size",
-    "num_sample_generations",
-    "ppo_epochs",
-    "init_kl_coef",
+    "sft_model_path reward_model_path response_length value_model_path ppo_epochs init_kl_coef "
+    "local_rollout_forward_batch_size num_sample_generations".split()
 )
 DEFAULTS = {  # of TRL 1.12's PPOConfig
     "temperature": 0.7,

@@ -32,6 +32,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "dataset_streaming": "streaming",
         "wandb_log_unique_prompts": "log_unique_prompts",
         "response_length": "max_completion_length",
+        "max_new_tokens": "max_completion_length",
         "sft_model_path": "model_name_or_path",
         "hub_model_revision": "hub_revision",
         "push_to_hub_revision": "hub_revision",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from recipes.lib.config.build import yaml_text
@@ -19,17 +20,56 @@ NO_TEST_ROWS = (
     "eval_strategy: there are no test rows to evaluate on; set test_fraction or "
     "test_dataset_name, or leave eval_strategy out."
 )
-HUB_ERRORS = (
-    "OfflineModeIsEnabled",
-    "HfHubHTTPError",
-    "RepositoryNotFoundError",
-    "LocalTokenNotFound",
+HUB_ERRORS = tuple(
+    "OfflineModeIsEnabled HfHubHTTPError RepositoryNotFoundError LocalTokenNotFound".split()
 )
 # What earlier SFT files put into dataset_kwargs, which TRL no longer reads.
 SKIP_PREPARE = "skip_prepare_dataset"
 APPEND_CONCAT = "append_concat_token"  # whether an EOS token stood between packed rows
 ADD_SPECIAL_TOKENS = "add_special_tokens"  # whether a tokenizer put its BOS before text
+# What transformers reports to, and the modules of those that are called otherwise than the tracker.
+TRACKERS = (
+    "tensorboard wandb trackio mlflow comet_ml clearml swanlab dvclive neptune codecarbon dagshub "
+    "azure_ml flyte kubeflow".split()
+)
+MODULES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "azure_ml": ("azureml.core",),
+    "flyte": ("flytekit",),
+    "kubeflow": ("sys",),  # the pod that it runs in tells transformers
+}
 LIBRARY_ERRORS = (ValueError, TypeError, ImportError, RuntimeError, KeyError, AttributeError)
+
+
+def check_trackers(report_to: Any) -> None:
+    """Refuse a tracker that is not known or not installed, without the imports of seconds.
+
+    Args:
+        report_to: The key as it was given, or None.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name in report_to if isinstance(report_to, list) else [report_to]:
+        # A list in JSON is read later, and what is no text is refused as that.
+        if not isinstance(name, str) or name in ("none", "all") or name.startswith("["):
+            continue
+        if name not in TRACKERS:
+            known = ", ".join(TRACKERS)
+            raise UserError(f"report_to={name}: there is no such tracker; known are {known}.")
+        modules = MODULES.get(name, (name,))
+        if not any(map(_is_installed, modules)):
+            package = modules[0].replace(".", "-")
+            package = "'rlhf-recipes[track]'" if name in ("tensorboard", "wandb") else package
+            raise UserError(f"report_to={name}: it is not installed; pip install {package}.")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of the package around it
+        return False
+    return spec is not None and spec.origin is not None  # wandb leaves a mere folder of its name
 
 
 def check_training(training: Any, values: dict[str, Any]) -> None:
@@ -53,6 +93,7 @@ def check_training(training: Any, values: dict[str, Any]) -> None:
             "model_init_kwargs is left out: the model is loaded by keys of their own (dtype, "
             "attn_implementation, model_revision)."
         )
+        training.model_init_kwargs = None  # which trackers would be told, tokens and all
 
     def schedule() -> None:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -65,6 +106,7 @@ def check_training(training: Any, values: dict[str, Any]) -> None:
         for tracker in get_reporting_integration_callbacks(training.report_to):
             tracker()
 
+    check_trackers(training.report_to)
     _ask(schedule, values, ("lr_scheduler_type", "lr_scheduler_kwargs"))
     _ask(trackers, values, ("report_to",))
     if "optim" in values:

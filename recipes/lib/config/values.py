@@ -1,7 +1,7 @@
 """Checks values against the fields they are meant for, from YAML and from flags alike.
 
 Also numbers that no run can use, where libraries would end in a traceback or go on with nonsense.
-Ranges that depend on other keys, and those of PPO's own keys, are checked where these are read.
+Ranges that depend on other keys are checked where these are read.
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ from recipes.lib.config.strict_yaml import parse_scalar
 
 FROM_1 = """
 per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
-global_batch_size precompute_ref_batch_size eval_accumulation_steps dataset_num_proc
+global_batch_size total_episodes rollout_batch_size num_ppo_epochs num_mini_batches
+max_prompt_length kl_horizon precompute_ref_batch_size eval_accumulation_steps dataset_num_proc
 torch_empty_cache_steps max_length max_completion_length max_new_tokens
 lora_r num_generations num_generations_eval num_iterations steps_per_generation
 generation_batch_size ref_model_sync_steps sampling_batch_size scoring_batch_size
-batch_size vllm_tensor_parallel_size num_measured max_rows max_train_rows
+batch_size vllm_tensor_parallel_size num_measured num_prompts max_rows max_train_rows
 vocab_size hidden_size intermediate_size num_layers num_heads context_tokens
 """.split()
 FROM_0 = """
 learning_rate critic_learning_rate weight_decay adam_epsilon warmup_steps max_grad_norm
-eval_delay num_samples dataloader_num_workers top_k beta epsilon epsilon_high
+eval_delay num_samples dataloader_num_workers temperature top_k beta epsilon epsilon_high
 neftune_noise_alpha desirable_weight undesirable_weight center_rewards_coefficient reward_retries
+kl_coef vf_coef entropy_coef critic_warmup_rollouts
 num_feedback_prompts num_ppo_prompts num_eval_prompts
 """.split()
 ABOVE_0 = """
 logging_steps eval_steps save_steps num_train_epochs lora_alpha repetition_penalty
+cliprange cliprange_value target_kl reward_clip
 ddp_timeout reward_timeout rater_temperature num_texts num_sft_train
 """.split()
-SHARES = ["label_smoothing_factor", "label_smoothing", "min_p", "top_p", "top_entropy_quantile"]
+SHARES = """
+label_smoothing_factor label_smoothing min_p top_p top_entropy_quantile gamma lam
+""".split()
 BELOW_1 = ["adam_beta1", "adam_beta2", "lora_dropout"]
 SEEDS = ["seed", "data_seed"]  # numpy takes 32 bits
 # What numbers a key takes, in words and as a test.

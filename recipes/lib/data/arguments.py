@@ -45,8 +45,6 @@ def check_data(args: DataArguments) -> None:
             f"test_fraction={fraction}: a stream cannot hold out a number of rows; give a "
             "share below 1, or name test_dataset_name."
         )
-    if args.max_train_rows is not None and args.max_train_rows < 1:
-        raise UserError(f"max_train_rows={args.max_train_rows}: give 1 or more, or leave it out.")
 
 
 def parts_of(args: DataArguments) -> list[Part]:

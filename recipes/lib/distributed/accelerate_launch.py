@@ -25,12 +25,7 @@ from recipes.lib.errors import UserError, one_sentence
 CONFIG = "accelerate_config"
 # Flags of accelerate's that go with it; every other word is the recipe's.
 LAUNCH_FLAGS = (
-    "num_processes",
-    "num_machines",
-    "machine_rank",
-    "main_process_ip",
-    "main_process_port",
-    "gpu_ids",
+    "num_processes num_machines machine_rank main_process_ip main_process_port gpu_ids".split()
 )
 TAKES_SIGNALS = "PET_SIGNALS_TO_HANDLE"  # variable with the signals that torch's launcher takes
 
@@ -123,8 +118,7 @@ def accelerate_arguments(recipe: str, given: dict[str, str], rest: Sequence[str]
     if recipe not in TRAINING_RECIPES:
         raise UserError(f"{CONFIG} is for recipes that train: {', '.join(TRAINING_RECIPES)}.")
     path = find_accelerate_config(given[CONFIG])
-    numbers = ("num_processes", "num_machines", "machine_rank", "main_process_port")
-    for name in numbers:
+    for name in ("num_processes", "num_machines", "machine_rank", "main_process_port"):
         if name in given and not given[name].isdigit():
             raise UserError(f"{name}={given[name]}: must be a whole number.")
     _refuse_one_process(path, given)

@@ -181,18 +181,6 @@ def refuse_in_engine(args: Any) -> None:
         )
 
 
-def load_deepspeed_checkpoint(trainer: Any, checkpoint: str) -> None:
-    """Read weights and optimizer of a checkpoint back into DeepSpeed's engine.
-
-    Args:
-        trainer: A transformers Trainer.
-        checkpoint: Its folder.
-    """
-    from transformers.integrations.deepspeed import deepspeed_load_checkpoint
-
-    deepspeed_load_checkpoint(trainer.model_wrapped, checkpoint)
-
-
 @contextmanager
 def save_unsharded(trainer: Any) -> Iterator[None]:
     """Let a trainer save the whole model and not the shard of each process.

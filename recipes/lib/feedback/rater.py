@@ -10,8 +10,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recipes.lib.errors import UserError
-
 
 @dataclass(frozen=True)
 class Rating:
@@ -56,15 +54,7 @@ def rate_pairs(
 
     Returns:
         One rating per pair.
-
-    Raises:
-        UserError: The temperature is not above 0.
     """
-    if not temperature > 0:
-        raise UserError(
-            f"rater_temperature={temperature}: must be above 0; small values make a rater that "
-            "seldom errs, such as 0.1."
-        )
     ratings = []
     for position, (one, other) in enumerate(zip(first, second, strict=True)):
         probability = preference_probability(one - other, temperature)

@@ -118,6 +118,6 @@ def _check_context(model: PreTrainedModel, rows: list[list[int]], max_new_tokens
     longest = max(map(len, rows), default=0)
     if context is not None and longest + max_new_tokens > context:
         raise UserError(
-            f"max_new_tokens={max_new_tokens}: the longest prompt has {longest} tokens and the "
-            f"model's context {context}; lower max_new_tokens or shorten the prompts."
+            f"max_completion_length={max_new_tokens}: the longest prompt has {longest} tokens and "
+            f"the model's context {context}; lower it or shorten the prompts."
         )

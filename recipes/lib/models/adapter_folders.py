@@ -7,7 +7,7 @@ its file has to find its place, and every place that its configuration makes has
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +97,21 @@ def quantized_args(path: str | Path, model_args: ModelConfig) -> ModelConfig | N
     return replace(model_args, **{key: known[key] for key in QUANTIZATION_KEYS.values()})
 
 
-def dequantize(model: Any) -> Any:
+def load_rounded(
+    path: str | Path, model_args: ModelConfig, load: Callable[[ModelConfig], Any]
+) -> Any:
+    """The base of an adapter, with the weights that the adapter was trained on.
+
+    Args:
+        path: The adapter folder.
+        model_args: Keys for its base.
+        load: Loads a model by such keys.
+    """
+    rounded = quantized_args(path, model_args)
+    return load(model_args) if rounded is None else _dequantize(load(rounded))
+
+
+def _dequantize(model: Any) -> Any:
     """A rounded model with the same weights in its number format, as an adapter saw them."""
     known = _quantization(model)
     model = model.dequantize()

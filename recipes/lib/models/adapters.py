@@ -145,11 +145,7 @@ class Adapters:
         head = {
             key.rpartition(".")[2]: weights.pop(key) for key in list(weights) if key.endswith(HEAD)
         }
-        others = [m for m in getattr(config, "modules_to_save", None) or [] if m != "score"]
-        config = dataclasses.replace(
-            config, task_type="CAUSAL_LM", modules_to_save=others or None, inference_mode=False
-        )
-        self.add(name, config, trainable=trainable)
+        self.add(name, without_head(config), trainable=trainable)
         odd = set(weights) ^ set(self.state(name))
         if odd:
             raise UserError(
@@ -167,9 +163,8 @@ class Adapters:
                     part = getattr(module, kind)
                     if name in part:
                         weight = part[name]
-                        yield from (
-                            [weight] if isinstance(weight, nn.Parameter) else (weight.parameters())
-                        )
+                        is_one = isinstance(weight, nn.Parameter)
+                        yield from [weight] if is_one else weight.parameters()
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Weights of one adapter, under names in which the adapter's does not occur."""
@@ -181,6 +176,14 @@ class Adapters:
     def load_state(self, name: str, state: dict[str, Tensor]) -> None:
         """Set the weights of one adapter to those of `state`."""
         set_peft_model_state_dict(self.model, dict(state), adapter_name=name)
+
+
+def without_head(config: Any) -> Any:
+    """The configuration of a classifier's adapter as that of one on a policy's base."""
+    others = [m for m in getattr(config, "modules_to_save", None) or [] if m != "score"]
+    return dataclasses.replace(
+        config, task_type="CAUSAL_LM", modules_to_save=others or None, inference_mode=False
+    )
 
 
 def _switches(module: nn.Module, names: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]] | None:

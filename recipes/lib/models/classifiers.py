@@ -7,6 +7,7 @@ A reward model is a sequence classifier with one label that reads the last token
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,9 @@ from recipes.lib.models.adapter_folders import (
     adapter_keys,
     adapter_task,
     base_args,
-    dequantize,
     load_adapter,
+    load_rounded,
     naming_adapter,
-    quantized_args,
 )
 from recipes.lib.models.folders import (
     fetch_adapter,
@@ -126,15 +126,8 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
             f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
             "one from it with `rlhf reward`."
         )
-    return load_adapter(_adapter_base(path, model_args, trust_remote_code), path)
-
-
-def _adapter_base(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """The base of an adapter as a classifier, with the weights that the adapter was trained on."""
-    plain = base_args(path, model_args)
-    rounded = quantized_args(path, plain)
-    base = _classifier(rounded or plain, True, trust_remote_code)
-    return dequantize(base) if rounded else base
+    load = partial(_classifier, new_head=True, trust_remote_code=trust_remote_code)
+    return load_adapter(load_rounded(path, base_args(path, model_args), load), path)
 
 
 def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
@@ -210,17 +203,14 @@ def load_adapted_classifier(
     path = resolve_model(model_args.model_name_or_path)
     config = peft.PeftConfig.from_pretrained(path)
     _refuse_other_shape(config, model_args)
-    of_base = base_args(path, model_args)
-    rounded = quantized_args(path, of_base)
+
+    def load(args: ModelConfig) -> Any:
+        name, dtype = str(args.model_name_or_path), str(args.dtype)
+        more = {"model_args": args, "trust_remote_code": trust_remote_code}
+        return load_reward_model(name, dtype, new_head=True, **more)[0]
+
     with naming_adapter(path):
-        model, _ = load_reward_model(
-            str(of_base.model_name_or_path),
-            str(model_args.dtype),
-            new_head=True,
-            model_args=rounded or of_base,
-            trust_remote_code=trust_remote_code,
-        )
-    model = dequantize(model) if rounded else model
+        model = load_rounded(path, base_args(path, model_args), load)
     if adapter_task(path) == "SEQ_CLS":
         return load_adapter(model, path, trainable=True)
     saved = [*(getattr(config, "modules_to_save", None) or []), "score"]

@@ -22,8 +22,8 @@ MAX_CHUNK_LOGITS = 2**26
 PROBE_SCALE = 64.0  # a power of two, which rounds nothing
 # Keys of configurations by which models change what the head says.
 LOGIT_SCALING_KEYS = (
-    *("final_logit_softcapping", "logit_scale", "logits_scaling"),
-    *("output_multiplier", "lm_head_multiplier"),
+    "final_logit_softcapping logit_scale logits_scaling output_multiplier "
+    "lm_head_multiplier".split()
 )
 
 

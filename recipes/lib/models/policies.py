@@ -8,16 +8,16 @@ into.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import (
     adapter_task,
     base_args,
-    dequantize,
     load_adapter,
+    load_rounded,
     naming_adapter,
-    quantized_args,
 )
 from recipes.lib.models.folders import (
     fetch_adapter,
@@ -78,14 +78,6 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     return prepare_for_gradients(model)
 
 
-def load_base(path: str, model_args: ModelConfig, *, trust_remote_code: bool) -> PreTrainedModel:
-    """The base of an adapter, with the weights that the adapter was trained on."""
-    rounded = quantized_args(path, model_args)
-    if rounded is None:
-        return load_policy(model_args, trust_remote_code=trust_remote_code)
-    return dequantize(load_policy(rounded, trust_remote_code=trust_remote_code))
-
-
 def load_trained(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:
     """A policy as its training saw it: an adapter unmerged, on a base rounded as it was then.
 
@@ -142,14 +134,14 @@ def local_device_map() -> dict[str, int] | None:
 
 def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
     plain = base_args(path, model_args, load_in_4bit=False, load_in_8bit=False)
-    name = plain.model_name_or_path
+    load = partial(load_policy, trust_remote_code=trust_remote_code)
     with naming_adapter(path):
-        base = load_base(path, plain, trust_remote_code=trust_remote_code)
+        base = load_rounded(path, plain, load)
     if getattr(base, "is_quantized", False):
         raise UserError(
-            f"model_name_or_path={path}: its base {name} is stored quantized, and merging would "
-            "round the adapter away; put the base in 16 bits under base_model_name_or_path of "
-            "adapter_config.json."
+            f"model_name_or_path={path}: its base {plain.model_name_or_path} is stored quantized, "
+            "and merging would round the adapter away; put the base in 16 bits under "
+            "base_model_name_or_path of adapter_config.json."
         )
     merged = merge_adapter(load_adapter(base, path), path)
     if not is_quantized(model_args):
@@ -267,9 +259,9 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
             f"model_name_or_path={name} is the adapter of a reward model; name a language model."
         )
     _refuse_other_shape(PeftConfig.from_pretrained(path), model_args)
-    of_base = base_args(path, model_args)
+    load = partial(load_policy, trust_remote_code=trust_remote_code)
     with naming_adapter(path):
-        model = load_base(path, of_base, trust_remote_code=trust_remote_code)
+        model = load_rounded(path, base_args(path, model_args), load)
     return load_adapter(model, path, trainable=True)
 
 

@@ -133,9 +133,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
-    _refuse_names(tokenizer, name_or_path)
     _leave_end_to_rows(tokenizer)
-    _refuse_endless_template(tokenizer, name_or_path)
+    _refuse_templates(tokenizer, name_or_path)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
@@ -146,11 +145,18 @@ def load_tokenizer(
     return tokenizer
 
 
-def _refuse_endless_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    # A template is a program of somebody's. What it says of these words does not matter.
+def _refuse_templates(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    # Each named template is saved as a file of that name, at the end of a training. And a template
+    # is a program of somebody's; what it says of the words that it is tried on does not matter.
     found = tokenizer.chat_template
-    for one in found.values() if isinstance(found, dict) else [found] if found else []:
-        _try_template(tokenizer, one, name)
+    named = found if isinstance(found, dict) else {"": found} if found else {}
+    for key, template in named.items():
+        if Path(key).name != key:
+            raise UserError(
+                f"model_name_or_path={name}: a chat template of its tokenizer is named {key!r}, "
+                "which is a path; rename it in tokenizer_config.json."
+            )
+        _try_template(tokenizer, template, name)
 
 
 def _try_template(tokenizer: PreTrainedTokenizerBase, template: str, name: str) -> None:
@@ -233,14 +239,3 @@ def lost_characters(tokenizer: PreTrainedTokenizerBase, characters: Iterable[str
         if not tokenizer.decode(kept).strip():
             lost.add(character)
     return lost
-
-
-def _refuse_names(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    # Each named template is saved as a file of that name, at the end of a training.
-    templates = tokenizer.chat_template
-    for key in templates if isinstance(templates, dict) else ():
-        if Path(key).name != key:
-            raise UserError(
-                f"model_name_or_path={name}: a chat template of its tokenizer is named {key!r}, "
-                "which is a path; rename it in tokenizer_config.json."
-            )

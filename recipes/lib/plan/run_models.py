@@ -13,6 +13,7 @@ from torch import nn
 from recipes.lib.config.parse import Config
 from recipes.lib.plan import meta_models
 from recipes.lib.plan.model_shapes import Shapes, find_source, policy_shapes
+from recipes.lib.trainers.trl import round_trained
 
 SAMPLING_RECIPES = ("ppo", "rloo", "grpo")
 WITH_REFERENCE = ("dpo", "kto")
@@ -69,7 +70,7 @@ def make_run_models(config: Config, autocast: Any, configs: Path | None) -> RunM
     models = RunModels(model, model, source=source)
     if own_adapter is not None:
         models.trained = models.policy = meta_models.adapted(model, own_adapter)
-        _round_as_trl(models.policy, autocast)
+        round_trained(models.policy, None if autocast is None else torch.bfloat16)
     elif (
         not training.precompute_ref_log_probs
         if config.recipe in WITH_REFERENCE
@@ -95,22 +96,11 @@ def _adapter(config: Config, source: Shapes) -> Any:
     return lora_config(config.model, task)
 
 
-def _round_as_trl(policy: Any, autocast: Any) -> None:
-    """Number formats of what TRL trains on quantized weights; see `make` of trainers/trl.py."""
-    if not getattr(policy, "is_quantized", False):
-        return
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad and "lora_magnitude_vector" not in name:
-            plain = torch.float32 if "lora_" in name else policy.get_base_model().dtype
-            dtype = plain if autocast is None else torch.bfloat16
-            parameter.data = parameter.data.to(dtype)
-
-
 def _ppo_cast(
     config: Config, model: Any, adapter: Any, source: Shapes, configs: Path | None
 ) -> RunModels:
     """As recipes.lib.ppo.roles.make_roles, without a weight."""
-    from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE
+    from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, without_head
     from recipes.lib.ppo.actor_critic import (
         ActorCritic,
         disable_dropout,
@@ -135,7 +125,7 @@ def _ppo_cast(
                 name = args.critic_model_name_or_path
                 found = find_source(name, configs=configs).adapter if name else None
                 chosen = found or adapters.model.peft_config[POLICY]
-                adapters.add(VALUE, _plain(chosen), trainable=True)
+                adapters.add(VALUE, without_head(chosen), trainable=True)
     if args.disable_dropout:
         disable_dropout(trained)
     models = RunModels(trained, policy, reference, source=source)
@@ -168,15 +158,8 @@ def _named_classifier(source: Shapes, config: Config) -> Any:
     return model if source.adapter is None else meta_models.adapted(model, source.adapter)
 
 
-def _plain(peft_config: Any) -> Any:
-    """An adapter of a classifier as one of the policy's base, its head left out."""
-    saved = [name for name in peft_config.modules_to_save or [] if name != "score"]
-    return replace(
-        peft_config, task_type="CAUSAL_LM", modules_to_save=saved or None, inference_mode=False
-    )
-
-
 def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, shared: bool) -> None:
+    from recipes.lib.models.adapters import without_head
     from recipes.lib.rewards.loading import is_function_reference
     from recipes.lib.rewards.shared_base import RewardRole
 
@@ -188,7 +171,7 @@ def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, sha
             adapters = models.trained.adapters
             number = sum(key.startswith("reward") for key in adapters.model.peft_config)
             with torch.device("meta"):
-                adapters.add(f"reward{number}", _plain(source.adapter), trainable=False)
+                adapters.add(f"reward{number}", without_head(source.adapter), trainable=False)
                 size = models.policy.config.get_text_config().hidden_size
                 head = {"weight": torch.empty(1, size)}
                 role = RewardRole(adapters, f"reward{number}", head, 0)

@@ -265,6 +265,6 @@ class Collector:
         return {
             "scores": sum(e.score for e in sampled) / len(sampled),
             "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
-            "completion_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),
+            "completions/mean_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),
             "greedy_scores": sum(e.score for e in greedy) / len(greedy),
         }

@@ -1,20 +1,16 @@
 """Arguments of PPO, on top of those of every transformers Trainer."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
 from recipes.lib.config.fields import option
+from recipes.lib.config.values import out_of_range
 from recipes.lib.distributed.shards import refuse_in_engine
 from recipes.lib.errors import UserError
 
-AT_LEAST_ONE = (
-    "total_episodes rollout_batch_size num_ppo_epochs num_mini_batches num_generations "
-    "sampling_batch_size scoring_batch_size max_prompt_length max_completion_length kl_horizon "
-    "per_device_train_batch_size".split()
-)
 MULTIPLES = (
     ("total_episodes", "rollout_batch_size"),
     ("rollout_batch_size", "num_mini_batches"),
@@ -205,15 +201,10 @@ class PPOConfig(TrainingArguments):
             self._refuse_unless(getattr(self, key) in unused, key, reason)
 
     def _check_ranges(self) -> None:
-        for key in AT_LEAST_ONE:
-            self._refuse_unless(getattr(self, key) >= 1, key, "must be at least 1")
-        for key in ("temperature", "cliprange", "cliprange_value", "target_kl", "reward_clip"):
-            value = getattr(self, key)
-            self._refuse_unless(value is None or value > 0, key, "must be above 0")
-        for key in ("gamma", "lam"):
-            self._refuse_unless(0 <= getattr(self, key) <= 1, key, "must lie between 0 and 1")
-        for key in ("kl_coef", "vf_coef", "entropy_coef", "critic_warmup_rollouts"):
-            self._refuse_unless(getattr(self, key) >= 0, key, "must not be negative")
+        for field in fields(self):
+            words = out_of_range(field.name, getattr(self, field.name))
+            self._refuse_unless(words is None, field.name, f"must be {words}")
+        self._refuse_unless(self.temperature > 0, "temperature", "must be above 0")
         for key, divisor in MULTIPLES:
             remainder = getattr(self, key) % getattr(self, divisor)
             reason = f"is no multiple of {divisor}={getattr(self, divisor)}; change one of them"

@@ -28,7 +28,7 @@ EXPLODED_FACTOR = 10.0  # times that, or times what the run's critic lost at its
 
 # Metrics that the rules read; nothing else is kept.
 METRICS = (
-    "objective/kl objective/kl_std objective/entropy objective/completion_length "
+    "objective/kl objective/kl_std objective/entropy completions/mean_length "
     "objective/distinct_fraction objective/scores objective/scores_std objective/raw_scores "
     "objective/raw_scores_std policy/clipfrac_avg loss/value_avg val/explained_variance "
     "val/values_mean val/returns_mean val/returns_std".split()
@@ -154,7 +154,7 @@ def _episodes(rows: Sequence[Log]) -> int:
 
 def _entropy(row: Log) -> float:
     # Sampled, so rounding can leave a zero with a minus in front.
-    return max(0.0, row["objective/entropy"] / row["objective/completion_length"])
+    return max(0.0, row["objective/entropy"] / row["completions/mean_length"])
 
 
 def _start_loss(row: Log) -> float:

@@ -45,7 +45,7 @@ def describe_scores(
         "objective/rlhf_reward": scores_B.mean().item() - kl_coef * kl,
         "objective/scores": scores_B.mean().item(),
         "objective/scores_std": scores_B.std(correction=0).item(),
-        "objective/completion_length": mask_BC.sum(1).float().mean().item(),
+        "completions/mean_length": mask_BC.sum(1).float().mean().item(),
     }
 
 

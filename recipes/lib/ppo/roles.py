@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, one_sentence
 from recipes.lib.models.adapter_folders import WEIGHTS
 from recipes.lib.models.adapters import POLICY, REFERENCE, VALUE, Adapters
 from recipes.lib.models.cpu_linear import use_fast_products
@@ -96,7 +96,7 @@ def make_roles(
         try:
             policy = get_peft_model(policy, peft_config)
         except ValueError as error:
-            reason = " ".join(str(error).split()).rstrip(".")
+            reason = one_sentence(error)
             raise UserError(f"the adapter does not fit the policy: {reason}.") from error
     reference = make_reference(policy)
     actor_critic = ActorCritic(policy, critic)

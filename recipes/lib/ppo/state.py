@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from recipes.lib.distributed.shards import gathered_state_dict, load_deepspeed_checkpoint
+from recipes.lib.distributed.shards import gathered_state_dict
 from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
 from recipes.lib.ppo.health import Health
@@ -18,6 +18,7 @@ from recipes.lib.runs.files import write_json
 
 FILE = "ppo_state.json"
 OF_COLLECTOR = ("returns_std", "has_units", "metrics", "samples")  # kept under their own names
+OLD_NAME = ('"objective/completion_length"', '"completions/mean_length"')  # of a metric
 
 
 def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
@@ -65,7 +66,8 @@ def write_state(trainer: Any, sums: dict[str, float], folder: Path) -> None:
 
 def read_state(trainer: Any, folder: Path) -> None:
     """Put a trainer back to where a checkpoint was written."""
-    state = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    text = (folder / FILE).read_text(encoding="utf-8")
+    state = json.loads(text.replace(*OLD_NAME))
     # Sums are added up over processes when they are logged, so one of them takes them on.
     restore_state(trainer, state | ({} if trainer.args.process_index == 0 else {"sums": {}}))
 
@@ -102,7 +104,9 @@ def load_models(trainer: Any, folder: Path) -> None:
         folder: The checkpoint.
     """
     if trainer.is_deepspeed_enabled:
-        load_deepspeed_checkpoint(trainer, str(folder))
+        from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+        deepspeed_load_checkpoint(trainer.model_wrapped, str(folder))
         return
     load_policy_weights(trainer.actor_critic, folder)
     load_value_weights(trainer.actor_critic, folder)

@@ -145,7 +145,7 @@ def one_sentence_errors(path: Path, config: Config) -> Iterator[None]:
             if config.training is None:
                 sizes = ("batch_size", "sampling_batch_size")
                 key = next((size for size in sizes if hasattr(config.script, size)), sizes[0])
-                remedy = f"lower {key} or max_new_tokens, or choose dtype=bfloat16"
+                remedy = f"lower {key} or max_completion_length, or choose dtype=bfloat16"
             raise UserError(f"there is not enough memory for this run; {remedy}.") from error
         if is_disk(error):
             raise UserError(

@@ -152,15 +152,16 @@ def _check_word(module: ModuleType, key: str, recipe: str, values: dict[str, Any
 
 
 def check_paths(given: CommandLine, values: dict[str, Any]) -> None:
-    """Refuse data that are not there and a folder that is taken, before the imports of seconds.
+    """Refuse absent data, absent trackers and a taken folder, before the imports of seconds.
 
     Args:
         given: What file and command line say.
         values: The same by key, with what wins over both.
 
     Raises:
-        UserError: One of the two.
+        UserError: One of them.
     """
+    from recipes.lib.config.library_checks import check_trackers
     from recipes.lib.config.option_table import table_fields
     from recipes.lib.data.reading import local_path
     from recipes.lib.runs.folder import check_path
@@ -168,6 +169,7 @@ def check_paths(given: CommandLine, values: dict[str, Any]) -> None:
     name = values.get("dataset_name")
     if isinstance(name, str) and name:
         local_path(name)
+    check_trackers(values.get("report_to"))
     trains = {"overwrite", "max_steps"} <= set(table_fields(given.recipe))
     if not trains or not is_main_process():
         return

@@ -17,9 +17,11 @@ from recipes.lib.rewards.arguments import RewardArguments
 from recipes.lib.runs.folder import RunArguments, check_folder
 from recipes.lib.trainers.batch_sizes import num_episodes
 from recipes.lib.trainers.row_fit import check_sampling
-from recipes.lib.trainers.sampled_rewards import load_rewards, log_samples, summary_metrics
+from recipes.lib.trainers.sampled_rewards import load_rewards, log_samples
 
 SHOWN = {"reward": "score", "kl": "kl", "completions/mean_length": "tokens"}
+# Metrics whose last values the summary repeats, the score first, and what it calls them.
+KEPT = {"reward": "scores", "kl": "kl_per_token", "completions/mean_length": "completion_length"}
 
 
 @dataclass(kw_only=True)
@@ -62,5 +64,5 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     if is_main_process():
         summary["episodes"] = num_episodes(training, trainer.state.global_step)
-        summary |= summary_metrics(run.path)
+        summary |= spine.last_logs(run, KEPT)
     return spine.finish(run, config, summary, reward_funcs=script.reward_funcs)

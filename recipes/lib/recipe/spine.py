@@ -25,13 +25,27 @@ from recipes.lib.models.chat_template import (
 from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
-from recipes.lib.runs.folder import Run, open_run
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.runs.folder import Run, check_folder, open_run
 from recipes.lib.runs.lineage import write_lineage
 from recipes.lib.runs.pickles import check_checkpoint
 from recipes.lib.trainers import progress
+from recipes.lib.trainers.batch_sizes import set_accumulation
 from recipes.lib.trainers.resumable import STAGED
 from recipes.lib.trainers.row_fit import account_for_rows, check_fit, with_row_numbers
 from recipes.lib.trainers.trl import make_trl_trainer
+
+NUM_AVERAGED = 3  # logs whose mean the summary repeats
+
+
+def prepare(config: Config) -> None:
+    """Set the accumulation by the batch of a step, and refuse a folder that is taken.
+
+    Raises:
+        UserError: The micro-batches do not divide the batch; or as `check_folder`.
+    """
+    set_accumulation(config.training, config.script.global_batch_size)
+    check_folder(config)
 
 
 def policy_tokenizer(config: Config, template_path: str | None = None) -> Any:
@@ -156,6 +170,23 @@ def train(trainer: Any, run: Run) -> dict[str, Any]:
     return {"train_loss": loss} | getattr(trainer, "row_counts", {})
 
 
+def last_logs(run: Run, kept: dict[str, str]) -> dict[str, float]:
+    """Means over the last logs that have a score, and the first score to compare with.
+
+    Args:
+        run: The run, with its metrics.
+        kept: Metrics, the score first, and what the summary calls them.
+
+    Returns:
+        first_scores and those that were logged.
+    """
+    score = next(iter(kept))
+    rows = [row for row in read_jsonl(run.path / "metrics.jsonl") if row.get(score) is not None]
+    said = {name: [row[name] for row in rows[-NUM_AVERAGED:] if name in row] for name in kept}
+    means = {kept[name]: sum(values) / len(values) for name, values in said.items() if values}
+    return {"first_scores": rows[0][score]} | means if rows else {}
+
+
 def note_guessing(trainer: Any, guess: float) -> None:
     """Say that a training has ended with a higher loss than guessing has."""
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -209,7 +240,10 @@ def save_final(trainer: Any, run: Run) -> None:
         if trainer.args.push_to_hub:
             _push(trainer, run, partial)
     finally:
-        _move_to_final(trainer, run, partial)
+        if is_main_process():
+            shutil.rmtree(run.final, ignore_errors=True)
+            partial.replace(run.final)
+        trainer.accelerator.wait_for_everyone()
 
 
 def _push(trainer: Any, run: Run, folder: Path) -> None:
@@ -222,14 +256,6 @@ def _push(trainer: Any, run: Run, folder: Path) -> None:
     finally:
         args.output_dir = before
         shutil.rmtree(run.path / STAGED, ignore_errors=True)
-
-
-def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:
-    if is_main_process():
-        if run.final.exists():
-            shutil.rmtree(run.final)
-        partial.replace(run.final)
-    trainer.accelerator.wait_for_everyone()
 
 
 def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""The last words of a run: its numbers, the paths it wrote, and how to talk to the result."""
+"""The last words of a run: its numbers, the paths it wrote, and what to do with the result."""
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -13,21 +14,53 @@ from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
-PAGES = {"data"}  # recipes that print a page of their own
+# What follows from a run of each recipe; of the others a comparison.
+NEXT = {
+    "base": ["sft {on_it} --dataset_name {it}/data/sft_train.jsonl"],
+    "sft": [
+        "reward {on_it} --dataset_name pairs.jsonl --test_fraction 0.1",
+        "ppo {on_it} --reward_funcs rewards.py:score --dataset_name prompts.jsonl",
+        "evaluate {it} --baseline {start} --judge {judge} --dataset_name prompts.jsonl",
+    ],
+    "feedback": ["reward {on_start} --dataset_name {it}", "dpo {on_start} --dataset_name {it}"],
+    "reward": ["ppo {on_start} --reward_funcs {it} --dataset_name prompts.jsonl"],
+    "evaluate": [
+        "feedback simulate {on_it} --judge {judge} --dataset_name prompts.jsonl --test_fraction 0.1"
+    ],
+    "quickstart": ["configs", "data pairs.jsonl"],
+    "data": ["{recipe} {on_start} {rows}"],
+}
+COMPARISON = ["evaluate {it} --baseline {start} --judge {judge} {rows}"]
+# What stands in them for what only the user has.
+REWARD = "rewards.py:score"
+STAND_INS = ("pairs.jsonl", "prompts.jsonl", REWARD, "MODEL")
+# Keys that say which rows a run had, and which of them it held out.
+DATA_KEYS = (
+    "dataset_name dataset_config dataset_revision dataset_format columns datasets "
+    "dataset_train_split dataset_test_split test_dataset_name test_fraction".split()
+)
 
 
 def print_closing(config: Config, summary: dict[str, Any], console: Console | None = None) -> None:
-    """Prints the closing table of a run.
+    """Prints the closing table of a run; of `rlhf data`, which has a page, the next commands alone.
 
     Args:
         config: What the run ran with.
         summary: What it returned.
         console: Where to print; standard output by default.
     """
-    if config.recipe in PAGES:
-        return
-    folder = folder_of(config)
     console = console or Console(highlight=False)
+    if config.recipe != "data":
+        _print_run(console, config, summary)
+    commands = next_commands(config, summary)
+    used = [word for word in STAND_INS if any(word in command for command in commands)]
+    _print_line(console, f"Next{', with your ' if used else ''}{', '.join(used)}:")
+    for command in commands:
+        _print_line(console, f"  {command}")
+
+
+def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> None:
+    folder = folder_of(config)
     console.print()
     console.print(_numbers_table(config.recipe, summary))
     for warning in summary.get("warnings", []):
@@ -39,6 +72,42 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         _print_line(console, "Talk to it (needs: pip install 'transformers[serving]'):")
         for command in chat_commands(folder / "final"):
             _print_line(console, f"  {command}")
+
+
+def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
+    """Gives the commands that go on from a run, with its paths.
+
+    Args:
+        config: What the run ran with.
+        summary: What it returned.
+
+    Returns:
+        At most three, for a shell.
+    """
+    script, training, given = config.script, config.training, config.values
+    is_data = config.recipe == "data"
+    rows = {key: given[key] for key in DATA_KEYS if given.get(key) is not None}
+    if "test_fraction" in rows and training is not None:
+        rows["seed"] = training.seed  # the same rows are held out
+    if is_data and not summary["num_test"]:
+        rows["test_fraction"] = 0.1
+    if hasattr(training, "max_completion_length"):
+        rows["max_completion_length"] = training.max_completion_length
+    texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in rows.items()}
+    flags = shlex.join(word for key, one in texts.items() for word in (f"--{key}", one))
+    names = {
+        "start": getattr(config.model or script, "model_name_or_path", None) or "MODEL",
+        "it": getattr(script, "run", None) or ("" if is_data else folder_of(config)),
+        "judge": getattr(script, "judge", getattr(script, "reward_funcs", [REWARD])[0]),
+    }
+    quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
+    quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}
+    made = []
+    for recipe in summary["recipes"][:3] if is_data else [""]:
+        asked = f" --reward_funcs {REWARD}" if recipe in ("ppo", "rloo", "grpo") else ""
+        for line in NEXT.get(config.recipe, COMPARISON):
+            made.append(f"rlhf {line.format(**quoted, recipe=recipe, rows=flags + asked)}")
+    return made
 
 
 def is_chat_model(folder: Path) -> bool:

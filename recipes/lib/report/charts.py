@@ -187,7 +187,9 @@ PPO = (
     replace(
         LENGTH,
         lines=(
-            ("objective/completion_length", "mean length"),
+            ("completions/mean_length", "mean length"),
+            ("eval_completions/mean_length", "held out"),
+            ("objective/completion_length", "mean length"),  # as earlier runs call them
             ("eval_completion_length", "held out"),
         ),
     ),
@@ -243,13 +245,9 @@ TOKEN_ACCURACY = Curve(
 SFT = (LOSS, TOKEN_ACCURACY)
 
 REWARD = (
-    Curve(
-        "accuracy",
-        "Accuracy",
-        "share of pairs in the right order",
-        (("accuracy", "training"), ("eval_accuracy", "held out")),
-        "Should rise from 0.5 and level off near the ceiling that noise in the labels sets; a "
-        "training line far above the held-out one means learning by heart.",
+    replace(
+        DPO[0],
+        lines=(("accuracy", "training"), ("eval_accuracy", "held out")),
         levels=(("accuracy_ceiling", "ceiling", 0), ("accuracy_bag_of_words", "bag of words", 3)),
     ),
     Curve(

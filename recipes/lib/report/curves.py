@@ -51,8 +51,7 @@ def draw_curves(
     axis = ("step", "optimizer steps")
     if has_episodes(rows):
         axis, rows = ("episode", "episodes"), with_episodes(rows)
-    pictures = [_draw(curve, rows, axis, summary, prefix) for curve in curves]
-    return [picture for picture in pictures if picture is not None]
+    return list(filter(None, (_draw(curve, rows, axis, summary, prefix) for curve in curves)))
 
 
 def has_episodes(rows: list[Row]) -> bool:

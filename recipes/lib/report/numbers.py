@@ -137,7 +137,7 @@ def number(key: str, value: Any, label: str | None = None) -> Number:
 
 def tiles(
     summary: Mapping[str, Any],
-    layout: Sequence[tuple[str, ...]],
+    layout: Sequence[Sequence[str]],
     labels: Mapping[str, str] | None = None,
 ) -> list[Tile]:
     """The tiles that a summary can fill.

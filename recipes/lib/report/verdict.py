@@ -3,6 +3,9 @@
 import math
 from typing import Any
 
+import numpy as np
+from scipy.stats import t as student
+
 from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
 from recipes.lib.report.calibration import wilson
 from recipes.lib.report.curves import has_episodes, points
@@ -13,17 +16,14 @@ from recipes.lib.report.run_files import Row, RunFiles
 
 def verdict(run: RunFiles) -> str:
     """What the page of one run says first; empty where the numbers for it are missing."""
-    if run.recipe in ("ppo", "rloo", "grpo"):
-        return _scores(run)
-    if run.recipe == "reward":
-        return _pairs(run, "The reward model scores the preferred completion higher")
-    if run.recipe == "dpo":
-        return _pairs(run, "Training raised the chosen completion above the rejected one")
-    if run.recipe == "kto":
-        return _kto(run)
-    if run.recipe == "evaluate":
-        return _evaluate(run)
-    return _loss(run)
+    claims = {
+        "reward": "The reward model scores the preferred completion higher",
+        "dpo": "Training raised the chosen completion above the rejected one",
+    }
+    if run.recipe in claims:
+        return _pairs(run, claims[run.recipe])
+    found = {"kto": _kto, "evaluate": _evaluate} | dict.fromkeys(("ppo", "rloo", "grpo"), _scores)
+    return found.get(run.recipe, _loss)(run)
 
 
 def quickstart_verdict(summary: Row) -> str:
@@ -106,25 +106,63 @@ def _scores(run: RunFiles) -> str:
     if run.recipe != "ppo":  # TRL logs the KL of tokens
         kl, digits, per = run.summary.get("kl_per_token"), 3, "token"
     price = f", at {plain(kl, digits)} nats of KL per {per}" if is_finite(kl) else ""
-    return f"The mean score {_change(first, last)} over {plain(places[-1], 0)} {axis}s{price}."
+    return (
+        f"The mean score {_change(first, last, scores)} over {plain(places[-1], 0)} {axis}s{price}."
+    )
 
 
 def _loss(run: RunFiles) -> str:
     before, after = run.summary.get("base_perplexity"), run.summary.get("perplexity")
     if is_finite(before) and is_finite(after):
         return f"Held-out perplexity {_change(before, after)}."
-    name, losses = "Held-out loss", points(run.metrics, "step", "eval_loss")[1]
-    if not len(losses):
-        name, losses = "Training loss", points(run.metrics, "step", "loss")[1]
+    losses = points(run.metrics, "step", "eval_loss")[1]
+    is_noisy = not len(losses)  # the held-out rows are the same each time
+    if is_noisy:
+        losses = points(run.metrics, "step", "loss")[1]
     if not len(losses):
         return ""
+    name = "Training loss" if is_noisy else "Held-out loss"
     if not math.isfinite(losses[-1]):
         return f"{name} is not a number at the end: this run failed."
     if len(losses) == 1 or not math.isfinite(losses[0]):
         return f"{name} is {plain(losses[-1])} nats per token."
-    return f"{name} {_change(losses[0], losses[-1])} nats per token."
+    noisy = losses if is_noisy else None
+    return f"{name} {_change(losses[0], losses[-1], noisy, ' nats per token')}."
 
 
-def _change(before: float, after: float) -> str:
-    verb = "rose" if after > before else "fell"
-    return f"{verb} from {plain(before)} to {plain(after)}"
+def _change(before: float, after: float, noisy: np.ndarray | None = None, unit: str = "") -> str:
+    """In words; `noisy` are the values between the two where they are no exact measurements."""
+    first, last = plain(before), f"{plain(after)}{unit}"
+    if first == plain(after):
+        return f"stayed at {last}"
+    drift = after - before if noisy is None else beyond_noise(noisy)
+    if drift is None:
+        return f"went from {first} to {last}"
+    if drift * (after - before) <= 0:
+        return f"did not move beyond noise ({first} to {last})"
+    return f"{'rose' if after > before else 'fell'} from {first} to {last}"
+
+
+def beyond_noise(values: np.ndarray) -> float | None:
+    """How much the last fifth of a series lies above the first, 0 where noise may explain it.
+
+    Noise is what the values do beside a line through their neighbours: with equal noise s, the
+    numbers x[i - 1] - 2 x[i] + x[i + 1] have the variance 6 s^2 whatever the slope. A mean of n
+    values is then off by s / sqrt(n), and a difference counts that Student's t gives 5 % at most.
+
+    Args:
+        values: The logged values, in order; what is not finite is left out.
+
+    Returns:
+        The difference of the two means, or 0; None for fewer than three values.
+
+    Source: Gasser, Sroka and Jennen-Steinmetz, Residual variance and residual pattern in nonlinear
+        regression, 1986.
+    """
+    kept = values[np.isfinite(values)]
+    if len(kept) < 3:
+        return None
+    size = max(1, len(kept) // 5)
+    drift = float(kept[-size:].mean() - kept[:size].mean())
+    error = np.sqrt(np.mean(np.diff(kept, 2) ** 2) / 6 * 2 / size)
+    return drift if abs(drift) > error * student.ppf(0.975, max(1, len(kept) // 2 - 1)) else 0.0

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.lib.config.fields import option
-from recipes.lib.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -34,14 +33,8 @@ class RewardArguments:
         """The rewards as PPOTrainer takes them: names of models, functions that are patient.
 
         Raises:
-            UserError: A number is out of range, or a function is not there.
+            UserError: A function is not there.
         """
-        if self.reward_timeout is not None and not self.reward_timeout > 0:
-            raise UserError(
-                f"reward_timeout={self.reward_timeout}: must be above 0; leave it out for no limit."
-            )
-        if self.reward_retries < 0:
-            raise UserError(f"reward_retries={self.reward_retries}: must be 0 or more.")
         return [self._one(reference) for reference in self.reward_funcs]
 
     def _one(self, reference: str) -> Any:

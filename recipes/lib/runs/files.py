@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,8 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read one JSON object a line; a last line that a kill cut short is left out."""
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1].strip() and not _is_json(lines[-1]):
-        lines.pop()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    *whole, last = path.read_bytes().split(b"\n")
+    rows = [json.loads(line) for line in whole if line.strip()]
+    with suppress(ValueError):  # most often there is nothing behind the last line's end
+        rows.append(json.loads(last))
+    return rows

@@ -31,16 +31,9 @@ from recipes.lib.rewards.scoring import (
     refuse_unrated,
     reward_weights,
 )
-from recipes.lib.runs.files import append_jsonl, read_jsonl
+from recipes.lib.runs.files import append_jsonl
 
 NUM_KEPT = 4  # completions of a generation or a rollout that samples.jsonl gets
-NUM_AVERAGED = 3  # logs whose mean the summary repeats
-# Names of TRL's metrics, and what the summary calls them.
-SUMMARY_NAMES = {
-    "reward": "scores",
-    "kl": "kl_per_token",
-    "completions/mean_length": "completion_length",
-}
 
 
 class SampledRewards:
@@ -207,22 +200,3 @@ def log_samples(trainer: Trainer, rewards: SampledRewards, path: Path) -> None:
     if rewards.is_kept:
         trainer.rewards = rewards
         trainer.add_callback(SampleWriter(rewards, path))
-
-
-def summary_metrics(path: Path) -> dict[str, float]:
-    """Means over the last logs, and the score of the first one to compare with.
-
-    Args:
-        path: The run folder.
-
-    Returns:
-        first_scores, and by the names of SUMMARY what TRL logged.
-    """
-    rows = [row for row in read_jsonl(path / "metrics.jsonl") if row.get("reward") is not None]
-    if not rows:
-        return {}
-    last = {
-        name: [row[name] for row in rows[-NUM_AVERAGED:] if name in row] for name in SUMMARY_NAMES
-    }
-    means = {SUMMARY_NAMES[name]: sum(said) / len(said) for name, said in last.items() if said}
-    return {"first_scores": rows[0]["reward"]} | means

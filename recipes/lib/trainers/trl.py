@@ -52,7 +52,8 @@ def make_trl_trainer(
             f"the chat template cannot render the data ({' '.join(str(error).split())}); name "
             "another as chat_template_path."
         ) from error
-    _keep_dtype(trainer)
+    if not (trainer.args.bf16 or trainer.args.fp16):
+        round_trained(trainer.model)
     use_fast_products(trainer.model)
     if getattr(trainer, "ref_model", None) is not None:
         _align_reference(trainer, model, model_args)
@@ -86,15 +87,22 @@ def _sentence(error: ValueError) -> str:
     return f"{said}."
 
 
-def _keep_dtype(trainer: Trainer) -> None:
-    # TRL rounds what is trained on quantized weights to bfloat16, for its autocast. Without
-    # autocast small steps of an adapter would be lost, and a score head would not fit the trunk.
-    args, model = trainer.args, trainer.model
-    if getattr(model, "is_quantized", False) and not (args.bf16 or args.fp16):
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                dtype = torch.float32 if "lora_" in name else model.get_base_model().dtype
-                parameter.data = parameter.data.to(dtype)
+def round_trained(model: Any, dtype: torch.dtype | None = None) -> None:
+    """Set the number formats of what is trained on quantized weights.
+
+    TRL rounds it to bfloat16, for its autocast. Without autocast small steps of an adapter would be
+    lost, and a score head would not fit the trunk.
+
+    Args:
+        model: The model; nothing happens where its weights are not quantized.
+        dtype: TRL's format; None for those without autocast.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (dtype is None or "lora_magnitude_vector" not in name):
+            own = torch.float32 if "lora_" in name else model.get_base_model().dtype
+            parameter.data = parameter.data.to(dtype or own)
 
 
 def _align_reference(trainer: Trainer, model: Any, model_args: ModelConfig) -> None:

@@ -107,7 +107,7 @@ def long_rows(folder: Path) -> str:
     kept = rows[:: max(1, len(rows) // 10)]
     return "\n".join(
         f"| {r['episode']} | {r['objective/kl']:.1f} | {r['rewards/reward']:.2f} | "
-        f"{r['rewards/gold']:.2f} | {r['objective/completion_length']:.0f} |"
+        f"{r['rewards/gold']:.2f} | {r['completions/mean_length']:.0f} |"
         for r in kept
     )
 

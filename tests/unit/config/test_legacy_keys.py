@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from recipes.lib.config.parse import Config
+from recipes.lib.config.parse import Config, build, read_command_line
+from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import launch, parse
+from tests.helpers.fuzz.inputs import types_of
 from tests.helpers.tiny_runs import write
 
 FILES = Path(__file__).parents[2] / "old_configs"
@@ -50,6 +52,20 @@ def test_a_handbook_file_for_sft(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert expected.items() <= config.values.items()
     assert config.training.get_warmup_steps(200) == 20
+
+
+@pytest.mark.parametrize("recipe", ["evaluate", "feedback", "ppo"])
+def test_one_name_for_the_length_of_completions(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "earlier.yaml"
+    file.write_text("max_new_tokens: 7\n")
+    given = read_command_line(recipe, ["--config", str(file)])
+    config = build(given, types_of(recipe), {"reward_funcs": []} if recipe == "ppo" else {})
+    assert config.values["max_completion_length"] == 7
+    assert notes(capsys) == ["max_new_tokens"]
+    with pytest.raises(UserError, match=r"^--max_new_tokens: is called max_completion_length now"):
+        read_command_line(recipe, ["--max_new_tokens", "7"])
 
 
 def test_a_handbook_file_for_dpo(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Mistakes in keys, types, paths and folders are told without the imports that cost seconds."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ MISTAKES = {
     "type": (["--config", "type.yaml"], "max_steps=2.7 (type.yaml, line 1): must be a whole num"),
     "range": (["--config", "range.yaml"], "lora_r=0 (range.yaml, line 1): must be 1 or more."),
     "flag": (["--learning_rte", "1"], "--learning_rte: sft has no such key; the nearest is lea"),
+    "tracker": (["--report_to", "mlflow"], "report_to=mlflow: it is not installed; pip install ml"),
     "data": (["--dataset_name", "absent.jsonl"], "dataset_name=absent.jsonl: there is no such f"),
     "folder": (["--output_dir", "used"], "output_dir=used holds a run; continue it with --resume"),
 }
@@ -56,6 +58,32 @@ def test_a_mistake_is_told_before_the_heavy_imports(name: str, place: Path) -> N
     assert done.returncode == 2
     assert done.stderr.startswith(f"rlhf sft: error: {said}")
     assert done.stdout == "False False False\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value", "words"),
+    [
+        ("sft", "max_train_rows", 0, "1 or more"),
+        ("sft", "temperature", -1.0, "0 or more"),
+        ("evaluate", "num_prompts", 0, "1 or more"),
+        ("evaluate", "temperature", -0.5, "0 or more"),
+        ("feedback", "rater_temperature", 0.0, "above 0"),
+        ("grpo", "reward_timeout", 0.0, "above 0"),
+        ("ppo", "reward_retries", -1, "0 or more"),
+        ("ppo", "total_episodes", 0, "1 or more"),
+        ("ppo", "kl_coef", -0.1, "0 or more"),
+        ("ppo", "cliprange", 0.0, "above 0"),
+        ("ppo", "gamma", 1.5, "from 0 to 1"),
+    ],
+)
+def test_ranges_are_told_at_first_sight(
+    recipe: str, key: str, value: float, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text(f"{key}: {value}\n")
+    said = re.escape(f"{key}={value} ({file}, line 1): must be {words}.")
+    with pytest.raises(UserError, match=f"^{said}$"):
+        read_command_line(recipe, ["--config", str(file)])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -138,7 +138,6 @@ def test_test_rows_and_a_fraction_contradict_each_other(tmp_path: Path) -> None:
     [
         ({"test_fraction": 1.0}, "from 0 to below 1"),
         ({"test_fraction": 0.01}, "leaves one side empty"),
-        ({"max_train_rows": 0}, "1 or more"),
     ],
 )
 def test_numbers_out_of_range_are_refused(

@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from recipes.lib.errors import UserError
 from recipes.lib.feedback.rater import preference_probability, rate_pairs
 
 
@@ -50,9 +49,3 @@ def test_a_rating_depends_on_seed_and_position_alone() -> None:
     long = rate_pairs([0.1] * 100, [0.0] * 100, temperature=1.0, seed=3)
     assert rate_pairs([0.1] * 40, [0.0] * 40, temperature=1.0, seed=3) == long[:40]
     assert rate_pairs([0.1] * 100, [0.0] * 100, temperature=1.0, seed=4) != long
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
-    with pytest.raises(UserError, match="rater_temperature="):
-        rate_pairs([1.0], [0.0], temperature=temperature, seed=0)

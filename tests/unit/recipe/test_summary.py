@@ -2,12 +2,14 @@
 
 import io
 import json
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
+from recipes.configs import run as list_configs
 from recipes.lib.recipe.main import parse
 from recipes.lib.recipe.summary import chat_commands, format_number, is_chat_model, print_closing
 
@@ -93,3 +95,128 @@ def test_a_run_closes_with_numbers_paths_and_commands(final: Path) -> None:
     assert f"final         {final}/\n" in said
     assert f"  transformers serve {final}\n" in said
     assert "metrics.jsonl" not in said
+
+
+ROWS = {"dataset_name": "my rows.jsonl", "columns": {"prompt": "question"}, "test_fraction": 0.25}
+SAMPLED: dict[str, Any] = {"model_name_or_path": "start", "reward_funcs": ["r/w", "f.py:g"]}
+DATA = {"num_test": 0, "recipes": ["reward", "dpo", "kto", "sft"]}
+HERE = "--model_name_or_path runs/x"
+EVALUATE = "rlhf evaluate runs/x --baseline start --judge"
+# Recipe, its keys, its summary, and the commands that follow.
+FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
+    (
+        "base",
+        {},
+        {},
+        [f"rlhf sft {HERE} --dataset_name runs/x/data/sft_train.jsonl"],
+    ),
+    (
+        "sft",
+        {"model_name_or_path": "start"},
+        {},
+        [
+            f"rlhf reward {HERE} --dataset_name pairs.jsonl --test_fraction 0.1",
+            f"rlhf ppo {HERE} --reward_funcs rewards.py:score --dataset_name prompts.jsonl",
+            f"{EVALUATE} rewards.py:score --dataset_name prompts.jsonl",
+        ],
+    ),
+    (
+        "reward",
+        {"model_name_or_path": "start"},
+        {},
+        ["rlhf ppo --model_name_or_path start --reward_funcs runs/x --dataset_name prompts.jsonl"],
+    ),
+    (
+        "ppo",
+        SAMPLED | ROWS | {"seed": 5, "max_completion_length": 32},
+        {},
+        [
+            f"{EVALUATE} r/w --dataset_name 'my rows.jsonl'"
+            """ --columns '{"prompt": "question"}'"""
+            " --test_fraction 0.25 --seed 5 --max_completion_length 32"
+        ],
+    ),
+    (
+        "grpo",
+        SAMPLED | {"dataset_name": "d.jsonl", "max_completion_length": 8},
+        {},
+        [f"{EVALUATE} r/w --dataset_name d.jsonl --max_completion_length 8"],
+    ),
+    (
+        "dpo",
+        {"model_name_or_path": "start", "datasets": [{"path": "a"}, {"path": "b", "weight": 0.5}]},
+        {},
+        [
+            f"{EVALUATE} rewards.py:score --datasets"
+            ' \'[{"path": "a"}, {"path": "b", "weight": 0.5}]\''
+        ],
+    ),
+    (
+        "kto",
+        {"model_name_or_path": "start", "dataset_name": "d", "test_dataset_name": "t"},
+        {},
+        [f"{EVALUATE} rewards.py:score --dataset_name d --test_dataset_name t"],
+    ),
+    (
+        "feedback",
+        {"action": "simulate", "model_name_or_path": "start", "dataset_name": "d"},
+        {},
+        [
+            "rlhf reward --model_name_or_path start --dataset_name runs/x",
+            "rlhf dpo --model_name_or_path start --dataset_name runs/x",
+        ],
+    ),
+    (
+        "evaluate",
+        {"run": "runs/ppo/mine", "baseline": "b", "judge": "runs/reward/mine"},
+        {},
+        [
+            "rlhf feedback simulate --model_name_or_path runs/ppo/mine --judge runs/reward/mine"
+            " --dataset_name prompts.jsonl --test_fraction 0.1"
+        ],
+    ),
+    (
+        "data",
+        {"dataset_name": "d.jsonl"},
+        DATA,
+        [
+            f"rlhf {name} --model_name_or_path MODEL --dataset_name d.jsonl --test_fraction 0.1"
+            for name in ("reward", "dpo", "kto")
+        ],
+    ),
+    (
+        "data",
+        {"dataset_name": "d", "dataset_format": "hh", "model_name_or_path": "m"},
+        {"num_test": 9, "recipes": ["rloo"]},
+        [
+            "rlhf rloo --model_name_or_path m --dataset_name d --dataset_format hh"
+            " --reward_funcs rewards.py:score"
+        ],
+    ),
+    ("quickstart", {}, {}, ["rlhf configs", "rlhf data pairs.jsonl"]),
+]
+
+
+@pytest.mark.parametrize(("recipe", "keys", "summary", "commands"), FOLLOWING)
+def test_a_run_ends_with_commands_that_parse(
+    recipe: str, keys: dict[str, Any], summary: dict[str, Any], commands: list[str]
+) -> None:
+    folder = {} if recipe == "data" else {"output_dir": "runs/x"}
+    page = io.StringIO()
+    config = parse(recipe, [], keys | folder)
+    print_closing(config, {"recipe": recipe} | summary, Console(file=page, width=80))
+    title, *lines = page.getvalue().partition("Next")[2].splitlines()
+    assert lines == [f"  {command}" for command in commands]
+    for stand_in in ("pairs.jsonl", "prompts.jsonl", "rewards.py:score", "MODEL"):
+        assert (stand_in in title) == any(stand_in in command for command in commands)
+    for command in commands:
+        rlhf, name, *words = shlex.split(command)
+        assert rlhf == "rlhf"
+        if name == "configs":
+            assert "quickstart/ppo" in list_configs(words)
+            continue
+        script = parse(name, words).script
+        assert script.dataset_name or script.datasets
+        if recipe in ("ppo", "dpo"):  # what was JSON is what it was
+            assert script.columns == keys.get("columns")
+            assert [part["path"] for part in script.datasets] == ["a", "b"][: 2 * (recipe == "dpo")]

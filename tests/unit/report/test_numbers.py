@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recipes.lib.report.numbers import duration, number, percent, plain, tiles
 from recipes.lib.report.run_files import RunFiles
-from recipes.lib.report.verdict import quickstart_verdict, verdict
+from recipes.lib.report.verdict import beyond_noise, quickstart_verdict, verdict
 
 
 @pytest.mark.parametrize(
@@ -108,15 +109,59 @@ def test_the_ppo_verdict_goes_from_the_first_rollout_to_the_last() -> None:
         {"episode": 128, "objective/scores": 0.184, "objective/kl": 0.01},
     ]
     assert verdict(run_of("ppo", metrics=rows)) == (
-        "The mean score rose from 0.18 to 1.46 over 1,280 episodes, at 14.0 nats of KL per "
+        "The mean score went from 0.18 to 1.46 over 1,280 episodes, at 14.0 nats of KL per "
         "completion."
     )
 
 
 def test_the_ppo_verdict_tells_the_means_of_the_summary_where_it_has_them() -> None:
-    rows = [{"episode": 8 * i, "objective/scores": float(i), "objective/kl": 1.0} for i in (1, 2)]
+    rows = [
+        {"episode": 8 * i, "objective/scores": float(i), "objective/kl": 1.0} for i in (1, 2, 3)
+    ]
     files = RunFiles(Path("run"), {"recipe": "ppo", "scores": 1.75, "kl": 3.21}, rows)
-    assert "rose from 1.00 to 1.75 over 16 episodes, at 3.2 nats" in verdict(files)
+    assert "rose from 1.00 to 1.75 over 24 episodes, at 3.2 nats" in verdict(files)
+
+
+# x[i-1] - 2 x[i] + x[i+1] of a zigzag between -1 and 1 is 4 or -4: s^2 = 16 / 6. Of 10 values the
+# fifths are 2, their difference is off by sqrt(16 / 6 * 2 / 2) = 1.633, and Student's t with 4
+# degrees has 2.776 at 5 %: 4.533. Of 3 values: sqrt(d^2 / 6 * 2) = 0.577 d, and t with 1 degree
+# has 12.706: 7.336 d.
+ZIGZAG = [-1.0, 1.0] * 5
+CHANGES: list[tuple[list[float], float | None, str]] = [
+    (ZIGZAG, 0.0, "did not move beyond noise (-1.00 to 1.00 nats per token)"),
+    (
+        [x + 4.6 / 9 * i for i, x in enumerate(ZIGZAG)],
+        0.0,
+        "did not move beyond noise (-1.00 to 5.60 nats per token)",
+    ),
+    ([x + 0.6 * i for i, x in enumerate(ZIGZAG)], 4.8, "rose from -1.00 to 6.40"),
+    ([x - 0.6 * i for i, x in enumerate(ZIGZAG)], -4.8, "fell from -1.00 to -4.40"),
+    ([0.0, 0.5, 2.0], 0.0, "did not move beyond noise (0.00 to 2.00 nats per token)"),  # d = 1
+    ([0.0, 0.9, 2.0], 2.0, "rose from 0.00 to 2.00"),  # d = 0.2: 1.467
+    ([3.0, 2.0, 1.0, 0.0], -3.0, "fell from 3.00 to 0.00"),
+    ([1.0, 1.0, 1.0], 0.0, "stayed at 1.00"),
+    ([1.0, 2.0], None, "went from 1.00 to 2.00"),
+    ([1.0, math.nan, 2.0], None, "went from 1.00 to 2.00"),
+]
+
+
+@pytest.mark.parametrize(("values", "drift", "words"), CHANGES)
+def test_a_verdict_says_rose_and_fell_beyond_noise_alone(
+    values: list[float], drift: float | None, words: str
+) -> None:
+    found = beyond_noise(np.array(values))
+    assert found == (None if drift is None else pytest.approx(drift))
+    rows = [{"step": 8 * i, "loss": value} for i, value in enumerate(values)]
+    said = verdict(run_of("base", metrics=rows)).replace("\u2212", "-")
+    assert said.startswith(f"Training loss {words}")
+
+
+def test_an_outlier_at_an_end_does_not_turn_the_verdict() -> None:
+    values = [19.5, *map(float, range(19))]
+    assert beyond_noise(np.array(values)) == pytest.approx(16.5 - 5.625)
+    rows = [{"step": i, "loss": value} for i, value in enumerate(values)]
+    said = verdict(run_of("base", metrics=rows))
+    assert said == "Training loss did not move beyond noise (19.50 to 18.00 nats per token)."
 
 
 def test_the_sft_verdict_tells_the_perplexities_of_the_summary() -> None:

@@ -88,6 +88,14 @@ def test_a_long_log_is_drawn_with_its_running_mean_and_stays_small() -> None:
     assert len(picture.svg) < 60_000
 
 
+def test_completion_lengths_of_earlier_runs_are_drawn_too() -> None:
+    (length,) = [curve for curve in PPO if curve.name == "length"]
+    for name in ("completions/mean_length", "objective/completion_length"):
+        rows = [{"episode": 8 * i, name: 40.0 + i} for i in range(3)]
+        (picture,) = draw_curves([length], rows, {})
+        assert [key.label for key in picture.keys] == ["mean length"]
+
+
 def test_a_page_with_episodes_has_them_on_the_axis() -> None:
     rows = [{"step": i, "episode": 128 * i, "objective/kl": i / 10} for i in (1, 2, 3)]
     (picture,) = draw_curves(PPO, rows, {})

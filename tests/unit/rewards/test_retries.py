@@ -11,7 +11,6 @@ import pytest
 
 from recipes.lib.errors import UserError
 from recipes.lib.rewards import retries
-from recipes.lib.rewards.arguments import RewardArguments
 from recipes.lib.rewards.retries import RewardProcess, is_transient, with_retries
 
 FUNCTIONS = """
@@ -167,15 +166,3 @@ def test_the_wait_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="drops failed 4 times"):
         with_retries(drops, 3)(completions=[])
     assert waits == [1.0, 2.0, 4.0]
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"reward_timeout": 0.0}, r"reward_timeout=0\.0: must be above 0"),
-        ({"reward_retries": -1}, "reward_retries=-1: must be 0 or more"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        RewardArguments(reward_funcs=["f.py:g"], **values).rewards()

@@ -169,8 +169,8 @@ def test_a_run_that_has_not_ended_is_no_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "values", "remedy"),
     [
-        ("evaluate", {"run": "a", "baseline": "b"}, "lower batch_size or max_new_tokens"),
-        ("feedback", {"action": "simulate"}, "lower sampling_batch_size or max_new_tokens"),
+        ("evaluate", {"run": "a", "baseline": "b"}, "lower batch_size or max_completion_length"),
+        ("feedback", {"action": "simulate"}, "lower sampling_batch_size or max_completion_length"),
         ("sft", {"dataset_name": "rows.jsonl", "use_cpu": True}, "lower per_device_train_batch_"),
     ],
 )

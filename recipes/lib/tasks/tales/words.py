@@ -22,18 +22,7 @@ PLACES = {
     "garden": "in the garden",
     "village": "in the village",
 }
-DEEDS = (
-    "lost",
-    "found",
-    "hid",
-    "dropped",
-    "wanted",
-    "made",
-    "bought",
-    "broke",
-    "painted",
-    "carried",
-)
+DEEDS = tuple("lost found hid dropped wanted made bought broke painted carried".split())
 HAPPY = ("happy", "glad", "merry", "cheerful", "joyful", "proud")
 SAD = ("sad", "lonely", "afraid", "gloomy", "unhappy", "sorry")
 WARM = ("kind", "gentle", "sweet", "lovely", "dear", "warm")
