@@ -11,6 +11,7 @@ Nothing is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments, check_data
 from recipes.lib.data.loading import read_rows
+from recipes.lib.data.problems import brief_place, named_columns, places_of
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.models.folders import TrustArguments
@@ -103,20 +105,21 @@ def tokenizer_of(script: DataPageArguments) -> Any:
     return tokenizer
 
 
-def usable_rows(train: Dataset, shape: Format) -> tuple[Dataset, list[str]]:
+def usable_rows(train: Dataset, shape: Format, label: str) -> tuple[Dataset, list[str]]:
     """The rows that training could use, and in words what is wrong with the others."""
     from recipes.lib.data.row_checks import find_problems
 
-    problems = find_problems(train, shape.columns)
+    problems, places = find_problems(train, shape.columns), places_of(train)
     bad = {row for problem in problems for row in problem.rows}
     told = [
-        f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in row {problem.rows[0]}"
+        f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in "
+        + brief_place(places[problem.rows[0]], label)
         for problem in problems
     ]
     if not bad:
         return train, []
     good = train.select([row for row in range(len(train)) if row not in bad])
-    return good, [f"{len(bad):,} of {len(train):,} (counted from 0)", *told]
+    return good, [f"{len(bad):,} of {len(train):,}", *told]
 
 
 def describe_repeated(train: Dataset, test: Dataset | None) -> list[str]:
@@ -149,23 +152,28 @@ def measure(
     return [row_length(token_rows(row, shape, tokenizer, only)) for row in few]
 
 
-def lost_facts(rows: Dataset, tokenizer: Any, shape: Format) -> dict[str, list[str]]:
+def lost_facts(rows: Dataset, tokenizer: Any, shape: Format, label: str) -> dict[str, list[str]]:
     """In words: characters that the tokenizer has no token for."""
     from recipes.lib.data.tokenizer_fit import count_lost, describe_lost
 
     lost, touched, problems = count_lost(rows, tokenizer, shape.columns)
     told = [f"{problem.what}: {len(problem.rows):,} bad rows" for problem in problems]
-    return {"lost": [describe_lost(lost, touched), *told]} if lost else {}
+    if not lost:
+        return {}
+    first = brief_place(places_of(rows)[touched[0]], label)
+    return {"lost": [describe_lost(lost, len(touched), first), *told]}
 
 
-def length_facts(page: Page, lengths: list[Length], shape: Format, model: str | None) -> None:
+def length_facts(
+    page: Page, lengths: list[Length], shape: Format, model: str | None, places: Sequence[str]
+) -> None:
     """Put lengths, their plot and the effect of a limit on the page."""
     from recipes.lib.data.lengths import length_bins, limit_effects, quantile
 
     silent = [row for row, length in enumerate(lengths) if not length.has_loss]
     if silent and shape.columns != ("prompt",):
         page.facts["no loss"] = [
-            f"{len(silent):,} rows have no token to learn from, first of the good rows {silent[0]}"
+            f"{len(silent):,} rows have no token to learn from, first {places[silent[0]]}"
         ]
     numbers = [length.whole for length in lengths]
     page.unit = "tokens" if model else "characters"
@@ -192,7 +200,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data cannot be read, or has none of TRL's formats.
     """
-    from recipes.lib.data.formats import format_of
+    from recipes.lib.data.formats import format_of, other_readings
     from recipes.lib.data.preview import Page, examples_of_row, show_page
     from recipes.lib.data.splitting import split_rows
 
@@ -200,32 +208,35 @@ def run(config: Config) -> dict[str, Any]:
     check_keys(script)
     train, test = unchecked_rows(script)
     shape = format_of(train)
-    rows, faults = usable_rows(train, shape)
+    rows, faults = usable_rows(train, shape, script.label)
     if test is None and script.test_fraction > 0:
         rows, test = split_rows(rows, script.test_fraction, script.seed)
     tokenizer = tokenizer_of(script)
     page = Page(title=", ".join(script.data_names()), limit=script.max_length)
     first = (rows if len(rows) else train)[0]
+    as_what = other_readings(named_columns(train), first)
     kind = "messages" if isinstance(first[shape.columns[0]], list) else "text"
-    others = [name for name in train.column_names if name not in shape.columns]
+    others = [name for name in named_columns(train) if name not in shape.columns]
     counts = [f"{len(rows):,} to train on, {0 if test is None else len(test):,} to test on"]
     if script.max_rows is not None or script.streaming:
         counts.append("the first ones alone: what stands behind them was not read")
     page.facts = {
         "format": [f"{shape.name}, {kind}", f"for {', '.join(shape.recipes)}"],
+        **({"or as": as_what} if as_what else {}),
         "columns": [", ".join(shape.columns)] + ([f"and {', '.join(others)}"] if others else []),
         "rows": counts,
         "bad rows": faults or ["none"],
         "repeated": describe_repeated(rows, test),
     }
     if tokenizer is not None:
-        page.facts |= lost_facts(rows, tokenizer, shape)
+        page.facts |= lost_facts(rows, tokenizer, shape, script.label)
     lengths = measure(script, rows, shape, tokenizer)
     if lengths:
-        length_facts(page, lengths, shape, script.model_name_or_path)
-        for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
+        places = [brief_place(place, script.label) for place in places_of(rows)]
+        length_facts(page, lengths, shape, script.model_name_or_path, places)
+        for place, row in zip(places[: script.num_samples], rows, strict=False):
             only = script.assistant_only_loss
-            page.examples += examples_of_row(number, row, shape, tokenizer, only)
+            page.examples += examples_of_row(place, row, shape, tokenizer, only)
     show_page(page)
     summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
     return summary | {"num_test": 0 if test is None else len(test), "unit": page.unit}
