@@ -19,7 +19,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments, check_data
 from recipes.lib.data.loading import read_rows
-from recipes.lib.data.problems import brief_place, named_columns, places_of
+from recipes.lib.data.problems import PLACE, brief_place, named_columns, places_of
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.models.folders import TrustArguments
@@ -105,15 +105,14 @@ def tokenizer_of(script: DataPageArguments) -> Any:
     return tokenizer
 
 
-def usable_rows(train: Dataset, shape: Format, label: str) -> tuple[Dataset, list[str]]:
+def usable_rows(train: Dataset, shape: Format) -> tuple[Dataset, list[str]]:
     """The rows that training could use, and in words what is wrong with the others."""
     from recipes.lib.data.row_checks import find_problems
 
     problems, places = find_problems(train, shape.columns), places_of(train)
     bad = {row for problem in problems for row in problem.rows}
     told = [
-        f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in "
-        + brief_place(places[problem.rows[0]], label)
+        f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in {places[problem.rows[0]]}"
         for problem in problems
     ]
     if not bad:
@@ -152,16 +151,14 @@ def measure(
     return [row_length(token_rows(row, shape, tokenizer, only)) for row in few]
 
 
-def lost_facts(rows: Dataset, tokenizer: Any, shape: Format, label: str) -> dict[str, list[str]]:
+def lost_facts(rows: Dataset, tokenizer: Any, shape: Format) -> dict[str, list[str]]:
     """In words: characters that the tokenizer has no token for."""
     from recipes.lib.data.tokenizer_fit import count_lost, describe_lost
 
     lost, touched, problems = count_lost(rows, tokenizer, shape.columns)
     told = [f"{problem.what}: {len(problem.rows):,} bad rows" for problem in problems]
-    if not lost:
-        return {}
-    first = brief_place(places_of(rows)[touched[0]], label)
-    return {"lost": [describe_lost(lost, len(touched), first), *told]}
+    places = [places_of(rows)[row] for row in touched]
+    return {"lost": [describe_lost(lost, places), *told]} if lost else {}
 
 
 def length_facts(
@@ -208,7 +205,7 @@ def run(config: Config) -> dict[str, Any]:
     check_keys(script)
     train, test = unchecked_rows(script)
     shape = format_of(train)
-    rows, faults = usable_rows(train, shape, script.label)
+    rows, faults = usable_rows(train, shape)
     if test is None and script.test_fraction > 0:
         rows, test = split_rows(rows, script.test_fraction, script.seed)
     tokenizer = tokenizer_of(script)
@@ -229,13 +226,12 @@ def run(config: Config) -> dict[str, Any]:
         "repeated": describe_repeated(rows, test),
     }
     if tokenizer is not None:
-        page.facts |= lost_facts(rows, tokenizer, shape, script.label)
+        page.facts |= lost_facts(rows, tokenizer, shape)
     lengths = measure(script, rows, shape, tokenizer)
     if lengths:
-        places = [brief_place(place, script.label) for place in places_of(rows)]
-        length_facts(page, lengths, shape, script.model_name_or_path, places)
-        for place, row in zip(places[: script.num_samples], rows, strict=False):
-            only = script.assistant_only_loss
+        length_facts(page, lengths, shape, script.model_name_or_path, places_of(rows))
+        for row in rows.select(range(min(script.num_samples, len(rows)))):
+            place, only = brief_place(row[PLACE], script.label), script.assistant_only_loss
             page.examples += examples_of_row(place, row, shape, tokenizer, only)
     show_page(page)
     summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}

@@ -187,10 +187,10 @@ def test_the_page_with_a_tokenizer(folder: Path, capsys: pytest.CaptureFixture[s
     out = shown(capsys, *argv, "--num_samples", "1")
     assert "prompt-completion, text" in out
     assert "for sft, ppo, rloo, grpo, feedback" in out
-    assert "or as      prompt-only: prompt alone, for ppo, rloo, grpo, feedback\n" in out
+    assert "prompt-only: prompt alone, for ppo, rloo, grpo, feedback" in out
     assert "and id" in out
     assert "20 to train on, 0 to test on" in out
-    assert "1 of 21\n" in out
+    assert "1 of 21 " in out
     assert "column 'prompt' is empty: 1, first in line 20" in out
     assert "1 training rows repeat an earlier one" in out
     assert "1 rows are cut at 20 tokens; 10 are dropped" in out
@@ -265,7 +265,7 @@ def test_rows_without_a_turn_of_the_assistant_are_bad(
 ) -> None:
     rows = [{"messages": USER + GOOD}, {"messages": USER}, {"messages": USER + BAD}]
     out = shown(capsys, str(write(folder / "rows.jsonl", rows)))
-    assert "1 of 3\n" in out
+    assert "1 of 3 " in out
     assert "column 'messages' has no turn of the assistant: 1, first in line 2" in out
 
 

@@ -32,8 +32,8 @@ LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*
 LIKE_TURN = re.compile(r"""\s*\{\s*['"](role|content|from|value)['"]\s*:""")  # sharegpt's sides
 ALWAYS = ("messages", "conversations")  # no text is meant there
 # pyarrow's errors are ValueErrors, TypeErrors and OverflowErrors; csv and gzip have their own.
+PACKED_ERRORS = (EOFError, zlib.error)
 READ_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error)
-READ_ERRORS += (EOFError, zlib.error)
 
 
 class BrokenRowError(ValueError):
@@ -48,7 +48,7 @@ def plain_name(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".gz"))
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> Any:
     """Open a file for reading, uncompressed."""
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
@@ -95,7 +95,7 @@ def readable(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, *PACKED_ERRORS) as error:
         raise UserError(
             f"dataset_name={name}: cannot be read as rows ({first_line(error)}); mend the file."
         ) from error
@@ -311,11 +311,11 @@ def _read_text(path: Path, on_bad_rows: str) -> list[Row]:
     with open_file(path) as file:
         data = file.read()
     kind, content = plain_name(path).suffix, data.removeprefix(b"\xef\xbb\xbf")
-    if kind in (".json", ".jsonl") and content.lstrip().startswith(b"["):
-        return _json_list(content, path)
+    is_list = kind in (".json", ".jsonl") and content.lstrip().startswith(b"[")
     if kind == ".csv":
         _decoded(data, path, "utf-8-sig")
-    rows, problems, places = keep_good(text_rows(io.BytesIO(data), path))
+    placed = _json_list(content, path) if is_list else text_rows(io.BytesIO(data), path)
+    rows, problems, places = keep_good(placed)
     refuse_or_drop(str(path), problems, places, on_bad_rows)
     return rows
 
@@ -329,16 +329,13 @@ def _decoded(data: bytes, path: Path, encoding: str) -> str:
         ) from error
 
 
-def _json_list(data: bytes, path: Path) -> list[Row]:
+def _json_list(data: bytes, path: Path) -> Placed:
     try:
         rows = _loads(_decoded(data, path, "utf-8"))
     except BrokenRowError as error:
         line = getattr(error.__cause__, "lineno", None)
         raise UserError(f"{path}{f':{line}' if line else ''}: {error}; mend it.") from error
-    wrong = [number for number, row in enumerate(rows) if not isinstance(row, dict) or not row]
-    if wrong:
-        raise UserError(
-            f"{path}: item {wrong[0]} of the list (counted from 0) is not a JSON object with "
-            "keys; write one object for each row."
-        )
-    return [row | {PLACE: f"row {n} (counted from 0) of {path}"} for n, row in enumerate(rows)]
+    for number, row in enumerate(rows):
+        is_good = isinstance(row, dict) and row
+        fault = BrokenRowError("not a JSON object with keys")
+        yield f"row {number} (counted from 0) of {path}", row if is_good else fault

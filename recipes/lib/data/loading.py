@@ -8,10 +8,9 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.arguments import DataArguments, check_data, parts_of
+from recipes.lib.data.arguments import DataArguments, check_data, parts_of, test_part
 from recipes.lib.data.file_rows import to_dataset
 from recipes.lib.data.formats import (
     FORMATS,
@@ -114,11 +113,9 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     ]
     test = join_datasets(*map(list, zip(*tests, strict=True))) if tests else None
     if args.test_dataset_name is not None:
-        name, key = args.test_dataset_name, args.dataset_test_split
-        splits = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
-        part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
-        part = replace(part, columns=args.columns)
-        rows = choose_split(splits, key, name, "dataset_test_split")
+        part, key = test_part(args), args.dataset_test_split
+        splits = read_splits(part.path, split=key, on_bad_rows=args.on_bad_rows)
+        rows = choose_split(splits, key, part.path, "dataset_test_split")
         test = in_trl_format(rows, part, args.on_bad_rows)
     if test is not None:
         refuse_split(args)

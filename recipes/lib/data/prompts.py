@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.problems import PLACE, named_columns, places_of
+from recipes.lib.data.problems import named_columns, places_of
 from recipes.lib.errors import UserError, one_sentence
 from recipes.lib.models.tokenizers import without_bos
 
@@ -35,11 +35,9 @@ class Prompts:
         return len(self.ids)
 
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        """Further columns of some rows, for reward functions, and where the rows stand."""
-        others = [name for name in named_columns(self.data) if name != "prompt"]
-        given = {name: [self.data[row][name] for row in rows] for name in others}
-        places = places_of(self.data)
-        return given | {PLACE: [places[row] for row in rows]}
+        """Further columns of some rows, for reward functions."""
+        others = [name for name in self.data.column_names if name != "prompt"]
+        return {name: [self.data[row][name] for row in rows] for name in others}
 
 
 def tokenize_prompts(

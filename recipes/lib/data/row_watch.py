@@ -39,9 +39,8 @@ def fate_of(found: Sequence[Tokens], args: Any) -> str:
     keeps_end = limit and not is_packed and getattr(args, "truncation_mode", "") == "keep_end"
     part = slice(-limit, None) if keeps_end else slice(limit)
     is_masked = getattr(args, "completion_only_loss", None) is not False
-    if is_masked and any(True not in one.has_loss[part] for one in found):
-        return SILENT
-    if limit and len({tuple(one.ids[part]) for one in found}) < len(found):
+    silent = is_masked and any(True not in one.has_loss[part] for one in found)
+    if silent or (limit and len({tuple(one.ids[part]) for one in found}) < len(found)):
         return SILENT
     return CUT if limit else ""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.arguments import DataArguments, check_data, parts_of
+from recipes.lib.data.arguments import DataArguments, check_data, parts_of, test_part
 from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, readable, to_dataset
 from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.loading import (
@@ -198,11 +198,8 @@ def _test_rows(
     if args.datasets and args.test_fraction > 0:
         return None
     if args.test_dataset_name is not None:
-        key = args.dataset_test_split
-        path, kind = args.test_dataset_name, args.dataset_format
-        part = Part(path=path, format=kind, text_field=args.text_field, split=key)
-        part = replace(part, columns=args.columns)
-        source = choose_split(find_sources(path, key), key, path, "dataset_test_split")
+        part, key = test_part(args), args.dataset_test_split
+        source = choose_split(find_sources(part.path, key), key, part.path, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:
         return None

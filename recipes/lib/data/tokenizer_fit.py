@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.file_rows import Row
-from recipes.lib.data.problems import Problem, brief_place, places_of, refuse_or_drop
+from recipes.lib.data.problems import Problem, places_of, refuse_or_drop
 from recipes.lib.data.row_checks import TEMPLATE_COLUMNS, TEXT_COLUMNS, iterate_rows
 from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenization import tools_of
@@ -72,7 +72,7 @@ def fit_to_tokenizer(
             problems += refused_by_template(rows, tokenizer, template)
         bad, places = refuse_or_drop(name, problems, places_of(rows), on_bad_rows), places_of(rows)
         if set(touched) - bad:
-            told = describe_lost(lost, len(touched), brief_place(places[touched[0]], name))
+            told = describe_lost(lost, [places[row] for row in touched])
             note(f"{name}: {told}; the model does not see them.")
         if bad:
             rows = rows.select([row for row in range(len(rows)) if row not in bad])
@@ -176,12 +176,12 @@ class LostCharacters:
         return there - Counter(self.tokenizer.decode(kept))
 
 
-def describe_lost(lost: list[str], num_rows: int, place: str) -> str:
+def describe_lost(lost: list[str], places: list[str]) -> str:
     """In words, without the full stop: characters that a tokenizer lacks, and where they are."""
     shown = ", ".join(map(repr, lost[:NUM_SHOWN])) + (", ..." if len(lost) > NUM_SHOWN else "")
     return (
         f"the tokenizer has no token for {len(lost)} of the characters ({shown}), in "
-        f"{num_rows} rows, first in {place}"
+        f"{len(places)} rows, first in {places[0]}"
     )
 
 

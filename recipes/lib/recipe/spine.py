@@ -95,7 +95,6 @@ def make_row_trainer(
     Raises:
         UserError: As of `make_trainer`; or rows do not fit.
     """
-    on_bad_rows = config.script.on_bad_rows
     path = getattr(config.training, TEMPLATE_KEY, None)
     template = tokenizer.chat_template if path is None else read_template(path)
     if path is not None:
@@ -113,7 +112,7 @@ def make_row_trainer(
         for some, known in splits
     )
     trainer = make_trainer(trainer_class, config, tokenizer, train, test, **arguments)
-    account_for_rows(trainer, rows, on_bad_rows)
+    account_for_rows(trainer, rows, config.script.on_bad_rows)
     check_fit(trainer, rows.known[0])
     return trainer
 

@@ -6,7 +6,6 @@ they are told and counted, and rows in which nothing is left to learn from are b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel
@@ -15,6 +14,7 @@ from transformers import Trainer
 from recipes.lib.data.formats import format_of
 from recipes.lib.data.problems import PLACE, places_of
 from recipes.lib.data.prompts import Prompts, check_context, context_length, tokenize_prompts
+from recipes.lib.data.row_checks import iterate_rows
 from recipes.lib.data.row_watch import CUT, SILENT, fate_of
 from recipes.lib.data.tokenization import Tokens, tokenize_row
 from recipes.lib.errors import UserError, note
@@ -147,8 +147,8 @@ def _used_tokens(rows: Any, names: list[str]) -> set[int]:
     if not hasattr(rows, "__len__"):
         return {token for name in names for token in next(iter(rows))[name]}
     used: set[int] = set()
-    for row in _lists(rows, *names):
-        used.update(*row)
+    for row in iterate_rows(rows, names):
+        used.update(*row.values())
     return used
 
 
@@ -214,9 +214,8 @@ def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
         fates, places = _fates(trainer, made, given), places_of(given)
         good = [row for row, number in enumerate(made[ROW_NUMBER]) if fates[number] != SILENT]
         made = made if len(good) == len(made) else made.select(good)
-        setattr(
-            trainer, name, made.remove_columns(sorted({ROW_NUMBER, PLACE} & {*made.column_names}))
-        )
+        ours = {ROW_NUMBER, PLACE}.intersection(made.column_names)
+        setattr(trainer, name, made.remove_columns(sorted(ours)))
         numbers = {number for number, fate in fates.items() if fate != SILENT}
         gone = [number for number in range(len(given)) if number not in numbers]
         cut = [number for number, fate in fates.items() if fate == CUT]
@@ -224,9 +223,8 @@ def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
             where = f"in {len(gone)} of {len(given)} {word} rows, first in {places[gone[0]]}"
             _tell_gone(trainer, where, on_bad_rows)
         if cut:
-            limit = f"max_length={trainer.args.max_length}"
-            of_all = f"{len(cut)} of {len(given)} {word} rows"
-            note(f"{limit}: {of_all} are cut, first {places[min(cut)]}.")
+            of_all = f"{trainer.args.max_length}: {len(cut)} of {len(given)} {word} rows"
+            note(f"max_length={of_all} are cut, first {places[min(cut)]}.")
         if word == "training":
             trainer.row_counts = {"num_rows_cut": len(cut), "num_rows_left_out": len(gone)}
 
@@ -247,23 +245,20 @@ def _tell_gone(trainer: Trainer, where: str, on_bad_rows: str) -> None:
 
 def _fates(trainer: Trainer, made: Any, given: Any) -> dict[int, str]:
     """What becomes of the rows that TRL has made and not left out, by their number."""
-    args, columns, sides = trainer.args, made.column_names, SIDE_COLUMNS[1:4]
+    args, columns = trainer.args, made.column_names
     fates = dict.fromkeys(made[ROW_NUMBER], "")
     if "labels" in columns:
-        for number, ids, labels in _lists(made, ROW_NUMBER, "input_ids", "labels"):
-            found = [Tokens("", ids, [label != IGNORED for label in labels])]
+        for row in iterate_rows(made, [ROW_NUMBER, "input_ids", "labels"]):
+            ids, number = row["input_ids"], row[ROW_NUMBER]
+            found = [Tokens("", ids, [label != IGNORED for label in row["labels"]])]
             if len(ids) == args.max_length:  # cut already, or as long as that
                 found = tokenize_row(given[number], format_of(given), trainer.processing_class)
             fates[number] = fate_of(found, args)
     elif PROMPT in columns:
-        names = [name for name in sides if name in columns]
-        for number, prompt, *others in _lists(made, ROW_NUMBER, PROMPT, *names):
+        sides = [name for name in SIDE_COLUMNS[1:4] if name in columns]
+        for row in iterate_rows(made, [ROW_NUMBER, PROMPT, *sides]):
+            prompt, others = row[PROMPT], [row[side] for side in sides]
             start = [False] * len(prompt)
             found = [Tokens("", prompt + ids, start + [True] * len(ids)) for ids in others]
-            fates[number] = fate_of(found, args)
+            fates[row[ROW_NUMBER]] = fate_of(found, args)
     return fates
-
-
-def _lists(rows: Any, *names: str) -> Iterator[tuple[Any, ...]]:
-    for batch in rows.select_columns(list(names)).iter(BATCH_SIZE):
-        yield from zip(*(batch[name] for name in names), strict=True)

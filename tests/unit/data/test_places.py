@@ -13,6 +13,7 @@ from recipes.kto import KTOArguments, load_unpaired
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.formats import other_readings
 from recipes.lib.data.loading import load_splits
+from recipes.lib.data.mixtures import Part
 from recipes.lib.data.problems import PLACE
 from recipes.lib.data.sources import find_sources
 from recipes.lib.errors import UserError
@@ -90,7 +91,7 @@ def test_a_place_stays_with_its_row(tmp_path: Path) -> None:
         rows = [json.dumps(row | {"source": f"{name}{n}"}) for n, row in enumerate(good)]
         rows[4], rows[7], rows[9] = "", "{broken", '{"messages": []}'
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows).replace("q ", f"{name} "))
-    parts = [{"path": str(tmp_path / "a.jsonl"), "weight": 0.5}, {"path": f"{tmp_path}/b.jsonl"}]
+    parts = [Part(path=f"{tmp_path}/a.jsonl", weight=0.5), Part(path=f"{tmp_path}/b.jsonl")]
     args = DataArguments(datasets=parts, on_bad_rows="drop", test_fraction=0.3)
     train, test = load_splits(args, 3, ("messages",))
     assert test is not None
@@ -115,7 +116,7 @@ def test_a_place_stays_with_both_sides_of_a_pair_under_kto(tmp_path: Path) -> No
 def test_a_bad_row_of_a_mixture_or_of_a_folder_is_named_with_its_file(tmp_path: Path) -> None:
     good, bad = {"prompt": "a"}, {"prompt": " "}
     one, two = write(tmp_path / "one.jsonl", [good]), write(tmp_path / "two.jsonl", [good, bad])
-    args = DataArguments(datasets=[{"path": str(one)}, {"path": str(two)}])
+    args = DataArguments(datasets=[Part(path=str(one)), Part(path=str(two))])
     with pytest.raises(UserError, match=rf"in 1 of 3 rows, first in line 2 of {two}; mend"):
         load_splits(args, 0, ("prompt",))
     (tmp_path / "both").mkdir()
