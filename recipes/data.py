@@ -11,6 +11,7 @@ Nothing is written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments, check_data
 from recipes.lib.data.loading import read_rows
+from recipes.lib.data.problems import PLACE, brief_place, named_columns, places_of
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments, set_chat_template
 from recipes.lib.models.folders import TrustArguments
@@ -107,16 +109,16 @@ def usable_rows(train: Dataset, shape: Format) -> tuple[Dataset, list[str]]:
     """The rows that training could use, and in words what is wrong with the others."""
     from recipes.lib.data.row_checks import find_problems
 
-    problems = find_problems(train, shape.columns)
+    problems, places = find_problems(train, shape.columns), places_of(train)
     bad = {row for problem in problems for row in problem.rows}
     told = [
-        f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in row {problem.rows[0]}"
+        f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in {places[problem.rows[0]]}"
         for problem in problems
     ]
     if not bad:
         return train, []
     good = train.select([row for row in range(len(train)) if row not in bad])
-    return good, [f"{len(bad):,} of {len(train):,} (counted from 0)", *told]
+    return good, [f"{len(bad):,} of {len(train):,}", *told]
 
 
 def describe_repeated(train: Dataset, test: Dataset | None) -> list[str]:
@@ -155,17 +157,20 @@ def lost_facts(rows: Dataset, tokenizer: Any, shape: Format) -> dict[str, list[s
 
     lost, touched, problems = count_lost(rows, tokenizer, shape.columns)
     told = [f"{problem.what}: {len(problem.rows):,} bad rows" for problem in problems]
-    return {"lost": [describe_lost(lost, touched), *told]} if lost else {}
+    places = [places_of(rows)[row] for row in touched]
+    return {"lost": [describe_lost(lost, places), *told]} if lost else {}
 
 
-def length_facts(page: Page, lengths: list[Length], shape: Format, model: str | None) -> None:
+def length_facts(
+    page: Page, lengths: list[Length], shape: Format, model: str | None, places: Sequence[str]
+) -> None:
     """Put lengths, their plot and the effect of a limit on the page."""
     from recipes.lib.data.lengths import length_bins, limit_effects, quantile
 
     silent = [row for row, length in enumerate(lengths) if not length.has_loss]
     if silent and shape.columns != ("prompt",):
         page.facts["no loss"] = [
-            f"{len(silent):,} rows have no token to learn from, first of the good rows {silent[0]}"
+            f"{len(silent):,} rows have no token to learn from, first {places[silent[0]]}"
         ]
     numbers = [length.whole for length in lengths]
     page.unit = "tokens" if model else "characters"
@@ -192,7 +197,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data cannot be read, or has none of TRL's formats.
     """
-    from recipes.lib.data.formats import format_of
+    from recipes.lib.data.formats import format_of, other_readings
     from recipes.lib.data.preview import Page, examples_of_row, show_page
     from recipes.lib.data.splitting import split_rows
 
@@ -206,13 +211,15 @@ def run(config: Config) -> dict[str, Any]:
     tokenizer = tokenizer_of(script)
     page = Page(title=", ".join(script.data_names()), limit=script.max_length)
     first = (rows if len(rows) else train)[0]
+    as_what = other_readings(named_columns(train), first)
     kind = "messages" if isinstance(first[shape.columns[0]], list) else "text"
-    others = [name for name in train.column_names if name not in shape.columns]
+    others = [name for name in named_columns(train) if name not in shape.columns]
     counts = [f"{len(rows):,} to train on, {0 if test is None else len(test):,} to test on"]
     if script.max_rows is not None or script.streaming:
         counts.append("the first ones alone: what stands behind them was not read")
     page.facts = {
         "format": [f"{shape.name}, {kind}", f"for {', '.join(shape.recipes)}"],
+        **({"or as": as_what} if as_what else {}),
         "columns": [", ".join(shape.columns)] + ([f"and {', '.join(others)}"] if others else []),
         "rows": counts,
         "bad rows": faults or ["none"],
@@ -222,10 +229,10 @@ def run(config: Config) -> dict[str, Any]:
         page.facts |= lost_facts(rows, tokenizer, shape)
     lengths = measure(script, rows, shape, tokenizer)
     if lengths:
-        length_facts(page, lengths, shape, script.model_name_or_path)
-        for number, row in enumerate(rows.select(range(min(script.num_samples, len(rows))))):
-            only = script.assistant_only_loss
-            page.examples += examples_of_row(number, row, shape, tokenizer, only)
+        length_facts(page, lengths, shape, script.model_name_or_path, places_of(rows))
+        for row in rows.select(range(min(script.num_samples, len(rows)))):
+            place, only = brief_place(row[PLACE], script.label), script.assistant_only_loss
+            page.examples += examples_of_row(place, row, shape, tokenizer, only)
     show_page(page)
     summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
     summary |= {"format": shape.name, "recipes": list(shape.recipes)}

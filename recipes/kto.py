@@ -70,11 +70,9 @@ def load_unpaired(script: KTOArguments, seed: int) -> Rows:
     Raises:
         UserError: As load_splits.
     """
-    from recipes.lib.trainers.row_fit import with_row_numbers
-
     script.splits_labelled = True
     train, test = load_splits(script, seed, columns_of, BESIDE)
-    train = with_row_numbers(_unpaired(train)).shuffle(seed=seed)
+    train = _unpaired(train).shuffle(seed=seed)
     return Rows(train, None if test is None else _unpaired(test), train)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.problems import named_columns
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
@@ -68,7 +69,7 @@ def columns_of(dataset: Dataset) -> tuple[str, ...]:
         if set(columns) <= set(dataset.column_names):
             return columns
     raise UserError(
-        f"dataset_name: the columns are {', '.join(dataset.column_names)}; SFT needs prompt and "
+        f"dataset_name: the columns are {', '.join(named_columns(dataset))}; SFT needs prompt and "
         "completion, or messages, or text."
     )
 

@@ -1,8 +1,11 @@
 """What the tests of recipes have in common: settings of short runs, rows on disk, LoRA."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from recipes.lib.data.problems import PLACE
 
 FAST = {
     "gradient_checkpointing": False,
@@ -20,6 +23,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as their file has them, without the column of their places."""
+    return [{name: value for name, value in row.items() if name != PLACE} for row in rows]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

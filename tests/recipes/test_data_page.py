@@ -187,13 +187,14 @@ def test_the_page_with_a_tokenizer(folder: Path, capsys: pytest.CaptureFixture[s
     out = shown(capsys, *argv, "--num_samples", "1")
     assert "prompt-completion, text" in out
     assert "for sft, ppo, rloo, grpo, feedback" in out
+    assert "prompt-only: prompt alone, for ppo, rloo, grpo, feedback" in out
     assert "and id" in out
     assert "20 to train on, 0 to test on" in out
-    assert "1 of 21 (counted from 0)" in out
-    assert "column 'prompt' is empty: 1, first in row 19" in out
+    assert "1 of 21 " in out
+    assert "column 'prompt' is empty: 1, first in line 20" in out
     assert "1 training rows repeat an earlier one" in out
     assert "1 rows are cut at 20 tokens; 10 are dropped" in out
-    assert "row 0: 5 tokens, 3 with loss" in out
+    assert "line 1: 5 tokens, 3 with loss" in out
     assert "context |the cat\n" in out
     assert "LOSS # sat . <eos>\n" in out
     assert "-- max_length 20" in out
@@ -264,8 +265,8 @@ def test_rows_without_a_turn_of_the_assistant_are_bad(
 ) -> None:
     rows = [{"messages": USER + GOOD}, {"messages": USER}, {"messages": USER + BAD}]
     out = shown(capsys, str(write(folder / "rows.jsonl", rows)))
-    assert "1 of 3 (counted from 0)" in out
-    assert "column 'messages' has no turn of the assistant: 1, first in row 1" in out
+    assert "1 of 3 " in out
+    assert "column 'messages' has no turn of the assistant: 1, first in line 2" in out
 
 
 def test_rows_whose_loss_mask_is_empty_are_counted(
@@ -280,7 +281,7 @@ def test_rows_whose_loss_mask_is_empty_are_counted(
     rows = [{"prompt": USER, "completion": GOOD}, {"prompt": USER, "completion": one_word}]
     argv = [str(write(folder / "rows.jsonl", rows)), "--model_name_or_path", str(folder / "tiny")]
     out = shown(capsys, *argv, "--chat_template_path", str(folder / "own.jinja"))
-    assert "1 rows have no token to learn from, first of the good rows 1" in out
+    assert "1 rows have no token to learn from, first line 2" in out
 
 
 @pytest.mark.parametrize(

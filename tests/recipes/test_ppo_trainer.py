@@ -283,10 +283,10 @@ def test_what_cannot_work_is_refused_with_key_and_remedy(
     [
         ([0.0], "returned 1 values for 8 completions"),
         ("no list", "returned 'no list' for 8 completions"),
-        ([float("nan")] * 8, "returned nan for row 0"),
-        ([0.0] * 7 + [float("inf")], "returned inf for row 7"),
-        (["1.0"] * 8, "returned '1.0' for row 0"),
-        ([None] * 8, "every reward function returned None for row 0"),
+        ([float("nan")] * 8, r"returned nan for row \d of the batch"),
+        ([0.0] * 7 + [float("inf")], r"returned inf for row \d of the batch"),
+        (["1.0"] * 8, r"returned '1.0' for row \d of the batch"),
+        ([None] * 8, r"every reward function returned None for row \d of the batch"),
     ],
 )
 def test_a_reward_function_that_says_nonsense_stops_the_run(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_a_conversation_without_an_answer_is_a_bad_row(values: dict[str, Any], p
     answer = attempt("sft", flags(STEP | values), place)
     assert answer.sentence() == (
         "dataset_name=rows.jsonl (train): column 'messages' has no turn of the assistant in 1 of 3 "
-        "rows, first in row 1 (counted from 0); mend or remove them, or set on_bad_rows=drop."
+        "rows, first in line 2; mend or remove them, or set on_bad_rows=drop."
     )
     assert (answer.code, answer.changed) == (2, [])
     dropped = attempt("sft", flags(STEP | values | {"on_bad_rows": "drop"}), place)
@@ -60,15 +61,15 @@ def test_rows_whose_completion_is_cut_off_are_told(place: Path) -> None:
     values = STEP | {"max_length": 8}
     answer = attempt("sft", flags(values), place)
     assert answer.sentence() == (
-        "max_length=8: no token to learn from is left in 2 of 4 training rows, first in row 1 "
-        "(counted from 0); raise it, or set on_bad_rows=drop."
+        "max_length=8: no token to learn from is left in 2 of 4 training rows, first in line 2 "
+        "of rows.jsonl; raise it, or set on_bad_rows=drop."
     )
     assert (answer.code, answer.changed) == (2, [])
     dropped = attempt("sft", flags(values | {"on_bad_rows": "drop"}), place)
     assert dropped.code == 0
     assert (
-        "note: max_length=8: no token to learn from is left in 2 of 4 training rows, first in row "
-        "1 (counted from 0); they are dropped." in dropped.err
+        "note: max_length=8: no token to learn from is left in 2 of 4 training rows, first in "
+        "line 2 of rows.jsonl; they are dropped." in dropped.err
     )
 
 
@@ -78,7 +79,7 @@ def test_test_rows_whose_completion_is_cut_off_are_told(place: Path) -> None:
     answer = attempt(
         "sft", flags(STEP | {"max_length": 8, "test_dataset_name": "test.jsonl"}), place
     )
-    assert "left in 1 of 2 test rows, first in row 0" in answer.sentence()
+    assert "left in 1 of 2 test rows, first in line 1 of test.jsonl;" in answer.sentence()
 
 
 def test_without_a_limit_rows_without_loss_do_not_train_either(place: Path) -> None:
@@ -93,8 +94,8 @@ def test_without_a_limit_rows_without_loss_do_not_train_either(place: Path) -> N
     values = STEP | {"max_length": "None", "chat_template": template}
     answer = attempt("sft", flags(values), place)
     assert answer.sentence() == (
-        "dataset_name: no token to learn from is left in 1 of 2 training rows, first in row 1 "
-        "(counted from 0); mend them, or set on_bad_rows=drop."
+        "dataset_name: no token to learn from is left in 1 of 2 training rows, first in line 2 "
+        "of rows.jsonl; mend them, or set on_bad_rows=drop."
     )
 
 
@@ -162,7 +163,7 @@ def test_rows_that_are_cut_or_left_out_are_told_and_counted(recipe: str, place: 
     assert "no token to learn from is left in 1 of 3" in attempt(recipe, flags(values), place).err
     done = attempt(recipe, flags(values | {"on_bad_rows": "drop"}), place)
     assert done.code == 0, done.err
-    assert "max_length=8: 1 of 3 training rows are cut, first row 1 (from 0)" in done.err
+    assert "max_length=8: 1 of 3 training rows are cut, first line 2 of rows.jsonl." in done.err
     summary = json.loads(Path("run/summary.json").read_text())
     assert (summary["num_rows_cut"], summary["num_rows_left_out"]) == (1, 1)
 
@@ -181,18 +182,48 @@ def test_a_reward_models_rows_that_are_too_long_are_told_and_counted(place: Path
     write(Path("test.jsonl"), [PAIR | {"rejected": " slept ."}])
     values = STEP | {"max_length": 8, "test_dataset_name": "test.jsonl"}
     done = attempt("reward", flags(values), place)
-    assert "a side is longer in 1 of 3 training rows, first in row 1" in done.err
+    assert "a side is longer in 1 of 3 training rows, first in line 2 of rows.jsonl;" in done.err
     summary = json.loads(Path("run/summary.json").read_text())
     assert (summary["num_rows_cut"], summary["num_rows_left_out"]) == (0, 1)
 
 
+CUT = ROWS[0] | {"completion": f" {LONG}"}
+
+
 @pytest.mark.parametrize("more", [{"packing": True}, {"streaming": True}])
-def test_rows_that_are_cut_while_they_are_packed_or_streamed_are_told(
+def test_rows_that_are_cut_while_they_are_packed_or_streamed_are_told_and_counted(
     more: dict[str, Any], place: Path
 ) -> None:
-    write(Path("rows.jsonl"), [ROWS[0], ROWS[0] | {"completion": f" {LONG}"}])
-    done = attempt("sft", flags(STEP | {"max_length": 8, "max_steps": 1} | more), place)
-    assert "max_length=8: 1 of the first 2 training rows are cut, first row 1" in done.err
+    write(Path("rows.jsonl"), [ROWS[0], CUT])
+    done = attempt("sft", flags(STEP | {"max_length": 8} | more), place)
+    assert "a row is cut at max_length=8 in line 2, the first that summary.json" in done.err
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["num_rows_left_out"] == summary["num_rows_with_lost_characters"] == 0
+    if "packing" in more:
+        assert (summary["num_rows_read"], summary["num_rows_cut"]) == (2, 1)
+
+
+def test_of_a_stream_the_rows_that_training_reads_are_counted(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recipes.lib.data import streaming
+
+    monkeypatch.setattr(streaming, "HEAD_ROWS", 1)
+    monkeypatch.setattr(streaming, "SHUFFLE_BUFFER", 1)  # in the order of the file
+    write(Path("rows.jsonl"), [ROWS[0], ROWS[2], CUT, CUT, ROWS[1], CUT])
+    values = STEP | {"max_length": 8, "streaming": True, "max_steps": 3}
+    refused = attempt("sft", flags(values), place)
+    assert refused.sentence().startswith(
+        "dataset_name=rows.jsonl: a row is left without a token to learn from at max_length=8 in "
+        "line 5; mend or remove it, or set on_bad_rows=drop; "
+    )
+    shutil.rmtree("run")
+    dropped = attempt("sft", flags(values | {"on_bad_rows": "drop"}), place)
+    assert "in line 5, the first that summary.json counts in num_rows_left_out." in dropped.err
+    summary = json.loads(Path("run/summary.json").read_text())
+    # Three steps of two rows and the batch that is read ahead, in the second pass: by hand.
+    assert summary["num_rows_read"] == 9
+    assert (summary["num_rows_cut"], summary["num_rows_left_out"]) == (4, 1)
 
 
 def test_ordinary_rows_are_not_said_to_be_cut(place: Path) -> None:
@@ -240,12 +271,11 @@ def test_rows_that_the_template_refuses_are_told_with_their_number(
     write(Path("test.jsonl"), [row | {"rejected": [{"role": "assistant", "content": "a"}]}])
     told = attempt(recipe, flags(STEP | more), place)
     assert told.code == 2
-    if recipe != "kto":  # whose rows are shuffled first
-        assert re.search(r"row 5\b", told.sentence()), told.sentence()
+    assert re.search(r"line 6\b", told.sentence()), told.sentence()
     assert "no system here" in told.sentence()
     done = attempt(recipe, flags(STEP | more | {"on_bad_rows": "drop"}), place)
     assert done.code == 0, done.err
-    assert "the chat template cannot render (no system here) in 1, first in row" in done.err
+    assert "the chat template cannot render (no system here) in 1, first in line 6." in done.err
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary.get("num_rows_left_out", 0) == 0  # of those that were good
 
@@ -304,7 +334,8 @@ def test_a_prompt_that_opens_the_assistants_turn_is_gone_on_with_or_refused(
     assert answer.code == code, answer.err
     if code:
         assert (
-            "the prompt of row 1 ends with an assistant's turn (1 such rows)" in answer.sentence()
+            "the prompt of line 2 of rows.jsonl ends with an assistant's turn (1 such rows)"
+            in answer.sentence()
         )
     else:
         prompts = {row["prompt"] for row in read_jsonl(Path("run/samples.jsonl"))}

@@ -74,6 +74,12 @@ def parts_of(args: DataArguments) -> list[Part]:
     ]
 
 
+def test_part(args: DataArguments) -> Part:
+    """The test data that is named by itself, as a part."""
+    part = Part(path=str(args.test_dataset_name), format=args.dataset_format, columns=args.columns)
+    return replace(part, text_field=args.text_field, split=args.dataset_test_split)
+
+
 @dataclass(kw_only=True)
 class DataArguments:
     """Which rows a recipe trains on and which it is tested on."""
@@ -83,7 +89,7 @@ class DataArguments:
 
     dataset_name: str | None = option(
         None,
-        "Data: a .jsonl, .json, .csv or .parquet file, a folder with one such file per "
+        "Data: a .jsonl, .json, .csv, .txt (or .gz) or .parquet file, a folder with one per "
         "split, a saved dataset, a run that made data, or a Hub id.",
     )
     dataset_config: str | None = option(None, "Configuration of a Hub dataset.")

@@ -1,26 +1,29 @@
-"""Reading one file of rows: JSON lines, JSON, CSV or Parquet."""
+"""Reading one file of rows: JSON lines, JSON, CSV, text (these also in gzip), or Parquet."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import math
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from recipes.lib.data.messages import plain_messages
-from recipes.lib.data.problems import Problem, refuse_or_drop
+from recipes.lib.data.problems import PLACE, Problem, refuse_or_drop
 from recipes.lib.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+SUFFIXES = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet")
 Row = dict[str, Any]
 # Of CSV files, whose cells are all text.
 MESSAGES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
@@ -28,7 +31,8 @@ LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0
 LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 LIKE_TURN = re.compile(r"""\s*\{\s*['"](role|content|from|value)['"]\s*:""")  # sharegpt's sides
 ALWAYS = ("messages", "conversations")  # no text is meant there
-# pyarrow's errors are ValueErrors, TypeErrors and OverflowErrors; csv has its own.
+# pyarrow's errors are ValueErrors, TypeErrors and OverflowErrors; csv and gzip have their own.
+PACKED_ERRORS = (EOFError, zlib.error)
 READ_ERRORS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, csv.Error)
 
 
@@ -36,14 +40,25 @@ class BrokenRowError(ValueError):
     """One row cannot be read; the text completes "in 1 of 9 lines"."""
 
 
-Numbered = Iterator[tuple[int, Row | BrokenRowError]]
+Placed = Iterator[tuple[str, Row | BrokenRowError]]  # rows with their places
+
+
+def plain_name(path: Path) -> Path:
+    """The path without the ending of gzip."""
+    return path.with_name(path.name.removesuffix(".gz"))
+
+
+def open_file(path: Path) -> Any:
+    """Open a file for reading, uncompressed."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
     """Read one file of rows.
 
     Args:
-        path: A .jsonl, .json (one list, or one object a line), .csv or .parquet file.
+        path: A .jsonl, .json (one list, or one object a line), .csv, .txt (a row a line) or
+            .parquet file; but for the last also with .gz.
         on_bad_rows: "refuse" lines that cannot be read, or "drop" them.
 
     Returns:
@@ -80,7 +95,7 @@ def readable(name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, *PACKED_ERRORS) as error:
         raise UserError(
             f"dataset_name={name}: cannot be read as rows ({first_line(error)}); mend the file."
         ) from error
@@ -122,6 +137,13 @@ def _is_read(kind: Any, value: Any) -> bool:
     return False
 
 
+def _utf8(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BrokenRowError("not UTF-8 text") from error
+
+
 def parse_line(line: bytes) -> Row:
     """Read one line of a JSON lines file.
 
@@ -134,23 +156,13 @@ def parse_line(line: bytes) -> Row:
     Raises:
         BrokenRowError: It is not UTF-8, not JSON, no object, or holds what no table can.
     """
-    try:
-        text = line.decode("utf-8")
-        row = _loads(text)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(row, ensure_ascii=False).encode("utf-8")  # finds half a character
-    except UnicodeDecodeError as error:
-        raise BrokenRowError("not UTF-8 text") from error
-    except UnicodeEncodeError as error:
-        raise BrokenRowError("half a character (a lone surrogate)") from error
-    except json.JSONDecodeError as error:
-        raise BrokenRowError(f"not valid JSON ({error.msg})") from error
-    except BrokenRowError:
-        raise
-    except ValueError as error:
-        raise BrokenRowError("a number that is too long") from error
-    except RecursionError as error:
-        raise BrokenRowError("JSON that is nested too deeply") from error
+    text = _utf8(line)
+    row = _loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BrokenRowError("half a character (a lone surrogate)") from error
     if not isinstance(row, dict):
         raise BrokenRowError("not a JSON object")
     if not row:
@@ -194,7 +206,16 @@ def _messages(column: str, cell: str, kind: type) -> Any:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_constant)
+    try:
+        return json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_constant)
+    except BrokenRowError:
+        raise
+    except json.JSONDecodeError as error:
+        raise BrokenRowError(f"not valid JSON ({error.msg})") from error
+    except ValueError as error:
+        raise BrokenRowError("a number that is too long") from error
+    except RecursionError as error:
+        raise BrokenRowError("JSON that is nested too deeply") from error
 
 
 def _int(text: str) -> int:
@@ -226,41 +247,55 @@ def row_or_fault(make: Callable[..., Row], *given: Any) -> Row | BrokenRowError:
 
 
 def keep_good(
-    numbered: Iterable[tuple[int, Row | BrokenRowError]],
-) -> tuple[list[Row], list[Problem], int]:
-    """The rows that could be read, what is wrong with the others, and the number of both."""
-    rows, total, problems = list[Row](), 0, dict[str, Problem]()
-    for number, row in numbered:
-        total += 1
+    placed: Iterable[tuple[str, Row | BrokenRowError]],
+) -> tuple[list[Row], list[Problem], list[str]]:
+    """The rows that could be read, what is wrong with the others, and the places of both."""
+    rows, places, problems = list[Row](), list[str](), dict[str, Problem]()
+    for place, row in placed:
         if isinstance(row, BrokenRowError):
-            problems.setdefault(str(row), Problem(str(row))).rows.append(number)
+            problems.setdefault(str(row), Problem(str(row))).rows.append(len(places))
         else:
-            rows.append(row)
-    return rows, list(problems.values()), total
+            rows.append(row | {PLACE: place})
+        places.append(place)
+    return rows, list(problems.values()), places
 
 
-def json_lines(file: IO[bytes], path: Path) -> Numbered:
-    """Read rows one after the other, one object a line, numbered from 1.
+def text_rows(file: IO[bytes], path: Path) -> Placed:
+    """Read the rows of a text file one after the other, each with its line, counted from 1.
+
+    Args:
+        file: The file, open and uncompressed.
+        path: Its path.
 
     Raises:
-        UserError: The file is one list.
+        UserError: As `csv_lines`; or the file is one list.
     """
-    is_first = True
+    kind = plain_name(path).suffix
+    if kind == ".csv":
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            yield from csv_lines(text, path)
+        return
+    make, is_first = (_text_row if kind == ".txt" else parse_line), kind != ".txt"
+    # By bytes: text may hold separators that JSON does not take for the end of a line.
     for number, line in enumerate(file, 1):
-        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not text.strip():
+        row = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not row.strip():
             continue
-        if is_first and text.lstrip().startswith(b"["):
+        if is_first and row.lstrip().startswith(b"["):
             raise UserError(
                 f"{path}: a list can only be read as a whole; write one object a line, or "
                 "leave out streaming."
             )
         is_first = False
-        yield number, row_or_fault(parse_line, text.removesuffix(b"\n"))
+        yield f"line {number} of {path}", row_or_fault(make, row.rstrip(b"\r\n"))
 
 
-def csv_lines(file: Iterable[str], path: Path) -> Numbered:
-    """Read rows one after the other, numbered by the line that each ends on, from 1.
+def _text_row(line: bytes) -> Row:
+    return {"text": _utf8(line)}
+
+
+def csv_lines(file: Iterable[str], path: Path) -> Placed:
+    """Read rows one after the other, each with the line that it ends on.
 
     Raises:
         UserError: A column has no name, or two have the same.
@@ -269,24 +304,19 @@ def csv_lines(file: Iterable[str], path: Path) -> Numbered:
     lines = csv.reader(file, strict=True)
     header = _csv_header(lines, path)
     for fields in filter(None, lines):
-        yield lines.line_num, row_or_fault(_csv_row, header, fields)
+        yield f"line {lines.line_num} of {path}", row_or_fault(_csv_row, header, fields)
 
 
 def _read_text(path: Path, on_bad_rows: str) -> list[Row]:
-    data = path.read_bytes()
-    if path.suffix == ".csv":
-        text = _decoded(data, path, "utf-8-sig")
-        numbered = csv_lines(io.StringIO(text, newline=""), path)
-    else:
-        content = data.removeprefix(b"\xef\xbb\xbf")
-        if content.lstrip().startswith(b"["):
-            return _json_list(content, path)
-        # By bytes: text may hold separators that JSON does not take for the end of a line.
-        numbered = json_lines(io.BytesIO(data), path)
-    rows, problems, total = keep_good(numbered)
-    if problems:
-        place = f"{path}:{problems[0].rows[0]}"
-        refuse_or_drop(place, problems, total, on_bad_rows, row_word="line")
+    with open_file(path) as file:
+        data = file.read()
+    kind, content = plain_name(path).suffix, data.removeprefix(b"\xef\xbb\xbf")
+    is_list = kind in (".json", ".jsonl") and content.lstrip().startswith(b"[")
+    if kind == ".csv":
+        _decoded(data, path, "utf-8-sig")
+    placed = _json_list(content, path) if is_list else text_rows(io.BytesIO(data), path)
+    rows, problems, places = keep_good(placed)
+    refuse_or_drop(str(path), problems, places, on_bad_rows)
     return rows
 
 
@@ -299,21 +329,13 @@ def _decoded(data: bytes, path: Path, encoding: str) -> str:
         ) from error
 
 
-def _json_list(data: bytes, path: Path) -> list[Row]:
+def _json_list(data: bytes, path: Path) -> Placed:
     try:
         rows = _loads(_decoded(data, path, "utf-8"))
-    except UserError:
-        raise
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend it.") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: JSON that is nested too deeply; mend the file.") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; mend the file.") from error
-    wrong = [number for number, row in enumerate(rows) if not isinstance(row, dict) or not row]
-    if wrong:
-        raise UserError(
-            f"{path}: item {wrong[0]} of the list (counted from 0) is not a JSON object with "
-            "keys; write one object for each row."
-        )
-    return list(rows)
+    except BrokenRowError as error:
+        line = getattr(error.__cause__, "lineno", None)
+        raise UserError(f"{path}{f':{line}' if line else ''}: {error}; mend it.") from error
+    for number, row in enumerate(rows):
+        is_good = isinstance(row, dict) and row
+        fault = BrokenRowError("not a JSON object with keys")
+        yield f"row {number} (counted from 0) of {path}", row if is_good else fault

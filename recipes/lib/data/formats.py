@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, row_or_fault, to_dataset
 from recipes.lib.data.messages import join_parts
-from recipes.lib.data.problems import refuse_or_drop
+from recipes.lib.data.problems import named_columns, places_of, refuse_or_drop
 from recipes.lib.data.row_checks import brief
 from recipes.lib.errors import UserError
 
@@ -54,8 +55,8 @@ def to_trl(dataset: Dataset, name: str, source: str, on_bad_rows: str = "refuse"
         UserError: Rows do not have this format.
     """
     made = (row_or_fault(FORMATS[name], dict(row)) for row in dataset)
-    rows, problems, total = keep_good(enumerate(made))
-    refuse_or_drop(f"dataset_format={name}: {source}", problems, total, on_bad_rows)
+    rows, problems, places = keep_good(zip(places_of(dataset), made, strict=True))
+    refuse_or_drop(f"dataset_format={name}: {source}", problems, places, on_bad_rows)
     return to_dataset(rows)
 
 
@@ -318,10 +319,42 @@ def format_of(dataset: Dataset) -> Format:
     for shape in TRL_FORMATS:
         if names >= set(shape.columns):
             return shape
-    fitting = [remedy for needed, remedy in REMEDIES.items() if names.issuperset(needed.split())]
-    remedy = fitting[0] if fitting else "say which is which with columns, or rename them"
+    remedy, *_ = *_remedies(names), "say which is which with columns, or rename them"
     raise UserError(
-        f"dataset_name: the columns {', '.join(dataset.column_names)} are none of TRL's formats "
+        f"dataset_name: the columns {', '.join(named_columns(dataset))} are none of TRL's formats "
         f"(text, messages, prompt with or without completion and label, chosen and rejected); "
         f"{remedy}."
     )
+
+
+def _remedies(names: Collection[str]) -> list[str]:
+    """What the columns of a file that is not TRL's want, if it is known."""
+    fitting = (one for needed, one in REMEDIES.items() if {*names}.issuperset(needed.split()))
+    return list(islice(fitting, 1))
+
+
+def other_readings(names: Collection[str], row: Row) -> list[str]:
+    """What rows could be beside the format that `format_of` finds, each with its recipes.
+
+    Args:
+        names: The columns.
+        row: A row.
+
+    Returns:
+        One line for each reading, with the key that asks for it.
+    """
+    first, *others = [shape for shape in TRL_FORMATS if {*names}.issuperset(shape.columns)]
+    found = [
+        f"{one.name}: {', '.join(one.columns)} alone, for {', '.join(one.recipes)}"
+        for one in others
+        if "chosen" not in one.columns
+    ]
+    if {*names} >= {"messages", "label"}:
+        found.insert(0, "unpaired preference: the last turn has the label, for kto")
+    kind = "text" if isinstance(row[first.columns[-1]], str) else "messages"
+    if "chosen" in first.columns:
+        name = "completion" if "prompt" in names else kind
+        found.append(f"what was chosen, for sft: set columns: {{{name}: chosen}}")
+    elif first.columns == (kind,):
+        found.append(f"prompts, for {', '.join(SAMPLING)}: set columns: {{prompt: {kind}}}")
+    return found + _remedies(names)

@@ -8,10 +8,9 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.arguments import DataArguments, check_data, parts_of
+from recipes.lib.data.arguments import DataArguments, check_data, parts_of, test_part
 from recipes.lib.data.file_rows import to_dataset
 from recipes.lib.data.formats import (
     FORMATS,
@@ -22,6 +21,7 @@ from recipes.lib.data.formats import (
     with_template_kwargs,
 )
 from recipes.lib.data.mixtures import Part, join_datasets, mix_datasets
+from recipes.lib.data.problems import PLACE, named_columns
 from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import TEXT_COLUMNS, check_rows
 from recipes.lib.data.splitting import remove_overlap, split_rows
@@ -113,11 +113,9 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     ]
     test = join_datasets(*map(list, zip(*tests, strict=True))) if tests else None
     if args.test_dataset_name is not None:
-        name, key = args.test_dataset_name, args.dataset_test_split
-        splits = read_splits(name, split=key, on_bad_rows=args.on_bad_rows)
-        part = Part(path=name, format=args.dataset_format, text_field=args.text_field)
-        part = replace(part, columns=args.columns)
-        rows = choose_split(splits, key, name, "dataset_test_split")
+        part, key = test_part(args), args.dataset_test_split
+        splits = read_splits(part.path, split=key, on_bad_rows=args.on_bad_rows)
+        rows = choose_split(splits, key, part.path, "dataset_test_split")
         test = in_trl_format(rows, part, args.on_bad_rows)
     if test is not None:
         refuse_split(args)
@@ -196,7 +194,7 @@ def _own_columns(
     if not set(columns) <= set(rows.column_names):
         return rows  # which is told next
     reserved = GIVEN_COLUMNS if beside is None else TOKEN_COLUMNS
-    others = set(reserved) if beside is None else set(rows.column_names) - {*columns, *beside}
+    others = set(reserved) if beside is None else {*named_columns(rows)} - {*columns, *beside}
     out = [column for column in rows.column_names if column in others]
     told = [column for column in out if column in reserved]
     if told:
@@ -221,14 +219,18 @@ def in_trl_format(rows: Dataset, part: Part, on_bad_rows: str) -> Dataset:
     Raises:
         UserError: A column is not there, or rows do not have the format.
     """
+    if PLACE not in rows.column_names:  # what is no text file
+        places = [f"row {row} (counted from 0) of {part.path}" for row in range(len(rows))]
+        rows = rows.add_column(PLACE, places)
     if part.columns is not None:
         absent = [column for column in part.named if column not in rows.column_names]
         if absent:
             raise UserError(
                 f"columns names {absent[0]}, but {part.path} has "
-                f"{', '.join(rows.column_names)}; name those."
+                f"{', '.join(named_columns(rows))}; name those."
             )
-        rows = rows.select_columns([name for name in rows.column_names if part.keeps(name)])
+        kept = [name for name in named_columns(rows) if part.keeps(name)]
+        rows = rows.select_columns([*kept, PLACE])
         rows = rows.rename_columns({old: new for old, new in part.renamed.items() if old != new})
     if part.text_field in rows.column_names and "text" not in rows.column_names:
         rows = rows.rename_column(part.text_field, "text")

@@ -157,12 +157,12 @@ def token_rows(row: Row, shape: Format, tokenizer: Any, assistant_only_loss: boo
 
 
 def examples_of_row(
-    number: int, row: Row, shape: Format, tokenizer: Any, assistant_only_loss: bool
+    place: str, row: Row, shape: Format, tokenizer: Any, assistant_only_loss: bool
 ) -> list[Example]:
     """One row as people read it.
 
     Args:
-        number: Of the row.
+        place: Where the row stands.
         row: A good row.
         shape: Its format.
         tokenizer: The model's, or None.
@@ -172,11 +172,11 @@ def examples_of_row(
         One example for each sequence that the model sees; one for the row without a tokenizer.
     """
     if tokenizer is None:
-        return [Example(f"row {number}", texts_of_row(row, shape))]
+        return [Example(place, texts_of_row(row, shape))]
     found = []
     for seen in token_rows(row, shape, tokenizer, assistant_only_loss):
         named = f", {seen.name}" if seen.name else ""
-        title = f"row {number}{named}: {len(seen.ids):,} tokens, {sum(seen.has_loss):,} with loss"
+        title = f"{place}{named}: {len(seen.ids):,} tokens, {sum(seen.has_loss):,} with loss"
         words = {True: "LOSS", False: "prompt" if shape.columns == ("prompt",) else "context"}
         found.append(
             Example(title, [(words[loss], text) for text, loss in loss_segments(seen, tokenizer)])

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.data.problems import named_columns, places_of
 from recipes.lib.errors import UserError, one_sentence
 from recipes.lib.models.tokenizers import without_bos
 
@@ -61,24 +62,26 @@ def tokenize_prompts(
             for a tokenizer without a chat template.
     """
     if "prompt" not in data.column_names:
-        raise UserError(f"the data set has no column prompt; it has {data.column_names}.")
+        raise UserError(f"the data set has no column prompt; it has {named_columns(data)}.")
     if len(data) == 0:
         raise UserError("the data set of prompts is empty; check its path and split.")
-    ids = []
+    ids, places = [], places_of(data)
     for row, prompt in enumerate(data["prompt"]):
         try:
             ids.append(prompt_token_ids(tokenizer, prompt, template_kwargs))
         except UserError as error:
-            told = str(error).replace("prompt: the model's", f"prompt of row {row}: the model's")
+            told = str(error).replace(
+                "prompt: the model's", f"prompt of {places[row]}: the model's"
+            )
             raise UserError(told) from error
     empty = [row for row, tokens in enumerate(ids) if not tokens]
     if empty:
-        raise UserError(f"prompt of row {empty[0]} is empty ({len(empty)} such rows); drop it.")
+        raise UserError(f"prompt of {places[empty[0]]} is empty ({len(empty)} such rows); drop it.")
     longest = math.inf if max_prompt_length is None else max_prompt_length
     long = [row for row, tokens in enumerate(ids) if len(tokens) > longest]
     if long:
         raise UserError(
-            f"max_prompt_length={max_prompt_length}: the prompt of row {long[0]} has "
+            f"max_prompt_length={max_prompt_length}: the prompt of {places[long[0]]} has "
             f"{len(ids[long[0]])} tokens ({len(long)} such rows); raise the limit or drop them."
         )
     return Prompts(data, ids)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from recipes.lib.data.file_rows import SUFFIXES, read_file
+from recipes.lib.data.file_rows import SUFFIXES, plain_name, read_file
 from recipes.lib.errors import UserError, first_line, note
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def find_splits(
     if path is None:
         return hub()
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if not path.name.endswith(SUFFIXES):
             raise UserError(f"dataset_name={path}: unknown ending; use {', '.join(SUFFIXES)}.")
         return {split: file(path)}
     is_run = (path / "config.yaml").is_file() and (path / "final").is_dir()
@@ -91,13 +91,19 @@ def find_splits(
     folder = path / "final" if (path / "final").is_dir() else path  # a run's, or the folder itself
     if any((folder / mark).is_file() for mark in SAVED):
         return {key: saved(rows) for key, rows in _read_saved(folder, split).items()}
-    files = sorted(one for one in folder.iterdir() if one.suffix in SUFFIXES)
+    every = sorted(one for one in folder.iterdir() if one.name.endswith(SUFFIXES))
+    # A text beside files of rows tells of them.
+    files = [one for one in every if plain_name(one).suffix != ".txt"] or every
+    names = [plain_name(one).stem for one in files]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"dataset_name={name}: several files are the split {twice}; name the file.")
     if not files:
         raise UserError(
             f"dataset_name={name}: no {', '.join(SUFFIXES)} file in {folder}; name the file or "
             "a folder that holds train.jsonl."
         )
-    return {one.stem: file(one) for one in files}
+    return dict(zip(names, map(file, files), strict=True))
 
 
 def choose_split(
@@ -145,7 +151,7 @@ def local_path(name: str) -> Path | None:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"dataset_name={name[:80]}: cannot be looked up ({reason}).") from error
-    looks_local = path.suffix in SUFFIXES or name.startswith((".", "~", "/", "runs/"))
+    looks_local = path.name.endswith(SUFFIXES) or name.startswith((".", "~", "/", "runs/"))
     if looks_local or name.count("/") > 1:
         raise UserError(f"dataset_name={name}: there is no such file or folder; check the path.")
     return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.file_rows import to_dataset
 from recipes.lib.data.messages import odd_part
-from recipes.lib.data.problems import Problem, refuse_or_drop
+from recipes.lib.data.problems import Problem, named_columns, places_of, refuse_or_drop
 from recipes.lib.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ def check_rows(
         if column not in dataset.column_names:
             raise UserError(
                 f"{name}: column {column!r} is missing; the columns are "
-                f"{', '.join(dataset.column_names)}. Rename the right one to {column!r}, or say "
+                f"{', '.join(named_columns(dataset))}. Rename the right one to {column!r}, or say "
                 "what the file holds with dataset_format."
             )
     problems = find_problems(dataset, required_columns)
-    bad = refuse_or_drop(name, problems, len(dataset), on_bad_rows)
+    bad = refuse_or_drop(name, problems, places_of(dataset), on_bad_rows)
     if not bad:
         return dataset
     kept = dataset.select([row for row in range(len(dataset)) if row not in bad])

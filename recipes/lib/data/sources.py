@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.file_rows import Numbered, csv_lines, json_lines, readable
+from recipes.lib.data.file_rows import Placed, open_file, readable, text_rows
 from recipes.lib.data.reading import find_splits, open_hub_dataset
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ class RowSource:
     """Rows that can be gone through again and again without being in memory."""
 
     name: str  # what the messages call it
-    word: str  # what a row is called: "row" (counted from 0) or "line" (counted from 1)
-    rows: Callable[[], Numbered]
+    rows: Callable[[], Placed]
 
 
 def find_sources(
@@ -71,38 +70,29 @@ def hub_sources(name: str, config: str | None, revision: str | None) -> dict[str
 
 
 def _dataset_source(name: str, rows: Dataset) -> RowSource:
-    return RowSource(name, "row", partial(_told, name, enumerate, rows))
+    return RowSource(name, partial(_counted, name, lambda: rows))
 
 
 def _file_source(path: Path) -> RowSource:
-    readers: dict[str, Callable[[Path], Numbered]] = {
-        ".jsonl": _json_rows,
-        ".json": _json_rows,
-        ".csv": _csv_rows,
-        ".parquet": _parquet_rows,
-    }
-    word = "row" if path.suffix == ".parquet" else "line"
-    return RowSource(str(path), word, partial(_told, str(path), readers[path.suffix], path))
+    if path.suffix == ".parquet":
+        return RowSource(str(path), partial(_counted, str(path), partial(_parquet_rows, path)))
+    return RowSource(str(path), partial(_text_rows, path))
 
 
-def _told(name: str, read: Callable[[Any], Iterable[tuple[int, Any]]], source: Any) -> Numbered:
+def _counted(name: str, read: Callable[[], Iterable[Any]]) -> Placed:
     with readable(name):
-        yield from read(source)
+        for number, row in enumerate(read()):
+            yield f"row {number} (counted from 0) of {name}", row
 
 
-def _json_rows(path: Path) -> Numbered:
-    with path.open("rb") as file:
-        yield from json_lines(file, path)
+def _text_rows(path: Path) -> Placed:
+    with readable(str(path)), open_file(path) as file:
+        yield from text_rows(file, path)
 
 
-def _csv_rows(path: Path) -> Numbered:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv_lines(file, path)
-
-
-def _parquet_rows(path: Path) -> Numbered:
+def _parquet_rows(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        batches = file.iter_batches(batch_size=PARQUET_ROWS)
-        yield from enumerate(row for batch in batches for row in batch.to_pylist())
+        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+            yield from batch.to_pylist()

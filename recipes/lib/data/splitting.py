@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.data.problems import places_of
 from recipes.lib.data.row_checks import iterate_rows
 from recipes.lib.errors import UserError, note
 
@@ -75,8 +76,8 @@ def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -
         return train
     if on_bad_rows != "drop":
         raise UserError(
-            f"{len(seen)} of {len(test)} test rows are also training rows, first test row "
-            f"{seen[0]} (counted from 0); remove them from one side, or set on_bad_rows=drop to "
+            f"{len(seen)} of {len(test)} test rows are also training rows, first "
+            f"{places_of(test)[seen[0]]}; remove them from one side, or set on_bad_rows=drop to "
             "leave them out of training."
         )
     held_out = set(tests)

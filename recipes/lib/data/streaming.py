@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.arguments import DataArguments, check_data, parts_of
+from recipes.lib.data.arguments import DataArguments, check_data, parts_of, test_part
 from recipes.lib.data.file_rows import BrokenRowError, Row, keep_good, readable, to_dataset
 from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.loading import (
@@ -26,7 +27,7 @@ from recipes.lib.data.loading import (
 )
 from recipes.lib.data.messages import plain_messages
 from recipes.lib.data.mixtures import Part, join_datasets
-from recipes.lib.data.problems import refuse_or_drop
+from recipes.lib.data.problems import PLACE, brief_place, refuse_or_drop
 from recipes.lib.data.reading import choose_split, local_path
 from recipes.lib.data.row_checks import check_rows, kind_mismatch, row_fault
 from recipes.lib.data.sources import RowSource, find_sources
@@ -51,11 +52,13 @@ class Rows:
     test: Dataset | None
     known: Dataset  # training rows that can be looked at before the run; without streaming all
     stream: Stream | None = None
+    counts: Counter[str] = field(default_factory=Counter)  # of a stream, or of packed rows
 
     def begin(self) -> None:
-        """Say that training begins: from now on a stream has no end."""
+        """Say that training begins: from now on a stream has no end, and its rows are counted."""
         if self.stream is not None:
             self.stream.is_endless = True
+            self.counts.subtract(self.counts.copy())
 
 
 def load_rows(
@@ -86,7 +89,7 @@ def load_rows(
     check_data(args)
     parts = parts_of(args)
     _check_keys(args, training, parts)
-    found = [find_sources(p.path, str(p.split), p.name, p.revision) for p in parts]
+    found = _find_parts(args)
     readers = _readers(args, found, parts, required_columns, beside)
     shares = [part.fraction or 1.0 for part in parts]
     stream = Stream(readers, shares, training.seed, args.test_fraction)
@@ -117,15 +120,7 @@ def _readers(
     beside: Sequence[str],
 ) -> list[Reader]:
     """Readers of the training rows, in the format that the first rows of all parts have."""
-    sources = [
-        choose_split(splits, part.split, part.path)
-        for splits, part in zip(found, parts, strict=True)
-    ]
-    heads = [
-        read_head(source, part, args.on_bad_rows, HEAD_ROWS)
-        for source, part in zip(sources, parts, strict=True)
-    ]
-    head = join_datasets(parts, heads) if len(parts) > 1 else heads[0]
+    sources, head = _heads(args, found, HEAD_ROWS)
     name = f"{args.label} (first {len(head)} rows)"
     head, columns = check_format(head, required_columns, name, args.on_bad_rows, beside)
     given = [column for column in beside if column in head.column_names]
@@ -179,8 +174,8 @@ def read_head(source: RowSource, part: Part, on_bad_rows: str, limit: int | None
     Raises:
         UserError: There are none, or some are bad and not to be dropped.
     """
-    rows, problems, total = keep_good(islice(source.rows(), limit))
-    refuse_or_drop(source.name, problems, total, on_bad_rows, row_word=source.word)
+    rows, problems, places = keep_good(islice(source.rows(), limit))
+    refuse_or_drop(source.name, problems, places, on_bad_rows)
     if not rows:
         raise UserError(f"dataset_name={source.name}: no rows; give a file with at least one.")
     return in_trl_format(_table(rows, source.name), part, on_bad_rows)
@@ -203,11 +198,8 @@ def _test_rows(
     if args.datasets and args.test_fraction > 0:
         return None
     if args.test_dataset_name is not None:
-        key = args.dataset_test_split
-        path, kind = args.test_dataset_name, args.dataset_format
-        part = Part(path=path, format=kind, text_field=args.text_field, split=key)
-        part = replace(part, columns=args.columns)
-        source = choose_split(find_sources(path, key), key, path, "dataset_test_split")
+        part, key = test_part(args), args.dataset_test_split
+        source = choose_split(find_sources(part.path, key), key, part.path, "dataset_test_split")
         readers = [replace(stream.readers[0], source=source, part=part)]
     if not readers:
         return None
@@ -246,26 +238,26 @@ class Reader:
         """
         told, dropped = "", 0
         try:
-            for place, (number, row) in enumerate(self.source.rows()):
+            for number, (place, row) in enumerate(self.source.rows()):
                 try:
                     good = self._good(row)
                 except BrokenRowError as error:
-                    what = f"{error} in {self.source.word} {number}"
+                    what = f"{error} in {brief_place(place, self.source.name)}"
                     if self.on_bad_rows != "drop":
                         raise UserError(
                             f"{self.source.name}: {what}; mend or remove it, or set "
                             "on_bad_rows=drop."
                         ) from error
-                    if place >= HEAD_ROWS:  # those before were counted when they were looked at
+                    if number >= HEAD_ROWS:  # those before were counted when they were looked at
                         told, dropped = told or what, dropped + 1
                 else:
-                    yield good
+                    yield good | {PLACE: place}
         finally:
             if dropped and not self.has_told:
                 self.has_told = True
                 note(
-                    f"{self.source.name}: {dropped} {self.source.word}s behind the first "
-                    f"{HEAD_ROWS} dropped: first {told}."
+                    f"{self.source.name}: {dropped} rows behind the first {HEAD_ROWS} dropped: "
+                    f"first {told}."
                 )
 
     def _good(self, row: Row | BrokenRowError) -> Row:
@@ -351,13 +343,22 @@ def first_rows(args: DataArguments, limit: int) -> Dataset:
     Raises:
         UserError: As `load_rows`, but for what it says of rows behind the first.
     """
-    parts = parts_of(args)
-    heads = []
-    for part in parts:
-        found = find_sources(part.path, str(part.split), part.name, part.revision)
-        source = choose_split(found, part.split, part.path)
-        heads.append(read_head(source, part, args.on_bad_rows, limit))
-    return join_datasets(parts, heads) if len(parts) > 1 else heads[0]
+    return _heads(args, _find_parts(args), limit)[1]
+
+
+def _find_parts(args: DataArguments) -> list[dict[str, RowSource]]:
+    return [find_sources(p.path, str(p.split), p.name, p.revision) for p in parts_of(args)]
+
+
+def _heads(
+    args: DataArguments, found: list[dict[str, RowSource]], limit: int
+) -> tuple[list[RowSource], Dataset]:
+    """The sources of the training rows, and their first rows."""
+    parts, heads, sources = parts_of(args), [], []
+    for splits, part in zip(found, parts, strict=True):
+        sources.append(choose_split(splits, part.split, part.path))
+        heads.append(read_head(sources[-1], part, args.on_bad_rows, limit))
+    return sources, join_datasets(parts, heads) if len(parts) > 1 else heads[0]
 
 
 def note_large_files(args: DataArguments) -> None:

@@ -215,12 +215,14 @@ def tokenize_apart(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
     Returns:
         `input_ids`, and `completion_mask` with 1 for every token of the completion.
     """
+    from trl.data_utils import common_prefix_length
+
     end = _ended(row["completion"], tokenizer)
     prompt, whole = (_ids(one, tokenizer, {}) for one in (row["prompt"], row["prompt"] + end))
     completion = list(tokenizer(end, add_special_tokens=False)["input_ids"])
     if tokenizer.decode(prompt + completion) != tokenizer.decode(whole):
         # The tokenizer puts a mark before every text: keep its own tokens from where they differ.
-        same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), 0)
+        same = common_prefix_length(prompt, whole)
         prompt, completion = whole[:same], whole[same:]
     mask = [0] * len(prompt) + [1] * len(completion)
     return {"input_ids": prompt + completion, "completion_mask": mask}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.file_rows import Row
-from recipes.lib.data.problems import Problem, refuse_or_drop
+from recipes.lib.data.problems import Problem, places_of, refuse_or_drop
 from recipes.lib.data.row_checks import TEMPLATE_COLUMNS, TEXT_COLUMNS, iterate_rows
 from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenization import tools_of
 from recipes.lib.errors import note, one_sentence
-from recipes.lib.models.tokenizers import lost_characters, without_bos
+from recipes.lib.models.tokenizers import is_lost, without_bos
 
 NUM_SHOWN = 5  # characters in a sentence
 
@@ -69,9 +70,10 @@ def fit_to_tokenizer(
         lost, touched, problems = count_lost(rows, tokenizer, columns)
         if on_bad_rows == "drop":
             problems += refused_by_template(rows, tokenizer, template)
-        bad = refuse_or_drop(name, problems, len(rows), on_bad_rows)
+        bad, places = refuse_or_drop(name, problems, places_of(rows), on_bad_rows), places_of(rows)
         if set(touched) - bad:
-            note(f"{name}: {describe_lost(lost, touched)}; the model does not see them.")
+            told = describe_lost(lost, [places[row] for row in touched])
+            note(f"{name}: {told}; the model does not see them.")
         if bad:
             rows = rows.select([row for row in range(len(rows)) if row not in bad])
         if not any(_begins_with(tokenizer.bos_token, texts) for texts in _texts(rows, columns)):
@@ -136,47 +138,61 @@ def count_lost(
         The characters, the rows that have some, and as a problem the rows of which a column loses
         more than half.
     """
-    characters: set[str] = set()
-    for texts in _texts(rows, columns):
-        characters.update(*texts.values())
-    suspects = lost_characters(tokenizer, characters)
-    lost: set[str] = set()
-    touched: list[int] = []
-    problems: dict[str, Problem] = {}
-    for number, texts in enumerate(_texts(rows, columns) if suspects else ()):
-        for column, text in texts.items():
-            gone = _lost_of(text, suspects, tokenizer)
-            if not gone:
-                continue
-            lost |= set(gone)
-            touched.append(number)
-            if 2 * gone.total() > sum(not character.isspace() for character in text):
-                what = f"the tokenizer has no token for most characters of column {column!r}"
-                problems.setdefault(column, Problem(what)).rows.append(number)
-    return sorted(lost), list(dict.fromkeys(touched)), list(problems.values())
+    lost, touched, problems = set[str](), list[int](), dict[str, Problem]()
+    seen = LostCharacters(tokenizer)
+    for number, texts in enumerate(_texts(rows, columns)):
+        gone, faults = seen.of(texts)
+        lost |= gone
+        touched += [number] * bool(gone)
+        for what in faults:
+            problems.setdefault(what, Problem(what)).rows.append(number)
+    return sorted(lost), touched, list(problems.values())
 
 
-def _lost_of(text: str, suspects: set[str], tokenizer: Any) -> Counter[str]:
-    """Of characters that have no token by themselves those that have none within a text either."""
-    there = Counter(character for character in text if character in suspects)
-    if not there:
-        return there
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return there - Counter(tokenizer.decode([i for i in ids if i != tokenizer.unk_token_id]))
+class LostCharacters:
+    """Characters that a tokenizer lacks, row after row."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.is_suspect = cache(partial(is_lost, tokenizer))
+
+    def of(self, texts: dict[str, str]) -> tuple[set[str], list[str]]:
+        """Those of the texts of a row, and what is wrong with columns that lose more than half."""
+        gone = {column: self._gone(text) for column, text in texts.items()}
+        faults = [
+            f"the tokenizer has no token for most characters of column {column!r}"
+            for column, some in gone.items()
+            if some and 2 * some.total() > sum(not one.isspace() for one in texts[column])
+        ]
+        return set().union(*gone.values()), faults
+
+    def _gone(self, text: str) -> Counter[str]:
+        # Of characters without a token by themselves those that have none within the text either.
+        there = Counter(filter(self.is_suspect, text))
+        if not there:
+            return there
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        kept = [token for token in ids if token != self.tokenizer.unk_token_id]
+        return there - Counter(self.tokenizer.decode(kept))
 
 
-def describe_lost(lost: list[str], touched: list[int]) -> str:
+def describe_lost(lost: list[str], places: list[str]) -> str:
     """In words, without the full stop: characters that a tokenizer lacks, and where they are."""
     shown = ", ".join(map(repr, lost[:NUM_SHOWN])) + (", ..." if len(lost) > NUM_SHOWN else "")
     return (
         f"the tokenizer has no token for {len(lost)} of the characters ({shown}), in "
-        f"{len(touched)} rows, first in row {touched[0]}"
+        f"{len(places)} rows, first in {places[0]}"
     )
 
 
 def _texts(rows: Any, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     for row in iterate_rows(rows, [column for column in columns if column in rows.column_names]):
-        yield {column: _text(value) for column, value in row.items()}
+        yield spoken_texts(row)
+
+
+def spoken_texts(row: Row) -> dict[str, str]:
+    """The texts of a row by column."""
+    return {name: _text(row[name]) for name in TEXT_COLUMNS if row.get(name) is not None}
 
 
 def _text(value: Any) -> str:

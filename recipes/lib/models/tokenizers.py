@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,25 +217,19 @@ def without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return text.removeprefix(bos) if twice else text
 
 
-def lost_characters(tokenizer: PreTrainedTokenizerBase, characters: Iterable[str]) -> set[str]:
-    """The characters of which a tokenizer leaves nothing, or its token for what is unknown.
+def is_lost(tokenizer: PreTrainedTokenizerBase, character: str) -> bool:
+    """Whether a tokenizer leaves nothing of a character, or its token for what is unknown.
 
     Args:
         tokenizer: The tokenizer.
-        characters: Single characters; white space is left aside.
+        character: A character; white space is left aside.
 
     Returns:
-        Those that a model would not see; none where words are the units, and not characters.
+        True if a model would not see it; never where words are the units, and not characters.
     """
-    lost: set[str] = set()
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and type(backend.model).__name__ == "WordLevel":
-        return lost
-    for character in characters:
-        if character.isspace():
-            continue
-        ids = tokenizer(character, add_special_tokens=False)["input_ids"]
-        kept = [token for token in ids if token != tokenizer.unk_token_id]
-        if not tokenizer.decode(kept).strip():
-            lost.add(character)
-    return lost
+    if character.isspace() or type(getattr(backend, "model", None)).__name__ == "WordLevel":
+        return False
+    ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+    kept = [token for token in ids if token != tokenizer.unk_token_id]
+    return not tokenizer.decode(kept).strip()

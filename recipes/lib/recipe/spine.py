@@ -10,6 +10,7 @@ from typing import Any
 
 from recipes.lib.config.parse import Config
 from recipes.lib.data.prompts import prompt_token_ids
+from recipes.lib.data.row_watch import RowWatch
 from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenizer_fit import fit_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
@@ -108,20 +109,24 @@ def make_row_trainer(
     Raises:
         UserError: As of `make_trainer`; or rows do not fit.
     """
-    on_bad_rows = config.script.on_bad_rows
     path = getattr(config.training, TEMPLATE_KEY, None)
     template = tokenizer.chat_template if path is None else read_template(path)
     if path is not None:
         trusted = config.training.trust_remote_code
         refuse_new_tokens(config.model, tokenizer, path, trust_remote_code=trusted)
     fit_rows(rows, tokenizer, template, config.script)
+    if rows.stream is not None or getattr(config.training, "packing", False):
+        watch = RowWatch(rows, tokenizer, template, config.training, config.script)
+        rows.known = rows.known.select([n for n, row in enumerate(rows.known) if watch.sees(row)])
+        in_stream = rows.stream is not None
+        rows.train = rows.train.filter(watch.sees) if in_stream else rows.known
     splits = [(rows.train, rows.known), (rows.test, rows.test)]
     train, test = (
         with_row_numbers(prepare(some, known) if prepare and some is not None else some)
         for some, known in splits
     )
     trainer = make_trainer(trainer_class, config, tokenizer, train, test, **arguments)
-    account_for_rows(trainer, rows, on_bad_rows)
+    account_for_rows(trainer, rows, config.script.on_bad_rows)
     check_fit(trainer, rows.known[0])
     return trainer
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.lib.data.problems import PLACE
 from recipes.lib.errors import UserError, is_memory
 
 RewardFunction = Callable[..., Any]
@@ -60,12 +61,12 @@ def is_async(function: RewardFunction) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def refuse_unrated(values_BF: Sequence[Sequence[float]]) -> None:
+def refuse_unrated(values_BF: Sequence[Sequence[float]], places: Sequence[str]) -> None:
     """Refuse a row to which no reward function applies, where all values are NaN."""
-    for row, values in enumerate(values_BF):
+    for place, values in zip(places, values_BF, strict=True):
         if all(map(math.isnan, values)):
             raise UserError(
-                f"every reward function returned None for row {row}; one has to apply to each row."
+                f"every reward function returned None for {place}; one has to apply to each row."
             )
 
 
@@ -86,7 +87,7 @@ def weighted_scores(
         completions: Completions.
         completion_ids: Token ids of the completions.
         columns: Further columns of the data set, handed on to the functions; of those with the
-            names above the functions get what was sampled.
+            names above the functions get what was sampled, and of `PLACE` nothing.
 
     Returns:
         Sum of shape (B,) and what each function said of shape (B, F), NaN for None.
@@ -96,19 +97,27 @@ def weighted_scores(
             or no function applies to a row.
     """
     given = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    said = [call_reward(function, columns | given) for function in functions]
+    given, places = without_places(columns | given)
+    said = [call_reward(function, given) for function in functions]
     waiting = [i for i, answer in enumerate(said) if inspect.isawaitable(answer)]
     answers = await_rewards([said[i] for i in waiting], [functions[i] for i in waiting])
     for i, answer in zip(waiting, answers, strict=True):
         said[i] = answer
     rows_F = [
-        checked_rewards(function, answer, len(prompts))
+        checked_rewards(function, answer, places)
         for function, answer in zip(functions, said, strict=True)
     ]
     said_BF = torch.tensor(rows_F, dtype=torch.float32).T
-    refuse_unrated(said_BF.tolist())
+    refuse_unrated(said_BF.tolist(), places)
     weights_F = torch.tensor(list(weights), dtype=said_BF.dtype)
     return (said_BF * weights_F).nansum(1), said_BF
+
+
+def without_places(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What reward functions are given, and apart from it where the rows stand."""
+    numbered = [f"row {row} of the batch" for row in range(len(given["prompts"]))]
+    others = {name: values for name, values in given.items() if name != PLACE}
+    return others, given.get(PLACE) or numbered
 
 
 def call_reward(function: RewardFunction, given: dict[str, Any]) -> Any:
@@ -187,13 +196,13 @@ def _fault(function: RewardFunction, error: Exception) -> Exception:
     )
 
 
-def checked_rewards(function: RewardFunction, said: Any, num_rows: int) -> list[float]:
+def checked_rewards(function: RewardFunction, said: Any, places: Sequence[str]) -> list[float]:
     """What a reward function said, if it is one number or None for each row.
 
     Args:
         function: The function, for the message.
         said: What it returned.
-        num_rows: Completions that it was asked about.
+        places: Where the rows stand whose completions it was asked about.
 
     Returns:
         One number for each row, NaN for None.
@@ -202,10 +211,10 @@ def checked_rewards(function: RewardFunction, said: Any, num_rows: int) -> list[
         UserError: It is something else.
     """
     name = function_name(function)
-    if not isinstance(said, (list, tuple, Tensor)) or len(said) != num_rows:
+    if not isinstance(said, (list, tuple, Tensor)) or len(said) != len(places):
         got = f"{len(said)} values" if isinstance(said, (list, tuple, Tensor)) else repr(said)
         raise UserError(
-            f"reward function {name} returned {got} for {num_rows} completions; "
+            f"reward function {name} returned {got} for {len(places)} completions; "
             "return a list with one number for each."
         )
     values = said.tolist() if isinstance(said, Tensor) else list(said)
@@ -214,7 +223,7 @@ def checked_rewards(function: RewardFunction, said: Any, num_rows: int) -> list[
             values[row] = math.nan
         elif not _is_reward(value):
             raise UserError(
-                f"reward function {name} returned {value!r} for row {row}; "
+                f"reward function {name} returned {value!r} for {places[row]}; "
                 "return a finite number, or None where it does not apply."
             )
     return [float(value) for value in values]

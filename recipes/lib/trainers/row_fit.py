@@ -6,22 +6,23 @@ they are told and counted, and rows in which nothing is left to learn from are b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel
 from transformers import Trainer
 
 from recipes.lib.data.formats import format_of
+from recipes.lib.data.problems import PLACE, places_of
 from recipes.lib.data.prompts import Prompts, check_context, context_length, tokenize_prompts
-from recipes.lib.data.tokenization import tokenize_row
+from recipes.lib.data.row_checks import iterate_rows
+from recipes.lib.data.row_watch import CUT, SILENT, fate_of
+from recipes.lib.data.tokenization import Tokens, tokenize_row
 from recipes.lib.errors import UserError, note
 from recipes.lib.models.chat_template import TEMPLATE_KEY, check_bos, check_conversation
 from recipes.lib.models.tokenizers import untrained_tokens
 
 ROW_NUMBER = "row_number"  # a column that stays with a row through TRL's preparation
 BATCH_SIZE = 1000  # rows at a time
-NUM_MEASURED = 10_000  # rows whose length is told where they are packed or streamed
 IGNORED = -100  # label of a token without loss
 
 
@@ -103,10 +104,11 @@ def _refuse_open_prompts(rows: Any) -> None:
     spoken = (prompt for prompt in rows["prompt"] if not isinstance(prompt, str))
     opened = [row for row, prompt in enumerate(spoken) if prompt[-1]["role"] == "assistant"]
     if opened:
+        place = places_of(rows)[opened[0]]
         raise UserError(
-            f"dataset_name: the prompt of row {opened[0]} ends with an assistant's turn "
-            f"({len(opened)} such rows), which TRL would close and not go on with; leave that turn "
-            "out, or train with ppo, which goes on with it."
+            f"dataset_name: the prompt of {place} ends with an assistant's turn ({len(opened)} "
+            "such rows), which TRL would close and not go on with; leave that turn out, or train "
+            "with ppo, which goes on with it."
         )
 
 
@@ -145,8 +147,8 @@ def _used_tokens(rows: Any, names: list[str]) -> set[int]:
     if not hasattr(rows, "__len__"):
         return {token for name in names for token in next(iter(rows))[name]}
     used: set[int] = set()
-    for row in _lists(rows, *names):
-        used.update(*row)
+    for row in iterate_rows(rows, names):
+        used.update(*row.values())
     return used
 
 
@@ -181,9 +183,9 @@ def with_row_numbers(rows: Any) -> Any:
         rows: A dataset; a stream or None is let through, whose rows come too late to be counted.
 
     Returns:
-        The dataset with a column `ROW_NUMBER`, which it may have already.
+        The dataset with a column `ROW_NUMBER`.
     """
-    if not hasattr(rows, "__len__") or ROW_NUMBER in rows.column_names:
+    if not hasattr(rows, "__len__"):
         return rows
     return rows.add_column(ROW_NUMBER, list(range(len(rows))))
 
@@ -206,27 +208,31 @@ def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
         if made is None:
             continue
         if ROW_NUMBER not in (made.column_names or ()):  # packed or streamed
-            _tell_long(trainer, (rows.known if word == "training" else given), word)
+            if word == "training":
+                trainer.row_counts = rows.counts
             continue
-        good = _learnable(made, trainer.args)
-        setattr(trainer, name, good.remove_columns(ROW_NUMBER))
-        kept = set(good[ROW_NUMBER])
-        numbers = given[ROW_NUMBER] if ROW_NUMBER in given.column_names else range(len(given))
-        gone = sorted(set(numbers) - kept)
-        cut = _cut_rows(trainer, good, given)
-        if gone and kept:
-            _tell_gone(trainer, gone, f"{len(given)} {word} rows", on_bad_rows)
+        fates, places = _fates(trainer, made, given), places_of(given)
+        good = [row for row, number in enumerate(made[ROW_NUMBER]) if fates[number] != SILENT]
+        made = made if len(good) == len(made) else made.select(good)
+        ours = {ROW_NUMBER, PLACE}.intersection(made.column_names)
+        setattr(trainer, name, made.remove_columns(sorted(ours)))
+        numbers = {number for number, fate in fates.items() if fate != SILENT}
+        gone = [number for number in range(len(given)) if number not in numbers]
+        cut = [number for number, fate in fates.items() if fate == CUT]
+        if gone and numbers:
+            where = f"in {len(gone)} of {len(given)} {word} rows, first in {places[gone[0]]}"
+            _tell_gone(trainer, where, on_bad_rows)
         if cut:
-            _tell_cut(trainer, cut, f"{len(given)} {word} rows")
+            of_all = f"{trainer.args.max_length}: {len(cut)} of {len(given)} {word} rows"
+            note(f"max_length={of_all} are cut, first {places[min(cut)]}.")
         if word == "training":
             trainer.row_counts = {"num_rows_cut": len(cut), "num_rows_left_out": len(gone)}
 
 
-def _tell_gone(trainer: Trainer, gone: list[int], of_all: str, on_bad_rows: str) -> None:
+def _tell_gone(trainer: Trainer, where: str, on_bad_rows: str) -> None:
     limit = trainer.args.max_length
     key = "dataset_name" if limit is None else f"max_length={limit}"
-    where = f"in {len(gone)} of {of_all}, first in row {gone[0]} (counted from 0)"
-    if _is_reward(trainer.train_dataset.column_names):  # TRL leaves them out
+    if type(trainer.args).__name__ == "RewardConfig":  # TRL leaves them out
         note(f"{key}: a side is longer {where}; they are left out.")
         return
     what = f"no token to learn from is left {where}"
@@ -237,65 +243,22 @@ def _tell_gone(trainer: Trainer, gone: list[int], of_all: str, on_bad_rows: str)
     raise UserError(f"{key}: {what}; {remedy}, or set on_bad_rows=drop.")
 
 
-def _is_reward(columns: list[str]) -> bool:
-    return "chosen_ids" in columns and PROMPT not in columns
-
-
-def _tell_cut(trainer: Trainer, cut: list[int], of_all: str) -> None:
-    limit = trainer.args.max_length
-    note(f"max_length={limit}: {len(cut)} of {of_all} are cut, first row {cut[0]} (from 0).")
-
-
-def _tell_long(trainer: Trainer, known: Any, word: str) -> None:
-    """Rows that will be cut or left out where they are not at hand one by one."""
-    args = trainer.args
-    is_whole = getattr(args, "packing", False) and args.packing_strategy != "bfd"
-    if args.max_length is None or is_whole:
-        return
-    first = known.select(range(min(NUM_MEASURED, len(known))))
-    long = [row for row in range(len(first)) if _length(trainer, first, row) > args.max_length]
-    if long:
-        _tell_cut(trainer, long, f"the first {len(first)} {word} rows")
-
-
-def _length(trainer: Trainer, given: Any, row: int) -> int:
-    found = tokenize_row(given[row], format_of(given), trainer.processing_class)
-    return max(len(seen.ids) for seen in found)
-
-
-def _cut_rows(trainer: Trainer, made: Any, given: Any) -> list[int]:
-    """Numbers of the rows of which TRL trains on a part."""
-    limit, columns = trainer.args.max_length, made.column_names
-    if limit is None or _is_reward(columns):
-        return []
-    if "input_ids" in columns:  # cut already: those that fill the limit may have been longer
-        full = [n for n, ids in _lists(made, ROW_NUMBER, "input_ids") if len(ids) == limit]
-        return [number for number in full if _length(trainer, given, number) > limit]
-    sides = [name for name in SIDE_COLUMNS[1:4] if name in columns]
-    return [
-        number
-        for number, prompt, *others in _lists(made, ROW_NUMBER, PROMPT, *sides)
-        if len(prompt) + max(map(len, others)) > limit
-    ]
-
-
-def _learnable(rows: Any, args: Any) -> Any:
-    """The rows that can be learned from, as far as TRL has not left out the others."""
-    limit, columns = args.max_length, rows.column_names
-    if limit is None and "labels" in columns:  # all masked
-        good = [any(label != IGNORED for label in labels) for (labels,) in _lists(rows, "labels")]
-    elif limit is not None and {PROMPT, "chosen_ids"} <= set(columns):  # cut to the same
-        part = slice(limit) if args.truncation_mode == "keep_start" else slice(-limit, None)
-        names = (PROMPT, "chosen_ids", "rejected_ids")
-        good = [
-            (p + one)[part] != (p + other)[part] or len(p) + max(len(one), len(other)) <= limit
-            for p, one, other in _lists(rows, *names)
-        ]
-    else:
-        return rows
-    return rows if all(good) else rows.select([row for row, on in enumerate(good) if on])
-
-
-def _lists(rows: Any, *names: str) -> Iterator[tuple[Any, ...]]:
-    for batch in rows.select_columns(list(names)).iter(BATCH_SIZE):
-        yield from zip(*(batch[name] for name in names), strict=True)
+def _fates(trainer: Trainer, made: Any, given: Any) -> dict[int, str]:
+    """What becomes of the rows that TRL has made and not left out, by their number."""
+    args, columns = trainer.args, made.column_names
+    fates = dict.fromkeys(made[ROW_NUMBER], "")
+    if "labels" in columns:
+        for row in iterate_rows(made, [ROW_NUMBER, "input_ids", "labels"]):
+            ids, number = row["input_ids"], row[ROW_NUMBER]
+            found = [Tokens("", ids, [label != IGNORED for label in row["labels"]])]
+            if len(ids) == args.max_length:  # cut already, or as long as that
+                found = tokenize_row(given[number], format_of(given), trainer.processing_class)
+            fates[number] = fate_of(found, args)
+    elif PROMPT in columns:
+        sides = [name for name in SIDE_COLUMNS[1:4] if name in columns]
+        for row in iterate_rows(made, [ROW_NUMBER, PROMPT, *sides]):
+            prompt, others = row[PROMPT], [row[side] for side in sides]
+            start = [False] * len(prompt)
+            found = [Tokens("", prompt + ids, start + [True] * len(ids)) for ids in others]
+            fates[row[ROW_NUMBER]] = fate_of(found, args)
+    return fates

@@ -30,6 +30,7 @@ from recipes.lib.rewards.scoring import (
     is_async,
     refuse_unrated,
     reward_weights,
+    without_places,
 )
 from recipes.lib.runs.files import append_jsonl
 
@@ -65,6 +66,7 @@ class SampledRewards:
         self.prompt_ids: list[list[int]] = []
         self.ends: Sequence[int] = ()
         self.texts: list[str] = []
+        self.places: list[str] = []
         self.said: dict[int, list[float]] = {}
         self.carried: list[dict[str, Any]] = []  # samples taken up
         self.functions = [self._called(i, function) for i, function in enumerate(functions)]
@@ -88,6 +90,7 @@ class SampledRewards:
     def _given(self, given: dict[str, Any]) -> dict[str, Any]:
         if given["completion_ids"] is not self.completion_ids:
             self._begin(given["prompts"], given["completion_ids"])
+        given, self.places = without_places(given)
         return given | {"completions": as_answers(given["prompts"], self.texts)}
 
     def _begin(self, prompts: Sequence[Any], completion_ids: Sequence[list[int]]) -> None:
@@ -101,10 +104,10 @@ class SampledRewards:
         ]
 
     def _hear(self, index: int, function: RewardFunction, answer: Any) -> list[float | None]:
-        said = checked_rewards(function, answer, len(self.texts))
+        said = checked_rewards(function, answer, self.places)
         self.said[index] = said
         if len(self.said) == len(self.names):
-            refuse_unrated(list(zip(*self.said.values(), strict=True)))
+            refuse_unrated(list(zip(*self.said.values(), strict=True)), self.places)
         return [None if math.isnan(value) else value for value in said]
 
     def take_up(self, samples: list[dict[str, Any]]) -> None:

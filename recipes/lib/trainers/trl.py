@@ -9,7 +9,7 @@ from transformers import Trainer
 from trl import ModelConfig
 
 from recipes.lib.config.library_checks import NO_TEST_ROWS
-from recipes.lib.data.problems import refuse_or_drop
+from recipes.lib.data.problems import places_of, refuse_or_drop
 from recipes.lib.data.tokenizer_fit import refused_by_template
 from recipes.lib.errors import UserError
 from recipes.lib.models.cpu_linear import use_fast_products
@@ -47,7 +47,7 @@ def make_trl_trainer(
         for rows in (arguments["train_dataset"], arguments["eval_dataset"]):
             if hasattr(rows, "__len__"):
                 problems = refused_by_template(rows, tokenizer, tokenizer.chat_template)
-                refuse_or_drop("dataset_name", problems, len(rows), "refuse")
+                refuse_or_drop("dataset_name", problems, places_of(rows), "refuse")
         raise UserError(
             f"the chat template cannot render the data ({' '.join(str(error).split())}); name "
             "another as chat_template_path."

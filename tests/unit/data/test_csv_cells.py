@@ -14,6 +14,7 @@ from recipes.lib.data.loading import load_splits
 from recipes.lib.data.sources import find_sources
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
+from tests.helpers.tiny_runs import plain
 
 ASK = [{"role": "user", "content": 'the cat, or "the dog"?'}]
 ANSWER = [{"role": "assistant", "content": "sat"}]
@@ -51,7 +52,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 )
 def test_messages_in_json_are_messages_and_other_text_is_text(row: Any, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "rows.csv", [row, row])
-    assert read_file(path).to_list() == [row, row]
+    assert plain(read_file(path)) == [row, row]
     streamed = find_sources(str(path), "train")["train"].rows()
     assert [found for _, found in streamed] == [row, row]
 
@@ -83,7 +84,7 @@ def test_a_label_without_a_completion_is_left_to_the_reward_functions(tmp_path: 
     [
         ("plain text", "messages in column 'messages' that cannot be read (not valid JSON"),
         ("[{'role': 'user', 'content': 'a'}]", "messages in column 'messages' that cannot be"),
-        ("3", "a column 'messages' that is no list of messages in JSON in 1 of 2 lines"),
+        ("3", "a column 'messages' that is no list of messages in JSON in 1 of 2 rows"),
     ],
 )
 def test_what_is_no_json_is_a_bad_line(cell: str, said: str, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_what_is_no_json_is_a_bad_line(cell: str, said: str, tmp_path: Path) -> 
         read_file(path)
     assert said in str(caught.value)
     assert "first in line 3" in str(caught.value)
-    assert read_file(path, "drop").to_list() == [{"messages": ASK + ANSWER}]
+    assert plain(read_file(path, "drop")) == [{"messages": ASK + ANSWER}]
     found = [row for _, row in find_sources(str(path), "train")["train"].rows()]
     assert isinstance(found[1], ValueError)
 

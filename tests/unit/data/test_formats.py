@@ -9,13 +9,13 @@ import pytest
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.errors import UserError
-from tests.helpers.tiny_runs import write
+from tests.helpers.tiny_runs import plain, write
 
 
 def load(path: Path, rows: list[dict[str, Any]], name: str, **values: Any) -> list[dict[str, Any]]:
     write(path / "rows.jsonl", rows)
     args = DataArguments(dataset_name=str(path / "rows.jsonl"), dataset_format=name, **values)
-    return load_splits(args, 0, lambda data: data.column_names[:0])[0].to_list()
+    return plain(load_splits(args, 0, lambda data: data.column_names[:0])[0])
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -156,7 +156,7 @@ def test_a_row_of_another_format_is_told_or_dropped(
         load(tmp_path, [good, row], name)
     assert f"dataset_format={name}: " in str(caught.value)
     assert text in str(caught.value)
-    assert "in 1 of 2 rows, first in row 1 (counted from 0)" in str(caught.value)
+    assert "in 1 of 2 rows, first in line 2;" in str(caught.value)
     assert len(load(tmp_path, [good, row], name, on_bad_rows="drop")) == 1
 
 

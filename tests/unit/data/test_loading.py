@@ -12,6 +12,7 @@ from recipes.lib.data.row_checks import check_rows
 from recipes.lib.data.splitting import remove_overlap
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import check_template
+from tests.helpers.tiny_runs import plain
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(10)]
 
@@ -28,7 +29,7 @@ def load(path: Path | str, columns: tuple[str, ...] = ("prompt",), **values: Any
 
 def test_a_file_without_a_fraction_has_no_test_rows(tmp_path: Path) -> None:
     train, test = load(write(tmp_path / "a.jsonl", ROWS))
-    assert train.to_list() == ROWS
+    assert plain(train) == ROWS
     assert test is None
 
 
@@ -41,28 +42,28 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
         dataset.to_csv(path)
     else:
         dataset.to_parquet(path)
-    assert load(path)[0].to_list() == ROWS
+    assert plain(load(path)[0]) == ROWS
 
 
 def test_messages_and_any_script_pass_through(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "assistant", "content": "\u4f60\u597d\u2028x"}]}]
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps(rows[0], ensure_ascii=False), encoding="utf-8")
-    assert load(path, ("messages",))[0].to_list() == rows
+    assert plain(load(path, ("messages",))[0]) == rows
 
 
 def test_a_folder_has_one_split_per_file(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROWS[:7])
     write(tmp_path / "test.jsonl", ROWS[7:])
     train, test = load(tmp_path)
-    assert (train.to_list(), test.to_list()) == (ROWS[:7], ROWS[7:])
+    assert (plain(train), plain(test)) == (ROWS[:7], ROWS[7:])
 
 
 def test_a_run_that_made_data_is_read_from_its_final_folder(tmp_path: Path) -> None:
     (tmp_path / "final").mkdir()
     write(tmp_path / "final" / "train.jsonl", ROWS)
     write(tmp_path / "feedback.jsonl", [{"other": 1}])
-    assert load(tmp_path)[0].to_list() == ROWS
+    assert plain(load(tmp_path)[0]) == ROWS
 
 
 def test_the_split_is_seeded_and_shares_no_row(tmp_path: Path) -> None:
@@ -93,11 +94,11 @@ def test_max_train_rows_keeps_the_test_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ('{"prompt": "a"}\n{"prompt": \n', r"rows\.jsonl:2: not valid JSON"),
-        ('{"prompt": "a"}\n\n[1]\n', r"rows\.jsonl:3: not a JSON object"),
+        ('{"prompt": "a"}\n{"prompt": \n', r"rows\.jsonl: not valid JSON .* first in line 2"),
+        ('{"prompt": "a"}\n\n[1]\n', r"rows\.jsonl: not a JSON object .* first in line 3"),
         ("", "no rows"),
         ('{"text": "a"}\n', "column 'prompt' is missing; the columns are text"),
-        ('{"prompt": "a"}\n{"prompt": " "}\n', "'prompt' is empty in 1 of 2 rows, first in row 1"),
+        ('{"prompt": "a"}\n{"prompt": " "}\n', "'prompt' is empty in 1 of 2 rows, first in line 2"),
         ('{"prompt": "a"}\n{"text": "b"}\n', "'prompt' is empty in 1 of 2 rows"),
         ('{"prompt": "a"}\n{"prompt": 3}\n', "'prompt' holds 3, which is neither text nor"),
     ],
@@ -151,7 +152,7 @@ def test_test_rows_among_the_training_rows_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     other = write(tmp_path / "b.jsonl", [{"prompt": "new", "completion": "x"}, ROWS[3]])
     with pytest.raises(
-        UserError, match="1 of 2 test rows are also training rows, first test row 1"
+        UserError, match="1 of 2 test rows are also training rows, first line 2 of "
     ):
         load(path, test_dataset_name=str(other))
 

@@ -15,7 +15,7 @@ from recipes.lib.data.loading import BESIDE, load_splits
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
 from recipes.lib.data.streaming import load_rows
 from recipes.lib.errors import UserError
-from tests.helpers.tiny_runs import write
+from tests.helpers.tiny_runs import plain, write
 
 PARTS = [{"type": "text", "text": "who "}, {"type": "text", "text": "sat ?"}]
 ASKED, SAID = {"role": "user", "content": PARTS}, {"role": "assistant", "content": "the cat"}
@@ -31,7 +31,7 @@ def load(path: Path, needed: tuple[str, ...], streaming: bool, **values: Any) ->
         seed, max_steps, dataloader_num_workers, ignore_data_skip = 0, 3, 0, False
 
     rows = load_rows(args, Training, lambda _: needed)
-    return sorted(rows.train, key=json.dumps)
+    return sorted(plain(rows.train), key=json.dumps)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -112,7 +112,7 @@ def test_a_reward_is_given_what_the_policy_said(
     row = {"prompt": "a", "completions": "file's", "prompts": "file's", "answer": "42"}
     path = write(tmp_path / "rows.jsonl", [row])
     train, _ = load_splits(DataArguments(dataset_name=str(path)), 0, ("prompt",))
-    assert train.to_list() == [{"prompt": "a", "answer": "42"}]
+    assert plain(train) == [{"prompt": "a", "answer": "42"}]
     assert "left out completions, prompts: rewards get what is sampled" in capsys.readouterr().err
 
 
@@ -124,7 +124,7 @@ def test_a_margin_has_to_be_a_number(tmp_path: Path, margin: Any) -> None:
     with pytest.raises(UserError, match=r"'margin' has .*, which is no number, in 1 of 2 rows"):
         load_splits(args, 0, ("chosen", "rejected"), ("margin",))
     train, _ = load_splits(args, 0, ("chosen", "rejected"), BESIDE)  # dpo reads none
-    assert train.to_list() == [SIDES] * 2
+    assert plain(train) == [SIDES] * 2
 
 
 def test_a_conversation_with_a_label_is_what_kto_learns_from(
@@ -133,7 +133,7 @@ def test_a_conversation_with_a_label_is_what_kto_learns_from(
     path = write(tmp_path / "rows.jsonl", [{"messages": PLAIN, "label": False}])
     made = {"prompt": PLAIN[:1], "completion": PLAIN[1:], "label": False}
     rows = load_unpaired(KTOArguments(dataset_name=str(path)), 0).train
-    assert rows.remove_columns("row_number").to_list() == [made]
+    assert plain(rows) == [made]
     capsys.readouterr()
     assert load(path, ("messages",), False) == [{"messages": PLAIN}]  # as sft takes them
     assert "left out label: rows with false are learned, too" in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_columns_of_other_names_are_read_as_what_they_are(tmp_path: Path, stream
     made = load(path, ("prompt", "completion"), streaming, columns=columns)
     assert made == [{"prompt": "a", "completion": "b"}]
     train, _ = load_splits(DataArguments(dataset_name=str(path), columns=columns), 0, ("prompt",))
-    assert train.to_list() == [{"prompt": "a", "completion": "b", "id": 3}]
+    assert plain(train) == [{"prompt": "a", "completion": "b", "id": 3}]
     with pytest.raises(UserError, match=r"columns names asked, but .* has question, answer"):
         load(path, ("prompt",), streaming, columns={"prompt": "asked"})
 

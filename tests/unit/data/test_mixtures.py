@@ -8,6 +8,7 @@ import pytest
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.mixtures import Part, row_counts
+from recipes.lib.data.problems import named_columns
 from recipes.lib.errors import UserError
 from tests.helpers.tiny_runs import write
 
@@ -96,7 +97,8 @@ def test_columns_and_formats_are_of_each_part(folder: Path) -> None:
         {"path": "pc.jsonl"},
     )[0]
     assert [prompt[0]["content"] for prompt in train["prompt"]] == ["e", "g"]
-    assert mixed(folder, {"path": "a.jsonl", "columns": ["prompt"]})[0].column_names == ["prompt"]
+    rows = mixed(folder, {"path": "a.jsonl", "columns": ["prompt"]})[0]
+    assert named_columns(rows) == ["prompt"]
 
 
 @pytest.mark.parametrize(

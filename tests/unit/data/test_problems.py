@@ -11,7 +11,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.file_rows import BrokenRowError, parse_line, read_file
 from recipes.lib.data.loading import load_splits
 from recipes.lib.errors import UserError
-from tests.helpers.tiny_runs import write
+from tests.helpers.tiny_runs import plain, write
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 
@@ -32,11 +32,11 @@ def test_broken_lines_of_a_large_file_are_counted(
     with pytest.raises(UserError) as caught:
         load(path, "prompt")
     assert str(caught.value) == (
-        f"{path}:17: not valid JSON (Unterminated string starting at) in 1 of 1000 lines, first in "
+        f"{path}: not valid JSON (Unterminated string starting at) in 1 of 1000 rows, first in "
         "line 17, and 2 more have other faults; mend or remove them, or set on_bad_rows=drop."
     )
     assert len(load(path, "prompt", on_bad_rows="drop")[0]) == 997
-    assert "3 of 1000 lines dropped: not valid JSON" in capsys.readouterr().err
+    assert "3 of 1000 rows dropped: not valid JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_a_row_that_cannot_be_learned_from(
     path = write(tmp_path / "rows.jsonl", [PAIR, PAIR | {"prompt": "q"}, bad, bad])
     with pytest.raises(UserError) as caught:
         load(path, *columns)
-    assert f"(train): {text} in 2 of 4 rows, first in row 2 (counted from 0)" in str(caught.value)
+    assert f"(train): {text} in 2 of 4 rows, first in line 3" in str(caught.value)
     kept = load(path, *columns, on_bad_rows="drop")[0]
-    assert kept.to_list() == [PAIR, PAIR | {"prompt": "q"}]
+    assert plain(kept) == [PAIR, PAIR | {"prompt": "q"}]
     assert "2 of 4 rows dropped" in capsys.readouterr().err
 
 
@@ -137,7 +137,7 @@ def test_an_assistant_that_only_calls_a_tool_says_something(tmp_path: Path) -> N
         {"role": "assistant", "tool_calls": [call]},
     ]
     path = write(tmp_path / "rows.jsonl", [{"messages": messages}])
-    assert load(path, "messages")[0].to_list() == [{"messages": messages}]
+    assert plain(load(path, "messages")[0]) == [{"messages": messages}]
 
 
 def test_a_prompt_that_the_pair_already_holds_is_left_out(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_prompt_that_the_pair_already_holds_is_left_out(tmp_path: Path) -> Non
         for side in ("chosen", "rejected")
     }
     path = write(tmp_path / "rows.jsonl", [pair | {"prompt": "p"}, pair | {"prompt": "p"}])
-    assert load(path, "chosen", "rejected")[0].to_list() == [pair, pair]
+    assert plain(load(path, "chosen", "rejected")[0]) == [pair, pair]
 
 
 def test_when_every_row_is_bad_nothing_is_left_to_drop_to(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_training_rows_that_are_test_rows_can_be_dropped(
         ("prompt,prompt\na,b\n", r"rows\.csv:1: a column has no name or that of another"),
         ("prompt,\na,b\n", r"rows\.csv:1: a column has no name"),
         ('prompt\n"open\n', r"cannot be read as rows \(unexpected end of data\)"),
-        ("prompt,a\nx,y\nz\n", r"rows\.csv:3: a number of fields .* in 1 of 2 lines"),
+        ("prompt,a\nx,y\nz\n", r"rows\.csv: a number of fields .* in 1 of 2 rows, first in line 3"),
         ("prompt\n", "no rows"),
     ],
 )

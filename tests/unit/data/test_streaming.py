@@ -17,7 +17,7 @@ from recipes.lib.data.loading import load_splits
 from recipes.lib.data.sources import hub_sources
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.errors import UserError
-from tests.helpers.tiny_runs import write
+from tests.helpers.tiny_runs import plain, write
 
 PAIRS = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]
 TOLD = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
@@ -72,17 +72,17 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 
 
 def by_prompt(rows: Any) -> list[dict[str, Any]]:
-    return sorted(rows, key=lambda row: int(row["prompt"].split()[1]))
+    return sorted(plain(rows), key=lambda row: int(row["prompt"].split()[1]))
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_pass_has_every_row_once_and_in_another_order(name: str, tmp_path: Path) -> None:
     rows = load(dataset_name=str(WRITERS[name](tmp_path / name)))
-    found = list(rows.train)
+    found = plain(rows.train)
     assert by_prompt(found) == PAIRS
     assert found != PAIRS
     assert rows.test is None
-    assert list(rows.known) == PAIRS
+    assert plain(rows.known) == PAIRS
 
 
 def test_what_the_datasets_library_streams_under_a_name_is_read(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_rows_of_other_formats_are_converted_as_without_streaming(
     keys: dict[str, Any] = {"dataset_name": str(path), "dataset_format": name}
     whole, _ = load_splits(DataArguments(**keys), 0, lambda rows: format_of(rows).columns)
     columns = list(format_of(whole).columns)
-    assert list(load(**keys).train) == list(whole.select_columns(columns))
+    assert plain(load(**keys).train) == list(whole.select_columns(columns))
 
 
 def test_a_stream_goes_on_from_the_start_once_training_began(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_named_test_rows_are_left_out_of_the_stream(tmp_path: Path) -> None:
     apart = str(tmp_path / "apart.jsonl")
     for named, test in (({}, PAIRS[:7]), ({"test_dataset_name": apart}, PAIRS[30:])):
         rows = load(dataset_name=str(folder), **named)
-        assert list(rows.test or []) == test
+        assert plain(rows.test or []) == test
         assert by_prompt(rows.train) == [row for row in PAIRS if row not in test]
 
 
@@ -212,7 +212,7 @@ def test_a_bad_row_far_behind_is_told_when_it_comes_or_dropped_and_counted(
     found = [row["text"] for row in load(dataset_name=str(path), on_bad_rows="drop").train]
     assert set(found) == {f"row {n}" for n in range(10_005)} | {"last"}
     assert (
-        f"note: {path}: 2 lines behind the first 10000 dropped: first not valid JSON (Expecting "
+        f"note: {path}: 2 rows behind the first 10000 dropped: first not valid JSON (Expecting "
         "value) in line 10006.\n"
     ) in capsys.readouterr().err
 
@@ -228,10 +228,10 @@ def test_what_trl_reads_beside_the_format_comes_along(tmp_path: Path) -> None:
     margins = [pair | {"margin": 0.5, "noise": 0.1, "id": "x"} for pair in PAIRS]
     path = str(write(tmp_path / "pairs.jsonl", margins))
     pair = {"prompt", "chosen", "rejected", "noise"}
-    assert set(next(iter(load(dataset_name=path).train))) == pair
+    assert set(plain(load(dataset_name=path).train)[0]) == pair
     args = DataArguments(streaming=True, dataset_name=path)
     of_reward = load_rows(args, Training(), lambda _: ("chosen", "rejected"), ("noise", "margin"))
-    assert set(next(iter(of_reward.train))) == pair | {"margin"}
+    assert set(plain(of_reward.train)[0]) == pair | {"margin"}
     told = [{"messages": TOLD}, {"messages": TOLD, "tools": "[]"}]
     rows = load(dataset_name=str(write(tmp_path / "told.jsonl", told)))
     assert sorted(str(row["tools"]) for row in rows.train) == ["None", "[]"]
@@ -285,9 +285,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "dataset_name=broken.parquet: cannot be read as rows (Parquet magic bytes not found",
     ),
     "an unknown ending": (
-        {"dataset_name": "rows.txt"},
+        {"dataset_name": "rows.xlsx"},
         {},
-        "dataset_name=rows.txt: unknown ending",
+        "dataset_name=rows.xlsx: unknown ending",
     ),
     "no test row": (
         {"test_fraction": 1e-9},
@@ -325,7 +325,7 @@ def test_what_does_not_go_with_streaming_is_one_sentence(
     Path("latin.csv").write_bytes(b"text\ncaf\xe9\n")
     Path("null.jsonl").write_text(json.dumps({"\x00text": "a"}))
     Path("broken.parquet").write_bytes(b"PAR1 and no more")
-    Path("rows.txt").write_text("a")
+    Path("rows.xlsx").write_text("a")
     Path("folder").mkdir()
     write(Path("folder/other.jsonl"), PAIRS)
     given = type("Given", (Training,), training)()

@@ -42,7 +42,8 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         "dpo",
         {"folder/notes.txt": "x"},
         ["--dataset_name", "folder"],
-        "dataset_name=folder: no .jsonl, .json, .csv, .parquet file in folder; name the file or a "
+        "dataset_name=folder: no .jsonl, .json, .csv, .txt, .jsonl.gz, .json.gz, .csv.gz, "
+        ".txt.gz, .parquet file in folder; name the file or a "
         "folder that holds train.jsonl.",
     ),
     "a folder without the split": (
@@ -55,7 +56,8 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         "sft",
         {"rows.xlsx": b"PK"},
         ["--dataset_name", "rows.xlsx"],
-        "dataset_name=rows.xlsx: unknown ending; use .jsonl, .json, .csv, .parquet.",
+        "dataset_name=rows.xlsx: unknown ending; use .jsonl, .json, .csv, .txt, "
+        ".jsonl.gz, .json.gz, .csv.gz, .txt.gz, .parquet.",
     ),
     "a column that is not there": (
         "dpo",
@@ -81,33 +83,32 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         "reward",
         {"rows.jsonl": lines(PAIR, PAIR | {"rejected": ""})},
         [],
-        f"{ROWS}column 'rejected' is empty in 1 of 2 rows, first in row 1 (counted from 0); {MEND}",
+        f"{ROWS}column 'rejected' is empty in 1 of 2 rows, first in line 2; {MEND}",
     ),
     "a side of white space": (
         "dpo",
         {"rows.jsonl": lines(PAIR, PAIR, PAIR | {"chosen": " \n"})},
         [],
-        f"{ROWS}column 'chosen' is empty in 1 of 3 rows, first in row 2 (counted from 0); {MEND}",
+        f"{ROWS}column 'chosen' is empty in 1 of 3 rows, first in line 3; {MEND}",
     ),
     "chosen equal to rejected": (
         "dpo",
         {"rows.jsonl": lines(PAIR | {"rejected": "a"}, PAIR)},
         [],
-        f"{ROWS}columns 'chosen' and 'rejected' are equal in 1 of 2 rows, first in row 0 (counted "
-        f"from 0); {MEND}",
+        f"{ROWS}columns 'chosen' and 'rejected' are equal in 1 of 2 rows, first in line 1; {MEND}",
     ),
     "two kinds of faults": (
         "dpo",
         {"rows.jsonl": lines(PAIR | {"rejected": "a"}, PAIR, PAIR | {"prompt": None})},
         [],
-        f"{ROWS}columns 'chosen' and 'rejected' are equal in 1 of 3 rows, first in row 0 (counted "
-        f"from 0), and 1 more have other faults; {MEND}",
+        f"{ROWS}columns 'chosen' and 'rejected' are equal in 1 of 3 rows, first in line 1"
+        f", and 1 more have other faults; {MEND}",
     ),
     "text that is not UTF-8": (
         "dpo",
         {"rows.jsonl": lines(PAIR).encode() + b'{"prompt": "caf\xe9"}\n'},
         [],
-        f"rows.jsonl:2: not UTF-8 text in 1 of 2 lines, first in line 2; {MEND}",
+        f"rows.jsonl: not UTF-8 text in 1 of 2 rows, first in line 2; {MEND}",
     ),
     "a CSV that is not UTF-8": (
         "sft",
@@ -119,13 +120,13 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         "dpo",
         {"rows.jsonl": lines(PAIR, PAIR) + '{"prompt": "p", "chosen": \n' + lines(PAIR)},
         [],
-        f"rows.jsonl:3: not valid JSON (Expecting value) in 1 of 4 lines, first in line 3; {MEND}",
+        f"rows.jsonl: not valid JSON (Expecting value) in 1 of 4 rows, first in line 3; {MEND}",
     ),
     "a line that is no object": (
         "dpo",
         {"rows.jsonl": lines(PAIR) + "[1]\n"},
         [],
-        f"rows.jsonl:2: not a JSON object in 1 of 2 lines, first in line 2; {MEND}",
+        f"rows.jsonl: not a JSON object in 1 of 2 rows, first in line 2; {MEND}",
     ),
     "a broken JSON list": (
         "sft",
@@ -146,49 +147,48 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         {"rows.jsonl": lines(PAIR, PAIR | {"prompt": 3})},
         [],
         f"{ROWS}column 'prompt' holds 3, which is neither text nor messages, in 1 of 2 rows, first "
-        f"in row 1 (counted from 0); {MEND}",
+        f"in line 2; {MEND}",
     ),
     "bad rows in a large file": (
         "dpo",
         {"rows.jsonl": lines(*(PAIR | {"chosen": "a" if n % 73 else ""} for n in range(1, 10001)))},
         [],
-        f"{ROWS}column 'chosen' is empty in 136 of 10000 rows, first in row 72 (counted from 0); "
-        f"{MEND}",
+        f"{ROWS}column 'chosen' is empty in 136 of 10000 rows, first in line 73; {MEND}",
     ),
     "a label out of range": (
         "kto",
         {"rows.jsonl": lines(LIKED, LIKED | {"label": 2})},
         [],
-        f"{ROWS}column 'label' has 2, which must be true or false, in 1 of 2 rows, first in row 1 "
-        f"(counted from 0); {MEND}",
+        f"{ROWS}column 'label' has 2, which must be true or false, in 1 of 2 rows, first in line 2"
+        f"; {MEND}",
     ),
     "a format that is not the file's": (
         "sft",
         {"rows.jsonl": lines({"text": "a"})},
         ["--dataset_format", "sharegpt"],
         "dataset_format=sharegpt: rows.jsonl: no list of conversations in 1 of 1 rows, first in "
-        f"row 0 (counted from 0); {MEND}",
+        f"line 1; {MEND}",
     ),
     "a test row that is a training row": (
         "dpo",
         {"rows.jsonl": lines(PAIR, PAIR | {"prompt": "q"}), "test.jsonl": lines(PAIR)},
         ["--test_dataset_name", "test.jsonl"],
-        "1 of 1 test rows are also training rows, first test row 0 (counted from 0); remove them "
-        "from one side, or set on_bad_rows=drop to leave them out of training.",
+        "1 of 1 test rows are also training rows, first line 1 of test.jsonl; remove them from "
+        "one side, or set on_bad_rows=drop to leave them out of training.",
     ),
     "a conversation without an answer": (
         "sft",
         {"rows.jsonl": lines({"messages": [{"role": "user", "content": "a"}]})},
         [],
-        f"{ROWS}column 'messages' has no turn of the assistant in 1 of 1 rows, first in row 0 "
-        f"(counted from 0); {MEND}",
+        f"{ROWS}column 'messages' has no turn of the assistant in 1 of 1 rows, first in line "
+        f"1; {MEND}",
     ),
     "tools that are no list": (
         "sft",
         {"rows.jsonl": lines({"text": "a", "tools": "[{"})},
         [],
-        f"{ROWS}column 'tools' has '[{{', which is no list of tools, in 1 of 1 rows, first in row "
-        f"0 (counted from 0); {MEND}",
+        f"{ROWS}column 'tools' has '[{{', which is no list of tools, in 1 of 1 rows, first in line "
+        f"1; {MEND}",
     ),
     "all rows as test rows": (
         "sft",
@@ -207,7 +207,7 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
         "dpo",
         {"rows.jsonl": lines(PAIR | {"chosen": ""})},
         ["--on_bad_rows", "drop"],
-        f"{ROWS}every row is bad (column 'chosen' is empty in 1, first in row 0); mend the data.",
+        f"{ROWS}every row is bad (column 'chosen' is empty in 1, first in line 1); mend the data.",
     ),
     "a mixture with an unknown key": (
         "dpo",

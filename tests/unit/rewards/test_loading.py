@@ -96,9 +96,18 @@ def test_an_error_of_an_async_function_arrives_and_the_others_do_not_hold_it_up(
     [
         (lambda **_: [1.0, 2.0], "returned 2 values for 3 completions; return a list with one"),
         (lambda **_: 1.0, "returned 1.0 for 3 completions; return a list with one"),
-        (lambda **_: [1.0, float("nan"), 1.0], "returned nan for row 1; return a finite number"),
-        (lambda **_: [1.0, "2", 1.0], "returned '2' for row 1; return a finite number"),
-        (lambda **_: [True, 1.0, 1.0], "returned True for row 0; return a finite number"),
+        (
+            lambda **_: [1.0, float("nan"), 1.0],
+            "returned nan for row 1 of the batch; return a finite number",
+        ),
+        (
+            lambda **_: [1.0, "2", 1.0],
+            "returned '2' for row 1 of the batch; return a finite number",
+        ),
+        (
+            lambda **_: [True, 1.0, 1.0],
+            "returned True for row 0 of the batch; return a finite number",
+        ),
         (lambda **_: [1.0, None, 1.0], "every reward function returned None for row 1"),
     ],
 )

@@ -20,15 +20,15 @@ def reward(completions: list[str], **_: Any) -> list[float]:
     [1e39, -1e39, 10**400, float("nan"), float("inf"), "1", b"1", True, [1.0], {}, object()],
 )
 def test_what_is_no_number_that_adds_up_is_told_with_its_row(value: Any) -> None:
-    with pytest.raises(UserError, match=r"function reward returned .* for row 1; return a finite"):
-        checked_rewards(reward, [0.5, value], 2)
+    with pytest.raises(UserError, match=r"function reward returned .* for line 4; return a finite"):
+        checked_rewards(reward, [0.5, value], ["line 3", "line 4"])
 
 
 def test_a_column_of_tensors_is_told_and_numbers_of_other_kinds_are_taken() -> None:
     with pytest.raises(UserError, match=r"returned \[1.0\] for row 0"):
-        checked_rewards(reward, torch.ones(2, 1), 2)
+        checked_rewards(reward, torch.ones(2, 1), ["row 0", "row 1"])
     said = [np.float32(0.5), torch.tensor(2.0), 3, None]
-    assert checked_rewards(reward, said, 4)[:3] == [0.5, 2.0, 3.0]
+    assert checked_rewards(reward, said, "abcd")[:3] == [0.5, 2.0, 3.0]
 
 
 def test_columns_do_not_stand_in_for_what_was_sampled() -> None:
