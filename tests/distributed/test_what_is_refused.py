@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recipes.lib.errors import UserError
+from recipes.lib.runs.lock import acquire, release
 from tests.helpers.distributed import runs_on_two
 from tests.helpers.distributed.recipes_worker import cut
 from tests.helpers.tiny_runs import snapshot
@@ -80,6 +81,26 @@ def test_a_batch_that_does_not_divide_ends_both_processes_in_one_sentence(
     assert done.stderr.count("error:") == 1
     assert f"rlhf sft: error: {said}" in done.stderr
     assert snapshot(folder) == before
+
+
+@pytest.mark.usefixtures("only_sft")
+def test_a_folder_that_another_run_has_ends_both_processes_in_one_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    runs_on_two.fill(folder)
+    (folder / "sft").mkdir()
+    acquire(folder / "sft")  # as a run that was started a moment before
+    words = runs_on_two.words_of("sft", True)
+    launch = ["recipes.cli", *words, "--accelerate_config", "cpu", "--num_processes", "2"]
+    done = on_two(folder, launch)
+    release(folder / "sft")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (error,) = (line for line in done.stderr.splitlines() if "error" in line.lower())
+    assert error.startswith(
+        f"rlhf sft: error: output_dir=sft is in use by process {os.getpid()} on "
+    )
+    assert "Traceback" not in done.stderr
+    assert not any((folder / "sft").iterdir())
 
 
 @pytest.mark.usefixtures("only_sft")

@@ -117,6 +117,43 @@ def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(folder: Path)
     assert first["model.safetensors"] == saved != last["model.safetensors"]
     assert last["model.safetensors"] == (folder / "run/final/model.safetensors").read_bytes()
     assert not any(TOKEN.encode() in c for files in pushed.values() for c in files.values())
+    assert not any("training_args.bin" in files for files in pushed.values())
+
+
+LORA = {"use_peft": "true", "lora_target_modules": "all-linear", "critic": "adapter"}
+
+
+def test_an_adapter_is_pushed_without_the_path_of_its_base_and_says_so(folder: Path) -> None:
+    base = str(folder / "model")
+    given = LORA | {"hub_strategy": "every_save", "hub_always_push": "true"}
+    with FakeHub("someone/tiny") as hub:
+        done = recipe(folder, hub.address, model_name_or_path=base, **given)
+    assert done.returncode == 0, done.stderr
+    assert f"push_to_hub: the adapter's base {base} is a folder of this machine" in done.stderr
+    pushed = {commit["message"]: commit["files"] for commit in hub.commits}
+    assert {"Training in progress, step 1", "Model save"} <= set(pushed)
+    for files in pushed.values():
+        assert "adapter_model.safetensors" in files
+        assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] is None
+        assert b"base model of this adapter is not on the Hub" in files["README.md"]
+        assert "training_args.bin" not in files
+        assert not any(str(folder).encode() in content for content in files.values())
+    assert of_a_run(folder / "run")
+    for place in ("checkpoint-1", "final"):  # what stays here finds its base
+        stays = json.loads((folder / "run" / place / "adapter_config.json").read_text())
+        assert stays["base_model_name_or_path"] == base
+
+
+def test_checkpoints_that_name_a_base_of_this_machine_are_not_pushed(folder: Path) -> None:
+    with FakeHub("someone/tiny") as hub:
+        done = recipe(folder, hub.address, hub_strategy="checkpoint", **LORA)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "rlhf ppo: error: hub_strategy=checkpoint: a checkpoint names the base of its adapter, "
+        "model, which is a folder of this machine; set end or every_save."
+    )
+    assert hub.commits == []
+    assert not (folder / "run").exists()
 
 
 def test_a_hub_that_went_away_is_said_and_does_not_cost_the_model(folder: Path) -> None:

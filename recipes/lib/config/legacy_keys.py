@@ -179,6 +179,10 @@ def _change_values(
     if parts != values.get("datasets"):
         note(f"datasets ({where('datasets')}): data_files is now written path; it is read as that.")
         values["datasets"] = parts
+    for key, (old, new) in tables.NEW_VALUES.items():
+        if values.get(key) == old:
+            note(f"{key}={old} ({where(key)}) is now written {new}; it is read as that.")
+            values[key] = new
     if recipe == "ppo" and "gradient_accumulation_steps" in values:
         found = rollout_batches(values)
         if found:

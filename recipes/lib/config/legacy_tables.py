@@ -107,6 +107,9 @@ LEFT_OUT = {
     "project_kwargs": "output_dir is where a run lies",
 }
 
+# What a value of a key that has kept its name is called now.
+NEW_VALUES = {"packing_strategy": ("ffd", "bfd")}  # both pack whole rows, the longest first
+
 DERIVED = "it follows from other keys"
 # What is left out at certain values alone; at others it is renamed, or refused.
 LEFT_OUT_AT: dict[str, tuple[tuple[Any, ...], str]] = {

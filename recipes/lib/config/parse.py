@@ -7,7 +7,9 @@ from typing import Any
 
 from recipes.lib.config.build import construct, redacted, with_defaults, yaml_text
 from recipes.lib.config.fields import Field, fields_of
+from recipes.lib.config.foreign_files import refuse_foreign
 from recipes.lib.config.legacy_keys import is_old, new_name, translate
+from recipes.lib.config.legacy_tables import NEW_VALUES
 from recipes.lib.config.option_table import table_fields
 from recipes.lib.config.shipped_configs import find_configs
 from recipes.lib.config.strict_yaml import YamlFile, read_yaml
@@ -87,6 +89,8 @@ def read_command_line(recipe: str, argv: Sequence[str], word: str | None = None)
             f"env ({path}, line {file.lines['env']}): a configuration may not set environment "
             "variables; set them in the shell."
         )
+    if file is not None and path is not None:
+        refuse_foreign(recipe, path, file)
     values = _quick_values(recipe, path, file, flags)
     return CommandLine(recipe, path, file, flags, first, values | first)
 
@@ -178,6 +182,7 @@ def _quick_values(
     if not fields:
         return values
     replaced = {new_name(recipe, key, fields) for key in values if key not in fields}
+    replaced |= {key for key, (old, _) in NEW_VALUES.items() if values.get(key) == old}
     for key, value in values.items():
         place = f" ({path}, line {file.lines[key]})" if file is not None else ""
         if key in fields and key not in replaced:

@@ -56,14 +56,6 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def wait_for_all_processes() -> None:
-    """Let all processes come to the same place."""
-    if num_processes() > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
-
-
 def broadcast_from_main(look: Callable[[], Result]) -> Result:
     """Let the main process look at something, such as files, and tell the others what it saw.
 

@@ -46,6 +46,11 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
+def is_local(name: str | None) -> bool:
+    """Whether a name of a model is that of a folder here, and no Hub id."""
+    return bool(name) and Path(str(name)).exists()
+
+
 def fetch_adapter(name: str, revision: str = "main") -> str:
     """Folder of an adapter that is named by its Hub id.
 

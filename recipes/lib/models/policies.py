@@ -18,6 +18,7 @@ from recipes.lib.models.adapter_folders import (
     load_adapter,
     load_rounded,
     naming_adapter,
+    quantized_args,
 )
 from recipes.lib.models.folders import (
     fetch_adapter,

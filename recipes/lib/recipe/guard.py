@@ -137,6 +137,8 @@ def one_sentence_errors(path: Path, config: Config) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_main_process() and isinstance(error, OSError):
+            refuse_if_locked(path)  # where it was moved, no file was found
         if is_memory(error):
             remedy = (
                 "lower per_device_train_batch_size, set gradient_checkpointing, or train an "

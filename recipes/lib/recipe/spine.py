@@ -15,7 +15,7 @@ from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenizer_fit import fit_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.shards import save_unsharded
-from recipes.lib.errors import note
+from recipes.lib.errors import UserError, note
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.chat_template import (
     TEMPLATE_KEY,
@@ -23,12 +23,14 @@ from recipes.lib.models.chat_template import (
     refuse_new_tokens,
     set_chat_template,
 )
+from recipes.lib.models.folders import is_adapter, is_local
 from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.folder import Run, check_folder, open_run
 from recipes.lib.runs.lineage import write_lineage
+from recipes.lib.runs.lock import refuse_if_locked
 from recipes.lib.runs.pickles import check_checkpoint
 from recipes.lib.trainers import progress
 from recipes.lib.trainers.batch_sizes import set_accumulation
@@ -156,11 +158,29 @@ def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
     Raises:
         UserError: As `open_run`.
     """
+    if trainer.args.push_to_hub:
+        _check_base(trainer)
     run = open_run(config)
     trainer.start = config.start
     is_asked = config.recipe == "ppo" or "logging_steps" in config.values
     progress.add_run_callbacks(trainer, run.path, config.recipe, shown, is_asked)
     return run
+
+
+def _check_base(trainer: Any) -> None:
+    """Say that an adapter is pushed without the name of its base, where nobody else has that."""
+    parts = (getattr(part, "peft_config", {}) for part in trainer.model.modules())
+    bases = {str(adapter.base_model_name_or_path) for part in parts for adapter in part.values()}
+    for base in filter(is_local, bases):
+        if "checkpoint" in trainer.args.hub_strategy.value:
+            raise UserError(
+                f"hub_strategy={trainer.args.hub_strategy.value}: a checkpoint names the base of "
+                f"its adapter, {base}, which is a folder of this machine; set end or every_save."
+            )
+        note(
+            f"push_to_hub: the adapter's base {base} is a folder of this machine; "
+            "what is pushed names no base, and its card says so."
+        )
 
 
 def train(trainer: Any, run: Run) -> dict[str, Any]:
@@ -232,6 +252,7 @@ def save_final(trainer: Any, run: Run) -> None:
         trainer: A transformers Trainer.
         run: Its run.
     """
+    broadcast_from_main(lambda: refuse_if_locked(run.path))  # it may have been moved
     partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
     # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
     try:
@@ -254,6 +275,8 @@ def save_final(trainer: Any, run: Run) -> None:
 def _push(trainer: Any, run: Run, folder: Path) -> None:
     # Trainer saves once more to where it uploads from, which is not to be the run folder.
     args = trainer.args
+    # An adapter is changed for it, and not the one that stays here.
+    folder = run.path / STAGED / "_final" if is_adapter(folder) else folder
     before, args.output_dir = args.output_dir, str(folder)
     name = (args.hub_model_id or run.path.name).split("/")[-1]
     try:

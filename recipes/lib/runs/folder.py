@@ -16,11 +16,11 @@ import yaml
 from recipes.lib.config.build import redacted
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
-from recipes.lib.distributed.processes import broadcast_from_main, wait_for_all_processes
+from recipes.lib.distributed.processes import broadcast_from_main
 from recipes.lib.distributed.processes import is_main_process as is_main_process
 from recipes.lib.errors import UserError, note
 from recipes.lib.runs.files import write_json, write_jsonl, write_text
-from recipes.lib.runs.lock import LOCK_FILE, acquire, refuse_if_locked
+from recipes.lib.runs.lock import LOCK_FILE, acquire, refuse_if_locked, release
 from recipes.lib.runs.resume import refuse_links, refuse_other_config
 
 
@@ -83,8 +83,9 @@ def check_folder(config: Config) -> None:
         UserError: The folder holds a run and neither resume nor overwrite was given, holds
             something else, or the configuration differs from the one to resume.
     """
-    if is_main_process():
-        check_path(folder_of(config), config.script.resume, config.script.overwrite, config.values)
+    path, script = folder_of(config), config.script
+    # All processes end together, so that none waits for the others and tells of that.
+    broadcast_from_main(lambda: check_path(path, script.resume, script.overwrite, config.values))
 
 
 def open_run(config: Config) -> Run:
@@ -101,9 +102,7 @@ def open_run(config: Config) -> Run:
     """
     path = folder_of(config)
     check_folder(config)
-    if is_main_process():
-        _take(path, config.script.resume, config.values)
-    wait_for_all_processes()
+    broadcast_from_main(lambda: _take(path, config.script.resume, config.values))
     checkpoint = _checkpoint(path) if config.script.resume else None
     if config.script.resume and checkpoint is None:
         note(f"output_dir={path} holds no checkpoint to resume; the run starts at the beginning.")
@@ -196,6 +195,7 @@ def move_aside(path: Path) -> Path:
     """
     for lock in (path / LOCK_FILE, *path.glob(f"*/{LOCK_FILE}")):
         refuse_if_locked(lock.parent)
+    release(path)
     number = 1
     while (target := path.with_name(f"{path.name}.old-{number}")).exists():
         number += 1

@@ -62,22 +62,35 @@ def refuse_if_locked(folder: Path) -> None:
         folder: The folder.
 
     Raises:
-        UserError: It has.
+        UserError: It has, its lock is another user's, or this process had it and it was moved.
     """
     path = folder.resolve() / LOCK_FILE
-    if path.parent in _held or not path.exists():
+    if path.parent in _held:
+        if _is_at(_held[path.parent], path):
+            return
+        raise UserError(
+            f"output_dir={folder} was moved or deleted while the run wrote to it; go on in its new "
+            "place with --resume and that output_dir."
+        )
+    if not path.exists():
         return
-    with path.open("r+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(_refusal(folder, file.read())) from error
-        except OSError:
-            return  # a file system without locks
+    try:
+        with path.open("r+", encoding="utf-8") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise UserError(_refusal(folder, file.read())) from error
+            except OSError:
+                return  # a file system without locks
+    except PermissionError as error:
+        raise UserError(
+            f"output_dir={folder}: its {LOCK_FILE} belongs to another user, so whether it is in "
+            "use cannot be seen; choose another output_dir."
+        ) from error
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process has a run folder."""
+    """Whether `refuse_if_locked` refuses a run folder."""
     try:
         refuse_if_locked(folder)
     except UserError:

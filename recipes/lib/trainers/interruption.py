@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from recipes.lib.distributed.agreement import is_agreed
-from recipes.lib.distributed.processes import broadcast_from_main
+from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.signals import Stop, Stopped, caught, disarm, interruptible, listening
 from recipes.lib.errors import UserError, is_memory, sentence
 from recipes.lib.runs.checkpoints import PREFIX, checkpoint_fault, list_checkpoints
+from recipes.lib.runs.lock import refuse_if_locked
 from recipes.lib.trainers.out_of_memory import memory_error
 from recipes.lib.trainers.skipped_steps import FiniteSteps, has_finite_weights
 
@@ -62,6 +63,8 @@ class Stoppable(FiniteSteps):
             except Stop as stop:
                 raise Stopped(f"stopped by {stop}; {self._save_where_it_stands()}") from None
             except Exception as error:
+                if is_main_process():  # where the folder was moved, nothing can be kept
+                    refuse_if_locked(Path(self.args.output_dir))
                 if is_memory(error):
                     raise memory_error(self, error) from None
                 if (told := sentence(error)) is None or self._moment is None:

@@ -10,6 +10,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from recipes.lib.errors import note
 from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl
+from recipes.lib.runs.lock import refuse_if_locked
 
 # Totals of a finished training that Trainer logs once; they belong to the summary.
 NUM_LOGS = 10  # of a run whose user leaves open how often
@@ -60,6 +61,7 @@ class RunCallback(TrainerCallback):
         """Append one line."""
         if not state.is_world_process_zero or not logs or any(key in logs for key in TOTALS):
             return
+        refuse_if_locked(self.metrics.parent)  # it may have been moved
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 3)}
         append_jsonl(self.metrics, [row | logs])
 

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.utils.hub import hf_api
 
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.distributed.mixed_precision import keep_outputs_fp32
+from recipes.lib.distributed.processes import broadcast_from_main
 from recipes.lib.errors import UserError
-from recipes.lib.models.adapter_folders import save_base_quantization
+from recipes.lib.models.adapter_folders import hide_local_base, save_base_quantization
 from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
+from recipes.lib.runs.lock import refuse_if_locked
 from recipes.lib.trainers.interruption import OF_TRL, Stoppable
 
 REMEDY = "set it, gradient_accumulation_steps and the number of processes so that it does"
@@ -52,6 +56,7 @@ class Resumable(Stoppable):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run, step = Path(super()._get_output_dir(trial)), self.state.global_step  # type: ignore[misc]
         name = f"{PREFIX}{step}"
+        broadcast_from_main(lambda: refuse_if_locked(run))  # it may have been moved
         self._writes_into = run / PARTIAL
         best = self.state.best_model_checkpoint
         try:
@@ -87,7 +92,12 @@ class Resumable(Stoppable):
         save_base_quantization(self.accelerator.unwrap_model(self.model), folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: Trainer's and TRL's speak of None where they know no name."""
+        """Write none: Trainer's and TRL's speak of None where they know no name.
+
+        It is the last that Trainer calls before it pushes a model.
+        """
+        if STAGED in Path(self.args.output_dir).parts:  # a copy
+            hide_local_base(Path(self.args.output_dir))
 
     def _push_from_checkpoint(self, folder: str) -> None:
         # Later, from where it stays: an upload in the background would miss what is renamed.
@@ -97,9 +107,14 @@ class Resumable(Stoppable):
         run, staged = self.args.output_dir, Path(self.args.output_dir) / STAGED
         staged.mkdir(exist_ok=True)
         self.args.output_dir = str(staged)
+        is_ready = threading.Event()
+        hf_api().run_as_future(is_ready.wait)  # uploads wait in line behind it
         try:
             super()._push_from_checkpoint(folder)  # type: ignore[misc]
+            (staged / "training_args.bin").unlink(missing_ok=True)
+            hide_local_base(staged)
         finally:
+            is_ready.set()
             self.args.output_dir = run
 
     def _put_in_place(self, partial: Path, target: Path) -> None:

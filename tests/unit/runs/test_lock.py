@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 
 from recipes.lib.errors import UserError
 from recipes.lib.runs.folder import move_aside
-from recipes.lib.runs.lock import LOCK_FILE, acquire, is_locked, release
+from recipes.lib.runs.lock import LOCK_FILE, acquire, is_locked, refuse_if_locked, release
 
 HOLDER = """
 import sys
+import tempfile
 from pathlib import Path
 from recipes.lib.runs.lock import acquire
 acquire(Path(sys.argv[1]))
@@ -102,3 +104,44 @@ def test_a_folder_in_use_is_not_moved_nor_the_folder_that_holds_it(
         with pytest.raises(UserError, match=f"in use by process {other.pid}"):
             move_aside(held)
     assert root.is_dir()
+
+
+def test_a_folder_that_was_moved_is_refused_to_the_process_that_had_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    acquire(run)
+    refuse_if_locked(run)
+    run.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="was moved or deleted while the run wrote to it"):
+        refuse_if_locked(run)
+    assert is_locked(run)
+    release(run)
+    acquire(tmp_path / "moved")  # whoever goes on there may have it
+    release(tmp_path / "moved")
+
+
+OF_ANOTHER = """
+import os, sys
+from pathlib import Path
+from recipes.lib.errors import UserError
+from recipes.lib.runs.lock import is_locked, refuse_if_locked
+os.setuid(65534)
+try:
+    refuse_if_locked(Path(sys.argv[1]))
+except UserError as error:
+    print(error, is_locked(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only the superuser can become another user")
+def test_a_lock_of_another_user_is_one_sentence() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is closed to others
+        Path(name).chmod(0o777)
+        (Path(name) / LOCK_FILE).write_text("{}")
+        done = subprocess.run(
+            [sys.executable, "-c", OF_ANOTHER, name], capture_output=True, text=True, check=False
+        )
+    assert done.stdout == (
+        f"output_dir={name}: its {LOCK_FILE} belongs to another user, so whether it is in use "
+        "cannot be seen; choose another output_dir. True\n"
+    ), done.stderr
