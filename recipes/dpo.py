@@ -31,7 +31,7 @@ from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder
+from recipes.lib.runs.folder import RunArguments
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
 SIDES = ("chosen", "rejected")
@@ -83,11 +83,9 @@ def run(config: Config) -> dict[str, Any]:
 
     from recipes.lib.evaluation.implicit_rewards import sequence_logps
     from recipes.lib.recipe import spine
-    from recipes.lib.trainers.batch_sizes import set_accumulation
 
     script, training = config.script, config.training
-    set_accumulation(training, script.global_batch_size)
-    check_folder(config)
+    spine.check_start(config)
     rows = load_rows(script, training, lambda _: SIDES)
     check_plan(config, rows.test is not None)
     trainer = spine.make_preference_trainer(DPOTrainer, config, rows)

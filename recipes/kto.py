@@ -36,7 +36,7 @@ from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder
+from recipes.lib.runs.folder import RunArguments
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
 PAIR_COLUMNS = ("chosen", "rejected")
@@ -130,11 +130,9 @@ def run(config: Config) -> dict[str, Any]:
 
     from recipes.lib.evaluation.implicit_rewards import sequence_logps
     from recipes.lib.recipe import spine
-    from recipes.lib.trainers.batch_sizes import set_accumulation
 
     training = config.training
-    set_accumulation(training, config.script.global_batch_size)
-    check_folder(config)
+    spine.check_start(config)
     rows = load_unpaired(config.script, training.seed)
     check_plan(config, rows.test is not None)
     trainer = spine.make_preference_trainer(KTOTrainer, config, rows)

@@ -32,7 +32,7 @@ from recipes.lib.models.chat_template import TemplateArguments, check_template, 
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder
+from recipes.lib.runs.folder import RunArguments
 
 
 @dataclass(kw_only=True)
@@ -123,11 +123,9 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
     from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
     from recipes.lib.recipe import spine
-    from recipes.lib.trainers.batch_sizes import set_accumulation
 
     script, training = config.script, config.training
-    set_accumulation(training, script.global_batch_size)
-    check_folder(config)
+    spine.check_start(config)
     rows = load_pairs(script, training)
     check_plan(config)
     test: Any = rows.test

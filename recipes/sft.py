@@ -30,7 +30,7 @@ from recipes.lib.models.chat_template import TemplateArguments, check_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments, check_folder
+from recipes.lib.runs.folder import RunArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -160,26 +160,24 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
     """
-    from recipes.lib.recipe.spine import finish, note_guessing, save_final, start_run, train
-    from recipes.lib.trainers.batch_sizes import set_accumulation
+    from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
-    set_accumulation(training, script.global_batch_size)
-    check_folder(config)
+    spine.check_start(config)
     rows = load_text_rows(script, training)
     check_plan(config, rows.test is not None)
     trainer = make_trainer(config, checked_tokenizer(config, rows.known), rows)
-    folder = start_run(config, trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
+    folder = spine.start_run(config, trainer, {"loss": "loss", "mean_token_accuracy": "accuracy"})
     base = test_perplexity(trainer)
     rows.begin()
-    summary = train(trainer, folder)
-    note_guessing(trainer, math.log(trainer.model.config.get_text_config().vocab_size))
+    summary = spine.train(trainer, folder)
+    spine.note_guessing(trainer, math.log(trainer.model.config.get_text_config().vocab_size))
     if rows.test is not None:
         summary |= {"eval_loss": trainer.evaluate()["eval_loss"]}
         summary |= {"perplexity": test_perplexity(trainer), "base_perplexity": base}
-    save_final(trainer, folder)
+    spine.save_final(trainer, folder)
     write_samples(trainer, rows.test, script, folder)
-    return finish(folder, config, summary)
+    return spine.finish(folder, config, summary)
 
 
 def main(argv: list[str] | None = None) -> int:
