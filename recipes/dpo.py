@@ -85,7 +85,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
-    spine.prepare(config)
+    spine.check_start(config)
     rows = load_rows(script, training, lambda _: SIDES)
     check_plan(config, rows.test is not None)
     trainer = spine.make_preference_trainer(DPOTrainer, config, rows)

@@ -130,7 +130,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe import spine
 
     training = config.training
-    spine.prepare(config)
+    spine.check_start(config)
     rows = load_unpaired(config.script, training.seed)
     check_plan(config, rows.test is not None)
     trainer = spine.make_preference_trainer(KTOTrainer, config, rows)

@@ -125,7 +125,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
-    spine.prepare(config)
+    spine.check_start(config)
     rows = load_pairs(script, training)
     check_plan(config)
     test: Any = rows.test

@@ -164,7 +164,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
-    spine.prepare(config)
+    spine.check_start(config)
     rows = load_text_rows(script, training)
     check_plan(config, rows.test is not None)
     trainer = make_trainer(config, checked_tokenizer(config, rows.known), rows)

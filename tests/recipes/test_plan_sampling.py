@@ -108,7 +108,8 @@ def test_evaluation_takes_what_the_plan_says(
     rows = [[5] * (12 + row % 2) for row in range(ROWS)]
     real = weighed(model, lambda: label_logps(model, rows, rows, batch_size=ROWS))
     fakes, _ = scale_of(tmp_path, "sft")
-    planned = fakes.peak(passes.evaluation_pass(fakes, ROWS, 13))
+    scored = passes.evaluation_pass(fakes, ROWS, 13, lambda _: torch.zeros(()))
+    planned = fakes.peak(scored)
     assert sum(planned.values()) == pytest.approx(real.peak, rel=0.05)
 
 

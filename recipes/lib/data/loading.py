@@ -24,7 +24,7 @@ from recipes.lib.data.mixtures import Part, join_datasets, mix_datasets
 from recipes.lib.data.problems import PLACE, named_columns
 from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import TEXT_COLUMNS, check_rows
-from recipes.lib.data.splitting import remove_overlap, split_rows
+from recipes.lib.data.splitting import default_test_rows, remove_overlap, split_rows
 from recipes.lib.errors import UserError, note
 
 if TYPE_CHECKING:
@@ -75,8 +75,15 @@ def load_splits(
         checked, _ = check_format(rows, required_columns, named, args.on_bad_rows, beside)
         splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
+    if test is None and args.holds_out:
+        args.test_fraction = default_test_rows(train, args.max_train_rows)
     if test is None and args.test_fraction > 0:
         train, test = split_rows(train, args.test_fraction, seed)
+        if args.holds_out:
+            note(
+                f"{name}: {len(test)} of {len(train) + len(test)} rows are held out to test on; "
+                "test_fraction=0 trains on all."
+            )
     elif test is not None:
         train = remove_overlap(train, test, args.on_bad_rows)
     if args.max_train_rows is not None:

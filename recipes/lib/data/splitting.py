@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # because a pair judged the other way round is the same pair.
 CONTENT_COLUMNS = ("prompt", "completion", "messages", "text")
 PAIR_COLUMNS = ("chosen", "rejected")
+# What is held out where nobody says: a share of the distinct rows, at least so many, none of fewer.
+DEFAULT_SHARE, LEAST_TEST_ROWS, LEAST_ROWS = 0.05, 8, 80
 
 
 def split_rows(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -49,6 +51,20 @@ def split_rows(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, D
     test = sorted(row for group in order[:num_test] for row in groups[group])
     train = sorted(row for group in order[num_test:] for row in groups[group])
     return dataset.select(train), dataset.select(test)
+
+
+def default_test_rows(dataset: Dataset, max_train_rows: int | None) -> int:
+    """How many distinct rows are held out where nobody says.
+
+    Args:
+        dataset: All rows.
+        max_train_rows: How many of them are trained on at most.
+
+    Returns:
+        The number; 0 where there are too few rows.
+    """
+    number = min(len(set(content_keys(dataset))), max_train_rows or len(dataset))
+    return 0 if number < LEAST_ROWS else max(LEAST_TEST_ROWS, round(DEFAULT_SHARE * number))
 
 
 def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -> Dataset:

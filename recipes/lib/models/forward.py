@@ -83,11 +83,8 @@ def policy_outputs(
         from_hidden = hidden
     else:
         caught: list[Tensor] = []
-        handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
+        with head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])):
             from_hidden = model(**batch.inputs, logits_to_keep=kept).logits[:, :-1]
-        finally:
-            handle.remove()
         hidden, head = batch.before(caught[0]), nn.Identity()
     logps, entropy = chunked_logps(
         head,
@@ -114,11 +111,12 @@ def trunk_of(model: Any) -> Any:
 
 
 @torch.no_grad()
-def has_plain_head(model: Any) -> bool:
+def has_plain_head(model: Any, *, of_trunk: bool = True) -> bool:
     """Whether logits are what the head makes of the trunk's output, with nothing done to them.
 
     Args:
         model: Causal language model.
+        of_trunk: Whether the head has to be given the trunk's output; else whatever it is given.
 
     Returns:
         Whether that holds to the bit, for an output that is made large: what caps logits leaves
@@ -133,19 +131,20 @@ def has_plain_head(model: Any) -> bool:
     ids = torch.linspace(0, last, 8, device=embeddings.weight.device).long().unsqueeze(0)
     seen: list[Tensor] = []
 
-    def enlarge(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        seen.append(inputs[0])
-        return (inputs[0] * PROBE_SCALE,)
+    def enlarge(head: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        large = inputs[0] * PROBE_SCALE
+        seen.extend((inputs[0], head.forward(large)))
+        return (large,)
 
-    handle = head.register_forward_pre_hook(enlarge)
-    try:
+    with head.register_forward_pre_hook(enlarge):
         logits = model(input_ids=ids, use_cache=False).logits
-    finally:
-        handle.remove()
-    hidden = trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state
-    if not torch.equal(seen[0], hidden) or not hidden.any():
-        return False
-    return torch.equal(head(hidden * PROBE_SCALE), logits)
+    given, made = seen
+    if of_trunk:
+        hidden = trunk_of(model)(input_ids=ids, use_cache=False).last_hidden_state
+        if not torch.equal(given, hidden):
+            return False
+    # Behind mixed precision accelerate has made fp32 of the logits.
+    return bool(given.any()) and torch.equal(made.float(), logits.float())
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.lib.config.parse import Config
@@ -55,7 +56,8 @@ def find_changes(
         is_allowed: Whether a run with a Config would be started.
 
     Returns:
-        The changes, of a key the last one alone, and whether the run fits with them.
+        The changes, of a key the last one alone, and whether the run fits with them; then none
+        that it would fit without.
     """
     made: dict[str, Change] = {}
     began: dict[str, Any] = {}  # values before the first change
@@ -67,19 +69,33 @@ def find_changes(
         if step is None:
             break
         key, now, value, cost = step
-        try:
+        tried = None
+        with suppress(UserError):  # a batch that does not divide, a key that the recipe refuses
             tried = planner({name: change.value for name, change in made.items()} | {key: value})
-        except UserError:  # a batch that does not divide, a key that the recipe refuses
-            dead.add(key)
-            continue
-        if not is_allowed(tried[0]) or _size(tried[1], phase) >= _size(plan, phase):
+        if not tried or not is_allowed(tried[0]) or _size(tried[1], phase) >= _size(plan, phase):
             dead.add(key)
             continue
         began.setdefault(key, now)
         made.pop(key, None)  # listed where it was last changed, so that peaks go down the list
         made[key] = Change(key, value, cost, tried[1].peak)
         config, plan = tried
-    return list(made.values()), plan.peak <= memory
+    fits = plan.peak <= memory
+    return (_needed(planner, made, memory, is_allowed) if fits else list(made.values())), fits
+
+
+def _needed(
+    planner: Planner, made: dict[str, Change], memory: int, is_allowed: Callable[[Any], bool]
+) -> list[Change]:
+    """The changes but those without which the run fits, too, so that none stands in front."""
+    kept = {name: change.value for name, change in made.items()}
+    for key in list(made)[:-1]:
+        rest = {name: value for name, value in kept.items() if name != key}
+        with suppress(UserError):
+            config, plan = planner(rest)
+            kept = rest if plan.peak <= memory and is_allowed(config) else kept
+    firsts = [dict(list(kept.items())[: number + 1]) for number in range(len(kept))]
+    peaks = [planner(first)[1].peak for first in firsts]
+    return [replace(made[name], peak=peak) for name, peak in zip(kept, peaks, strict=True)]
 
 
 def _size(plan: Plan, phase: str) -> int:

@@ -1,9 +1,15 @@
-"""Where the shapes of a model come from: its configuration alone, for a run also before it ran."""
+"""Where the shapes of a model come from: its configuration alone, for a run also before it ran.
+
+Those of the models that shipped configurations name come along (shipped_models.json), so that
+planning them needs no network.
+"""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +44,14 @@ class Shapes:
         """
         from transformers import AutoConfig
 
+        if (known := _shipped(self.base, self.revision)) is not None:
+            return AutoConfig.for_model(**known)
         with load_errors(self.base, "configuration"):
             return AutoConfig.from_pretrained(
-                self.base, revision=self.revision, trust_remote_code=trust_remote_code
+                self.base,
+                revision=self.revision,
+                trust_remote_code=trust_remote_code,
+                local_files_only=_is_here(self.base),
             )
 
 
@@ -91,13 +102,47 @@ def policy_shapes(config: Config, configs: Path | None) -> Shapes:
     return find_source(args.model_name_or_path or "", args.model_revision, configs)
 
 
+@cache
+def shipped_models() -> dict[str, dict[str, Any]]:
+    """What sets the shapes of the models that shipped configurations name, by Hub id."""
+    path = Path(__file__).with_name("shipped_models.json")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _shipped(name: str, revision: str) -> dict[str, Any] | None:
+    # A folder of the name comes first, as where the model is loaded.
+    is_asked = revision == "main" and not Path(name).is_dir()
+    return shipped_models().get(name) if is_asked else None
+
+
+def _is_here(name: str) -> bool:
+    """Whether a model is to be found on this machine or nowhere."""
+    from huggingface_hub import constants
+
+    return Path(name).is_dir() or constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    """Whether the Hub answers, asked once: without a network its client tries for half a minute."""
+    from huggingface_hub import get_session
+
+    with suppress(Exception):  # whatever its client raises: no network, no name, no certificate
+        get_session().head(endpoint, timeout=5)
+        return True
+    return False
+
+
 def _adapter_config(path: str, revision: str) -> Path | None:
     if Path(path).is_dir():
         return Path(path) / "adapter_config.json" if is_adapter(path) else None
+    if _shipped(path, revision) is not None:
+        return None
     from transformers.utils.peft_utils import find_adapter_config_file
 
     with load_errors(path, "configuration"):
-        found = find_adapter_config_file(path, revision=revision)
+        is_here = _is_here(path)
+        found = find_adapter_config_file(path, revision=revision, local_files_only=is_here)
     return Path(found) if found else None
 
 

@@ -229,8 +229,11 @@ def fused_scoring(fakes: FakeModels, rows: int, width: int, scored: int) -> Pass
     return run
 
 
-def evaluation_pass(fakes: FakeModels, rows: int, width: int) -> Pass:
-    """Log-probabilities of the test rows, from full logits: `recipes.lib.models.likelihood`."""
+def evaluation_pass(
+    fakes: FakeModels, rows: int, width: int, loss_of: Callable[[MemoryMeasure], Tensor]
+) -> Pass:
+    """Log-probabilities of the test rows (`recipes.lib.models.likelihood`), and then their loss."""
+    from recipes.lib.models.forward import has_plain_head
     from recipes.lib.models.likelihood import _batch_logps
 
     policy = fakes.models.policy
@@ -238,6 +241,7 @@ def evaluation_pass(fakes: FakeModels, rows: int, width: int) -> Pass:
     class Prepared:
         """The model as accelerate wraps it: mixed precision inside, fp32 outside."""
 
+        config = policy.config
         device = torch.device("cpu")
 
         def __call__(self, **given: Any) -> Any:
@@ -251,6 +255,10 @@ def evaluation_pass(fakes: FakeModels, rows: int, width: int) -> Pass:
 
     def run(measure: MemoryMeasure) -> None:
         with evaluating(policy):
-            _batch_logps(Prepared(), [[0] * width] * rows, 1.0)
+            ids = [[0] * width] * rows
+            is_plain = has_plain_head(policy, of_trunk=False)
+            head = policy.get_output_embeddings() if is_plain else None
+            _batch_logps(Prepared(), head, ids, ids, 1.0)
+            loss_of(measure)
 
     return run

@@ -104,15 +104,19 @@ def _phases(
 
 def _supervised(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
     training, width = config.training, longest_row(config, fakes.models)
-    rows = training.per_device_train_batch_size * (2 if config.recipe == "dpo" else 1)
     estimates = config.recipe == "kto" and training.loss_type != "apo_zero_unpaired"
     is_held = config.recipe != "sft" and not training.precompute_ref_log_probs
     judged, others = (1 + estimates) * is_held, int(estimates)
-    loss = passes.fused_loss(fakes, rows, width, judged=judged, others=others)
-    found = {"training": passes.training_pass(fakes, config, loss, target.launch)}
+
+    def loss(rows: int) -> Any:
+        rows *= 2 if config.recipe == "dpo" else 1
+        return passes.fused_loss(fakes, rows, width, judged=judged, others=others)
+
+    of_step = loss(training.per_device_train_batch_size)
+    found = {"training": passes.training_pass(fakes, config, of_step, target.launch)}
     if target.has_test:
-        run = passes.evaluation_pass(fakes, training.per_device_eval_batch_size, width)
-        found["evaluation"] = fakes.peak(run)
+        rows = training.per_device_eval_batch_size
+        found["evaluation"] = fakes.peak(passes.evaluation_pass(fakes, rows, width, loss(rows)))
     return found
 
 

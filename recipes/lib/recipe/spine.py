@@ -28,10 +28,11 @@ from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
 from recipes.lib.runs.files import read_jsonl
-from recipes.lib.runs.folder import Run, check_folder, open_run
+from recipes.lib.runs.folder import Run, check_folder, folder_of, is_run, open_run
 from recipes.lib.runs.lineage import write_lineage
 from recipes.lib.runs.lock import refuse_if_locked
 from recipes.lib.runs.pickles import check_checkpoint
+from recipes.lib.runs.resume import stored_values
 from recipes.lib.trainers import progress
 from recipes.lib.trainers.batch_sizes import set_accumulation
 from recipes.lib.trainers.resumable import STAGED
@@ -39,16 +40,7 @@ from recipes.lib.trainers.row_fit import account_for_rows, check_fit, with_row_n
 from recipes.lib.trainers.trl import make_trl_trainer
 
 NUM_AVERAGED = 3  # logs whose mean the summary repeats
-
-
-def prepare(config: Config) -> None:
-    """Set the accumulation by the batch of a step, and refuse a folder that is taken.
-
-    Raises:
-        UserError: The micro-batches do not divide the batch; or as `check_folder`.
-    """
-    set_accumulation(config.training, config.script.global_batch_size)
-    check_folder(config)
+EVALUATE_AT = 0.25  # of the steps, where test rows are held out by default
 
 
 def policy_tokenizer(config: Config, template_path: str | None = None) -> Any:
@@ -144,6 +136,33 @@ def make_preference_trainer(trainer_class: Any, config: Config, rows: Rows) -> A
     return make_row_trainer(trainer_class, config, tokenizer, rows)
 
 
+def check_start(config: Config) -> None:
+    """Check batch and folder; decide on test rows where the user leaves them open.
+
+    A run that is resumed keeps those that it had, one of an older version none.
+
+    Raises:
+        UserError: As `set_accumulation` and `check_folder`.
+    """
+    script, values, folder = config.script, config.values, folder_of(config)
+    set_accumulation(config.training, script.global_batch_size)
+    if "test_fraction" not in values:
+        resumes = script.resume and is_run(folder)
+        stored = broadcast_from_main(lambda: stored_values(folder) if resumes else None)
+        script.holds_out = stored is None and values.get("eval_strategy") != "no"
+        if stored is not None and isinstance(stored.get("test_fraction"), int):
+            script.test_fraction = stored["test_fraction"]
+            _keep_test_rows(config)
+    check_folder(config)
+
+
+def _keep_test_rows(config: Config) -> None:
+    """Have test rows that are held out by default in the run's keys, and evaluate on them."""
+    config.values["test_fraction"] = config.script.test_fraction
+    if "eval_strategy" not in config.values:
+        config.training.eval_strategy, config.training.eval_steps = "steps", EVALUATE_AT
+
+
 def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
     """Take the run folder; the trainer writes metrics.jsonl there, and shows some on its bar.
 
@@ -160,6 +179,8 @@ def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
     """
     if trainer.args.push_to_hub:
         _check_base(trainer)
+    if getattr(config.script, "holds_out", False) and config.script.test_fraction:
+        _keep_test_rows(config)
     run = open_run(config)
     trainer.start = config.start
     is_asked = config.recipe == "ppo" or "logging_steps" in config.values

@@ -36,14 +36,7 @@ def refuse_other_config(path: Path, values: dict[str, Any]) -> None:
     """Refuse to resume a finished run, or one with other keys than those that may change."""
     if (path / "summary.json").exists():
         raise UserError(f"output_dir={path} holds a finished run: nothing is left to resume.")
-    try:
-        before = read_yaml(path / "config.yaml").values
-    except UserError as error:  # the reader of plain values: tags and aliases are refused
-        raise UserError(
-            f"{path / 'config.yaml'} is not the configuration of a run ({one_sentence(error)}); "
-            "restore it, or start another run."
-        ) from error
-    values = redacted(values)
+    before, values = stored_values(path), redacted(values)
     keys = (set(before) | set(values)) - FREE_ON_RESUME
     for key in sorted(keys):
         if before.get(key) != values.get(key):
@@ -51,3 +44,14 @@ def refuse_other_config(path: Path, values: dict[str, Any]) -> None:
                 f"{key}={values.get(key)!r} differs from {before.get(key)!r} of the run to resume "
                 f"in {path}; set it back, or start another run."
             )
+
+
+def stored_values(path: Path) -> dict[str, Any]:
+    """The keys that a run was begun with."""
+    try:
+        return read_yaml(path / "config.yaml").values
+    except UserError as error:  # the reader of plain values: tags and aliases are refused
+        raise UserError(
+            f"{path / 'config.yaml'} is not the configuration of a run ({one_sentence(error)}); "
+            "restore it, or start another run."
+        ) from error

@@ -84,6 +84,24 @@ def test_equal_rows_go_to_the_same_side(tmp_path: Path) -> None:
     assert {row["prompt"] for row in train}.isdisjoint(row["prompt"] for row in test)
 
 
+@pytest.mark.parametrize(
+    ("number", "most", "held_out"),
+    [(79, None, 0), (80, None, 8), (160, None, 8), (500, None, 25), (500, 100, 8), (500, 79, 0)],
+)
+def test_a_twentieth_is_held_out_where_a_recipe_does_so(
+    number: int, most: int | None, held_out: int, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{row}"} for row in range(number)] * 2  # equal rows count once
+    args = DataArguments(dataset_name=str(write(tmp_path / "a.jsonl", rows)), max_train_rows=most)
+    args.holds_out = True
+    _, test = load_splits(args, 0, ("prompt",))
+    assert args.test_fraction == held_out
+    assert (0 if test is None else len(test)) == 2 * held_out
+    told = DataArguments(dataset_name=args.dataset_name, test_fraction=held_out)
+    if held_out:  # as the number says that is kept for a resume
+        assert load_splits(told, 0, ("prompt",))[1].to_list() == test.to_list()
+
+
 def test_max_train_rows_keeps_the_test_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     train, test = load(path, test_fraction=0.3, max_train_rows=2)

@@ -3,11 +3,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.data.prompts import completion_text
 from recipes.lib.errors import UserError
 from recipes.lib.generation.completions import complete, fits
+from recipes.lib.models import likelihood
 from recipes.lib.models.likelihood import completion_logps, perplexity
 
 PROMPTS = ["the cat", "who found the old book on the red road ?", "a bird sang and", "the"]
@@ -166,6 +168,54 @@ def test_perplexity_weighs_every_token_alike(tiny_model: LlamaForCausalLM) -> No
     expected = torch.tensor((6 * losses[0] + losses[1]) / 7).exp()
     assert perplexity(tiny_model, rows, labels, batch_size=2) == pytest.approx(float(expected))
     assert perplexity(tiny_model, rows, labels, batch_size=1) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("kind", ["plain", "capped", "mixed"])
+def test_logps_come_in_pieces_of_logits_and_are_those_of_all_logits(
+    kind: str, tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model
+    if kind == "capped":  # what is done to logits behind the head is only in whole ones
+        forward = model.forward
+
+        def capped(**given: Any) -> Any:
+            out = forward(**given)
+            out.logits = 0.1 * torch.tanh(out.logits / 0.1)
+            return out
+
+        model.forward = capped
+    if kind == "mixed":  # as accelerate wraps a model
+        model.forward = convert_outputs_to_fp32(
+            torch.autocast("cpu", torch.bfloat16)(model.forward)
+        )
+    rows = [[6, 7, 8, 9, 10, 11, 12], [13, 14, 15]]
+    labels = [[-100, *rows[0][1:]], [-100, -100, 15]]
+    expected = []
+    for row, label in zip(rows, labels, strict=True):
+        with torch.no_grad():
+            log_probs = (model(input_ids=torch.tensor([row])).logits[0] / 0.7).log_softmax(-1)
+        expected.append([log_probs[n - 1, t].item() for n, t in enumerate(label) if t != -100])
+    seen: list[torch.Size] = []
+    kinds: set[torch.dtype] = set()
+    head = model.lm_head.forward
+
+    def watched(hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = head(hidden)
+        seen.append(out.shape)
+        kinds.add(out.dtype)
+        return out
+
+    model.lm_head.forward = watched
+    size = model.config.vocab_size
+    monkeypatch.setattr(likelihood, "MAX_CHUNK_LOGITS", 2 * size)
+    found = likelihood.label_logps(model, rows, labels, temperature=0.7)
+    tolerance = 1e-2 if kind == "mixed" else 1e-5
+    for logps, wanted in zip(found, expected, strict=True):
+        assert logps.tolist() == pytest.approx(wanted, abs=tolerance)
+    assert kinds == {torch.bfloat16 if kind == "mixed" else torch.float32}
+    # Behind the probe of eight tokens: the seven that count, two at a time, and one for each row.
+    pieces = [2, 2, 2, 1, 2] if kind != "capped" else [2 * 7]
+    assert [shape.numel() // size for shape in seen[-len(pieces) :]] == pieces
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(

@@ -1,18 +1,21 @@
 """Configurations for cards: the planned peak in the header, ids, columns, chains, gated models."""
 
+import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import GIB
+from recipes.lib.plan.model_shapes import find_source, shipped_models
 from recipes.lib.plan.options import parse_config, read_options
 from recipes.lib.plan.planner import plan_of
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import parse
-from tests.helpers.model_shapes import SHAPES, fill_cache
 
 ROOT = Path(__file__).parents[3]
 HEADER = re.compile(
@@ -25,6 +28,18 @@ CARDS = sorted(
     for path in (ROOT / "configs").rglob("*.yaml")
     if "# Card: " in path.read_text(encoding="utf-8")
 )
+# The number of weights that the page of each model gives.
+NUM_WEIGHTS = {
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-0.6B-Base": 596_049_920,
+    "Qwen/Qwen3-1.7B-Base": 1_720_574_976,
+    "Qwen/Qwen3-4B-Base": 4_022_468_096,
+    "Qwen/Qwen3-8B-Base": 8_190_735_360,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    "meta-llama/Llama-3.2-1B": 1_235_814_400,
+    "HuggingFaceTB/SmolLM3-3B": 3_075_098_624,
+}
 TEXT, MESSAGES = "text", "messages"
 # Columns and splits as far as they are known without the Hub; nothing was downloaded.
 DATASETS: dict[str, tuple[set[str], set[str], str]] = {
@@ -52,21 +67,17 @@ def values_of(path: Path) -> dict[str, Any]:
     return values
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fill_cache(tmp_path_factory.mktemp("hub"))
-
-
 @pytest.fixture
-def only_shapes(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Hub that cannot be reached, and a cache with configurations and no weights."""
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that does not answer, which nobody has said, and an empty cache."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
-@pytest.mark.usefixtures("only_shapes")
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("path", CARDS, ids=name_of)
 def test_the_planned_peak_in_the_header_is_what_the_plan_says_and_fits(path: Path) -> None:
     found = HEADER.search(path.read_text(encoding="utf-8"))
@@ -90,7 +101,7 @@ def test_models_are_known_and_gated_ones_are_named(path: Path) -> None:
     base = name
     while base.startswith("runs/"):
         base = values_of(ROOT / f"configs/{base.removeprefix('runs/')}.yaml")["model_name_or_path"]
-    assert base in SHAPES
+    assert base in shipped_models()
     assert (f"# Gated: ask for access on the page of {base}," in text) == (
         base.startswith("meta-llama/")
     )
@@ -127,13 +138,45 @@ def test_the_shapes_have_as_many_weights_as_the_models() -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for name, (shape, number) in SHAPES.items():
-        if not name.endswith("-Base") and "Llama" not in name:
-            continue
-        config = AutoConfig.for_model(**shape)
+    assert shipped_models().keys() == NUM_WEIGHTS.keys()
+    for name, shape in shipped_models().items():
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        assert sum(p.numel() for p in model.parameters()) == number, name
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
+        assert sum(p.numel() for p in model.parameters()) == NUM_WEIGHTS[name], name
+
+
+@pytest.mark.usefixtures("no_network")
+def test_all_models_of_shipped_files_are_known_without_a_network() -> None:
+    found = set()
+    for path in (ROOT / "configs").glob("*/*-*.yaml"):
+        values = values_of(path)
+        named = [values["model_name_or_path"], values.get("critic_model_name_or_path")]
+        named += [name for name in values.get("reward_funcs", []) if ":" not in name]
+        for name in filter(None, named):
+            source = find_source(name, configs=ROOT / "configs")
+            found.add(source.base)
+            assert source.config().vocab_size == shipped_models()[source.base]["vocab_size"]
+    assert found == shipped_models().keys()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_another_model_is_refused_in_seconds_without_a_network() -> None:
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"somebody/model.*connect") as caught:
+        find_source("somebody/model").config()
+    assert time.monotonic() - start < 15  # the Hub's client tries for half a minute and more
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_the_name_comes_before_the_shipped_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "Qwen/Qwen3-0.6B"
+    (tmp_path / name).mkdir(parents=True)
+    shape = shipped_models()[name] | {"num_hidden_layers": 2}
+    (tmp_path / name / "config.json").write_text(json.dumps(shape))
+    monkeypatch.chdir(tmp_path)
+    assert find_source(name).config().num_hidden_layers == 2
 
 
 def test_the_table_of_the_readme_has_the_peaks_of_the_headers() -> None:

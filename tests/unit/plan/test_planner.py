@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +20,17 @@ from recipes.lib.plan.breakdown import (
     GIB,
     GRADIENTS,
     HEADS,
+    LOGITS,
     OPTIMIZER,
     OTHER_MODELS,
     WORKSPACE,
+    MemoryPhase,
     Plan,
     memory_text,
     read_memory,
 )
 from recipes.lib.plan.meta_models import num_bytes
+from recipes.lib.plan.options import parse_config, read_options
 from recipes.lib.plan.planner import plan_of, state_bytes
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import launch, parse
@@ -34,6 +38,7 @@ from tests.helpers.plan_reality import ALIKE, rows_of
 from tests.helpers.tiny_models import save_model
 from tests.helpers.tiny_runs import FAST, LORA, flags, write
 
+ROOT = Path(__file__).parents[3]
 OPTIMIZERS = [
     *("adamw_torch", "adamw_torch_fused", "adamw_8bit", "lion_8bit"),
     *("sgd", "adafactor", "adagrad", "rmsprop"),
@@ -161,6 +166,42 @@ def test_changes_come_in_the_order_of_their_cost(place: Path) -> None:
     assert changes[0].value == 1
     assert [change.peak for change in changes] == sorted((c.peak for c in changes), reverse=True)
     assert "roofline" in changes[0].cost
+
+
+def test_a_change_without_which_it_fits_is_not_named() -> None:
+    gib = 2**30
+
+    def planner(changes: dict[str, Any]) -> tuple[Any, Plan]:
+        keys = {"per_device_train_batch_size": 2, "max_length": 4096, "optim": "adamw_8bit"}
+        keys |= {"activation_checkpointing": False} | changes
+        keys["activation_checkpointing"] |= changes.get("gradient_checkpointing", False)
+        model = SimpleNamespace(use_peft=False, load_in_4bit=False)
+        config = SimpleNamespace(
+            recipe="sft", training=SimpleNamespace(**keys), model=model, script=None
+        )
+        size = 5 + keys["per_device_train_batch_size"]
+        size += 0 if keys["activation_checkpointing"] else 20
+        phase = MemoryPhase("training", {BASE: size * gib})
+        return config, Plan("sft", "model", (phase,), 1, 1)
+
+    (change,), fits = find_changes(planner, 8 * gib)
+    assert fits
+    assert change.flag == "--gradient_checkpointing true"  # the batch of 1 alone was 26 GiB
+    assert change.peak == planner({"gradient_checkpointing": True})[1].peak
+    both, fits = find_changes(planner, 27 * gib // 4)
+    assert fits
+    assert [one.key for one in both] == ["per_device_train_batch_size", "gradient_checkpointing"]
+
+
+def test_evaluation_of_long_rows_takes_no_more_logits_than_a_piece() -> None:
+    words = ["--config", str(ROOT / "configs/sft/qwen3-0.6b-capybara.yaml")]
+    options = read_options([*words, "--max_length", "8192", "--per_device_train_batch_size", "1"])
+    config, autocast = parse_config(options, parse)
+    plan = plan_of(config, Target(options.launch, autocast))
+    (evaluation,) = (phase for phase in plan.phases if phase.name == "evaluation")
+    # All logits of its eight rows are 8 * 8,191 * 151,936 of 2 bytes, 18.5 GiB.
+    assert evaluation.of(LOGITS) < 1.2 * 2**30
+    assert plan.peak < 6 * 2**30
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)

@@ -12,11 +12,11 @@ import pytest
 
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.launch import Launch
+from recipes.lib.plan.model_shapes import shipped_models
 from recipes.lib.plan.refusal_conditions import Card
 from recipes.lib.plan.refusals import refusals
 from recipes.lib.plan.vllm import vllm_needs
 from recipes.lib.recipe.main import parse
-from tests.helpers.model_shapes import SHAPES
 from tests.helpers.tiny_runs import flags
 
 NAME = "vLLM colocate without room"
@@ -39,7 +39,9 @@ def shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model's configuration without any weights, as for a Hub id that is not downloaded."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text(json.dumps(SHAPES["meta-llama/Llama-3.1-8B"][0]))
+    (tmp_path / "model/config.json").write_text(
+        json.dumps(shipped_models()["meta-llama/Llama-3.1-8B"])
+    )
     return tmp_path
 
 

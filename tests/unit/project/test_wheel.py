@@ -38,11 +38,11 @@ def rlhf(site: Path, *words: str) -> list[str]:
     return [sys.executable, "-c", start]
 
 
-def run(site: Path, folder: Path, *words: str) -> Run:
+def run(site: Path, folder: Path, *words: str, **environment: str) -> Run:
     return subprocess.run(
         rlhf(site, *words),
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(site)},
+        env=os.environ | {"PYTHONPATH": str(site)} | environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -66,6 +66,14 @@ def test_it_plans_with_an_accelerate_configuration(site: Path, tmp_path: Path) -
     told = run(site, tmp_path, *words.split(), "--accelerate_config", "ddp", "--num_processes", "2")
     assert told.returncode == 0, told.stderr
     assert "DDP, 2 processes" in told.stdout
+
+
+def test_it_plans_a_shipped_configuration_without_a_network(site: Path, tmp_path: Path) -> None:
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    words = "plan --config sft/qwen3-0.6b-capybara --memory 24GB"
+    told = run(site, tmp_path, *words.split(), HF_HOME=str(tmp_path), **nowhere)
+    assert told.returncode == 0, told.stderr
+    assert "fits in 24.00 GiB" in told.stdout
 
 
 def test_it_runs_the_quickstart(site: Path, tmp_path: Path) -> None:
