@@ -55,7 +55,6 @@ def arguments() -> tuple[type, ...]:
     return (MergeArguments,)
 
 
-@guarded
 def run(config: Config) -> dict[str, Any]:
     """Merge, save, load again, compare.
 
@@ -68,6 +67,16 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: There is nothing to merge, or the two models say different things.
     """
+    from recipes.lib.publishing.source import folder_name
+
+    if "output_dir" not in config.values and config.path is None:
+        config.script.output_dir = f"runs/merge/{folder_name(config.script.run)}"
+    return carry_out(config)
+
+
+@guarded
+def carry_out(config: Config) -> dict[str, Any]:
+    """As `run`, into the folder that the configuration names."""
     from recipes.lib.publishing.merge import (
         Settings,
         adapter_of,
@@ -76,7 +85,7 @@ def run(config: Config) -> dict[str, Any]:
         move_into_place,
         record,
     )
-    from recipes.lib.publishing.source import folder_name, own_prompts, run_of, settings_of
+    from recipes.lib.publishing.source import own_prompts, run_of, settings_of
     from recipes.lib.recipe.spine import finish
 
     script: MergeArguments = config.script
@@ -85,8 +94,6 @@ def run(config: Config) -> dict[str, Any]:
     for key in ("num_prompts", "max_new_tokens", "batch_size"):
         if getattr(script, key) < 1:
             raise UserError(f"{key}={getattr(script, key)}: give 1 or more.")
-    if "output_dir" not in config.values and config.path is None:
-        script.output_dir = f"runs/merge/{folder_name(name)}"
     prompts = own_prompts(source, script, script.num_prompts)
     own = str(settings_of(source).get("dtype", "auto"))
     settings = Settings(

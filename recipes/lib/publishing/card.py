@@ -144,58 +144,37 @@ def snippet(final: Path, name: str, prompt: Any) -> str:
         prompt: What it is asked, text or messages.
     """
     is_reward, adapter = "reward" in _kind(final), is_adapter(final)
-    task = "SequenceClassification" if is_reward else "CausalLM"
-    library, loader = (
-        ("peft", f"AutoPeftModelFor{task}")
-        if adapter
-        else (
-            "transformers",
-            f"AutoModelFor{task}",
-        )
-    )
-    names = ["AutoTokenizer"] + ([loader] if not adapter else [])
-    options, lines = "", []
-    known = read_json(final / BASE_QUANTIZATION)
-    if adapter and known:
-        names.append("BitsAndBytesConfig")
-        lines.append(f"rounded = BitsAndBytesConfig({_bits(known)})")
-        options = ", quantization_config=rounded"
-    if adapter and is_reward:
-        options += ", num_labels=1"
-    head = [f"from {library} import {loader}"] if adapter else []
-    head.append(f"from transformers import {', '.join(sorted(names))}")
-    lines = [
-        *head,
+    loader = "ForSequenceClassification" if is_reward else "ForCausalLM"
+    loader = f"{'AutoPeftModel' if adapter else 'AutoModel'}{loader}"
+    known = read_json(final / BASE_QUANTIZATION) if adapter else {}
+    names = ["AutoTokenizer", *([] if adapter else [loader])]
+    names = sorted([*names, *(["BitsAndBytesConfig"] if known else [])])
+    options = f", quantization_config=BitsAndBytesConfig({_bits(known)})" if known else ""
+    options += ", num_labels=1" if adapter and is_reward else ""
+    lines = [f"from peft import {loader}"] if adapter else []
+    lines += [
+        f"from transformers import {', '.join(names)}",
         "",
         f"name = {name!r}",
-        *lines,
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         f"model = {loader}.from_pretrained(name{options})",
     ]
-    return "\n".join([*lines, *_use(prompt, is_reward)])
-
-
-def _use(prompt: Any, is_reward: bool) -> list[str]:
+    is_text = isinstance(prompt, str)
+    template = f"tokenizer.apply_chat_template({prompt!r}, "
     if is_reward:
-        first = [f"text = {prompt!r} + tokenizer.eos_token"]
-        if not isinstance(prompt, str):
-            first = [f"text = tokenizer.apply_chat_template({prompt!r}, tokenize=False)"]
-        return [
-            *first,
-            'inputs = tokenizer(text, return_tensors="pt")',
-            "print(model(**inputs).logits.item())",
+        text = f"{prompt!r} + tokenizer.eos_token" if is_text else f"{template}tokenize=False)"
+        lines += [f'inputs = tokenizer({text}, return_tensors="pt")']
+        return "\n".join([*lines, "print(model(**inputs).logits.item())"])
+    asked = f"tokenizer({prompt!r}, " if is_text else f"{template}add_generation_prompt=True, "
+    asked += "" if is_text else "return_dict=True, "
+    return "\n".join(
+        [
+            *lines,
+            f'inputs = {asked}return_tensors="pt")',
+            "output = model.generate(**inputs, max_new_tokens=64)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
         ]
-    asked = f'inputs = tokenizer({prompt!r}, return_tensors="pt")'
-    if not isinstance(prompt, str):
-        asked = (
-            f"inputs = tokenizer.apply_chat_template(\n    {prompt!r},\n"
-            '    add_generation_prompt=True, return_dict=True, return_tensors="pt",\n)'
-        )
-    return [
-        asked,
-        "output = model.generate(**inputs, max_new_tokens=64)",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
-    ]
+    )
 
 
 def _bits(known: dict[str, Any]) -> str:
