@@ -3,9 +3,14 @@
 import contextlib
 import io
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import pytest
 from huggingface_hub import ModelCard
@@ -202,3 +207,43 @@ def test_a_reward_model_does_not_talk(runs: Path) -> None:
     for name in ("runs/reward/pairs", "runs/merge/reward-pairs"):
         with contextlib.chdir(runs), pytest.raises(UserError, match="reward model"):
             load(parse("chat", [], {"run": name}).script)
+
+
+def test_a_merged_model_answers_at_an_openai_address(runs: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = Path(sys.executable).with_name("transformers")
+    server = subprocess.Popen(
+        [command, "serve", "runs/merge/ppo-long/final", "--port", str(port), "--device", "cpu"],
+        cwd=runs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        asked = {
+            "model": "runs/merge/ppo-long/final",
+            "messages": [user("the cat")],
+            "max_tokens": 4,
+            "temperature": 0,
+        }
+        answer = ask_when_ready(f"http://127.0.0.1:{port}/v1/chat/completions", asked, server)
+    finally:
+        server.terminate()
+        _, told = server.communicate(timeout=60)
+    assert answer is not None, told.decode()
+    assert answer["choices"][0]["message"]["content"].strip()
+
+
+def ask_when_ready(url: str, asked: dict[str, object], server: subprocess.Popen[bytes]) -> Any:
+    """The answer, as soon as the server gives one; None where it ends or takes two minutes."""
+    request = Request(url, json.dumps(asked).encode(), {"Content-Type": "application/json"})
+    for _ in range(240):
+        if server.poll() is not None:
+            return None
+        try:
+            with urlopen(request, timeout=60) as reply:
+                return json.load(reply)
+        except (URLError, ConnectionError):
+            time.sleep(0.5)
+    return None

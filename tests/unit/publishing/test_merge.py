@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import ModelConfig
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.adapter_folders import save_base_quantization
+from recipes.lib.models.adapter_folders import dequantize, save_base_quantization
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import load_policy
 from recipes.lib.publishing import merge as merging
@@ -148,6 +148,25 @@ def test_what_goes_wrong_in_a_merge_is_found(
     file.write_text(json.dumps(tokens))
     with pytest.raises(UserError, match="its tokenizer or chat template is another one"):
         compare(trained, target, settings)
+
+
+def test_a_forward_pass_changes_nothing_of_what_is_merged_into(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    args = ModelConfig(
+        model_name_or_path=save_model(tmp_path / "base", tiny_tokenizer, **SIZES),
+        load_in_4bit=True,
+        dtype="float32",
+    )
+    before = dequantize(load_policy(args)).state_dict()
+    asked = load_policy(args).eval()
+    with torch.no_grad():
+        asked(torch.arange(8)[None])
+    # Where bitsandbytes packs 4-bit weights at the first evaluation, they could not be read back.
+    flags = [getattr(m, "support_avx512bf16_for_cpu", False) for m in asked.modules()]
+    assert not any(flags)
+    after = dequantize(asked).state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_into_the_original_base_is_a_choice_with_its_cost(
