@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from recipes.lib.publishing.conversation import Conversation
 
 POSITIONAL = "run"
-HELP = "/again another answer  /system TEXT  /seed NUMBER  /new begin anew  /quit"
+HELP = "/again for another answer, /new to begin anew, /quit"
 
 
 @dataclass(kw_only=True)
@@ -72,29 +72,15 @@ def answer(conversation: Conversation, line: str) -> bool:
     Raises:
         UserError: It cannot be done.
     """
-    word, _, rest = line.partition(" ")
-    match word:
-        case "/quit" | "/exit":
-            return False
-        case "/help":
-            print(HELP)
-        case "/new":
-            conversation.turns.clear()
-        case "/system":
-            conversation.system = rest or None
-            conversation.turns.clear()
-        case "/seed":
-            if not rest.isdecimal():
-                raise UserError(f"seed={rest}: give a whole number, 0 or more.")
-            conversation.seed, conversation.num_answers = int(rest), 0
-        case "/again":
-            conversation.again()
-            print()
-        case _ if word.startswith("/"):
-            raise UserError(f"{word}: is no command; {HELP}.")
-        case _:
-            conversation.say(line)
-            print()
+    if line == "/quit":
+        return False
+    if line == "/new":
+        conversation.turns.clear()
+        return True
+    if line.startswith("/") and line != "/again":
+        raise UserError(f"{line}: is no command; {HELP}.")
+    conversation.say(None if line == "/again" else line)
+    print()
     return True
 
 
@@ -119,15 +105,8 @@ def run(config: Config) -> dict[str, Any]:
             "more tokens, and 0 (greedy) or more."
         )
     model, tokenizer = load(script)
-    conversation = Conversation(
-        model,
-        tokenizer,
-        lambda text: print(text, end="", flush=True),
-        script.max_new_tokens,
-        script.temperature,
-        script.seed,
-        script.system,
-    )
+    keys = ("max_new_tokens", "temperature", "seed", "system")
+    conversation = Conversation(model, tokenizer, **{key: getattr(script, key) for key in keys})
     is_asked = sys.stdin.isatty()
     if is_asked:
         kind = "" if tokenizer.chat_template else " It has no chat template and goes on with texts."
@@ -141,10 +120,8 @@ def run(config: Config) -> dict[str, Any]:
             print(f"rlhf chat: {error}", file=sys.stderr)
         except EOFError:
             break
-        except KeyboardInterrupt:  # ends an answer, and then the conversation
+        except KeyboardInterrupt:  # ends an answer; the end of input or /quit ends it all
             print()
-            if not is_asked:
-                raise
     return {"recipe": "chat", "answers": conversation.num_answers}
 
 

@@ -44,10 +44,8 @@ class MergeArguments(FolderArguments, DataArguments, TrustArguments):
     dtype: str = option(
         "trained", "Number format of the merged model; trained is that of the run.", choices=DTYPES
     )
-    max_shard_size: str = option("5GB", "Largest file of weights.")
     num_prompts: int = option(64, "Prompts that the two models are compared on.")
     max_new_tokens: int = option(48, "Longest greedy text of the comparison, in tokens.")
-    batch_size: int = option(16, "Prompts at a time.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -91,7 +89,7 @@ def carry_out(config: Config) -> dict[str, Any]:
     script: MergeArguments = config.script
     name = str(script.run)
     path, source = adapter_of(name), run_of(name)
-    for key in ("num_prompts", "max_new_tokens", "batch_size"):
+    for key in ("num_prompts", "max_new_tokens"):
         if getattr(script, key) < 1:
             raise UserError(f"{key}={getattr(script, key)}: give 1 or more.")
     prompts = own_prompts(source, script, script.num_prompts)
@@ -101,8 +99,6 @@ def carry_out(config: Config) -> dict[str, Any]:
         own if script.dtype == "trained" else script.dtype,
         script.onto,
         script.max_new_tokens,
-        script.batch_size,
-        script.max_shard_size,
         script.trust_remote_code,
     )
     folder = open_run(config)

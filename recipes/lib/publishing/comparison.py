@@ -23,7 +23,7 @@ from recipes.lib.generation.completions import complete
 from recipes.lib.models.forward import base_model
 from recipes.lib.rewards.reward_models import RewardModel
 
-NUM_ROWS = 16
+NUM_ROWS = BATCH_SIZE = 16
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Recording:
 
 
 def record_policy(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int, batch_size: int
+    model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int
 ) -> Recording:
     """Let a policy speak: its layers, its greedy completions, and their logits.
 
@@ -55,9 +55,8 @@ def record_policy(
         tokenizer: Its tokenizer.
         prompts: Texts or messages.
         max_new_tokens: Longest completion, in tokens.
-        batch_size: Prompts at a time.
     """
-    said = _complete(model, tokenizer, prompts, max_new_tokens, batch_size)
+    said = _complete(model, tokenizer, prompts, max_new_tokens)
     # On disk: the logits of 64 texts may be larger than the model.
     folder = Path(tempfile.mkdtemp(prefix="logits-"))
     recording = Recording(_layers(model), *said, folder=folder)
@@ -73,7 +72,6 @@ def compare_policy(
     tokenizer: Any,
     prompts: Sequence[Any],
     max_new_tokens: int,
-    batch_size: int,
 ) -> dict[str, Any]:
     """Let the merged policy speak to the same prompts.
 
@@ -83,14 +81,13 @@ def compare_policy(
         tokenizer: As it is loaded from there.
         prompts: As for the recording, and so the rest.
         max_new_tokens: Longest completion, in tokens.
-        batch_size: Prompts at a time.
 
     Returns:
         The shares of prompts with the same tokens and with the same greedy text, the largest
         difference of logits and their spread, `kl_per_token` from the trained model, and the share
         of each layer's adapter that arrived.
     """
-    ids, again = _complete(merged, tokenizer, prompts, max_new_tokens, batch_size)
+    ids, again = _complete(merged, tokenizer, prompts, max_new_tokens)
     largest, kl, count, square, numbers = 0.0, 0.0, 0, 0.0, 0
     for row, after_CV in enumerate(_logits(merged, recording)):
         before_CV = torch.load(recording.folder / str(row))
@@ -113,16 +110,16 @@ def _equal(ours: list[list[int]], theirs: list[list[int]]) -> float:
     return sum(a == b for a, b in zip(ours, theirs, strict=True)) / max(len(ours), 1)
 
 
-def record_reward(model: Any, tokenizer: Any, prompts: Sequence[Any], size: int) -> Recording:
+def record_reward(model: Any, tokenizer: Any, prompts: Sequence[Any], _: int) -> Recording:
     """Let a reward model score texts; as `record_policy`."""
-    return Recording(_layers(model), scores=_scores(model, tokenizer, prompts, size))
+    return Recording(_layers(model), scores=_scores(model, tokenizer, prompts))
 
 
 def compare_reward(
-    recording: Recording, merged: Any, tokenizer: Any, prompts: Sequence[Any], size: int
+    recording: Recording, merged: Any, tokenizer: Any, prompts: Sequence[Any], _: int
 ) -> dict[str, Any]:
     """Let the merged reward model score them; the largest difference, and the layers."""
-    pairs = zip(recording.scores, _scores(merged, tokenizer, prompts, size), strict=True)
+    pairs = zip(recording.scores, _scores(merged, tokenizer, prompts), strict=True)
     largest = max((abs(a - b) for a, b in pairs), default=0.0)
     spread = float(torch.tensor(recording.scores).std(correction=0))
     return {"scores_max_difference": largest, "scores_spread": spread} | arrived(recording, merged)
@@ -174,7 +171,7 @@ def _ask(layer: Any, seed: int, model: Any) -> Tensor:
 
 
 def _complete(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int, batch_size: int
+    model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     made = complete(
         model,
@@ -182,7 +179,7 @@ def _complete(
         prompts,
         max_new_tokens=max_new_tokens,
         temperature=0.0,
-        batch_size=batch_size,
+        batch_size=BATCH_SIZE,
     )
     return [one.prompt_ids for one in made], [one.ids for one in made]
 
@@ -195,6 +192,6 @@ def _logits(model: Any, recording: Recording) -> Iterator[Tensor]:
         yield logits_CV.float().cpu()
 
 
-def _scores(model: Any, tokenizer: Any, prompts: Sequence[Any], size: int) -> list[float]:
+def _scores(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[float]:
     empty: Any = "" if prompts and isinstance(prompts[0], str) else []
-    return RewardModel(model, tokenizer, "reward", size)(prompts, [empty] * len(prompts))
+    return RewardModel(model, tokenizer, "reward", BATCH_SIZE)(prompts, [empty] * len(prompts))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +28,6 @@ class Conversation:
     Args:
         model: A causal language model, with or without adapters.
         tokenizer: Its tokenizer; without a chat template the model goes on with each text alone.
-        write: What is given each new piece of an answer.
         max_new_tokens: Longest answer, in tokens.
         temperature: Of the sampling; 0 takes the most probable token.
         seed: Of the sampling; the same seed and turns give the same answers.
@@ -38,7 +36,6 @@ class Conversation:
 
     model: Any
     tokenizer: Any
-    write: Callable[[str], Any]
     max_new_tokens: int = 256
     temperature: float = 1.0
     seed: int = 0
@@ -46,35 +43,33 @@ class Conversation:
     turns: list[dict[str, str]] = field(default_factory=list)
     num_answers: int = 0
 
-    def say(self, text: str) -> str:
-        """Say something and have it answered.
+    def say(self, text: str | None) -> str:
+        """Say something and have it answered; the answer is printed as it comes.
 
         Args:
-            text: The user's turn.
+            text: The user's turn; None has the last one answered again.
 
         Returns:
             The answer.
 
         Raises:
-            UserError: The conversation is longer than the model's context.
+            UserError: The conversation is longer than the model's context, or nothing was said.
         """
-        self.turns.append({"role": "user", "content": text})
+        before = list(self.turns)
+        if text is None:
+            self.turns = self.turns[:-1] if self.tokenizer.chat_template else self.turns
+            if not self.turns:
+                raise UserError("/again: nothing was said yet.")
+        else:
+            self.turns = [*self.turns, {"role": "user", "content": text}]
         try:
-            return self._answer()
+            said = self._answer()
         except (UserError, KeyboardInterrupt):
-            self.turns.pop()
+            self.turns = before
             raise
-
-    def again(self) -> str:
-        """Another answer to the last turn, in place of the one there is."""
-        if not self.turns:
-            raise UserError("again: nothing was said yet.")
-        last = self.turns.pop()["content"] if self.turns[-1]["role"] == "assistant" else ""
-        try:
-            return self._answer()
-        except (UserError, KeyboardInterrupt):
-            self.turns.append({"role": "assistant", "content": last})
-            raise
+        if self.tokenizer.chat_template:
+            self.turns.append({"role": "assistant", "content": said})
+        return said
 
     def _answer(self) -> str:
         ids = prompt_token_ids(self.tokenizer, self._prompt())
@@ -87,13 +82,11 @@ class Conversation:
         stops = further_stops(self.model, stop)
         decoding = Decoding(number, self.temperature, stop, max(stop, 0), stops)
         noise_BC = episode_uniforms(self.seed, [self.num_answers], number)
-        printer = Printer(self.tokenizer, ids, decoding.stops, self.write)
+        printer = Printer(self.tokenizer, ids, decoding.stops)
         batch = pad_left([ids], max(stop, 0), self.model.device)
         noise = noise_BC if self.temperature else None
         generate(base_model(self.model), *batch, noise, decoding, printer)
         self.num_answers += 1
-        if self.tokenizer.chat_template:
-            self.turns.append({"role": "assistant", "content": printer.text})
         return printer.text
 
     def _prompt(self) -> Any:
@@ -104,12 +97,10 @@ class Conversation:
 
 
 class Printer(BaseStreamer):
-    """Writes the text of a completion as its tokens come, whole characters alone."""
+    """Prints the text of a completion as its tokens come, whole characters alone."""
 
-    def __init__(
-        self, tokenizer: Any, prompt: list[int], stops: list[int], write: Callable[[str], Any]
-    ) -> None:
-        self.tokenizer, self.prompt, self.stops, self.write = tokenizer, prompt, stops, write
+    def __init__(self, tokenizer: Any, prompt: list[int], stops: list[int]) -> None:
+        self.tokenizer, self.prompt, self.stops = tokenizer, prompt, stops
         self.ids: list[int] | None = None  # the first that generate gives is the prompt
         self.text = self.shown = ""
 
@@ -124,6 +115,6 @@ class Printer(BaseStreamer):
             self.end()
 
     def end(self) -> None:
-        """Write what is not yet written."""
-        self.write(visible(self.text[len(self.shown) :]))
+        """Print what is not yet printed."""
+        print(visible(self.text[len(self.shown) :]), end="", flush=True)
         self.shown = self.text

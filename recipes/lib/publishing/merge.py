@@ -31,6 +31,7 @@ OF_BASE = {"": 1e-6, "4-bit": 1e-4, "8-bit": 5e-3}
 # ... and what the coarser number format of the two adds.
 OF_FORMAT = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 LARGEST_LOGITS = 1e-3  # difference in 32 bits, where nothing is rounded
+LARGEST_FILE = "2GB"  # of weights; one at a time is copied in memory
 ARRIVED = 0.1  # how far from whole a layer's adapter may be
 
 
@@ -64,8 +65,6 @@ class Settings:
         dtype: That of the merged model.
         onto: "trained" for the base as training saw it, "original" for its unrounded weights.
         max_new_tokens: Longest greedy text of the comparison, in tokens.
-        batch_size: Prompts at a time.
-        max_shard_size: Of one file of weights.
         trust_remote_code: Whether code beside the base may run.
     """
 
@@ -73,8 +72,6 @@ class Settings:
     dtype: str = "auto"
     onto: str = "trained"
     max_new_tokens: int = 48
-    batch_size: int = 16
-    max_shard_size: str = "5GB"
     trust_remote_code: bool = False
 
     @property
@@ -112,7 +109,7 @@ def record(path: str, prompts: list[Any], settings: Settings) -> Trained:
     room = settings.max_new_tokens
     prompts = [one for one in prompts if fits(model, tokenizer, one, room)] or _words(tokenizer)
     said = comparison.record_reward if is_reward else comparison.record_policy
-    recording = said(model, tokenizer, prompts, *_sizes(is_reward, settings))
+    recording = said(model, tokenizer, prompts, room)
     return Trained(path, recording, prompts, tokenizer, model.dtype, is_reward)
 
 
@@ -136,7 +133,7 @@ def merge(trained: Trained, target: Path, settings: Settings) -> None:
     else:
         base = load_policy(base_args(path, args), **settings.trusted)
         model = merge_adapter(load_adapter(base, path), path)
-    model.save_pretrained(target, max_shard_size=settings.max_shard_size)
+    model.save_pretrained(target, max_shard_size=LARGEST_FILE)
     trained.tokenizer.save_pretrained(target)
 
 
@@ -154,7 +151,6 @@ def compare(trained: Trained, target: Path, settings: Settings) -> dict[str, Any
     Raises:
         UserError: The two say different things.
     """
-    sizes = _sizes(trained.is_reward, settings)
     if trained.is_reward:
         model, tokenizer = load_reward_model(str(target), "auto", **settings.trusted)
     else:
@@ -163,7 +159,7 @@ def compare(trained: Trained, target: Path, settings: Settings) -> dict[str, Any
         tokenizer = load_tokenizer(str(target), **settings.trusted)
     model.to(evaluation_device())
     ask = comparison.compare_reward if trained.is_reward else comparison.compare_policy
-    told = ask(trained.recording, model, tokenizer, trained.prompts, *sizes)
+    told = ask(trained.recording, model, tokenizer, trained.prompts, settings.max_new_tokens)
     kind = base_kind(trained.path)
     numbers = {
         "base": kind or str(trained.dtype).removeprefix("torch."),
@@ -175,10 +171,6 @@ def compare(trained: Trained, target: Path, settings: Settings) -> dict[str, Any
     of_format = max(OF_FORMAT.get(dtype, 1e-2) for dtype in (trained.dtype, model.dtype))
     refuse_difference(trained.path, numbers, OF_BASE[kind], of_format)
     return numbers
-
-
-def _sizes(is_reward: bool, settings: Settings) -> tuple[int, ...]:
-    return (settings.batch_size,) if is_reward else (settings.max_new_tokens, settings.batch_size)
 
 
 def refuse_difference(path: str, numbers: dict[str, Any], of_base: float, of_format: float) -> None:

@@ -67,10 +67,10 @@ def stored_kl(trained: Any, folder: str, dtype: str) -> float:
     args = ModelConfig(model_name_or_path=folder, dtype="float32")
     model, tokenizer = load_policy(args), trained.tokenizer
     with tempfile.TemporaryDirectory() as place:
-        recording = comparison.record_policy(model, tokenizer, trained.prompts, 48, 16)
+        recording = comparison.record_policy(model, tokenizer, trained.prompts, 48)
         model.to(getattr(torch, dtype)).save_pretrained(place)
         rounded = load_policy(ModelConfig(model_name_or_path=place, dtype=dtype))
-        told = comparison.compare_policy(recording, rounded, tokenizer, trained.prompts, 48, 16)
+        told = comparison.compare_policy(recording, rounded, tokenizer, trained.prompts, 48)
     return float(told["kl_per_token"])
 
 
@@ -140,7 +140,7 @@ def large(tokenizer: str) -> None:
             make_adapter(str(place / "model"), "LoRA", "large", place / base, seed=1)
             start = time.monotonic()
             words = ["merge", str(place / base), "--output_dir", str(place / f"{base}-merged")]
-            few = ["--num_prompts", "4", "--max_new_tokens", "8", "--batch_size", "4"]
+            few = ["--num_prompts", "4", "--max_new_tokens", "8"]
             # In a process of its own, whose memory is this and nothing else.
             subprocess.run([sys.executable, "-m", "recipes.cli", *words, *few], check=True)
             seconds = time.monotonic() - start
