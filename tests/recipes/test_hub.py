@@ -85,7 +85,8 @@ def test_a_hub_id_is_read_at_its_revision(name: str, asked: tuple[Path, list[str
     samples = read_jsonl(run / "samples.jsonl")
     assert samples
     assert {row["prompt"] for row in samples} == {"the dog"}
-    assert json.loads((run / "lineage.json").read_text())["model"]["name"] == "nobody/tiny"
+    model = json.loads((run / "lineage.json").read_text())["model"]
+    assert (model["name"], model["commit"]) == ("nobody/tiny", commit_of("v2"))
 
 
 def test_nothing_is_asked_of_another_revision(asked: tuple[Path, list[str], str]) -> None:

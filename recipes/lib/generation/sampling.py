@@ -167,6 +167,7 @@ def generate(
     prompt_mask_BP: Tensor,
     uniforms_BC: Tensor | None,
     decoding: Decoding,
+    streamer: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample one completion for each prompt with transformers' generate.
 
@@ -176,6 +177,7 @@ def generate(
         prompt_mask_BP: 1 where a prompt token is.
         uniforms_BC: The episodes' noise; None takes the most probable token.
         decoding: Length, temperature and the tokens at the end.
+        streamer: A transformers streamer, which is given the tokens as they come.
 
     Returns:
         Completion ids of shape (B, C) and their mask, 1 up to and including the stop token.
@@ -197,6 +199,7 @@ def generate(
             attention_mask=prompt_mask_BP,
             generation_config=config,
             logits_processor=processors,
+            streamer=streamer,
             synced_gpus=False,  # shards are gathered before: recipes.lib.distributed.shards
         )
     model.train(was_training)

@@ -74,6 +74,8 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
                 trust_remote_code=trust_remote_code,
                 **pretrained_options(model_args),
             )
+        if "SequenceClassification" in str(model.config.architectures):
+            raise _no_language_model(path)  # a tied one would load without a missing weight
         refuse_missing_weights(path, info, allowed=frozenset())
     refuse_vocabulary(model, folder, model_args.model_revision, trust_remote_code=trust_remote_code)
     return prepare_for_gradients(model)
@@ -96,6 +98,8 @@ def load_trained(model_args: ModelConfig, *, trust_remote_code: bool = False) ->
     path = fetch_adapter(name, model_args.model_revision)
     if not is_adapter(path):
         return load_policy(model_args, trust_remote_code=trust_remote_code)
+    if adapter_task(path) == "SEQ_CLS":
+        raise _no_language_model(name)
     of_base = base_args(path, model_args)
     with naming_adapter(path):
         base = load_policy(
@@ -133,7 +137,13 @@ def local_device_map() -> dict[str, int] | None:
     return {"": state.device.index}
 
 
+def _no_language_model(name: str) -> UserError:
+    return UserError(f"model_name_or_path={name} is a reward model; name a language model.")
+
+
 def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
+    if adapter_task(path) == "SEQ_CLS":
+        raise _no_language_model(path)
     plain = base_args(path, model_args, load_in_4bit=False, load_in_8bit=False)
     load = partial(load_policy, trust_remote_code=trust_remote_code)
     with naming_adapter(path):
@@ -256,9 +266,7 @@ def load_adapted_policy(model_args: ModelConfig, *, trust_remote_code: bool = Fa
     name = model_args.model_name_or_path
     path = resolve_model(name)
     if adapter_task(path) == "SEQ_CLS":
-        raise UserError(
-            f"model_name_or_path={name} is the adapter of a reward model; name a language model."
-        )
+        raise _no_language_model(str(name))
     _refuse_other_shape(PeftConfig.from_pretrained(path), model_args)
     load = partial(load_policy, trust_remote_code=trust_remote_code)
     with naming_adapter(path):

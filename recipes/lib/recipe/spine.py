@@ -328,6 +328,7 @@ def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> d
         script = config.script
         if config.model is not None:  # a recipe that trains
             facts |= {"model": config.model.model_name_or_path, "data": script.data_names()}
+            facts["revision"] = config.model.model_revision
             facts["trust_remote_code"] = config.training.trust_remote_code
         write_lineage(run.path, config.recipe, **facts)
         run.write_summary(summary)

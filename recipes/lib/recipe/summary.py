@@ -3,14 +3,12 @@
 import json
 import os
 import shlex
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from recipes.lib.config.parse import Config
-from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
@@ -18,19 +16,20 @@ WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final
 NEXT = {
     "base": ["sft {on_it} --dataset_name {it}/data/sft_train.jsonl"],
     "sft": [
+        "chat {it}",
         "reward {on_it} --dataset_name pairs.jsonl --test_fraction 0.1",
         "ppo {on_it} --reward_funcs rewards.py:score --dataset_name prompts.jsonl",
-        "evaluate {it} --baseline {start} --judge {judge} --dataset_name prompts.jsonl",
     ],
     "feedback": ["reward {on_start} --dataset_name {it}", "dpo {on_start} --dataset_name {it}"],
     "reward": ["ppo {on_start} --reward_funcs {it} --dataset_name prompts.jsonl"],
     "evaluate": [
         "feedback simulate {on_it} --judge {judge} --dataset_name prompts.jsonl --test_fraction 0.1"
     ],
-    "quickstart": ["configs", "data pairs.jsonl"],
+    "quickstart": ["chat {it}/ppo", "configs", "data pairs.jsonl"],
+    "merge": ["chat {made}", "push {made} --repo NAME"],
     "data": ["{recipe} {on_start} {rows}"],
 }
-COMPARISON = ["evaluate {it} --baseline {start} --judge {judge} {rows}"]
+COMPARISON = ["evaluate {it} --baseline {start} --judge {judge} {rows}", "chat {it}"]
 # What stands in them for what only the user has.
 REWARD = "rewards.py:score"
 STAND_INS = ("pairs.jsonl", "prompts.jsonl", REWARD, "MODEL")
@@ -49,6 +48,8 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         summary: What it returned.
         console: Where to print; standard output by default.
     """
+    if config.recipe == "chat":
+        return
     console = console or Console(highlight=False)
     if config.recipe != "data":
         _print_run(console, config, summary)
@@ -68,10 +69,6 @@ def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> Non
     for name in WRITTEN:
         if (path := folder / name).exists():
             _print_line(console, f"{name:<14}{path}{os.sep if path.is_dir() else ''}")
-    if is_chat_model(folder / "final"):
-        _print_line(console, "Talk to it (needs: pip install 'transformers[serving]'):")
-        for command in chat_commands(folder / "final"):
-            _print_line(console, f"  {command}")
 
 
 def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
@@ -98,6 +95,7 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
     names = {
         "start": getattr(config.model or script, "model_name_or_path", None) or "MODEL",
         "it": getattr(script, "run", None) or ("" if is_data else folder_of(config)),
+        "made": "" if is_data else folder_of(config),
         "judge": getattr(script, "judge", getattr(script, "reward_funcs", [REWARD])[0]),
     }
     quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
@@ -108,24 +106,6 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
         for line in NEXT.get(config.recipe, COMPARISON):
             made.append(f"rlhf {line.format(**quoted, recipe=recipe, rows=flags + asked)}")
     return made
-
-
-def is_chat_model(folder: Path) -> bool:
-    """Says whether a folder holds a whole causal language model with a chat template.
-
-    Args:
-        folder: The `final/` of a run.
-
-    Returns:
-        False for an adapter, a reward model, or a tokenizer without a template.
-    """
-    config = read_json(folder / "config.json")
-    names = config.get("architectures") or [""]
-    if not names[0].endswith("ForCausalLM") or (folder / "adapter_config.json").exists():
-        return False
-    if (folder / "chat_template.jinja").exists():
-        return True
-    return bool(read_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def format_number(value: Any) -> str | None:
@@ -166,18 +146,3 @@ def _numbers_table(recipe: str, summary: dict[str, Any]) -> Table:
 def _print_line(console: Console, text: str) -> None:
     # Never wrapped: paths and commands are there to be copied.
     console.print(text, soft_wrap=True, markup=False)
-
-
-def chat_commands(folder: Path) -> list[str]:
-    """Gives the two commands that serve a model and chat with it.
-
-    Args:
-        folder: A folder that `from_pretrained` loads.
-
-    Returns:
-        Shell commands, for two terminals in the same folder: both must name the model alike.
-    """
-    name = shlex.quote(str(folder))
-    # Offline, the Hub's client refuses to talk even to this machine.
-    online = "HF_HUB_OFFLINE=0 " if os.environ.get("HF_HUB_OFFLINE") else ""
-    return [f"transformers serve {name}", f"{online}transformers chat {name}"]

@@ -13,7 +13,14 @@ from recipes.lib.runs.files import write_json
 PACKAGES = "torch transformers trl peft accelerate datasets bitsandbytes".split()
 
 
-def write_lineage(run: Path, recipe: str, model: str | None, data: list[str], **more: Any) -> None:
+def write_lineage(
+    run: Path,
+    recipe: str,
+    model: str | None,
+    data: list[str],
+    revision: str | None = None,
+    **more: Any,
+) -> None:
     """Write lineage.json.
 
     Args:
@@ -21,6 +28,7 @@ def write_lineage(run: Path, recipe: str, model: str | None, data: list[str], **
         recipe: Name of the recipe.
         model: Model the run started from: folder, run or Hub id.
         data: Paths or Hub ids of the data.
+        revision: Of a model on the Hub.
         more: Further facts, such as the reward functions; trust_remote_code where it is true.
     """
     if not more.get("trust_remote_code", True):
@@ -29,7 +37,7 @@ def write_lineage(run: Path, recipe: str, model: str | None, data: list[str], **
         run / "lineage.json",
         {
             "recipe": recipe,
-            "model": _parent(model),
+            "model": _parent(model, revision),
             "data": [{"name": name, "sha256": sha256(Path(name))} for name in data],
             **more,
             "versions": {name: metadata.version(name) for name in PACKAGES},
@@ -38,16 +46,29 @@ def write_lineage(run: Path, recipe: str, model: str | None, data: list[str], **
     )
 
 
-def _parent(model: str | None) -> dict[str, Any] | None:
+def _parent(model: str | None, revision: str | None) -> dict[str, Any] | None:
     if model is None:
         return None
     folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        return {"name": model, "lineage": None, "commit": _hub_commit(str(folder), revision)}
     lineage = (folder.parent if folder.name == "final" else folder) / "lineage.json"
     try:
         known = json.loads(lineage.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none, or one that says nothing; the run itself is done
         known = None
     return {"name": model, "lineage": known}
+
+
+def _hub_commit(name: str, revision: str | None) -> str | None:
+    """The commit of a Hub model that the cache has, which is the one that was loaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "adapter_config.json"):
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent.name
+    return None
 
 
 def sha256(path: Path) -> str | None:

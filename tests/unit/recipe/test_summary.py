@@ -1,7 +1,6 @@
-"""The last words of a run: numbers, paths, and how to talk to a model that can be talked to."""
+"""The last words of a run: numbers, paths, and the commands that go on from it."""
 
 import io
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from recipes.configs import run as list_configs
 from recipes.lib.recipe.main import parse
-from recipes.lib.recipe.summary import chat_commands, format_number, is_chat_model, print_closing
+from recipes.lib.recipe.summary import format_number, print_closing
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -45,41 +44,6 @@ def final(
     return tmp_path / "run" / "final"
 
 
-def test_a_whole_model_with_a_template_can_be_talked_to(final: Path) -> None:
-    assert is_chat_model(final)
-
-
-def test_without_a_template_it_cannot(final: Path) -> None:
-    (final / "chat_template.jinja").unlink()
-    assert not is_chat_model(final)
-
-
-def test_an_adapter_cannot(final: Path) -> None:
-    (final / "adapter_config.json").write_text("{}")
-    assert not is_chat_model(final)
-
-
-def test_a_reward_model_cannot(final: Path) -> None:
-    config = json.loads((final / "config.json").read_text())
-    config["architectures"] = ["LlamaForSequenceClassification"]
-    (final / "config.json").write_text(json.dumps(config))
-    assert not is_chat_model(final)
-
-
-def test_a_folder_that_is_not_there_cannot(tmp_path: Path) -> None:
-    assert not is_chat_model(tmp_path / "absent")
-
-
-def test_the_commands_name_the_model_alike_and_quote_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    assert chat_commands(Path("runs/my run/final")) == [
-        "transformers serve 'runs/my run/final'",
-        "transformers chat 'runs/my run/final'",
-    ]
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert chat_commands(Path("f"))[1] == "HF_HUB_OFFLINE=0 transformers chat f"
-
-
 def test_a_run_closes_with_numbers_paths_and_commands(final: Path) -> None:
     (final.parent / "summary.json").write_text("{}")
     config = parse("sft", ["--output_dir", str(final.parent)])
@@ -93,7 +57,7 @@ def test_a_run_closes_with_numbers_paths_and_commands(final: Path) -> None:
     assert "30.04" in said
     assert f"summary.json  {final.parent}/summary.json\n" in said
     assert f"final         {final}/\n" in said
-    assert f"  transformers serve {final}\n" in said
+    assert f"  rlhf chat {final.parent}\n" in said
     assert "metrics.jsonl" not in said
 
 
@@ -115,9 +79,9 @@ FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         {"model_name_or_path": "start"},
         {},
         [
+            "rlhf chat runs/x",
             f"rlhf reward {HERE} --dataset_name pairs.jsonl --test_fraction 0.1",
             f"rlhf ppo {HERE} --reward_funcs rewards.py:score --dataset_name prompts.jsonl",
-            f"{EVALUATE} rewards.py:score --dataset_name prompts.jsonl",
         ],
     ),
     (
@@ -133,14 +97,18 @@ FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         [
             f"{EVALUATE} r/w --dataset_name 'my rows.jsonl'"
             """ --columns '{"prompt": "question"}'"""
-            " --test_fraction 0.25 --seed 5 --max_completion_length 32"
+            " --test_fraction 0.25 --seed 5 --max_completion_length 32",
+            "rlhf chat runs/x",
         ],
     ),
     (
         "grpo",
         SAMPLED | {"dataset_name": "d.jsonl", "max_completion_length": 8},
         {},
-        [f"{EVALUATE} r/w --dataset_name d.jsonl --max_completion_length 8"],
+        [
+            f"{EVALUATE} r/w --dataset_name d.jsonl --max_completion_length 8",
+            "rlhf chat runs/x",
+        ],
     ),
     (
         "dpo",
@@ -148,14 +116,18 @@ FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         {},
         [
             f"{EVALUATE} rewards.py:score --datasets"
-            ' \'[{"path": "a"}, {"path": "b", "weight": 0.5}]\''
+            ' \'[{"path": "a"}, {"path": "b", "weight": 0.5}]\'',
+            "rlhf chat runs/x",
         ],
     ),
     (
         "kto",
         {"model_name_or_path": "start", "dataset_name": "d", "test_dataset_name": "t"},
         {},
-        [f"{EVALUATE} rewards.py:score --dataset_name d --test_dataset_name t"],
+        [
+            f"{EVALUATE} rewards.py:score --dataset_name d --test_dataset_name t",
+            "rlhf chat runs/x",
+        ],
     ),
     (
         "feedback",
@@ -193,7 +165,13 @@ FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
             " --reward_funcs rewards.py:score"
         ],
     ),
-    ("quickstart", {}, {}, ["rlhf configs", "rlhf data pairs.jsonl"]),
+    ("quickstart", {}, {}, ["rlhf chat runs/x/ppo", "rlhf configs", "rlhf data pairs.jsonl"]),
+    (
+        "merge",
+        {"run": "runs/ppo/mine"},
+        {},
+        ["rlhf chat runs/x", "rlhf push runs/x --repo NAME"],
+    ),
 ]
 
 

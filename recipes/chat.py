@@ -1,0 +1,134 @@
+"""Talks to a model in the terminal: a run, a folder, an adapter or a Hub id, as it was trained.
+
+An adapter is not merged, and a base that was rounded to 4 or 8 bits in training is so here. Where
+there is no chat template, the model goes on with each text.
+
+    rlhf chat runs/quickstart/ppo
+    echo "Tell me a story." | rlhf chat runs/sft/mine --seed 1
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from recipes.lib.config.fields import option
+from recipes.lib.config.parse import Config
+from recipes.lib.errors import UserError
+from recipes.lib.models.folders import TrustArguments
+from recipes.lib.recipe.main import launch
+
+if TYPE_CHECKING:
+    from recipes.lib.publishing.conversation import Conversation
+
+POSITIONAL = "run"
+HELP = "/again for another answer, /new to begin anew, /quit"
+
+
+@dataclass(kw_only=True)
+class ChatArguments(TrustArguments):
+    """Who is talked to, and how it answers."""
+
+    run: str | None = option(None, "Run, checkpoint, model or adapter folder, or Hub id.")
+    revision: str = option("main", "Revision of a model on the Hub.")
+    system: str | None = option(None, "System prompt.")
+    max_new_tokens: int = option(256, "Longest answer, in tokens.")
+    temperature: float = option(1.0, "Of the sampling; 0 takes the most probable token.")
+    seed: int = option(0, "Of the sampling; the same turns get the same answers.")
+    dtype: str = option("auto", "Number format: auto (as saved), float32, bfloat16 or float16.")
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    return (ChatArguments,)
+
+
+def load(script: ChatArguments) -> tuple[Any, Any]:
+    """The model as its training saw it, and its tokenizer.
+
+    Raises:
+        UserError: There is none, or it is a reward model.
+    """
+    from trl import ModelConfig
+
+    from recipes.lib.models.folders import fetch_adapter, resolve_model
+    from recipes.lib.models.policies import evaluation_device, load_trained
+    from recipes.lib.models.tokenizers import load_tokenizer
+
+    name = resolve_model(script.run)
+    trusted = {"trust_remote_code": script.trust_remote_code}
+    path = fetch_adapter(name, script.revision)
+    tokenizer = load_tokenizer(path, revision=script.revision, **trusted)
+    args = ModelConfig(model_name_or_path=name, model_revision=script.revision, dtype=script.dtype)
+    model = load_trained(args, **trusted)
+    is_placed = getattr(model, "is_quantized", False)  # where rounding put it
+    return (model if is_placed else model.to(evaluation_device())).eval(), tokenizer
+
+
+def answer(conversation: Conversation, line: str) -> bool:
+    """Do what a line says; False where it ends the conversation.
+
+    Raises:
+        UserError: It cannot be done.
+    """
+    if line == "/quit":
+        return False
+    if line == "/new":
+        conversation.turns.clear()
+        return True
+    if line.startswith("/") and line != "/again":
+        raise UserError(f"{line}: is no command; {HELP}.")
+    conversation.say(None if line == "/again" else line)
+    print()
+    return True
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Read lines and answer them, until there are no more.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The number of answers.
+
+    Raises:
+        UserError: A key is out of its range, or the model cannot be used.
+    """
+    from recipes.lib.publishing.conversation import Conversation
+
+    script: ChatArguments = config.script
+    if script.max_new_tokens < 1 or script.temperature < 0:
+        raise UserError(
+            f"max_new_tokens={script.max_new_tokens}, temperature={script.temperature}: give 1 or "
+            "more tokens, and 0 (greedy) or more."
+        )
+    model, tokenizer = load(script)
+    keys = ("max_new_tokens", "temperature", "seed", "system")
+    conversation = Conversation(model, tokenizer, **{key: getattr(script, key) for key in keys})
+    is_asked = sys.stdin.isatty()
+    if is_asked:
+        kind = "" if tokenizer.chat_template else " It has no chat template and goes on with texts."
+        print(f"{script.run}.{kind} {HELP}")
+    while True:
+        try:
+            line = input("> " if is_asked else "").strip()
+            if line and not answer(conversation, line):
+                break
+        except UserError as error:
+            print(f"rlhf chat: {error}", file=sys.stderr)
+        except EOFError:
+            break
+        except KeyboardInterrupt:  # ends an answer; the end of input or /quit ends it all
+            print()
+    return {"recipe": "chat", "answers": conversation.num_answers}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("chat", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,330 @@
+"""The model card of a run: what its files say, in words and numbers, and nothing beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
+from recipes.lib.models.folders import RUNS, is_adapter
+from recipes.lib.report.numbers import duration, is_number, number
+from recipes.lib.report.run_files import RunFiles, read_json, read_run
+from recipes.lib.report.verdict import verdict
+
+METHODS = {
+    "base": "training from scratch",
+    "sft": "supervised fine-tuning (SFT)",
+    "reward": "reward modelling on preferences",
+    "ppo": "PPO",
+    "dpo": "DPO",
+    "kto": "KTO",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "merge": "merging an adapter into its base",
+}
+TRL_METHODS = {"sft", "reward", "dpo", "kto", "rloo", "grpo"}
+NUM_HASH_DIGITS = 12
+SIMULATED = "simulated: a function of the text, and no person"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a chain of runs began with."""
+
+    name: str
+    revision: str | None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine, which nobody else has."""
+        return is_local(self.name)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is a path here, and no Hub id."""
+    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
+
+
+def shown(name: str) -> str:
+    """A model or file as others may read it: a Hub id whole, of a path its last part."""
+    path = Path(name)
+    return name if not is_local(name) else (path.parent if path.name == "final" else path).name
+
+
+def base_of(lineage: dict[str, Any]) -> Base | None:
+    """The model at the root of a lineage; None where it was trained from scratch."""
+    model = lineage.get("model")
+    while isinstance(model, dict) and (model.get("lineage") or {}).get("model"):
+        model = model["lineage"]["model"]
+    if not isinstance(model, dict) or (model.get("lineage") or {}).get("recipe") == "base":
+        return None
+    return Base(str(model["name"]), model.get("commit"))
+
+
+def licence_of(base: Base | None) -> str | None:
+    """The licence that the card of the base states, where it lies beside it or in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if base is None:
+        return None
+    file: Any = Path(base.name) / "README.md"
+    if not base.is_local:
+        file = try_to_load_from_cache(base.name, "README.md", revision=base.revision)
+    if not isinstance(file, (str, Path)) or not Path(file).is_file():
+        return None
+    try:
+        stated = ModelCard.load(file, ignore_metadata_errors=True).data.license
+    except ValueError:
+        return None
+    return str(stated) if stated else None
+
+
+def write_card(run: Path, final: Path, repo: str | None = None, licence: str | None = None) -> str:
+    """Write the card of a finished run.
+
+    Args:
+        run: The run folder, with its summary.json and lineage.json.
+        final: The folder of the model.
+        repo: Id on the Hub, for the title and for loading; default the name of the run.
+        licence: What to state; default the licence of the base, where its card is at hand.
+
+    Returns:
+        The text of README.md, with the data that the Hub reads in front.
+    """
+    files = read_run(run)
+    trained = _trained_run(files)
+    base, kind = base_of(files.lineage), _kind(final)
+    title = repo or run.resolve().name
+    contests = list(_evaluations(trained.path))
+    licence = licence or licence_of(base)
+    data = ModelCardData(
+        base_model=base.name if base is not None and not base.is_local else None,
+        datasets=[name for name in _data_names(trained) if not is_local(name)] or None,
+        library_name="peft" if is_adapter(final) else "transformers",
+        license=licence,
+        pipeline_tag="text-classification" if "reward" in kind else "text-generation",
+        tags=["rlhf", trained.recipe, *(["trl"] if trained.recipe in TRL_METHODS else [])],
+        model_name=title,
+        eval_results=[_result(one) for one in contests] or None,
+    )
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    method = METHODS.get(trained.recipe, trained.recipe.upper())
+    return environment.get_template("card.md.jinja").render(
+        data=data.to_yaml(),
+        title=title,
+        what=f"{kind[0].upper()}{kind[1:]}, trained with {method}.",
+        verdict=verdict(trained),
+        facts=list(_facts(trained, base, licence)),
+        snippet=snippet(final, repo or str(final), _first_prompt(trained)),
+        results=[(_label(key), _text(key, value)) for key, value in _numbers(trained)],
+        evaluations=[f"{verdict(one)} {_judge(one)}" for one in contests],
+        limits=list(_limits(trained, files)),
+        tree="\n".join(_tree(files.lineage, shown(str(run.resolve())))),
+        report=(run / "report.html").is_file(),
+    )
+
+
+def snippet(final: Path, name: str, prompt: Any) -> str:
+    """The lines that load a model and let it speak, or score.
+
+    Args:
+        final: Its folder.
+        name: What it is loaded by.
+        prompt: What it is asked, text or messages.
+    """
+    is_reward, adapter = "reward" in _kind(final), is_adapter(final)
+    loader = "ForSequenceClassification" if is_reward else "ForCausalLM"
+    loader = f"{'AutoPeftModel' if adapter else 'AutoModel'}{loader}"
+    known = read_json(final / BASE_QUANTIZATION) if adapter else {}
+    names = ["AutoTokenizer", *([] if adapter else [loader])]
+    names = sorted([*names, *(["BitsAndBytesConfig"] if known else [])])
+    options = f", quantization_config=BitsAndBytesConfig({_bits(known)})" if known else ""
+    options += ", num_labels=1" if adapter and is_reward else ""
+    lines = [f"from peft import {loader}"] if adapter else []
+    lines += [
+        f"from transformers import {', '.join(names)}",
+        "",
+        f"name = {name!r}",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f"model = {loader}.from_pretrained(name{options})",
+    ]
+    is_text = isinstance(prompt, str)
+    template = f"tokenizer.apply_chat_template({prompt!r}, "
+    if is_reward:
+        text = f"{prompt!r} + tokenizer.eos_token" if is_text else f"{template}tokenize=False)"
+        lines += [f'inputs = tokenizer({text}, return_tensors="pt")']
+        return "\n".join([*lines, "print(model(**inputs).logits.item())"])
+    asked = f"tokenizer({prompt!r}, " if is_text else f"{template}add_generation_prompt=True, "
+    asked += "" if is_text else "return_dict=True, "
+    return "\n".join(
+        [
+            *lines,
+            f'inputs = {asked}return_tensors="pt")',
+            "output = model.generate(**inputs, max_new_tokens=64)",
+            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
+        ]
+    )
+
+
+def _bits(known: dict[str, Any]) -> str:
+    if known.get("load_in_8bit"):
+        return "load_in_8bit=True"
+    nested = ", bnb_4bit_use_double_quant=True" if known.get("use_bnb_nested_quant") else ""
+    return f"load_in_4bit=True, bnb_4bit_quant_type={known['bnb_4bit_quant_type']!r}{nested}"
+
+
+def _kind(final: Path) -> str:
+    adapter = read_json(final / "adapter_config.json")
+    named = str((read_json(final / "config.json").get("architectures") or [""])[0])
+    is_reward = "SEQ_CLS" in str(adapter.get("task_type")) or "SequenceClassification" in named
+    model = "reward model" if is_reward else "language model"
+    return f"a {adapter.get('peft_type', 'PEFT')} adapter of a {model}" if adapter else f"a {model}"
+
+
+def _trained_run(files: RunFiles) -> RunFiles:
+    """The run behind a merge, whose numbers are those of the model; else the run itself."""
+    source = (files.lineage.get("model") or {}).get("name")
+    if files.recipe != "merge" or not source:
+        return files
+    for path in (Path(source), RUNS / source, Path(source).parent):
+        if (path / "summary.json").is_file():
+            return read_run(path)
+    return files
+
+
+def _data_names(files: RunFiles) -> list[str]:
+    return [str(entry["name"]) for entry in files.lineage.get("data") or []]
+
+
+def _facts(files: RunFiles, base: Base | None, licence: str | None) -> Iterator[tuple[str, str]]:
+    if base is None:
+        yield "base", "none, trained from scratch"
+    else:
+        revision = f" at {base.revision[:NUM_HASH_DIGITS]}" if base.revision else ""
+        yield "base", f"{shown(base.name)}{' (a local folder)' if base.is_local else revision}"
+    yield "licence", licence or "not stated: that of the base and of the data applies"
+    for entry in files.lineage.get("data") or []:
+        name, digest = str(entry["name"]), entry.get("sha256")
+        where = "a local file" if is_local(name) else "on the Hub"
+        digest = f", sha256 {digest[:NUM_HASH_DIGITS]}" if digest else ""
+        yield "data", f"{shown(name)} ({where}{digest}){_of_feedback(name)}"
+    rewards = files.lineage.get("reward_funcs")
+    for reward in rewards if isinstance(rewards, list) else [rewards] if rewards else []:
+        yield "reward", shown(str(reward)) + (f" ({SIMULATED})" if ":" in str(reward) else "")
+    if is_number(files.summary.get("seconds")):
+        yield "time", duration(float(files.summary["seconds"])).replace("\u00a0", " ")
+    versions = files.lineage.get("versions") or {}
+    yield "versions", ", ".join(f"{name} {text}" for name, text in versions.items())
+
+
+def _of_feedback(name: str) -> str:
+    for path in (Path(name), Path(name).parent, RUNS / name):
+        lineage = read_json(path / "lineage.json")
+        if lineage.get("recipe") == "feedback":
+            return f", judged by {shown(str(lineage.get('judge')))} ({SIMULATED})"
+    return ""
+
+
+def _numbers(files: RunFiles) -> Iterator[tuple[str, Any]]:
+    for key, value in files.summary.items():
+        if key != "seconds" and is_number(value) and not key.startswith("num_rows"):
+            yield key, value
+
+
+def _label(key: str) -> str:
+    told = number(key, 0.0)
+    return told.label + (f", {told.unit}" if told.unit else "")
+
+
+def _text(key: str, value: Any) -> str:
+    return number(key, value).text.replace("\u00a0", " ")
+
+
+def _evaluations(run: Path) -> Iterator[RunFiles]:
+    """Evaluations of a run that lie beside it or under runs/."""
+    places = {
+        path.resolve()
+        for folder in (run.parent, RUNS)
+        for path in [*folder.glob("*/lineage.json"), *folder.glob("*/*/lineage.json")]
+    }
+    for path in sorted(places):
+        lineage = read_json(path)
+        name = (lineage.get("model") or {}).get("name")
+        found = [one.resolve() for one in (Path(str(name)), RUNS / str(name)) if one.is_dir()]
+        if lineage.get("recipe") == "evaluate" and run.resolve() in [
+            one.parent if one.name == "final" else one for one in found
+        ]:
+            yield read_run(path.parent)
+
+
+def _judge(files: RunFiles) -> str:
+    judge = str(files.lineage.get("judge"))
+    kind = f" ({SIMULATED})" if ":" in judge else " (a reward model)"
+    return (
+        f"The judge is {shown(judge)}{kind}, the baseline {shown(str(files.lineage['baseline']))}."
+    )
+
+
+def _result(files: RunFiles) -> EvalResult:
+    names = _data_names(files) or ["prompts"]
+    low, high = files.summary.get("win_rate_ci95", [None, None])
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=shown(names[0]),
+        dataset_name=shown(names[0]),
+        metric_type="win_rate",
+        metric_name=f"win rate against {shown(str(files.lineage['baseline']))}, {_judge(files)}",
+        metric_value=files.summary["win_rate"],
+        metric_args={"interval_95": [low, high], "num_prompts": files.summary["num_prompts"]},
+    )
+
+
+def _limits(trained: RunFiles, files: RunFiles) -> Iterator[str]:
+    for key, told in (
+        ("max_length", "Rows longer than {} tokens were cut or left out in training"),
+        ("max_completion_length", "Completions had at most {} tokens in training"),
+    ):
+        if trained.settings.get(key):
+            yield told.format(f"{trained.settings[key]:,}") + "."
+    for key, told in (("num_rows_cut", "cut"), ("num_rows_left_out", "left out")):
+        if trained.summary.get(key):
+            yield f"{trained.summary[key]:,} rows were {told} for their length."
+    for warning in trained.summary.get("warnings") or []:
+        yield f"At step {warning['step']:,}: {warning['message']}"
+    if files.recipe == "merge" and "kl_per_token" in files.summary:
+        kl, same = files.summary["kl_per_token"], files.summary["greedy_equal"]
+        yield (
+            f"Merged, it is {kl:.1e} nats a token from the trained model, and says the same greedy "
+            f"text to {same:.0%} of {files.summary['num_prompts']} prompts."
+        )
+
+
+def _first_prompt(files: RunFiles) -> Any:
+    prompt = str(files.samples[0].get("prompt") or "") if files.samples else ""
+    text = prompt or "Once upon a time"
+    template = any((files.path / "final").glob("chat_template.jinja"))
+    return [{"role": "user", "content": text}] if template else text
+
+
+def _tree(lineage: dict[str, Any], name: str, depth: int = 0) -> Iterator[str]:
+    yield "  " * depth + f"{name} ({lineage.get('recipe', 'a model')})"
+    model = lineage.get("model")
+    if isinstance(model, dict):
+        known = model.get("lineage") or {}
+        yield from _tree(known, shown(str(model["name"])), depth + 1)
+    rewards = lineage.get("reward_funcs")
+    for reward in rewards if isinstance(rewards, list) else [rewards] if rewards else []:
+        yield "  " * (depth + 1) + f"{shown(str(reward))} (reward)"
+    for entry in lineage.get("data") or []:
+        yield "  " * (depth + 1) + f"{shown(str(entry['name']))} (data)"

@@ -1,0 +1,88 @@
+"""The run behind a model: its folder, its configuration, the prompts of its data."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import read_rows
+from recipes.lib.errors import UserError, note
+from recipes.lib.evaluation.held_out import prompt_and_reference
+from recipes.lib.models.folders import RUNS, resolve_model
+
+# Of a run that took a slice of its rows; which slice does not matter here.
+NOT_OF_ROWS = {"streaming", "test_fraction", "max_train_rows"}
+
+
+def run_of(name: str) -> Path | None:
+    """The run that a model comes from.
+
+    Args:
+        name: A run, its final/, one of its checkpoints, a model folder, or a Hub id.
+
+    Returns:
+        The run folder; None where the model lies in none.
+    """
+    folder = Path(resolve_model(name))
+    for path in (folder, folder.parent):
+        if (path / "config.yaml").is_file():
+            return path
+    return None
+
+
+def folder_name(name: str) -> str:
+    """What a folder is called that is made from a model: its path below runs/, with dashes."""
+    path = Path(resolve_model(name))
+    path = path.parent if path.name == "final" else path
+    parts = path.parts[len(RUNS.parts) :] if path.parts[:1] == RUNS.parts else path.parts[-1:]
+    return "-".join(parts) or "model"
+
+
+def settings_of(run: Path | None) -> dict[str, Any]:
+    """The keys that a run was configured with; none where there is no run."""
+    return {} if run is None else dict(read_yaml(run / "config.yaml").values)
+
+
+def own_prompts(run: Path | None, args: DataArguments, number: int) -> list[Any]:
+    """Prompts of the data that are named, or else of the data that a run was trained on.
+
+    Args:
+        run: The run folder, or None.
+        args: The keys of data of the command.
+        number: How many are wanted.
+
+    Returns:
+        Texts or messages, from all over the data; fewer where there are fewer, none where the
+        run names no data or they are gone.
+
+    Raises:
+        UserError: Data that were named cannot be read.
+    """
+    is_named = bool(args.dataset_name or args.datasets)
+    if not is_named:
+        known = {field.name for field in fields(DataArguments) if field.init} - NOT_OF_ROWS
+        own = {key: value for key, value in settings_of(run).items() if key in known}
+        args = DataArguments(**own)
+        if not (args.dataset_name or args.datasets):
+            return []
+    try:
+        rows, _ = read_rows(args, seed=0)
+    except UserError as error:
+        if is_named:
+            raise
+        note(f"the run's own data cannot be read ({str(error).rstrip('.')}).")
+        return []
+    step = max(1, len(rows) // number)
+    return [_prompt(row) for row in rows.select(range(0, len(rows), step))][:number]
+
+
+def _prompt(row: dict[str, Any]) -> Any:
+    if row.get("prompt"):
+        return row["prompt"]
+    if "chosen" in row:  # a preference with its prompt in both sides
+        spoken = row["chosen"]
+        return spoken[:-1] or spoken if isinstance(spoken, list) else spoken
+    return prompt_and_reference(row)[0]

@@ -1,0 +1,249 @@
+"""From a run to what others load: merged, with a card of its files, and talked to."""
+
+import contextlib
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+import recipes
+from recipes.lib.errors import UserError
+from recipes.lib.publishing import merge
+from recipes.lib.publishing.card import write_card
+from tests.helpers.tiny_runs import FAST, LORA, write
+
+ROOT = Path(__file__).parents[2]
+JUDGE = "def length(completions, **_):\n    return [float(len(c)) for c in completions]\n"
+WORDS = ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, SFT with an adapter, PPO from there, a reward model, an evaluation, merges."""
+    from tests.conftest import word_tokenizer
+    from tests.helpers.tiny_models import save_model
+
+    folder = tmp_path_factory.mktemp("release")
+    save_model(folder / "model", word_tokenizer(), hidden_size=32, initializer_range=0.3)
+    (folder / "model/README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    (folder / "judge.py").write_text(JUDGE)
+    rows = [
+        {"messages": [user(f"the {word}"), {"role": "assistant", "content": "was happy ."}]}
+        for word in WORDS
+    ]
+    write(folder / "chats.jsonl", rows)
+    write(folder / "prompts.jsonl", [{"prompt": [user(f"the {word}")]} for word in WORDS])
+    pairs = [
+        {"prompt": f"the {word}", "chosen": f" {verb} happy .", "rejected": f" {verb} sad ."}
+        for word in WORDS
+        for verb in ("was", "is")
+    ]
+    write(folder / "pairs.jsonl", pairs)
+    common = FAST | {"max_steps": 4, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    with contextlib.chdir(folder):
+        begin = {"model_name_or_path": "model"} | common | LORA
+        recipes.run("sft", **begin, dataset_name="chats.jsonl", output_dir="runs/sft/chats")
+        recipes.run(
+            "reward",
+            **begin,
+            dataset_name="pairs.jsonl",
+            test_fraction=0.25,
+            output_dir="runs/reward/pairs",
+        )
+        ppo = {
+            "model_name_or_path": "runs/sft/chats",
+            "dataset_name": "prompts.jsonl",
+            "reward_funcs": "judge.py:length",
+            "total_episodes": 16,
+            "rollout_batch_size": 8,
+            "per_device_train_batch_size": 4,
+            "max_completion_length": 6,
+            "learning_rate": 1e-2,
+            "output_dir": "runs/ppo/long",
+        }
+        recipes.run(
+            "ppo", **FAST | {"save_strategy": "steps", "save_steps": 1} | ppo, use_peft=True
+        )
+        recipes.run(
+            "evaluate",
+            run="runs/ppo/long",
+            baseline="runs/sft/chats",
+            judge="judge.py:length",
+            dataset_name="prompts.jsonl",
+            max_new_tokens=6,
+            output_dir="runs/evaluate/long",
+        )
+        recipes.run("merge", run="runs/ppo/long")
+        recipes.run("merge", run="runs/reward/pairs")
+    return folder
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_a_merge_is_a_run_with_its_comparison(runs: Path) -> None:
+    merged = runs / "runs/merge/ppo-long"
+    told = json.loads((merged / "export.json").read_text())
+    assert told["num_prompts"] == len(WORDS)  # the run's own
+    assert told["logits_max_difference"] <= 1e-3
+    assert told["greedy_equal"] == told["prompts_equal"] == 1
+    assert told["adapter_arrived"] == pytest.approx([1, 1], abs=1e-3)
+    lineage = json.loads((merged / "lineage.json").read_text())
+    assert lineage["model"]["name"] == "runs/ppo/long"
+    assert lineage["model"]["lineage"]["recipe"] == "ppo"
+    assert (merged / "report.html").is_file()
+    scored = json.loads((runs / "runs/merge/reward-pairs/export.json").read_text())
+    assert scored["scores_max_difference"] <= 1e-4 < scored["scores_spread"]
+
+
+def test_a_checkpoint_of_ppo_gives_its_policy(runs: Path) -> None:
+    (checkpoint,) = (runs / "runs/ppo/long").glob("checkpoint-1")
+    with contextlib.chdir(runs):
+        told = recipes.run("merge", run=str(checkpoint.relative_to(runs)), num_prompts=2)
+    assert told["num_prompts"] == 2
+    assert told["kl_per_token"] <= 1e-6
+    merged = runs / "runs/merge/ppo-long-checkpoint-1/final"
+    assert not list(merged.glob("*value*"))  # the policy alone
+
+
+def test_what_is_refused_leaves_nothing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.chdir(runs):
+        before = sorted(Path("runs").rglob("*"))
+        with pytest.raises(UserError, match="run=model: it is a whole model"):
+            recipes.run("merge", run="model")
+        with pytest.raises(UserError, match="num_prompts=0: give 1 or more"):
+            recipes.run("merge", run="runs/sft/chats", num_prompts=0)
+        with pytest.raises(UserError, match="holds a run"):
+            recipes.run("merge", run="runs/ppo/long")
+        monkeypatch.setattr(merge, "ARRIVED", -1.0)  # nothing is right
+        with pytest.raises(UserError, match="says something else than the trained one: 100% of"):
+            recipes.run("merge", run="runs/sft/chats")
+        assert sorted(Path("runs").rglob("*")) == before
+
+
+CARDS = {
+    "runs/ppo/long": ("peft", "text-generation"),
+    "runs/merge/ppo-long": ("transformers", "text-generation"),
+    "runs/reward/pairs": ("peft", "text-classification"),
+    "runs/merge/reward-pairs": ("transformers", "text-classification"),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_is_valid_and_its_lines_load_the_model(name: str, runs: Path) -> None:
+    library, task = CARDS[name]
+    with contextlib.chdir(runs):
+        run = Path(name)
+        text = write_card(run, run / "final")
+        card = ModelCard(text)
+        code = card.text.partition("```python\n")[2].partition("```")[0]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(code, {})
+    assert said.getvalue().strip()
+    assert card.data.library_name == library
+    assert card.data.pipeline_tag == task
+    assert card.data.license == "apache-2.0"  # of the base
+    assert card.data.base_model is None  # a folder that nobody else has
+    assert str(runs) not in text.replace(repr(str(run / "final")), "")
+    assert "None" not in text
+    assert "nan" not in text.lower().split()
+
+
+def test_a_card_says_who_judged_and_how_sure_that_is(runs: Path) -> None:
+    with contextlib.chdir(runs):
+        for name in ("runs/ppo/long", "runs/merge/ppo-long"):
+            card = ModelCard(write_card(Path(name), Path(name) / "final", "someone/long"))
+            summary = json.loads(Path("runs/evaluate/long/summary.json").read_text())
+            (result,) = model_index_to_eval_results(card.data.to_dict()["model-index"])[1]
+            assert result.metric_type == "win_rate"
+            assert result.metric_value == summary["win_rate"]
+            assert result.metric_args["interval_95"] == summary["win_rate_ci95"]
+            assert "simulated" in result.metric_name
+            assert "judge.py:length (simulated" in card.text
+            assert "name = 'someone/long'" in card.text
+            tree = card.text.partition("```\n")[2]
+            assert [line.split()[0] for line in card.text.splitlines() if "(sft)" in line] == [
+                "chats"
+            ], tree
+    assert "Completions had at most 6 tokens in training." in card.text
+
+
+def test_talking_to_a_run(runs: Path) -> None:
+    words = [sys.executable, "-m", "recipes.cli", "chat", "runs/sft/chats"]
+    lines = "the cat\n/again\n/frobnicate\nthe dog\n"
+    flags = ["--max_new_tokens", "5", "--temperature", "0"]
+    done = subprocess.run(
+        [*words, *flags],
+        cwd=runs,
+        input=lines,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    first, again, other = done.stdout.splitlines()
+    assert first == again != ""  # greedy
+    assert other
+    assert "rlhf chat: /frobnicate: is no command" in done.stderr
+
+
+def test_a_reward_model_does_not_talk(runs: Path) -> None:
+    from recipes.chat import load
+    from recipes.lib.recipe.main import parse
+
+    for name in ("runs/reward/pairs", "runs/merge/reward-pairs"):
+        with contextlib.chdir(runs), pytest.raises(UserError, match="reward model"):
+            load(parse("chat", [], {"run": name}).script)
+
+
+def test_a_merged_model_answers_at_an_openai_address(runs: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = Path(sys.executable).with_name("transformers")
+    server = subprocess.Popen(
+        [command, "serve", "runs/merge/ppo-long/final", "--port", str(port), "--device", "cpu"],
+        cwd=runs,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        asked = {
+            "model": "runs/merge/ppo-long/final",
+            "messages": [user("the cat")],
+            "max_tokens": 4,
+            "temperature": 0,
+        }
+        answer = ask_when_ready(f"http://127.0.0.1:{port}/v1/chat/completions", asked, server)
+    finally:
+        server.terminate()
+        _, told = server.communicate(timeout=60)
+    assert answer is not None, told.decode()
+    assert answer["choices"][0]["message"]["content"].strip()
+
+
+def ask_when_ready(url: str, asked: dict[str, object], server: subprocess.Popen[bytes]) -> Any:
+    """The answer, as soon as the server gives one; None where it ends or takes two minutes."""
+    request = Request(url, json.dumps(asked).encode(), {"Content-Type": "application/json"})
+    for _ in range(240):
+        if server.poll() is not None:
+            return None
+        try:
+            with urlopen(request, timeout=60) as reply:
+                return json.load(reply)
+        except (URLError, ConnectionError):
+            time.sleep(0.5)
+    return None
