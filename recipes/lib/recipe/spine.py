@@ -14,7 +14,7 @@ from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenizer_fit import fit_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.shards import save_unsharded
-from recipes.lib.errors import note
+from recipes.lib.errors import UserError, note
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.chat_template import (
     TEMPLATE_KEY,
@@ -190,14 +190,13 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
 
 
 def save_final(trainer: Any, run: Run) -> None:
-    """Save model and tokenizer to final/, whole or not at all, and push them where that is asked.
+    """Save model and tokenizer to final/, whole or not at all.
 
     Args:
         trainer: A transformers Trainer.
         run: Its run.
     """
     partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
-    # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
     try:
         with save_unsharded(trainer):
             trainer.save_model(str(partial), _internal_call=True)
@@ -205,26 +204,9 @@ def save_final(trainer: Any, run: Run) -> None:
         shutil.rmtree(partial, ignore_errors=True)  # half a model is none
         raise
     trainer.accelerator.wait_for_everyone()
-    try:
-        if trainer.args.push_to_hub:
-            _push(trainer, run, partial)
-    finally:
-        _move_to_final(trainer, run, partial)
-
-
-def _push(trainer: Any, run: Run, folder: Path) -> None:
-    # Trainer saves once more to where it uploads from, which is not to be the run folder.
-    args = trainer.args
-    before, args.output_dir = args.output_dir, str(folder)
-    name = (args.hub_model_id or run.path.name).split("/")[-1]
-    try:
-        trainer.push_to_hub("Model save", model_name=name, revision=args.hub_revision)
-    finally:
-        args.output_dir = before
+    if trainer.args.push_to_hub:  # what was saved on the way
+        trainer._finish_current_push()
         shutil.rmtree(run.path / STAGED, ignore_errors=True)
-
-
-def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:
     if is_main_process():
         if run.final.exists():
             shutil.rmtree(run.final)
@@ -233,7 +215,7 @@ def _move_to_final(trainer: Any, run: Run, partial: Path) -> None:
 
 
 def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """Write lineage.json, summary.json and then the report, from the main process.
+    """Write lineage.json, summary.json and then the report; push the run where that is asked.
 
     Args:
         run: The run.
@@ -243,6 +225,9 @@ def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> d
 
     Returns:
         The summary, with the recipe and the seconds.
+
+    Raises:
+        UserError: The run is not on the Hub.
     """
     summary = {"recipe": config.recipe} | summary
     summary["seconds"] = round(run.seconds_before + time.monotonic() - config.start, 1)
@@ -257,7 +242,27 @@ def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> d
         write_lineage(run.path, config.recipe, **facts)
         run.write_summary(summary)
         write_report(run.path)
+        if getattr(config.training, "push_to_hub", False):
+            _push(run, config.training)
     return summary
+
+
+def _push(run: Run, training: Any) -> None:
+    from recipes.lib.publishing.bundle import gather
+    from recipes.lib.publishing.push import Repository, push
+
+    name = training.hub_model_id or run.path.absolute().name
+    place = Repository(name, training.hub_private_repo, training.hub_revision)
+    bundle = gather(str(run.path), name)
+    try:
+        bundle.refuse()
+        push(bundle, place, "Model save")
+    except UserError as error:
+        raise UserError(
+            f"push_to_hub=true: the run is whole in {run.path} and not on the Hub ({error}); then "
+            f"rlhf push {run.path} --repo {name}."
+        ) from error
+    note(f"{place.name} is whole at commit {place.commit}.")
 
 
 def pair_numbers(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:

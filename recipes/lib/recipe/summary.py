@@ -13,7 +13,7 @@ from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
-PAGES = {"data"}  # recipes that print a page of their own
+PAGES = {"data", "push"}  # recipes that print a page of their own
 
 
 def print_closing(config: Config, summary: dict[str, Any], console: Console | None = None) -> None:
