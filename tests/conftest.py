@@ -120,7 +120,7 @@ def shared() -> Path:
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> Iterator["Callable[[LoopbackHub], None]"]:
     """Has the Hub's client speak to a loopback Hub, in this process and in those that it starts."""
-    from huggingface_hub import close_session, constants
+    from huggingface_hub import close_session, constants, hf_api
 
     def connect(hub: "LoopbackHub") -> None:
         close_session()
@@ -129,6 +129,9 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator["Callable[[LoopbackHub],
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.address)
+        files = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 

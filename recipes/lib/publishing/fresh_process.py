@@ -1,6 +1,6 @@
 """Loads what was pushed as others do, the local folder beside it, and says where they differ.
 
-Started by its path in a process of its own: nothing of this project is imported.
+Started by its path in a process of its own, in which nothing of this project can be imported.
 """
 
 from __future__ import annotations
@@ -66,4 +66,5 @@ def answers(asked: dict[str, Any], name: str, **place: str) -> tuple[Any, list[A
 
 
 if __name__ == "__main__":
+    sys.modules["recipes"] = None  # type: ignore[assignment]
     print(json.dumps(compare(json.loads(sys.argv[1]))))
