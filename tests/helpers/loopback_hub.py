@@ -269,7 +269,9 @@ class LoopbackHub:
         repo.log.append(row)
         return commit
 
-    def commit(self, name: str, files: Files, message: str = "by hand", branch: str = "main") -> str:
+    def commit(
+        self, name: str, files: Files, message: str = "by hand", branch: str = "main"
+    ) -> str:
         """Commit files of somebody else's; give the commit."""
         repo = self.model(name)
         with self.lock:
@@ -283,7 +285,7 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
-            body = self._body()
+            body = body_of(self)
             if self.headers.get("Authorization"):
                 hub.tokens.add(self.headers["Authorization"].removeprefix("Bearer "))
             found = hub.handle(self.command, self.path, body)
@@ -291,28 +293,13 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            code, headers, content = found
-            part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-            if part and code == 200:
-                first, last = int(part[1]), int(part[2] or len(content) - 1)
-                headers = headers | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
-                code, content = 206, content[first : last + 1]
+            code, headers, content = part_of(found, self.headers.get("Range") or "")
             self.send_response(code)
             for key, value in ({"Content-Length": str(len(content))} | headers).items():
                 self.send_header(key, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(content)
-
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
 
         do_GET = do_HEAD = do_POST = do_PUT = answer
 
@@ -327,6 +314,29 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
     return Handler
+
+
+def body_of(handler: BaseHTTPRequestHandler) -> bytes:
+    """What a request brings, at once or in chunks."""
+    if handler.headers.get("Transfer-Encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+    body = b""
+    while size := int(handler.rfile.readline(), 16):
+        body += handler.rfile.read(size)
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return body
+
+
+def part_of(answer: Answer, asked: str) -> Answer:
+    """An answer, or the bytes of it that were asked for."""
+    code, headers, content = answer
+    part = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
+    if not part or code != 200:
+        return answer
+    first, last = int(part[1]), int(part[2] or len(content) - 1)
+    whole = {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
+    return 206, headers | whole, content[first : last + 1]
 
 
 def is_lfs(path: str) -> bool:

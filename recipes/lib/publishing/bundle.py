@@ -8,7 +8,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, ModelCard, get_token
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
 
 from recipes.lib.config.build import HIDDEN, SECRET
 from recipes.lib.config.strict_yaml import read_yaml
@@ -17,9 +22,6 @@ from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.publishing.card import write_card
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
 
 CARD = "README.md"
 BESIDE = ("lineage.json", "report.html", "export.json")  # of a run, beside its model
@@ -83,8 +85,6 @@ def gather(name: str, repo: str | None = None) -> Bundle:
     Raises:
         UserError: There is no such folder.
     """
-    from huggingface_hub import CommitOperationAdd, ModelCard
-
     try:
         final = Path(resolve_model(name))
     except UserError as error:
@@ -112,18 +112,19 @@ def gather(name: str, repo: str | None = None) -> Bundle:
 
 def _faults(run: Path, final: Path, names: set[str]) -> Iterator[str]:
     """What is wrong with a folder as a model for others."""
-    if not {"config.json", "adapter_config.json"} & names:
-        yield "it holds no model; name a run that trained one"
-    for name in sorted(names):
-        if Path(name).suffix in PICKLES:
-            yield f"{name} can run code where it is loaded; save it as safetensors, or remove it"
+    is_there = {
+        "it holds no model; name a run that trained one": {"config.json", "adapter_config.json"},
+        "it has no tokenizer (tokenizer_config.json); put that of its training beside it": {
+            "tokenizer_config.json"
+        },
+        "it has no weights (*.safetensors)": {one for one in names if one.endswith(".safetensors")},
+    }
+    yield from (fault for fault, wanted in is_there.items() if not wanted & names)
+    for name in sorted(one for one in names if Path(one).suffix in PICKLES):
+        yield f"{name} can run code where it is loaded; save it as safetensors, or remove it"
     for index in final.glob("*.index.json"):
         for shard in sorted(set(read_json(index).get("weight_map", {}).values()) - names):
             yield f"{shard} is missing, which {index.name} names; save the model again"
-    if not any(name.endswith(".safetensors") for name in names):
-        yield "it has no weights (*.safetensors)"
-    if "tokenizer_config.json" not in names:
-        yield "it has no tokenizer (tokenizer_config.json); put that of its training beside it"
     trained = read_json(run / "lineage.json").get("chat_template")
     if trained and trained != sha256(final / TEMPLATE_FILE):
         yield f"{TEMPLATE_FILE} is not the one it was trained with; put that back"
@@ -167,8 +168,6 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def _look_through(bundle: Bundle, local: re.Pattern[str]) -> None:
     """Note secrets, and local paths that stay."""
-    from huggingface_hub import get_token
-
     own = [value for key, value in os.environ.items() if SECRET.search(key)] + [get_token() or ""]
     values = [value for value in own if len(value) >= MIN_SECRET]
     for name, file in bundle.files.items():
@@ -201,16 +200,12 @@ def show_bundle(bundle: Bundle, repo: str, visibility: str) -> None:
         repo: Its name on the Hub.
         visibility: "private" or "public".
     """
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.table import Table
-
-    table = Table("file", "size", "found", title=f"{bundle.name} -> {repo}", title_justify="left")
+    table = Table("file", "size", "found", title=f"{bundle.name} -> {repo}", width=80)
     for name, file in bundle.files.items():
         table.add_row(name, decimal(file.upload_info.size), bundle.marks.get(name, ""))
     console = Console(highlight=False, width=80)
     console.print(table)
     console.print(f"{len(bundle.files)} files, {decimal(bundle.num_bytes)}, {visibility}")
     console.print(f"licence: {bundle.licence or 'not known'}")
-    for fault in bundle.faults or ["nothing"]:
-        console.print(f"refused: {fault}", markup=False)
+    told = [f"refused: {fault}" for fault in bundle.faults]
+    console.print("\n".join(told or ["nothing missing, no secret, no pickle"]), markup=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
 from recipes.lib.models.folders import is_adapter
 from recipes.lib.report.run_files import read_json
 
@@ -19,8 +21,6 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
     Returns:
         The text, with metadata that the Hub reads.
     """
-    from huggingface_hub import ModelCardData
-
     lineage, summary = read_json(run / "lineage.json"), read_json(run / "summary.json")
     recipe, model = lineage.get("recipe"), (lineage.get("model") or {}).get("name")
     metadata = ModelCardData(

@@ -7,12 +7,17 @@ it is done.
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 import time
 from dataclasses import dataclass
 from typing import Any
+
+from httpx2 import ConnectError, HTTPError, TransportError
+from huggingface_hub import CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils.sha import git_hash
 
 from recipes.lib.errors import UserError, note, one_sentence
 from recipes.lib.publishing.bundle import Bundle
@@ -20,7 +25,9 @@ from recipes.lib.publishing.bundle import Bundle
 PAUSES = (1, 2, 4, 8, 16)  # seconds between tries, where the Hub asks for no longer ones
 LONGEST = 300  # that the Hub may ask for
 # Of an earlier push: beside the bundle they would be loaded, too.
-STALE = ("*.safetensors", "*.index.json", "adapter_config.json", "base_quantization.json", "*.bin")
+STALE = re.compile(
+    r"[^/]*\.(safetensors|bin|index\.json)|adapter_config\.json|base_quantization\.json"
+)
 REASONS = {
     401: "the Hub does not take the token; run hf auth login, or set HF_TOKEN",
     403: "the token may not write there; take one that may, or name a repository of yours",
@@ -72,7 +79,7 @@ def push(bundle: Bundle, place: Repository, message: str) -> None:
             return
         except UserError:
             raise
-        except Exception as error:
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:
             pause = _pause(error, planned, place)
             if pause is None:
                 _tell(bundle, place, error)
@@ -82,8 +89,6 @@ def push(bundle: Bundle, place: Repository, message: str) -> None:
 
 
 def _try(bundle: Bundle, place: Repository, message: str) -> None:
-    from huggingface_hub import HfApi
-
     api = HfApi()
     if not place.name:
         name = api.create_repo(place.repo, private=place.private, exist_ok=True).repo_id
@@ -92,28 +97,23 @@ def _try(bundle: Bundle, place: Repository, message: str) -> None:
         place.name = name
     head, changes = _look(bundle, place)
     place.before = place.before or head
-    if not changes:
-        place.commit = head
-        return
-    if head != place.before:
-        raise UserError(f"repo={place.repo}: {REASONS[412]}; it is at commit {head[:10]}.")
-    place.sent = len(changes)
-    options: dict[str, Any] = {"commit_message": message, "parent_commit": head}
-    made = api.create_commit(place.name, changes, revision=place.branch, **options)
-    _, left = _look(bundle, place, made.oid)
-    if left:
-        raise UserError(
-            f"repo={place.repo}: commit {made.oid[:10]} lacks {left[0].path_in_repo}; look whether "
-            "a .gitignore there names it, and push again."
-        )
-    place.commit = made.oid
+    if changes:
+        if head != place.before:
+            raise UserError(f"repo={place.repo}: {REASONS[412]}; it is at commit {head[:10]}.")
+        place.sent = len(changes)
+        options: dict[str, Any] = {"commit_message": message, "parent_commit": head}
+        made = api.create_commit(place.name, changes, revision=place.branch, **options)
+        head, left = _look(bundle, place, made.oid)
+        if left:
+            raise UserError(
+                f"repo={place.repo}: commit {head[:10]} lacks {left[0].path_in_repo}; look whether "
+                "a .gitignore there names it, and push again."
+            )
+    place.commit = head
 
 
 def _look(bundle: Bundle, place: Repository, commit: str | None = None) -> tuple[str, list[Any]]:
     """The commit that the repository is at, and what would have to change in it."""
-    from huggingface_hub import CommitOperationDelete, HfApi
-    from huggingface_hub.hf_api import RepoFile
-
     api = HfApi()
     info = api.model_info(place.name, revision=commit or place.branch)
     if place.private and info.private is False:
@@ -122,31 +122,23 @@ def _look(bundle: Bundle, place: Repository, commit: str | None = None) -> tuple
         )
     tree = api.list_repo_tree(place.name, recursive=True, revision=info.sha)
     there = {file.path: file for file in tree if isinstance(file, RepoFile)}
-    changes: list[Any] = []
-    for name, file in bundle.files.items():
-        if (known := there.get(name)) is None or not _is_same(file, known):
-            changes.append(file)
-    for name in sorted(set(there) - set(bundle.files)):
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in STALE) and "/" not in name:
-            changes.append(CommitOperationDelete(name))
-    return str(info.sha), changes
+    ours = bundle.files
+    changes = [ours[name] for name in ours if not _is_same(ours[name], there.get(name))]
+    stale = [name for name in sorted(set(there) - set(ours)) if STALE.fullmatch(name)]
+    return str(info.sha), [*changes, *map(CommitOperationDelete, stale)]
 
 
 def _is_same(file: Any, there: Any) -> bool:
-    from huggingface_hub.utils.sha import git_hash
-
-    if file.upload_info.size != there.size:
+    if there is None or file.upload_info.size != there.size:
         return False
     if there.lfs:
-        return file.upload_info.sha256.hex() == there.lfs.sha256
+        return bool(file.upload_info.sha256.hex() == there.lfs.sha256)
     with file.as_file() as content:
         return bool(git_hash(content.read()) == there.blob_id)
 
 
 def _cause(error: BaseException) -> Any:
     """What went wrong on the way to the Hub, below what the client made of it."""
-    from httpx2 import HTTPError
-
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -155,13 +147,10 @@ def _cause(error: BaseException) -> Any:
 
 def _pause(error: BaseException, planned: int | None, place: Repository) -> int | None:
     """Seconds to wait before the next try; None where there is none."""
-    from httpx2 import ConnectError, TransportError
-    from huggingface_hub.utils import parse_ratelimit_headers
-
     cause = _cause(error)
     response = getattr(cause, "response", None)
-    if response is None:  # an error page is no JSON
-        is_passing = isinstance(cause, (TransportError, json.JSONDecodeError))
+    if response is None:  # an error page is no JSON, and what Xet raises has no type of its own
+        is_passing = isinstance(cause, (TransportError, json.JSONDecodeError, RuntimeError))
         is_offline = isinstance(cause, ConnectError) and not place.name
         return planned if is_passing and not is_offline else None
     if planned is None or (response.status_code not in (408, 429) and response.status_code < 500):

@@ -258,9 +258,10 @@ def _push(run: Run, training: Any) -> None:
         bundle.refuse()
         push(bundle, place, "Model save")
     except UserError as error:
+        open_to_all = "" if training.hub_private_repo else " --private false"
         raise UserError(
             f"push_to_hub=true: the run is whole in {run.path} and not on the Hub ({error}); then "
-            f"rlhf push {run.path} --repo {name}."
+            f"rlhf push {run.path} --repo {name}{open_to_all}."
         ) from error
     note(f"{place.name} is whole at commit {place.commit}.")
 

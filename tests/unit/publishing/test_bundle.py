@@ -133,7 +133,12 @@ def test_an_adapter_on_a_base_of_the_hub_is_fine(run: Path) -> None:
 
 
 def test_what_only_looks_like_a_secret_is_none(run: Path) -> None:
-    hidden = {"hub_token": "(hidden)", "password": "", "eos_token": "<eos>", "text": "sk-ate hf_hub"}
+    hidden = {
+        "hub_token": "(hidden)",
+        "password": "",
+        "eos_token": "<eos>",
+        "text": "sk-ate hf_hub",
+    }
     (run / "lineage.json").write_text(json.dumps(hidden))
     assert gather("sft/tiny").faults == []
 
