@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -78,7 +77,7 @@ def test_without_network_it_ends_after_the_dry_run(
     said = capsys.readouterr()
     assert "model.safetensors" in said.out
     (sentence,) = said.err.splitlines()
-    assert sentence.startswith("rlhf push: error: repo=tiny: the Hub gives no answer (")
+    assert sentence.startswith("rlhf push: error: repo=tiny: it does not get through (")
     assert sentence.endswith("; nothing was sent.")
 
 
@@ -89,7 +88,8 @@ def test_a_refusal_comes_before_the_first_byte(
     assert launch("push", [str(tmp_path), "--repo", "tiny"]) == 2
     said = capsys.readouterr()
     assert "refused: it has no weights" in said.out
-    assert said.err == f"rlhf push: error: run={tmp_path}: it has no weights (*.safetensors).\n"
+    start = f"rlhf push: error: run={tmp_path}: it has no tokenizer (tokenizer_config.json);"
+    assert said.err.startswith(start)
     assert hub.asked == []
     assert launch("push", [str(models / "policy")]) == 2
     assert "repo is missing; give --repo NAME." in capsys.readouterr().err

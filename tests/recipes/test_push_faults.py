@@ -294,6 +294,16 @@ def test_what_the_repository_ignores_is_told(folder: Path, hub: LoopbackHub) -> 
     assert "lacks config.json; look whether a .gitignore there names it" in refused(folder)
 
 
+def test_a_card_that_the_hub_cannot_read_is_told(
+    folder: Path, hub: LoopbackHub, waits: list[float]
+) -> None:
+    hub.faults = [Fault("/validate-yaml", 400, said="no such licence")]
+    said = refused(folder)
+    assert "the Hub says 400 (no such licence)" in said
+    assert said.endswith(f"is as it was, at commit {hub.model(NAME).head[:10]}.")
+    assert waits == []
+
+
 def test_a_public_repository_gets_nothing_private(folder: Path, hub: LoopbackHub) -> None:
     push(gather(str(folder)), Repository("tiny", private=False), "first")
     hub.commit(NAME, {"config.json": b"other"})
@@ -316,7 +326,7 @@ def test_no_hub_is_told_at_once(
 ) -> None:
     hub.server.server_close()
     said = refused(folder)
-    assert said.startswith("repo=tiny: the Hub gives no answer (")
+    assert said.startswith("repo=tiny: it does not get through (")
     assert said.endswith("; nothing was sent.")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "offline mode is enabled" in refused(folder)

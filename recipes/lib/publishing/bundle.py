@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, get_token
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -55,7 +55,7 @@ class Bundle:
     files: dict[str, CommitOperationAdd] = field(default_factory=dict)
     marks: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    licence: str | None = None
+    licence: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -104,8 +104,8 @@ def gather(name: str, repo: str | None = None) -> Bundle:
         if contents[one] != text.encode():
             bundle.marks[one] = "local paths taken out"
     bundle.files = {one: CommitOperationAdd(one, contents[one]) for one in sorted(contents)}
-    card = ModelCard(texts[CARD], ignore_metadata_errors=True)
-    bundle.licence = getattr(card.data, "license", None)
+    licence = re.search(r"^license: *(\S+)", texts[CARD], re.MULTILINE)
+    bundle.licence = licence[1] if licence else "not known"
     _look_through(bundle, local)
     return bundle
 
@@ -203,9 +203,9 @@ def show_bundle(bundle: Bundle, repo: str, visibility: str) -> None:
     table = Table("file", "size", "found", title=f"{bundle.name} -> {repo}", width=80)
     for name, file in bundle.files.items():
         table.add_row(name, decimal(file.upload_info.size), bundle.marks.get(name, ""))
-    console = Console(highlight=False, width=80)
+    console = Console(highlight=False, markup=False, width=80)
     console.print(table)
     console.print(f"{len(bundle.files)} files, {decimal(bundle.num_bytes)}, {visibility}")
-    console.print(f"licence: {bundle.licence or 'not known'}")
+    console.print(f"licence: {bundle.licence}")
     told = [f"refused: {fault}" for fault in bundle.faults]
-    console.print("\n".join(told or ["nothing missing, no secret, no pickle"]), markup=False)
+    console.print("\n".join(told or ["nothing missing, no secret, no pickle"]))

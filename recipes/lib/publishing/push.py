@@ -16,7 +16,7 @@ from typing import Any
 from httpx2 import ConnectError, HTTPError, TransportError
 from huggingface_hub import CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import git_hash
 
 from recipes.lib.errors import UserError, note, one_sentence
@@ -166,7 +166,7 @@ def _reason(error: BaseException) -> str:
     cause = _cause(error)
     said = getattr(cause, "server_message", None) or one_sentence(cause)
     if (response := getattr(cause, "response", None)) is None:
-        return f"the Hub gives no answer ({said})"
+        return f"it does not get through ({said})"
     status = response.status_code
     if status == 402 or (status == 403 and QUOTA.search(said)):
         status = 413
