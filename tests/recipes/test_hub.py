@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from recipes.lib.runs.files import read_jsonl
-from tests.helpers.hub_server import HubServer, commit_of
+from tests.helpers.loopback_hub import LoopbackHub, commit_of
 from tests.helpers.tiny_models import save_model
 from tests.helpers.tiny_runs import flags, write
 
@@ -73,7 +73,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], st
         repos["models", "nobody/tiny", tag] = place / f"model-{tag}"
         repos["datasets", "nobody/rows", tag] = place / f"rows-{tag}"
     commands = [["sft", *flags(RUN | {"output_dir": name} | more)] for name, more in RUNS.items()]
-    with HubServer(repos) as hub:
+    with LoopbackHub(repos) as hub:
         said = run_all(commands, place, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="0")
     return place, hub.asked, said
 

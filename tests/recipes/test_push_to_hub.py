@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
-from tests.helpers.fake_hub import FakeHub
+from recipes.lib.recipe.main import run
+from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_not_a_real_token"
@@ -56,6 +58,7 @@ def recipe(folder: Path, address: str, **more: str) -> subprocess.CompletedProce
     } | more
     flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+    online |= {"HF_HUB_DISABLE_XET": "1"}  # which the loopback Hub does not speak
     command = [sys.executable, "-m", "recipes.ppo", *flags]
     return subprocess.run(
         command, cwd=folder, env=os.environ | online, capture_output=True, text=True, timeout=600
@@ -75,22 +78,33 @@ def folder(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_recipe_pushes_the_trained_policy_and_no_secret(folder: Path) -> None:
-    with FakeHub("someone/tiny") as hub:
+NAME = "someone/tiny"
+
+
+def pushed(hub: LoopbackHub) -> dict[str, dict[str, bytes]]:
+    """Files of each commit by its message, but for the one that the repository begins with."""
+    repo = hub.model(NAME)
+    return {row["message"]: repo.files[row["commit"]] for row in repo.log[1:]}
+
+
+def test_a_training_ends_with_one_commit_of_the_whole_run_and_no_secret(folder: Path) -> None:
+    with LoopbackHub() as hub:
         done = recipe(folder, hub.address)
     assert done.returncode == 0, done.stderr
     assert hub.created[0]["name"] == "tiny"
     assert hub.tokens == {TOKEN}
-    (commit,) = hub.commits
+    (commit,) = hub.model(NAME).log[1:]
     assert commit["branch"] == "trial"
-    files = commit["files"]
+    assert f"note: {NAME} is whole at commit {commit['commit']}." in done.stderr
+    files = pushed(hub)["Model save"]
     final = folder / "run/final"
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        assert files[name] == (final / name).read_bytes()
+    model = {path.name: path.read_bytes() for path in final.iterdir()}
+    assert files | model == files
     assert files["model.safetensors"] != (folder / "model/model.safetensors").read_bytes()
-    assert not {"README.md", "training_args.bin"} & set(files)  # no card that knows nothing
-    assert [name for name in files if "partial" in name or "checkpoint" in name] == []
-    assert "value.safetensors" not in files  # the critic is no part of the policy
+    # The critic is no part of the policy, and nothing else of the run is there.
+    others = {"README.md", "lineage.json", "report.html", ".gitattributes"}
+    assert set(files) == {*model, *others}
+    assert b"trained with PPO" in files["README.md"]
     assert not any(TOKEN.encode() in content for content in files.values())
     assert of_a_run(folder / "run")
     assert all(
@@ -106,66 +120,49 @@ def of_a_run(run: Path) -> bool:
 
 
 def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(folder: Path) -> None:
-    with FakeHub("someone/tiny") as hub:
-        done = recipe(folder, hub.address, hub_strategy="every_save", hub_always_push="true")
+    every = {"hub_strategy": "every_save", "hub_always_push": "true", "hub_revision": "main"}
+    with LoopbackHub() as hub:
+        done = recipe(folder, hub.address, **every)
     assert done.returncode == 0, done.stderr
     assert of_a_run(folder / "run")
-    pushed = {commit["message"]: commit["files"] for commit in hub.commits}
-    assert {"Training in progress, step 1", "Model save"} <= set(pushed)
-    first, last = (pushed[message] for message in ("Training in progress, step 1", "Model save"))
+    found = pushed(hub)
+    assert {"Training in progress, step 1", "Model save"} <= set(found)
+    first, last = (found[message] for message in ("Training in progress, step 1", "Model save"))
     saved = (folder / "run/checkpoint-1/model.safetensors").read_bytes()
     assert first["model.safetensors"] == saved != last["model.safetensors"]
     assert last["model.safetensors"] == (folder / "run/final/model.safetensors").read_bytes()
-    assert not any(TOKEN.encode() in c for files in pushed.values() for c in files.values())
-    assert not any("training_args.bin" in files for files in pushed.values())
+    assert not any(TOKEN.encode() in c for files in found.values() for c in files.values())
+    assert not any("training_args.bin" in files for files in found.values())
 
 
-LORA = {"use_peft": "true", "lora_target_modules": "all-linear", "critic": "adapter"}
-
-
-def test_an_adapter_is_pushed_without_the_path_of_its_base_and_says_so(folder: Path) -> None:
-    base = str(folder / "model")
-    given = LORA | {"hub_strategy": "every_save", "hub_always_push": "true"}
-    with FakeHub("someone/tiny") as hub:
-        done = recipe(folder, hub.address, model_name_or_path=base, **given)
-    assert done.returncode == 0, done.stderr
-    assert f"push_to_hub: the adapter's base {base} is a folder of this machine" in done.stderr
-    pushed = {commit["message"]: commit["files"] for commit in hub.commits}
-    assert {"Training in progress, step 1", "Model save"} <= set(pushed)
-    for files in pushed.values():
-        assert "adapter_model.safetensors" in files
-        assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] is None
-        assert b"base model of this adapter is not on the Hub" in files["README.md"]
-        assert "training_args.bin" not in files
-        assert not any(str(folder).encode() in content for content in files.values())
-    assert of_a_run(folder / "run")
-    for place in ("checkpoint-1", "final"):  # what stays here finds its base
-        stays = json.loads((folder / "run" / place / "adapter_config.json").read_text())
-        assert stays["base_model_name_or_path"] == base
-
-
-def test_checkpoints_that_name_a_base_of_this_machine_are_not_pushed(folder: Path) -> None:
-    with FakeHub("someone/tiny") as hub:
-        done = recipe(folder, hub.address, hub_strategy="checkpoint", **LORA)
+def test_an_adapter_on_a_base_that_nobody_else_has_does_not_begin(folder: Path) -> None:
+    lora = {"use_peft": "true", "lora_target_modules": "all-linear"}
+    with LoopbackHub() as hub:
+        done = recipe(folder, hub.address, **lora)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == (
-        "rlhf ppo: error: hub_strategy=checkpoint: a checkpoint names the base of its adapter, "
-        "model, which is a folder of this machine; set end or every_save."
+        "rlhf ppo: error: push_to_hub=true: the adapter's base model is a folder of this machine, "
+        "and nobody else could load it; leave it out, and push what rlhf merge makes."
     )
-    assert hub.commits == []
     assert not (folder / "run").exists()
 
 
-def test_a_hub_that_went_away_is_said_and_does_not_cost_the_model(folder: Path) -> None:
-    class Closing(FakeHub):
-        def reply(self, path: str, body: bytes) -> dict[str, Any]:
-            if path.endswith("/repos/create"):
-                return super().reply(path, body)
-            raise ConnectionAbortedError  # the handler dies and the client gets no answer
-
-    with Closing("someone/tiny") as hub:
-        hub.server.handle_error = lambda *_: None  # type: ignore[method-assign]
+def test_a_hub_that_refuses_does_not_cost_the_run_which_is_pushed_later(
+    folder: Path, online: Callable[[LoopbackHub], None]
+) -> None:
+    with LoopbackHub() as hub:
+        hub.faults = [Fault("/commit/", 403)]
         done = recipe(folder, hub.address)
-    assert done.returncode != 0
-    assert (folder / "run/final/model.safetensors").is_file()
-    assert not (folder / "run/summary.json").exists()
+        assert done.returncode == 2
+        told = done.stderr.splitlines()[-1]
+        start = "rlhf ppo: error: push_to_hub=true: the run is whole in run and not on the Hub ("
+        assert told.startswith(f"{start}repo={NAME}: the token may not write there")
+        assert told.endswith(f"then rlhf push run --repo {NAME} --private false.")
+        assert of_a_run(folder / "run")
+        assert pushed(hub) == {}
+        online(hub)
+        later = {"run": str(folder / "run"), "repo": NAME, "private": False}
+        summary = run("push", **later, verify="checksums")
+        assert summary["commit"] == hub.model(NAME).head
+        weights = (folder / "run/final/model.safetensors").read_bytes()
+        assert pushed(hub)["Push with rlhf"]["model.safetensors"] == weights

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.folders import is_adapter, is_local, resolve_model
+from recipes.lib.models.folders import is_adapter, resolve_model
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 BASE_QUANTIZATION = "base_quantization.json"  # how the base was rounded that it was trained on
-NO_BASE = """---
-library_name: peft
----
-
-The base model of this adapter is not on the Hub: it was a folder of the machine that trained it.
-Load that model and put the adapter onto it with `PeftModel.from_pretrained`.
-"""
 # TRL's keys for it, by the names of bitsandbytes.
 QUANTIZATION_KEYS = {
     "load_in_4bit": "load_in_4bit",
@@ -141,15 +134,6 @@ def _quantization(model: Any) -> dict[str, Any]:
     if not known or not (known.get("load_in_4bit") or known.get("load_in_8bit")):
         return {}  # such as GPTQ, which rounds when it is stored and not when it is loaded
     return {key: known.get(name) for name, key in QUANTIZATION_KEYS.items()}
-
-
-def hide_local_base(path: Path) -> None:
-    """Take a base that nobody else has out of an adapter that is pushed; its card says so."""
-    config = _config(path) if is_adapter(path) else {}
-    if is_local(config.get("base_model_name_or_path")):
-        config |= {"base_model_name_or_path": None, "revision": None}
-        (path / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        (path / "README.md").write_text(NO_BASE, encoding="utf-8")
 
 
 @contextmanager

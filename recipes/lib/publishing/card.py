@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
-from recipes.lib.models.folders import RUNS, is_adapter
+from recipes.lib.models.folders import RUNS, is_adapter, is_local
 from recipes.lib.report.numbers import duration, is_number, number
 from recipes.lib.report.run_files import RunFiles, read_json, read_run
 from recipes.lib.report.verdict import verdict
@@ -40,17 +40,7 @@ class Base:
     revision: str | None
 
     @property
-    def is_local(self) -> bool:
-        """Whether it is a folder of this machine, which nobody else has."""
-        return is_local(self.name)
-
-
-def is_local(name: str) -> bool:
-    """Whether a name is a path here, and no Hub id."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1
-
-
-def shown(name: str) -> str:
+    def shown(name: str) -> str:
     """A model or file as others may read it: a Hub id whole, of a path its last part."""
     path = Path(name)
     return name if not is_local(name) else (path.parent if path.name == "final" else path).name

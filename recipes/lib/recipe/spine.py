@@ -23,7 +23,7 @@ from recipes.lib.models.chat_template import (
     refuse_new_tokens,
     set_chat_template,
 )
-from recipes.lib.models.folders import is_adapter, is_local
+from recipes.lib.models.folders import is_local
 from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
@@ -189,18 +189,13 @@ def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
 
 
 def _check_base(trainer: Any) -> None:
-    """Say that an adapter is pushed without the name of its base, where nobody else has that."""
+    """Refuse to train what could not be pushed: an adapter on a base that nobody else has."""
     parts = (getattr(part, "peft_config", {}) for part in trainer.model.modules())
     bases = {str(adapter.base_model_name_or_path) for part in parts for adapter in part.values()}
     for base in filter(is_local, bases):
-        if "checkpoint" in trainer.args.hub_strategy.value:
-            raise UserError(
-                f"hub_strategy={trainer.args.hub_strategy.value}: a checkpoint names the base of "
-                f"its adapter, {base}, which is a folder of this machine; set end or every_save."
-            )
-        note(
-            f"push_to_hub: the adapter's base {base} is a folder of this machine; "
-            "what is pushed names no base, and its card says so."
+        raise UserError(
+            f"push_to_hub=true: the adapter's base {base} is a folder of this machine, and nobody "
+            "else could load it; leave it out, and push what rlhf merge makes."
         )
 
 
@@ -267,7 +262,7 @@ def checkpoint_of(run: Run, training: Any) -> str | None:
 
 
 def save_final(trainer: Any, run: Run) -> None:
-    """Save model and tokenizer to final/, whole or not at all, and push them where that is asked.
+    """Save model and tokenizer to final/, whole or not at all.
 
     Args:
         trainer: A transformers Trainer.
@@ -275,7 +270,6 @@ def save_final(trainer: Any, run: Run) -> None:
     """
     broadcast_from_main(lambda: refuse_if_locked(run.path))  # it may have been moved
     partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
-    # As inside Trainer, which does not push: a Hub that cannot be reached must not cost the model.
     try:
         with save_unsharded(trainer):
             trainer.save_model(str(partial), _internal_call=True)
@@ -283,32 +277,17 @@ def save_final(trainer: Any, run: Run) -> None:
         shutil.rmtree(partial, ignore_errors=True)  # half a model is none
         raise
     trainer.accelerator.wait_for_everyone()
-    try:
-        if trainer.args.push_to_hub:
-            _push(trainer, run, partial)
-    finally:
-        if is_main_process():
-            shutil.rmtree(run.final, ignore_errors=True)
-            partial.replace(run.final)
-        trainer.accelerator.wait_for_everyone()
-
-
-def _push(trainer: Any, run: Run, folder: Path) -> None:
-    # Trainer saves once more to where it uploads from, which is not to be the run folder.
-    args = trainer.args
-    # An adapter is changed for it, and not the one that stays here.
-    folder = run.path / STAGED / "_final" if is_adapter(folder) else folder
-    before, args.output_dir = args.output_dir, str(folder)
-    name = (args.hub_model_id or run.path.name).split("/")[-1]
-    try:
-        trainer.push_to_hub("Model save", model_name=name, revision=args.hub_revision)
-    finally:
-        args.output_dir = before
+    if trainer.args.push_to_hub:  # what was saved on the way
+        trainer._finish_current_push()
         shutil.rmtree(run.path / STAGED, ignore_errors=True)
+    if is_main_process():
+        shutil.rmtree(run.final, ignore_errors=True)
+        partial.replace(run.final)
+    trainer.accelerator.wait_for_everyone()
 
 
 def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """Write lineage.json, summary.json and then the report, from the main process.
+    """Write lineage.json, summary.json and then the report; push the run where that is asked.
 
     Args:
         run: The run.
@@ -318,6 +297,9 @@ def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> d
 
     Returns:
         The summary, with the recipe and the seconds.
+
+    Raises:
+        UserError: The run is not on the Hub.
     """
     summary = {"recipe": config.recipe} | summary
     summary["seconds"] = round(run.seconds_before + time.monotonic() - config.start, 1)
@@ -333,7 +315,28 @@ def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> d
         write_lineage(run.path, config.recipe, **facts)
         run.write_summary(summary)
         write_report(run.path)
+        if getattr(config.training, "push_to_hub", False):
+            _push(run, config.training)
     return summary
+
+
+def _push(run: Run, training: Any) -> None:
+    from recipes.lib.publishing.bundle import gather
+    from recipes.lib.publishing.push import Repository, push
+
+    name = training.hub_model_id or run.path.absolute().name
+    place = Repository(name, training.hub_private_repo, training.hub_revision)
+    bundle = gather(str(run.path), name)
+    try:
+        bundle.refuse()
+        push(bundle, place, "Model save")
+    except UserError as error:
+        open_to_all = "" if training.hub_private_repo else " --private false"
+        raise UserError(
+            f"push_to_hub=true: the run is whole in {run.path} and not on the Hub ({error}); then "
+            f"rlhf push {run.path} --repo {name}{open_to_all}."
+        ) from error
+    note(f"{place.name} is whole at commit {place.commit}.")
 
 
 def pair_numbers(rows: list[dict[str, Any]], test: Any) -> dict[str, float]:

@@ -48,7 +48,7 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         summary: What it returned.
         console: Where to print; standard output by default.
     """
-    if config.recipe == "chat":
+    if config.recipe in ("chat", "push"):
         return
     console = console or Console(highlight=False)
     if config.recipe != "data":

@@ -11,6 +11,7 @@ from recipes.lib.models.folders import resolve_model
 from recipes.lib.runs.files import write_json
 
 PACKAGES = "torch transformers trl peft accelerate datasets bitsandbytes".split()
+TEMPLATE_FILE = "chat_template.jinja"  # as transformers saves it
 
 
 def write_lineage(
@@ -33,6 +34,8 @@ def write_lineage(
     """
     if not more.get("trust_remote_code", True):
         del more["trust_remote_code"]
+    if template := sha256(run / "final" / TEMPLATE_FILE):  # so that its loss is noticed
+        more["chat_template"] = template
     write_json(
         run / "lineage.json",
         {

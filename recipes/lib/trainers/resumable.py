@@ -22,7 +22,7 @@ from recipes.lib.distributed.launch import Launch
 from recipes.lib.distributed.mixed_precision import keep_outputs_fp32
 from recipes.lib.distributed.processes import broadcast_from_main
 from recipes.lib.errors import UserError
-from recipes.lib.models.adapter_folders import hide_local_base, save_base_quantization
+from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
 from recipes.lib.runs.lock import refuse_if_locked
@@ -92,12 +92,7 @@ class Resumable(Stoppable):
         save_base_quantization(self.accelerator.unwrap_model(self.model), folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: Trainer's and TRL's speak of None where they know no name.
-
-        It is the last that Trainer calls before it pushes a model.
-        """
-        if STAGED in Path(self.args.output_dir).parts:  # a copy
-            hide_local_base(Path(self.args.output_dir))
+        """Write none: Trainer's and TRL's speak of None where they know no name."""
 
     def _push_from_checkpoint(self, folder: str) -> None:
         # Later, from where it stays: an upload in the background would miss what is renamed.
@@ -112,7 +107,6 @@ class Resumable(Stoppable):
         try:
             super()._push_from_checkpoint(folder)  # type: ignore[misc]
             (staged / "training_args.bin").unlink(missing_ok=True)
-            hide_local_base(staged)
         finally:
             is_ready.set()
             self.args.output_dir = run
