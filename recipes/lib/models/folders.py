@@ -46,9 +46,12 @@ def is_adapter(path: str | Path) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def is_local(name: str | None) -> bool:
-    """Whether a name of a model is that of a folder here, and no Hub id."""
-    return bool(name) and Path(str(name)).exists()
+def is_local(name: str) -> bool:
+    """Whether a name of a model is that of a folder here, also of one that is gone, or a Hub id."""
+    try:
+        return Path(resolve_model(name)).exists()
+    except UserError:
+        return True
 
 
 def fetch_adapter(name: str, revision: str = "main") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +31,40 @@ NUM_HASH_DIGITS = 12
 SIMULATED = "simulated: a function of the text, and no person"
 
 
-@dataclass(frozen=True)
-class Base:
-    """The model that a chain of runs began with."""
-
-    name: str
-    revision: str | None
-
-    @property
-    def shown(name: str) -> str:
+def shown(name: str) -> str:
     """A model or file as others may read it: a Hub id whole, of a path its last part."""
+    if not is_local(name) and not Path(name).exists():
+        return name
     path = Path(name)
-    return name if not is_local(name) else (path.parent if path.name == "final" else path).name
+    return (path.parent if path.name == "final" else path).name
 
 
-def base_of(lineage: dict[str, Any]) -> Base | None:
-    """The model at the root of a lineage; None where it was trained from scratch."""
-    model = lineage.get("model")
-    while isinstance(model, dict) and (model.get("lineage") or {}).get("model"):
+def base_of(lineage: dict[str, Any]) -> tuple[str | None, str]:
+    """The model that a chain of runs began with, and its commit on the Hub.
+
+    Args:
+        lineage: From lineage.json.
+
+    Returns:
+        Its name, None where it was trained from scratch; the commit, empty where none is known.
+    """
+    model = lineage.get("model") or {}
+    while (model.get("lineage") or {}).get("model"):
         model = model["lineage"]["model"]
-    if not isinstance(model, dict) or (model.get("lineage") or {}).get("recipe") == "base":
-        return None
-    return Base(str(model["name"]), model.get("commit"))
+    if not model or (model.get("lineage") or {}).get("recipe") == "base":
+        return None, ""
+    return str(model["name"]), str(model.get("commit") or "")
 
 
-def licence_of(base: Base | None) -> str | None:
+def licence_of(base: str | None, commit: str) -> str | None:
     """The licence that the card of the base states, where it lies beside it or in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if base is None:
         return None
-    file: Any = Path(base.name) / "README.md"
-    if not base.is_local:
-        file = try_to_load_from_cache(base.name, "README.md", revision=base.revision)
+    file: Any = Path(base) / "README.md"
+    if not is_local(base):
+        file = try_to_load_from_cache(base, "README.md", revision=commit or None)
     if not isinstance(file, (str, Path)) or not Path(file).is_file():
         return None
     try:
@@ -81,20 +81,19 @@ def write_card(run: Path, final: Path, repo: str | None = None, licence: str | N
         run: The run folder, with its summary.json and lineage.json.
         final: The folder of the model.
         repo: Id on the Hub, for the title and for loading; default the name of the run.
-        licence: What to state; default the licence of the base, where its card is at hand.
 
     Returns:
         The text of README.md, with the data that the Hub reads in front.
     """
     files = read_run(run)
     trained = _trained_run(files)
-    base, kind = base_of(files.lineage), _kind(final)
+    (base, commit), kind = base_of(files.lineage), _kind(final)
     title = repo or run.resolve().name
     contests = list(_evaluations(trained.path))
-    licence = licence or licence_of(base)
+    licence = licence_of(base, commit)
     data = ModelCardData(
-        base_model=base.name if base is not None and not base.is_local else None,
-        datasets=[name for name in _data_names(trained) if not is_local(name)] or None,
+        base_model=None if base is None or is_local(base) else base,
+        datasets=[str(one["name"]) for one in _data(trained) if not _is_file(one)] or None,
         library_name="peft" if is_adapter(final) else "transformers",
         license=licence,
         pipeline_tag="text-classification" if "reward" in kind else "text-generation",
@@ -115,7 +114,7 @@ def write_card(run: Path, final: Path, repo: str | None = None, licence: str | N
         title=title,
         what=f"{kind[0].upper()}{kind[1:]}, trained with {method}.",
         verdict=verdict(trained),
-        facts=list(_facts(trained, base, licence)),
+        facts=list(_facts(trained, base, commit, licence)),
         snippet=snippet(final, repo or str(final), _first_prompt(trained)),
         results=[(_label(key), _text(key, value)) for key, value in _numbers(trained)],
         evaluations=[f"{verdict(one)} {_judge(one)}" for one in contests],
@@ -193,29 +192,40 @@ def _trained_run(files: RunFiles) -> RunFiles:
     return files
 
 
-def _data_names(files: RunFiles) -> list[str]:
-    return [str(entry["name"]) for entry in files.lineage.get("data") or []]
+def _data(files: RunFiles) -> list[dict[str, Any]]:
+    return list(files.lineage.get("data") or [])
 
 
-def _facts(files: RunFiles, base: Base | None, licence: str | None) -> Iterator[tuple[str, str]]:
+def _is_file(entry: dict[str, Any]) -> bool:
+    name = str(entry["name"])
+    return bool(entry.get("sha256")) or is_local(name) or Path(name).exists()
+
+
+def _facts(
+    files: RunFiles, base: str | None, commit: str, licence: str | None
+) -> Iterator[tuple[str, str]]:
     if base is None:
         yield "base", "none, trained from scratch"
     else:
-        revision = f" at {base.revision[:NUM_HASH_DIGITS]}" if base.revision else ""
-        yield "base", f"{shown(base.name)}{' (a local folder)' if base.is_local else revision}"
+        at = f" at {commit[:NUM_HASH_DIGITS]}" if commit else ""
+        yield "base", shown(base) + (" (a local folder)" if is_local(base) else at)
     yield "licence", licence or "not stated: that of the base and of the data applies"
-    for entry in files.lineage.get("data") or []:
+    for entry in _data(files):
         name, digest = str(entry["name"]), entry.get("sha256")
-        where = "a local file" if is_local(name) else "on the Hub"
+        where = "a local file" if _is_file(entry) else "on the Hub"
         digest = f", sha256 {digest[:NUM_HASH_DIGITS]}" if digest else ""
         yield "data", f"{shown(name)} ({where}{digest}){_of_feedback(name)}"
-    rewards = files.lineage.get("reward_funcs")
-    for reward in rewards if isinstance(rewards, list) else [rewards] if rewards else []:
-        yield "reward", shown(str(reward)) + (f" ({SIMULATED})" if ":" in str(reward) else "")
+    for reward in _rewards(files.lineage):
+        yield "reward", shown(reward) + (f" ({SIMULATED})" if ":" in reward else "")
     if is_number(files.summary.get("seconds")):
         yield "time", duration(float(files.summary["seconds"])).replace("\u00a0", " ")
     versions = files.lineage.get("versions") or {}
     yield "versions", ", ".join(f"{name} {text}" for name, text in versions.items())
+
+
+def _rewards(lineage: dict[str, Any]) -> list[str]:
+    given = lineage.get("reward_funcs") or []
+    return [str(one) for one in (given if isinstance(given, list) else [given])]
 
 
 def _of_feedback(name: str) -> str:
@@ -267,7 +277,7 @@ def _judge(files: RunFiles) -> str:
 
 
 def _result(files: RunFiles) -> EvalResult:
-    names = _data_names(files) or ["prompts"]
+    names = [str(one["name"]) for one in _data(files)] or ["prompts"]
     low, high = files.summary.get("win_rate_ci95", [None, None])
     return EvalResult(
         task_type="text-generation",
@@ -313,8 +323,7 @@ def _tree(lineage: dict[str, Any], name: str, depth: int = 0) -> Iterator[str]:
     if isinstance(model, dict):
         known = model.get("lineage") or {}
         yield from _tree(known, shown(str(model["name"])), depth + 1)
-    rewards = lineage.get("reward_funcs")
-    for reward in rewards if isinstance(rewards, list) else [rewards] if rewards else []:
-        yield "  " * (depth + 1) + f"{shown(str(reward))} (reward)"
+    for reward in _rewards(lineage):
+        yield "  " * (depth + 1) + f"{shown(reward)} (reward)"
     for entry in lineage.get("data") or []:
         yield "  " * (depth + 1) + f"{shown(str(entry['name']))} (data)"
