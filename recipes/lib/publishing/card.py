@@ -74,7 +74,7 @@ def licence_of(base: str | None, commit: str) -> str | None:
     return str(stated) if stated else None
 
 
-def write_card(run: Path, final: Path, repo: str | None = None, licence: str | None = None) -> str:
+def write_card(run: Path, final: Path, repo: str | None = None) -> str:
     """Write the card of a finished run.
 
     Args:
