@@ -208,13 +208,14 @@ def run(config: Config) -> dict[str, Any]:
     rows, faults = usable_rows(train, shape)
     if test is None and script.test_fraction > 0:
         rows, test = split_rows(rows, script.test_fraction, script.seed)
+    numbers: dict[str, Any] = {"num_train": len(rows), "num_test": len(test or [])}
     tokenizer = tokenizer_of(script)
     page = Page(title=", ".join(script.data_names()), limit=script.max_length)
     first = (rows if len(rows) else train)[0]
     as_what = other_readings(named_columns(train), first)
     kind = "messages" if isinstance(first[shape.columns[0]], list) else "text"
     others = [name for name in named_columns(train) if name not in shape.columns]
-    counts = [f"{len(rows):,} to train on, {0 if test is None else len(test):,} to test on"]
+    counts = [f"{len(rows):,} to train on, {numbers['num_test']:,} to test on"]
     if script.max_rows is not None or script.streaming:
         counts.append("the first ones alone: what stands behind them was not read")
     page.facts = {
@@ -234,9 +235,8 @@ def run(config: Config) -> dict[str, Any]:
             place, only = brief_place(row[PLACE], script.label), script.assistant_only_loss
             page.examples += examples_of_row(place, row, shape, tokenizer, only)
     show_page(page)
-    summary = {"recipe": "data", "num_train": len(rows), "num_bad": len(train) - len(rows)}
-    summary |= {"format": shape.name, "recipes": list(shape.recipes)}
-    return summary | {"num_test": 0 if test is None else len(test), "unit": page.unit}
+    numbers |= {"num_bad": len(train) - len(rows), "unit": page.unit}
+    return {"recipe": "data", "format": shape.name, "recipes": list(shape.recipes)} | numbers
 
 
 def main(argv: list[str] | None = None) -> int:
