@@ -24,6 +24,7 @@ SHORT = (
 FOLDER_FILES = 20
 LONG_MODULES = {"scripts/bench/mutants/mutant_list.py": "a table, one row for each mutant"}
 SHORT_MODULES = {
+    "recipes/lib/config/foreign_files.py": "files that are none of ours, whoever reads files",
     "recipes/lib/ppo/kl_controller.py": "found by its name; returns.py is arithmetic alone",
     "recipes/lib/distributed/process_exit.py": "why a process of several is not taken down",
     "recipes/lib/evaluation/held_out.py": "what a model says to test prompts, beside contest.py",
