@@ -13,6 +13,7 @@ from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
 WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
+WRITTEN += ("model.gguf", "adapter.gguf", "Modelfile")
 PAGES = {"data"}  # recipes that print a page of their own
 
 

@@ -27,6 +27,7 @@ SHORT_MODULES = {
     "recipes/lib/ppo/kl_controller.py": "found by its name; returns.py is arithmetic alone",
     "recipes/lib/distributed/process_exit.py": "why a process of several is not taken down",
     "recipes/lib/evaluation/held_out.py": "what a model says to test prompts, beside contest.py",
+    "recipes/lib/publishing/quantized.py": "bitsandbytes' formats, beside those of llama.cpp",
     "recipes/lib/report/origin.py": "lines of a table from lineage.json; page.py is long enough",
     "recipes/lib/report/times.py": "where the time went, from the log to a table",
     "recipes/lib/runs/lineage.py": "lineage.json, which publishing will read, too",
@@ -163,8 +164,8 @@ def test_pinned_versions_are_plain_and_inside_the_bounds() -> None:
     versions = {canonicalize_name(pin.split("==")[0]): pin.split("==")[1] for pin in pins}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    of_itself = f"{project['name']}[deepspeed]"  # the tests' environment has that extra
-    lines = [*project["dependencies"], *extras["dev"], *extras["deepspeed"]]
+    of_itself = f"{project['name']}[deepspeed,gguf]"  # the tests' environment has those extras
+    lines = [*project["dependencies"], *extras["dev"], *extras["deepspeed"], *extras["gguf"]]
     assert of_itself in lines
     for line in filter(lambda line: line != of_itself, lines):
         requirement = Requirement(line)
