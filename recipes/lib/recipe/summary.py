@@ -11,7 +11,10 @@ from rich.table import Table
 from recipes.lib.config.parse import Config
 from recipes.lib.runs.folder import folder_of
 
-WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
+WRITTEN = (
+    *("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final"),
+    *("model.gguf", "adapter.gguf", "Modelfile"),
+)
 # What follows from a run of each recipe; of the others a comparison.
 NEXT = {
     "base": ["sft {on_it} --dataset_name {it}/data/sft_train.jsonl"],
@@ -27,6 +30,7 @@ NEXT = {
     ],
     "quickstart": ["chat {it}/ppo", "configs", "data pairs.jsonl"],
     "merge": ["chat {made}", "push {made} --repo NAME"],
+    "export": ["chat {it}"],
     "data": ["{recipe} {on_start} {rows}"],
 }
 COMPARISON = ["evaluate {it} --baseline {start} --judge {judge} {rows}", "chat {it}"]

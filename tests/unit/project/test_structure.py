@@ -31,6 +31,7 @@ SHORT_MODULES = {
     "recipes/lib/publishing/card.py": "the text of README.md, from lineage and summary",
     "recipes/lib/publishing/fresh_process.py": "a program of its own, without this project",
     "recipes/lib/publishing/verify.py": "after the push, which ends with the commit",
+    "recipes/lib/publishing/quantized.py": "bitsandbytes' formats, beside those of llama.cpp",
     "recipes/lib/report/origin.py": "lines of a table from lineage.json; page.py is long enough",
     "recipes/lib/report/times.py": "where the time went, from the log to a table",
     "recipes/lib/runs/lineage.py": "lineage.json, which publishing will read, too",
@@ -167,8 +168,8 @@ def test_pinned_versions_are_plain_and_inside_the_bounds() -> None:
     versions = {canonicalize_name(pin.split("==")[0]): pin.split("==")[1] for pin in pins}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    of_itself = f"{project['name']}[deepspeed]"  # the tests' environment has that extra
-    lines = [*project["dependencies"], *extras["dev"], *extras["deepspeed"]]
+    of_itself = f"{project['name']}[deepspeed,gguf]"  # the tests' environment has those extras
+    lines = [*project["dependencies"], *extras["dev"], *extras["deepspeed"], *extras["gguf"]]
     assert of_itself in lines
     for line in filter(lambda line: line != of_itself, lines):
         requirement = Requirement(line)
