@@ -33,7 +33,7 @@ class ChatArguments(TrustArguments):
     run: str | None = option(None, "Run, checkpoint, model or adapter folder, or Hub id.")
     revision: str = option("main", "Revision of a model on the Hub.")
     system: str | None = option(None, "System prompt.")
-    max_new_tokens: int = option(256, "Longest answer, in tokens.")
+    max_completion_length: int = option(256, "Longest answer, in tokens.")
     temperature: float = option(1.0, "Of the sampling; 0 takes the most probable token.")
     seed: int = option(0, "Of the sampling; the same turns get the same answers.")
     dtype: str = option("auto", "Number format: auto (as saved), float32, bfloat16 or float16.")
@@ -94,18 +94,13 @@ def run(config: Config) -> dict[str, Any]:
         The number of answers.
 
     Raises:
-        UserError: A key is out of its range, or the model cannot be used.
+        UserError: The model cannot be used.
     """
     from recipes.lib.publishing.conversation import Conversation
 
     script: ChatArguments = config.script
-    if script.max_new_tokens < 1 or script.temperature < 0:
-        raise UserError(
-            f"max_new_tokens={script.max_new_tokens}, temperature={script.temperature}: give 1 or "
-            "more tokens, and 0 (greedy) or more."
-        )
     model, tokenizer = load(script)
-    keys = ("max_new_tokens", "temperature", "seed", "system")
+    keys = ("max_completion_length", "temperature", "seed", "system")
     conversation = Conversation(model, tokenizer, **{key: getattr(script, key) for key in keys})
     is_asked = sys.stdin.isatty()
     if is_asked:

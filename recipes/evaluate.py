@@ -14,7 +14,6 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.fields import option
@@ -26,7 +25,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import FolderArguments, open_run
+from recipes.lib.runs.folder import FolderArguments, named_folder, open_run
 
 POSITIONAL = "run"
 FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
@@ -53,10 +52,7 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
 
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
-        folder = self.output_dir or FOLDER
-        for key in ("run", "baseline", "judge"):
-            folder = folder.replace(f"<{key}>", short_name(getattr(self, key)))
-        self.output_dir = folder
+        self.output_dir = named_folder(self.output_dir or FOLDER, self)
 
 
 def arguments() -> tuple[type, ...]:
@@ -73,12 +69,6 @@ def validate(script: EvaluateArguments) -> None:
     for key in ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
-
-
-def short_name(name: str | None) -> str:
-    """A run, model or judge in the name of a folder: ppo-mine of runs/ppo/mine/final."""
-    parts = Path((name or "").replace(":", "/")).parts
-    return "-".join([part for part in parts if part not in ("/", ".", "..", "final")][-2:])[-60:]
 
 
 def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:

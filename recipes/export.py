@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.fields import option
@@ -22,9 +21,10 @@ from recipes.lib.errors import UserError
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.files import write_json, write_text
-from recipes.lib.runs.folder import FolderArguments, Run, open_run
+from recipes.lib.runs.folder import FolderArguments, Run, named_folder, open_run
 
 POSITIONAL = "run"
+FOLDER = "runs/export/<run>-<kind>"
 FORMATS = ("gguf", "gguf-adapter", "nf4", "int8")
 
 
@@ -32,6 +32,7 @@ FORMATS = ("gguf", "gguf-adapter", "nf4", "int8")
 class ExportArguments(FolderArguments):
     """What is exported, and as what."""
 
+    output_dir: str | None = option(FOLDER, "Run folder.")
     run: str | None = option(None, "Run, model folder, adapter folder or Hub id to export.")
     to: str = option(
         "gguf",
@@ -44,19 +45,19 @@ class ExportArguments(FolderArguments):
         "auto", "Of the model before: auto (float32 for GGUF, else as saved), float32, bfloat16."
     )
 
+    @property
+    def kind(self) -> str:
+        """The format in one word."""
+        return self.outtype if self.to == "gguf" else self.to
+
+    def __post_init__(self) -> None:
+        """Name the folder by what is exported."""
+        self.output_dir = named_folder(self.output_dir or FOLDER, self)
+
 
 def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     return (ExportArguments,)
-
-
-def default_folder(script: ExportArguments) -> str:
-    """The run folder of an export: runs/export/<name of the run>-<format>."""
-    path = Path(str(script.run))
-    path = path.parent if path.name == "final" else path
-    parts = path.parts[1:] if path.parts[0] == "runs" else path.parts[-1:]
-    kind = script.outtype if script.to == "gguf" else script.to
-    return str(Path("runs/export") / "-".join([*parts, kind]))
 
 
 def export_gguf(config: Config, source: Any, tokenizer: Any) -> tuple[Run, dict[str, Any]]:
@@ -137,8 +138,6 @@ def run(config: Config) -> dict[str, Any]:
         raise UserError(
             f"to={script.to}: the package gguf is not installed; pip install 'rlhf-recipes[gguf]'."
         )
-    if "output_dir" not in config.values and config.path is None:
-        script.output_dir = default_folder(script)
     dtype = "float32" if script.to in EXPORTS and script.dtype == "auto" else script.dtype
     path = fetch_adapter(resolve_model(script.run))
     source = ModelConfig(model_name_or_path=path, dtype=dtype)

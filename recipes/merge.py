@@ -19,14 +19,14 @@ from typing import Any
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
-from recipes.lib.errors import UserError
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.files import write_json
-from recipes.lib.runs.folder import FolderArguments, open_run
+from recipes.lib.runs.folder import FolderArguments, named_folder, open_run
 
 POSITIONAL = "run"
+FOLDER = "runs/merge/<run>"
 DTYPES = ("trained", "float32", "bfloat16", "float16")
 
 
@@ -34,6 +34,7 @@ DTYPES = ("trained", "float32", "bfloat16", "float16")
 class MergeArguments(FolderArguments, DataArguments, TrustArguments):
     """What is merged, into what, and what the two are compared on."""
 
+    output_dir: str | None = option(FOLDER, "Run folder.")
     run: str | None = option(None, "Run, checkpoint, adapter folder or Hub id to merge.")
     onto: str = option(
         "trained",
@@ -45,7 +46,11 @@ class MergeArguments(FolderArguments, DataArguments, TrustArguments):
         "trained", "Number format of the merged model; trained is that of the run.", choices=DTYPES
     )
     num_prompts: int = option(64, "Prompts that the two models are compared on.")
-    max_new_tokens: int = option(48, "Longest greedy text of the comparison, in tokens.")
+    max_completion_length: int = option(48, "Longest greedy text, in tokens.")
+
+    def __post_init__(self) -> None:
+        """Name the folder by what is merged."""
+        self.output_dir = named_folder(self.output_dir or FOLDER, self)
 
 
 def arguments() -> tuple[type, ...]:
@@ -53,6 +58,7 @@ def arguments() -> tuple[type, ...]:
     return (MergeArguments,)
 
 
+@guarded
 def run(config: Config) -> dict[str, Any]:
     """Merge, save, load again, compare.
 
@@ -65,16 +71,6 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: There is nothing to merge, or the two models say different things.
     """
-    from recipes.lib.publishing.source import folder_name
-
-    if "output_dir" not in config.values and config.path is None:
-        config.script.output_dir = f"runs/merge/{folder_name(config.script.run)}"
-    return carry_out(config)
-
-
-@guarded
-def carry_out(config: Config) -> dict[str, Any]:
-    """As `run`, into the folder that the configuration names."""
     from recipes.lib.publishing.merge import (
         Settings,
         adapter_of,
@@ -89,16 +85,13 @@ def carry_out(config: Config) -> dict[str, Any]:
     script: MergeArguments = config.script
     name = str(script.run)
     path, source = adapter_of(name), run_of(name)
-    for key in ("num_prompts", "max_new_tokens"):
-        if getattr(script, key) < 1:
-            raise UserError(f"{key}={getattr(script, key)}: give 1 or more.")
     prompts = own_prompts(source, script, script.num_prompts)
     own = str(settings_of(source).get("dtype", "auto"))
     settings = Settings(
         own,
         own if script.dtype == "trained" else script.dtype,
         script.onto,
-        script.max_new_tokens,
+        script.max_completion_length,
         script.trust_remote_code,
     )
     folder = open_run(config)

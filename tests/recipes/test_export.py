@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.export import default_folder, run
+from recipes.export import ExportArguments, run
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.recipe.main import parse
@@ -219,12 +219,10 @@ def test_keys_that_go_together(llama: str, tmp_path: Path, monkeypatch: Any) -> 
 
 
 def test_the_folder_is_named_after_run_and_format() -> None:
-    from recipes.export import ExportArguments
-
     def folder(**values: Any) -> str:
-        return default_folder(ExportArguments(**values))
+        return str(ExportArguments(**values).output_dir)
 
     assert folder(run="runs/quickstart/ppo") == "runs/export/quickstart-ppo-f16"
     assert folder(run="runs/ppo/a/final", outtype="q8_0") == "runs/export/ppo-a-q8_0"
-    assert folder(run="/elsewhere/model", to="nf4") == "runs/export/model-nf4"
-    assert folder(run="Qwen/Qwen3-0.6B", to="int8") == "runs/export/Qwen3-0.6B-int8"
+    assert folder(run="/elsewhere/model", to="nf4") == "runs/export/elsewhere-model-nf4"
+    assert folder(run="Qwen/Qwen3-0.6B", to="int8") == "runs/export/Qwen-Qwen3-0.6B-int8"

@@ -80,7 +80,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             baseline="runs/sft/chats",
             judge="judge.py:length",
             dataset_name="prompts.jsonl",
-            max_new_tokens=6,
+            max_completion_length=6,
             output_dir="runs/evaluate/long",
         )
         recipes.run("merge", run="runs/ppo/long")
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_ppo_gives_its_policy(runs: Path) -> None:
         told = recipes.run("merge", run=str(checkpoint.relative_to(runs)), num_prompts=2)
     assert told["num_prompts"] == 2
     assert told["kl_per_token"] <= 1e-6
-    merged = runs / "runs/merge/ppo-long-checkpoint-1/final"
+    merged = runs / "runs/merge/long-checkpoint-1/final"
     assert not list(merged.glob("*value*"))  # the policy alone
 
 
@@ -122,7 +122,7 @@ def test_what_is_refused_leaves_nothing(runs: Path, monkeypatch: pytest.MonkeyPa
         before = sorted(Path("runs").rglob("*"))
         with pytest.raises(UserError, match="run=model: it is a whole model"):
             recipes.run("merge", run="model")
-        with pytest.raises(UserError, match="num_prompts=0: give 1 or more"):
+        with pytest.raises(UserError, match="num_prompts=0: must be 1 or more"):
             recipes.run("merge", run="runs/sft/chats", num_prompts=0)
         with pytest.raises(UserError, match="holds a run"):
             recipes.run("merge", run="runs/ppo/long")
@@ -183,7 +183,7 @@ def test_a_card_says_who_judged_and_how_sure_that_is(runs: Path) -> None:
 def test_talking_to_a_run(runs: Path) -> None:
     words = [sys.executable, "-m", "recipes.cli", "chat", "runs/sft/chats"]
     lines = "the cat\n/again\n/frobnicate\nthe dog\n"
-    flags = ["--max_new_tokens", "5", "--temperature", "0"]
+    flags = ["--max_completion_length", "5", "--temperature", "0"]
     done = subprocess.run(
         [*words, *flags],
         cwd=runs,

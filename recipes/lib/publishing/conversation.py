@@ -28,7 +28,7 @@ class Conversation:
     Args:
         model: A causal language model, with or without adapters.
         tokenizer: Its tokenizer; without a chat template the model goes on with each text alone.
-        max_new_tokens: Longest answer, in tokens.
+        max_completion_length: Longest answer, in tokens.
         temperature: Of the sampling; 0 takes the most probable token.
         seed: Of the sampling; the same seed and turns give the same answers.
         system: System prompt.
@@ -36,7 +36,7 @@ class Conversation:
 
     model: Any
     tokenizer: Any
-    max_new_tokens: int = 256
+    max_completion_length: int = 256
     temperature: float = 1.0
     seed: int = 0
     system: str | None = None
@@ -73,10 +73,12 @@ class Conversation:
 
     def _answer(self) -> str:
         ids = prompt_token_ids(self.tokenizer, self._prompt())
-        room = (context_length(self.model.config) or len(ids) + self.max_new_tokens) - len(ids)
+        room = (context_length(self.model.config) or len(ids) + self.max_completion_length) - len(
+            ids
+        )
         if room < 1:
             raise UserError("the model's context is full; /new begins anew.")
-        number = min(room, self.max_new_tokens)
+        number = min(room, self.max_completion_length)
         eos = self.tokenizer.eos_token_id
         stop = NO_TOKEN if eos is None else eos
         stops = further_stops(self.model, stop)

@@ -64,14 +64,14 @@ class Settings:
         trained_dtype: Number format that the run was trained in, or auto.
         dtype: That of the merged model.
         onto: "trained" for the base as training saw it, "original" for its unrounded weights.
-        max_new_tokens: Longest greedy text of the comparison, in tokens.
+        max_completion_length: Longest greedy text of the comparison, in tokens.
         trust_remote_code: Whether code beside the base may run.
     """
 
     trained_dtype: str = "auto"
     dtype: str = "auto"
     onto: str = "trained"
-    max_new_tokens: int = 48
+    max_completion_length: int = 48
     trust_remote_code: bool = False
 
     @property
@@ -106,7 +106,7 @@ def record(path: str, prompts: list[Any], settings: Settings) -> Trained:
     is_reward = adapter_task(path) == "SEQ_CLS"
     tokenizer = load_tokenizer(path, **settings.trusted)
     model = _trained(path, is_reward, settings)
-    room = settings.max_new_tokens
+    room = settings.max_completion_length
     prompts = [one for one in prompts if fits(model, tokenizer, one, room)] or _words(tokenizer)
     said = comparison.record_reward if is_reward else comparison.record_policy
     recording = said(model, tokenizer, prompts, room)
@@ -159,7 +159,7 @@ def compare(trained: Trained, target: Path, settings: Settings) -> dict[str, Any
         tokenizer = load_tokenizer(str(target), **settings.trusted)
     model.to(evaluation_device())
     ask = comparison.compare_reward if trained.is_reward else comparison.compare_policy
-    told = ask(trained.recording, model, tokenizer, trained.prompts, settings.max_new_tokens)
+    told = ask(trained.recording, model, tokenizer, trained.prompts, settings.max_completion_length)
     kind = base_kind(trained.path)
     numbers = {
         "base": kind or str(trained.dtype).removeprefix("torch."),

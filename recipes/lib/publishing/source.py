@@ -11,7 +11,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import read_rows
 from recipes.lib.errors import UserError, note
 from recipes.lib.evaluation.held_out import prompt_and_reference
-from recipes.lib.models.folders import RUNS, resolve_model
+from recipes.lib.models.folders import resolve_model
 
 # Of a run that took a slice of its rows; which slice does not matter here.
 NOT_OF_ROWS = {"streaming", "test_fraction", "max_train_rows"}
@@ -31,14 +31,6 @@ def run_of(name: str) -> Path | None:
         if (path / "config.yaml").is_file():
             return path
     return None
-
-
-def folder_name(name: str) -> str:
-    """What a folder is called that is made from a model: its path below runs/, with dashes."""
-    path = Path(resolve_model(name))
-    path = path.parent if path.name == "final" else path
-    parts = path.parts[len(RUNS.parts) :] if path.parts[:1] == RUNS.parts else path.parts[-1:]
-    return "-".join(parts) or "model"
 
 
 def settings_of(run: Path | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ summary.json. A folder with a config.yaml holds a run; one with a summary.json h
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,6 +72,23 @@ class Run:
     def write_samples(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write samples.jsonl, replacing what it held."""
         write_jsonl(self.path / "samples.jsonl", rows)
+
+
+def named_folder(pattern: str, values: Any) -> str:
+    """A folder that is named by what it is made from.
+
+    Args:
+        pattern: Its path, with keys in angle brackets, such as runs/merge/<run>.
+        values: Has a run, a model or a judge by each key: ppo-mine of runs/ppo/mine/final.
+    """
+
+    def short(key: re.Match[str]) -> str:
+        parts = Path((getattr(values, key[1]) or "").replace(":", "/")).parts
+        return "-".join([part for part in parts if part not in ("/", ".", "..", "final")][-2:])[
+            -60:
+        ]
+
+    return re.sub(r"<(\w+)>", short, pattern)
 
 
 def check_folder(config: Config) -> None:

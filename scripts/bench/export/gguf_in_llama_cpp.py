@@ -3,7 +3,8 @@
 
 Run it with the environment's Python, where llama-cpp-python and the extra `gguf` are installed:
 `.venv/bin/python scripts/bench/export/gguf_in_llama_cpp.py [FOLDER ...]`. Folders
-are models to take besides the quickstart's base and random models of each class; it takes some minutes on two cores.
+are models to take besides the quickstart's base and random models of each class; it takes some
+minutes on two cores.
 """
 
 import sys

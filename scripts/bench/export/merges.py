@@ -140,7 +140,7 @@ def large(tokenizer: str) -> None:
             make_adapter(str(place / "model"), "LoRA", "large", place / base, seed=1)
             start = time.monotonic()
             words = ["merge", str(place / base), "--output_dir", str(place / f"{base}-merged")]
-            few = ["--num_prompts", "4", "--max_new_tokens", "8"]
+            few = ["--num_prompts", "4", "--max_completion_length", "8"]
             # In a process of its own, whose memory is this and nothing else.
             subprocess.run([sys.executable, "-m", "recipes.cli", *words, *few], check=True)
             seconds = time.monotonic() - start

@@ -13,7 +13,7 @@ from recipes.lib.publishing.conversation import Conversation, Printer
 
 
 def talk(model: Any, tokenizer: Any, **more: Any) -> Conversation:
-    return Conversation(model, tokenizer, **{"max_new_tokens": 8} | more)
+    return Conversation(model, tokenizer, **{"max_completion_length": 8} | more)
 
 
 class Pieces(io.StringIO):

@@ -62,7 +62,7 @@ def trained_adapter(
 
 def settings_of(base: str, **more: Any) -> Settings:
     dtype = str(BASES[base]["dtype"])
-    return Settings(dtype, dtype, max_new_tokens=8, **more)
+    return Settings(dtype, dtype, max_completion_length=8, **more)
 
 
 # peft cannot train DoRA on 8-bit weights, and recipes refuse it.
