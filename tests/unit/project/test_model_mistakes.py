@@ -178,7 +178,8 @@ MISTAKES: dict[str, Case] = {
         "rloo",
         spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:none"]},
-        "every reward function returned None for line 2 of rows.jsonl; one has to apply to each row.",
+        "every reward function returned None for line 2 of rows.jsonl; one has to apply to each "
+        "row.",
     ),
     "batch that does not divide": (
         "sft",
