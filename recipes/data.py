@@ -212,7 +212,6 @@ def run(config: Config) -> dict[str, Any]:
     tokenizer = tokenizer_of(script)
     page = Page(title=", ".join(script.data_names()), limit=script.max_length)
     first = (rows if len(rows) else train)[0]
-    as_what = other_readings(named_columns(train), first)
     kind = "messages" if isinstance(first[shape.columns[0]], list) else "text"
     others = [name for name in named_columns(train) if name not in shape.columns]
     counts = [f"{len(rows):,} to train on, {numbers['num_test']:,} to test on"]
@@ -220,7 +219,7 @@ def run(config: Config) -> dict[str, Any]:
         counts.append("the first ones alone: what stands behind them was not read")
     page.facts = {
         "format": [f"{shape.name}, {kind}", f"for {', '.join(shape.recipes)}"],
-        **({"or as": as_what} if as_what else {}),
+        "or as": other_readings(named_columns(train), first) or ["nothing else"],
         "columns": [", ".join(shape.columns)] + ([f"and {', '.join(others)}"] if others else []),
         "rows": counts,
         "bad rows": faults or ["none"],

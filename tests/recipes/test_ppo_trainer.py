@@ -252,7 +252,7 @@ def test_evaluation_scores_held_out_prompts_without_touching_the_run(
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("max_prompt_length", 2, "max_prompt_length=2: the prompt of row 1 has 3 tokens"),
+        ("max_prompt_length", 2, r"_length=2: the prompt of row 1 \(counted from 0\) has 3"),
         ("reward_weights", [1.0, 2.0], "has 2 entries for 1 reward_funcs"),
         ("stop_token", "<nothing>", "stop_token='<nothing>' is not in the vocabulary"),
         ("per_device_train_batch_size", 3, "does not divide the 4 episodes"),

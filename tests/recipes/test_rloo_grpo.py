@@ -290,7 +290,7 @@ def test_a_row_without_any_reward_ends_the_run_with_exit_code_2(
     path.write_text(yaml.safe_dump(values_of(folder, "run", "only_dogs")))
     assert launch("grpo", ["--config", str(path)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("rlhf grpo: error: every reward function returned None for row")
+    assert said.startswith("rlhf grpo: error: every reward function returned None for line")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -96,7 +96,7 @@ MISTAKES: dict[str, Case] = {
         "ppo",
         spoiled.with_a_long_prompt,
         PPO | {"max_prompt_length": 8, "reward_funcs": ["rewards.py:short"]},
-        "max_prompt_length=8: the prompt of row 1 has 10",
+        "max_prompt_length=8: the prompt of line 2 of rows.jsonl has 10",
     ),
     "tokenizer with tokens of its own": (
         "sft",
@@ -159,26 +159,27 @@ MISTAKES: dict[str, Case] = {
         "rloo",
         spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:nan"]},
-        "reward function nan returned nan for row 0; return a finite number, or None where it does "
-        "not apply.",
+        "reward function nan returned nan for line 2 of rows.jsonl; return a finite number, or "
+        "None where it does not apply.",
     ),
     "reward that is NaN, in PPO": (
         "ppo",
         spoiled.nothing,
         PPO | {"reward_funcs": ["rewards.py:nan"]},
-        "reward function nan returned nan for row 0; return a finite number",
+        "reward function nan returned nan for line 4 of rows.jsonl; return a finite number",
     ),
     "reward that is text": (
         "rloo",
         spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:text"]},
-        "reward function text returned 'good' for row 0; return a finite number",
+        "reward function text returned 'good' for line 2 of rows.jsonl; return a finite number",
     ),
     "reward that never applies": (
         "rloo",
         spoiled.nothing,
         RLOO | {"reward_funcs": ["rewards.py:none"]},
-        "every reward function returned None for row 0; one has to apply to each row.",
+        "every reward function returned None for line 2 of rows.jsonl; one has to apply to each "
+        "row.",
     ),
     "batch that does not divide": (
         "sft",
