@@ -34,7 +34,6 @@ SHORT_MODULES = {
     "recipes/lib/publishing/quantized.py": "bitsandbytes' formats, beside those of llama.cpp",
     "recipes/lib/report/origin.py": "lines of a table from lineage.json; page.py is long enough",
     "recipes/lib/report/times.py": "where the time went, from the log to a table",
-    "recipes/lib/runs/lineage.py": "lineage.json, which publishing will read, too",
     "recipes/lib/tasks/tales/pages.py": "text of the made-up world, by kind of text",
     "recipes/lib/tasks/tales/rows.py": "text of the made-up world, by kind of text",
     "recipes/lib/tasks/tales/tokenizer.py": "the made-up world's own tokenizer",

@@ -28,7 +28,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     final.mkdir(parents=True)
     (final / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (final / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
-    (final / "tokenizer.json").write_text('{"model": {"vocab": {"password": 1, "/home/": 2}}}')
+    vocabulary = {"password": 1, f"{Path.home()}/": 2}
+    (final / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     (final / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (final / "model.safetensors").write_bytes(b"weights")
     (final / ".cache").mkdir()
