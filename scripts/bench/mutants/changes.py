@@ -184,7 +184,8 @@ class _Walk:
     def found(self, node: ast.AST, after: str, lines: tuple[int, int], inside: bool) -> Change:
         """The change of a node."""
         assert isinstance(node, ast.expr | ast.stmt)
-        assert node.end_lineno is not None and node.end_col_offset is not None
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         start = self.starts[node.lineno - 1] + node.col_offset
         end = self.starts[node.end_lineno - 1] + node.end_col_offset
         before = ast.unparse(node)

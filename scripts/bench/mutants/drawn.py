@@ -36,7 +36,10 @@ SECONDS = 60  # of the processor, for the tests of a mutant
 CHOSEN_SECONDS = 25  # what its tests take without it, and while their lines are noted
 OPTIMIZED = 1  # the flag of the code of functions, unlike that of modules and classes
 # Tests of the repository's files, which run none of the package's code, or in other processes.
-ABOUT_FILES = "test_docs test_floors test_gate test_readme test_scaling_page test_slurm_script test_structure test_wheel".split()
+ABOUT_FILES = (
+    "test_docs test_floors test_gate test_readme test_scaling_page test_slurm_script "
+    "test_structure test_wheel"
+).split()
 REACH = ROOT / "runs/reach.jsonl"
 VERDICTS = ROOT / "runs/drawn.jsonl"
 
@@ -92,7 +95,11 @@ class Reach:
             reached |= self.places.get(code.co_filename, {}).get(line, set())
             near |= self.modules.get(code.co_filename, set())
         seconds = round(sum(os.times()[:4]) - self.began, 2)
-        self.tests[nodeid] |= {"seconds": seconds, "reached": [*reached], "near": [*(near - reached)]}
+        self.tests[nodeid] |= {
+            "seconds": seconds,
+            "reached": [*reached],
+            "near": [*(near - reached)],
+        }
 
 
 def note_reach(copy: Path, changes: list[Change], files: list[str]) -> dict[str, dict[str, Any]]:
@@ -169,7 +176,9 @@ def copied(folder: Path) -> Path:
     copy = folder / "copy"
     copy.mkdir()
     git = ["git", "-c", "user.name=a", "-c", "user.email=a"]
-    tracked = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    tracked = subprocess.run(
+        ["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
     subprocess.run(["tar", "-x"], cwd=copy, input=tracked.stdout, check=True)
     for line in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"]):
         subprocess.run([*git, *line], cwd=copy, check=True)
@@ -199,7 +208,9 @@ def main(arguments: list[str]) -> int:
     """Try every mutant that has no verdict yet, or those given."""
     changes = draw(ROOT, COUNT, SEED)
     known = {line["mutant"] for line in _lines(VERDICTS)}
-    wanted = [int(a) for a in arguments] or [n for n in range(COUNT) if str(changes[n]) not in known]
+    wanted = [int(a) for a in arguments] or [
+        n for n in range(COUNT) if str(changes[n]) not in known
+    ]
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder).resolve())
         os.environ["PYTHONPATH"] = str(copy)

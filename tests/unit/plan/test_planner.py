@@ -125,6 +125,7 @@ def test_the_page_has_80_columns_a_verdict_and_advice_that_holds(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "does not fit in 0.61 GiB" in out
+    assert (told["recipe"], told["model"]) == ("sft", "model")
     assert told["fits"] is False
     assert told["fits_changed"] is True
     assert json.loads((place / "plan.json").read_text()) == told
