@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Breaks the code outside lib/ppo in 200 places drawn at random, and shows which tests notice.
 
-`.venv/bin/python scripts/bench/mutants/drawn.py` first runs every test of tests/unit and
-tests/recipes once and notes which lines it runs. Each mutant then meets the tests that run its
-line, those of tests/unit first and quick ones before slow ones, up to the first that fails. As in
-mutants.py, each mutant is a patched copy, and a fork of one process with the libraries loaded.
-Verdicts are appended to runs/drawn.jsonl, where a stopped run goes on; with numbers of mutants,
-these are tried again.
+`.venv/bin/python scripts/bench/mutants/drawn.py` first runs the tests of tests/unit once and notes
+which lines each of them runs. Every mutant then meets the tests that run its line, those of its
+room first and quick ones before slow ones, up to the first that fails. As in mutants.py, each
+mutant is a patched copy of what is committed, and a fork of one process with the libraries loaded.
+Verdicts are appended to runs/drawn.jsonl, where a stopped run goes on, and runs/drawn.md has the
+table. `drawn.py 31 tests/unit/data/test_messages.py` tries mutant 31 alone, against those tests.
 """
 
 import json
@@ -35,7 +35,7 @@ COUNT = 200
 SECONDS = 60  # of the processor, for the tests of a mutant
 CHOSEN_SECONDS = 25  # what its tests take without it, and while their lines are noted
 OPTIMIZED = 1  # the flag of the code of functions, unlike that of modules and classes
-# Tests of the repository's files, which run none of the package's code, or in other processes.
+# Tests of the repository's files: they run none of the package's code, or in other processes.
 ABOUT_FILES = (
     "test_docs test_floors test_gate test_readme test_scaling_page test_slurm_script "
     "test_structure test_wheel"
@@ -204,23 +204,43 @@ def _test_files() -> Iterator[str]:
             yield path.relative_to(ROOT).as_posix()
 
 
+def table(changes: list[Change]) -> str:
+    """The newest verdict on every mutant, in Markdown."""
+    found = {line["number"]: line["result"] for line in _lines(VERDICTS)}
+    lines = ["| | place | before -> after | killed by |", "|---|---|---|---|"]
+    for number, change in enumerate(changes):
+        place = f"{change.file.removeprefix('recipes/')}:{change.line}"
+        said = f"`{_short(change.before)}` -> `{_short(change.after)}`"
+        lines.append(f"| {number} | {place} | {said} | {found.get(number, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(code: str) -> str:
+    """Code as it fits a table."""
+    line = " ".join(code.split()).replace("|", "\\|").replace("`", "'")
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
 def main(arguments: list[str]) -> int:
-    """Try every mutant that has no verdict yet, or those given."""
+    """Try every mutant that has no verdict yet, or one against the tests that are named."""
     changes = draw(ROOT, COUNT, SEED)
     known = {line["mutant"] for line in _lines(VERDICTS)}
-    wanted = [int(a) for a in arguments] or [
-        n for n in range(COUNT) if str(changes[n]) not in known
-    ]
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder).resolve())
         os.environ["PYTHONPATH"] = str(copy)
         preload()
-        reach = note_reach(copy, changes, list(_test_files()))
-        for number in wanted:
+        if arguments:
+            tests = {int(arguments[0]): arguments[1:]}
+        else:
+            reach = note_reach(copy, changes, list(_test_files()))
+            wanted = [n for n, change in enumerate(changes) if str(change) not in known]
+            tests = {number: tests_for(number, changes[number], reach) for number in wanted}
+        for number, chosen in tests.items():
             change = changes[number]
-            found = verdict(copy, change, tests_for(number, change, reach))
+            found = verdict(copy, change, chosen)
             _append(VERDICTS, {"number": number, "mutant": str(change), **found})
             print(number, change, found, flush=True)
+    (ROOT / "runs/drawn.md").write_text(table(changes), encoding="utf-8")
     return 0
 
 

@@ -248,7 +248,8 @@ def main(arguments: list[str]) -> int:
         if not wanted:
             check_unbroken(copy)
             rows.sort(key=lambda row: MUTANTS.index(row[0]))
-            PAGE.write_text(page(rows), encoding="utf-8")
+            _, title, drawn = PAGE.read_text(encoding="utf-8").partition("\n## ")  # by drawn.py
+            PAGE.write_text(page(rows) + title + drawn, encoding="utf-8")
     return int(any(not test for _, test in rows))
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import ACTIVATIONS
 from recipes.lib.plan.measure import MemoryMeasure
 from recipes.lib.plan.model_shapes import find_source
 from recipes.lib.plan.options import _divide
+from recipes.lib.plan.planner import _gathered
+from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import parse
 
 
@@ -35,3 +38,13 @@ def test_a_tensor_of_before_is_not_counted_whatever_it_becomes() -> None:
         for tensor in (before, made):
             measure.label(tensor, ACTIVATIONS)
     assert {kind: size for kind, size in measure.now.items() if size} == {ACTIVATIONS: 2560}
+
+
+def test_two_layers_and_what_is_no_layer_are_whole_at_a_time() -> None:
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(10, 4)})
+    model["layers"] = torch.nn.ModuleList(torch.nn.Linear(4, 4, bias=False) for _ in range(3))
+    model["value_head"] = torch.nn.Sequential(torch.nn.Linear(4, 1, bias=False))
+    on_two = Target(Launch("fsdp2", 2))
+    assert _gathered(model, on_two, whole=False) == 4 * (10 * 4 + 4 + 2 * 16)
+    assert _gathered(model, on_two, whole=True) == 4 * (10 * 4 + 4 + 3 * 16)
+    assert _gathered(model, Target(), whole=True) == 0

@@ -173,9 +173,3 @@ def test_a_launch_is_read_as_a_run_sees_it(
     name: str | None, number: int | None, expected: Any
 ) -> None:
     assert read_launch(name, number) == expected
-
-
-def test_a_launch_may_have_a_file_of_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "mine"
-    path.write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n")
-    assert read_launch(str(path), None) == Launch("ddp", 3)
