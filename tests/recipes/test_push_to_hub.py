@@ -104,7 +104,7 @@ def test_a_training_ends_with_one_commit_of_the_whole_run_and_no_secret(folder: 
     # The critic is no part of the policy, and nothing else of the run is there.
     others = {"README.md", "lineage.json", "report.html", ".gitattributes"}
     assert set(files) == {*model, *others}
-    assert b"trained with PPO" in files["README.md"]
+    assert b"trained by `rlhf ppo`" in files["README.md"]
     assert not any(TOKEN.encode() in content for content in files.values())
     assert of_a_run(folder / "run")
     assert all(

@@ -15,18 +15,6 @@ from recipes.lib.report.numbers import duration, is_number, number
 from recipes.lib.report.run_files import RunFiles, read_json, read_run
 from recipes.lib.report.verdict import verdict
 
-METHODS = {
-    "base": "training from scratch",
-    "sft": "supervised fine-tuning (SFT)",
-    "reward": "reward modelling on preferences",
-    "ppo": "PPO",
-    "dpo": "DPO",
-    "kto": "KTO",
-    "rloo": "RLOO",
-    "grpo": "GRPO",
-    "merge": "merging an adapter into its base",
-}
-TRL_METHODS = {"sft", "reward", "dpo", "kto", "rloo", "grpo"}
 NUM_HASH_DIGITS = 12
 SIMULATED = "simulated: a function of the text, and no person"
 
@@ -97,7 +85,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         library_name="peft" if is_adapter(final) else "transformers",
         license=licence,
         pipeline_tag="text-classification" if "reward" in kind else "text-generation",
-        tags=["rlhf", trained.recipe, *(["trl"] if trained.recipe in TRL_METHODS else [])],
+        tags=["rlhf", trained.recipe],
         model_name=title,
         eval_results=[_result(one) for one in contests] or None,
     )
@@ -108,15 +96,14 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         lstrip_blocks=True,
         autoescape=False,  # Markdown, not HTML
     )
-    method = METHODS.get(trained.recipe, trained.recipe.upper())
     return environment.get_template("card.md.jinja").render(
         data=data.to_yaml(),
         title=title,
-        what=f"{kind[0].upper()}{kind[1:]}, trained with {method}.",
+        what=f"{kind[0].upper()}{kind[1:]}, trained by `rlhf {trained.recipe}`.",
         verdict=verdict(trained),
         facts=list(_facts(trained, base, commit, licence)),
         snippet=snippet(final, repo or str(final), _first_prompt(trained)),
-        results=[(_label(key), _text(key, value)) for key, value in _numbers(trained)],
+        results=list(_results(trained)),
         evaluations=[f"{verdict(one)} {_judge(one)}" for one in contests],
         limits=list(_limits(trained, files)),
         tree="\n".join(_tree(files.lineage, shown(str(run.resolve())))),
@@ -236,36 +223,26 @@ def _of_feedback(name: str) -> str:
     return ""
 
 
-def _numbers(files: RunFiles) -> Iterator[tuple[str, Any]]:
+def _results(files: RunFiles) -> Iterator[tuple[str, str]]:
     for key, value in files.summary.items():
         if key != "seconds" and is_number(value) and not key.startswith("num_rows"):
-            yield key, value
-
-
-def _label(key: str) -> str:
-    told = number(key, 0.0)
-    return told.label + (f", {told.unit}" if told.unit else "")
-
-
-def _text(key: str, value: Any) -> str:
-    return number(key, value).text.replace("\u00a0", " ")
+            told = number(key, value)
+            label = f"{told.label}, {told.unit}" if told.unit else told.label
+            yield label, told.text.replace("\u00a0", " ")
 
 
 def _evaluations(run: Path) -> Iterator[RunFiles]:
-    """Evaluations of a run that lie beside it or under runs/."""
-    places = {
-        path.resolve()
-        for folder in (run.parent, RUNS)
-        for path in [*folder.glob("*/lineage.json"), *folder.glob("*/*/lineage.json")]
-    }
-    for path in sorted(places):
-        lineage = read_json(path)
-        name = (lineage.get("model") or {}).get("name")
-        found = [one.resolve() for one in (Path(str(name)), RUNS / str(name)) if one.is_dir()]
-        if lineage.get("recipe") == "evaluate" and run.resolve() in [
-            one.parent if one.name == "final" else one for one in found
-        ]:
-            yield read_run(path.parent)
+    """Evaluations of a run that lie beside it or under runs/evaluate."""
+    places = {one for folder in (run.parent, RUNS / "evaluate") for one in folder.glob("*")}
+    for place in sorted(places):
+        lineage = read_json(place / "lineage.json")
+        name = str((lineage.get("model") or {}).get("name"))
+        models = {path.resolve() for path in (Path(name), RUNS / name)}
+        if lineage.get("recipe") == "evaluate" and models & {
+            run.resolve(),
+            (run / "final").resolve(),
+        }:
+            yield read_run(place)
 
 
 def _judge(files: RunFiles) -> str:

@@ -30,6 +30,10 @@ NEXT = {
     ],
     "quickstart": ["chat {it}/ppo", "configs", "data pairs.jsonl"],
     "merge": ["chat {made}", "push {made} --repo NAME"],
+    "merge of a reward model": [
+        "ppo {on_start} --reward_funcs {made} --dataset_name prompts.jsonl",
+        "push {made} --repo NAME",
+    ],
     "export": ["chat {it}"],
     "data": ["{recipe} {on_start} {rows}"],
 }
@@ -104,10 +108,11 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
     }
     quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
     quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}
+    own = "merge of a reward model" if "scores_spread" in summary else config.recipe
     made = []
     for recipe in summary["recipes"][:3] if is_data else [""]:
         asked = f" --reward_funcs {REWARD}" if recipe in ("ppo", "rloo", "grpo") else ""
-        for line in NEXT.get(config.recipe, COMPARISON):
+        for line in NEXT.get(own, COMPARISON):
             made.append(f"rlhf {line.format(**quoted, recipe=recipe, rows=flags + asked)}")
     return made
 

@@ -172,6 +172,16 @@ FOLLOWING: list[tuple[str, dict[str, Any], dict[str, Any], list[str]]] = [
         {},
         ["rlhf chat runs/x", "rlhf push runs/x --repo NAME"],
     ),
+    (
+        "merge",
+        {"run": "runs/reward/mine"},
+        {"scores_spread": 1.0},
+        [
+            "rlhf ppo --model_name_or_path MODEL --reward_funcs runs/x"
+            " --dataset_name prompts.jsonl",
+            "rlhf push runs/x --repo NAME",
+        ],
+    ),
 ]
 
 
@@ -194,6 +204,9 @@ def test_a_run_ends_with_commands_that_parse(
             assert "quickstart/ppo" in list_configs(words)
             continue
         script = parse(name, words).script
+        if name in ("chat", "push"):
+            assert script.run in ("runs/x", "runs/x/ppo")
+            continue
         assert script.dataset_name or script.datasets
         if recipe in ("ppo", "dpo"):  # what was JSON is what it was
             assert script.columns == keys.get("columns")
