@@ -201,8 +201,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.data.preview import Page, examples_of_row, show_page
     from recipes.lib.data.splitting import split_rows
 
-    script: DataPageArguments = config.script
-    check_keys(script)
+    check_keys(script := config.script)
     train, test = unchecked_rows(script)
     shape = format_of(train)
     rows, faults = usable_rows(train, shape)
@@ -234,8 +233,8 @@ def run(config: Config) -> dict[str, Any]:
             place, only = brief_place(row[PLACE], script.label), script.assistant_only_loss
             page.examples += examples_of_row(place, row, shape, tokenizer, only)
     show_page(page)
-    numbers |= {"num_bad": len(train) - len(rows), "unit": page.unit}
-    return {"recipe": "data", "format": shape.name, "recipes": list(shape.recipes)} | numbers
+    numbers |= {"num_bad": len(train) - len(rows), "unit": page.unit, "format": shape.name}
+    return {"recipe": "data", "recipes": list(shape.recipes)} | numbers
 
 
 def main(argv: list[str] | None = None) -> int:

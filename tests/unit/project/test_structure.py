@@ -27,8 +27,6 @@ SHORT_MODULES = {
     "recipes/lib/config/foreign_files.py": "files that are none of ours, whoever reads files",
     "recipes/lib/ppo/kl_controller.py": "found by its name; returns.py is arithmetic alone",
     "recipes/lib/distributed/process_exit.py": "why a process of several is not taken down",
-    "recipes/lib/evaluation/held_out.py": "what a model says to test prompts, beside contest.py",
-    "recipes/lib/publishing/card.py": "the text of README.md, from lineage and summary",
     "recipes/lib/publishing/fresh_process.py": "a program of its own, without this project",
     "recipes/lib/publishing/verify.py": "after the push, which ends with the commit",
     "recipes/lib/publishing/quantized.py": "bitsandbytes' formats, beside those of llama.cpp",
@@ -168,7 +166,8 @@ def test_pinned_versions_are_plain_and_inside_the_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     of_itself = f"{project['name']}[deepspeed,gguf]"  # the tests' environment has those extras
-    lines = [*project["dependencies"], *extras["dev"], *extras["deepspeed"], *extras["gguf"]]
+    lines = [*project["dependencies"], *extras["dev"]]
+    lines += [*extras["deepspeed"], *extras["gguf"], *extras["serve"]]
     assert of_itself in lines
     for line in filter(lambda line: line != of_itself, lines):
         requirement = Requirement(line)
