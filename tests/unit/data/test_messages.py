@@ -136,7 +136,7 @@ def test_a_conversation_with_a_label_is_what_kto_learns_from(
     assert plain(rows) == [made]
     row = {"messages": PLAIN, "label": None}
     unlabelled = write(tmp_path / "unlabelled.jsonl", [{"messages": PLAIN, "label": True}, row])
-    with pytest.raises(UserError, match="in 1 of 2 rows, first in row 1"):
+    with pytest.raises(UserError, match="in 1 of 2 rows, first in line 2"):
         load_unpaired(KTOArguments(dataset_name=str(unlabelled)), 0)
     capsys.readouterr()
     assert load(path, ("messages",), False) == [{"messages": PLAIN}]  # as sft takes them
