@@ -1,7 +1,9 @@
 """The conductor: every stage once, skipped when finished, run again when its YAML changed."""
 
+import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from recipes import quickstart
+from recipes import chat, quickstart
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
+from recipes.lib.recipe.summary import print_closing
 from recipes.lib.runs.files import read_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +104,20 @@ def test_all_stages_run_and_are_summed_up(folder: Path, capsys: pytest.CaptureFi
         for name in ("sft_train", "sft_test", "feedback_prompts", "ppo_prompts", "eval_prompts")
     ]
     assert sum(map(len, prompts)) == len(set().union(*prompts))
+
+
+def test_its_last_words_name_the_command_that_talks_to_its_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse("quickstart", [], {"output_dir": str(folder / "runs")})
+    print_closing(config, {"recipe": "quickstart"})
+    said = next(line for line in capsys.readouterr().out.splitlines() if "rlhf chat" in line)
+    words = shlex.split(said)
+    assert words == ["rlhf", "chat", str(folder / "runs/ppo")]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Write a story.\n"))
+    summary = chat.run(parse("chat", [*words[2:], "--max_completion_length", "8"]))
+    assert summary["answers"] == 1
+    assert capsys.readouterr().out.strip()
 
 
 def test_finished_stages_are_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
