@@ -162,6 +162,22 @@ def test_a_commit_whose_answer_is_lost_is_found_and_not_repeated(
     assert (commits(hub), place.commit) == (1, hub.model(NAME).head)
 
 
+def test_a_commit_that_lands_late_is_not_taken_for_somebody_elses(
+    folder: Path, hub: LoopbackHub, waits: list[float]
+) -> None:
+    def land(number: int) -> None:
+        if COMMIT in hub.asked[number] and waits:
+            ours = {path.name: path.read_bytes() for path in folder.iterdir()}
+            with gather(str(folder), "tiny").files["README.md"].as_file() as card:
+                hub.commit(NAME, ours | {"README.md": card.read()}, "A message")
+
+    hub.before = land
+    hub.faults = [Fault(COMMIT, 504)]
+    assert send(folder).commit == hub.model(NAME).head
+    assert commits(hub) == 1
+    assert waits == [1]
+
+
 def test_a_hub_that_is_silent_after_the_commit_is_asked_by_the_next_push(
     folder: Path, hub: LoopbackHub, waits: list[float]
 ) -> None:
