@@ -157,8 +157,9 @@ def lost_facts(rows: Dataset, tokenizer: Any, shape: Format) -> dict[str, list[s
 
     lost, touched, problems = count_lost(rows, tokenizer, shape.columns)
     told = [f"{problem.what}: {len(problem.rows):,} bad rows" for problem in problems]
-    places = [places_of(rows)[row] for row in touched]
-    return {"lost": [describe_lost(lost, places), *told]} if lost else {}
+    if not lost:
+        return {}
+    return {"lost": [describe_lost(lost, len(touched), places_of(rows)[touched[0]]), *told]}
 
 
 def length_facts(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.config.build import redacted
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.config.shipped_configs import FOLDER
@@ -33,6 +34,7 @@ from recipes.lib.verbosity import hide_short_bars
 STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
 RUNS_ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
 CONFIGS = FOLDER / "quickstart"
+HELD_OUT = ("test_fraction", "eval_strategy", "eval_steps")  # what a run adds to its keys
 
 
 @dataclass(kw_only=True)
@@ -97,6 +99,24 @@ def make_stages(script: QuickstartArguments) -> list[Stage]:
     return stages
 
 
+def parsed(stage: Stage, **more: Any) -> Config:
+    """The configuration of a stage, with its folders below the root."""
+    written = read_yaml(stage.config).values
+    changes = {key: value for key, value in stage.values().items() if value != written[key]}
+    return parse(stage.recipe, ["--config", str(stage.config)], changes | more)
+
+
+def is_of(stage: Stage) -> bool:
+    """Whether a stage's folder holds a run of its YAML, also of one in the words of before."""
+    stored = read_yaml(stage.folder / "config.yaml").values
+    if stored == stage.values():
+        return True
+    now = redacted(parsed(stage).values)
+    if "test_fraction" not in now:  # test rows were held out by default
+        stored = {key: one for key, one in stored.items() if key not in HELD_OUT or key in now}
+    return bool(stored == now)
+
+
 def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
     """Run a stage unless it is finished and still holds.
 
@@ -110,7 +130,7 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
     """
     title = f"[{number}/{len(STAGES)}] {stage.recipe}"
     if is_run(stage.folder):
-        is_same = read_yaml(stage.folder / "config.yaml").values == stage.values()
+        is_same = is_of(stage)
         if (stage.folder / "summary.json").is_file() and is_same and not is_stale:
             print(f"{title}: finished before, in {stage.summary()['seconds']:.0f} s", flush=True)
             return False
@@ -121,10 +141,7 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
     hide_short_bars()
-    written = read_yaml(stage.config).values
-    changes = {key: value for key, value in stage.values().items() if value != written[key]}
-    changes |= {"resume": True} if is_run(stage.folder) else {}
-    config = parse(stage.recipe, ["--config", str(stage.config)], changes)
+    config = parsed(stage, **({"resume": True} if is_run(stage.folder) else {}))
     importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own
     return True

@@ -120,6 +120,36 @@ def test_its_last_words_name_the_command_that_talks_to_its_model(
     assert capsys.readouterr().out.strip()
 
 
+STORED: list[tuple[str, dict[str, Any], dict[str, Any], bool]] = [
+    ("evaluate", {"run": "a", "max_new_tokens": 8}, {"run": "a", "max_completion_length": 8}, True),
+    (
+        "evaluate",
+        {"run": "a", "max_new_tokens": 8},
+        {"run": "b", "max_completion_length": 8},
+        False,
+    ),
+    (
+        "sft",
+        {"dataset_name": "d", "max_steps": 3, "use_cpu": True},
+        {"test_fraction": 8, "eval_strategy": "steps", "eval_steps": 0.25},
+        True,
+    ),
+    ("sft", {"dataset_name": "d", "max_steps": 3, "use_cpu": True}, {"max_steps": 4}, False),
+]
+
+
+@pytest.mark.parametrize(("recipe", "yaml_values", "stored", "holds"), STORED)
+def test_a_run_holds_whose_keys_were_translated_or_filled_up(
+    recipe: str, yaml_values: dict[str, Any], stored: dict[str, Any], holds: bool, tmp_path: Path
+) -> None:
+    (tmp_path / f"{recipe}.yaml").write_text(yaml.safe_dump(yaml_values))
+    stage = quickstart.Stage(recipe, tmp_path / f"{recipe}.yaml", str(tmp_path / "runs"))
+    stage.folder.mkdir(parents=True)
+    kept = stored if recipe == "evaluate" else yaml_values | stored
+    (stage.folder / "config.yaml").write_text(yaml.safe_dump(kept))
+    assert quickstart.is_of(stage) == holds
+
+
 def test_finished_stages_are_skipped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = finished_at(folder)
     run(folder)

@@ -36,8 +36,8 @@ class Prompts:
 
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """Further columns of some rows, for reward functions."""
-        others = [name for name in self.data.column_names if name != "prompt"]
-        return {name: [self.data[row][name] for row in rows] for name in others}
+        columns = self.data[list(rows)]
+        return {name: values for name, values in columns.items() if name != "prompt"}
 
 
 def tokenize_prompts(

@@ -72,7 +72,7 @@ def fit_to_tokenizer(
             problems += refused_by_template(rows, tokenizer, template)
         bad, places = refuse_or_drop(name, problems, places_of(rows), on_bad_rows), places_of(rows)
         if set(touched) - bad:
-            told = describe_lost(lost, [places[row] for row in touched])
+            told = describe_lost(lost, len(touched), places[touched[0]])
             note(f"{name}: {told}; the model does not see them.")
         if bad:
             rows = rows.select([row for row in range(len(rows)) if row not in bad])
@@ -176,12 +176,12 @@ class LostCharacters:
         return there - Counter(self.tokenizer.decode(kept))
 
 
-def describe_lost(lost: list[str], places: list[str]) -> str:
+def describe_lost(lost: list[str], number: int, first: str) -> str:
     """In words, without the full stop: characters that a tokenizer lacks, and where they are."""
     shown = ", ".join(map(repr, lost[:NUM_SHOWN])) + (", ..." if len(lost) > NUM_SHOWN else "")
     return (
         f"the tokenizer has no token for {len(lost)} of the characters ({shown}), in "
-        f"{len(places)} rows, first in {places[0]}"
+        f"{number} rows, first in {first}"
     )
 
 

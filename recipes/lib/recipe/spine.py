@@ -112,6 +112,9 @@ def make_row_trainer(
     if rows.stream is not None or getattr(config.training, "packing", False):
         watch = RowWatch(rows, tokenizer, template, config.training, config.script)
         rows.known = rows.known.select([n for n, row in enumerate(rows.known) if watch.sees(row)])
+        if not len(rows.known):
+            label = config.script.label
+            raise UserError(f"{label}: every row is bad; mend the data, or raise max_length.")
         in_stream = rows.stream is not None
         rows.train = rows.train.filter(watch.sees) if in_stream else rows.known
     splits = [(rows.train, rows.known), (rows.test, rows.test)]
@@ -147,10 +150,14 @@ def check_start(config: Config) -> None:
     script, values, folder = config.script, config.values, folder_of(config)
     set_accumulation(config.training, script.global_batch_size)
     if "test_fraction" not in values:
-        resumes = script.resume and is_run(folder)
+        named = values.get("resume_from_checkpoint")
+        folder = Path(named).parent if named else folder
+        resumes = (script.resume or named) and is_run(folder)
         stored = broadcast_from_main(lambda: stored_values(folder) if resumes else None)
-        script.holds_out = stored is None and values.get("eval_strategy") != "no"
-        if stored is not None and isinstance(stored.get("test_fraction"), int):
+        is_new = stored is None and not named
+        script.holds_out = is_new and values.get("eval_strategy") != "no"
+        is_default = stored is not None and "eval_strategy" in stored
+        if is_default and isinstance(stored.get("test_fraction"), int):
             script.test_fraction = stored["test_fraction"]
             _keep_test_rows(config)
     check_folder(config)
@@ -158,9 +165,12 @@ def check_start(config: Config) -> None:
 
 def _keep_test_rows(config: Config) -> None:
     """Have test rows that are held out by default in the run's keys, and evaluate on them."""
-    config.values["test_fraction"] = config.script.test_fraction
-    if "eval_strategy" not in config.values:
-        config.training.eval_strategy, config.training.eval_steps = "steps", EVALUATE_AT
+    values = config.values
+    values["test_fraction"] = config.script.test_fraction
+    if "eval_strategy" not in values:
+        values["eval_strategy"] = config.training.eval_strategy = "steps"
+        values.setdefault("eval_steps", EVALUATE_AT)
+        config.training.eval_steps = values["eval_steps"]
 
 
 def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:

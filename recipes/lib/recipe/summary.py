@@ -44,7 +44,7 @@ STAND_INS = ("pairs.jsonl", "prompts.jsonl", REWARD, "MODEL")
 # Keys that say which rows a run had, and which of them it held out.
 DATA_KEYS = (
     "dataset_name dataset_config dataset_revision dataset_format columns datasets "
-    "dataset_train_split dataset_test_split test_dataset_name test_fraction".split()
+    "dataset_train_split dataset_test_split test_dataset_name test_fraction on_bad_rows".split()
 )
 
 
@@ -94,9 +94,12 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
     rows = {key: given[key] for key in DATA_KEYS if given.get(key) is not None}
     if "test_fraction" in rows and training is not None:
         rows["seed"] = training.seed  # the same rows are held out
+        drops = config.recipe in ("dpo", "kto") and script.on_bad_rows == "drop"
+        if drops or script.streaming:  # others would be
+            rows = {"dataset_name": "prompts.jsonl"}
     if is_data and not summary["num_test"]:
         rows["test_fraction"] = 0.1
-    if hasattr(training, "max_completion_length"):
+    if getattr(training, "max_completion_length", None):
         rows["max_completion_length"] = training.max_completion_length
     texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in rows.items()}
     flags = shlex.join(word for key, one in texts.items() for word in (f"--{key}", one))
