@@ -9,6 +9,7 @@ there is no chat template, the model goes on with each text.
 
 from __future__ import annotations
 
+import io
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from recipes.lib.publishing.conversation import Conversation
 
 POSITIONAL = "run"
+DTYPES = ("trained", "auto", "float32", "bfloat16", "float16")
 HELP = "/again for another answer, /new to begin anew, /quit"
 
 
@@ -36,7 +38,7 @@ class ChatArguments(TrustArguments):
     max_completion_length: int = option(256, "Longest answer, in tokens.")
     temperature: float = option(1.0, "Of the sampling; 0 takes the most probable token.")
     seed: int = option(0, "Of the sampling; the same turns get the same answers.")
-    dtype: str = option("auto", "Number format: auto (as saved), float32, bfloat16 or float16.")
+    dtype: str = option("trained", "Number format; trained is that of the run.", choices=DTYPES)
 
 
 def arguments() -> tuple[type, ...]:
@@ -53,17 +55,17 @@ def load(script: ChatArguments) -> tuple[Any, Any]:
     from trl import ModelConfig
 
     from recipes.lib.models.folders import fetch_adapter, resolve_model
-    from recipes.lib.models.policies import evaluation_device, load_trained
+    from recipes.lib.models.policies import load_trained, placed
     from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.publishing.source import run_of, trained_dtype
 
     name = resolve_model(script.run)
     trusted = {"trust_remote_code": script.trust_remote_code}
     path = fetch_adapter(name, script.revision)
     tokenizer = load_tokenizer(path, revision=script.revision, **trusted)
-    args = ModelConfig(model_name_or_path=name, model_revision=script.revision, dtype=script.dtype)
-    model = load_trained(args, **trusted)
-    is_placed = getattr(model, "is_quantized", False)  # where rounding put it
-    return (model if is_placed else model.to(evaluation_device())).eval(), tokenizer
+    dtype = trained_dtype(run_of(name)) if script.dtype == "trained" else script.dtype
+    args = ModelConfig(model_name_or_path=name, model_revision=script.revision, dtype=dtype)
+    return placed(load_trained(args, **trusted)), tokenizer
 
 
 def answer(conversation: Conversation, line: str) -> bool:
@@ -103,6 +105,8 @@ def run(config: Config) -> dict[str, Any]:
     keys = ("max_completion_length", "temperature", "seed", "system")
     conversation = Conversation(model, tokenizer, **{key: getattr(script, key) for key in keys})
     is_asked = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if is_asked:
         kind = "" if tokenizer.chat_template else " It has no chat template and goes on with texts."
         print(f"{script.run}.{kind} {HELP}")
@@ -116,6 +120,8 @@ def run(config: Config) -> dict[str, Any]:
         except EOFError:
             break
         except KeyboardInterrupt:  # ends an answer; the end of input or /quit ends it all
+            if not is_asked:
+                raise
             print()
     return {"recipe": "chat", "answers": conversation.num_answers}
 

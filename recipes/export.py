@@ -42,7 +42,8 @@ class ExportArguments(FolderArguments):
     )
     outtype: str = option("f16", "Numbers of a GGUF file.", choices=("f32", "f16", "q8_0"))
     dtype: str = option(
-        "auto", "Of the model before: auto (float32 for GGUF, else as saved), float32, bfloat16."
+        "auto",
+        "Of the model before: auto (float32 for GGUF, else that of the run), float32, bfloat16.",
     )
 
     @property
@@ -64,6 +65,7 @@ def export_gguf(config: Config, source: Any, tokenizer: Any) -> tuple[Run, dict[
     """Write model.gguf and its Modelfile, and compare the file with the trained model."""
     from recipes.lib.models.policies import load_policy, load_trained
     from recipes.lib.publishing import gguf, readback
+    from recipes.lib.publishing.comparison import distance
     from recipes.lib.publishing.modelfile import modelfile
 
     model, name, outtype = load_trained(source), config.script.run, config.script.outtype
@@ -75,7 +77,7 @@ def export_gguf(config: Config, source: Any, tokenizer: Any) -> tuple[Run, dict[
     run = open_run(config)
     gguf.write_model(run.path / "model.gguf", model, keys, outtype)
     numbers = gguf.read_back(run.path / "model.gguf", model, tokenizer)
-    numbers |= readback.distance(logits, readback.say(model, tokenizer))
+    numbers |= distance(zip(logits, readback.say(model, tokenizer), strict=True))
     gguf.refuse_difference(numbers, outtype, name)
     write_text(run.path / "Modelfile", modelfile(model, tokenizer))
     return run, {"outtype": outtype} | numbers
@@ -98,6 +100,7 @@ def export_quantized(config: Config, source: Any, tokenizer: Any) -> tuple[Run, 
     """Write final/ in 4 or 8 bits; loaded again it says the same, and how far that is is told."""
     from recipes.lib.models.policies import load_trained
     from recipes.lib.publishing import readback
+    from recipes.lib.publishing.comparison import distance
     from recipes.lib.publishing.quantized import save_quantized
 
     trained = load_trained(source)
@@ -106,7 +109,7 @@ def export_quantized(config: Config, source: Any, tokenizer: Any) -> tuple[Run, 
     partial = run.path / "_final.partial"
     model = save_quantized(replace(source, dtype=dtype), config.script.to, tokenizer, partial)
     partial.rename(run.final)
-    return run, readback.distance(logits, readback.say(model, tokenizer))
+    return run, distance(zip(logits, readback.say(model, tokenizer), strict=True))
 
 
 EXPORTS = {"gguf": export_gguf, "gguf-adapter": export_adapter}
@@ -129,6 +132,7 @@ def run(config: Config) -> dict[str, Any]:
 
     from recipes.lib.models.folders import fetch_adapter, resolve_model
     from recipes.lib.models.tokenizers import load_tokenizer
+    from recipes.lib.publishing.source import run_of, trained_dtype
     from recipes.lib.recipe.spine import finish
 
     script: ExportArguments = config.script
@@ -138,7 +142,8 @@ def run(config: Config) -> dict[str, Any]:
         raise UserError(
             f"to={script.to}: the package gguf is not installed; pip install 'rlhf-recipes[gguf]'."
         )
-    dtype = "float32" if script.to in EXPORTS and script.dtype == "auto" else script.dtype
+    own = "float32" if script.to in EXPORTS else trained_dtype(run_of(str(script.run)))
+    dtype = own if script.dtype == "auto" else script.dtype
     path = fetch_adapter(resolve_model(script.run))
     source = ModelConfig(model_name_or_path=path, dtype=dtype)
     export = EXPORTS.get(script.to, export_quantized)

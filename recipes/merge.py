@@ -71,37 +71,26 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: There is nothing to merge, or the two models say different things.
     """
-    from recipes.lib.publishing.merge import (
-        Settings,
-        adapter_of,
-        compare,
-        merge,
-        move_into_place,
-        record,
-    )
-    from recipes.lib.publishing.source import own_prompts, run_of, settings_of
+    from recipes.lib.publishing.merge import Merge, adapter_of
+    from recipes.lib.publishing.source import own_prompts, run_of, trained_dtype
     from recipes.lib.recipe.spine import finish
 
     script: MergeArguments = config.script
     name = str(script.run)
     path, source = adapter_of(name), run_of(name)
     prompts = own_prompts(source, script, script.num_prompts)
-    own = str(settings_of(source).get("dtype", "auto"))
-    settings = Settings(
-        own,
-        own if script.dtype == "trained" else script.dtype,
-        script.onto,
-        script.max_completion_length,
-        script.trust_remote_code,
-    )
+    own = trained_dtype(source)
+    dtype = own if script.dtype == "trained" else script.dtype
+    trusted = {"trust_remote_code": script.trust_remote_code}
     folder = open_run(config)
+    merge = Merge(path, prompts, own, dtype, script.onto, script.max_completion_length, trusted)
     partial = folder.path / "_final.partial"
-    trained = record(path, prompts, settings)
-    merge(trained, partial, settings)
-    numbers = compare(trained, partial, settings)
-    move_into_place(partial, folder.final)
+    merge.save(partial)
+    numbers = merge.compare(partial)
+    partial.rename(folder.final)
     write_json(folder.path / "export.json", numbers)
-    facts = {"model": name, "data": script.data_names()} | settings.trusted
+    facts = {"model": name, "data": script.data_names(), **trusted}
+    facts |= {key: numbers[key] for key in ("base", "stored", "onto")}
     return finish(folder, config, dict(numbers), **facts)
 
 

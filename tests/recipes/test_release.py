@@ -173,11 +173,42 @@ def test_a_card_says_who_judged_and_how_sure_that_is(runs: Path) -> None:
             assert "simulated" in result.metric_name
             assert "judge.py:length (simulated" in card.text
             assert "name = 'someone/long'" in card.text
-            tree = card.text.partition("```\n")[2]
-            assert [line.split()[0] for line in card.text.splitlines() if "(sft)" in line] == [
-                "chats"
-            ], tree
+            assert "  chats (sft)" in card.text  # in the tree of runs
     assert "Completions had at most 6 tokens in training." in card.text
+
+
+def test_a_model_that_was_trained_again_has_no_results_of_before(runs: Path) -> None:
+    path = runs / "runs/ppo/long/lineage.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"commit": "another"}))
+    with contextlib.chdir(runs):
+        text = write_card(Path("runs/ppo/long"), Path("runs/ppo/long/final"))
+    path.write_text(before)
+    assert "win_rate" not in text
+
+
+def test_an_adapter_folder_alone_has_a_card_that_says_no_more(runs: Path, tmp_path: Path) -> None:
+    config = {"base_model_name_or_path": "somebody/base", "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    card = ModelCard(write_card(tmp_path, tmp_path))
+    assert card.data.base_model == "somebody/base"
+    for word in ("trained by", "scratch", "lineage.json"):
+        assert word not in card.text
+
+
+def test_a_rounded_run_is_merged_and_talked_to_as_it_was_trained(runs: Path) -> None:
+    from recipes.chat import load
+    from recipes.lib.recipe.main import parse
+
+    with contextlib.chdir(runs):
+        keys = FAST | LORA | {"load_in_4bit": True, "max_steps": 1, "model_name_or_path": "model"}
+        recipes.run("sft", **keys, dataset_name="chats.jsonl", output_dir="runs/sft/bits")
+        model, _ = load(parse("chat", [], {"run": "runs/sft/bits"}).script)
+        told = recipes.run("merge", run="runs/sft/bits", num_prompts=2)
+        lineage = json.loads(Path("runs/merge/sft-bits/lineage.json").read_text())
+    assert any("Linear4bit" in type(part).__name__ for part in model.modules())
+    assert (told["base"], told["stored"]) == ("4-bit", "float32")
+    assert (lineage["base"], lineage["onto"]) == ("4-bit", "trained")
 
 
 def test_talking_to_a_run(runs: Path) -> None:

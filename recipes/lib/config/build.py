@@ -16,7 +16,8 @@ from recipes.lib.errors import UserError, one_sentence
 
 # Not eos_token and the like.
 SECRET = re.compile(
-    r"((^|hub_|hf_|auth_|access_|api_|bearer_)token|password|secret|api_?key)$", re.IGNORECASE
+    r"((^|hub_|hf_|auth_|access_|api_|bearer_)token|password|secret|(api|access)_?key)$",
+    re.IGNORECASE,
 )
 HIDDEN = "(hidden)"
 # What the checks of transformers and TRL raise.

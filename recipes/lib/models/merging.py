@@ -39,12 +39,7 @@ def merge_adapter(adapted: PeftModel, path: str) -> PreTrainedModel:
         UserError: An adapter of this kind has nothing to merge, or the merged model says something
             else than the two did.
     """
-    config = adapted.active_peft_config
-    if config.is_prompt_learning:
-        raise UserError(
-            f"model_name_or_path={path}: an adapter of the kind {config.peft_type.value} is a "
-            "prompt and cannot be merged into its base; train one with LoRA."
-        )
+    refuse_prompt(adapted.active_peft_config, path)
     before_TV = _probe(adapted.eval())
     _part_shared_embeddings(adapted)
     model: Any = adapted.merge_and_unload()
@@ -53,6 +48,15 @@ def merge_adapter(adapted: PeftModel, path: str) -> PreTrainedModel:
     model.name_or_path = path  # so that an adapter trained on it names this folder as its base
     _refuse_drift(before_TV, _probe(model), model.dtype, path)
     return model
+
+
+def refuse_prompt(config: Any, path: str) -> None:
+    """Refuse an adapter that is a prompt, of which a base alone knows nothing."""
+    if config.is_prompt_learning:
+        raise UserError(
+            f"model_name_or_path={path}: an adapter of the kind {config.peft_type.value} is a "
+            "prompt and cannot be merged into its base; train one with LoRA."
+        )
 
 
 def _part_shared_embeddings(adapted: PeftModel) -> None:
@@ -86,7 +90,7 @@ def _refuse_drift(
     if before is None or after is None:
         return
     drift, spread = (after - before).square().mean().sqrt(), before.square().mean().sqrt()
-    if drift > ROUNDING.get(dtype, 1e-1) * spread:
+    if not drift <= ROUNDING.get(dtype, 1e-1) * spread:
         raise UserError(
             f"model_name_or_path={path}: merged into its base, the adapter says something else "
             f"(its logits differ by {drift / spread:.1%} of their size); use it unmerged, with "

@@ -27,7 +27,7 @@ from recipes.lib.models.folders import (
     refuse_missing_weights,
     resolve_model,
 )
-from recipes.lib.models.merging import merge_adapter
+from recipes.lib.models.merging import merge_adapter, refuse_prompt
 from recipes.lib.models.tokenizers import refuse_vocabulary
 
 if TYPE_CHECKING:
@@ -105,14 +105,18 @@ def load_trained(model_args: ModelConfig, *, trust_remote_code: bool = False) ->
         base = load_policy(
             quantized_args(path, of_base) or of_base, trust_remote_code=trust_remote_code
         )
-    return load_adapter(base, path).eval()
+    model = load_adapter(base, path).eval()
+    refuse_prompt(model.active_peft_config, path)
+    return model
 
 
 def pretrained_options(model_args: ModelConfig) -> dict[str, Any]:
     """What from_pretrained gets from TRL's model keys."""
     from trl import get_quantization_config
 
-    quantization = get_quantization_config(model_args)
+    # TRL has bitsandbytes compute in the dtype of the model, which has to have a name.
+    dtype = "float32" if model_args.dtype in (None, "auto") else model_args.dtype
+    quantization = get_quantization_config(replace(model_args, dtype=dtype))
     given = {
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
@@ -217,6 +221,12 @@ def evaluation_device() -> Any:
     from accelerate import PartialState
 
     return PartialState().device
+
+
+def placed(model: Any) -> Any:
+    """A model where it is evaluated; one that rounding has put somewhere stays there."""
+    model.eval()
+    return model if getattr(model, "is_quantized", False) else model.to(evaluation_device())
 
 
 def _refuse_coarse(model_args: ModelConfig) -> None:

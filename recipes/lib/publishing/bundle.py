@@ -26,7 +26,7 @@ from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
 CARD = "README.md"
 BESIDE = ("lineage.json", "report.html", "export.json")  # of a run, beside its model
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-TEXTS = {".json", ".jinja", ".txt", ".md", ".html", ".py", ".yaml"}
+TEXTS = {".json", ".jsonl", ".jinja", ".txt", ".md", ".html", ".py", ".yaml", ".yml", ".csv"}
 # A token of a vocabulary may look like a path.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
 TOKEN = re.compile(
@@ -34,7 +34,7 @@ TOKEN = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 MIN_SECRET = 8  # characters; shorter values of the environment stand in any text
-ROOTS = set("home root Users mnt media tmp opt srv var data scratch work workspace".split())
+ROOTS = set("home lustre root Users mnt media tmp opt srv var data scratch work workspace".split())
 
 
 @dataclass
@@ -112,14 +112,13 @@ def gather(name: str, repo: str | None = None) -> Bundle:
 
 def _faults(run: Path, final: Path, names: set[str]) -> Iterator[str]:
     """What is wrong with a folder as a model for others."""
-    is_there = {
-        "it holds no model; name a run that trained one": {"config.json", "adapter_config.json"},
-        "it has no tokenizer (tokenizer_config.json); put that of its training beside it": {
-            "tokenizer_config.json"
-        },
-        "it has no weights (*.safetensors)": {one for one in names if one.endswith(".safetensors")},
-    }
-    yield from (fault for fault, wanted in is_there.items() if not wanted & names)
+    if not {"config.json", "adapter_config.json"} & names:
+        yield "it holds no model; name a run that trained one"
+    has_words = names & VOCABULARIES or any(one.endswith(".model") for one in names)
+    if "tokenizer_config.json" not in names or not has_words:
+        yield "it has no tokenizer (tokenizer_config.json); put that of its training beside it"
+    if not any(one.endswith(".safetensors") for one in names):
+        yield "it has no weights (*.safetensors)"
     for name in sorted(one for one in names if Path(one).suffix in PICKLES):
         yield f"{name} can run code where it is loaded; save it as safetensors, or remove it"
     for index in final.glob("*.index.json"):
@@ -130,8 +129,14 @@ def _faults(run: Path, final: Path, names: set[str]) -> Iterator[str]:
         yield f"{TEMPLATE_FILE} is not the one it was trained with; put that back"
     if is_adapter(final):
         base = str(read_json(final / "adapter_config.json").get("base_model_name_or_path"))
-        if is_local(base):
+        if is_local(base) or base == "None" or _was_local(run, base):
             yield f"it is an adapter on {base}, which nobody else has; push what rlhf merge makes"
+
+
+def _was_local(run: Path, base: str) -> bool:
+    """Whether a base that is gone was a folder; the lineage has commits of those of the Hub."""
+    model = read_json(run / "lineage.json").get("model") or {}
+    return model.get("name") == base and "commit" not in model
 
 
 def _local_paths(run: Path) -> re.Pattern[str]:
@@ -139,7 +144,9 @@ def _local_paths(run: Path) -> re.Pattern[str]:
     config = run / "config.yaml"
     told = [read_json(run / "lineage.json"), read_yaml(config).values if config.is_file() else {}]
     named = {text.split("/")[1] for _, text in _strings(told) if text.startswith("/")}
-    roots = "|".join(map(re.escape, {*ROOTS, *Path.cwd().parts[1:2], *named} - {""}))
+    roots = "|".join(
+        map(re.escape, {*ROOTS, *Path.cwd().parts[1:2], *Path.home().parts[1:2], *named} - {""})
+    )
     return re.compile(rf"(?:file://|(?<![\w./<]))(?:~|/(?:{roots}))/[^\s\"'<>`|,;()\[\]{{}}\\&]*")
 
 
@@ -167,7 +174,8 @@ def _look_through(bundle: Bundle, local: re.Pattern[str]) -> None:
         if Path(name).suffix in TEXTS:
             with file.as_file() as content:
                 text = content.read().decode(errors="replace")
-            if secret := _secret(name, text, values):
+            # A word of a vocabulary may be somebody's password.
+            if secret := _secret(name, text, [] if name in VOCABULARIES else values):
                 bundle.faults.append(f"{name} holds a secret ({secret}); remove it, or the file")
             if name not in VOCABULARIES and local.search(text):
                 bundle.marks[name] = "has local paths"

@@ -11,9 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
 from recipes.lib.models.folders import RUNS, is_adapter, is_local
+from recipes.lib.publishing.source import run_of
 from recipes.lib.report.numbers import duration, is_number, number
 from recipes.lib.report.run_files import RunFiles, read_json, read_run
 from recipes.lib.report.verdict import verdict
+from recipes.lib.rewards.loading import is_function_reference
 
 NUM_HASH_DIGITS = 12
 SIMULATED = "simulated: a function of the text, and no person"
@@ -21,37 +23,42 @@ SIMULATED = "simulated: a function of the text, and no person"
 
 def shown(name: str) -> str:
     """A model or file as others may read it: a Hub id whole, of a path its last part."""
-    if not is_local(name) and not Path(name).exists():
-        return name
     path = Path(name)
+    if not path.exists() and not is_local(name):
+        return name
     return (path.parent if path.name == "final" else path).name
 
 
-def base_of(lineage: dict[str, Any]) -> tuple[str | None, str]:
-    """The model that a chain of runs began with, and its commit on the Hub.
+def base_of(lineage: dict[str, Any], final: Path) -> tuple[str | None, str | None]:
+    """The model that a chain of runs began with.
 
     Args:
         lineage: From lineage.json.
+        final: The folder of the model, whose adapter names its base where there is no lineage.
 
     Returns:
-        Its name, None where it was trained from scratch; the commit, empty where none is known.
+        Its name, None where it is not known or was trained from scratch; and its commit on the
+        Hub, empty where that is not known, None where it was a folder.
     """
     model = lineage.get("model") or {}
     while (model.get("lineage") or {}).get("model"):
         model = model["lineage"]["model"]
-    if not model or (model.get("lineage") or {}).get("recipe") == "base":
-        return None, ""
-    return str(model["name"]), str(model.get("commit") or "")
+    if model:
+        is_new = (model.get("lineage") or {}).get("recipe") == "base"
+        commit = str(model["commit"] or "") if "commit" in model else None
+        return (None, None) if is_new else (str(model["name"]), commit)
+    base = read_json(final / "adapter_config.json").get("base_model_name_or_path")
+    return (base, None) if not base or is_local(base) else (base, "")
 
 
-def licence_of(base: str | None, commit: str) -> str | None:
+def licence_of(base: str | None, commit: str | None) -> str | None:
     """The licence that the card of the base states, where it lies beside it or in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if base is None:
         return None
     file: Any = Path(base) / "README.md"
-    if not is_local(base):
+    if commit is not None:
         file = try_to_load_from_cache(base, "README.md", revision=commit or None)
     if not isinstance(file, (str, Path)) or not Path(file).is_file():
         return None
@@ -59,7 +66,7 @@ def licence_of(base: str | None, commit: str) -> str | None:
         stated = ModelCard.load(file, ignore_metadata_errors=True).data.license
     except ValueError:
         return None
-    return str(stated) if stated else None
+    return stated if isinstance(stated, str) else None
 
 
 def write_card(run: Path, final: Path, repo: str | None = None) -> str:
@@ -75,17 +82,17 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
     """
     files = read_run(run)
     trained = _trained_run(files)
-    (base, commit), kind = base_of(files.lineage), _kind(final)
+    (base, commit), kind = base_of(files.lineage, final), _kind(final)
     title = repo or run.resolve().name
-    contests = list(_evaluations(trained.path))
+    contests = list(_evaluations(trained))
     licence = licence_of(base, commit)
     data = ModelCardData(
-        base_model=None if base is None or is_local(base) else base,
+        base_model=base if commit is not None else None,
         datasets=[str(one["name"]) for one in _data(trained) if not _is_file(one)] or None,
         library_name="peft" if is_adapter(final) else "transformers",
         license=licence,
         pipeline_tag="text-classification" if "reward" in kind else "text-generation",
-        tags=["rlhf", trained.recipe],
+        tags=["rlhf", *([trained.recipe] if trained.recipe else [])],
         model_name=title,
         eval_results=[_result(one) for one in contests] or None,
     )
@@ -99,26 +106,29 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
     return environment.get_template("card.md.jinja").render(
         data=data.to_yaml(),
         title=title,
-        what=f"{kind[0].upper()}{kind[1:]}, trained by `rlhf {trained.recipe}`.",
+        what=kind[0].upper() + kind[1:],
+        recipe=trained.recipe,
         verdict=verdict(trained),
         facts=list(_facts(trained, base, commit, licence)),
-        snippet=snippet(final, repo or str(final), _first_prompt(trained)),
+        snippet=snippet(final, repo or str(final)),
         results=list(_results(trained)),
         evaluations=[f"{verdict(one)} {_judge(one)}" for one in contests],
         limits=list(_limits(trained, files)),
         tree="\n".join(_tree(files.lineage, shown(str(run.resolve())))),
         report=(run / "report.html").is_file(),
+        lineage=bool(files.lineage),
     )
 
 
-def snippet(final: Path, name: str, prompt: Any) -> str:
+def snippet(final: Path, name: str) -> str:
     """The lines that load a model and let it speak, or score.
 
     Args:
         final: Its folder.
         name: What it is loaded by.
-        prompt: What it is asked, text or messages.
     """
+    is_text = not (final / "chat_template.jinja").is_file()
+    prompt: Any = "Once upon a time" if is_text else [{"role": "user", "content": "Hello!"}]
     is_reward, adapter = "reward" in _kind(final), is_adapter(final)
     loader = "ForSequenceClassification" if is_reward else "ForCausalLM"
     loader = f"{'AutoPeftModel' if adapter else 'AutoModel'}{loader}"
@@ -135,11 +145,11 @@ def snippet(final: Path, name: str, prompt: Any) -> str:
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         f"model = {loader}.from_pretrained(name{options})",
     ]
-    is_text = isinstance(prompt, str)
     template = f"tokenizer.apply_chat_template({prompt!r}, "
     if is_reward:
         text = f"{prompt!r} + tokenizer.eos_token" if is_text else f"{template}tokenize=False)"
-        lines += [f'inputs = tokenizer({text}, return_tensors="pt")']
+        options = "" if is_text else "add_special_tokens=False, "
+        lines += [f'inputs = tokenizer({text}, {options}return_tensors="pt")']
         return "\n".join([*lines, "print(model(**inputs).logits.item())"])
     asked = f"tokenizer({prompt!r}, " if is_text else f"{template}add_generation_prompt=True, "
     asked += "" if is_text else "return_dict=True, "
@@ -169,14 +179,10 @@ def _kind(final: Path) -> str:
 
 
 def _trained_run(files: RunFiles) -> RunFiles:
-    """The run behind a merge, whose numbers are those of the model; else the run itself."""
+    """The run behind a merge or an export, whose numbers are those of the model."""
     source = (files.lineage.get("model") or {}).get("name")
-    if files.recipe != "merge" or not source:
-        return files
-    for path in (Path(source), RUNS / source, Path(source).parent):
-        if (path / "summary.json").is_file():
-            return read_run(path)
-    return files
+    run = run_of(source) if files.recipe in ("merge", "export") and source else None
+    return _trained_run(read_run(run)) if run else files
 
 
 def _data(files: RunFiles) -> list[dict[str, Any]]:
@@ -184,18 +190,18 @@ def _data(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _is_file(entry: dict[str, Any]) -> bool:
-    name = str(entry["name"])
-    return bool(entry.get("sha256")) or is_local(name) or Path(name).exists()
+    known = entry.get("sha256") or Path(str(entry["name"])).exists()
+    return bool(entry.get("is_local", known))
 
 
 def _facts(
-    files: RunFiles, base: str | None, commit: str, licence: str | None
+    files: RunFiles, base: str | None, commit: str | None, licence: str | None
 ) -> Iterator[tuple[str, str]]:
-    if base is None:
-        yield "base", "none, trained from scratch"
-    else:
+    if base is not None:
         at = f" at {commit[:NUM_HASH_DIGITS]}" if commit else ""
-        yield "base", shown(base) + (" (a local folder)" if is_local(base) else at)
+        yield "base", shown(base) + (at if commit is not None else " (a local folder)")
+    elif files.lineage:
+        yield "base", "none, trained from scratch"
     yield "licence", licence or "not stated: that of the base and of the data applies"
     for entry in _data(files):
         name, digest = str(entry["name"]), entry.get("sha256")
@@ -203,7 +209,7 @@ def _facts(
         digest = f", sha256 {digest[:NUM_HASH_DIGITS]}" if digest else ""
         yield "data", f"{shown(name)} ({where}{digest}){_of_feedback(name)}"
     for reward in _rewards(files.lineage):
-        yield "reward", shown(reward) + (f" ({SIMULATED})" if ":" in reward else "")
+        yield "reward", shown(reward) + (f" ({SIMULATED})" if is_function_reference(reward) else "")
     if is_number(files.summary.get("seconds")):
         yield "time", duration(float(files.summary["seconds"])).replace("\u00a0", " ")
     versions = files.lineage.get("versions") or {}
@@ -231,23 +237,20 @@ def _results(files: RunFiles) -> Iterator[tuple[str, str]]:
             yield label, told.text.replace("\u00a0", " ")
 
 
-def _evaluations(run: Path) -> Iterator[RunFiles]:
-    """Evaluations of a run that lie beside it or under runs/evaluate."""
-    places = {one for folder in (run.parent, RUNS / "evaluate") for one in folder.glob("*")}
+def _evaluations(run: RunFiles) -> Iterator[RunFiles]:
+    """Evaluations of a run, as it is now, that lie beside it or under runs/evaluate."""
+    places = {one for at in (run.path.parent, RUNS / "evaluate") for one in at.glob("*")}
     for place in sorted(places):
         lineage = read_json(place / "lineage.json")
-        name = str((lineage.get("model") or {}).get("name"))
-        models = {path.resolve() for path in (Path(name), RUNS / name)}
-        if lineage.get("recipe") == "evaluate" and models & {
-            run.resolve(),
-            (run / "final").resolve(),
-        }:
-            yield read_run(place)
+        known = (lineage.get("model") or {}).get("lineage")
+        if lineage.get("recipe") == "evaluate" and known and known == run.lineage:
+            found = read_run(place)
+            yield from [found] if "win_rate" in found.summary else []
 
 
 def _judge(files: RunFiles) -> str:
     judge = str(files.lineage.get("judge"))
-    kind = f" ({SIMULATED})" if ":" in judge else " (a reward model)"
+    kind = f" ({SIMULATED})" if is_function_reference(judge) else " (a reward model)"
     return (
         f"The judge is {shown(judge)}{kind}, the baseline {shown(str(files.lineage['baseline']))}."
     )
@@ -280,18 +283,12 @@ def _limits(trained: RunFiles, files: RunFiles) -> Iterator[str]:
     for warning in trained.summary.get("warnings") or []:
         yield f"At step {warning['step']:,}: {warning['message']}"
     if files.recipe == "merge" and "kl_per_token" in files.summary:
-        kl, same = files.summary["kl_per_token"], files.summary["greedy_equal"]
+        kl, number = files.summary["kl_per_token"], files.summary["num_prompts"]
+        same = round(files.summary["greedy_equal"] * number)
         yield (
             f"Merged, it is {kl:.1e} nats a token from the trained model, and says the same greedy "
-            f"text to {same:.0%} of {files.summary['num_prompts']} prompts."
+            f"text to {same} of {number} prompts."
         )
-
-
-def _first_prompt(files: RunFiles) -> Any:
-    prompt = str(files.samples[0].get("prompt") or "") if files.samples else ""
-    text = prompt or "Once upon a time"
-    template = any((files.path / "final").glob("chat_template.jinja"))
-    return [{"role": "user", "content": text}] if template else text
 
 
 def _tree(lineage: dict[str, Any], name: str, depth: int = 0) -> Iterator[str]:

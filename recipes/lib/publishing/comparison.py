@@ -1,17 +1,19 @@
-"""Whether a merged model says what the trained one says: layer by layer, and on prompts.
+"""Whether an exported model says what the trained one says: layer by layer, and on prompts.
 
 A layer is asked with noise: what the adapter adds to it has to be there in the merged layer, whole
 and once. On prompts the logits and the greedy texts of both are compared.
 
-Shapes: N rows of noise, D inputs of a layer, C completion tokens, V vocabulary. KL in nats a token.
+Shapes: N rows of noise, T tokens, C completion tokens, V vocabulary. KL in nats a token.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ class Recording:
     """What a model said.
 
     Args:
-        layers: By name, what a layer says to noise without and with its adapter.
+        layers: By name, what a layer says to noise without its adapter, and what that adds.
         prompts: Token ids of the prompts.
         completions: Token ids of the greedy completions.
         scores: What a reward model says of the prompts.
@@ -67,11 +69,7 @@ def record_policy(
 
 
 def compare_policy(
-    recording: Recording,
-    merged: Any,
-    tokenizer: Any,
-    prompts: Sequence[Any],
-    max_new_tokens: int,
+    recording: Recording, merged: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int
 ) -> dict[str, Any]:
     """Let the merged policy speak to the same prompts.
 
@@ -83,27 +81,46 @@ def compare_policy(
         max_new_tokens: Longest completion, in tokens.
 
     Returns:
-        The shares of prompts with the same tokens and with the same greedy text, the largest
-        difference of logits and their spread, `kl_per_token` from the trained model, and the share
-        of each layer's adapter that arrived.
+        The shares of prompts with the same tokens and with the same greedy text, what `distance`
+        says, and the share of each layer's adapter that arrived.
     """
     ids, again = _complete(merged, tokenizer, prompts, max_new_tokens)
-    largest, kl, count, square, numbers = 0.0, 0.0, 0, 0.0, 0
-    for row, after_CV in enumerate(_logits(merged, recording)):
-        before_CV = torch.load(recording.folder / str(row))
-        largest = max(largest, float((after_CV - before_CV).abs().max()))
-        ours, theirs = before_CV.double().log_softmax(-1), after_CV.double().log_softmax(-1)
-        kl += float((ours.exp() * (ours - theirs)).sum())
-        count += len(ours)
-        square += float((before_CV - before_CV.mean(-1, keepdim=True)).square().sum())
-        numbers += before_CV.numel()
-    return {
+    kept = (torch.load(recording.folder / str(row)) for row in range(len(ids)))
+    equal = {
         "prompts_equal": _equal(ids, recording.prompts),
-        "logits_max_difference": largest,
-        "logits_spread": (square / max(numbers, 1)) ** 0.5,
-        "kl_per_token": kl / max(count, 1),
         "greedy_equal": _equal(again, recording.completions),
-    } | arrived(recording, merged)
+    }
+    said = distance(zip(kept, _logits(merged, recording), strict=True))
+    return equal | said | arrived(recording, merged)
+
+
+def distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """How far a model is from another, by their logits of the same tokens.
+
+    Args:
+        pairs: Logits (T, V) of the trained model and of the other, text by text.
+
+    Returns:
+        `kl_per_token` from the trained model, `same_next_token` (share of the tokens),
+        `logits_spread` and `logits_max_difference`; NaN where a logit is.
+    """
+    rows = []
+    for before_TV, after_TV in pairs:
+        ours_TV, theirs_TV = (one.double().log_softmax(-1) for one in (before_TV, after_TV))
+        numbers = [
+            (ours_TV.exp() * (ours_TV - theirs_TV)).sum(-1),
+            (before_TV.argmax(-1) == after_TV.argmax(-1)).double(),
+            before_TV.double().var(-1, correction=0),
+            (before_TV - after_TV).abs().amax(-1).double(),
+        ]
+        rows.append(torch.stack(numbers))
+    kl, same, square, gap = torch.cat(rows, 1)
+    return {
+        "kl_per_token": float(kl.mean()),
+        "same_next_token": float(same.mean()),
+        "logits_spread": float(square.mean() ** 0.5),
+        "logits_max_difference": float(gap.max()),
+    }
 
 
 def _equal(ours: list[list[int]], theirs: list[list[int]]) -> float:
@@ -119,17 +136,19 @@ def compare_reward(
     recording: Recording, merged: Any, tokenizer: Any, prompts: Sequence[Any], _: int
 ) -> dict[str, Any]:
     """Let the merged reward model score them; the largest difference, and the layers."""
-    pairs = zip(recording.scores, _scores(merged, tokenizer, prompts), strict=True)
-    largest = max((abs(a - b) for a, b in pairs), default=0.0)
-    spread = float(torch.tensor(recording.scores).std(correction=0))
-    return {"scores_max_difference": largest, "scores_spread": spread} | arrived(recording, merged)
+    before, after = torch.tensor([recording.scores, _scores(merged, tokenizer, prompts)])
+    told = {
+        "scores_max_difference": float((before - after).abs().max()),
+        "scores_spread": float(before.std(correction=0)),
+    }
+    return told | arrived(recording, merged)
 
 
 def arrived(recording: Recording, merged: Any) -> dict[str, Any]:
     """The least and the largest share of what an adapter adds that is there in a merged layer."""
     shares = {}
-    for number, (name, (without, added)) in enumerate(recording.layers.items()):
-        said = _ask(merged.get_submodule(name), number, merged)
+    for name, (without, added) in recording.layers.items():
+        said = _ask(merged.get_submodule(name), name)
         shares[name] = float(((said - without) * added).sum() / added.square().sum())
     if not shares:
         return {}
@@ -142,44 +161,46 @@ def arrived(recording: Recording, merged: Any) -> dict[str, Any]:
 
 
 def _layers(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Adapted layers; experts and trained tokens are left to what the model says to prompts."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.pytorch_utils import Conv1D
 
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    layers = [
-        (name, module)
-        for name, module in base_model(model).named_modules()
-        if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer")
-    ]
-    for number, (name, module) in enumerate(layers):
-        without = _ask(module.base_layer, number, model)
-        found[name] = (without, _ask(module, number, model) - without)
+    found = {}
+    for name, module in base_model(model).named_modules():
+        inner = getattr(module, "base_layer", None)
+        is_asked = isinstance(module, BaseTunerLayer) and type(module) is not TrainableTokensLayer
+        if is_asked and isinstance(inner, (nn.Linear, nn.Embedding, Conv1D)):
+            without = _ask(inner, name)
+            found[name] = (without, _ask(module, name) - without)
     return {name: pair for name, pair in found.items() if bool(pair[1].any())}
 
 
 @torch.no_grad()
-def _ask(layer: Any, seed: int, model: Any) -> Tensor:
-    """What a layer says to noise, or an embedding to some tokens."""
-    generator = torch.Generator().manual_seed(seed)
+def _ask(layer: Any, name: str) -> Tensor:
+    """What a layer says to noise in 32 bits, or an embedding to some tokens."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     inner = getattr(layer, "base_layer", layer)
+    device = inner.weight.device
     if isinstance(inner, nn.Embedding):
         ids_N = torch.randint(inner.num_embeddings, (NUM_ROWS,), generator=generator)
-        return layer(ids_N.to(inner.weight.device)).float().cpu()  # type: ignore[no-any-return]
+        return layer(ids_N.to(device)).float().cpu()  # type: ignore[no-any-return]
+    layer = copy.deepcopy(layer).float()  # 16 bits would round away what a light adapter adds
+    for part in layer.modules():
+        if hasattr(part, "compute_dtype"):  # of 4-bit weights
+            part.compute_dtype = torch.float32
     # GPT-2's layers have their weights the other way round.
     width = getattr(inner, "in_features", None) or inner.weight.shape[0]
     noise_ND = torch.randn(NUM_ROWS, width, generator=generator)
-    return layer(noise_ND.to(model.device, model.dtype)).float().cpu()  # type: ignore[no-any-return]
+    return layer(noise_ND.to(device)).float().cpu()  # type: ignore[no-any-return]
 
 
 def _complete(
     model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int
 ) -> tuple[list[list[int]], list[list[int]]]:
+    length, size = max_new_tokens, BATCH_SIZE
     made = complete(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=0.0,
-        batch_size=BATCH_SIZE,
+        model, tokenizer, prompts, max_new_tokens=length, temperature=0.0, batch_size=size
     )
     return [one.prompt_ids for one in made], [one.ids for one in made]
 
@@ -188,7 +209,8 @@ def _complete(
 def _logits(model: Any, recording: Recording) -> Iterator[Tensor]:
     for prompt, said in zip(recording.prompts, recording.completions, strict=True):
         ids = torch.tensor([prompt + said], device=model.device)
-        logits_CV = model(input_ids=ids, use_cache=False).logits[0, -len(said) - 1 : -1]
+        kept = len(said) + 1
+        logits_CV = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]
         yield logits_CV.float().cpu()
 
 

@@ -63,7 +63,8 @@ def answers(asked: dict[str, Any], name: str, **place: str) -> tuple[Any, list[A
     ids = torch.arange(1, NUM_TOKENS + 1)[None] % model.config.get_text_config().vocab_size
     texts = [tokenizer("What is it?")["input_ids"], tokenizer.chat_template]
     with torch.inference_mode():
-        logits = model.eval()(input_ids=ids).logits
+        ids = ids.to(model.device)
+        logits = model.eval()(input_ids=ids).logits.float().cpu()
         if not is_reward:
             said = model.generate(input_ids=ids, do_sample=False, max_new_tokens=NEW_TOKENS)
             texts.append(tokenizer.decode(said[0]))

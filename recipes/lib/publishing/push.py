@@ -26,7 +26,8 @@ PAUSES = (1, 2, 4, 8, 16)  # seconds between tries, where the Hub asks for no lo
 LONGEST = 300  # that the Hub may ask for
 # Of an earlier push: beside the bundle they would be loaded, too.
 STALE = re.compile(
-    r"[^/]*\.(safetensors|bin|index\.json)|adapter_config\.json|base_quantization\.json"
+    r"[^/]*\.(safetensors|bin|index\.json|model)|(adapter|generation|tokenizer)_config\.json"
+    r"|base_quantization\.json|chat_template\.jinja|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
 )
 REASONS = {
     401: "the Hub does not take the token; run hf auth login, or set HF_TOKEN",

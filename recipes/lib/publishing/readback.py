@@ -1,6 +1,6 @@
 """What an exported model says beside the trained one, on texts in many scripts.
 
-Shapes: T tokens, V vocabulary. KL in nats a token.
+Shapes: T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,23 +28,3 @@ def say(model: Any, tokenizer: Any) -> list[Tensor]:
     rows = [tokenizer(text)["input_ids"][:MOST_TOKENS] for text in sample_texts()[::STRIDE]]
     ids = [torch.tensor([row], device=model.device) for row in rows if row]
     return [model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in ids]
-
-
-def distance(trained: list[Tensor], exported: list[Tensor]) -> dict[str, float]:
-    """How far an exported model is from the trained one.
-
-    Args:
-        trained: What `say` gave for the trained model.
-        exported: The same for the exported one.
-
-    Returns:
-        `kl_per_token` from the trained model, `same_next_token` (share of the tokens) and
-        `logits_max_difference`.
-    """
-    before_TV, after_TV = torch.cat(trained), torch.cat(exported)
-    ours_TV, theirs_TV = (logits.double().log_softmax(-1) for logits in (before_TV, after_TV))
-    return {
-        "kl_per_token": float((ours_TV.exp() * (ours_TV - theirs_TV)).sum(-1).mean()),
-        "same_next_token": float((before_TV.argmax(-1) == after_TV.argmax(-1)).double().mean()),
-        "logits_max_difference": float((before_TV - after_TV).abs().max()),
-    }

@@ -14,7 +14,7 @@ from recipes.lib.evaluation.held_out import prompt_and_reference
 from recipes.lib.models.folders import resolve_model
 
 # Of a run that took a slice of its rows; which slice does not matter here.
-NOT_OF_ROWS = {"streaming", "test_fraction", "max_train_rows"}
+NOT_OF_ROWS = {"test_fraction", "max_train_rows"}
 
 
 def run_of(name: str) -> Path | None:
@@ -26,16 +26,22 @@ def run_of(name: str) -> Path | None:
     Returns:
         The run folder; None where the model lies in none.
     """
-    folder = Path(resolve_model(name))
-    for path in (folder, folder.parent):
-        if (path / "config.yaml").is_file():
-            return path
-    return None
+    try:
+        path = Path(resolve_model(name))
+    except UserError:  # a place where nothing lies any more
+        return None
+    path = path.parent if path.name == "final" or path.name.startswith("checkpoint-") else path
+    return path if (path / "config.yaml").is_file() else None
 
 
 def settings_of(run: Path | None) -> dict[str, Any]:
     """The keys that a run was configured with; none where there is no run."""
     return {} if run is None else dict(read_yaml(run / "config.yaml").values)
+
+
+def trained_dtype(run: Path | None) -> str:
+    """The number format that a run was trained in; as stored, where there is no run."""
+    return "auto" if run is None else str(settings_of(run).get("dtype", "float32"))
 
 
 def own_prompts(run: Path | None, args: DataArguments, number: int) -> list[Any]:
@@ -58,8 +64,8 @@ def own_prompts(run: Path | None, args: DataArguments, number: int) -> list[Any]
         known = {field.name for field in fields(DataArguments) if field.init} - NOT_OF_ROWS
         own = {key: value for key, value in settings_of(run).items() if key in known}
         args = DataArguments(**own)
-        if not (args.dataset_name or args.datasets):
-            return []
+        if args.streaming or not (args.dataset_name or args.datasets):
+            return []  # a stream may be longer than anybody waits
     try:
         rows, _ = read_rows(args, seed=0)
     except UserError as error:

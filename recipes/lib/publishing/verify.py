@@ -58,6 +58,7 @@ def load_again(bundle: Bundle, place: Repository, *, trust_remote_code: bool = F
         done = subprocess.run(
             [sys.executable, "-I", script, json.dumps(asked)],
             env=os.environ | quiet | empty,
+            cwd=home,  # where no folder has the name of the repository
             capture_output=True,
             text=True,
             check=False,

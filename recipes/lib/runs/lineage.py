@@ -41,7 +41,10 @@ def write_lineage(
         {
             "recipe": recipe,
             "model": _parent(model, revision),
-            "data": [{"name": name, "sha256": sha256(Path(name))} for name in data],
+            "data": [
+                {"name": name, "sha256": sha256(Path(name)), "is_local": Path(name).exists()}
+                for name in data
+            ],
             **more,
             "versions": {name: metadata.version(name) for name in PACKAGES},
             "commit": commit(),

@@ -29,7 +29,7 @@ from recipes.lib.models.adapter_folders import save_base_quantization  # noqa: E
 from recipes.lib.models.policies import load_policy  # noqa: E402
 from recipes.lib.models.tokenizers import load_tokenizer  # noqa: E402
 from recipes.lib.publishing import comparison  # noqa: E402
-from recipes.lib.publishing.merge import Settings, compare, merge, record  # noqa: E402
+from recipes.lib.publishing.merge import Merge  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -90,10 +90,9 @@ def lines(kind: str, base: str, place: Path, prompts: list[str]) -> None:
     """Merge one adapter, into what it was trained on and into the original weights."""
     dtype = str(BASES[base]["dtype"])
     for onto in ("trained", "original") if "-bit" in base else ("trained",):
-        settings = Settings(dtype, dtype, onto)
-        trained = record(str(place / "adapter"), prompts, settings)
-        merge(trained, place / onto, settings)
-        told = compare(trained, place / onto, settings)
+        trained = Merge(str(place / "adapter"), prompts, dtype, dtype, onto)
+        trained.save(place / onto)
+        told = trained.compare(place / onto)
         alone = ""
         if base == "bfloat16":
             alone = f"{stored_kl(trained, str(place / 'adapter'), dtype):.1e}"

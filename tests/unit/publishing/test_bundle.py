@@ -56,7 +56,9 @@ def test_the_card_of_a_folder_is_its_own(run: Path) -> None:
     assert text_of(bundle, "README.md").endswith("Mine.\n")
     assert bundle.licence == "mit"
     (run / "final/README.md").unlink()
-    assert "recipe `sft` from `somebody/base`" in text_of(gather(str(run)), "README.md")
+    card = text_of(gather(str(run)), "README.md")
+    assert "trained by `rlhf sft`" in card
+    assert "base_model: somebody/base" in card
 
 
 def adapter_on(base: str) -> Callable[[Path], object]:
@@ -88,6 +90,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda final: (final / "tokenizer_config.json").unlink(),
         "it has no tokenizer (tokenizer_config.json); put that of its training beside it",
     ),
+    "words": (lambda final: (final / "tokenizer.json").unlink(), "it has no tokenizer"),
     "template": (
         lambda final: (final / "chat_template.jinja").unlink(),
         "chat_template.jinja is not the one it was trained with; put that back",
@@ -154,6 +157,11 @@ def test_secrets_of_the_environment_are_known_by_their_value(
     ]
 
 
+def test_a_word_of_a_vocabulary_is_no_secret(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_PASSWORD", "password")
+    assert gather("sft/tiny").faults == []
+
+
 def test_places_of_this_machine_are_taken_out(run: Path, tmp_path: Path) -> None:
     inside, home = tmp_path / "data/rows.jsonl", Path.home() / "models/base"
     lineage = {
@@ -177,7 +185,7 @@ def test_places_of_this_machine_are_taken_out(run: Path, tmp_path: Path) -> None
         "<td>local file base (sha256 1)</td><pre>a: 'data/rows.jsonl'\n"
         "b: local file other.txt</pre></home/>"
     )
-    found = {"lineage.json", "report.html", "README.md"}  # which tells where the model came from
+    found = {"lineage.json", "report.html"}
     assert bundle.marks == dict.fromkeys(found, "local paths taken out")
     assert str(home) in (run / "lineage.json").read_text()  # that of the run stays
 

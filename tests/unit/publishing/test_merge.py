@@ -1,6 +1,7 @@
 """A merged model says what the trained one says, whatever was trained; else it is refused."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import ModelConfig
 
 from recipes.lib.errors import UserError
-from recipes.lib.models.adapter_folders import dequantize, save_base_quantization
+from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import load_policy
 from recipes.lib.publishing import merge as merging
-from recipes.lib.publishing.merge import Settings, compare, merge, record
+from recipes.lib.publishing.merge import Merge
 from tests.helpers.tiny_models import save_model
 
 pytestmark = pytest.mark.filterwarnings(
@@ -42,27 +43,33 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 def trained_adapter(
-    folder: Path, tokenizer: Any, kind: str, base: str, name: str = "llama", **more: Any
+    folder: Path,
+    tokenizer: Any,
+    kind: str | dict[str, Any],
+    base: str,
+    name: str = "llama",
+    scale: float = 0.1,
+    **more: Any,
 ) -> Path:
     """An adapter that has learned something, with its base."""
     model = save_model(folder / "base", tokenizer, name=name, **SIZES, **more)
     args = ModelConfig(model_name_or_path=model, **BASES[base])
-    adapted = get_peft_model(
-        load_policy(args), LoraConfig(task_type="CAUSAL_LM", r=4, **KINDS[kind])
-    )
+    keys = KINDS[kind] if isinstance(kind, str) else kind
+    adapted = get_peft_model(load_policy(args), LoraConfig(task_type="CAUSAL_LM", r=4, **keys))
     torch.manual_seed(1)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
+            parameter.data += scale * torch.randn_like(parameter)
     adapted.save_pretrained(folder / "adapter")
     save_base_quantization(adapted, folder / "adapter")
     tokenizer.save_pretrained(folder / "adapter")
     return folder / "adapter"
 
 
-def settings_of(base: str, **more: Any) -> Settings:
+def begin(path: Path, base: str, **more: Any) -> Merge:
+    """The trained model has spoken."""
     dtype = str(BASES[base]["dtype"])
-    return Settings(dtype, dtype, max_completion_length=8, **more)
+    return Merge(str(path), list(PROMPTS), dtype, dtype, max_completion_length=8, **more)
 
 
 # peft cannot train DoRA on 8-bit weights, and recipes refuse it.
@@ -75,10 +82,9 @@ def test_every_kind_of_adapter_on_every_base(
     kind: str, base: str, name: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     path = trained_adapter(tmp_path, tiny_tokenizer, kind, base, name)
-    settings = settings_of(base)
-    trained = record(str(path), PROMPTS, settings)
-    merge(trained, tmp_path / "merged", settings)
-    numbers = compare(trained, tmp_path / "merged", settings)
+    trained = begin(path, base)
+    trained.save(tmp_path / "merged")
+    numbers = trained.compare(tmp_path / "merged")
     assert numbers["prompts_equal"] == 1
     assert numbers["layers"] >= 2
     assert numbers["adapter_arrived"] == pytest.approx([1, 1], abs=0.1)
@@ -111,14 +117,9 @@ def test_what_goes_wrong_in_a_merge_is_found(
     base: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     path = trained_adapter(tmp_path, tiny_tokenizer, "lora", base, tie_word_embeddings=False)
-    settings = settings_of(base)
-    trained = record(str(path), PROMPTS, settings)
+    trained = begin(path, base)
     target = tmp_path / "merged"
-
-    def merged() -> None:
-        merge(trained, target, settings)
-
-    merged()
+    trained.save(target)
     key = "model.layers.1.mlp.down_proj.weight"
     whole = load_file(target / "model.safetensors")[key]
     alone = load_policy(ModelConfig(model_name_or_path=str(tmp_path / "base"), **BASES[base]))
@@ -127,27 +128,27 @@ def test_what_goes_wrong_in_a_merge_is_found(
 
     tamper(target, lambda weights: weights.update({key: before.clone()}))
     with pytest.raises(UserError, match=r"-?\d+% of the adapter is in model\.layers\.1\.mlp"):
-        compare(trained, target, settings)  # a layer was left out
+        trained.compare(target)  # a layer was left out
     tamper(target, lambda weights: weights.update({key: before + 2 * (whole - before)}))
     with pytest.raises(UserError, match=r"\d+% of the adapter is in model\.layers\.1\.mlp"):
-        compare(trained, target, settings)  # the scale is off
-    merged()
+        trained.compare(target)  # the scale is off
+    trained.save(target)
     norm = "model.norm.weight"
     tamper(target, lambda weights: weights.update({norm: 3 * weights[norm]}))
     with pytest.raises(UserError, match="its KL is"):  # what no adapter touches
-        compare(trained, target, settings)
-    merged()
+        trained.compare(target)
+    trained.save(target)
     (target / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="its tokenizer or chat template is another one"):
-        compare(trained, target, settings)
-    merged()
+        trained.compare(target)
+    trained.save(target)
     file = target / "tokenizer.json"
     tokens = json.loads(file.read_text())
     vocabulary = tokens["model"]["vocab"]
     vocabulary["cat"], vocabulary["bird"] = vocabulary["bird"], vocabulary["cat"]
     file.write_text(json.dumps(tokens))
     with pytest.raises(UserError, match="its tokenizer or chat template is another one"):
-        compare(trained, target, settings)
+        trained.compare(target)
 
 
 def test_a_forward_pass_changes_nothing_of_what_is_merged_into(
@@ -158,14 +159,14 @@ def test_a_forward_pass_changes_nothing_of_what_is_merged_into(
         load_in_4bit=True,
         dtype="float32",
     )
-    before = dequantize(load_policy(args)).state_dict()
+    before = load_policy(args).dequantize().state_dict()
     asked = load_policy(args).eval()
     with torch.no_grad():
         asked(torch.arange(8)[None])
     # Where bitsandbytes packs 4-bit weights at the first evaluation, they could not be read back.
     flags = [getattr(m, "support_avx512bf16_for_cpu", False) for m in asked.modules()]
     assert not any(flags)
-    after = dequantize(asked).state_dict()
+    after = asked.dequantize().state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
@@ -175,10 +176,9 @@ def test_into_the_original_base_is_a_choice_with_its_cost(
     path = trained_adapter(tmp_path, tiny_tokenizer, "lora", "4-bit")
     kl = {}
     for onto in ("trained", "original"):
-        settings = settings_of("4-bit", onto=onto)
-        trained = record(str(path), PROMPTS, settings)
-        merge(trained, tmp_path / onto, settings)
-        kl[onto] = compare(trained, tmp_path / onto, settings)["kl_per_token"]
+        trained = begin(path, "4-bit", onto=onto)
+        trained.save(tmp_path / onto)
+        kl[onto] = trained.compare(tmp_path / onto)["kl_per_token"]
     assert kl["trained"] <= 1e-4
     assert kl["original"] > 100 * kl["trained"]
     original = load_file(tmp_path / "original/model.safetensors")
@@ -188,9 +188,9 @@ def test_into_the_original_base_is_a_choice_with_its_cost(
     assert not torch.equal(load_file(tmp_path / "trained/model.safetensors")[name], base[name])
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_a_reward_model_keeps_its_head(base: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
-    model = save_model(tmp_path / "base", tiny_tokenizer, **SIZES)
+def reward_adapter(folder: Path, tokenizer: Any, base: str) -> Path:
+    """A reward model's adapter with its head, on a base."""
+    model = save_model(folder / "base", tokenizer, **SIZES)
     args = ModelConfig(model_name_or_path=model, **BASES[base])
     dtype = str(BASES[base]["dtype"])
     classifier, _ = load_reward_model(model, dtype, new_head=True, model_args=args)
@@ -199,13 +199,17 @@ def test_a_reward_model_keeps_its_head(base: str, tmp_path: Path, tiny_tokenizer
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
-    adapted.save_pretrained(tmp_path / "adapter")
-    save_base_quantization(adapted, tmp_path / "adapter")
-    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
-    settings = settings_of(base)
-    trained = record(str(tmp_path / "adapter"), PROMPTS, settings)
-    merge(trained, tmp_path / "merged", settings)
-    numbers = compare(trained, tmp_path / "merged", settings)
+    adapted.save_pretrained(folder / "adapter")
+    save_base_quantization(adapted, folder / "adapter")
+    tokenizer.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_reward_model_keeps_its_head(base: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    trained = begin(reward_adapter(tmp_path, tiny_tokenizer, base), base)
+    trained.save(tmp_path / "merged")
+    numbers = trained.compare(tmp_path / "merged")
     assert numbers["scores_max_difference"] <= 0.05 * numbers["scores_spread"]
     assert len(set(trained.recording.scores)) == len(PROMPTS)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
@@ -213,9 +217,56 @@ def test_a_reward_model_keeps_its_head(base: str, tmp_path: Path, tiny_tokenizer
     with torch.no_grad():
         score = float(plain(ids).logits)
     assert score == pytest.approx(trained.recording.scores[0], abs=0.05 * numbers["scores_spread"])
-    tamper(tmp_path / "merged", lambda w: w.update({"score.weight": -w["score.weight"]}))
+    tamper(tmp_path / "merged", lambda w: w.update({"score.weight": 1.5 * w["score.weight"]}))
     with pytest.raises(UserError, match="its scores differ by"):
-        compare(trained, tmp_path / "merged", settings)
+        trained.compare(tmp_path / "merged")
+
+
+def test_a_reward_model_on_the_original_base_has_its_weights(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    path = reward_adapter(tmp_path, tiny_tokenizer, "4-bit")
+    trained = begin(path, "4-bit", onto="original")
+    trained.save(tmp_path / "merged")
+    assert trained.compare(tmp_path / "merged")["scores_max_difference"] > 0
+    name = "model.layers.0.self_attn.o_proj.weight"  # which has no adapter
+    merged, base = (load_file(tmp_path / f"{of}/model.safetensors") for of in ("merged", "base"))
+    assert torch.equal(merged[name], base[name])
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2])
+def test_a_light_adapter_in_16_bits_arrives_or_is_refused(
+    scale: float, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    path = trained_adapter(tmp_path, tiny_tokenizer, "lora", "bfloat16", scale=scale)
+    trained = begin(path, "bfloat16")
+    trained.save(tmp_path / "merged")
+    if scale == 1e-2:
+        assert trained.compare(tmp_path / "merged")["adapter_arrived"][0] > 0.9
+    else:
+        with pytest.raises(UserError, match=r"store it in 32 bits \(dtype=float32\)"):
+            trained.compare(tmp_path / "merged")
+    whole = Merge(str(path), list(PROMPTS), "bfloat16", "float32", max_completion_length=8)
+    whole.save(tmp_path / "whole")
+    assert whole.compare(tmp_path / "whole")["adapter_arrived"] == pytest.approx([1, 1], abs=0.01)
+
+
+def test_trained_tokens_are_left_to_what_is_said(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    keys = {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]}
+    path = trained_adapter(tmp_path, tiny_tokenizer, keys, "float32")
+    trained = begin(path, "float32")
+    trained.save(tmp_path / "merged")
+    assert trained.compare(tmp_path / "merged")["layers"] == 2  # q_proj of both layers
+
+
+@pytest.mark.parametrize(
+    "number", ["kl_per_token", "logits_max_difference", "scores_max_difference"]
+)
+def test_what_is_no_number_is_a_difference(number: str) -> None:
+    numbers = {"same_tokenizer": True, "onto": "trained", number: math.nan}
+    with pytest.raises(UserError, match="says something else than the trained one"):
+        merging.refuse_difference("a", numbers, 1e-6, 0.0)
+    merging.refuse_difference("a", numbers | {number: 0.0}, 1e-6, 0.0)
 
 
 def test_a_whole_model_has_nothing_to_merge(tmp_path: Path, tiny_tokenizer: Any) -> None:
