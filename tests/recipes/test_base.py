@@ -14,7 +14,7 @@ TINY = {
     "num_sft_test": 5,
     "num_feedback_prompts": 6,
     "num_ppo_prompts": 7,
-    "num_eval_prompts": 4,
+    "num_eval_prompts": 1,
     "vocab_size": 400,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -65,7 +65,7 @@ def test_base_writes_a_chat_model_and_the_rows_of_the_later_stages(tmp_path: Pat
         "sft_test.jsonl": 5,
         "feedback_prompts.jsonl": 6,
         "ppo_prompts.jsonl": 7,
-        "eval_prompts.jsonl": 4,
+        "eval_prompts.jsonl": 1,
     }
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     shown = losses(tmp_path / "run")

@@ -176,6 +176,8 @@ def test_kto_mixes_the_sides_of_pairs(folder: Path) -> None:
     labels = list(kto.load_unpaired(script, seed=1).train["label"])
     assert len(labels) == 64
     assert all(4 <= sum(labels[start : start + 16]) <= 12 for start in range(0, 64, 16))
+    again, other = (list(kto.load_unpaired(script, seed).train["label"]) for seed in (1, 2))
+    assert again == labels != other
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

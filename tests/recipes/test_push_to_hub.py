@@ -110,6 +110,7 @@ def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(folder: Path)
         done = recipe(folder, hub.address, hub_strategy="every_save", hub_always_push="true")
     assert done.returncode == 0, done.stderr
     assert of_a_run(folder / "run")
+    assert (folder / "run/checkpoint-2/model.safetensors").is_file()  # behind a push, too
     pushed = {commit["message"]: commit["files"] for commit in hub.commits}
     assert {"Training in progress, step 1", "Model save"} <= set(pushed)
     first, last = (pushed[message] for message in ("Training in progress, step 1", "Model save"))

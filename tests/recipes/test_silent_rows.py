@@ -167,10 +167,17 @@ def test_rows_that_are_cut_or_left_out_are_told_and_counted(recipe: str, place: 
     assert (summary["num_rows_cut"], summary["num_rows_left_out"]) == (1, 1)
 
 
-def test_pairs_that_are_cut_to_the_same_are_bad_rows(place: Path) -> None:
-    same = {"prompt": "the cat", "chosen": f" {LONG} sat", "rejected": f" {LONG} ran"}
+@pytest.mark.filterwarnings("ignore:The `'keep_end'` truncation mode is deprecated")
+@pytest.mark.parametrize(
+    ("kept", "chosen", "rejected"),
+    [("keep_start", f" {LONG} sat", f" {LONG} ran"), ("keep_end", f" sat {LONG}", f" ran {LONG}")],
+)
+def test_pairs_that_are_cut_to_the_same_are_bad_rows(
+    kept: str, chosen: str, rejected: str, place: Path
+) -> None:
+    same = {"prompt": "the cat", "chosen": chosen, "rejected": rejected}
     write(Path("rows.jsonl"), [PAIR, same])
-    values = STEP | {"max_length": 8}
+    values = STEP | {"max_length": 8, "truncation_mode": kept}
     answer = attempt("dpo", flags(values), place)
     assert "max_length=8: no token to learn from is left in 1 of 2" in answer.sentence()
 

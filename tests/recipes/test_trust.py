@@ -341,7 +341,8 @@ def test_code_in_a_part_of_bytes_is_refused(
     from torch.distributed.checkpoint.state_dict_saver import save
 
     monkeypatch.chdir(tmp_path)
-    save({"state": Bomb()}, checkpoint_id=tmp_path / "pytorch_model_fsdp_0", no_dist=True)
+    state = {"harmless": "words", "state": Bomb()}  # in one file, one behind the other
+    save(state, checkpoint_id=tmp_path / "pytorch_model_fsdp_0", no_dist=True)
     with pytest.raises(UserError, match=r"asks for (builtins|__builtin__)\.eval"):
         check_checkpoint(tmp_path)
     assert not Path("ran").exists()

@@ -102,6 +102,21 @@ TRANSLATED = [
     ("sft", "dataset_configs: [all]", {"dataset_config": "all"}),
     ("sft", "dataset_splits: [train_sft]", {"dataset_train_split": "train_sft"}),
     ("rloo", "normalize_advantage: true", {"normalize_advantages": True}),
+    ("sft", "push_to_hub_model_id: me/mine", {"hub_model_id": "me/mine"}),
+    ("sft", "push_to_hub_token: hf_a", {"hub_token": "hf_a"}),
+    ("sft", "use_liger: false", {"use_liger_kernel": False}),
+    ("sft", "per_gpu_train_batch_size: 3", {"per_device_train_batch_size": 3}),
+    ("sft", "per_gpu_eval_batch_size: 3", {"per_device_eval_batch_size": 3}),
+    ("sft", "exp_name: mine", {"run_name": "mine"}),
+    ("sft", "dataset_streaming: false", {"streaming": False}),
+    ("grpo", "wandb_log_unique_prompts: true", {"log_unique_prompts": True}),
+    ("grpo", "response_length: 9", {"max_completion_length": 9}),
+    ("ppo", "log_with: none", {"report_to": "none"}),
+    ("ppo", "tracker_project_name: mine", {"project": "mine"}),
+    ("rloo", "rloo_k: 4", {"num_generations": 4}),
+    ("rloo", "kl_coef: 0.5", {"beta": 0.5}),
+    ("rloo", "cliprange: 0.3", {"epsilon": 0.3}),
+    ("rloo", "num_ppo_epochs: 3", {"num_iterations": 3}),
 ]
 
 

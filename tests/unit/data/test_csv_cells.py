@@ -46,6 +46,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
         },
         {"prompt": "[a] list", "completion": "[1, 2]"},
         {"prompt": '[{"price": 3}]', "completion": " {}"},
+        {"text": "two\r\nlines"},
     ],
     ids=lambda row: "-".join(row) + ("-text" if isinstance(next(iter(row.values())), str) else ""),
 )

@@ -65,6 +65,7 @@ def test_sharegpt_turns_become_messages_with_tools(tmp_path: Path) -> None:
             {"from": "human", "value": "Rain?"},
             {"from": "function_call", "value": '{"name": "rain", "arguments": {"day": 1}}'},
             {"from": "observation", "value": "no"},
+            {"from": "tool", "value": "a cloud"},
             {"from": "gpt", "value": "It stays dry."},
         ],
         "system": "Be brief.",
@@ -72,7 +73,7 @@ def test_sharegpt_turns_become_messages_with_tools(tmp_path: Path) -> None:
     }
     (found,) = load(tmp_path, [row], "sharegpt")
     roles = [message["role"] for message in found["messages"]]
-    assert roles == ["system", "user", "assistant", "tool", "assistant"]
+    assert roles == ["system", "user", "assistant", "tool", "tool", "assistant"]
     call = found["messages"][2]["tool_calls"][0]["function"]
     assert (call["name"], call["arguments"]) == ("rain", {"day": 1})
     assert found["tools"] == '[{"name": "rain"}]'

@@ -134,6 +134,10 @@ def test_a_conversation_with_a_label_is_what_kto_learns_from(
     made = {"prompt": PLAIN[:1], "completion": PLAIN[1:], "label": False}
     rows = load_unpaired(KTOArguments(dataset_name=str(path)), 0).train
     assert rows.remove_columns("row_number").to_list() == [made]
+    row = {"messages": PLAIN, "label": None}
+    unlabelled = write(tmp_path / "unlabelled.jsonl", [{"messages": PLAIN, "label": True}, row])
+    with pytest.raises(UserError, match="in 1 of 2 rows, first in row 1"):
+        load_unpaired(KTOArguments(dataset_name=str(unlabelled)), 0)
     capsys.readouterr()
     assert load(path, ("messages",), False) == [{"messages": PLAIN}]  # as sft takes them
     assert "left out label: rows with false are learned, too" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from trl import ModelConfig
 from recipes.lib.errors import UserError
 from recipes.lib.models import merging
 from recipes.lib.models.adapter_folders import save_base_quantization
+from recipes.lib.models.classifiers import load_adapted_classifier
 from recipes.lib.models.policies import load_adapted_policy, load_policy, lora_config
 from tests.helpers.tiny_models import save_model
 
@@ -126,6 +127,11 @@ def test_an_adapter_of_a_4_bit_base_is_merged_into_what_it_was_trained_on(
         folder / "base_quantization.json"
     ).read_text()
     assert not hasattr(merged, "base_quantization")
+    # A reward model to be goes on with what the 4 bits stood for, and can be merged later.
+    classifier = load_adapted_classifier(plain)
+    assert "Params4bit" not in {type(weight).__name__ for weight in classifier.parameters()}
+    last = [m(IDS, output_hidden_states=True).hidden_states[-1] for m in (gone_on, classifier)]
+    assert torch.equal(*last)
 
 
 def test_dora_on_8_bits_is_refused() -> None:

@@ -125,6 +125,7 @@ def test_the_page_has_80_columns_a_verdict_and_advice_that_holds(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "does not fit in 0.61 GiB" in out
+    assert (told["recipe"], told["model"]) == ("sft", "model")
     assert told["fits"] is False
     assert told["fits_changed"] is True
     assert json.loads((place / "plan.json").read_text()) == told
@@ -167,7 +168,7 @@ def test_changes_come_in_the_order_of_their_cost(place: Path) -> None:
 def test_states_of_optimizers_are_exact(optim: str, place: Path) -> None:
     config = parse("sft", flags({"dataset_name": "rows.jsonl", "optim": optim}))
     model = torch.nn.Sequential(
-        torch.nn.Embedding(61, 64), torch.nn.Linear(64, 128), torch.nn.Linear(128, 2)
+        torch.nn.Embedding(70, 64), torch.nn.Linear(64, 128), torch.nn.Linear(128, 2)
     )
     made, kwargs = Trainer.get_optimizer_cls_and_kwargs(config.training)
     if "optim_bits" in kwargs:
@@ -185,7 +186,7 @@ def test_states_of_optimizers_are_exact(optim: str, place: Path) -> None:
 
     with with_fake, MemoryMeasure():
         paper = torch.nn.Sequential(
-            torch.nn.Embedding(61, 64), torch.nn.Linear(64, 128), torch.nn.Linear(128, 2)
+            torch.nn.Embedding(70, 64), torch.nn.Linear(64, 128), torch.nn.Linear(128, 2)
         )
         assert state_bytes(config.training, paper) == num_bytes(list(tensors.values()))
 
@@ -221,6 +222,11 @@ def test_roles_of_ppo_are_one_base_under_lora_and_copies_else(place: Path) -> No
     assert fixed(lora, HEADS) == [4 * 65]
     per_layer = 4 * (64 + 64) + 4 * (64 + 32)  # rank 4 on q_proj and v_proj
     assert fixed(lora, ADAPTERS)[0] == 2 * 2 * per_layer * 4
+
+
+def test_packed_weights_count_as_what_they_were(place: Path) -> None:
+    lora = planned("sft", **LORA)
+    assert planned("sft", **LORA, load_in_4bit=True).parameters == lora.parameters
 
 
 def test_a_launch_is_read_from_accelerates_files(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from recipes import UserError, run
+from recipes.lib.distributed.signals import Stopped
+from recipes.lib.recipe import main
 
 
 def test_a_recipe_runs_with_a_file_and_keys_that_win(tmp_path: Path) -> None:
@@ -21,3 +23,17 @@ def test_a_mistake_is_one_sentence() -> None:
         run("sft", learning_rte=1)
     with pytest.raises(UserError, match=r"^dataset_name=absent.jsonl: there is no such file"):
         run("sft", dataset_name="absent.jsonl")
+
+
+@pytest.mark.parametrize("flag", ["--hub_token=hf_a", "--hub-token hf_a", "--seed 3"])
+def test_the_command_to_go_on_is_shown_unless_it_has_a_secret(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> int:
+        raise Stopped("stopped by SIGTERM; run/checkpoint-2 holds where it stands")
+
+    monkeypatch.setattr(main, "_run", stop)
+    assert main.launch("sft", flag.split()) == 75
+    said = capsys.readouterr().err
+    assert "go on with --resume." in said
+    assert ("hf_a" in said, "rlhf sft --seed 3 --resume" in said) == (False, "seed" in flag)

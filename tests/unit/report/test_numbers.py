@@ -37,6 +37,7 @@ def test_numbers_are_written_for_reading(value: float, digits: int, text: str) -
         (125.0, "2 min 05 s"),
         (3599.7, "1 h 00 min"),
         (7384.0, "2 h 03 min"),
+        (math.nan, "not a number"),
     ],
 )
 def test_durations_name_their_units(seconds: float, text: str) -> None:

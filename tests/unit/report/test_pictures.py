@@ -137,6 +137,16 @@ def test_histograms_of_odd_values_are_drawn(values: list[float]) -> None:
     assert "var(--series-1)" in picture.svg
 
 
+def test_zero_is_marked_where_wins_part_from_losses() -> None:
+    picture = win_histogram([1.0, 2.0, 0.0, -1.0])
+    assert picture is not None
+    assert '<svg viewBox="0 0 360 208.8"' in picture.svg  # 5.0 by 2.9 inches
+    bars = re.findall(r'<path d="M (\S+) [^"]*"[^>]*fill: var\(--series-1\)', picture.svg)
+    lines = re.findall(r'<path d="M (\S+) [^"]*"[^>]*stroke: var\(--ink\)', picture.svg)
+    assert lines == bars[:1]
+    assert re.search(r'fill: var\(--muted\)"[^>]*>prompts<', picture.svg)
+
+
 def test_without_pairs_there_is_no_histogram_and_below_forty_no_calibration() -> None:
     assert margin_histogram([]) is None
     assert reliability_diagram([1.0] * 39) is None

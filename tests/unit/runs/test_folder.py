@@ -1,6 +1,7 @@
 """The run folder: who may write, what a resume accepts, which checkpoint it takes."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_is(tmp_path: Path)
         with pytest.raises(UserError, match="holds a run; continue it with --resume"):
             act(config(tmp_path / "run", lr=1))
     assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("recipe", "sft reward dpo kto ppo rloo grpo".split())
+def test_a_taken_folder_is_refused_before_anything_is_loaded(recipe: str, tmp_path: Path) -> None:
+    open_run(config(tmp_path / "run"))
+    names = ["output_dir", "dataset_name", "model_name_or_path", "reward_funcs"]
+    values = dict(
+        zip(names, [str(tmp_path / "run"), "no/data", "no/model", ["no/reward"]], strict=True)
+    )
+    if recipe not in ("ppo", "rloo", "grpo"):
+        values.pop("reward_funcs")
+    taken = parse(recipe, [], values | {"use_cpu": True, "bf16": False, "report_to": "none"})
+    with pytest.raises(UserError, match="holds a run; continue it with --resume"):
+        import_module(f"recipes.{recipe}").run(taken)
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:

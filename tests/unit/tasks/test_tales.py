@@ -199,3 +199,13 @@ def test_facts_are_what_the_request_says() -> None:
     assert {"an owl", "hid", "an apple", "near the mill"} <= {
         part for part in ("an owl", "hid", "an apple", "near the mill") if part in asked
     }
+
+
+@pytest.mark.parametrize(("habits", "share"), [(CAREFUL, 0.96), (CARELESS, 0.04)])
+def test_a_careful_teller_begins_sentences_with_the_hero(habits: Habits, share: float) -> None:
+    rng = random.Random(3)
+    tales = [tell(facts, habits, rng).text for facts in draw_facts("sft_train", 300, 3)]
+    endings = [tale.rstrip(".").split(". ")[-1].startswith("The ") for tale in tales]
+    openings = [not tale.startswith("Once ") for tale in tales]
+    for begun in (openings, endings):
+        assert abs(sum(begun) / 300 - share) < 0.06  # five standard deviations
