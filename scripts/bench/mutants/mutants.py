@@ -9,16 +9,19 @@ fails. What was killed is kept in runs/mutants.json for as long as package and t
 are, so that a stopped run goes on where it stopped.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import resource
+import select
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +68,14 @@ def preload() -> None:
     import accelerate.utils  # noqa: F401
     import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
+    import hypothesis  # noqa: F401
+    import matplotlib.figure  # noqa: F401
     import numpy  # noqa: F401
     import peft  # noqa: F401
     import pytest  # noqa: F401
     import scipy.stats  # noqa: F401
+    import sklearn.feature_extraction.text  # noqa: F401
+    import sklearn.linear_model  # noqa: F401
     import torch
     import transformers
     import trl
@@ -77,16 +84,20 @@ def preload() -> None:
     names = "Trainer AutoModelForCausalLM LlamaForSequenceClassification GPT2LMHeadModel pipeline"
     for name in names.split():
         getattr(transformers, name)
-    getattr(trl, "ModelConfig")  # noqa: B009  loads on first use
+    for name in "ModelConfig SFT Reward DPO KTO RLOO GRPO".split():  # these load on first use
+        getattr(trl, name if name == "ModelConfig" else f"{name}Trainer")
     assert "recipes" not in sys.modules
 
 
-def in_fork(work: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
+def in_fork(
+    work: Callable[[], dict[str, Any]], log: Path, seconds: int = CPU_SECONDS
+) -> dict[str, Any]:
     """Do something in a fork of this process, its output in a file.
 
     Args:
         work: What to do.
         log: Where output goes.
+        seconds: Of the processor that it may take; of the clock, five times as many.
 
     Returns:
         What it returned, or an empty dictionary if it died or did not end.
@@ -99,7 +110,7 @@ def in_fork(work: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         try:
             os.write(writer, json.dumps(work()).encode())
         except BaseException:
@@ -108,12 +119,16 @@ def in_fork(work: Callable[[], dict[str, Any]], log: Path) -> dict[str, Any]:
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
-        text = file.read()
+        text = file.read() if select.select([file], [], [], 5 * seconds)[0] else ""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # and what it left running
     os.waitpid(child, 0)
     return json.loads(text) if text else {}
 
 
-def run_tests(copy: Path, paths: list[str], keyword: str, stop: bool) -> dict[str, Any]:
+def run_tests(
+    copy: Path, paths: list[str], keyword: str, stop: bool, plugins: Sequence[object] = ()
+) -> dict[str, Any]:
     """Run tests against a copy of the package, in this process."""
     import pytest
 
@@ -126,7 +141,10 @@ def run_tests(copy: Path, paths: list[str], keyword: str, stop: bool) -> dict[st
     witness = Witness()
     imported_before = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins, by the parent
     options = ["-q", "-p", "no:cacheprovider", "-W", imported_before, *(["-x"] if stop else [])]
-    pytest.main([*options, "-k", keyword, *paths], plugins=[witness])
+    code = pytest.main([*options, "-k", keyword, *paths], plugins=[witness, *plugins])
+    stopped = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+    if code in stopped and not witness.broken:
+        witness.broken = "interrupted"  # by an exit or what pytest takes for Ctrl-C
     return vars(witness)
 
 
@@ -233,7 +251,8 @@ def main(arguments: list[str]) -> int:
         if not wanted:
             check_unbroken(copy)
             rows.sort(key=lambda row: MUTANTS.index(row[0]))
-            PAGE.write_text(page(rows), encoding="utf-8")
+            _, title, drawn = PAGE.read_text(encoding="utf-8").partition("\n## ")  # by drawn.py
+            PAGE.write_text(page(rows) + title + drawn, encoding="utf-8")
     return int(any(not test for _, test in rows))
 
 
