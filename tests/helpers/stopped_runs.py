@@ -105,6 +105,18 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, event: str, number: int)
     monkeypatch.setattr(progress, "RunCallback", Killing)
 
 
+def watch_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of the runs to come: after how many steps each further one began."""
+    begun: list[int] = []
+
+    class Watching(progress.RunCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            begun.append(state.global_step)
+
+    monkeypatch.setattr(progress, "RunCallback", Watching)
+    return begun
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     """What was logged, without times."""
     timeless = []

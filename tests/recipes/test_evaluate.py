@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from recipes.evaluate import run
 from recipes.lib.errors import UserError
 from recipes.lib.evaluation.contest import kl_estimate
+from recipes.lib.generation.completions import complete
 from recipes.lib.recipe.main import parse
 from recipes.lib.runs.files import read_jsonl
 
@@ -109,6 +110,14 @@ def test_models_with_different_tokenizers_have_no_kl(
     summary = evaluate(folder)
     assert "kl" not in summary
     assert 0 <= summary["win_rate"] <= 1
+    # And each reads the prompts by its own: the other one does not know the word.
+    prompts = [prompt.replace("cat", "cow") for prompt in PROMPTS]
+    rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+    (folder / "prompts.jsonl").write_text(rows)
+    evaluate(folder, temperature=0.0, output_dir=str(folder / "greedy"))
+    expected = complete(model, tiny_tokenizer, prompts, max_new_tokens=6, temperature=0.0)
+    shown = [row["baseline"] for row in read_jsonl(folder / "greedy/samples.jsonl")]
+    assert shown == [completion.text for completion in expected]
 
 
 @pytest.mark.parametrize("kind", ["text", "messages"])

@@ -125,6 +125,7 @@ def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(folder: Path)
         done = recipe(folder, hub.address, **every)
     assert done.returncode == 0, done.stderr
     assert of_a_run(folder / "run")
+    assert (folder / "run/checkpoint-2/model.safetensors").is_file()  # behind a push, too
     found = pushed(hub)
     assert {"Training in progress, step 1", "Model save"} <= set(found)
     first, last = (found[message] for message in ("Training in progress, step 1", "Model save"))

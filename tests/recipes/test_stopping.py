@@ -22,7 +22,14 @@ from recipes.lib.recipe.main import launch
 from recipes.lib.runs.checkpoints import checkpoint_fault, list_checkpoints
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers import progress
-from tests.helpers.stopped_runs import COMMON, assert_same_runs, furnish, kill_at, train
+from tests.helpers.stopped_runs import (
+    COMMON,
+    assert_same_runs,
+    furnish,
+    kill_at,
+    train,
+    watch_steps,
+)
 from tests.helpers.tiny_runs import LORA, flags
 
 
@@ -76,13 +83,16 @@ def test_a_run_that_a_signal_ended_goes_on_as_if_nothing_had_been(
     assert [(s, checkpoint_fault(path)) for s, path in list_checkpoints(folder / "broken")] == [
         (step, None)
     ]
+    begun = watch_steps(monkeypatch)
     train(recipe, folder, "broken", **more, resume=True)
     assert_same_runs(folder / "whole", folder / "broken")
+    assert min(begun, default=step) == step  # a run that began anew would end alike
 
 
+@pytest.mark.parametrize("left", [10, 5])  # step of the checkpoint that a killed run has
 @pytest.mark.parametrize("recipe", ["sft", "ppo"])
-def test_from_the_checkpoint_of_the_last_step_no_further_step_is_made(
-    folder: Path, recipe: str
+def test_a_run_goes_on_from_its_checkpoint_and_no_step_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, recipe: str, left: int
 ) -> None:
     more = {"save_strategy": "steps", "save_steps": 5, "lr_scheduler_type": "constant"}
     train(recipe, folder, "whole", **more)
@@ -90,9 +100,14 @@ def test_from_the_checkpoint_of_the_last_step_no_further_step_is_made(
     for name in ("lineage.json", "summary.json", "report.html"):
         (folder / "cut" / name).unlink()
     shutil.rmtree(folder / "cut/final")
-    assert list_checkpoints(folder / "cut")[-1][0] == 10
+    for step, path in list_checkpoints(folder / "cut"):
+        if step > left:
+            shutil.rmtree(path)
+    assert list_checkpoints(folder / "cut")[-1][0] == left
+    begun = watch_steps(monkeypatch)
     train(recipe, folder, "cut", **more, resume=True)
     assert_same_runs(folder / "whole", folder / "cut")
+    assert begun == list(range(left, 10))
 
 
 def test_an_evaluation_after_the_last_step_is_made_up_for_and_decides_about_the_best(

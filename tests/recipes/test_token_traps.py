@@ -142,6 +142,14 @@ def test_a_template_without_any_end_is_refused(
     save_model(tmp_path / "model", tiny_tokenizer)
     with pytest.raises(UserError, match="set chat_template_path to a template that does"):
         sft_trainer(tmp_path, {"messages": TURNS})
+    # A reward model reads turns and writes none.
+    for asked, name in (("who sat ?", "rows"), ("who ran ?", "test")):
+        sides = [[{"role": "user", "content": asked}, TURNS[1] | {"content": x}] for x in "?!"]
+        write(tmp_path / f"{name}.jsonl", [{"chosen": sides[0], "rejected": sides[1]}] * 2)
+    values: dict[str, Any] = {"dataset_name": str(tmp_path / "rows.jsonl"), "max_steps": 1}
+    values |= {"test_dataset_name": str(tmp_path / "test.jsonl")}
+    values |= {"model_name_or_path": str(tmp_path / "model"), "output_dir": str(tmp_path / "run")}
+    assert reward.run(parse("reward", [], FAST | values))["recipe"] == "reward"
 
 
 def test_without_a_template_one_is_asked_for(

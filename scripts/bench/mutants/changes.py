@@ -201,10 +201,11 @@ class _Walk:
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST) and not isinstance(child, SILENT):
                     its = _lines_of(child) if isinstance(child, ast.stmt) else lines
+                    texts: Iterator[str] = iter(())
                     if isinstance(child, ast.stmt):
                         texts = _of_statement(child)
-                    else:
-                        texts = _of_expression(child, node) if isinstance(child, ast.expr) else ()
+                    elif isinstance(child, ast.expr):
+                        texts = _of_expression(child, node)
                     yield from (self.found(child, text, its, within) for text in texts)
                     yield from self.under(child, its, within)
 

@@ -141,7 +141,10 @@ def run_tests(
     witness = Witness()
     imported_before = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins, by the parent
     options = ["-q", "-p", "no:cacheprovider", "-W", imported_before, *(["-x"] if stop else [])]
-    pytest.main([*options, "-k", keyword, *paths], plugins=[witness, *plugins])
+    code = pytest.main([*options, "-k", keyword, *paths], plugins=[witness, *plugins])
+    stopped = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+    if code in stopped and not witness.broken:
+        witness.broken = "interrupted"  # by an exit or what pytest takes for Ctrl-C
     return vars(witness)
 
 

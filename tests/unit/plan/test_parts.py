@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.errors import UserError
@@ -12,6 +13,7 @@ from recipes.lib.plan.measure import MemoryMeasure
 from recipes.lib.plan.model_shapes import find_source
 from recipes.lib.plan.options import _divide
 from recipes.lib.plan.planner import _gathered
+from recipes.lib.plan.sampling_phases import _full_cache
 from recipes.lib.plan.target import Target
 from recipes.lib.recipe.main import parse
 
@@ -48,3 +50,12 @@ def test_two_layers_and_what_is_no_layer_are_whole_at_a_time() -> None:
     assert _gathered(model, on_two, whole=False) == 4 * (10 * 4 + 4 + 2 * 16)
     assert _gathered(model, on_two, whole=True) == 4 * (10 * 4 + 4 + 3 * 16)
     assert _gathered(model, Target(), whole=True) == 0
+
+
+def test_a_full_cache_holds_no_more_than_the_window_of_a_layer() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = MistralForCausalLM(MistralConfig(vocab_size=61, sliding_window=8, **sizes, **heads))
+    with MemoryMeasure() as measure:
+        cache = _full_cache(measure, model, 2, 24)
+    assert cache.layers[0].keys.shape == (2, 1, 7, 16)  # the eighth is the token in hand

@@ -57,7 +57,7 @@ def test_the_card_of_a_folder_is_its_own(run: Path) -> None:
     assert bundle.licence == "mit"
     (run / "final/README.md").unlink()
     card = text_of(gather(str(run)), "README.md")
-    assert "trained by `rlhf sft`" in card
+    assert "tiny (sft)" in card
     assert "base_model: somebody/base" in card
 
 

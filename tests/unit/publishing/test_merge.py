@@ -246,6 +246,7 @@ def test_a_light_adapter_in_16_bits_arrives_or_is_refused(
     else:
         with pytest.raises(UserError, match=r"store it in 32 bits \(dtype=float32\)"):
             trained.compare(tmp_path / "merged")
+        return
     whole = Merge(str(path), list(PROMPTS), "bfloat16", "float32", max_completion_length=8)
     whole.save(tmp_path / "whole")
     assert whole.compare(tmp_path / "whole")["adapter_arrived"] == pytest.approx([1, 1], abs=0.01)
