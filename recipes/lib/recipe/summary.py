@@ -12,8 +12,8 @@ from recipes.lib.config.parse import Config
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.folder import folder_of
 
-WRITTEN = ("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final")
-WRITTEN += ("model.gguf", "adapter.gguf", "Modelfile")
+WRITTEN = "report.html summary.json metrics.jsonl config.yaml final".split()
+WRITTEN += "model.gguf adapter.gguf Modelfile".split()
 PAGES = {"data"}  # recipes that print a page of their own
 
 

@@ -80,23 +80,31 @@ class LlamaCpp:
         return list(said["tokens"])
 
 
-def same_greedy(llama: LlamaCpp, model: Any, tokenizer: Any, prompts: list[list[int]]) -> float:
-    """Share of prompts that both complete alike, token by token up to an end."""
-    import torch
+class Greedy:
+    """What a model completes its prompts with."""
 
-    known = tokenizer.get_vocab()
-    ends = {tokenizer.eos_token_id} | {known[name] for name in NAMED_ENDS if name in known}
+    def __init__(self, model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+        import torch
 
-    def cut(ids: list[int]) -> list[int]:
-        return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+        known = tokenizer.get_vocab()
+        self.ends = {tokenizer.eos_token_id}
+        self.ends |= {known[name] for name in NAMED_ENDS if name in known}
+        self.prompts, self.said = prompts, []
+        for ids in prompts:
+            given = torch.tensor([ids])
+            keys = {"attention_mask": torch.ones_like(given), "eos_token_id": sorted(self.ends)}
+            said = model.generate(given, do_sample=False, max_new_tokens=NEW_TOKENS, **keys)
+            self.said.append(self.cut(said[0, len(ids) :].tolist()))
 
-    same = 0
-    for ids in prompts:
-        given = torch.tensor([ids])
-        keys = {"attention_mask": torch.ones_like(given), "eos_token_id": sorted(ends)}
-        said = model.generate(given, do_sample=False, max_new_tokens=NEW_TOKENS, **keys)
-        same += cut(said[0, len(ids) :].tolist()) == cut(llama.greedy(ids))
-    return same / len(prompts)
+    def cut(self, ids: list[int]) -> list[int]:
+        """The tokens before the first end."""
+        ends = (place for place, token in enumerate(ids) if token in self.ends)
+        return ids[: next(ends, len(ids))]
+
+    def same(self, llama: LlamaCpp) -> float:
+        """Share of prompts that llama.cpp completes alike, token by token."""
+        pairs = zip(self.prompts, self.said, strict=True)
+        return sum(self.cut(llama.greedy(ids)) == said for ids, said in pairs) / len(self.said)
 
 
 def prompts_of(tokenizer: Any, texts: Sequence[str] = ()) -> list[list[int]]:
@@ -126,7 +134,7 @@ def measure(name: str, folder: Path, texts: Sequence[str] = ()) -> dict[str, Any
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(name)
-    found = {}
+    found, greedy = {}, Greedy(model, tokenizer, prompts_of(tokenizer, texts))
     for outtype in OUTTYPES:
         out = folder / outtype
         keys = {"run": name, "outtype": outtype, "output_dir": str(out)}
@@ -136,7 +144,7 @@ def measure(name: str, folder: Path, texts: Sequence[str] = ()) -> dict[str, Any
         alike = [llama.tokens(text) == tokenizer(text)["input_ids"] for text in known]
         found[outtype] = {
             "tokens": sum(alike) / len(alike),
-            "greedy": same_greedy(llama, model, tokenizer, prompts_of(tokenizer, texts)),
+            "greedy": greedy.same(llama),
             "kl": summary["kl_per_token"],
             "bytes": (out / "model.gguf").stat().st_size,
         }
@@ -163,7 +171,7 @@ def measure_adapter(folder: Path) -> float:
         out = {"run": str(run), "output_dir": str(folder / keys["to"])}
         export.run(parse("export", [], keys | out))
     llama = LlamaCpp(folder / "gguf/model.gguf", folder / "gguf-adapter/adapter.gguf")
-    return same_greedy(llama, adapted, tokenizer, prompts_of(tokenizer, tales()))
+    return Greedy(adapted, tokenizer, prompts_of(tokenizer, tales())).same(llama)
 
 
 def tales() -> list[str]:
@@ -183,10 +191,11 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        models = {Path(name).name: (name, stories()) for name in [str(STORIES), *sys.argv[1:]]}
+        models = {"stories260K": (str(STORIES), stories())}
         models["the quickstart's base"] = (str(BASE), tales())
         for kind in CLASSES:
             models[f"random, {kind}"] = (save(work / "models" / kind, kind), [])
+        models |= {Path(name).name: (name, stories()) for name in sys.argv[1:]}
         for number, (name, (path, texts)) in enumerate(models.items()):
             for outtype, one in measure(path, work / str(number), texts).items():
                 rows.append(
