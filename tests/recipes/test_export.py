@@ -47,7 +47,7 @@ def gguf_model(folder: Path) -> Any:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(input_ids=torch.arange(40)[None] * 7 % 300).logits[0]  # type: ignore[no-any-return]
+        return model(input_ids=torch.arange(40)[None] * 7 % 300).logits[0]
 
 
 def test_an_adapter_is_merged_into_the_file(tmp_path: Path) -> None:
@@ -114,6 +114,7 @@ def test_an_adapter_alone_adds_what_peft_adds(
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_what_an_adapters_file_cannot_hold_is_refused(llama: str, tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="gguf is not installed")
     dora = adapter(tmp_path / "dora", llama, use_dora=True)

@@ -48,7 +48,8 @@ def model_keys(model: Any, name: str) -> dict[str, Any]:
         )
     ropes = config.rope_parameters
     rope = ropes.get("full_attention", ropes)
-    head_dim = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     given = config.to_dict() | {"rope_type": rope["rope_type"]}
     for key, values in _granted(config, arch, head_dim).items():
         if given.get(key, values[0]) not in values:
@@ -70,11 +71,11 @@ def model_keys(model: Any, name: str) -> dict[str, Any]:
 
 def _granted(config: Any, arch: str, head_dim: int) -> dict[str, list[Any]]:
     """What llama.cpp takes for granted of a configuration: values by key."""
-    off = ("attention_bias", "mlp_bias", "use_sliding_window", "final_logit_softcapping")
+    off = ["attention_bias", "mlp_bias", "use_sliding_window", "final_logit_softcapping"]
     ropes = ["default", "linear", *(["llama3"] if arch == "llama" else [])]
     if arch != "gemma3":
         return {key: [False, None] for key in off} | {"hidden_act": ["silu"], "rope_type": ropes}
-    off += ("attn_logit_softcapping", "use_bidirectional_attention")
+    off += ["attn_logit_softcapping", "use_bidirectional_attention"]
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     kinds = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(layers)]
     return {key: [False, None] for key in off} | {

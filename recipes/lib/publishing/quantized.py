@@ -17,7 +17,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.models.policies import load_policy
 from recipes.lib.publishing.readback import say
 
-BITS = {
+BITS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "int8": {"load_in_8bit": True},
 }

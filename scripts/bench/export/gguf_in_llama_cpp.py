@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Exports to GGUF, read by llama.cpp; prints the section of docs/benchmarks/export.md.
 
-Run it with the environment's Python, where llama-cpp-python and the extra `gguf` are installed:
-`.venv/bin/python scripts/bench/export/gguf_in_llama_cpp.py [FOLDER ...]`. Folders
-are models to take besides the quickstart's base and random models of each class; it takes some
-minutes on two cores.
+Run it with the environment's Python, where the extra `gguf` and xllamacpp, a build of llama.cpp,
+are installed: `.venv/bin/python scripts/bench/export/gguf_in_llama_cpp.py [FOLDER ...]`. Folders
+are chat models to take besides stories260K, the quickstart's base and random ones of each class.
 """
 
+import json
 import sys
 import tempfile
+import urllib.request
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,68 +21,111 @@ sys.path.insert(0, str(ROOT))
 from recipes import export  # noqa: E402
 from recipes.lib.publishing.readback import sample_texts  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
+from recipes.lib.runs.files import read_jsonl  # noqa: E402
+from recipes.lib.tasks.tales.rows import base_texts  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 from tests.helpers.gguf_models import CLASSES, save  # noqa: E402
 
-NUM_PROMPTS = 64
-NEW_TOKENS = 48
+NUM_PROMPTS, NEW_TOKENS = 64, 48
 BASE = ROOT / "recipes/lib/tasks/tales/trained"
+SHARED = ROOT.parent / "shared"
+STORIES = SHARED / "models/stories260K"
+# What llama.cpp takes for an end by its name, whatever the file says.
+NAMED_ENDS = ("<|endoftext|>", "<|end|>", "<|im_end|>")
+OUTTYPES = ("f32", "f16", "q8_0")
 
 
-def load(model: Path, adapter: Path | None = None) -> Any:
-    """A file as llama.cpp loads it."""
-    from llama_cpp import Llama
+class LlamaCpp:
+    """A file in llama.cpp, whose cache is in float32 here and by default in float16."""
 
-    lora = None if adapter is None else str(adapter)
-    return Llama(str(model), lora_path=lora, n_ctx=256, n_batch=256, verbose=False)
+    def __init__(self, model: Path, adapter: Path | None = None) -> None:
+        import xllamacpp
 
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.n_ctx = params.n_batch = 512
+        params.n_parallel = 1
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if adapter is not None:
+            lora = xllamacpp.CommonAdapterLoraInfo()
+            lora.path, lora.scale = str(adapter), 1.0
+            params.lora_adapters = [lora]
+        self.server = xllamacpp.Server(params)
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-def same_tokens(llama: Any, tokenizer: Any, texts: list[str]) -> float:
-    """Share of texts that llama.cpp splits as the tokenizer does, special tokens put in front."""
-    same = 0
-    for text in texts:
-        ids = llama.tokenize(text.encode(), add_bos=True, special=True)
-        same += ids == tokenizer(text)["input_ids"]
-    return same / len(texts)
+    def ask(self, what: str, **body: Any) -> Any:
+        """One answer of its server, which listens on this machine alone."""
+        address, data = f"{self.server.listening_address}/{what}", json.dumps(body).encode()
+        request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+        with self.opener.open(request, timeout=600) as answer:
+            return json.loads(answer.read())
 
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of a text, with what the file says to put in front."""
+        said = self.ask("tokenize", content=text, add_special=True, parse_special=True)
+        return list(said["tokens"])
 
-def greedy(llama: Any, ids: list[int], ends: set[int]) -> list[int]:
-    """The greedy completion of llama.cpp."""
-    said: list[int] = []
-    llama.reset()
-    for token in llama.generate(ids, temp=0.0, top_k=1, repeat_penalty=1.0):
-        said.append(token)
-        if token in ends or len(said) == NEW_TOKENS:
-            break
-    return said
-
-
-def same_greedy(llama: Any, model: Any, prompts: list[list[int]], ends: set[int]) -> float:
-    """Share of prompts that both complete alike, token by token."""
-    import torch
-
-    same = 0
-    for ids in prompts:
-        said = model.generate(
-            torch.tensor([ids]), do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=list(ends)
+    def greedy(self, ids: Sequence[int]) -> list[int]:
+        """The greedy completion."""
+        said = self.ask(
+            "completion",
+            prompt=list(ids),
+            n_predict=NEW_TOKENS,
+            temperature=0.0,
+            return_tokens=True,
+            cache_prompt=False,
         )
-        same += said[0, len(ids) :].tolist() == greedy(llama, ids, ends)
-    return same / len(prompts)
+        return list(said["tokens"])
 
 
-def prompts_of(tokenizer: Any) -> list[list[int]]:
-    """Token ids of 64 prompts out of the sample texts."""
-    rows = [tokenizer(text)["input_ids"][:24] for text in sample_texts() if text.strip()]
-    return [row for row in rows if len(row) > 1][:: len(rows) // NUM_PROMPTS][:NUM_PROMPTS]
+class Greedy:
+    """What a model completes its prompts with."""
+
+    def __init__(self, model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+        import torch
+
+        known = tokenizer.get_vocab()
+        self.ends = {tokenizer.eos_token_id}
+        self.ends |= {known[name] for name in NAMED_ENDS if name in known}
+        self.prompts, self.said = prompts, []
+        for ids in prompts:
+            given = torch.tensor([ids])
+            keys = {"attention_mask": torch.ones_like(given), "eos_token_id": sorted(self.ends)}
+            said = model.generate(given, do_sample=False, max_new_tokens=NEW_TOKENS, **keys)
+            self.said.append(self.cut(said[0, len(ids) :].tolist()))
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """The tokens before the first end."""
+        ends = (place for place, token in enumerate(ids) if token in self.ends)
+        return ids[: next(ends, len(ids))]
+
+    def same(self, llama: LlamaCpp) -> float:
+        """Share of prompts that llama.cpp completes alike, token by token."""
+        pairs = zip(self.prompts, self.said, strict=True)
+        return sum(self.cut(llama.greedy(ids)) == said for ids, said in pairs) / len(self.said)
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def prompts_of(tokenizer: Any, texts: Sequence[str] = ()) -> list[list[int]]:
+    """Token ids of 64 prompts: of texts, in a chat where the model has ChatML, or of samples."""
+    if not texts:
+        rows = [tokenizer(text)["input_ids"][:24] for text in sample_texts() if text.strip()]
+        return rows[:: len(rows) // NUM_PROMPTS][:NUM_PROMPTS]
+    if not tokenizer.chat_template or tokenizer.eos_token != "<|im_end|>":
+        return [tokenizer(text)["input_ids"] for text in texts]
+    chats = [[{"role": "user", "content": f"Go on: {text}"}] for text in texts]
+    told = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in told]
+
+
+def measure(name: str, folder: Path, texts: Sequence[str] = ()) -> dict[str, Any]:
     """Export a model in each format and compare each file with it.
 
     Args:
         name: The model's folder.
         folder: Where the exports go.
+        texts: Prompts.
 
     Returns:
         By outtype: shares of the same tokens and greedy texts, KL, and the size in bytes.
@@ -89,15 +134,17 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype="float32").eval()
     tokenizer = AutoTokenizer.from_pretrained(name)
-    found = {}
-    for outtype in ("f32", "f16", "q8_0"):
+    found, greedy = {}, Greedy(model, tokenizer, prompts_of(tokenizer, texts))
+    for outtype in OUTTYPES:
         out = folder / outtype
         keys = {"run": name, "outtype": outtype, "output_dir": str(out)}
         summary = export.run(parse("export", [], keys))
-        llama = load(out / "model.gguf")
+        llama = LlamaCpp(out / "model.gguf")
+        known = [text for text in sample_texts() if text]
+        alike = [llama.tokens(text) == tokenizer(text)["input_ids"] for text in known]
         found[outtype] = {
-            "tokens": same_tokens(llama, tokenizer, sample_texts()),
-            "greedy": same_greedy(llama, model, prompts_of(tokenizer), {tokenizer.eos_token_id}),
+            "tokens": sum(alike) / len(alike),
+            "greedy": greedy.same(llama),
             "kl": summary["kl_per_token"],
             "bytes": (out / "model.gguf").stat().st_size,
         }
@@ -117,37 +164,53 @@ def measure_adapter(folder: Path) -> float:
     adapted = get_peft_model(base, config).eval()
     tiny.shake(adapted, 0.1)
     adapted.save_pretrained(folder / "adapter")
-    tokenizer.save_pretrained(folder / "adapter")
-    for run, to in ((str(BASE), "gguf"), (str(folder / "adapter"), "gguf-adapter")):
-        keys = {"run": run, "to": to, "output_dir": str(folder / to)}
-        export.run(parse("export", [], keys | ({"outtype": "f32"} if to == "gguf" else {})))
-    llama = load(folder / "gguf/model.gguf", folder / "gguf-adapter/adapter.gguf")
-    return same_greedy(llama, adapted, prompts_of(tokenizer), {tokenizer.eos_token_id})
+    for run, keys in (
+        (BASE, {"to": "gguf", "outtype": "f32"}),
+        (folder / "adapter", {"to": "gguf-adapter"}),
+    ):
+        out = {"run": str(run), "output_dir": str(folder / keys["to"])}
+        export.run(parse("export", [], keys | out))
+    llama = LlamaCpp(folder / "gguf/model.gguf", folder / "gguf-adapter/adapter.gguf")
+    return Greedy(adapted, tokenizer, prompts_of(tokenizer, tales())).same(llama)
+
+
+def tales() -> list[str]:
+    """The first words of tales as the quickstart's base read them."""
+    return [" ".join(text.split()[:8]) for text in base_texts(NUM_PROMPTS, 1)]
+
+
+def stories() -> list[str]:
+    """The first sentences of TinyStories."""
+    rows = read_jsonl(SHARED / "data/prompt/tinystories.jsonl")
+    return [row["prompt"] for row in rows[:NUM_PROMPTS]]
 
 
 def main() -> int:
     """Measure and print."""
     hush()
-    rows, notes = [], []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        models = {Path(name).name: name for name in sys.argv[1:]}
-        models |= {"the quickstart's base": str(BASE)}
-        models |= {f"random {name}": save(work / "models" / name, name) for name in CLASSES}
-        for name, path in models.items():
-            for outtype, one in measure(path, work / name.replace(" ", "-")).items():
+        models = {"stories260K": (str(STORIES), stories())}
+        models["the quickstart's base"] = (str(BASE), tales())
+        for kind in CLASSES:
+            models[f"random, {kind}"] = (save(work / "models" / kind, kind), [])
+        models |= {Path(name).name: (name, stories()) for name in sys.argv[1:]}
+        for number, (name, (path, texts)) in enumerate(models.items()):
+            for outtype, one in measure(path, work / str(number), texts).items():
                 rows.append(
                     f"| {name} | {outtype} | {one['bytes'] / 1e6:,.1f} MB | {one['tokens']:.1%} | "
                     f"{one['greedy']:.1%} | {one['kl']:.1e} |"
                 )
-        notes.append(f"A LoRA adapter (rsLoRA) as a file of its own: {measure_adapter(work):.1%}.")
+                print(rows[-1], file=sys.stderr)
+        alone = measure_adapter(work)
     print("\n## GGUF\n")
-    version = metadata.version("llama_cpp_python")
     print(conditions(".venv/bin/python scripts/bench/export/gguf_in_llama_cpp.py FOLDER ..."))
-    print(f"- llama-cpp-python {version}, gguf {metadata.version('gguf')}\n")
+    print(f"- xllamacpp {metadata.version('xllamacpp')}, gguf {metadata.version('gguf')}\n")
     print("| model | numbers | size | same tokens | same greedy text | KL, nats a token |")
     print("|---|---|---|---|---|---|")
-    print("\n".join([*rows, "", *notes]))
+    print("\n".join(rows))
+    print(f"\nAn adapter (rsLoRA) as a file of its own, on its base in f32: {alone:.1%}.")
     return 0
 
 

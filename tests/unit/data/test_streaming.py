@@ -124,13 +124,6 @@ def test_rows_without_settings_for_the_template_have_empty_ones(tmp_path: Path) 
     assert sorted(settings, key=len) == [{}, {"is_short": True}]
 
 
-def test_rows_without_settings_for_the_template_have_empty_ones(tmp_path: Path) -> None:
-    rows = [{"messages": TOLD, "chat_template_kwargs": {"is_short": True}}, {"messages": TOLD}]
-    found = load(dataset_name=str(write(tmp_path / "rows.jsonl", rows))).train
-    settings = [row["chat_template_kwargs"] for row in found]  # TRL unpacks them
-    assert sorted(settings, key=len) == [{}, {"is_short": True}]
-
-
 def test_a_stream_goes_on_from_the_start_once_training_began(tmp_path: Path) -> None:
     rows = load(dataset_name=str(write(tmp_path / "rows.jsonl", PAIRS)))
     once = [row["prompt"] for row in rows.train]

@@ -28,8 +28,8 @@ def test_the_sample_is_two_hundred_texts_in_ten_scripts() -> None:
         "Han": "\u4e00\u9fff",
         "emoji": "\U0001f300\U0001f9ff",
     }
-    for name, (first, last) in blocks.items():
-        assert sum(any(first <= c <= last for c in text) for text in texts) >= 3, name
+    for name, ends in blocks.items():
+        assert sum(any(ends[0] <= c <= ends[1] for c in text) for text in texts) >= 3, name
     assert sum(not text.strip() for text in texts) >= 5
 
 
