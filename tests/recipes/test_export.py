@@ -88,6 +88,7 @@ def test_an_adapter_alone_adds_what_peft_adds(
 
     name = adapter(tmp_path / "adapter", llama, **more)
     summary = export(tmp_path / "out", name, to="gguf-adapter")
+    assert summary["tensor_error"] <= 1e-5
     reader = GGUFReader(tmp_path / "out/adapter.gguf")
     fields = {key: field.contents() for key, field in reader.fields.items()}
     assert fields["general.type"] == "adapter"

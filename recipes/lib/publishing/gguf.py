@@ -214,7 +214,7 @@ def refuse_adapter(folder: str, name: str) -> None:
 
 
 def write_adapter(path: Path, adapted: Any, name: str) -> dict[str, Any]:
-    """Write a LoRA adapter, in float32.
+    """Write a LoRA adapter, in float32, and read it back.
 
     Args:
         path: The file.
@@ -222,7 +222,11 @@ def write_adapter(path: Path, adapted: Any, name: str) -> dict[str, Any]:
         name: Of the run.
 
     Returns:
-        `tensors`, how many, and `alpha`: llama.cpp's factor is alpha by the rank.
+        `tensors`, how many, `alpha` (llama.cpp's factor is alpha by the rank) and `tensor_error`,
+        the largest of what is added to a weight, as a share of its size.
+
+    Raises:
+        UserError: The file adds something else than the adapter.
     """
     base, tensors = adapted.get_base_model(), {}
     layers = {key: one for key, one in base.named_modules() if getattr(one, "lora_A", None)}
@@ -233,4 +237,23 @@ def write_adapter(path: Path, adapted: Any, name: str) -> dict[str, Any]:
         tensors[f"{place}.lora_b"] = _turned(base, f"{key}.", outer) * (alpha / alphas[0])
     keys = {"general.type": "adapter", "general.name": Path(name).name, "adapter.type": "lora"}
     _write(path, base, keys | {"adapter.lora.alpha": float(alphas[0])}, tensors, "f32")
-    return {"tensors": len(tensors), "alpha": float(alphas[0])}
+    error = _adapter_error(path, base, layers)
+    if not error <= LIMITS["f32"][0]:
+        raise UserError(f"run={name}: its file adds something else ({error:.1e}); choose to=gguf.")
+    return {"tensors": len(tensors), "alpha": float(alphas[0]), "tensor_error": error}
+
+
+@torch.no_grad()
+def _adapter_error(path: Path, base: Any, layers: dict[str, Any]) -> float:
+    from gguf import GGUFReader
+
+    reader, errors = GGUFReader(path), []
+    alpha = reader.fields["adapter.lora.alpha"].contents()
+    found = {one.name: torch.from_numpy(one.data.copy()) for one in reader.tensors}
+    for key, layer in layers.items():
+        place = _place(base, f"{key}.weight")
+        inner, outer = found[f"{place}.lora_a"], found[f"{place}.lora_b"]
+        added = _turned(base, f"{key}.", layer.get_delta_weight("default").float().cpu())
+        gap = alpha / len(inner) * outer @ inner - added
+        errors.append(float(gap.norm() / added.norm().clamp(min=1e-9)))
+    return max(errors)
