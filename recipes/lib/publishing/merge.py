@@ -68,7 +68,7 @@ class Merge:
     dtype: str
     onto: str = "trained"
     max_completion_length: int = 48
-    trusted: dict[str, bool] = field(default_factory=dict)
+    trusted: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Let the trained model speak, its adapter unmerged on the base as training saw it.

@@ -156,8 +156,7 @@ def check_start(config: Config) -> None:
         stored = broadcast_from_main(lambda: stored_values(folder) if resumes else None)
         is_new = stored is None and not named
         script.holds_out = is_new and values.get("eval_strategy") != "no"
-        is_default = stored is not None and "eval_strategy" in stored
-        if is_default and isinstance(stored.get("test_fraction"), int):
+        if stored and "eval_strategy" in stored and isinstance(stored.get("test_fraction"), int):
             script.test_fraction = stored["test_fraction"]
             _keep_test_rows(config)
     check_folder(config)

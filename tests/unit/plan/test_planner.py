@@ -173,7 +173,8 @@ def test_a_change_without_which_it_fits_is_not_named() -> None:
     gib = 2**30
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Plan]:
-        keys = {"per_device_train_batch_size": 2, "max_length": 4096, "optim": "adamw_8bit"}
+        keys: dict[str, Any] = {"per_device_train_batch_size": 2, "max_length": 4096}
+        keys |= {"optim": "adamw_8bit"}
         keys |= {"activation_checkpointing": False} | changes
         keys["activation_checkpointing"] |= changes.get("gradient_checkpointing", False)
         model = SimpleNamespace(use_peft=False, load_in_4bit=False)

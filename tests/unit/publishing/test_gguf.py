@@ -16,13 +16,14 @@ pytest.importorskip("gguf", reason="gguf is not installed")
 from gguf import GGUFReader, dequantize
 
 from recipes.lib.errors import UserError
+from recipes.lib.publishing.comparison import distance
 from recipes.lib.publishing.gguf import (
     file_keys,
     read_back,
     refuse_difference,
     write_model,
 )
-from recipes.lib.publishing.readback import distance, say
+from recipes.lib.publishing.readback import say
 from tests.helpers.gguf_models import CLASSES, save
 
 BLOCK = {
@@ -194,7 +195,7 @@ def test_read_back_it_says_what_the_model_says(exported: dict[str, Any], tmp_pat
     for outtype in ("f32", "f16", "q8_0"):
         model = AutoModelForCausalLM.from_pretrained(name, dtype="float32").eval()
         numbers = read_back(Path(name) / f"{outtype}.gguf", model, tokenizer)
-        numbers |= distance(logits, say(model, tokenizer))
+        numbers |= distance(zip(logits, say(model, tokenizer), strict=True))
         assert numbers["tokenization"] == 1
         if outtype == "f32":
             assert numbers["kl_per_token"] < 1e-7
@@ -226,7 +227,9 @@ def test_planted_errors_are_found(tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.setattr(gguf, "_turned", function)
         path = tmp_path / "model.gguf"
         write_model(path, model, file_keys(model, tokenizer, "f32", name), "f32")
-        numbers = read_back(path, model, tokenizer) | distance(logits, say(model, tokenizer))
+        numbers = read_back(path, model, tokenizer) | distance(
+            zip(logits, say(model, tokenizer), strict=True)
+        )
         if fault == "none":
             refuse_difference(numbers, "f32", name)
             continue
