@@ -112,7 +112,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         facts=list(_facts(trained, base, commit, licence)),
         snippet=snippet(final, repo or str(final)),
         results=list(_results(trained)),
-        evaluations=[f"{verdict(one)} {_judge(one)}" for one in contests],
+        evaluations=[f"{verdict(one)} Compared {_judge(one)}." for one in contests],
         limits=list(_limits(trained, files)),
         tree="\n".join(_tree(files.lineage, shown(str(run.resolve())))),
         report=(run / "report.html").is_file(),
@@ -250,10 +250,8 @@ def _evaluations(run: RunFiles) -> Iterator[RunFiles]:
 
 def _judge(files: RunFiles) -> str:
     judge = str(files.lineage.get("judge"))
-    kind = f" ({SIMULATED})" if is_function_reference(judge) else " (a reward model)"
-    return (
-        f"The judge is {shown(judge)}{kind}, the baseline {shown(str(files.lineage['baseline']))}."
-    )
+    kind = SIMULATED if is_function_reference(judge) else "a reward model"
+    return f"against {shown(str(files.lineage['baseline']))}, judged by {shown(judge)} ({kind})"
 
 
 def _result(files: RunFiles) -> EvalResult:
@@ -264,7 +262,7 @@ def _result(files: RunFiles) -> EvalResult:
         dataset_type=shown(names[0]),
         dataset_name=shown(names[0]),
         metric_type="win_rate",
-        metric_name=f"win rate against {shown(str(files.lineage['baseline']))}, {_judge(files)}",
+        metric_name=f"win rate {_judge(files)}",
         metric_value=files.summary["win_rate"],
         metric_args={"interval_95": [low, high], "num_prompts": files.summary["num_prompts"]},
     )
