@@ -173,7 +173,9 @@ def test_quantiles_are_lengths() -> None:
 def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert launch("data", list(argv)) == 0
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80
+    page, _, commands = out.partition("\nNext")
+    assert commands  # a line each, to be copied
+    assert max(map(len, page.splitlines())) <= 80
     return out
 
 

@@ -209,6 +209,7 @@ def test_a_real_story_model_learns_the_polarity_of_sentences(shared: Path, tmp_p
                 "model_name_or_path": str(shared / "models" / "stories260K"),
                 "dataset_name": str(shared / "data" / "sft" / "tinystories_pc.jsonl"),
                 "max_length": 128,
+                "test_fraction": 0,
                 "max_steps": 5,
                 "per_device_train_batch_size": 8,
                 "learning_rate": 5e-4,

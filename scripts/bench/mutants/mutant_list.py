@@ -260,7 +260,7 @@ OF_LOGPS = [
         9,
         "capped and scaled logits taken plain",
         FORWARD,
-        "return torch.equal(head(hidden * PROBE_SCALE), logits)",
+        "return bool(given.any()) and torch.equal(made.float(), logits.float())",
         "return True",
         "roles",
         "what_a_model_does_to_its_logits",

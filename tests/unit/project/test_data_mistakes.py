@@ -40,7 +40,7 @@ MISTAKES: dict[str, tuple[str, dict[str, str | bytes], list[str], str]] = {
     ),
     "a folder without data": (
         "dpo",
-        {"folder/notes.txt": "x"},
+        {"folder/notes.md": "x"},
         ["--dataset_name", "folder"],
         "dataset_name=folder: no .jsonl, .json, .csv, .txt, .jsonl.gz, .json.gz, .csv.gz, "
         ".txt.gz, .parquet file in folder; name the file or a "
