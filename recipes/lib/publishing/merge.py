@@ -182,11 +182,11 @@ def _difference(numbers: dict[str, Any], of_base: float, of_format: float) -> st
     is_one = told["same_tokenizer"] and told["prompts_equal"] == 1
     checks = [(is_one, "its tokenizer or chat template is another one")]
     arrived = zip(told["adapter_arrived"], told["adapter_arrived_at"], strict=True)
-    checks += [
-        (abs(share - 1) <= ARRIVED, f"{share:.0%} of the adapter is in {place}")
-        for share, place in arrived
-    ]
     if told["onto"] == "trained":  # what the original weights cost is told, and was asked for
+        checks += [
+            (abs(share - 1) <= ARRIVED, f"{share:.0%} of the adapter is in {place}")
+            for share, place in arrived
+        ]
         is_rounded = of_format > 0 or of_base > OF_BASE[""]
         logits, scores = told["logits_max_difference"], told["scores_max_difference"]
         most = LARGEST_LOGITS * max(1.0, told["logits_spread"])

@@ -234,6 +234,17 @@ def test_a_reward_model_on_the_original_base_has_its_weights(
     assert torch.equal(merged[name], base[name])
 
 
+@pytest.mark.parametrize("base", ["4-bit", "8-bit"])
+def test_a_light_adapter_on_a_rounded_base_arrives(
+    base: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    path = trained_adapter(tmp_path, tiny_tokenizer, "lora", base, scale=1e-3)
+    trained = begin(path, base)
+    trained.save(tmp_path / "merged")
+    told = trained.compare(tmp_path / "merged")
+    assert told["adapter_arrived"] == pytest.approx([1, 1], abs=0.02)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1e-2])
 def test_a_light_adapter_in_16_bits_arrives_or_is_refused(
     scale: float, tmp_path: Path, tiny_tokenizer: Any
