@@ -6,7 +6,7 @@
 
 KL in nats a token from the unmerged model, over the tokens of its own greedy texts of 48 tokens;
 `stored` is the KL that rounding the merged fp32 model to the number format costs by itself.
-Adapters are random, of a size that moves the model by some tenths of a nat.
+Adapters are random.
 """
 
 import json
