@@ -184,7 +184,8 @@ def _dequantized(layer: Any) -> Any:
         return layer
     state = getattr(layer, "state", None)
     if state is not None:  # of 8 bits; where the scales are depends on whether it was asked before
-        scales = layer.weight.SCB if state.SCB is None else state.SCB
+        own: Any = layer.weight
+        scales = own.SCB if state.SCB is None else state.SCB
         weight = layer.weight.detach().float() * scales.float()[:, None] / 127
     else:
         weight = dequantize_module_weight(layer).detach().float()
