@@ -83,7 +83,8 @@ def run(config: Config) -> dict[str, Any]:
     dtype = own if script.dtype == "trained" else script.dtype
     trusted = {"trust_remote_code": script.trust_remote_code}
     folder = open_run(config)
-    merge = Merge(path, prompts, own, dtype, script.onto, script.max_completion_length, trusted)
+    length, number = script.max_completion_length, script.num_prompts
+    merge = Merge(path, prompts, own, dtype, script.onto, length, trusted, number)
     partial = folder.path / "_final.partial"
     merge.save(partial)
     numbers = merge.compare(partial)

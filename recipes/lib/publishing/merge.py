@@ -60,6 +60,7 @@ class Merge:
         onto: "trained" for the base as training saw it, "original" for its unrounded weights.
         max_completion_length: Longest greedy text of the comparison, in tokens.
         trusted: The keyword trust_remote_code of what loads.
+        num_words: How many words of the vocabulary, where there are no prompts.
     """
 
     path: str
@@ -69,6 +70,7 @@ class Merge:
     onto: str = "trained"
     max_completion_length: int = 48
     trusted: dict[str, Any] = field(default_factory=dict)
+    num_words: int = 64
 
     def __post_init__(self) -> None:
         """Let the trained model speak, its adapter unmerged on the base as training saw it.
@@ -85,7 +87,7 @@ class Merge:
             model = load_trained(self._args(self.trained_dtype), **self.trusted)
         model, room = placed(model), self.max_completion_length
         usable = [one for one in self.prompts if fits(model, self.tokenizer, one, room)]
-        self.prompts = usable or _words(self.tokenizer)
+        self.prompts = usable or _words(self.tokenizer, self.num_words)
         speak = comparison.record_reward if self.is_reward else comparison.record_policy
         self.recording = speak(model, self.tokenizer, self.prompts, room)
         self.format = model.dtype
@@ -208,7 +210,7 @@ def _base_kind(path: str) -> str:
     return next((f"{bits}-bit" for bits in "48" if known.get(f"load_in_{bits}bit")), "")
 
 
-def _words(tokenizer: Any, number: int = 64) -> list[str]:
+def _words(tokenizer: Any, number: int) -> list[str]:
     """Texts of one token, from all over the vocabulary."""
     step = max(1, len(tokenizer) // number)
     texts = (tokenizer.decode([token]) for token in range(step // 2, len(tokenizer), step))
