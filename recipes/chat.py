@@ -46,8 +46,8 @@ def arguments() -> tuple[type, ...]:
     return (ChatArguments,)
 
 
-def load(script: ChatArguments) -> tuple[Any, Any]:
-    """The model as its training saw it, and its tokenizer.
+def load(script: ChatArguments) -> tuple[Any, Any, dict[str, Any] | None]:
+    """The model as its training saw it, its tokenizer, and what its template was given there.
 
     Raises:
         UserError: There is none, or it is a reward model.
@@ -57,15 +57,17 @@ def load(script: ChatArguments) -> tuple[Any, Any]:
     from recipes.lib.models.folders import fetch_adapter, resolve_model
     from recipes.lib.models.policies import load_trained, placed
     from recipes.lib.models.tokenizers import load_tokenizer
-    from recipes.lib.publishing.source import run_of, trained_dtype
+    from recipes.lib.publishing.source import run_of, settings_of, trained_dtype
 
     name = resolve_model(script.run)
     trusted = {"trust_remote_code": script.trust_remote_code}
     path = fetch_adapter(name, script.revision)
     tokenizer = load_tokenizer(path, revision=script.revision, **trusted)
-    dtype = trained_dtype(run_of(name)) if script.dtype == "trained" else script.dtype
+    run = run_of(name)
+    dtype = trained_dtype(run) if script.dtype == "trained" else script.dtype
     args = ModelConfig(model_name_or_path=name, model_revision=script.revision, dtype=dtype)
-    return placed(load_trained(args, **trusted)), tokenizer
+    kwargs = settings_of(run).get("chat_template_kwargs")
+    return placed(load_trained(args, **trusted)), tokenizer, kwargs
 
 
 def answer(conversation: Conversation, line: str) -> bool:
@@ -101,9 +103,10 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.publishing.conversation import Conversation
 
     script: ChatArguments = config.script
-    model, tokenizer = load(script)
+    model, tokenizer, kwargs = load(script)
     keys = ("max_completion_length", "temperature", "seed", "system")
-    conversation = Conversation(model, tokenizer, **{key: getattr(script, key) for key in keys})
+    given = {key: getattr(script, key) for key in keys} | {"template_kwargs": kwargs}
+    conversation = Conversation(model, tokenizer, **given)
     is_asked = sys.stdin.isatty()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")

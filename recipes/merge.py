@@ -86,6 +86,7 @@ def run(config: Config) -> dict[str, Any]:
     length, number = script.max_completion_length, script.num_prompts
     merge = Merge(path, prompts, own, dtype, script.onto, length, trusted, number)
     partial = folder.path / "_final.partial"
+    merge.record()
     merge.save(partial)
     numbers = merge.compare(partial)
     partial.rename(folder.final)

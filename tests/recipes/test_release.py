@@ -3,9 +3,13 @@
 import contextlib
 import io
 import json
+import os
+import pty
+import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 import recipes
 from recipes.lib.errors import UserError
 from recipes.lib.publishing import merge
-from recipes.lib.publishing.card import write_card
+from recipes.lib.publishing.card import base_of, write_card
 from tests.helpers.tiny_runs import FAST, LORA, write
 
 ROOT = Path(__file__).parents[2]
@@ -178,6 +182,18 @@ def test_a_card_says_who_judged_and_how_sure_that_is(runs: Path) -> None:
     assert "Completions had at most 6 tokens in training." in card.text
 
 
+def test_what_began_with_the_projects_own_base_has_no_base_on_the_hub(tmp_path: Path) -> None:
+    base = {"recipe": "base", "model": {"name": "shipped", "lineage": None, "commit": None}}
+    sft = {"recipe": "sft", "model": {"name": "runs/base", "lineage": base}}
+    assert base_of(base, tmp_path) == (None, None)
+    assert base_of(sft, tmp_path) == (None, None)
+    hub = {"recipe": "sft", "model": {"name": "a/b", "lineage": None, "commit": "c0"}}
+    ppo = {"recipe": "ppo", "model": {"name": "runs/sft", "lineage": hub}}
+    assert base_of(ppo, tmp_path) == ("a/b", "c0")
+    local = {"recipe": "sft", "model": {"name": "models/b", "lineage": None}}
+    assert base_of(local, tmp_path) == ("models/b", None)
+
+
 def test_a_model_that_was_trained_again_has_no_results_of_before(runs: Path) -> None:
     path = runs / "runs/ppo/long/lineage.json"
     before = path.read_text()
@@ -204,7 +220,7 @@ def test_a_rounded_run_is_merged_and_talked_to_as_it_was_trained(runs: Path) -> 
     with contextlib.chdir(runs):
         keys = FAST | LORA | {"load_in_4bit": True, "max_steps": 1, "model_name_or_path": "model"}
         recipes.run("sft", **keys, dataset_name="chats.jsonl", output_dir="runs/sft/bits")
-        model, _ = load(parse("chat", [], {"run": "runs/sft/bits"}).script)
+        model, *_ = load(parse("chat", [], {"run": "runs/sft/bits"}).script)
         told = recipes.run("merge", run="runs/sft/bits", num_prompts=2)
         lineage = json.loads(Path("runs/merge/sft-bits/lineage.json").read_text())
     assert any("Linear4bit" in type(part).__name__ for part in model.modules())
@@ -230,6 +246,40 @@ def test_talking_to_a_run(runs: Path) -> None:
     assert first == again != ""  # greedy
     assert other
     assert "rlhf chat: /frobnicate: is no command" in done.stderr
+
+
+def test_ctrl_c_does_not_end_the_conversation(runs: Path) -> None:
+    words = [sys.executable, "-u", "-m", "recipes.cli", "chat", "runs/sft/chats"]
+    ours, theirs = pty.openpty()
+    terminal = termios.tcgetattr(theirs)
+    terminal[3] &= ~termios.ECHO
+    termios.tcsetattr(theirs, termios.TCSANOW, terminal)
+    process = subprocess.Popen(
+        words,
+        cwd=runs,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    read_until(ours, b"> ")
+    process.send_signal(signal.SIGINT)  # while it is asked
+    read_until(ours, b"> ")
+    os.write(ours, b"the cat\n")
+    assert len(read_until(ours, b"> ").strip()) > 2
+    os.write(ours, b"/quit\n")
+    assert process.wait(timeout=60) == 0
+    os.close(ours)
+
+
+def read_until(terminal: int, mark: bytes) -> bytes:
+    """What a terminal shows, up to a mark at its end."""
+    shown = b""
+    while not shown.endswith(mark):
+        shown += os.read(terminal, 1024)
+    return shown
 
 
 def test_a_reward_model_does_not_talk(runs: Path) -> None:

@@ -41,12 +41,14 @@ def base_of(lineage: dict[str, Any], final: Path) -> tuple[str | None, str | Non
         Hub, empty where that is not known, None where it was a folder.
     """
     model = lineage.get("model") or {}
-    while (model.get("lineage") or {}).get("model"):
-        model = model["lineage"]["model"]
+    while lineage.get("recipe") != "base" and (model.get("lineage") or {}).get("model"):
+        lineage = model["lineage"]
+        model = lineage["model"]
+    if lineage.get("recipe") == "base" or (model.get("lineage") or {}).get("recipe") == "base":
+        return None, None
     if model:
-        is_new = (model.get("lineage") or {}).get("recipe") == "base"
         commit = str(model["commit"] or "") if "commit" in model else None
-        return (None, None) if is_new else (str(model["name"]), commit)
+        return str(model["name"]), commit
     base = read_json(final / "adapter_config.json").get("base_model_name_or_path")
     return (base, None) if not base or is_local(base) else (base, "")
 
@@ -270,7 +272,7 @@ def _result(files: RunFiles) -> EvalResult:
 
 def _limits(trained: RunFiles, files: RunFiles) -> Iterator[str]:
     for key, told in (
-        ("max_length", "Rows longer than {} tokens were cut or left out in training"),
+        ("max_length", "Training saw at most {} tokens of a row"),
         ("max_completion_length", "Completions had at most {} tokens in training"),
     ):
         if trained.settings.get(key):

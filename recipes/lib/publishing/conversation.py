@@ -32,6 +32,7 @@ class Conversation:
         temperature: Of the sampling; 0 takes the most probable token.
         seed: Of the sampling; the same seed and turns give the same answers.
         system: System prompt.
+        template_kwargs: Further arguments of the chat template, as in training.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class Conversation:
     temperature: float = 1.0
     seed: int = 0
     system: str | None = None
+    template_kwargs: dict[str, Any] | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
     num_answers: int = 0
 
@@ -72,13 +74,11 @@ class Conversation:
         return said
 
     def _answer(self) -> str:
-        ids = prompt_token_ids(self.tokenizer, self._prompt())
-        room = (context_length(self.model.config) or len(ids) + self.max_completion_length) - len(
-            ids
-        )
-        if room < 1:
+        ids = prompt_token_ids(self.tokenizer, self._prompt(), self.template_kwargs)
+        context, number = context_length(self.model.config), self.max_completion_length
+        number = number if context is None else min(number, context - len(ids))
+        if number < 1:
             raise UserError("the model's context is full; /new begins anew.")
-        number = min(room, self.max_completion_length)
         eos = self.tokenizer.eos_token_id
         stop = NO_TOKEN if eos is None else eos
         stops = further_stops(self.model, stop)

@@ -50,7 +50,7 @@ def adapter_of(name: str) -> str:
 
 @dataclass
 class Merge:
-    """One merge, first told what is merged, then how the trained model speaks.
+    """One merge: `record` lets the trained model speak, `save` merges, `compare` asks the result.
 
     Args:
         path: The adapter folder.
@@ -72,7 +72,7 @@ class Merge:
     trusted: dict[str, Any] = field(default_factory=dict)
     num_words: int = 64
 
-    def __post_init__(self) -> None:
+    def record(self) -> None:
         """Let the trained model speak, its adapter unmerged on the base as training saw it.
 
         Raises:
@@ -192,7 +192,8 @@ def _difference(numbers: dict[str, Any], of_base: float, of_format: float) -> st
         is_rounded = of_format > 0 or of_base > OF_BASE[""]
         logits, scores = told["logits_max_difference"], told["scores_max_difference"]
         most = LARGEST_LOGITS * max(1.0, told["logits_spread"])
-        of_scores = (1e-3 + 2 * (of_base + of_format) ** 0.5) * told["scores_spread"]
+        # Logits that are off by d, in units of their spread, are some d^2 / 2 nats apart.
+        of_scores = (1e-3 + (2 * (of_base + of_format)) ** 0.5) * told["scores_spread"]
         kl = told["kl_per_token"]
         checks += [
             (kl <= of_base + of_format, f"its KL is {kl:.1e} nats a token"),

@@ -74,11 +74,12 @@ def own_prompts(run: Path | None, args: DataArguments, number: int) -> list[Any]
         note(f"the run's own data cannot be read ({str(error).rstrip('.')}).")
         return []
     step = max(1, len(rows) // number)
-    return [_prompt(row) for row in rows.select(range(0, len(rows), step))][:number]
+    found = (_prompt(row) for row in rows.select(range(0, len(rows), step)))
+    return [prompt for prompt in found if prompt][:number]
 
 
 def _prompt(row: dict[str, Any]) -> Any:
-    if row.get("prompt"):
+    if "prompt" in row:
         return row["prompt"]
     if "chosen" in row:  # a preference with its prompt in both sides
         spoken = row["chosen"]

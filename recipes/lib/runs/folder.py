@@ -79,14 +79,17 @@ def named_folder(pattern: str, values: Any) -> str:
 
     Args:
         pattern: Its path, with keys in angle brackets, such as runs/merge/<run>.
-        values: Has a run, a model or a judge by each key: ppo-mine of runs/ppo/mine/final.
+        values: Has a run, a model or a judge by each key.
+
+    Returns:
+        The path with the last two parts of each in place of its key: ppo-mine of
+        runs/ppo/mine/final.
     """
 
     def short(key: re.Match[str]) -> str:
         parts = Path((getattr(values, key[1]) or "").replace(":", "/")).parts
-        return "-".join([part for part in parts if part not in ("/", ".", "..", "final")][-2:])[
-            -60:
-        ]
+        kept = [part for part in parts if part not in ("/", ".", "..", "final")]
+        return "-".join(kept[-2:])[-60:]  # a file system takes 255 characters for three of them
 
     return re.sub(r"<(\w+)>", short, pattern)
 

@@ -91,6 +91,7 @@ def lines(kind: str, base: str, place: Path, prompts: list[str]) -> None:
     dtype = str(BASES[base]["dtype"])
     for onto in ("trained", "original") if "-bit" in base else ("trained",):
         trained = Merge(str(place / "adapter"), prompts, dtype, dtype, onto)
+        trained.record()
         trained.save(place / onto)
         told = trained.compare(place / onto)
         alone = ""

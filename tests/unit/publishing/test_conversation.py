@@ -64,6 +64,20 @@ def test_turns_and_the_system_prompt_are_given_to_the_model(
     assert second == expected.text
 
 
+def test_the_template_is_given_what_it_was_in_training(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    asked = "{% if short %}rain {% endif %}{{ messages[-1].content }} "
+    tiny_tokenizer.chat_template = asked
+    for kwargs, text in (({"short": True}, "rain the cat"), (None, "the cat")):
+        conversation = talk(tiny_model, tiny_tokenizer, temperature=0.0, template_kwargs=kwargs)
+        said = conversation.say("the cat")
+        (expected,) = complete(
+            tiny_model, tiny_tokenizer, [text], max_new_tokens=8, temperature=0.0
+        )
+        assert said == expected.text
+
+
 def test_again_gives_another_answer_in_place_of_the_last(
     tiny_model: Any, tiny_tokenizer: Any
 ) -> None:

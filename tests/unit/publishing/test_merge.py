@@ -69,7 +69,9 @@ def trained_adapter(
 def begin(path: Path, base: str, **more: Any) -> Merge:
     """The trained model has spoken."""
     dtype = str(BASES[base]["dtype"])
-    return Merge(str(path), list(PROMPTS), dtype, dtype, max_completion_length=8, **more)
+    merge = Merge(str(path), list(PROMPTS), dtype, dtype, max_completion_length=8, **more)
+    merge.record()
+    return merge
 
 
 # peft cannot train DoRA on 8-bit weights, and recipes refuse it.
@@ -259,6 +261,7 @@ def test_a_light_adapter_in_16_bits_arrives_or_is_refused(
             trained.compare(tmp_path / "merged")
         return
     whole = Merge(str(path), list(PROMPTS), "bfloat16", "float32", max_completion_length=8)
+    whole.record()
     whole.save(tmp_path / "whole")
     assert whole.compare(tmp_path / "whole")["adapter_arrived"] == pytest.approx([1, 1], abs=0.01)
 
