@@ -1,0 +1,559 @@
+"""The store of a feedback project: what is asked, who answers, every answer, in one database.
+
+SQLite by default (a file in the project's folder), PostgreSQL by its URL. Answers are only ever
+added, but for `forget`. Several people and the process that samples write at a time.
+
+tables: meta (schema_version, settings); jobs (what is to be sampled); items (what is asked);
+annotators; claims (an item lent to one person, answered at most once); answers (feedback rows).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypedDict
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
+
+from recipes.lib.errors import UserError
+
+SCHEMA_VERSION = 1
+# SQL that takes a database of the version before to the one that is the key.
+UPGRADES: dict[int, tuple[str, ...]] = {}
+LEASE = 300.0  # seconds after which an item that nobody answered is asked of others
+FILE = "feedback.db"
+
+TABLES = sa.MetaData()
+META = sa.Table(
+    "meta", TABLES, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.JSON)
+)
+JOBS = sa.Table(
+    "jobs",
+    TABLES,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("item", sa.Text, unique=True),  # that it becomes
+    sa.Column("is_reply", sa.Boolean, nullable=False),  # in a chat: somebody waits for it
+    sa.Column("state", sa.Text, nullable=False, index=True),  # waiting, done, failed
+    sa.Column("content", sa.JSON, nullable=False),
+    sa.Column("annotator", sa.Text),  # of a chat
+)
+ITEMS = sa.Table(
+    "items",
+    TABLES,
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, unique=True, nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+    sa.Column("num_wanted", sa.Integer, nullable=False),
+    sa.Column("num_answered", sa.Integer, nullable=False),
+    sa.Column("is_open", sa.Boolean, nullable=False),
+    sa.Column("annotator", sa.Text),  # of a chat, whose item nobody else sees
+    sa.Index("items_open", "is_open", "position"),
+)
+ANNOTATORS = sa.Table(
+    "annotators",
+    TABLES,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("secret_hash", sa.Text, unique=True),
+)
+CLAIMS = sa.Table(
+    "claims",
+    TABLES,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("item", sa.Text, nullable=False, index=True),
+    sa.Column("annotator", sa.Text, nullable=False),
+    sa.Column("holder", sa.Text, nullable=False),  # the tab that shows it
+    sa.Column("shown_order", sa.JSON, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # open, answered, withdrawn
+    sa.Index("claims_of", "annotator", "item"),
+)
+ANSWERS = sa.Table(
+    "answers",
+    TABLES,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, unique=True, nullable=False),
+    sa.Column("claim", sa.Text, index=True),
+    sa.Column("annotator", sa.Text, nullable=False, index=True),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+
+class Item(TypedDict, total=False):
+    """What is asked: one prompt with its completions."""
+
+    id: str
+    prompt: Any  # text or messages
+    completions: list[dict[str, Any]]  # content, run
+    kind: str
+    aspects: list[str]
+    gold: Any  # the answer that is right, where one knows
+    num_wanted: int
+
+
+class Asked(TypedDict):
+    """An item that is lent to somebody."""
+
+    claim: str
+    item: Item
+    shown_order: list[int]  # shown_order[0] is the index of the completion that stands first
+
+
+class Store:
+    """A database of feedback.
+
+    Args:
+        url: Path of a SQLite file, or the URL of a database, such as postgresql://host/name.
+
+    Raises:
+        UserError: It cannot be opened, or a newer version of the project made it.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.file = None if "://" in str(url) else Path(url)
+        name = f"sqlite:///{url}" if self.file else str(url)
+        try:
+            self.engine = sa.create_engine(name.replace("postgresql://", "postgresql+psycopg://"))
+            if self.engine.dialect.name == "sqlite":
+                sa.event.listen(self.engine, "connect", _prepare)
+                sa.event.listen(self.engine, "begin", _begin)
+            with self.engine.begin() as connection:
+                TABLES.create_all(connection)
+                put = self._ignoring(META).values(key="schema_version", value=SCHEMA_VERSION)
+                connection.execute(put)
+            self._upgrade(self._get("schema_version"))
+        except (sa.exc.SQLAlchemyError, ImportError) as error:
+            told = " ".join(str(error).split("\n", 1)[0].split())
+            raise UserError(f"database={url}: cannot be opened: {told}.") from error
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the project was begun with."""
+        return self._get("settings") or {}
+
+    @settings.setter
+    def settings(self, value: dict[str, Any]) -> None:
+        with self._writing() as connection:
+            connection.execute(sa.delete(META).where(META.c.key == "settings"))
+            connection.execute(sa.insert(META).values(key="settings", value=value))
+
+    # what is to be sampled
+
+    def add_jobs(self, jobs: Iterable[dict[str, Any]], *, annotator: str | None = None) -> None:
+        """Put prompts into the queue; one that is there already stays as it is.
+
+        Args:
+            jobs: With `item` (its id) and what the sampling takes.
+            annotator: Who waits for a reply; None for items that are asked of anybody.
+        """
+        values = [
+            {
+                "item": job["item"],
+                "is_reply": annotator is not None,
+                "state": "waiting",
+                "content": job,
+                "annotator": annotator,
+            }
+            for job in jobs
+        ]
+        with self._writing() as connection:
+            for part in values:
+                connection.execute(self._ignoring(JOBS).values(part))
+
+    def next_jobs(self, number: int) -> list[dict[str, Any]]:
+        """The first that wait, replies before all, which come alone."""
+        order = (JOBS.c.is_reply.desc(), JOBS.c.number)
+        query = sa.select(JOBS).where(JOBS.c.state == "waiting").order_by(*order).limit(number)
+        found = self._read(query)
+        kept = [row for row in found if row.is_reply][:1] or found
+        return [row.content | {"annotator": row.annotator} for row in kept]
+
+    def tell_job(self, item: str, **changes: Any) -> None:
+        """Note how far a job is: what was written so far, or its state."""
+        state = changes.pop("state", None)
+        with self._writing() as connection:
+            at = JOBS.c.item == item
+            content = connection.execute(sa.select(JOBS.c.content).where(at)).scalar_one()
+            values = {"content": content | changes} | ({"state": state} if state else {})
+            connection.execute(sa.update(JOBS).where(at).values(values))
+
+    def job(self, item: str) -> dict[str, Any] | None:
+        """A job with its state, by the item that it becomes."""
+        rows = self._read(sa.select(JOBS).where(JOBS.c.item == item))
+        return rows[0].content | {"state": rows[0].state} if rows else None
+
+    # what is asked
+
+    def add_items(self, items: Iterable[Item], *, annotator: str | None = None) -> None:
+        """Add what is asked, and end the jobs it comes from; what is there already stays.
+
+        Args:
+            items: The items.
+            annotator: The only one who sees them, of a chat.
+        """
+        with self._writing() as connection:
+            for item in items:
+                values = {"id": item["id"], "content": item, "annotator": annotator}
+                values |= {"num_wanted": item.get("num_wanted", 1), "num_answered": 0}
+                connection.execute(self._ignoring(ITEMS).values(values | {"is_open": True}))
+                done = sa.update(JOBS).where(JOBS.c.item == item["id"]).values(state="done")
+                connection.execute(done)
+
+    def items(self) -> Iterator[Item]:
+        """All items in their order."""
+        for row in self._read(sa.select(ITEMS.c.content).order_by(ITEMS.c.position)):
+            yield row.content
+
+    def counts(self) -> dict[str, int]:
+        """How many items there are and are answered, and how many wait to be sampled."""
+        number = sa.func.count()
+        asked = (
+            sa.select(number).select_from(ITEMS),
+            sa.select(number).select_from(ITEMS).where(~ITEMS.c.is_open),
+            sa.select(number).where(JOBS.c.state == "waiting"),
+        )
+        with self._reading() as connection:
+            values = [int(connection.execute(query).scalar_one()) for query in asked]
+        return dict(zip(("items", "answered", "waiting"), values, strict=True))
+
+    # who answers
+
+    def add_annotator(self, name: str) -> None:
+        """Know a name; one that is known stays as it is."""
+        with self._writing() as connection:
+            connection.execute(self._ignoring(ANNOTATORS).values(name=name))
+
+    def annotators(self) -> list[str]:
+        """All names."""
+        return [row.name for row in self._read(sa.select(ANNOTATORS).order_by("name"))]
+
+    def give_secret(self, name: str) -> str:
+        """Make a secret for an annotator, of which the hash is kept; one of before ends."""
+        self.add_annotator(name)
+        secret = secrets.token_urlsafe(24)
+        self._set_hash(name, _hash(secret))
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """End an annotator's secret."""
+        self._set_hash(name, None)
+
+    def by_secret(self, secret: str) -> str | None:
+        """Whose secret this is; None of nobody's."""
+        # What is compared is a hash of 24 random bytes: its index gives nothing away.
+        query = sa.select(ANNOTATORS.c.name).where(ANNOTATORS.c.secret_hash == _hash(secret))
+        rows = self._read(query)
+        return str(rows[0].name) if rows else None
+
+    # asking and answering
+
+    def claim(
+        self, annotator: str, number: int, holding: Sequence[str] = (), holder: str = ""
+    ) -> list[Asked]:
+        """Lend items to somebody: first those that the same tab had and lost, by a reload.
+
+        Args:
+            annotator: Who asks.
+            number: Of items at most.
+            holding: Claims that the tab still has; their leases begin anew.
+            holder: The tab.
+
+        Returns:
+            The items, each with a claim that is answered at most once.
+        """
+        now = time.time()
+        own = sa.and_(CLAIMS.c.annotator == annotator, CLAIMS.c.state == "open")
+        with self._writing() as connection:
+            renew = sa.update(CLAIMS).where(own, CLAIMS.c.id.in_(holding))
+            connection.execute(renew.values(expires=now + LEASE))
+            lost = sa.select(CLAIMS).where(
+                own, CLAIMS.c.holder == holder, CLAIMS.c.id.not_in(holding)
+            )
+            found = [self._asked(connection, row) for row in connection.execute(lost.limit(number))]
+            for item in self._open_items(connection, annotator, now, number - len(found)):
+                found.append(self._lend(connection, item, annotator, holder, now))
+        return found
+
+    def answer(self, claim: str, annotator: str, rows: Sequence[dict[str, Any]]) -> bool:
+        """Keep the answer to a claim.
+
+        Args:
+            claim: From `claim`.
+            annotator: Who answers.
+            rows: Feedback rows; their ids are those of the claim, so that none comes in twice.
+
+        Returns:
+            False where it was answered before, and nothing was kept now.
+
+        Raises:
+            UserError: There is no such claim of this annotator.
+        """
+        with self._writing() as connection:
+            asked = self._claim_of(connection, claim, annotator)
+            if asked.state != "open":
+                return False
+            self._keep(connection, claim, annotator, rows)
+            state = sa.update(CLAIMS).where(CLAIMS.c.id == claim).values(state="answered")
+            connection.execute(state)
+            if any(row["weight"] for row in rows):
+                self._count(connection, asked.item, 1)
+        return True
+
+    def claimed(self, claim: str, annotator: str) -> Asked:
+        """What a claim of an annotator asks.
+
+        Raises:
+            UserError: There is no such claim of this annotator.
+        """
+        with self._reading() as connection:
+            return self._asked(connection, self._claim_of(connection, claim, annotator))
+
+    def add_rows(self, annotator: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep rows that answer no claim: of an import, or what somebody did in a chat."""
+        with self._writing() as connection:
+            self._keep(connection, None, annotator, rows)
+
+    def withdraw(self, annotator: str, holder: str = "") -> Asked | None:
+        """Take the last answer of somebody back by rows that supersede it, and ask again.
+
+        Args:
+            annotator: Who changed their mind.
+            holder: The tab.
+
+        Returns:
+            The item, lent anew; None where there is nothing to take back.
+        """
+        last = (
+            sa.select(CLAIMS)
+            .join(ANSWERS, ANSWERS.c.claim == CLAIMS.c.id)
+            .where(CLAIMS.c.annotator == annotator, CLAIMS.c.state == "answered")
+            .where(CLAIMS.c.holder == holder)
+            .order_by(ANSWERS.c.number.desc())
+            .limit(1)
+        )
+        with self._writing() as connection:
+            claim = connection.execute(last).first()
+            if claim is None:
+                return None
+            of_claim = sa.select(ANSWERS.c.content).where(ANSWERS.c.claim == claim.id)
+            rows = [row.content for row in connection.execute(of_claim)]
+            self._keep(connection, None, annotator, [_withdrawal(row) for row in rows])
+            state = sa.update(CLAIMS).where(CLAIMS.c.id == claim.id).values(state="withdrawn")
+            connection.execute(state)
+            if any(row["weight"] for row in rows):
+                self._count(connection, claim.item, -1)
+            item = self._item(connection, claim.item)
+            return self._lend(connection, item, annotator, holder, time.time(), claim.shown_order)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All feedback rows in the order in which they came."""
+        for row in self._read(sa.select(ANSWERS.c.content).order_by(ANSWERS.c.number)):
+            yield row.content
+
+    def progress(self, annotator: str) -> dict[str, int]:
+        """How many items somebody has answered, and how many are left for them."""
+        own = sa.select(CLAIMS.c.item).where(
+            CLAIMS.c.annotator == annotator, CLAIMS.c.state == "answered"
+        )
+        left = sa.select(sa.func.count()).where(ITEMS.c.is_open, ITEMS.c.id.not_in(own))
+        left = left.where(sa.or_(ITEMS.c.annotator.is_(None), ITEMS.c.annotator == annotator))
+        with self._reading() as connection:
+            answered = connection.execute(sa.select(sa.func.count()).select_from(own.subquery()))
+            numbers = [int(answered.scalar_one()), int(connection.execute(left).scalar_one())]
+        return dict(zip(("answered", "left"), numbers, strict=True))
+
+    def forget(self, name: str) -> int:
+        """Erase somebody: name, texts, chats; of each of their rows an empty one is left.
+
+        Args:
+            name: Of the annotator.
+
+        Returns:
+            How many rows were emptied.
+
+        Raises:
+            UserError: Nobody has that name.
+        """
+        if name not in self.annotators():
+            known = ", ".join(self.annotators()) or "nobody"
+            raise UserError(f"names={name}: nobody of that name has answered here; known: {known}.")
+        unnamed = f"forgotten-{secrets.token_hex(4)}"
+        emptied = {"annotator": unnamed, "prompt": None, "completions": [], "value": None}
+        emptied |= {"reason": None, "weight": 0.0, "seconds": None, "created_at": None}
+        with self._writing() as connection:
+            of_name = sa.select(ANSWERS.c.id, ANSWERS.c.content).where(ANSWERS.c.annotator == name)
+            rows = list(connection.execute(of_name))
+            for row in rows:
+                values = {"annotator": unnamed, "content": row.content | emptied}
+                connection.execute(sa.update(ANSWERS).where(ANSWERS.c.id == row.id).values(values))
+            for table in (CLAIMS, ITEMS, JOBS):
+                if table is not CLAIMS:
+                    connection.execute(sa.delete(table).where(table.c.annotator == name))
+            renamed = sa.update(CLAIMS).where(CLAIMS.c.annotator == name)
+            connection.execute(renamed.values(annotator=unnamed))
+            connection.execute(sa.delete(ANNOTATORS).where(ANNOTATORS.c.name == name))
+        if self.file is not None:  # what a file held stays in it until its pages are written anew
+            with self._reading() as connection:
+                connection.exec_driver_sql("VACUUM")
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            for backup in self.file.parent.glob(f"{self.file.name}.version-*"):
+                backup.unlink()
+        return len(rows)
+
+    # inside
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        # One writer at a time: two people are never lent the same last item.
+        with self.engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text("LOCK TABLE claims IN SHARE ROW EXCLUSIVE MODE"))
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            yield connection
+
+    def _read(self, query: Any) -> list[Any]:
+        with self._reading() as connection:
+            return list(connection.execute(query))
+
+    def _get(self, key: str) -> Any:
+        rows = self._read(sa.select(META.c.value).where(META.c.key == key))
+        return rows[0].value if rows else None
+
+    def _ignoring(self, table: sa.Table) -> Any:
+        dialect = postgresql if self.engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table).on_conflict_do_nothing()
+
+    def _upgrade(self, version: int) -> None:
+        if version > SCHEMA_VERSION:
+            raise UserError(
+                f"database={self.file or self.engine.url}: has version {version}, and this "
+                f"rlhf-recipes knows {SCHEMA_VERSION}; install a newer one."
+            )
+        if version < SCHEMA_VERSION and self.file is not None:
+            with self._reading() as connection:
+                connection.exec_driver_sql("VACUUM INTO ?", (f"{self.file}.version-{version}",))
+        for number in range(version + 1, SCHEMA_VERSION + 1):
+            with self._writing() as connection:
+                for statement in UPGRADES[number]:
+                    connection.execute(sa.text(statement))
+                at = META.c.key == "schema_version"
+                connection.execute(sa.update(META).where(at).values(value=number))
+
+    def _set_hash(self, name: str, value: str | None) -> None:
+        with self._writing() as connection:
+            at = sa.update(ANNOTATORS).where(ANNOTATORS.c.name == name)
+            connection.execute(at.values(secret_hash=value))
+
+    def _keep(
+        self,
+        connection: Connection,
+        claim: str | None,
+        annotator: str,
+        rows: Sequence[dict[str, Any]],
+    ) -> None:
+        for row in rows:
+            values = {"id": row["id"], "claim": claim, "annotator": annotator, "content": row}
+            connection.execute(self._ignoring(ANSWERS).values(values))
+
+    def _count(self, connection: Connection, item: str, change: int) -> None:
+        number = ITEMS.c.num_answered + change
+        values = {"num_answered": number, "is_open": number < ITEMS.c.num_wanted}
+        connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item).values(values))
+
+    def _open_items(
+        self, connection: Connection, annotator: str, now: float, number: int
+    ) -> list[Item]:
+        # Not what they had in hand before, nor what others hold or have answered often enough.
+        own = sa.select(CLAIMS.c.item).where(
+            CLAIMS.c.annotator == annotator,
+            sa.or_(CLAIMS.c.state == "answered", CLAIMS.c.expires > now),
+        )
+        lent = sa.select(sa.func.count()).where(
+            CLAIMS.c.item == ITEMS.c.id,
+            CLAIMS.c.annotator != annotator,
+            CLAIMS.c.state == "open",
+            CLAIMS.c.expires > now,
+        )
+        query = (
+            sa.select(ITEMS.c.content)
+            .where(ITEMS.c.is_open, ITEMS.c.id.not_in(own))
+            .where(sa.or_(ITEMS.c.annotator.is_(None), ITEMS.c.annotator == annotator))
+            .where(ITEMS.c.num_answered + lent.scalar_subquery() < ITEMS.c.num_wanted)
+            .order_by(ITEMS.c.position)
+            .limit(number)
+        )
+        return [row.content for row in connection.execute(query)] if number > 0 else []
+
+    def _lend(
+        self,
+        connection: Connection,
+        item: Item,
+        annotator: str,
+        holder: str,
+        now: float,
+        order: list[int] | None = None,
+    ) -> Asked:
+        if order is None:
+            order = list(range(len(item["completions"])))
+            random.Random(f"{item['id']} {annotator}").shuffle(order)
+        claim = secrets.token_urlsafe(12)
+        values = {"id": claim, "item": item["id"], "annotator": annotator, "holder": holder}
+        values |= {"shown_order": order, "expires": now + LEASE, "state": "open"}
+        connection.execute(sa.insert(CLAIMS).values(values))
+        return {"claim": claim, "item": item, "shown_order": order}
+
+    def _claim_of(self, connection: Connection, claim: str, annotator: str) -> Any:
+        at = sa.select(CLAIMS).where(CLAIMS.c.id == claim, CLAIMS.c.annotator == annotator)
+        row = connection.execute(at).first()
+        if row is None:
+            raise UserError(f"claim={claim}: nothing of that name was asked of {annotator}.")
+        return row
+
+    def _asked(self, connection: Connection, claim: Any) -> Asked:
+        item = self._item(connection, claim.item)
+        return {"claim": claim.id, "item": item, "shown_order": claim.shown_order}
+
+    def _item(self, connection: Connection, item: str) -> Item:
+        content: Item = connection.execute(
+            sa.select(ITEMS.c.content).where(ITEMS.c.id == item)
+        ).scalar_one()
+        return content
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _prepare(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # BEGIN is ours, see _begin
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "busy_timeout=10000",
+        "secure_delete=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    # At once: a transaction that reads first and writes then would fail where two do so.
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _withdrawal(row: dict[str, Any]) -> dict[str, Any]:
+    emptied = dict.fromkeys(("value", "strength", "reason", "seconds"))
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    names = {"id": f"{row['id']}-withdrawn", "supersedes": row["id"], "created_at": now}
+    return row | emptied | names | {"weight": 0.0}
