@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ def complete(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
+    template_kwargs: dict[str, Any] | None = None,
 ) -> list[Completion]:
     """Complete prompts with plain sampling over the whole vocabulary, or greedily.
 
@@ -57,6 +59,7 @@ def complete(
         temperature: divides the logits; 0 means greedy.
         seed: of the sampling.
         batch_size: prompts at a time.
+        template_kwargs: further arguments of the chat template.
 
     Returns:
         One completion per prompt, in the order of the prompts.
@@ -65,7 +68,7 @@ def complete(
         UserError: prompt and completion are longer than the model's context, or messages come
             to a tokenizer without a chat template.
     """
-    rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
+    rows = [prompt_token_ids(tokenizer, prompt, template_kwargs) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
     stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
     # Any id does as padding: the attention mask hides it and completions are cut at the stop.

@@ -1,0 +1,138 @@
+"""A feedback project: a folder with a store, and what is exported from it for training.
+
+Layout: config.yaml, feedback.db, and of the last export answers.jsonl, final/, lineage.json,
+summary.json, report.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.errors import UserError
+from recipes.lib.feedback.arguments import SamplerArguments, ServeArguments
+from recipes.lib.feedback.queue import make_jobs, read_items, with_repeats
+from recipes.lib.feedback.rows import KINDS
+from recipes.lib.feedback.store import FILE, Store
+from recipes.lib.runs.files import write_text
+from recipes.lib.runs.folder import config_text, is_run
+from recipes.lib.runs.lock import acquire, release
+
+
+class AskArguments(ServeArguments, SamplerArguments):
+    """What `ask` reads."""
+
+    names: list[str]
+
+
+@dataclass
+class Project:
+    """An opened project.
+
+    Args:
+        path: Its folder.
+        store: Its database.
+        database: URL of the database; None for the file in the folder.
+    """
+
+    path: Path
+    store: Store
+    database: str | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Serve it alone; others may read and export meanwhile."""
+        acquire(self.path)
+        try:
+            yield
+        finally:
+            release(self.path)
+
+    def ask(self, script: AskArguments, prompts: Sequence[Any]) -> None:
+        """Put what is to be asked into the store; what is there already stays as it is.
+
+        Args:
+            script: Keys of the recipe.
+            prompts: What completions are sampled for.
+
+        Raises:
+            UserError: A key is wrong, or nothing is asked.
+        """
+        _check(script, bool(prompts), self.store)
+        names = ("temperature", "max_completion_length", "seed", "overlap", "repeat")
+        self.store.settings = {name: getattr(script, name) for name in names}
+        if script.items:
+            items = read_items(Path(script.items), script.kinds, script.aspects)
+            shares = (script.overlap, script.repeat, script.seed)
+            self.store.add_items(with_repeats(items, *shares))
+        if prompts:
+            asked = (script.kinds, script.aspects, script.num_completions, script.seed)
+            self.store.add_jobs(make_jobs(prompts, script.names, *asked))
+
+
+def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Project:
+    """Open a project, or begin one.
+
+    Args:
+        path: Its folder.
+        values: The keys that were given; `database` is kept with the project.
+        may_begin: Whether it is made where it is not there.
+
+    Returns:
+        The project.
+
+    Raises:
+        UserError: There is none, the folder holds something else, or the database cannot be opened.
+    """
+    if is_run(path):
+        kept = read_yaml(path / "config.yaml").values
+        database = values.get("database") or kept.get("database")
+        if database is None and not (path / FILE).is_file():
+            raise UserError(f"output_dir={path}: holds a run, and no answers of people.")
+        return Project(path, Store(database or path / FILE), database)
+    if not may_begin:
+        raise UserError(f"output_dir={path}: no feedback project is there; name one.")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
+    database = values.get("database")
+    if database and ":" in database.partition("://")[2].rpartition("@")[0]:
+        raise UserError(
+            "database: holds a password, which would be kept in config.yaml; leave it out and set "
+            "PGPASSWORD, or use ~/.pgpass."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        store = Store(database or path / FILE)
+        write_text(path / "config.yaml", config_text(values))
+    except OSError as error:
+        raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
+    return Project(path, store, database)
+
+
+def _check(script: AskArguments, has_prompts: bool, store: Store) -> None:
+    for kind in script.kinds:
+        if kind not in KINDS:
+            raise UserError(f"kinds={kind}: must be one of {', '.join(KINDS)}.")
+    if not script.kinds or not script.aspects:
+        raise UserError("kinds and aspects: name at least one of each.")
+    for name in ("overlap", "repeat"):
+        if not 0 <= getattr(script, name) <= 1:
+            raise UserError(f"{name}={getattr(script, name)}: must be a share from 0 to 1.")
+    if script.num_completions < 3 and "rank" in script.kinds:
+        raise UserError(f"num_completions={script.num_completions}: a ranking takes 3 or more.")
+    if script.items and (has_prompts or script.names):
+        raise UserError(f"items={script.items}: stands for runs and prompts; leave one out.")
+    if has_prompts and not script.names and set(script.kinds) != {"text"}:
+        raise UserError("names is missing; write rlhf feedback serve RUN --dataset_name PROMPTS.")
+    if script.names and not has_prompts:
+        raise UserError("dataset_name is missing: name the prompts that are answered.")
+    is_new = sum(store.counts().values()) == 0
+    if is_new and not script.items and not has_prompts:
+        raise UserError(
+            "nothing is to be asked: write rlhf feedback serve RUN --dataset_name PROMPTS, or give "
+            "items."
+        )
