@@ -1,0 +1,155 @@
+"""Who may answer: whoever sits at this machine, or whoever has a link of their own.
+
+A browser carries whatever page is open in it here: Host tells a foreign name that leads to this
+machine (DNS rebinding), Origin a foreign page that posts (CSRF). A link's secret is 24 random
+bytes of which the store has the hash; wrong ones are slowed, for each address and for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from recipes.lib.feedback.store import Store
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+NUM_FREE_TRIES = 5
+LONGEST_WAIT = {"address": 60.0, "all": 1.0}  # seconds between wrong tries
+MAX_ADDRESSES = 1_000
+COOKIE_SECONDS = 90 * 86_400
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Access:
+    """Who may answer on a page.
+
+    Args:
+        store: With the hashes of the links.
+        annotator: Who answers without a link, on a page that only this machine reaches; None where
+            everybody needs one.
+        hosts: Names and addresses under which the page may be asked for, without ports.
+    """
+
+    def __init__(
+        self, store: Store, annotator: str | None = None, hosts: Collection[str] = LOOPBACK
+    ) -> None:
+        self.store, self.annotator, self.hosts = store, annotator, [*hosts]
+        self.known: set[bytes] = set()  # hashes of secrets that were right once
+        self.wrong: dict[str, tuple[int, float]] = {}  # tries, and when the next may be
+
+    def who(self, request: Request) -> str:
+        """The annotator that a request comes from.
+
+        Raises:
+            HTTPException: 403 without a link that holds, 429 after too many wrong ones.
+        """
+        return self.annotator or self._by_secret(request, request.cookies.get(_cookie(request), ""))
+
+    def enter(self, request: Request) -> Response:
+        """Take a link: its secret becomes a cookie that no script and no other page can use."""
+        secret = request.path_params["secret"]
+        self._by_secret(request, secret)
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(
+            _cookie(request),
+            secret,
+            max_age=COOKIE_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return answer
+
+    def _by_secret(self, request: Request, secret: str) -> str:
+        if not secret:
+            raise HTTPException(403, "This page needs a link of your own; ask whoever runs it.")
+        digest = hashlib.sha256(secret.encode()).digest()
+        sources = {"address": request.client.host if request.client else "", "all": "*"}
+        now = time.monotonic()
+        # Who was right once is not slowed by others behind the same address.
+        wait = max(self.wrong.get(key, (0, 0.0))[1] for key in sources.values()) - now
+        if wait > 0 and digest not in self.known:
+            told = {"Retry-After": str(int(wait) + 1)}
+            raise HTTPException(429, "Too many wrong links; wait a minute.", told)
+        name = self.store.by_secret(secret)
+        if name is not None:
+            self.known.add(digest)
+            return name
+        for kind, key in sources.items():
+            count = self.wrong.pop(key, (0, 0.0))[0] + 1
+            delay = min(LONGEST_WAIT[kind], 0.25 * 2.0 ** min(count - NUM_FREE_TRIES, 20))
+            self.wrong[key] = (count, now + delay if count >= NUM_FREE_TRIES else 0.0)
+        while len(self.wrong) > MAX_ADDRESSES:
+            del self.wrong[next(iter(self.wrong))]
+        raise HTTPException(403, "This link is not valid (any more); ask for a new one.")
+
+
+class Guard:
+    """Middleware: refuses what another page posts, and sends the headers that bind the browser.
+
+    Args:
+        app: What is guarded.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        headers, app = Headers(scope=scope), self.app
+        if scope["method"] not in ("GET", "HEAD"):
+            origin = urlsplit(headers.get("origin", ""))
+            if origin.scheme not in ("http", "https") or origin.netloc != headers.get("host"):
+                app = PlainTextResponse("Only the page itself may post here.", 403)
+        await app(scope, receive, send_with_headers)
+
+
+def names_of(host: str) -> list[str]:
+    """Names under which a browser may ask for a page that listens on an address.
+
+    Args:
+        host: The address, 0.0.0.0 or :: for all of this machine.
+
+    Returns:
+        The loopback's names, the address or, for all, the machine's name and main address.
+    """
+    if host not in ("0.0.0.0", "::"):
+        return [*LOOPBACK, f"[{host}]" if ":" in host else host]
+    name = socket.gethostname().lower()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # chooses an interface, sends nothing
+            found = [probe.getsockname()[0]]
+        except OSError:
+            found = []
+    return [*LOOPBACK, name, f"{name}.local", *found]
+
+
+def _cookie(request: Request) -> str:
+    # Browsers do not tell the ports of a host apart.
+    return f"annotator-{request.url.port or 0}"

@@ -1,0 +1,299 @@
+"""The server of the page: what is asked goes out, what is answered becomes rows in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from recipes.lib.annotation import text
+from recipes.lib.annotation.access import Access, Guard
+from recipes.lib.errors import UserError
+from recipes.lib.feedback.rows import Row, make_row
+from recipes.lib.feedback.store import Asked, Store
+
+Body = dict[str, Any]
+FILES = {"page.html": "text/html", "page.css": "text/css"}
+FILES |= {"page.js": "text/javascript", "outbox.js": "text/javascript"}
+MAX_BODY = 512 * 1024  # bytes
+MAX_TEXT = 100_000  # characters that somebody writes
+ABOUT_ONE = ("rating", "thumb", "edit")  # kinds of rows that have a single completion
+
+
+def _is_text(value: Any, most: int = MAX_TEXT) -> bool:
+    return isinstance(value, str) and len(value) <= most
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 999 and all(_is_text(v, 64) for v in value)
+
+
+def _are_answers(value: Any) -> bool:
+    known = {"kind", "value", "aspect", "strength", "completion"}
+    return (
+        isinstance(value, list)
+        and len(value) <= 999
+        and all(isinstance(one, dict) and {"kind", "value"} <= {*one} <= known for one in value)
+    )
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "tab": ("a name", lambda value: _is_text(value, 64)),
+    "claim": ("a name", lambda value: _is_text(value, 64)),
+    "holding": ("a list of claims", _are_names),
+    "number": ("0 to 4", lambda value: type(value) is int and 0 <= value <= 4),
+    "answers": ("a list of answers with kind and value", _are_answers),
+    "seconds": ("a number of at least 0", _is_time),
+    "reason": (f"text of at most {MAX_TEXT} characters", _is_text),
+    "text": (f"text of at most {MAX_TEXT} characters", _is_text),
+}
+
+
+def make_app(store: Store, access: Access, project: str = "") -> Starlette:
+    """Make the page's application.
+
+    Args:
+        store: Of the project.
+        access: Who may answer.
+        project: Its name, so that a browser keeps unsent answers of several projects apart.
+
+    Returns:
+        The application, for any ASGI server.
+    """
+    folder = Path(__file__).parent
+    contents = {name: (folder / name).read_bytes() for name in FILES}
+
+    def send_file(request: Request) -> Response:
+        name = request.path_params.get("name", "page.html")
+        if name not in FILES:
+            raise HTTPException(404, "There is no such page.")
+        return Response(contents[name], media_type=FILES[name])
+
+    def endpoint(work: Callable[[Store, str, Body], Body], *names: str) -> Route:
+        async def answer(request: Request) -> Response:
+            # In a thread: the disk may be slow, and other people must not wait for it.
+            body = await request.body()
+            told = await run_in_threadpool(lambda: work(store, access.who(request), _checked(body, names)))
+            if "progress" in told:
+                told["box"] = hashlib.sha256(repr((project, told["annotator"])).encode()).hexdigest()
+            return _json(told)
+
+        return Route(f"/{work.__name__.strip('_')}", answer, methods=["POST"])
+
+    return Starlette(
+        routes=[
+            Route("/", send_file),
+            Route("/static/{name}", send_file),
+            Route("/a/{secret}", access.enter),
+            endpoint(_next, "tab", "holding", "number"),
+            endpoint(_answer, "tab", "holding", "number", "claim", "answers", "seconds", "reason"),
+            endpoint(_undo, "tab"),
+            endpoint(_differences, "claim"),
+            endpoint(_markdown, "text"),
+        ],
+        middleware=[
+            Middleware(Guard),
+            Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False),
+            Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY),
+        ],
+        exception_handlers={
+            HTTPException: lambda _, error: _json(
+                {"error": error.detail}, error.status_code, error.headers
+            ),
+            UserError: lambda _, error: _json({"error": str(error)}, 400),
+            SQLAlchemyError: _not_saved,
+            OSError: _not_saved,
+        },
+    )
+
+
+def serve(app: Starlette, host: str, port: int, when_ready: Callable[[int], None]) -> None:
+    """Serve the page until the process is told to end.
+
+    Args:
+        app: From `make_app`.
+        host: Address to listen on.
+        port: Port; 0 for any that is free.
+        when_ready: Is called with the port as soon as browsers can connect.
+
+    Raises:
+        UserError: The address or the port cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        told = error.strerror or error
+        raise UserError(
+            f"port={port}: cannot listen on {host}: {told}; take another, or 0 for any."
+        ) from error
+    # No log of requests: links are secret. No trust in headers about who asks: anybody sets them.
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=2,
+    )
+    with listener, contextlib.suppress(KeyboardInterrupt):
+        when_ready(listener.getsockname()[1])
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
+    # As ASCII: halves of characters have no UTF-8.
+    return Response(json.dumps(value), status, headers, "application/json")
+
+
+def _not_saved(_: Request, error: Exception) -> Response:
+    told = str(getattr(error, "orig", None) or error).split("\n")[0]
+    return _json({"error": f"The server cannot save: {told}."}, 503)
+
+
+def _checked(content: bytes, names: Sequence[str]) -> Body:
+    try:
+        body = json.loads(content)
+    except ValueError as error:
+        raise UserError("the request is no JSON.") from error
+    if not isinstance(body, dict) or {*body} != {*names}:
+        raise UserError(f"the request must have {', '.join(names)}.")
+    for name in names:
+        words, holds = FIELDS[name]
+        if not holds(body[name]):
+            raise UserError(f"{name}: must be {words}.")
+    return body
+
+
+def _state(store: Store, annotator: str, asked: Sequence[Asked]) -> Body:
+    waiting = store.counts()["waiting"] > 0
+    shown = [_shown(one) for one in asked]
+    progress = store.progress(annotator) | {"waiting": waiting}
+    return {"asked": shown, "progress": progress, "annotator": annotator}
+
+
+def _shown(asked: Asked) -> Body:
+    """What a browser may know of an item: not who wrote what, nor what is right."""
+    item = asked["item"]
+
+    def parts(content: Any) -> list[Body]:
+        return [{"role": role, "parts": text.parts(said)} for role, said in text.messages(content)]
+
+    return {
+        "claim": asked["claim"],
+        "kind": item["kind"],
+        "aspects": item.get("aspects") or ["overall"],
+        "prompt": parts(item["prompt"]),
+        "completions": [parts(item["completions"][i]["content"]) for i in asked["shown_order"]],
+        "shown_order": asked["shown_order"],
+    }
+
+
+def _next(store: Store, annotator: str, body: Body) -> Body:
+    asked = store.claim(annotator, body["number"], body["holding"], body["tab"])
+    return _state(store, annotator, asked)
+
+
+def _answer(store: Store, annotator: str, body: Body) -> Body:
+    claim = body["claim"]
+    store.answer(claim, annotator, _rows(store.claimed(claim, annotator), annotator, body))
+    return {"saved": claim} | _next(store, annotator, body)
+
+
+def _undo(store: Store, annotator: str, body: Body) -> Body:
+    asked = store.withdraw(annotator, body["tab"])
+    return _state(store, annotator, [asked] if asked else [])
+
+
+def _differences(store: Store, annotator: str, body: Body) -> Body:
+    asked = store.claimed(body["claim"], annotator)
+    contents = [asked["item"]["completions"][i]["content"] for i in asked["shown_order"]]
+    if len(contents) < 2:
+        raise UserError("differences: there is only one text.")
+    return {"differences": text.differences(contents)}
+
+
+def _markdown(store: Store, annotator: str, body: Body) -> Body:
+    return {"html": text.markdown(body["text"])}
+
+
+def _rows(asked: Asked, annotator: str, body: Body) -> list[Row]:
+    """The rows of an answer; of none, that it cannot be judged."""
+    item, rows = asked["item"], []
+    cannot = [{"kind": item["kind"], "value": None}]
+    if item["kind"] in ABOUT_ONE:
+        cannot = [cannot[0] | {"completion": i} for i in range(len(item["completions"]))]
+    seen = set()
+    for number, given in enumerate(body["answers"] or cannot):
+        kind, index = given["kind"], given.get("completion")
+        aspect = given.get("aspect") or "overall"
+        if kind not in (item["kind"], "edit", "text") or (kind, index, aspect) in seen:
+            raise UserError(f"answers: a {kind} is not what was asked.")
+        seen.add((kind, index, aspect))
+        value, judged, order = given["value"], item, asked["shown_order"]
+        if kind in ABOUT_ONE:
+            if type(index) is not int or not 0 <= index < len(item["completions"]):
+                raise UserError("answers: completion must be the index of one.")
+            judged, order = item | {"completions": [item["completions"][index]]}, [0]
+        if body["answers"]:
+            value = _value(item, kind, value, judged["completions"], aspect)
+        rows.append(
+            make_row(
+                judged,
+                kind=kind,
+                value=value,
+                annotator=annotator,
+                source="human",
+                shown_order=order,
+                aspect=aspect,
+                strength=given.get("strength"),
+                weight=1.0 if body["answers"] else 0.0,
+                seconds=body["seconds"],
+                reason=body["reason"] or None,
+                id=f"{asked['claim']}-{number}",
+            )
+        )
+    return rows
+
+
+def _value(item: Any, kind: str, value: Any, completions: Sequence[Any], aspect: str) -> Any:
+    """The value of an answer, checked beyond what every row must hold to."""
+    if kind == "rating" and not (type(value) is int and 1 <= value <= 5):
+        raise UserError("answers: a rating must be 1 to 5.")
+    if aspect not in (item.get("aspects") or ["overall"]):
+        raise UserError("answers: the aspect is none that was asked for.")
+    if kind not in ("edit", "text"):
+        return value
+    if not _is_text(value) or not value.strip():
+        raise UserError(f"answers: {kind} must be text of 1 to {MAX_TEXT} characters.")
+    value = value.encode("utf-8", "replace").decode("utf-8")
+    contents = [one["content"] for one in completions]
+    if kind == "edit" and not isinstance(contents[0], str):
+        return [*contents[0][:-1], {**contents[0][-1], "content": value}]
+    if kind == "text" and not isinstance((contents or [item["prompt"]])[0], str):
+        return [{"role": "assistant", "content": value}]
+    return value
