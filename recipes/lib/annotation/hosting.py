@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 from recipes.lib.annotation.access import Access, names_of
 from recipes.lib.annotation.server import make_app, serve
-
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.arguments import ServeArguments
 from recipes.lib.feedback.project import Project
@@ -58,7 +57,7 @@ def host(project: Project, script: ServeArguments) -> None:
             wanted = script.num_answers
             return is_broken or (wanted is not None and store.counts()["answers"] >= wanted)
 
-        app = make_app(store, access, str(project.path.resolve()), script.num_answers)
+        app = make_app(store, access, str(project.path.resolve()))
         serve(app, address, script.port, tell, is_done)
         if sampler is not None and sampler.poll() not in (None, 0):
             raise UserError("sampling ended with the error above; what was answered is kept.")
@@ -73,7 +72,7 @@ def _user() -> str:
 
 @contextmanager
 def _sampling(project: Project) -> Iterator[subprocess.Popen[bytes] | None]:
-    """The process that samples, as long as it is needed; it ends with this one, however that ends."""
+    """The process that samples, while it is needed; it ends with this one, however that ends."""
     if not project.store.counts()["waiting"]:
         yield None
         return

@@ -44,7 +44,7 @@ function take(said, atFront = false) {
   const have = new Set(holding().holding);
   const fresh = said.asked.filter((one) => !have.has(one.claim)).map((one) => ({ ...one, draft: newDraft() }));
   const shown = queue[0];
-  queue = atFront ? [...fresh, ...queue] : [...queue, ...fresh];
+  queue = progress.done ? [] : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
   if (queue[0] !== shown || !shown) paint();
   showSaved(null);
 }
@@ -69,7 +69,7 @@ function showSaved(error) {
   find("bar").value = progress.answered / Math.max(1, progress.answered + progress.left);
 }
 
-setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && load()), 1500);
+setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && !progress?.done && load()), 1500);
 
 // One item
 
@@ -104,7 +104,7 @@ function paint() {
   editor = null;
   find("prompt").hidden = document.querySelector("footer").hidden = !item;
   if (!item) {
-    const told = !progress || outbox.entries.size ? "One moment \u2026" : progress.waiting || progress.left ? "Waiting for completions \u2026" : "All done, thank you!";
+    const told = !progress || outbox.entries.size ? "One moment \u2026" : !progress.done && (progress.waiting || progress.left) ? "Waiting for completions \u2026" : "All done, thank you!";
     find("question").textContent = find("live").textContent = told;
     find("completions").replaceChildren();
     return;

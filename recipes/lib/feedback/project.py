@@ -63,7 +63,7 @@ class Project:
             UserError: A key is wrong, or nothing is asked.
         """
         _check(script, bool(prompts), self.store)
-        names = ("temperature", "max_completion_length", "seed", "overlap", "repeat")
+        names = ("temperature", "max_completion_length", "seed", "overlap", "repeat", "num_answers")
         self.store.settings = {name: getattr(script, name) for name in names}
         if script.items:
             items = read_items(Path(script.items), script.kinds, script.aspects)
@@ -114,11 +114,10 @@ def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Proj
 
 
 def _check(script: AskArguments, has_prompts: bool, store: Store) -> None:
-    for kind in script.kinds:
-        if kind not in KINDS:
-            raise UserError(f"kinds={kind}: must be one of {', '.join(KINDS)}.")
-    if not script.kinds or not script.aspects:
-        raise UserError("kinds and aspects: name at least one of each.")
+    if not script.kinds or set(script.kinds) - set(KINDS):
+        raise UserError(f"kinds={script.kinds}: name some of {', '.join(KINDS)}.")
+    if not script.aspects:
+        raise UserError("aspects=[]: name at least one.")
     for name in ("overlap", "repeat"):
         if not 0 <= getattr(script, name) <= 1:
             raise UserError(f"{name}={getattr(script, name)}: must be a share from 0 to 1.")
@@ -130,8 +129,7 @@ def _check(script: AskArguments, has_prompts: bool, store: Store) -> None:
         raise UserError("names is missing; write rlhf feedback serve RUN --dataset_name PROMPTS.")
     if script.names and not has_prompts:
         raise UserError("dataset_name is missing: name the prompts that are answered.")
-    is_new = sum(store.counts().values()) == 0
-    if is_new and not script.items and not has_prompts:
+    if not (script.items or has_prompts or any(store.counts().values())):
         raise UserError(
             "nothing is to be asked: write rlhf feedback serve RUN --dataset_name PROMPTS, or give "
             "items."
