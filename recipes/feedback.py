@@ -244,6 +244,8 @@ def serve(config: Config) -> dict[str, Any]:
     with project.locked():
         project.ask(script, prompts)
         host(project, script)
+    if script.num_answers and project.store.counts()["answers"] < script.num_answers:
+        raise KeyboardInterrupt  # what was answered is kept, and the next time goes on from there
     return export(config)
 
 

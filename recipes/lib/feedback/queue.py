@@ -21,6 +21,7 @@ NUM_COMPLETIONS = {"pair": 2, "text": 0}  # of the others one, but for the ranki
 NUM_TRIES = 3  # draws of a prompt whose completions come out equal or empty
 BATCH = 8  # prompts at a time: people wait for the first ones
 PAUSE = 0.3  # seconds between looks at an empty queue
+AHEAD = 64  # items that wait to be answered; with more, sampling waits
 AGAIN = "-again"  # what the id of an item ends with that is asked a second time
 
 Sampler = Callable[[str, Sequence[Any], int], list[str]]  # model, prompts, seed -> texts
@@ -183,7 +184,9 @@ def fill(store: Store, sample: Sampler, is_wanted: Callable[[], bool], *, waits:
     """
     made = 0
     while is_wanted():
-        jobs = store.next_jobs(BATCH)
+        counts = store.counts()
+        is_ahead = waits and counts["items"] - counts["answered"] >= AHEAD
+        jobs = [] if is_ahead else store.next_jobs(BATCH)
         if not jobs:
             if not waits:
                 break
