@@ -36,7 +36,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, visible
 from recipes.lib.feedback.arguments import (
     ExchangeArguments,
     QueueArguments,
@@ -333,11 +333,39 @@ def export(config: Config) -> dict[str, Any]:
 
 
 def status(config: Config) -> dict[str, Any]:
-    """Say how far a project is, how much people agree, and what looks odd."""
+    """Say how far a project is, how much people agree, and what looks odd.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        Numbers of items and answers, agreement.
+
+    Raises:
+        UserError: There is no such project.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
     from recipes.lib.feedback.project import open_project
+    from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_table, preferred
 
     project = open_project(folder_of(config), config.values, may_begin=False)
-    return project.status()
+    rows, counts = list(project.store.rows()), project.store.counts()
+    told = project.describe(rows)
+    table = Table(*COLUMNS, title=str(project.path), title_justify="left")
+    for line in annotator_table(told):
+        table.add_row(*map(visible, line))
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{counts['answered']:,} of {counts['items']:,} items are answered, {counts['waiting']:,} "
+        "prompts wait for their completions"
+    )
+    console.print(table)
+    wins = [f"{run} was preferred in {number}" for run, number in preferred(rows).items()]
+    for line in [*agreement_lines(told), *wins, *told["hints"]]:
+        console.print(visible(line), soft_wrap=True)
+    return counts | told
 
 
 def forget(config: Config) -> dict[str, Any]:

@@ -177,8 +177,8 @@ def summarise(stages: list[Stage], peak_rss_mb: float) -> dict[str, Any]:
 
     Returns:
         The summary: perplexities, accuracies in 0..1, mean gold scores, win rate of PPO against SFT
-        in 0..1 with its 95 % interval, KL in nats per completion, seconds of each stage; with people
-        how often they preferred PPO, of how many pairs that were no tie.
+        in 0..1 with its 95 % interval, KL in nats per completion, seconds of each stage; with
+        people how often they preferred PPO, of how many pairs that were no tie.
     """
     of = {stage.name: stage.summary() for stage in stages}
     blind = of.get("blind", {}).get("preferred", {})

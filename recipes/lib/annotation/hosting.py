@@ -78,7 +78,11 @@ def _sampling(project: Project) -> Iterator[subprocess.Popen[bytes] | None]:
         yield None
         return
     command = [sys.executable, "-m", "recipes.feedback", "sample", "--wait"]
-    process = subprocess.Popen([*command, "--output_dir", str(project.path)], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*command, "--output_dir", str(project.path)],
+        stdin=subprocess.PIPE,
+        env=os.environ | {"TQDM_DISABLE": "1"},  # bars would run over what this process says
+    )
     try:
         yield process
     finally:

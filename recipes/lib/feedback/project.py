@@ -6,7 +6,7 @@ summary.json, report.html.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.arguments import SamplerArguments, ServeArguments
 from recipes.lib.feedback.queue import make_jobs, read_items, with_repeats
-from recipes.lib.feedback.rows import KINDS
+from recipes.lib.feedback.rows import KINDS, Row
+from recipes.lib.feedback.status import preferred
 from recipes.lib.feedback.store import FILE, Store
 from recipes.lib.runs.files import write_text
 from recipes.lib.runs.folder import config_text, is_run
@@ -72,6 +73,44 @@ class Project:
         if prompts:
             asked = (script.kinds, script.aspects, script.num_completions, script.seed)
             self.store.add_jobs(make_jobs(prompts, script.names, *asked))
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Keep rows that were given elsewhere, each under the name of who gave it."""
+        by_name: dict[str, list[Row]] = {}
+        for row in rows:
+            by_name.setdefault(row["annotator"], []).append(row)
+        for name, given in by_name.items():
+            self.store.add_annotator(name)
+            self.store.add_rows(name, given)
+
+    def export(self, format: str) -> dict[str, Any]:
+        """Write the answers that hold.
+
+        Args:
+            format: As of `exchange.write_answers`.
+
+        Returns:
+            The summary: rows by file, how often each run was preferred, what `describe` says.
+
+        Raises:
+            UserError: The files cannot be written.
+        """
+        from recipes.lib.feedback.exchange import write_answers  # late: the page does without it
+
+        rows = list(self.store.rows())
+        try:
+            written = write_answers(rows, self.path, format)
+        except OSError as error:
+            raise UserError(f"output_dir={self.path} cannot be written: {error}.") from error
+        numbers = {f"num_{name}": number for name, number in written.items()}
+        return numbers | {"preferred": preferred(rows)} | self.describe(rows)
+
+    def describe(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What `agreement.describe` says of rows, with the gold answers of the project."""
+        from recipes.lib.feedback.agreement import describe
+
+        gold = {item["id"]: item["gold"] for item in self.store.items() if "gold" in item}
+        return describe(rows, gold)
 
 
 def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Project:
