@@ -46,30 +46,6 @@ def arguments() -> tuple[type, ...]:
     return (ChatArguments,)
 
 
-def load(script: ChatArguments) -> tuple[Any, Any, dict[str, Any] | None]:
-    """The model as its training saw it, its tokenizer, and what its template was given there.
-
-    Raises:
-        UserError: There is none, or it is a reward model.
-    """
-    from trl import ModelConfig
-
-    from recipes.lib.models.folders import fetch_adapter, resolve_model
-    from recipes.lib.models.policies import load_trained, placed
-    from recipes.lib.models.tokenizers import load_tokenizer
-    from recipes.lib.publishing.source import run_of, settings_of, trained_dtype
-
-    name = resolve_model(script.run)
-    trusted = {"trust_remote_code": script.trust_remote_code}
-    path = fetch_adapter(name, script.revision)
-    tokenizer = load_tokenizer(path, revision=script.revision, **trusted)
-    run = run_of(name)
-    dtype = trained_dtype(run) if script.dtype == "trained" else script.dtype
-    args = ModelConfig(model_name_or_path=name, model_revision=script.revision, dtype=dtype)
-    kwargs = settings_of(run).get("chat_template_kwargs")
-    return placed(load_trained(args, **trusted)), tokenizer, kwargs
-
-
 def answer(conversation: Conversation, line: str) -> bool:
     """Do what a line says; False where it ends the conversation.
 
@@ -101,9 +77,12 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The model cannot be used.
     """
     from recipes.lib.publishing.conversation import Conversation
+    from recipes.lib.publishing.source import load_as_trained
 
     script: ChatArguments = config.script
-    model, tokenizer, kwargs = load(script)
+    trusted = {"trust_remote_code": script.trust_remote_code}
+    found = load_as_trained(str(script.run), script.dtype, script.revision, **trusted)
+    model, tokenizer, kwargs = found
     keys = ("max_completion_length", "temperature", "seed", "system")
     given = {key: getattr(script, key) for key in keys} | {"template_kwargs": kwargs}
     conversation = Conversation(model, tokenizer, **given)

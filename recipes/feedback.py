@@ -1,23 +1,34 @@
-"""Feedback: collects preferences between completions of a model.
+"""Feedback: what people, or a simulated rater, say of a model's completions.
 
-The action `simulate` samples two completions for each prompt and lets the simulated rater choose,
-with the Bradley-Terry probability on the scores of a judge: a Python function of plain texts,
-f(prompts, completions) -> scores, named as module:function or file.py:function.
+serve RUN... samples completions for prompts, or takes ready ones (items), and opens a page on which
+people compare, rank, rate and rewrite them; sample fills its queue, from another machine too.
+import FILE... takes answers from elsewhere, export writes what training reads, status says how far
+it is and how much people agree, forget NAME... erases an annotator.
+simulate lets a simulated rater choose instead, with the Bradley-Terry probability on the scores of
+a judge: a Python function of plain texts, f(prompts, completions) -> scores.
 
 Data: prompt (text or messages).
-Writes feedback.jsonl, final/train.jsonl and final/test.jsonl in TRL's preference format (the test
-rows with their noise, and from other prompts), and summary.json with the ceiling of accuracy.
+Writes a project: feedback.db, and of its answers answers.jsonl, final/*.jsonl, report.html.
+simulate writes feedback.jsonl, final/train.jsonl and final/test.jsonl in TRL's preference format
+(the test rows with their noise, and from other prompts), and its summary has the ceiling of
+accuracy.
 
-    python -m recipes.feedback simulate --config configs/quickstart/feedback.yaml
+    rlhf feedback serve runs/sft/mine --dataset_name prompts.jsonl
+    rlhf feedback simulate --config configs/quickstart/feedback.yaml
 
 Source: Bradley and Terry, Rank analysis of incomplete block designs, 1952.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.config.fields import option
@@ -25,27 +36,47 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, visible
+from recipes.lib.feedback.arguments import (
+    ExchangeArguments,
+    QueueArguments,
+    SamplerArguments,
+    ServeArguments,
+    StoreArguments,
+)
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.files import write_jsonl
-from recipes.lib.runs.folder import FolderArguments, Run, open_run
+from recipes.lib.runs.folder import FolderArguments, Run, folder_of, open_run
 
 if TYPE_CHECKING:
     from recipes.lib.evaluation.judges import Judge
     from recipes.lib.feedback.pairs import Pair
     from recipes.lib.feedback.rater import Rating
 
-ACTIONS = ("simulate",)
+ACTIONS = ("serve", "simulate", "sample", "import", "export", "status", "forget")
+OPERANDS = "names"
 NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
 
 
 @dataclass(kw_only=True)
-class FeedbackArguments(FolderArguments, DataArguments, TrustArguments):
+class FeedbackArguments(
+    ServeArguments,
+    QueueArguments,
+    ExchangeArguments,
+    StoreArguments,
+    SamplerArguments,
+    FolderArguments,
+    DataArguments,
+    TrustArguments,
+):
     """Keys of the recipe."""
 
-    action: str | None = option(None, "What to do: simulate.")
+    action: str | None = option(None, f"What to do: {', '.join(ACTIONS)}.")
+    names: list[str] = option(
+        list, "Runs whose completions are judged (serve), files (import), annotators (forget)."
+    )
     model_name_or_path: str | None = option(
         None, "Model to compare completions of: a run or a folder."
     )
@@ -54,10 +85,7 @@ class FeedbackArguments(FolderArguments, DataArguments, TrustArguments):
         None, "Function with the hidden scores: module:function or file.py:function."
     )
     rater_temperature: float = option(1.0, "Difference of scores that is one unit of log-odds.")
-    temperature: float = option(1.0, "Sampling temperature.")
-    max_completion_length: int = option(64, "Longest completion, in tokens.")
     sampling_batch_size: int = option(256, "Completions at a time.")
-    seed: int = option(0, "Of sampling, rating and splitting.")
 
 
 def arguments() -> tuple[type, ...]:
@@ -148,7 +176,7 @@ def write_pairs(
 
 
 @guarded
-def run(config: Config) -> dict[str, Any]:
+def simulate(config: Config) -> dict[str, Any]:
     """Sample pairs, let the simulated rater choose, write the rows.
 
     Args:
@@ -190,6 +218,198 @@ def run(config: Config) -> dict[str, Any]:
     facts = {"model": script.model_name_or_path, "data": script.data_names()}
     facts |= {"judge": script.judge, "trust_remote_code": trusted}
     return finish(folder, config, summary, **facts)
+
+
+def serve(config: Config) -> dict[str, Any]:
+    """Ask people on a page until all is answered, or until Ctrl-C; then export.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary of the export.
+
+    Raises:
+        UserError: Nothing is to be asked, or the page cannot be opened.
+    """
+    from recipes.lib.annotation.hosting import host
+    from recipes.lib.feedback.project import open_project
+
+    script: FeedbackArguments = config.script
+    project = open_project(folder_of(config), config.values, may_begin=True)
+    prompts = []
+    if script.dataset_name or script.datasets:
+        rows, _ = load_splits(script, script.seed, ("prompt",))
+        prompts = rows["prompt"]
+    with project.locked():
+        project.ask(script, prompts)
+        host(project, script)
+    if script.num_answers and project.store.counts()["answers"] < script.num_answers:
+        raise KeyboardInterrupt  # what was answered is kept, and the next time goes on from there
+    return export(config)
+
+
+def sample(config: Config) -> dict[str, Any]:
+    """Sample what the queue of a project holds.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The number of items.
+
+    Raises:
+        UserError: There is no such project, or a model cannot be used.
+    """
+    from recipes.lib.feedback.project import open_project
+    from recipes.lib.feedback.queue import fill
+    from recipes.lib.generation.completions import complete
+    from recipes.lib.publishing.source import load_as_trained
+
+    script: FeedbackArguments = config.script
+    store = open_project(folder_of(config), config.values, may_begin=False).store
+    keys = store.settings
+    load = functools.cache(
+        lambda name: load_as_trained(name, trust_remote_code=script.trust_remote_code)
+    )
+
+    def texts(name: str, prompts: Sequence[Any], seed: int) -> list[str]:
+        model, tokenizer, kwargs = load(name)
+        told = {"max_new_tokens": keys["max_completion_length"], "seed": seed}
+        told |= {"temperature": keys["temperature"], "batch_size": script.sampling_batch_size}
+        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **told)
+        return [one.text for one in said]
+
+    ended = threading.Event()
+    if script.wait:  # whoever started it holds the other end, and may be killed
+        wait = threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True)
+        wait.start()
+    return {"num_items": fill(store, texts, lambda: not ended.is_set(), waits=script.wait)}
+
+
+def import_answers(config: Config) -> dict[str, Any]:
+    """Take answers from files of other tools.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        How many rows of each kind.
+
+    Raises:
+        UserError: A file is not there, or not of that format.
+    """
+    from recipes.lib.feedback.exchange import read_answers
+    from recipes.lib.feedback.project import open_project
+
+    script: FeedbackArguments = config.script
+    if not script.names:
+        raise UserError("names is missing; write rlhf feedback import FILE.")
+    rows = [row for name in script.names for row in read_answers(Path(name), script)]
+    project = open_project(folder_of(config), config.values, may_begin=True)
+    project.take(rows)
+    return {"imported": dict(Counter(row["kind"] for row in rows))}
+
+
+def export(config: Config) -> dict[str, Any]:
+    """Write the answers that hold for training, or in the format of another tool.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: numbers of answers and rows, agreement.
+
+    Raises:
+        UserError: There is no such project, or it cannot be written.
+    """
+    from recipes.lib.feedback.project import open_project
+    from recipes.lib.recipe.spine import finish
+
+    script: FeedbackArguments = config.script
+    project = open_project(folder_of(config), config.values, may_begin=False)
+    numbers = project.export(script.format)
+    return finish(Run(project.path), config, numbers, model=None, data=[])
+
+
+def status(config: Config) -> dict[str, Any]:
+    """Say how far a project is, how much people agree, and what looks odd.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        Numbers of items and answers, agreement.
+
+    Raises:
+        UserError: There is no such project.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from recipes.lib.feedback.project import open_project
+    from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_table, preferred
+
+    project = open_project(folder_of(config), config.values, may_begin=False)
+    rows, counts = list(project.store.rows()), project.store.counts()
+    told = project.describe(rows)
+    table = Table(*COLUMNS, title=str(project.path), title_justify="left")
+    for line in annotator_table(told):
+        table.add_row(*map(visible, line))
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{counts['answered']:,} of {counts['items']:,} items are answered, {counts['waiting']:,} "
+        "prompts wait for their completions"
+    )
+    console.print(table)
+    wins = [f"{run} was preferred in {number}" for run, number in preferred(rows).items()]
+    for line in [*agreement_lines(told), *wins, *told["hints"]]:
+        console.print(visible(line), soft_wrap=True)
+    return counts | told
+
+
+def forget(config: Config) -> dict[str, Any]:
+    """Erase annotators, export what is left, and name the runs that learned from them.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        How many rows were emptied.
+
+    Raises:
+        UserError: Nobody of that name has answered.
+    """
+    from recipes.lib.feedback.project import open_project
+    from recipes.lib.runs.lineage import trained_on
+
+    script: FeedbackArguments = config.script
+    if not script.names:
+        raise UserError("names is missing; write rlhf feedback forget NAME.")
+    project = open_project(folder_of(config), config.values, may_begin=False)
+    emptied = sum([project.store.forget(name) for name in script.names])
+    for name in script.names:
+        print(f"{name} is forgotten: {emptied} answers are emptied")
+    for path in trained_on(project.path, Path("runs")):
+        print(f"learned from this project before: {path}")
+    return export(config)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Do what the action says; see the functions.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: A key is of another action, or the action cannot be done.
+    """
+    actions = {"serve": serve, "simulate": simulate, "sample": sample, "import": import_answers}
+    actions |= {"export": export, "status": status, "forget": forget}
+    return actions[str(config.script.action)](config)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,6 +24,7 @@ import recipes
 from recipes.lib.errors import UserError
 from recipes.lib.publishing import merge
 from recipes.lib.publishing.card import base_of, write_card
+from recipes.lib.publishing.source import load_as_trained
 from tests.helpers.tiny_runs import FAST, LORA, write
 
 ROOT = Path(__file__).parents[2]
@@ -214,13 +215,10 @@ def test_an_adapter_folder_alone_has_a_card_that_says_no_more(runs: Path, tmp_pa
 
 
 def test_a_rounded_run_is_merged_and_talked_to_as_it_was_trained(runs: Path) -> None:
-    from recipes.chat import load
-    from recipes.lib.recipe.main import parse
-
     with contextlib.chdir(runs):
         keys = FAST | LORA | {"load_in_4bit": True, "max_steps": 1, "model_name_or_path": "model"}
         recipes.run("sft", **keys, dataset_name="chats.jsonl", output_dir="runs/sft/bits")
-        model, *_ = load(parse("chat", [], {"run": "runs/sft/bits"}).script)
+        model, *_ = load_as_trained("runs/sft/bits")
         told = recipes.run("merge", run="runs/sft/bits", num_prompts=2)
         lineage = json.loads(Path("runs/merge/sft-bits/lineage.json").read_text())
     assert any("Linear4bit" in type(part).__name__ for part in model.modules())
@@ -283,12 +281,9 @@ def read_until(terminal: int, mark: bytes) -> bytes:
 
 
 def test_a_reward_model_does_not_talk(runs: Path) -> None:
-    from recipes.chat import load
-    from recipes.lib.recipe.main import parse
-
     for name in ("runs/reward/pairs", "runs/merge/reward-pairs"):
         with contextlib.chdir(runs), pytest.raises(UserError, match="reward model"):
-            load(parse("chat", [], {"run": name}).script)
+            load_as_trained(name)
 
 
 def test_a_merged_model_answers_at_an_openai_address(runs: Path) -> None:

@@ -36,7 +36,7 @@ function take(said, atFront = false) {
   const had = wanted().holding, shown = queue[0];
   const fresh = said.asked.filter(({ claim }) => !had.includes(claim));
   for (const item of fresh) item.draft = { taken: [], edits: {}, text: "", reason: "", spent: 0 };
-  queue = atFront ? [...fresh, ...queue] : [...queue, ...fresh];
+  queue = progress.done ? [] : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
   if (queue[0] !== shown) paint();
   tell(null);
 }
@@ -48,10 +48,10 @@ async function ask(path, body, atFront) {
 }
 
 const load = () => ask("/next", wanted());
-setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && load()), 1500);
+setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && !progress?.done && load()), 1500);
 
 function tell(error) {
-  const number = outbox.entries.size, more = progress?.waiting || progress?.left;
+  const number = outbox.entries.size, more = !progress?.done && (progress?.waiting || progress?.left);
   const told = error && (error.status ? error.message : "The server does not answer; this page tries again.");
   find("banner").hidden = !told;
   find("banner").textContent = number ? `Not saved yet (${number}). ${told}` : told;

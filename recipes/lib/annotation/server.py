@@ -7,6 +7,8 @@ import hashlib
 import json
 import math
 import socket
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,14 +128,21 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
     )
 
 
-def serve(app: Starlette, host: str, port: int, when_ready: Callable[[int], None]) -> None:
-    """Serve the page until the process is told to end.
+def serve(
+    app: Starlette,
+    host: str,
+    port: int,
+    when_ready: Callable[[int], None],
+    is_done: Callable[[], bool],
+) -> None:
+    """Serve the page until it is done, or the process is told to end.
 
     Args:
         app: From `make_app`.
         host: Address to listen on.
         port: Port; 0 for any that is free.
         when_ready: Is called with the port as soon as browsers can connect.
+        is_done: Is asked every second; pages get the time to hear of it.
 
     Raises:
         UserError: The address or the port cannot be had.
@@ -150,7 +159,16 @@ def serve(app: Starlette, host: str, port: int, when_ready: Callable[[int], None
     config = uvicorn.Config(app, timeout_keep_alive=60, timeout_graceful_shutdown=2, **quiet)
     with listener, contextlib.suppress(KeyboardInterrupt):
         when_ready(listener.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        threading.Thread(target=_end_when, args=(server, is_done), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _end_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
+    while not is_done():
+        time.sleep(1)
+    time.sleep(2)  # of the pages of other people, which ask every second and a half
+    server.should_exit = True
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
@@ -177,8 +195,13 @@ def _checked(content: bytes, names: Sequence[str]) -> Body:
 
 
 def _state(store: Store, annotator: str, asked: Sequence[Asked]) -> Body:
-    progress = store.progress(annotator) | {"waiting": store.counts()["waiting"]}
-    return {"asked": [_shown(one) for one in asked], "progress": progress}
+    counts, wanted = store.counts(), store.settings.get("num_answers")
+    progress: Body = store.progress(annotator) | {"waiting": counts["waiting"], "done": False}
+    if wanted is not None:
+        left = max(0, wanted - counts["answers"])
+        progress |= {"left": left, "done": left == 0}
+    shown = [] if progress["done"] else [_shown(one) for one in asked]
+    return {"asked": shown, "progress": progress}
 
 
 def _shown(asked: Asked) -> Body:

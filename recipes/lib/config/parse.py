@@ -52,7 +52,7 @@ class CommandLine:
         path: The configuration file, or None.
         file: Its content, or None.
         flags: The other words of the command line.
-        word: The value of the word that stands without a flag, by its key.
+        word: The values of words that stand without a flag, by their keys.
         values: All of it by key, raw: the words behind flags as text.
     """
 
@@ -60,17 +60,20 @@ class CommandLine:
     path: Path | None
     file: YamlFile | None
     flags: list[str]
-    word: dict[str, str]
+    word: dict[str, Any]
     values: dict[str, Any]
 
 
-def read_command_line(recipe: str, argv: Sequence[str], word: str | None = None) -> CommandLine:
+def read_command_line(
+    recipe: str, argv: Sequence[str], word: str | None = None, more: str | None = None
+) -> CommandLine:
     """Read a recipe's command line and file, and refuse what is wrong in them at first sight.
 
     Args:
         recipe: Name of the recipe, e.g. "ppo".
-        argv: `[WORD] [--config FILE] [--key value ...]`.
+        argv: `[WORD [MORE ...]] [--config FILE] [--key value ...]`.
         word: Key of the word that stands in front, where the recipe takes one.
+        more: Key of the words behind that one, where the recipe takes some.
 
     Returns:
         What was given.
@@ -81,7 +84,9 @@ def read_command_line(recipe: str, argv: Sequence[str], word: str | None = None)
     """
     argv = list(argv)
     has_word = word is not None and argv and not argv[0].startswith("-")
-    first = {str(word): argv.pop(0)} if has_word else {}
+    first: dict[str, Any] = {str(word): argv.pop(0)} if has_word else {}
+    while first and more and argv and not argv[0].startswith("-"):
+        first.setdefault(more, []).append(argv.pop(0))
     flags, path = take_config(argv)
     file = read_yaml(path) if path else None
     if file is not None and "env" in file.values:

@@ -163,9 +163,9 @@ class Store:
             }
             for job in jobs
         ]
-        with self._writing() as connection:
-            for part in values:
-                connection.execute(self._ignoring(JOBS).values(part))
+        if values:
+            with self._writing() as connection:
+                connection.execute(self._ignoring(JOBS), values)
 
     def next_jobs(self, number: int) -> list[dict[str, Any]]:
         """The first that wait, replies before all, which come alone."""
@@ -198,13 +198,23 @@ class Store:
             items: The items.
             annotator: The only one who sees them, of a chat.
         """
+        values = [
+            {
+                "id": item["id"],
+                "content": item,
+                "num_wanted": item.get("num_wanted", 1),
+                "num_answered": 0,
+                "is_open": True,
+                "annotator": annotator,
+            }
+            for item in items
+        ]
+        if not values:
+            return
+        ended = sa.update(JOBS).where(JOBS.c.item == sa.bindparam("id")).values(state="done")
         with self._writing() as connection:
-            for item in items:
-                values = {"id": item["id"], "content": item, "annotator": annotator}
-                values |= {"num_wanted": item.get("num_wanted", 1), "num_answered": 0}
-                connection.execute(self._ignoring(ITEMS).values(values | {"is_open": True}))
-                done = sa.update(JOBS).where(JOBS.c.item == item["id"]).values(state="done")
-                connection.execute(done)
+            connection.execute(self._ignoring(ITEMS), values)
+            connection.execute(ended, [{"id": one["id"]} for one in values])
 
     def items(self) -> Iterator[Item]:
         """All items in their order."""
@@ -212,16 +222,17 @@ class Store:
             yield row.content
 
     def counts(self) -> dict[str, int]:
-        """How many items there are and are answered, and how many wait to be sampled."""
+        """How many items, items that are done, answers, and prompts that wait to be sampled."""
         number = sa.func.count()
         asked = (
             sa.select(number).select_from(ITEMS),
             sa.select(number).select_from(ITEMS).where(~ITEMS.c.is_open),
+            sa.select(sa.func.coalesce(sa.func.sum(ITEMS.c.num_answered), 0)),
             sa.select(number).where(JOBS.c.state == "waiting"),
         )
         with self._reading() as connection:
             values = [int(connection.execute(query).scalar_one()) for query in asked]
-        return dict(zip(("items", "answered", "waiting"), values, strict=True))
+        return dict(zip(("items", "answered", "answers", "waiting"), values, strict=True))
 
     # who answers
 

@@ -11,7 +11,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import read_rows
 from recipes.lib.errors import UserError, note
 from recipes.lib.evaluation.held_out import prompt_and_reference
-from recipes.lib.models.folders import resolve_model
+from recipes.lib.models.folders import fetch_adapter, resolve_model
 
 # Of a run that took a slice of its rows; which slice does not matter here.
 NOT_OF_ROWS = {"test_fraction", "max_train_rows"}
@@ -42,6 +42,38 @@ def settings_of(run: Path | None) -> dict[str, Any]:
 def trained_dtype(run: Path | None) -> str:
     """The number format that a run was trained in; as stored, where there is no run."""
     return "auto" if run is None else str(settings_of(run).get("dtype", "float32"))
+
+
+def load_as_trained(
+    name: str, dtype: str = "trained", revision: str = "main", *, trust_remote_code: bool = False
+) -> tuple[Any, Any, dict[str, Any] | None]:
+    """Load a model as its training saw it: its adapter unmerged, its base rounded as it was there.
+
+    Args:
+        name: Run, checkpoint, model or adapter folder, or Hub id.
+        dtype: Number format; "trained" is that of the run.
+        revision: Of a model on the Hub.
+        trust_remote_code: Whether code of the model may run.
+
+    Returns:
+        The model, its tokenizer, and what its chat template was given in training.
+
+    Raises:
+        UserError: There is none, or it is a reward model.
+    """
+    from trl import ModelConfig
+
+    from recipes.lib.models.policies import load_trained, placed
+    from recipes.lib.models.tokenizers import load_tokenizer
+
+    path = resolve_model(name)
+    run = run_of(path)
+    dtype = trained_dtype(run) if dtype == "trained" else dtype
+    trusted = {"trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(fetch_adapter(path, revision), revision=revision, **trusted)
+    args = ModelConfig(model_name_or_path=path, model_revision=revision, dtype=dtype)
+    kwargs = settings_of(run).get("chat_template_kwargs")
+    return placed(load_trained(args, **trusted)), tokenizer, kwargs
 
 
 def own_prompts(run: Path | None, args: DataArguments, number: int) -> list[Any]:

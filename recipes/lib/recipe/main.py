@@ -120,7 +120,7 @@ def parse(
 
     Args:
         recipe: Name of the recipe, e.g. "ppo".
-        argv: `[WORD] [--config FILE] [--key value ...]`.
+        argv: `[WORD [MORE ...]] [--config FILE] [--key value ...]`.
         overrides: Values that a calling recipe sets, by key.
         runs: Whether the recipe runs next, so that a path that is not there is a mistake by now.
 
@@ -132,7 +132,7 @@ def parse(
     """
     module = importlib.import_module(f"recipes.{recipe}")
     word = "action" if hasattr(module, "ACTIONS") else getattr(module, "POSITIONAL", None)
-    given = read_command_line(recipe, argv, word)
+    given = read_command_line(recipe, argv, word, getattr(module, "OPERANDS", None))
     values = given.values | (overrides or {})
     if word is not None:
         _check_word(module, word, recipe, values)

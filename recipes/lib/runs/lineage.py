@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def write_lineage(
             "model": _parent(model, revision),
             "data": [
                 {"name": name, "sha256": sha256(Path(name)), "is_local": Path(name).exists()}
+                | _files(Path(name))
                 for name in data
             ],
             **more,
@@ -58,12 +60,16 @@ def _parent(model: str | None, revision: str | None) -> dict[str, Any] | None:
     folder = Path(resolve_model(model))
     if not folder.is_dir():
         return {"name": model, "lineage": None, "commit": _hub_commit(str(folder), revision)}
-    lineage = (folder.parent if folder.name == "final" else folder) / "lineage.json"
+    run = folder.parent if folder.name == "final" else folder
+    return {"name": model, "lineage": _lineage_of(run)}
+
+
+def _lineage_of(run: Path) -> dict[str, Any] | None:
     try:
-        known = json.loads(lineage.read_text(encoding="utf-8"))
+        known = json.loads((run / "lineage.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none, or one that says nothing; the run itself is done
-        known = None
-    return {"name": model, "lineage": known}
+        return None
+    return known if isinstance(known, dict) else None
 
 
 def _hub_commit(name: str, revision: str | None) -> str | None:
@@ -75,6 +81,45 @@ def _hub_commit(name: str, revision: str | None) -> str | None:
         if isinstance(found, str):
             return Path(found).parent.name
     return None
+
+
+def trained_on(path: Path, root: Path) -> list[Path]:
+    """The runs that learned from what a run made, directly or from a run that did.
+
+    Args:
+        path: Its folder.
+        root: Where the runs lie.
+
+    Returns:
+        Their folders.
+    """
+    runs = [file.parent for file in sorted(root.glob("*/*/lineage.json"))]
+    lineages = {run: _lineage_of(run) for run in runs}
+    found = {path.resolve()}
+    size = 0
+    while size < len(found):  # what was made from what is found is found
+        size = len(found)
+        found |= {
+            run.resolve()
+            for run, lineage in lineages.items()
+            if any(not found.isdisjoint({name, *name.parents}) for name in _named(lineage))
+        }
+    return [run for run in lineages if run.resolve() in found and run.resolve() != path.resolve()]
+
+
+def _named(lineage: Any) -> Iterator[Path]:
+    """Every text of a lineage that may be the path of something."""
+    if isinstance(lineage, str) and len(lineage) < 4096:
+        yield Path(lineage).resolve()
+    elif isinstance(lineage, (dict, list)):
+        for part in lineage.values() if isinstance(lineage, dict) else lineage:
+            yield from _named(part)
+
+
+def _files(run: Path) -> dict[str, Any]:
+    """Hashes of the rows that a run made."""
+    found = {file.name: sha256(file) for file in sorted(run.glob("final/*.jsonl"))}
+    return {"files": found} if found else {}
 
 
 def sha256(path: Path) -> str | None:

@@ -117,7 +117,7 @@ def test_an_item_is_named_by_its_content() -> None:
 
 
 def test_rows_and_agreement_are_light_to_import() -> None:
-    heavy = "{'torch', 'transformers', 'datasets', 'sklearn'}"
-    code = f"import sys, recipes.lib.feedback.rows; print({heavy} & {{*sys.modules}})"
+    heavy = "{'torch', 'transformers', 'datasets', 'sklearn', 'scipy'}"
+    code = f"import sys, recipes.lib.feedback.agreement; print({heavy} & {{*sys.modules}})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"

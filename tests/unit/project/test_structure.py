@@ -166,10 +166,10 @@ def test_pinned_versions_are_plain_and_inside_the_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     of_itself = (
-        f"{project['name']}[deepspeed,gguf,serve]"  # the tests' environment has those extras
+        f"{project['name']}[deepspeed,feedback,gguf,serve]"  # the tests' environment has those extras
     )
     lines = [*project["dependencies"], *extras["dev"]]
-    lines += [*extras["deepspeed"], *extras["gguf"], *extras["serve"]]
+    lines += [*extras["deepspeed"], *extras["feedback"], *extras["gguf"], *extras["serve"]]
     assert of_itself in lines
     for line in filter(lambda line: line != of_itself, lines):
         requirement = Requirement(line)

@@ -1,0 +1,74 @@
+"""The keys of `rlhf feedback` beside those of the simulated rater."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from recipes.lib.config.fields import option
+from recipes.lib.feedback.rows import KINDS
+
+
+@dataclass(kw_only=True)
+class StoreArguments:
+    """Where answers are kept."""
+
+    database: str | None = option(
+        None,
+        "URL of a database, such as postgresql://host/name, instead of a file in the project's "
+        "folder; kept with the project.",
+    )
+
+
+@dataclass(kw_only=True)
+class SamplerArguments:
+    """How what is asked is sampled; kept with the project."""
+
+    temperature: float = option(1.0, "Sampling temperature.")
+    max_completion_length: int = option(64, "Longest completion, in tokens.")
+    seed: int = option(0, "Of sampling, rating and splitting.")
+
+
+@dataclass(kw_only=True)
+class ServeArguments:
+    """What is asked, and of whom."""
+
+    items: str | None = option(
+        None, "Ready items instead of prompts: {prompt, completions, kind, gold} a line."
+    )
+    kinds: list[str] = option(lambda: ["pair"], f"Kinds of answers, in turns: {', '.join(KINDS)}.")
+    num_completions: int = option(4, "Completions of a ranking.")
+    aspects: list[str] = option(lambda: ["overall"], "What is rated from 1 to 5.")
+    overlap: float = option(0.0, "Share of items that two people answer.")
+    repeat: float = option(0.0, "Share of items that come a second time.")
+    num_answers: int | None = option(None, "Answers after which it ends by itself.")
+    annotator: str | None = option(None, "Who answers on this machine; default the user's name.")
+    share: list[str] = option(
+        list, "Names of people who answer from elsewhere; each gets a secret link."
+    )
+    revoke: list[str] = option(list, "Names of people whose links end.")
+    host: str | None = option(
+        None, "Address to listen on; default this machine alone, with share all of its networks."
+    )
+    port: int = option(8770, "Port to listen on; 0 takes a free one.")
+    open_browser: bool = option(True, "Open the page in a browser.")
+
+
+@dataclass(kw_only=True)
+class QueueArguments:
+    """How the queue is filled."""
+
+    wait: bool = option(False, "Wait for more prompts until standard input ends.")
+
+
+@dataclass(kw_only=True)
+class ExchangeArguments:
+    """Answers from elsewhere and for elsewhere."""
+
+    format: str = option(
+        "trl",
+        "What files hold.",
+        choices=("trl", "argilla", "label-studio", "csv", "parquet"),
+    )
+    mapping: str | None = option(
+        None, "Makes feedback rows of a record of any other file: file.py:function."
+    )

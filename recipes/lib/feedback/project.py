@@ -1,0 +1,175 @@
+"""A feedback project: a folder with a store, and what is exported from it for training.
+
+Layout: config.yaml, feedback.db, and of the last export answers.jsonl, final/, lineage.json,
+summary.json, report.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.errors import UserError
+from recipes.lib.feedback.arguments import SamplerArguments, ServeArguments
+from recipes.lib.feedback.queue import make_jobs, read_items, with_repeats
+from recipes.lib.feedback.rows import KINDS, Row
+from recipes.lib.feedback.status import preferred
+from recipes.lib.feedback.store import FILE, Store
+from recipes.lib.runs.files import write_text
+from recipes.lib.runs.folder import config_text, is_run
+from recipes.lib.runs.lock import acquire, release
+
+
+class AskArguments(ServeArguments, SamplerArguments):
+    """What `ask` reads."""
+
+    names: list[str]
+
+
+@dataclass
+class Project:
+    """An opened project.
+
+    Args:
+        path: Its folder.
+        store: Its database.
+        database: URL of the database; None for the file in the folder.
+    """
+
+    path: Path
+    store: Store
+    database: str | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Serve it alone; others may read and export meanwhile."""
+        acquire(self.path)
+        try:
+            yield
+        finally:
+            release(self.path)
+
+    def ask(self, script: AskArguments, prompts: Sequence[Any]) -> None:
+        """Put what is to be asked into the store; what is there already stays as it is.
+
+        Args:
+            script: Keys of the recipe.
+            prompts: What completions are sampled for.
+
+        Raises:
+            UserError: A key is wrong, or nothing is asked.
+        """
+        _check(script, bool(prompts), self.store)
+        names = ("temperature", "max_completion_length", "seed", "overlap", "repeat", "num_answers")
+        self.store.settings = {name: getattr(script, name) for name in names}
+        if script.items:
+            items = read_items(Path(script.items), script.kinds, script.aspects)
+            shares = (script.overlap, script.repeat, script.seed)
+            self.store.add_items(with_repeats(items, *shares))
+        if prompts:
+            asked = (script.kinds, script.aspects, script.num_completions, script.seed)
+            self.store.add_jobs(make_jobs(prompts, script.names, *asked))
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Keep rows that were given elsewhere, each under the name of who gave it."""
+        by_name: dict[str, list[Row]] = {}
+        for row in rows:
+            by_name.setdefault(row["annotator"], []).append(row)
+        for name, given in by_name.items():
+            self.store.add_annotator(name)
+            self.store.add_rows(name, given)
+
+    def export(self, format: str) -> dict[str, Any]:
+        """Write the answers that hold.
+
+        Args:
+            format: As of `exchange.write_answers`.
+
+        Returns:
+            The summary: rows by file, how often each run was preferred, what `describe` says.
+
+        Raises:
+            UserError: The files cannot be written.
+        """
+        from recipes.lib.feedback.exchange import write_answers  # late: the page does without it
+
+        rows = list(self.store.rows())
+        try:
+            written = write_answers(rows, self.path, format)
+        except OSError as error:
+            raise UserError(f"output_dir={self.path} cannot be written: {error}.") from error
+        numbers = {f"num_{name}": number for name, number in written.items()}
+        return numbers | {"preferred": preferred(rows)} | self.describe(rows)
+
+    def describe(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What `agreement.describe` says of rows, with the gold answers of the project."""
+        from recipes.lib.feedback.agreement import describe
+
+        gold = {item["id"]: item["gold"] for item in self.store.items() if "gold" in item}
+        return describe(rows, gold)
+
+
+def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Project:
+    """Open a project, or begin one.
+
+    Args:
+        path: Its folder.
+        values: The keys that were given; `database` is kept with the project.
+        may_begin: Whether it is made where it is not there.
+
+    Returns:
+        The project.
+
+    Raises:
+        UserError: There is none, the folder holds something else, or the database cannot be opened.
+    """
+    if is_run(path):
+        kept = read_yaml(path / "config.yaml").values
+        database = values.get("database") or kept.get("database")
+        if database is None and not (path / FILE).is_file():
+            raise UserError(f"output_dir={path}: holds a run, and no answers of people.")
+        return Project(path, Store(database or path / FILE), database)
+    if not may_begin:
+        raise UserError(f"output_dir={path}: no feedback project is there; name one.")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
+    database = values.get("database")
+    if database and ":" in database.partition("://")[2].rpartition("@")[0]:
+        raise UserError(
+            "database: holds a password, which would be kept in config.yaml; leave it out and set "
+            "PGPASSWORD, or use ~/.pgpass."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        store = Store(database or path / FILE)
+        write_text(path / "config.yaml", config_text(values))
+    except OSError as error:
+        raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
+    return Project(path, store, database)
+
+
+def _check(script: AskArguments, has_prompts: bool, store: Store) -> None:
+    if not script.kinds or set(script.kinds) - set(KINDS):
+        raise UserError(f"kinds={script.kinds}: name some of {', '.join(KINDS)}.")
+    if not script.aspects:
+        raise UserError("aspects=[]: name at least one.")
+    for name in ("overlap", "repeat"):
+        if not 0 <= getattr(script, name) <= 1:
+            raise UserError(f"{name}={getattr(script, name)}: must be a share from 0 to 1.")
+    if script.num_completions < 3 and "rank" in script.kinds:
+        raise UserError(f"num_completions={script.num_completions}: a ranking takes 3 or more.")
+    if script.items and (has_prompts or script.names):
+        raise UserError(f"items={script.items}: stands for runs and prompts; leave one out.")
+    if has_prompts and not script.names and set(script.kinds) != {"text"}:
+        raise UserError("names is missing; write rlhf feedback serve RUN --dataset_name PROMPTS.")
+    if script.names and not has_prompts:
+        raise UserError("dataset_name is missing: name the prompts that are answered.")
+    if not (script.items or has_prompts or any(store.counts().values())):
+        raise UserError(
+            "nothing is to be asked: write rlhf feedback serve RUN --dataset_name PROMPTS, or give "
+            "items."
+        )
