@@ -117,14 +117,9 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
             Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False),
             Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY),
         ],
-        exception_handlers={
-            HTTPException: lambda _, error: _json(
-                {"error": error.detail}, error.status_code, error.headers
-            ),
-            UserError: lambda _, error: _json({"error": str(error)}, 400),
-            SQLAlchemyError: _not_saved,
-            OSError: _not_saved,
-        },
+        exception_handlers=dict.fromkeys(
+            (HTTPException, UserError, SQLAlchemyError, OSError), _failed
+        ),
     )
 
 
@@ -176,7 +171,11 @@ def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
     return Response(json.dumps(value), status, headers, "application/json")
 
 
-def _not_saved(_: Request, error: Exception) -> Response:
+def _failed(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return _json({"error": error.detail}, error.status_code, error.headers)
+    if isinstance(error, UserError):
+        return _json({"error": str(error)}, 400)
     told = str(getattr(error, "orig", None) or error).split("\n")[0]
     return _json({"error": f"The server cannot save: {told}."}, 503)
 
