@@ -34,6 +34,7 @@ from recipes.lib.feedback.store import Asked, Store
 Body = dict[str, Any]
 FILES = {"page.html": "text/html", "page.css": "text/css"}
 FILES |= {"page.js": "text/javascript", "outbox.js": "text/javascript"}
+CONTENTS = {name: Path(__file__).with_name(name).read_bytes() for name in FILES}
 MAX_BODY = 512 * 1024  # bytes
 MAX_TEXT = 100_000  # characters that somebody writes
 MAX_ANSWERS = 1_000
@@ -80,14 +81,6 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
     Returns:
         The application, for any ASGI server.
     """
-    folder = Path(__file__).parent
-    contents = {name: (folder / name).read_bytes() for name in FILES}
-
-    async def send_file(request: Request) -> Response:
-        name = request.path_params.get("name", "page.html")
-        if name not in FILES:
-            raise HTTPException(404)
-        return Response(contents[name], media_type=FILES[name])
 
     def endpoint(work: Callable[[Store, str, Body], Body], names: str) -> Route:
         def told(request: Request, content: bytes) -> Body:
@@ -103,8 +96,8 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/", send_file),
-            Route("/static/{name}", send_file),
+            Route("/", _send_file),
+            Route("/static/{name}", _send_file),
             Route("/a/{secret}", access.enter),
             endpoint(_next, "tab holding number"),
             endpoint(_answer, "tab holding number claim answers seconds reason"),
@@ -164,6 +157,13 @@ def _end_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
         time.sleep(1)
     time.sleep(2)  # of the pages of other people, which ask every second and a half
     server.should_exit = True
+
+
+async def _send_file(request: Request) -> Response:
+    name = request.path_params.get("name", "page.html")
+    if name not in FILES:
+        raise HTTPException(404)
+    return Response(CONTENTS[name], media_type=FILES[name])
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
