@@ -14,6 +14,11 @@ export class Outbox {
     Object.assign(this, { send, told, box: "", entries: new Map(), running: null });
   }
 
+  open(box) {
+    Object.assign(this, { box, entries: new Map() });
+    this.adopt(0);
+  }
+
   add(claim, entry) {
     this.entries.set(claim, entry);
     try {
@@ -23,10 +28,10 @@ export class Outbox {
   }
 
   // Takes in what a tab left behind that is gone by now, or that does not get through.
-  adopt() {
+  adopt(age = 5000) {
     for (const key of Object.keys(localStorage).filter((name) => name.startsWith(`${this.box}/`))) {
       const { at, ...entry } = JSON.parse(localStorage.getItem(key) ?? "{}");
-      if (Date.now() - at > 5000) this.entries.set(key.slice(this.box.length + 1), entry);
+      if (Date.now() - at >= age) this.entries.set(key.slice(this.box.length + 1), entry);
     }
     return this.flush();
   }
