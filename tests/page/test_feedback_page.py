@@ -193,10 +193,11 @@ def test_what_somebody_writes_goes_along_with_the_answer(
     hint = browser.ask("document.getElementById('hint').innerText")
     assert hint == "Goes along: edit of B, own answer, reason."
     press(browser, "1")
-    assert browser.ask("document.querySelector('textarea').value") == "Its bad."
+    browser.wait_for("document.querySelector('textarea')?.value === 'Its bad.'")
     browser.ask("document.querySelector('textarea').setSelectionRange(2, 2)")
     browser.write("'")
     click(browser, "Keep")
+    browser.wait_for("document.body.className.startsWith('text')")
     browser.write("Mine, \u732b")
     click(browser, "Keep")
     wait_until_saved(browser)
@@ -242,7 +243,7 @@ def test_other_views_of_the_texts_and_the_help(
     press(browser, "d")
     browser.wait_for("document.querySelectorAll('mark').length === 2")
     marks = browser.ask("[...document.querySelectorAll('mark')].map(e => e.innerText)")
-    assert marks == [re.search(r"red|blue", text)[0] for text in texts]
+    assert marks == [text.split("**")[1] for text in texts]
     press(browser, "m")
     browser.wait_for("document.querySelectorAll('.markdown strong').length === 2")
     press(browser, "m")
@@ -336,6 +337,7 @@ def test_screen_readers_have_names_for_everything(
 def test_the_page_is_small_and_asks_nobody_else(
     browser: Browser, server: Server, store: Store
 ) -> None:
+    browser.open("about:blank")
     browser.call("Network.enable")
     browser.events.clear()
     sit_down(browser, server, store, item(1))
@@ -410,10 +412,9 @@ FORBIDDEN = "SCRIPT IMG SVG IFRAME A FORM LINK STYLE BASE META VIDEO OBJECT INPU
 
 
 def is_invisible(character: str) -> bool:
-    return (
-        unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs")
-        and character not in "\n\t"
-    )
+    if character in "\n\t":
+        return False
+    return character in FILLERS or unicodedata.category(character) in HIDDEN
 
 
 def test_hostile_texts_run_nothing_ask_for_nothing_and_hide_nothing(tmp_path: Path) -> None:
@@ -440,12 +441,10 @@ def test_hostile_texts_run_nothing_ask_for_nothing_and_hide_nothing(tmp_path: Pa
             assert not any(map(is_invisible, seen))
             inside = f"{boxes}.flatMap(e => [...e.querySelectorAll('*')])"
             odd = browser.ask(
-                f"[...new Set({inside}.map(e => e.tagName + [...e.attributes].map(a => a.name)))]"
+                f"{inside}.map(e => [e.tagName, ...[...e.attributes].map(a => a.name)])"
             )
-            names = {re.match("[A-Z0-9]+", one)[0] for one in odd}
-            assert not names & {*FORBIDDEN.split()}
-            attributes = {one[len(re.match("[A-Z0-9]+", one)[0]) :] for one in odd}
-            assert attributes <= {"", "class"}  # of the escapes
+            assert not {tag for tag, *_ in odd} & {*FORBIDDEN.split()}
+            assert {name for _, *names in odd for name in names} <= {"class"}  # of the escapes
         assert browser.ask("[document.title, typeof owned, location.href]") == [
             "Feedback",
             "undefined",
@@ -517,24 +516,25 @@ def test_two_tabs_and_three_kills_lose_nothing(
         with tab:
             browser.open(server.address)
             browser.wait_for("document.querySelector('#prompt .text')")
-    rng = random.Random(3)
+    rng, told = random.Random(3), []
     for _ in range(3):
         for _ in range(6):
             for tab in tabs:
                 while not tab.answer(rng.choice("012")):
                     time.sleep(0.01)
         server.kill()
-        for tab in tabs:  # what was shown as saved is there; the page goes on by itself
+        for tab in tabs:
             tab.answer("1")
-            with tab:
-                words = "document.getElementById('banner').textContent"
-                assert "Not saved yet (" in browser.wait_for(f"!banner.hidden && {words}")
-            assert not tab.is_saved()
+            if not tab.is_saved():
+                with tab:
+                    words = "banner.textContent.startsWith('Not saved yet (') && banner.textContent"
+                    told.append(browser.wait_for(words))
         server.start()
         for tab in tabs:
             with tab:
                 wait_until_saved(browser)
         check_nothing_lost(store, {"anna": tabs})
+    assert len(told) > 2
     assert sum(len(tab.answered) for tab in tabs) >= 36
     with tabs[1]:
         browser.close_tab()
@@ -602,7 +602,7 @@ def test_eight_people_and_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     browser = Browser([str(CHROMIUM), *FLAGS, *OFFLINE, f"--user-data-dir={tmp_path / 'profile'}"])
     people: dict[str, list[Person]] = {}
     open_tabs: list[tuple[str, Person]] = []
-    contexts = {}
+    contexts: dict[str, str] = {}
 
     def open_tab(name: str, address: str) -> None:
         person = Person(browser, browser.add_tab(browserContextId=contexts[name]))

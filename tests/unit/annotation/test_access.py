@@ -159,7 +159,11 @@ class Asking:
         self.access = access
 
     def status(self, secret: str, address: str = "192.0.2.7") -> int:
-        scope = {"type": "http", "client": (address, 5), "headers": [(b"host", b"h:80")]}
+        scope: dict[str, Any] = {
+            "type": "http",
+            "client": (address, 5),
+            "headers": [(b"host", b"h:80")],
+        }
         scope |= {
             "path_params": {"secret": secret},
             "server": ("h", 80),
