@@ -25,7 +25,7 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -263,7 +263,7 @@ def sample(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.feedback.project import open_project
     from recipes.lib.feedback.queue import fill
-    from recipes.lib.generation.completions import complete
+    from recipes.lib.generation.completions import complete, stream
     from recipes.lib.publishing.source import load_as_trained
 
     script: FeedbackArguments = config.script
@@ -273,18 +273,25 @@ def sample(config: Config) -> dict[str, Any]:
         lambda name: load_as_trained(name, trust_remote_code=script.trust_remote_code)
     )
 
+    told = {"max_new_tokens": keys["max_completion_length"], "temperature": keys["temperature"]}
+
     def texts(name: str, prompts: Sequence[Any], seed: int) -> list[str]:
         model, tokenizer, kwargs = load(name)
-        told = {"max_new_tokens": keys["max_completion_length"], "seed": seed}
-        told |= {"temperature": keys["temperature"], "batch_size": script.sampling_batch_size}
-        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **told)
+        more = told | {"seed": seed, "batch_size": script.sampling_batch_size}
+        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **more)
         return [one.text for one in said]
+
+    def talk(name: str, prompt: Any, episode: int, show: Callable[[str], None]) -> str:
+        model, tokenizer, kwargs = load(name)
+        more = told | {"seed": keys["seed"], "episode": episode}
+        return stream(model, tokenizer, prompt, show, template_kwargs=kwargs, **more)
 
     ended = threading.Event()
     if script.wait:  # whoever started it holds the other end, and may be killed
         wait = threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True)
         wait.start()
-    return {"num_items": fill(store, texts, lambda: not ended.is_set(), waits=script.wait)}
+    made = fill(store, texts, talk, lambda: not ended.is_set(), waits=script.wait)
+    return {"num_items": made}
 
 
 def import_answers(config: Config) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from recipes.lib.runs.files import write_text
 from recipes.lib.runs.folder import config_text, is_run
 from recipes.lib.runs.lock import acquire, release
 
+# Keys that the page and the process that samples read from the store.
+KEPT = "temperature max_completion_length seed overlap repeat num_answers compare_every implicit"
+
 
 class AskArguments(ServeArguments, SamplerArguments):
     """What `ask` reads."""
@@ -63,9 +66,11 @@ class Project:
         Raises:
             UserError: A key is wrong, or nothing is asked.
         """
-        _check(script, bool(prompts), self.store)
-        names = ("temperature", "max_completion_length", "seed", "overlap", "repeat", "num_answers")
-        self.store.settings = {name: getattr(script, name) for name in names}
+        _check(script)
+        _check_source(script, bool(prompts), self.store)
+        self.store.settings = {name: getattr(script, name) for name in KEPT.split()} | {
+            "models": script.names
+        }
         if script.items:
             items = read_items(Path(script.items), script.kinds, script.aspects)
             shares = (script.overlap, script.repeat, script.seed)
@@ -152,7 +157,7 @@ def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Proj
     return Project(path, store, database)
 
 
-def _check(script: AskArguments, has_prompts: bool, store: Store) -> None:
+def _check(script: AskArguments) -> None:
     if not script.kinds or set(script.kinds) - set(KINDS):
         raise UserError(f"kinds={script.kinds}: name some of {', '.join(KINDS)}.")
     if not script.aspects:
@@ -162,13 +167,18 @@ def _check(script: AskArguments, has_prompts: bool, store: Store) -> None:
             raise UserError(f"{name}={getattr(script, name)}: must be a share from 0 to 1.")
     if script.num_completions < 3 and "rank" in script.kinds:
         raise UserError(f"num_completions={script.num_completions}: a ranking takes 3 or more.")
+
+
+def _check_source(script: AskArguments, has_prompts: bool, store: Store) -> None:
     if script.items and (has_prompts or script.names):
         raise UserError(f"items={script.items}: stands for runs and prompts; leave one out.")
     if has_prompts and not script.names and set(script.kinds) != {"text"}:
         raise UserError("names is missing; write rlhf feedback serve RUN --dataset_name PROMPTS.")
-    if script.names and not has_prompts:
+    if script.chat and (script.items or has_prompts or not script.names):
+        raise UserError("chat=true: write rlhf feedback serve RUN --chat; it takes no data.")
+    if script.names and not has_prompts and not script.chat:
         raise UserError("dataset_name is missing: name the prompts that are answered.")
-    if not (script.items or has_prompts or any(store.counts().values())):
+    if not (script.chat or script.items or has_prompts or any(store.counts().values())):
         raise UserError(
             "nothing is to be asked: write rlhf feedback serve RUN --dataset_name PROMPTS, or give "
             "items."
