@@ -32,7 +32,12 @@ from recipes.lib.feedback.rows import NUM_COMPLETIONS, Row, make_row
 from recipes.lib.feedback.store import Asked, Store
 
 Body = dict[str, Any]
-FILES = {"page.html": "text/html", "chat.html": "text/html", "page.css": "text/css"}
+FILES = {
+    "page.html": "text/html",
+    "chat.html": "text/html",
+    "page.css": "text/css",
+    "chat.css": "text/css",
+}
 FILES |= dict.fromkeys(("page.js", "chat.js", "outbox.js"), "text/javascript")
 MAX_BODY = 512 * 1024  # bytes
 MAX_TEXT = 100_000  # characters that somebody writes
