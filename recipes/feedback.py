@@ -209,6 +209,7 @@ def simulate(config: Config) -> dict[str, Any]:
     train, test = load_splits(script, script.seed, ("prompt",))
     folder = open_run(config)
     rows = train.to_list() + (test.to_list() if test else [])
+    held_out = test["prompt"] if test else []
     sets = sample_prompts(script, [row["prompt"] for row in rows])
     scores = judge_sets(judge, sets, rows)
     items = [one.item(script.model_name_or_path) for one in sets]
@@ -222,7 +223,7 @@ def simulate(config: Config) -> dict[str, Any]:
         answers = simulate_answers(items, scores, **asked, **drawn)
     write_jsonl(folder.path / "feedback.jsonl", answers)
     if script.kinds == PAIRS:
-        numbers = write_pairs(folder, answers, set(map(prompt_text, test["prompt"])))
+        numbers = write_pairs(folder, answers, set(map(prompt_text, held_out)))
     else:
         numbers = {f"num_{name}": n for name, n in write_answers(answers, folder.path).items()}
     lengths = [len(said.ids) for one in sets for said in one.completions]

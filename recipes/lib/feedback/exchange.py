@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.data.file_rows import LABELS, LIKE_MESSAGES, READ_ERRORS
+from recipes.lib.data.reading import FEEDBACK_FILES
 from recipes.lib.data.row_checks import brief, row_fault
 from recipes.lib.errors import UserError, first_line, note
 from recipes.lib.feedback.rows import Row, check_row, current, item_id, make_row
@@ -24,7 +25,6 @@ from recipes.lib.runs.files import read_jsonl, write_json, write_jsonl
 
 FORMATS = ("trl", "argilla", "label-studio", "csv", "parquet")
 ANSWERS = "answers.jsonl"
-EXPORTS = ("preference", "unpaired_preference", "prompt_completion", "ranks", "ratings")
 # Names of the field that is the prompt; else it is the first.
 PROMPTS = ("prompt", "instruction", "question", "request", "input", "query")
 LIKED = {"true": True, "yes": True, "good": True, "false": False, "no": False, "bad": False}
@@ -46,7 +46,7 @@ def training_rows(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
         edits), unpaired_preference, prompt_completion (texts and edits), ranks, ratings. Of pairs,
         rankings and thumbs those of the aspect overall. A column weight where not all are 1.
     """
-    made: dict[str, list[dict[str, Any]]] = {name: [] for name in EXPORTS}
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in FEEDBACK_FILES}
     num_bad = 0
     for row in rows:
         for name, columns in _columns(row) if row["weight"] > 0 else ():
@@ -111,7 +111,7 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
     if format == "trl":
         made = training_rows(held)
         (folder / "final").mkdir(parents=True, exist_ok=True)
-        for name in EXPORTS:
+        for name in FEEDBACK_FILES:
             (folder / "final" / f"{name}.jsonl").unlink(missing_ok=True)
         for name, found in made.items():
             write_jsonl(folder / "final" / f"{name}.jsonl", found)
@@ -305,27 +305,25 @@ def _from_argilla(record: Row) -> Iterator[Row]:
 
 
 def _label_studio(row: Row) -> Row:
-    fields, value = _fields_of(row), row["value"]
-    names, kind = [*fields][1:], row["kind"]
+    fields, value, kind = _fields_of(row), row["value"], row["kind"]
+    names = [*fields][1:]
     simple = _simple(row, names)
-    of_kind: dict[str, tuple[str, dict[str, Any]]] = {
-        "rank": ("ranker", {"ranker": [name for _, name in sorted(_ordered(value, names))]}),
-        "rating": ("rating", {"rating": value}),
-        "thumb": ("choices", {"choices": [simple]}),
-        "pair": ("pairwise", {"selected": "right" if value else "left"}),
-    }
-    tool, found = of_kind.get(kind, ("textarea", {"text": [simple]}))
-    if kind == "pair" and value is None:
-        tool, found = "choices", {"choices": [TIE]}
+    tool: str = "textarea"
+    found: dict[str, Any] = {"text": [simple]}
+    if kind == "rank":
+        order = sorted(range(len(names)), key=lambda place: value[place])
+        tool, found = "ranker", {"ranker": [names[place] for place in order]}
+    elif kind == "rating":
+        tool, found = "rating", {"rating": value}
+    elif kind == "thumb" or value is None:
+        tool, found = "choices", {"choices": [simple]}
+    elif kind == "pair":
+        tool, found = "pairwise", {"selected": "right" if value else "left"}
     name = row["aspect"] if kind == "rating" else kind
     result = {"from_name": name, "to_name": ",".join(names), "type": tool, "value": found}
     annotation = {"completed_by": row["annotator"], "result": [result]}
     annotation |= {"lead_time": row["seconds"], "created_at": row["created_at"]}
     return {"data": fields, "annotations": [annotation], "meta": {KEPT: row}}
-
-
-def _ordered(value: Any, names: Sequence[str]) -> list[tuple[int, str]]:
-    return list(zip(value, names, strict=True)) if isinstance(value, list) else []
 
 
 def _from_label_studio(record: Row) -> Iterator[Row]:
