@@ -25,7 +25,7 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, visible
 from recipes.lib.feedback.arguments import (
     ExchangeArguments,
     QueueArguments,
@@ -261,6 +261,8 @@ def serve(config: Config) -> dict[str, Any]:
     with project.locked():
         project.ask(script, prompts)
         host(project, script)
+    if script.num_answers and project.store.counts()["answers"] < script.num_answers:
+        raise KeyboardInterrupt  # what was answered is kept, and the next time goes on from there
     return export(config)
 
 
@@ -278,7 +280,7 @@ def sample(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.feedback.project import open_project
     from recipes.lib.feedback.queue import fill
-    from recipes.lib.generation.completions import complete
+    from recipes.lib.generation.completions import complete, stream
     from recipes.lib.publishing.source import load_as_trained
 
     script: FeedbackArguments = config.script
@@ -288,18 +290,25 @@ def sample(config: Config) -> dict[str, Any]:
         lambda name: load_as_trained(name, trust_remote_code=script.trust_remote_code)
     )
 
+    told = {"max_new_tokens": keys["max_completion_length"], "temperature": keys["temperature"]}
+
     def texts(name: str, prompts: Sequence[Any], seed: int) -> list[str]:
         model, tokenizer, kwargs = load(name)
-        told = {"max_new_tokens": keys["max_completion_length"], "seed": seed}
-        told |= {"temperature": keys["temperature"], "batch_size": script.sampling_batch_size}
-        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **told)
+        more = told | {"seed": seed, "batch_size": script.sampling_batch_size}
+        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **more)
         return [one.text for one in said]
+
+    def talk(name: str, prompt: Any, episode: int, show: Callable[[str], None]) -> str:
+        model, tokenizer, kwargs = load(name)
+        more = told | {"seed": keys["seed"], "episode": episode}
+        return stream(model, tokenizer, prompt, show, template_kwargs=kwargs, **more)
 
     ended = threading.Event()
     if script.wait:  # whoever started it holds the other end, and may be killed
         wait = threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True)
         wait.start()
-    return {"num_items": fill(store, texts, lambda: not ended.is_set(), waits=script.wait)}
+    made = fill(store, texts, talk, lambda: not ended.is_set(), waits=script.wait)
+    return {"num_items": made}
 
 
 def import_answers(config: Config) -> dict[str, Any]:
@@ -320,7 +329,7 @@ def import_answers(config: Config) -> dict[str, Any]:
     script: FeedbackArguments = config.script
     if not script.names:
         raise UserError("names is missing; write rlhf feedback import FILE.")
-    rows = [row for name in script.names for row in read_answers(Path(name), script)]
+    rows = [row for name in script.names for row in read_answers(Path(name), script.mapping)]
     project = open_project(folder_of(config), config.values, may_begin=True)
     project.take(rows)
     return {"imported": dict(Counter(row["kind"] for row in rows))}
@@ -348,11 +357,39 @@ def export(config: Config) -> dict[str, Any]:
 
 
 def status(config: Config) -> dict[str, Any]:
-    """Say how far a project is, how much people agree, and what looks odd."""
+    """Say how far a project is, how much people agree, and what looks odd.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        Numbers of items and answers, agreement.
+
+    Raises:
+        UserError: There is no such project.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
     from recipes.lib.feedback.project import open_project
+    from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_table, preferred
 
     project = open_project(folder_of(config), config.values, may_begin=False)
-    return project.status()
+    rows, counts = list(project.store.rows()), project.store.counts()
+    told = project.describe(rows)
+    table = Table(*COLUMNS, title=str(project.path), title_justify="left")
+    for line in annotator_table(told):
+        table.add_row(*map(visible, line))
+    console = Console(highlight=False, markup=False)
+    console.print(
+        f"{counts['answered']:,} of {counts['items']:,} items are answered, {counts['waiting']:,} "
+        "prompts wait for their completions"
+    )
+    console.print(table)
+    wins = [f"{run} was preferred in {number}" for run, number in preferred(rows).items()]
+    for line in [*agreement_lines(told), *wins, *told["hints"]]:
+        console.print(visible(line), soft_wrap=True)
+    return counts | told
 
 
 def forget(config: Config) -> dict[str, Any]:

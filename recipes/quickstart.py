@@ -1,10 +1,14 @@
 """Quickstart: the whole loop on a CPU, offline: base, SFT, feedback, reward model, PPO, evaluation.
 
+With people, you are asked, too: 60 pairs on a page before the reward model, which learns from them
+and from the simulated rater's, and at the end which of SFT and PPO you prefer, without their names.
+
 Each stage is the ordinary run of an ordinary recipe with a YAML of configs/quickstart/. A finished
 stage is skipped, an interrupted one goes on, and one whose YAML changed is run again with all after
 it; what it held before is moved aside.
 
-Writes runs/quickstart/<stage>/, runs/quickstart/summary.json and runs/quickstart/report.html.
+Writes runs/quickstart/<stage>/, runs/quickstart/summary.json and runs/quickstart/report.html
+(runs/quickstart-people/ with people).
 
     python -m recipes.quickstart
 """
@@ -32,6 +36,7 @@ from recipes.lib.runs.folder import is_run, move_aside
 from recipes.lib.verbosity import hide_short_bars
 
 STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
+WITH_PEOPLE = ("base", "sft", "feedback", "people", "reward", "ppo", "evaluate", "blind")
 RUNS_ROOT = "runs/quickstart"  # the YAMLs name their folders below it; output_dir takes its place
 CONFIGS = FOLDER / "quickstart"
 HELD_OUT = ("test_fraction", "eval_strategy", "eval_steps")  # what a run adds to its keys
@@ -41,8 +46,12 @@ HELD_OUT = ("test_fraction", "eval_strategy", "eval_steps")  # what a run adds t
 class QuickstartArguments:
     """Keys of the recipe."""
 
-    output_dir: str = option(RUNS_ROOT, "Folder of all stages.")
+    output_dir: str | None = option(
+        None, f"Folder of all stages; default {RUNS_ROOT}, with people {RUNS_ROOT}-people."
+    )
     configs: str = option(str(CONFIGS), "Folder with one YAML for each stage.")
+    people: bool = option(False, "Ask you, too, on a page in the browser.")
+    open_browser: bool = option(True, "With people: open the page in a browser.")
     fresh: bool = option(False, "Move what is there aside and start over.")
 
 
@@ -53,16 +62,21 @@ def arguments() -> tuple[type, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its recipe, its YAML, and the folder it writes to."""
+    """One stage: its name, its YAML, and the folder it writes to."""
 
-    recipe: str
+    name: str
     config: Path
     root: str
 
     @property
+    def recipe(self) -> str:
+        """The recipe that it runs."""
+        return "feedback" if self.name in ("people", "blind") else self.name
+
+    @property
     def folder(self) -> Path:
         """The run folder of the stage."""
-        return Path(self.root) / self.recipe
+        return Path(self.root) / self.name
 
     @property
     def purpose(self) -> str:
@@ -77,6 +91,8 @@ class Stage:
     def _placed(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._placed(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._placed(item) for key, item in value.items()}
         is_below = isinstance(value, str) and (value + "/").startswith(RUNS_ROOT + "/")
         return self.root + value[len(RUNS_ROOT) :] if is_below else value
 
@@ -92,7 +108,11 @@ def make_stages(script: QuickstartArguments) -> list[Stage]:
         UserError: One is not there.
     """
     folder = Path(script.configs)
-    stages = [Stage(name, folder / f"{name}.yaml", script.output_dir) for name in STAGES]
+    root = script.output_dir or RUNS_ROOT + "-people" * script.people
+    stages = []
+    for name in WITH_PEOPLE if script.people else STAGES:
+        file = "reward-people" if script.people and name == "reward" else name
+        stages.append(Stage(name, folder / f"{file}.yaml", root))
     for stage in stages:
         if not stage.config.is_file():
             raise UserError(f"configs={script.configs}: {stage.config.name} is not there.")
@@ -117,18 +137,19 @@ def is_of(stage: Stage) -> bool:
     return bool(stored == now)
 
 
-def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
+def carry_out(stage: Stage, place: str, is_stale: bool, more: dict[str, Any]) -> bool:
     """Run a stage unless it is finished and still holds.
 
     Args:
         stage: The stage.
-        number: Its number, from 1.
+        place: Its number, and that of all.
         is_stale: Whether a stage before it ran again.
+        more: Further keys, that are of this machine.
 
     Returns:
         Whether it ran.
     """
-    title = f"[{number}/{len(STAGES)}] {stage.recipe}"
+    title = f"[{place}] {stage.name}"
     if is_run(stage.folder):
         is_same = is_of(stage)
         if (stage.folder / "summary.json").is_file() and is_same and not is_stale:
@@ -141,7 +162,7 @@ def carry_out(stage: Stage, number: int, is_stale: bool) -> bool:
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
     hide_short_bars()
-    config = parsed(stage, **({"resume": True} if is_run(stage.folder) else {}))
+    config = parsed(stage, **more, **({"resume": True} if is_run(stage.folder) else {}))
     importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own
     return True
@@ -156,10 +177,16 @@ def summarise(stages: list[Stage], peak_rss_mb: float) -> dict[str, Any]:
 
     Returns:
         The summary: perplexities, accuracies in 0..1, mean gold scores, win rate of PPO against SFT
-        in 0..1 with its 95 % interval, KL in nats per completion, seconds of each stage.
+        in 0..1 with its 95 % interval, KL in nats per completion, seconds of each stage; with
+        people how often they preferred PPO, of how many pairs that were no tie.
     """
-    of = {stage.recipe: stage.summary() for stage in stages}
-    return {
+    of = {stage.name: stage.summary() for stage in stages}
+    blind = of.get("blind", {}).get("preferred", {})
+    people = {}
+    if blind:
+        wins = blind.get(next(name for name in blind if Path(name).name == "ppo"), 0)
+        people = {"preferred_ppo": wins, "preferred_of": sum(blind.values())}
+    return people | {
         "base_perplexity": of["sft"]["base_perplexity"],
         "sft_perplexity": of["sft"]["perplexity"],
         "reward_accuracy": of["reward"]["accuracy"],
@@ -212,8 +239,8 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.report.page import write_quickstart_report
 
     script = config.script
-    root = Path(script.output_dir)
     stages = make_stages(script)
+    root = Path(stages[0].root)
     if root.resolve() == Path.cwd():
         raise UserError(f"output_dir={root}: is the folder you are in; name one of its own.")
     if script.fresh and root.exists():
@@ -222,11 +249,15 @@ def run(config: Config) -> dict[str, Any]:
         print(f"--fresh: what was there is now {move_aside(root)}", flush=True)
     ran: list[bool] = []
     for number, stage in enumerate(stages, start=1):
-        ran.append(carry_out(stage, number, is_stale=any(ran)))
+        more = {"open_browser": script.open_browser} if stage.name in ("people", "blind") else {}
+        ran.append(carry_out(stage, f"{number}/{len(stages)}", any(ran), more))
     summary = summarise(stages, peak_memory(root, has_skipped=not all(ran)))
     write_json(root / "summary.json", summary)
     write_quickstart_report(root)
     print_samples(read_jsonl(root / "evaluate" / "samples.jsonl"))
+    if script.people:
+        wins, total = summary["preferred_ppo"], summary["preferred_of"]
+        print(f"\nYou preferred the trained model in {wins} of {total}.")
     return summary
 
 

@@ -72,6 +72,7 @@ prepare_environment() {
   wanted="$(wanted_stamp "$PYTHON_BIN")"
   case "$(cat "$STAMP" 2>/dev/null || true)" in
     "$wanted $extra" | "$wanted dev") return 0 ;;
+    "$wanted feedback") [ -n "$extra" ] || return 0 ;;
   esac
   say "Installing the packages of pyproject.toml at the versions of constraints.txt."
   if ! install_with_uv "$ROOT${extra:+[$extra]}" && ! install_with_pip "$ROOT${extra:+[$extra]}"; then

@@ -33,9 +33,23 @@ class Browser:
         os.close(from_us)
         os.close(to_us)
         self.buffer, self.number, self.session = b"", 0, ""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.events: list[dict[str, Any]] = []  # of the domains that were enabled
+        self.targets: dict[str, str] = {}
+        self.add_tab()
+
+    def add_tab(self, **where: str) -> str:
+        """Open one more tab, to which all goes from now on; its session may be set again."""
+        self.session = ""
+        target = self.call("Target.createTarget", url="about:blank", **where)["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self.session = attached["sessionId"]
+        self.targets[self.session] = target
+        return self.session
+
+    def close_tab(self) -> None:
+        """Close the tab to which all goes; set the session of another one afterwards."""
+        self.call("Page.close")
+        del self.targets[self.session]
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and wait for its answer."""
@@ -49,6 +63,7 @@ class Browser:
             if answer.get("id") == self.number:
                 assert "error" not in answer, (method, answer["error"])
                 return answer["result"]
+            self.events.append(answer)
 
     def _read(self) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE
@@ -60,8 +75,11 @@ class Browser:
         message, _, self.buffer = self.buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, page: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Open a page in a window of that size."""
+    def open(
+        self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False
+    ) -> None:
+        """Open a file or an address in a window of that size."""
+        url = page if isinstance(page, str) else page.as_uri()
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -71,9 +89,16 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.as_uri())
-        while self.ask("document.readyState + location.href") != f"complete{page.as_uri()}":
-            time.sleep(0.02)
+        self.call("Page.navigate", url=url)
+        self.wait_for(f"document.readyState + location.href === 'complete{url}'")
+
+    def wait_for(self, expression: str, patience: float = PATIENCE) -> Any:
+        """Wait until a JavaScript expression is true, and tell its value."""
+        end = time.monotonic() + patience
+        while not (value := self.ask(expression)):
+            assert time.monotonic() < end, f"never: {expression}"
+            time.sleep(0.01)
+        return value
 
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression; the page itself may run nothing."""
@@ -96,12 +121,16 @@ class Browser:
         button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
 
-    def press(self, key: str, code: int) -> None:
-        """Press and release a key."""
+    def press(self, key: str, code: int = 0, modifiers: int = 0) -> None:
+        """Press and release a key; modifiers: 1 Alt, 2 Control, 4 Meta, 8 Shift."""
+        where = f"Digit{key}" if key.isdigit() else key
+        event = {"key": key, "code": where, "windowsVirtualKeyCode": code, "modifiers": modifiers}
         for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
-            )
+            self.call("Input.dispatchKeyEvent", type=kind, **event)
+
+    def write(self, text: str) -> None:
+        """Put text where the cursor is."""
+        self.call("Input.insertText", text=text)
 
     def screenshot(self, path: Path) -> None:
         """What the window shows, as a PNG file."""

@@ -23,19 +23,15 @@ from recipes.lib.feedback.store import Store
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 NUM_FREE_TRIES = 5
-LONGEST_WAIT = {"address": 60.0, "all": 1.0}  # seconds between wrong tries
+LONGEST_WAITS = (60.0, 1.0)  # seconds between wrong tries of one address, of all
 MAX_ADDRESSES = 1_000
 COOKIE_SECONDS = 90 * 86_400
 HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-    ),
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 
@@ -69,24 +65,19 @@ class Access:
         secret = request.path_params["secret"]
         self._by_secret(request, secret)
         answer = RedirectResponse("/", 303)
+        name, is_safe = _cookie(request), request.url.scheme == "https"
         answer.set_cookie(
-            _cookie(request),
-            secret,
-            max_age=COOKIE_SECONDS,
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
+            name, secret, COOKIE_SECONDS, httponly=True, samesite="strict", secure=is_safe
         )
         return answer
 
     def _by_secret(self, request: Request, secret: str) -> str:
         if not secret:
             raise HTTPException(403, "This page needs a link of your own; ask whoever runs it.")
-        digest = hashlib.sha256(secret.encode()).digest()
-        sources = {"address": request.client.host if request.client else "", "all": "*"}
-        now = time.monotonic()
+        digest, now = hashlib.sha256(secret.encode()).digest(), time.monotonic()
+        sources = (request.client.host if request.client else "", "all")
         # Who was right once is not slowed by others behind the same address.
-        wait = max(self.wrong.get(key, (0, 0.0))[1] for key in sources.values()) - now
+        wait = max(self.wrong.get(source, (0, 0.0))[1] for source in sources) - now
         if wait > 0 and digest not in self.known:
             told = {"Retry-After": str(int(wait) + 1)}
             raise HTTPException(429, "Too many wrong links; wait a minute.", told)
@@ -94,11 +85,11 @@ class Access:
         if name is not None:
             self.known.add(digest)
             return name
-        for kind, key in sources.items():
-            count = self.wrong.pop(key, (0, 0.0))[0] + 1
-            delay = min(LONGEST_WAIT[kind], 0.25 * 2.0 ** min(count - NUM_FREE_TRIES, 20))
-            self.wrong[key] = (count, now + delay if count >= NUM_FREE_TRIES else 0.0)
-        while len(self.wrong) > MAX_ADDRESSES:
+        for source, longest in zip(sources, LONGEST_WAITS, strict=True):
+            count = self.wrong.pop(source, (0, 0.0))[0] + 1
+            delay = 0.25 * 2.0 ** min(count - NUM_FREE_TRIES, 20) if count >= NUM_FREE_TRIES else 0
+            self.wrong[source] = (count, now + min(longest, delay))
+        if len(self.wrong) > MAX_ADDRESSES:
             del self.wrong[next(iter(self.wrong))]
         raise HTTPException(403, "This link is not valid (any more); ask for a new one.")
 
@@ -133,23 +124,21 @@ def names_of(host: str) -> list[str]:
     """Names under which a browser may ask for a page that listens on an address.
 
     Args:
-        host: The address, 0.0.0.0 or :: for all of this machine.
+        host: The address, 0.0.0.0 for all of this machine.
 
     Returns:
         The loopback's names, the address or, for all, the machine's name and main address.
     """
-    if host not in ("0.0.0.0", "::"):
+    if host != "0.0.0.0":
         return [*LOOPBACK, f"[{host}]" if ":" in host else host]
     name = socket.gethostname().lower()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # chooses an interface, sends nothing
-            found = [probe.getsockname()[0]]
         except OSError:
-            found = []
-    return [*LOOPBACK, name, f"{name}.local", *found]
+            return [*LOOPBACK, name, f"{name}.local"]
+        return [*LOOPBACK, name, f"{name}.local", probe.getsockname()[0]]
 
 
 def _cookie(request: Request) -> str:
-    # Browsers do not tell the ports of a host apart.
-    return f"annotator-{request.url.port or 0}"
+    return f"annotator-{request.url.port or 0}"  # browsers do not tell ports of a host apart

@@ -1,23 +1,17 @@
 // What somebody answered stays here, in memory and in localStorage, until the server has it.
 
 export async function post(path, body) {
-  const response = await fetch(path, {
-    method: "POST", headers: { "content-type": "application/json" },
-    body: JSON.stringify(body), signal: AbortSignal.timeout(20000),
-  });
-  const said = await response.json().catch(() => ({ error: response.statusText }));
-  if (response.ok) return said;
-  throw Object.assign(new Error(said.error), { status: response.status });
+  const headers = { "content-type": "application/json" }, signal = AbortSignal.timeout(20000);
+  const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  const said = await answer.json().catch(() => ({ error: answer.statusText }));
+  if (answer.ok) return said;
+  throw Object.assign(new Error(said.error), { status: answer.status });
 }
 
 export class Outbox {
-  // send(entry) posts an entry; told(error) hears after each try, error is null where it went well.
+  // send(entry) posts an entry; told(error) hears after each try, null where it went well.
   constructor(send, told) {
-    Object.assign(this, { send, told, box: null, entries: new Map(), running: null, error: null });
-  }
-
-  open(box) {
-    if (this.box !== box) [this.box, this.entries] = [box, new Map()];
+    Object.assign(this, { send, told, box: "", entries: new Map(), running: null });
   }
 
   add(claim, entry) {
@@ -28,35 +22,26 @@ export class Outbox {
     return this.flush();
   }
 
-  // Entries that a tab left behind which is gone by now, or does not get through.
+  // Takes in what a tab left behind that is gone by now, or that does not get through.
   adopt() {
-    for (const key of Object.keys(localStorage)) {
-      const [box, claim] = key.split("/");
-      if (box !== this.box || !claim || this.entries.has(claim)) continue;
-      const entry = JSON.parse(localStorage.getItem(key));
-      if (Date.now() - entry.at > 5000) this.entries.set(claim, entry);
+    for (const key of Object.keys(localStorage).filter((name) => name.startsWith(`${this.box}/`))) {
+      const { at, ...entry } = JSON.parse(localStorage.getItem(key) ?? "{}");
+      if (Date.now() - at > 5000) this.entries.set(key.slice(this.box.length + 1), entry);
     }
     return this.flush();
   }
 
   flush() {
-    this.running ??= this.#sendAll().finally(() => (this.running = null));
-    return this.running;
+    return (this.running ??= this.#sendAll().finally(() => (this.running = null)));
   }
 
   async #sendAll() {
     for (const [claim, entry] of this.entries) {
-      try {
-        await this.send(entry);
-        this.error = null;
-      } catch (error) {
-        this.error = error;
-        this.told(error);
-        if (![400, 413].includes(error.status)) return; // tried again by and by
-      }
-      this.entries.delete(claim);
-      localStorage.removeItem(`${this.box}/${claim}`);
-      this.told(this.error);
+      const error = await this.send(entry).then(() => null, (error) => error);
+      const isOver = !error || [400, 413].includes(error.status); // else it is tried again
+      if (isOver) this.entries.delete(claim), localStorage.removeItem(`${this.box}/${claim}`);
+      this.told(error);
+      if (!isOver) return;
     }
   }
 }

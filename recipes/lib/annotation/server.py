@@ -7,6 +7,8 @@ import hashlib
 import json
 import math
 import socket
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,60 +25,60 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from recipes.lib.annotation import text
+from recipes.lib.annotation import chat, text
 from recipes.lib.annotation.access import Access, Guard
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.rows import Row, make_row
+from recipes.lib.feedback.rows import NUM_COMPLETIONS, Row, make_row
 from recipes.lib.feedback.store import Asked, Store
 
 Body = dict[str, Any]
-FILES = {"page.html": "text/html", "page.css": "text/css"}
-FILES |= {"page.js": "text/javascript", "outbox.js": "text/javascript"}
+FILES = {"page.html": "text/html", "chat.html": "text/html", "page.css": "text/css"}
+FILES |= dict.fromkeys(("page.js", "chat.js", "outbox.js"), "text/javascript")
 MAX_BODY = 512 * 1024  # bytes
 MAX_TEXT = 100_000  # characters that somebody writes
-ABOUT_ONE = ("rating", "thumb", "edit")  # kinds of rows that have a single completion
+MAX_ANSWERS = 1_000
+ANSWER = {"kind", "value", "aspect", "strength", "completion"}
 
 
 def _is_text(value: Any, most: int = MAX_TEXT) -> bool:
     return isinstance(value, str) and len(value) <= most
 
 
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 999 and all(_is_text(v, 64) for v in value)
+def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) <= MAX_ANSWERS and all(map(holds, value))
 
 
-def _are_answers(value: Any) -> bool:
-    known = {"kind", "value", "aspect", "strength", "completion"}
-    return (
-        isinstance(value, list)
-        and len(value) <= 999
-        and all(isinstance(one, dict) and {"kind", "value"} <= {*one} <= known for one in value)
-    )
+def _is_name(value: Any) -> bool:
+    return _is_text(value, 64)
 
 
-def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+def _is_answer(value: Any) -> bool:
+    return isinstance(value, dict) and {"kind", "value"} <= {*value} <= ANSWER
 
 
-FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "tab": ("a name", lambda value: _is_text(value, 64)),
-    "claim": ("a name", lambda value: _is_text(value, 64)),
-    "holding": ("a list of claims", _are_names),
-    "number": ("0 to 4", lambda value: type(value) is int and 0 <= value <= 4),
-    "answers": ("a list of answers with kind and value", _are_answers),
-    "seconds": ("a number of at least 0", _is_time),
-    "reason": (f"text of at most {MAX_TEXT} characters", _is_text),
-    "text": (f"text of at most {MAX_TEXT} characters", _is_text),
+# What a request may have, and must have where its endpoint names it.
+FIELDS: dict[str, Callable[[Any], bool]] = chat.FIELDS | {
+    "tab": _is_name,
+    "claim": _is_name,
+    "holding": lambda value: _is_list(value, _is_name),
+    "number": lambda value: type(value) is int and 0 <= value <= 4,
+    "answers": lambda value: _is_list(value, _is_answer),
+    "seconds": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "reason": _is_text,
+    "text": _is_text,
 }
 
 
-def make_app(store: Store, access: Access, project: str = "") -> Starlette:
+def make_app(
+    store: Store, access: Access, project: str = "", *, is_chat: bool = False
+) -> Starlette:
     """Make the page's application.
 
     Args:
         store: Of the project.
         access: Who may answer.
         project: Its name, so that a browser keeps unsent answers of several projects apart.
+        is_chat: Whether people talk to the model instead of answering what they are asked.
 
     Returns:
         The application, for any ASGI server.
@@ -84,20 +86,21 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
     folder = Path(__file__).parent
     contents = {name: (folder / name).read_bytes() for name in FILES}
 
-    def send_file(request: Request) -> Response:
-        name = request.path_params.get("name", "page.html")
+    async def send_file(request: Request) -> Response:
+        name = request.path_params.get("name", "chat.html" if is_chat else "page.html")
         if name not in FILES:
-            raise HTTPException(404, "There is no such page.")
+            raise HTTPException(404)
         return Response(contents[name], media_type=FILES[name])
 
-    def endpoint(work: Callable[[Store, str, Body], Body], *names: str) -> Route:
+    def endpoint(work: Callable[[Store, str, Body], Body], names: str) -> Route:
+        def told(request: Request, content: bytes) -> Body:
+            annotator = access.who(request)
+            box = hashlib.sha256(f"{project}\n{annotator}".encode()).hexdigest()
+            return {"box": box} | work(store, annotator, _checked(content, names.split()))
+
         async def answer(request: Request) -> Response:
             # In a thread: the disk may be slow, and other people must not wait for it.
-            body = await request.body()
-            told = await run_in_threadpool(lambda: work(store, access.who(request), _checked(body, names)))
-            if "progress" in told:
-                told["box"] = hashlib.sha256(repr((project, told["annotator"])).encode()).hexdigest()
-            return _json(told)
+            return _json(await run_in_threadpool(told, request, await request.body()))
 
         return Route(f"/{work.__name__.strip('_')}", answer, methods=["POST"])
 
@@ -106,11 +109,15 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
             Route("/", send_file),
             Route("/static/{name}", send_file),
             Route("/a/{secret}", access.enter),
-            endpoint(_next, "tab", "holding", "number"),
-            endpoint(_answer, "tab", "holding", "number", "claim", "answers", "seconds", "reason"),
+            endpoint(_next, "tab holding number"),
+            endpoint(_answer, "tab holding number claim answers seconds reason"),
             endpoint(_undo, "tab"),
             endpoint(_differences, "claim"),
             endpoint(_markdown, "text"),
+            endpoint(chat.begin, ""),
+            endpoint(chat.say, "messages attempt"),
+            endpoint(chat.reply, "job"),
+            endpoint(chat.react, "job id reaction seconds"),
         ],
         middleware=[
             Middleware(Guard),
@@ -128,14 +135,21 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
     )
 
 
-def serve(app: Starlette, host: str, port: int, when_ready: Callable[[int], None]) -> None:
-    """Serve the page until the process is told to end.
+def serve(
+    app: Starlette,
+    host: str,
+    port: int,
+    when_ready: Callable[[int], None],
+    is_done: Callable[[], bool],
+) -> None:
+    """Serve the page until it is done, or the process is told to end.
 
     Args:
         app: From `make_app`.
         host: Address to listen on.
         port: Port; 0 for any that is free.
         when_ready: Is called with the port as soon as browsers can connect.
+        is_done: Is asked every second; pages get the time to hear of it.
 
     Raises:
         UserError: The address or the port cannot be had.
@@ -144,25 +158,24 @@ def serve(app: Starlette, host: str, port: int, when_ready: Callable[[int], None
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
-        told = error.strerror or error
-        raise UserError(
-            f"port={port}: cannot listen on {host}: {told}; take another, or 0 for any."
-        ) from error
+        told = f"cannot listen on {host}: {error.strerror or error}; take another, or 0 for any"
+        raise UserError(f"port={port}: {told}.") from error
     # No log of requests: links are secret. No trust in headers about who asks: anybody sets them.
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=2,
-    )
+    quiet: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False}
+    quiet |= {"proxy_headers": False, "lifespan": "off", "ws": "none"}
+    config = uvicorn.Config(app, timeout_keep_alive=60, timeout_graceful_shutdown=2, **quiet)
     with listener, contextlib.suppress(KeyboardInterrupt):
         when_ready(listener.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        threading.Thread(target=_end_when, args=(server, is_done), daemon=True).start()
+        server.run(sockets=[listener])
+
+
+def _end_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
+    while not is_done():
+        time.sleep(1)
+    time.sleep(2)  # of the pages of other people, which ask every second and a half
+    server.should_exit = True
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
@@ -178,27 +191,24 @@ def _not_saved(_: Request, error: Exception) -> Response:
 def _checked(content: bytes, names: Sequence[str]) -> Body:
     try:
         body = json.loads(content)
-    except ValueError as error:
-        raise UserError("the request is no JSON.") from error
+    except (ValueError, RecursionError):
+        body = None
     if not isinstance(body, dict) or {*body} != {*names}:
-        raise UserError(f"the request must have {', '.join(names)}.")
+        raise UserError(f"the request must be JSON with {', '.join(names)}.")
     for name in names:
-        words, holds = FIELDS[name]
-        if not holds(body[name]):
-            raise UserError(f"{name}: must be {words}.")
+        if not FIELDS[name](body[name]):
+            raise UserError(f"{name}: is not as the page sends it, or too long.")
     return body
 
 
 def _state(store: Store, annotator: str, asked: Sequence[Asked]) -> Body:
-    waiting = store.counts()["waiting"] > 0
-    shown = [_shown(one) for one in asked]
-    progress = store.progress(annotator) | {"waiting": waiting}
-    return {"asked": shown, "progress": progress, "annotator": annotator}
+    progress = store.progress(annotator) | {"waiting": store.counts()["waiting"]}
+    return {"asked": [_shown(one) for one in asked], "progress": progress}
 
 
 def _shown(asked: Asked) -> Body:
     """What a browser may know of an item: not who wrote what, nor what is right."""
-    item = asked["item"]
+    item, order = asked["item"], asked["shown_order"]
 
     def parts(content: Any) -> list[Body]:
         return [{"role": role, "parts": text.parts(said)} for role, said in text.messages(content)]
@@ -206,11 +216,15 @@ def _shown(asked: Asked) -> Body:
     return {
         "claim": asked["claim"],
         "kind": item["kind"],
-        "aspects": item.get("aspects") or ["overall"],
+        "aspects": _aspects(item),
         "prompt": parts(item["prompt"]),
-        "completions": [parts(item["completions"][i]["content"]) for i in asked["shown_order"]],
-        "shown_order": asked["shown_order"],
+        "completions": [parts(item["completions"][i]["content"]) for i in order],
+        "shown_order": order,
     }
+
+
+def _aspects(item: Any) -> list[str]:
+    return item.get("aspects") or ["overall"]
 
 
 def _next(store: Store, annotator: str, body: Body) -> Body:
@@ -221,7 +235,7 @@ def _next(store: Store, annotator: str, body: Body) -> Body:
 def _answer(store: Store, annotator: str, body: Body) -> Body:
     claim = body["claim"]
     store.answer(claim, annotator, _rows(store.claimed(claim, annotator), annotator, body))
-    return {"saved": claim} | _next(store, annotator, body)
+    return _next(store, annotator, body) | {"saved": claim}
 
 
 def _undo(store: Store, annotator: str, body: Body) -> Body:
@@ -232,8 +246,6 @@ def _undo(store: Store, annotator: str, body: Body) -> Body:
 def _differences(store: Store, annotator: str, body: Body) -> Body:
     asked = store.claimed(body["claim"], annotator)
     contents = [asked["item"]["completions"][i]["content"] for i in asked["shown_order"]]
-    if len(contents) < 2:
-        raise UserError("differences: there is only one text.")
     return {"differences": text.differences(contents)}
 
 
@@ -243,57 +255,48 @@ def _markdown(store: Store, annotator: str, body: Body) -> Body:
 
 def _rows(asked: Asked, annotator: str, body: Body) -> list[Row]:
     """The rows of an answer; of none, that it cannot be judged."""
-    item, rows = asked["item"], []
-    cannot = [{"kind": item["kind"], "value": None}]
-    if item["kind"] in ABOUT_ONE:
-        cannot = [cannot[0] | {"completion": i} for i in range(len(item["completions"]))]
-    seen = set()
+    item, rows, seen = asked["item"], [], set()
+    common = {"annotator": annotator, "source": "human", "seconds": body["seconds"]}
+    common |= {"reason": body["reason"] or None, "weight": 1.0 if body["answers"] else 0.0}
+    is_about_one = NUM_COMPLETIONS.get(item["kind"], (1, 1)) == (1, 1)
+    cannot = [
+        {"kind": item["kind"], "value": None, "completion": i}
+        for i in range(len(item["completions"]) if is_about_one else 1)
+    ]
     for number, given in enumerate(body["answers"] or cannot):
-        kind, index = given["kind"], given.get("completion")
-        aspect = given.get("aspect") or "overall"
-        if kind not in (item["kind"], "edit", "text") or (kind, index, aspect) in seen:
-            raise UserError(f"answers: a {kind} is not what was asked.")
-        seen.add((kind, index, aspect))
-        value, judged, order = given["value"], item, asked["shown_order"]
-        if kind in ABOUT_ONE:
+        kind, value, index = given["kind"], given["value"], given.get("completion")
+        aspect = given.get("aspect", "overall")
+        key = json.dumps([kind, index, aspect])
+        if kind not in (item["kind"], "edit", "text") or key in seen:
+            raise UserError(f"answers: {kind} is not what was asked.")
+        seen.add(key)
+        judged: Any = item
+        order: Any = asked["shown_order"]
+        if NUM_COMPLETIONS.get(kind, (1, 1)) == (1, 1):
             if type(index) is not int or not 0 <= index < len(item["completions"]):
                 raise UserError("answers: completion must be the index of one.")
-            judged, order = item | {"completions": [item["completions"][index]]}, [0]
+            judged, order = {**item, "completions": [item["completions"][index]]}, [0]
         if body["answers"]:
-            value = _value(item, kind, value, judged["completions"], aspect)
-        rows.append(
-            make_row(
-                judged,
-                kind=kind,
-                value=value,
-                annotator=annotator,
-                source="human",
-                shown_order=order,
-                aspect=aspect,
-                strength=given.get("strength"),
-                weight=1.0 if body["answers"] else 0.0,
-                seconds=body["seconds"],
-                reason=body["reason"] or None,
-                id=f"{asked['claim']}-{number}",
-            )
-        )
+            value = _value(judged, kind, value, aspect)
+        names = {"id": f"{asked['claim']}-{number}", "strength": given.get("strength")}
+        names |= {"kind": kind, "aspect": aspect, "shown_order": order}
+        rows.append(make_row(judged, value=value, **names, **common))
     return rows
 
 
-def _value(item: Any, kind: str, value: Any, completions: Sequence[Any], aspect: str) -> Any:
+def _value(item: Any, kind: str, value: Any, aspect: str) -> Any:
     """The value of an answer, checked beyond what every row must hold to."""
     if kind == "rating" and not (type(value) is int and 1 <= value <= 5):
         raise UserError("answers: a rating must be 1 to 5.")
-    if aspect not in (item.get("aspects") or ["overall"]):
-        raise UserError("answers: the aspect is none that was asked for.")
+    if kind in ("rating", "thumb") and aspect not in _aspects(item):
+        raise UserError("answers: aspect must be one that was asked for.")
     if kind not in ("edit", "text"):
         return value
     if not _is_text(value) or not value.strip():
-        raise UserError(f"answers: {kind} must be text of 1 to {MAX_TEXT} characters.")
+        raise UserError(f"answers: {kind} must be text of at most {MAX_TEXT} characters.")
     value = value.encode("utf-8", "replace").decode("utf-8")
-    contents = [one["content"] for one in completions]
-    if kind == "edit" and not isinstance(contents[0], str):
-        return [*contents[0][:-1], {**contents[0][-1], "content": value}]
-    if kind == "text" and not isinstance((contents or [item["prompt"]])[0], str):
-        return [{"role": "assistant", "content": value}]
-    return value
+    contents = [one["content"] for one in item["completions"]] or [item["prompt"]]
+    if isinstance(contents[0], str):
+        return value
+    before = contents[0][:-1] if kind == "edit" else []
+    return [*before, {"role": "assistant", "content": value}]

@@ -7,40 +7,30 @@ others, so that the page can show them as escapes. What draws an emoji or joins 
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.lib.data.messages import join_parts
 from recipes.lib.errors import UserError
 
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
-
 Parts = list[str]  # of a text: plain, hidden, plain, hidden, ..., plain
 
-MAX_WORDS = 6_000  # of a text that is compared word by word; beyond, in lines
-EMOJI = r"\u00a9\u00ae\u203c\u2049\u2122-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
-# Scripts in which (non-)joiners between letters are spelling.
-JOINING = r"\u0600-\u109f\u1780-\u17ff"
+MAX_WORDS = 6_000  # of a text that is compared
+EMOJI = r"\u00a9\u00ae\u203c\u2049\u2122-\u27ff\u2900-\u2bff\u3030\u303d\u3297\u3299"
+EMOJI += r"\U0001f000-\U0001faff"
+JOINING = r"\u0600-\u109f\u1780-\u17ff"  # scripts in which (non-)joiners are spelling
 # The default ignorable code points of Unicode, controls, separators and halves of characters.
 HIDDEN = re.compile(
-    "((?:"
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    r"\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff0-\ufffb"
-    r"\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-    r"|\r(?!\n)"
+    r"((?:[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb"
+    r"\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]|\r(?!\n)"
     rf"|(?<![{EMOJI}\ufe0f{JOINING}])[\u200c\u200d]|[\u200c\u200d](?![{EMOJI}{JOINING}])"
-    rf"|(?<![#*0-9{EMOJI}])[\ufe0e\ufe0f]|[\ufe00-\ufe0d]"
-    ")+)"
+    rf"|(?<![#*0-9{EMOJI}])[\ufe0e\ufe0f])+)"
 )
-WORD = re.compile(r"[^\W\u2e80-\u9fff\uac00-\ud7ff]+|\s+|.", re.DOTALL)
-TAGS = set(
-    "p br hr h1 h2 h3 h4 h5 h6 ul ol li blockquote pre code em strong del table thead tbody tr th "
-    "td".split()
-)
+WORD = re.compile(r"[^\W\u2e80-\u9fff\uac00-\ud7ff]+|\s+|.", re.DOTALL)  # Chinese has no spaces
+TAGS = "p br hr h1 h2 h3 h4 h5 h6 ul ol li blockquote pre code em strong del table thead tbody tr"
 
 
 def parts(text: str) -> Parts:
@@ -56,14 +46,7 @@ def parts(text: str) -> Parts:
 
 
 def visible(text: str) -> str:
-    """The text with what is hidden as escapes, lines and emoji as they are.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        What can be read of it.
-    """
+    """The text with what is hidden as escapes, lines and emoji as they are."""
     return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
@@ -78,18 +61,13 @@ def messages(content: Any) -> list[tuple[str, str]]:
     """
     if isinstance(content, str):
         return [("", content)]
-    spoken = []
+    pairs = []
     for message in content:
         said = join_parts(message.get("content"))
         more = {name: message[name] for name in message if name not in ("role", "content")}
-        shown = [said] if isinstance(said, str) else [json.dumps(said)] if said else []
-        spoken.append((message["role"], "\n".join(shown + [json.dumps(more)] * bool(more))))
-    return spoken
-
-
-def plain_text(content: Any) -> str:
-    """Text, or what messages say, one after the other."""
-    return "\n\n".join(text for _, text in messages(content))
+        lines = [one if isinstance(one, str) else json.dumps(one) for one in (said, more) if one]
+        pairs.append((message["role"], "\n".join(lines)))
+    return pairs
 
 
 def differences(contents: Sequence[Any]) -> list[list[tuple[bool, Parts]]]:
@@ -100,28 +78,22 @@ def differences(contents: Sequence[Any]) -> list[list[tuple[bool, Parts]]]:
 
     Returns:
         For each its stretches: whether it differs, and its parts.
+
+    Raises:
+        UserError: There is nothing to compare, or too much.
     """
-    cut = [WORD.findall(plain_text(content)) for content in contents]
+    texts = ["\n\n".join(text for _, text in messages(content)) for content in contents]
+    cut = [WORD.findall(text) for text in texts]
     if max(map(len, cut)) > MAX_WORDS:
-        cut = [plain_text(content).splitlines(keepends=True) for content in contents]
-        if max(map(len, cut)) > MAX_WORDS:
-            raise UserError(f"differences: a text has more than {MAX_WORDS} lines to compare.")
+        cut = [text.splitlines(keepends=True) for text in texts]
+    if len(cut) < 2 or max(map(len, cut)) > MAX_WORDS:
+        raise UserError(f"differences: needs two texts of at most {MAX_WORDS} words or lines.")
     marked = []
     for number, words in enumerate(cut):
-        other = cut[0] if number else cut[1]
-        pairs = difflib.SequenceMatcher(None, other, words).get_opcodes()
-        steps = [(name != "equal", "".join(words[start:end])) for name, _, _, start, end in pairs]
-        marked.append([(differs, parts(text)) for differs, text in steps if text])
+        steps = difflib.SequenceMatcher(None, cut[0 if number else 1], words).get_opcodes()
+        pieces = [(name != "equal", "".join(words[start:end])) for name, _, _, start, end in steps]
+        marked.append([(differs, parts(text)) for differs, text in pieces if text])
     return marked
-
-
-@functools.cache
-def _parser() -> MarkdownIt:
-    from markdown_it import MarkdownIt
-
-    # Pictures and links stay as they are written: one sees where they would lead.
-    off = ["image", "link", "autolink", "reference", "html_block", "html_inline"]
-    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable(off)
 
 
 def markdown(text: str) -> str:
@@ -134,6 +106,10 @@ def markdown(text: str) -> str:
         Sanitised HTML with hidden characters as escapes, those that were written as entities too.
     """
     import nh3
+    from markdown_it import MarkdownIt
 
-    rendered = _parser().render(text.encode("utf-8", "replace").decode("utf-8"))
-    return visible(nh3.clean(rendered, tags=TAGS, attributes={}))
+    # Pictures and links stay as they are written: one sees where they would lead.
+    off = ["image", "link", "autolink", "reference", "html_block", "html_inline"]
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    rendered = parser.disable(off).render(text.encode("utf-8", "replace").decode("utf-8"))
+    return visible(nh3.clean(rendered, tags={*TAGS.split(), "th", "td", "s"}, attributes={}))

@@ -6,7 +6,7 @@ summary.json, report.html.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,15 @@ from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.arguments import SamplerArguments, ServeArguments
 from recipes.lib.feedback.queue import make_jobs, read_items, with_repeats
-from recipes.lib.feedback.rows import KINDS
+from recipes.lib.feedback.rows import KINDS, Row
+from recipes.lib.feedback.status import preferred
 from recipes.lib.feedback.store import FILE, Store
 from recipes.lib.runs.files import write_text
 from recipes.lib.runs.folder import config_text, is_run
 from recipes.lib.runs.lock import acquire, release
+
+# Keys that the page and the process that samples read from the store.
+KEPT = "temperature max_completion_length seed overlap repeat num_answers compare_every implicit"
 
 
 class AskArguments(ServeArguments, SamplerArguments):
@@ -62,9 +66,11 @@ class Project:
         Raises:
             UserError: A key is wrong, or nothing is asked.
         """
-        _check(script, bool(prompts), self.store)
-        names = ("temperature", "max_completion_length", "seed", "overlap", "repeat")
-        self.store.settings = {name: getattr(script, name) for name in names}
+        _check(script)
+        _check_source(script, bool(prompts), self.store)
+        self.store.settings = {name: getattr(script, name) for name in KEPT.split()} | {
+            "models": script.names
+        }
         if script.items:
             items = read_items(Path(script.items), script.kinds, script.aspects)
             shares = (script.overlap, script.repeat, script.seed)
@@ -72,6 +78,44 @@ class Project:
         if prompts:
             asked = (script.kinds, script.aspects, script.num_completions, script.seed)
             self.store.add_jobs(make_jobs(prompts, script.names, *asked))
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Keep rows that were given elsewhere, each under the name of who gave it."""
+        by_name: dict[str, list[Row]] = {}
+        for row in rows:
+            by_name.setdefault(row["annotator"], []).append(row)
+        for name, given in by_name.items():
+            self.store.add_annotator(name)
+            self.store.add_rows(name, given)
+
+    def export(self, format: str) -> dict[str, Any]:
+        """Write the answers that hold.
+
+        Args:
+            format: As of `exchange.write_answers`.
+
+        Returns:
+            The summary: rows by file, how often each run was preferred, what `describe` says.
+
+        Raises:
+            UserError: The files cannot be written.
+        """
+        from recipes.lib.feedback.exchange import write_answers  # late: the page does without it
+
+        rows = list(self.store.rows())
+        try:
+            written = write_answers(rows, self.path, format)
+        except OSError as error:
+            raise UserError(f"output_dir={self.path} cannot be written: {error}.") from error
+        numbers = {f"num_{name}": number for name, number in written.items()}
+        return numbers | {"preferred": preferred(rows)} | self.describe(rows)
+
+    def describe(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What `agreement.describe` says of rows, with the gold answers of the project."""
+        from recipes.lib.feedback.agreement import describe
+
+        gold = {item["id"]: item["gold"] for item in self.store.items() if "gold" in item}
+        return describe(rows, gold)
 
 
 def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Project:
@@ -113,25 +157,28 @@ def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Proj
     return Project(path, store, database)
 
 
-def _check(script: AskArguments, has_prompts: bool, store: Store) -> None:
-    for kind in script.kinds:
-        if kind not in KINDS:
-            raise UserError(f"kinds={kind}: must be one of {', '.join(KINDS)}.")
-    if not script.kinds or not script.aspects:
-        raise UserError("kinds and aspects: name at least one of each.")
+def _check(script: AskArguments) -> None:
+    if not script.kinds or set(script.kinds) - set(KINDS):
+        raise UserError(f"kinds={script.kinds}: name some of {', '.join(KINDS)}.")
+    if not script.aspects:
+        raise UserError("aspects=[]: name at least one.")
     for name in ("overlap", "repeat"):
         if not 0 <= getattr(script, name) <= 1:
             raise UserError(f"{name}={getattr(script, name)}: must be a share from 0 to 1.")
     if script.num_completions < 3 and "rank" in script.kinds:
         raise UserError(f"num_completions={script.num_completions}: a ranking takes 3 or more.")
+
+
+def _check_source(script: AskArguments, has_prompts: bool, store: Store) -> None:
     if script.items and (has_prompts or script.names):
         raise UserError(f"items={script.items}: stands for runs and prompts; leave one out.")
     if has_prompts and not script.names and set(script.kinds) != {"text"}:
         raise UserError("names is missing; write rlhf feedback serve RUN --dataset_name PROMPTS.")
-    if script.names and not has_prompts:
+    if script.chat and (script.items or has_prompts or not script.names):
+        raise UserError("chat=true: write rlhf feedback serve RUN --chat; it takes no data.")
+    if script.names and not has_prompts and not script.chat:
         raise UserError("dataset_name is missing: name the prompts that are answered.")
-    is_new = sum(store.counts().values()) == 0
-    if is_new and not script.items and not has_prompts:
+    if not (script.chat or script.items or has_prompts or any(store.counts().values())):
         raise UserError(
             "nothing is to be asked: write rlhf feedback serve RUN --dataset_name PROMPTS, or give "
             "items."

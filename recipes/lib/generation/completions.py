@@ -5,12 +5,14 @@ Shapes: B sequences, T tokens (padded prompt), C completion tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from recipes.lib.data.prompts import Prompt, completion_text, context_length, prompt_token_ids
 from recipes.lib.errors import UserError
@@ -70,10 +72,7 @@ def complete(
     """
     rows = [prompt_token_ids(tokenizer, prompt, template_kwargs) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
-    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
-    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
-    decoding = Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
+    decoding = _decoding(model, tokenizer, max_new_tokens, temperature)
     ids = _sample_ids(model, rows, decoding, seed, batch_size)
     completions = []
     for index, row in enumerate(rows):
@@ -81,6 +80,89 @@ def complete(
         text = completion_text(tokenizer, row, said, decoding.stops)
         completions.append(Completion(row, said, text, has_ended))
     return completions
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    show: Callable[[str], None],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    episode: int = 0,
+    template_kwargs: dict[str, Any] | None = None,
+) -> str:
+    """Complete one prompt as `complete` does, and show the text as it comes.
+
+    Args:
+        model: a causal language model, with or without adapters.
+        tokenizer: its tokenizer.
+        prompt: text, or messages.
+        show: is given each piece of text, whole characters alone.
+        max_new_tokens: longest completion, tokens; less where the context ends before.
+        temperature: divides the logits; 0 means greedy.
+        seed: of the sampling.
+        episode: whose noise it is, among those of the seed.
+        template_kwargs: further arguments of the chat template.
+
+    Returns:
+        The text.
+
+    Raises:
+        UserError: the prompt fills the model's context.
+    """
+    ids = prompt_token_ids(tokenizer, prompt, template_kwargs)
+    context = context_length(model.config)
+    number = max_new_tokens if context is None else min(max_new_tokens, context - len(ids))
+    if number < 1:
+        raise UserError("the model's context is full; begin anew.")
+    decoding = _decoding(model, tokenizer, number, temperature)
+    noise_BC = episode_uniforms(seed, [episode], number) if temperature > 0 else None
+    streamer = TextStreamer(tokenizer, ids, decoding.stops, show)
+    batch = pad_left([ids], decoding.pad_token_id, model.device)
+    sample_tokens(base_model(model), *batch, noise_BC, decoding, streamer)
+    return streamer.text
+
+
+class TextStreamer(BaseStreamer):
+    """Shows the text of a completion as its tokens come."""
+
+    def __init__(
+        self, tokenizer: Any, prompt: list[int], stops: list[int], show: Callable[[str], None]
+    ) -> None:
+        self.tokenizer, self.prompt, self.stops, self.show = tokenizer, prompt, stops, show
+        self.ids: list[int] | None = None  # the first that generate gives is the prompt
+        self.text = self.shown = ""
+
+    def put(self, value: Tensor) -> None:
+        """Take the next token."""
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        self.text = completion_text(self.tokenizer, self.prompt, self.ids, self.stops)
+        if not self.text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character in the making
+            self.end()
+
+    def end(self) -> None:
+        """Show what is not yet shown."""
+        if self.text != self.shown:
+            self.show(self.text[len(self.shown) :])
+        self.shown = self.text
+
+
+def _decoding(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float,
+) -> Decoding:
+    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
+    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
+    return Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
 
 
 def _sample_ids(

@@ -5,20 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
-
-from recipes.lib.data.prompts import completion_text, context_length, prompt_token_ids
 from recipes.lib.errors import UserError, visible
-from recipes.lib.generation.completions import NO_TOKEN
-from recipes.lib.generation.sampling import (
-    Decoding,
-    episode_uniforms,
-    further_stops,
-    generate,
-    pad_left,
-)
-from recipes.lib.models.forward import base_model
+from recipes.lib.generation.completions import stream
 
 
 @dataclass
@@ -74,22 +62,19 @@ class Conversation:
         return said
 
     def _answer(self) -> str:
-        ids = prompt_token_ids(self.tokenizer, self._prompt(), self.template_kwargs)
-        context, number = context_length(self.model.config), self.max_completion_length
-        number = number if context is None else min(number, context - len(ids))
-        if number < 1:
-            raise UserError("the model's context is full; /new begins anew.")
-        eos = self.tokenizer.eos_token_id
-        stop = NO_TOKEN if eos is None else eos
-        stops = further_stops(self.model, stop)
-        decoding = Decoding(number, self.temperature, stop, max(stop, 0), stops)
-        noise_BC = episode_uniforms(self.seed, [self.num_answers], number)
-        printer = Printer(self.tokenizer, ids, decoding.stops)
-        batch = pad_left([ids], max(stop, 0), self.model.device)
-        noise = noise_BC if self.temperature else None
-        generate(base_model(self.model), *batch, noise, decoding, printer)
+        said = stream(
+            self.model,
+            self.tokenizer,
+            self._prompt(),
+            print_piece,
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            seed=self.seed,
+            episode=self.num_answers,
+            template_kwargs=self.template_kwargs,
+        )
         self.num_answers += 1
-        return printer.text
+        return said
 
     def _prompt(self) -> Any:
         if not self.tokenizer.chat_template:
@@ -98,25 +83,6 @@ class Conversation:
         return system + self.turns
 
 
-class Printer(BaseStreamer):
-    """Prints the text of a completion as its tokens come, whole characters alone."""
-
-    def __init__(self, tokenizer: Any, prompt: list[int], stops: list[int]) -> None:
-        self.tokenizer, self.prompt, self.stops = tokenizer, prompt, stops
-        self.ids: list[int] | None = None  # the first that generate gives is the prompt
-        self.text = self.shown = ""
-
-    def put(self, value: Tensor) -> None:
-        """Take the next token."""
-        if self.ids is None:
-            self.ids = []
-            return
-        self.ids += value.flatten().tolist()
-        self.text = completion_text(self.tokenizer, self.prompt, self.ids, self.stops)
-        if not self.text.endswith("\N{REPLACEMENT CHARACTER}"):  # a character in the making
-            self.end()
-
-    def end(self) -> None:
-        """Print what is not yet printed."""
-        print(visible(self.text[len(self.shown) :]), end="", flush=True)
-        self.shown = self.text
+def print_piece(text: str) -> None:
+    """Print what comes next, without moving the cursor."""
+    print(visible(text), end="", flush=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_table
 from recipes.lib.report.charts import DPO, GROUPS, KTO, LOSS, PPO, REWARD, SFT
 from recipes.lib.report.curves import Curve, draw_curves
 from recipes.lib.report.figure import Picture
@@ -26,13 +27,15 @@ from recipes.lib.report.times import Spent, phase_times
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with pictures, texts or a table of times under it."""
+    """A heading with pictures, texts, lines or a table under it."""
 
     name: str
     title: str
     pictures: list[Picture] = field(default_factory=list)
     samples: SampleTable | None = None
     times: list[Spent] = field(default_factory=list)
+    table: list[list[str]] = field(default_factory=list)  # its first line are the headings
+    lines: list[str] = field(default_factory=list)
 
 
 def run_sections(run: RunFiles) -> list[Section]:
@@ -53,6 +56,10 @@ def run_sections(run: RunFiles) -> list[Section]:
         made = [_training(run, KTO), replace(samples, samples=rated(run.samples))]
     elif run.recipe == "evaluate":
         made = [evaluation_section(run, ("Baseline", "Model"))]
+    elif "annotators" in run.summary:
+        table, lines = annotator_table(run.summary), agreement_lines(run.summary)
+        people = Section("people", "Who answered", table=[list(COLUMNS), *table], lines=lines)
+        made = [people, Section("hints", "To look at", lines=run.summary["hints"])]
     else:
         made = [_training(run, SFT), replace(samples, samples=references(run.samples))]
     return present(made)
@@ -78,7 +85,11 @@ def quickstart_sections(stages: dict[str, RunFiles]) -> list[Section]:
 
 def present(sections: Sequence[Section]) -> list[Section]:
     """Those sections that have something to show."""
-    return [section for section in sections if section.pictures or section.samples or section.times]
+    return [
+        section
+        for section in sections
+        if section.pictures or section.samples or section.times or section.table or section.lines
+    ]
 
 
 def ppo_curves(run: RunFiles) -> Section:

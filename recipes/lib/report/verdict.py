@@ -22,7 +22,9 @@ def verdict(run: RunFiles) -> str:
     }
     if run.recipe in claims:
         return _pairs(run, claims[run.recipe])
-    found = {"kto": _kto, "evaluate": _evaluate} | dict.fromkeys(("ppo", "rloo", "grpo"), _scores)
+    found = {"kto": _kto, "evaluate": _evaluate, "feedback": _people} | dict.fromkeys(
+        ("ppo", "rloo", "grpo"), _scores
+    )
     return found.get(run.recipe, _loss)(run)
 
 
@@ -50,6 +52,17 @@ def _contest(first: str, second: str, rate: float, interval: Any, prompts: str) 
     if high < 0.5:
         return f"{first} is worse than {second}: it wins on only {share}{bounds}"
     return f"{first} and {second} cannot be told apart: {first} wins on {share}{bounds}"
+
+
+def _people(run: RunFiles) -> str:
+    wins = run.summary.get("preferred") or {}
+    if len(wins) != 2 or not (total := sum(wins.values())):
+        return ""
+    (worse, _), (better, most) = sorted(wins.items(), key=lambda one: one[1])
+    interval = wilson(most, total)
+    return (
+        _contest(better, worse, most / total, interval, f"{total} pairs shown without names") + "."
+    )
 
 
 def _evaluate(run: RunFiles) -> str:

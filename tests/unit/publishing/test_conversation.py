@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recipes.lib.errors import UserError
-from recipes.lib.generation.completions import complete
-from recipes.lib.publishing.conversation import Conversation, Printer
+from recipes.lib.generation.completions import TextStreamer, complete
+from recipes.lib.publishing.conversation import Conversation, print_piece
 
 
 def talk(model: Any, tokenizer: Any, **more: Any) -> Conversation:
@@ -108,7 +108,7 @@ def test_without_a_template_each_text_is_gone_on_with(tiny_model: Any, tiny_toke
 def test_a_full_context_is_said_and_costs_no_turn(tiny_model: Any, tiny_tokenizer: Any) -> None:
     conversation = talk(tiny_model, tiny_tokenizer)
     before = conversation.say("the cat")
-    with pytest.raises(UserError, match="context is full; /new begins anew"):
+    with pytest.raises(UserError, match="context is full; begin anew"):
         conversation.say("rain " * 2000)
     assert conversation.turns == [user("the cat"), {"role": "assistant", "content": before}]
 
@@ -121,7 +121,7 @@ def test_what_would_steer_the_terminal_is_spelled_out() -> None:
             return bytes(ids).decode("utf-8", errors="replace")
 
     with contextlib.redirect_stdout(Pieces()) as shown:
-        printer = Printer(Tokenizer(), [], [])
+        printer = TextStreamer(Tokenizer(), [], [], print_piece)
         printer.put(torch.tensor([[1]]))  # the prompt
         for byte in "\x1b[2Jn\u00e9".encode():
             printer.put(torch.tensor([byte]))
