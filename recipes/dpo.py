@@ -19,7 +19,7 @@ Source: Rafailov et al., Direct Preference Optimization, 2023, equation 7.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
@@ -40,6 +40,8 @@ SIDES = ("chosen", "rejected")
 @dataclass(kw_only=True)
 class DPOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of DPOConfig and ModelConfig."""
+
+    FEEDBACK: ClassVar[tuple[str, ...]] = ("preference",)
 
     global_batch_size: int | None = option(
         None, "Pairs in one optimizer step over all processes; sets accumulation."

@@ -25,10 +25,11 @@ import functools
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.config.fields import option
@@ -36,7 +37,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError, visible
+from recipes.lib.errors import UserError, first_line, visible
 from recipes.lib.feedback.arguments import (
     ExchangeArguments,
     QueueArguments,
@@ -44,20 +45,22 @@ from recipes.lib.feedback.arguments import (
     ServeArguments,
     StoreArguments,
 )
+from recipes.lib.feedback.simulation import Rater, check_raters
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.files import write_jsonl
-from recipes.lib.runs.folder import FolderArguments, Run, folder_of, open_run
+from recipes.lib.runs.folder import FolderArguments, Run, folder_of, is_run, open_run
 
 if TYPE_CHECKING:
     from recipes.lib.evaluation.judges import Judge
-    from recipes.lib.feedback.pairs import Pair
-    from recipes.lib.feedback.rater import Rating
+    from recipes.lib.feedback.pairs import Sampled
 
 ACTIONS = ("serve", "simulate", "sample", "import", "export", "status", "forget")
 OPERANDS = "names"
-NUM_TRIES = 3  # draws of a prompt whose two completions come out equal or empty
+NUM_TRIES = 3  # draws of a prompt of whose completions some come out equal or empty
+PAIRS = ["pair"]
+EXTRA = {"nh3", "markdown_it", "sqlalchemy", "starlette", "uvicorn"}  # what a page and a store take
 
 
 @dataclass(kw_only=True)
@@ -85,12 +88,37 @@ class FeedbackArguments(
         None, "Function with the hidden scores: module:function or file.py:function."
     )
     rater_temperature: float = option(1.0, "Difference of scores that is one unit of log-odds.")
+    annotators: list[Rater] = option(
+        list,
+        "Simulated annotators instead of one: mappings of name, and perhaps temperature, bias (of "
+        "ratings and thumbs), position_bias, tie.",
+    )
     sampling_batch_size: int = option(256, "Completions at a time.")
 
 
 def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     return (FeedbackArguments,)
+
+
+def _keys(*types: type) -> set[str]:
+    return {field.name for one in types for field in fields(one)}
+
+
+# Keys that each action reads, beside those of every action.
+EVERY = _keys(FolderArguments, TrustArguments) | {"action"}
+READS = {
+    "serve": _keys(ServeArguments, StoreArguments, SamplerArguments, DataArguments) | {"names"},
+    "simulate": _keys(FeedbackArguments)
+    - _keys(ServeArguments, QueueArguments, ExchangeArguments, StoreArguments)
+    - {"names"}
+    | {"kinds", "num_completions"},
+    "sample": _keys(QueueArguments, StoreArguments) | {"sampling_batch_size"},
+    "import": {"names", "mapping", "database"},
+    "export": {"format", "database"},
+    "status": {"database"},
+    "forget": {"names", "database"},
+}
 
 
 def validate(script: FeedbackArguments) -> None:
@@ -104,7 +132,10 @@ def validate(script: FeedbackArguments) -> None:
         raise UserError("judge is missing: name a function as module:function or file.py:function.")
     if not script.model_name_or_path:
         raise UserError("model_name_or_path is missing: name a run or a model folder.")
-    if script.test_fraction == 0 and not script.test_dataset_name:
+    check_raters(raters_of(script), script.kinds)
+    if script.num_completions < 2:
+        raise UserError(f"num_completions={script.num_completions}: must be 2 or more.")
+    if script.kinds == PAIRS and script.test_fraction == 0 and not script.test_dataset_name:
         raise UserError(
             "test_fraction=0.0: no prompts are left for test pairs; set it to 0.2 or so, or name a "
             "test_dataset_name."
@@ -113,11 +144,17 @@ def validate(script: FeedbackArguments) -> None:
         raise UserError("temperature=0.0: must be above 0; 1.0 is usual.")
 
 
-def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Pair]:
-    """Load the model and sample a pair for each prompt."""
+def raters_of(script: FeedbackArguments) -> list[Rater]:
+    """The simulated annotators; one without a name of its own where none are given."""
+    given = [Rater(**one) if isinstance(one, dict) else one for one in script.annotators]
+    return given or [Rater(temperature=script.rater_temperature)]
+
+
+def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Sampled]:
+    """Load the model and sample completions for each prompt."""
     from trl import ModelConfig
 
-    from recipes.lib.feedback.pairs import sample_pairs
+    from recipes.lib.feedback.pairs import sample_sets
     from recipes.lib.models.policies import load_policy
     from recipes.lib.models.tokenizers import load_tokenizer
 
@@ -125,10 +162,11 @@ def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Pa
     trusted = script.trust_remote_code
     args = ModelConfig(model_name_or_path=name, dtype=script.dtype)
     model = load_policy(args, trust_remote_code=trusted)
-    return sample_pairs(
+    return sample_sets(
         model,
         load_tokenizer(name, trust_remote_code=trusted),
         prompts,
+        num_completions=2 if script.kinds == PAIRS else script.num_completions,
         num_tries=NUM_TRIES,
         max_new_tokens=script.max_completion_length,
         temperature=script.temperature,
@@ -137,58 +175,52 @@ def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Pa
     )
 
 
-def judge_pairs(
-    judge: Judge, script: FeedbackArguments, pairs: Sequence[Pair], rows: list[dict[str, Any]]
-) -> tuple[list[Rating], float]:
-    """Let the simulated rater choose; also the mean score of all completions."""
-    from recipes.lib.feedback.rater import rate_pairs
-
-    prompts = [pair.prompt for pair in pairs]
+def judge_sets(
+    judge: Judge, sets: Sequence[Sampled], rows: list[dict[str, Any]]
+) -> list[tuple[float, ...]]:
+    """The judge's scores of the completions of each prompt."""
+    prompts = [one.prompt for one in sets]
     names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
-    columns = {name: [rows[pair.row].get(name) for pair in pairs] for name in names}
-    first = judge(prompts, [pair.first for pair in pairs], columns)
-    second = judge(prompts, [pair.second for pair in pairs], columns)
-    ratings = rate_pairs(first, second, temperature=script.rater_temperature, seed=script.seed)
-    return ratings, sum(first + second) / (2 * len(pairs))
+    columns = {name: [rows[one.row].get(name) for one in sets] for name in names}
+    said = zip(*(one.completions for one in sets), strict=True)
+    return list(zip(*(judge(prompts, of_place, columns) for of_place in said), strict=True))
 
 
-def write_pairs(
-    folder: Run, pairs: Sequence[Pair], ratings: Sequence[Rating], tests: Sequence[bool], run: str
-) -> None:
-    """Write feedback.jsonl, final/train.jsonl and final/test.jsonl."""
-    from recipes.lib.feedback.pairs import feedback_row, preference_row
+def write_pairs(folder: Run, rows: Sequence[dict[str, Any]], tests: set[str]) -> dict[str, Any]:
+    """Write final/train.jsonl and final/test.jsonl; also their numbers."""
+    from recipes.lib.feedback.exchange import training_rows
 
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    judged = list(zip(pairs, ratings, tests, strict=True))
-    write_jsonl(
-        folder.path / "feedback.jsonl",
-        [feedback_row(pair, rating, run, now) for pair, rating, _ in judged],
-    )
     folder.final.mkdir(exist_ok=True)
-    train = [preference_row(pair, rating) for pair, rating, is_test in judged if not is_test]
-    test = [
-        preference_row(pair, rating) | {"noise": rating.noise}
-        for pair, rating, is_test in judged
-        if is_test
-    ]
-    write_jsonl(folder.final / "train.jsonl", train)
-    write_jsonl(folder.final / "test.jsonl", test)
+    split: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for row in rows:
+        is_test = prompt_text(row["prompt"]) in tests
+        noise = {"noise": row["noise"]} if is_test else {}
+        made = training_rows([row]).get("preference", [])
+        split[is_test] += [pair | noise for pair in made]
+    write_jsonl(folder.final / "train.jsonl", split[False])
+    write_jsonl(folder.final / "test.jsonl", split[True])
+    noises = [pair["noise"] for pair in split[True]]
+    numbers = {"num_pairs": len(rows), "num_train": len(split[False]), "num_test": len(noises)}
+    return numbers | {"accuracy_ceiling": 1 - sum(noises) / len(noises)}
 
 
 @guarded
 def simulate(config: Config) -> dict[str, Any]:
-    """Sample pairs, let the simulated rater choose, write the rows.
+    """Sample completions, let simulated annotators answer, write the rows.
 
     Args:
         config: The parsed configuration.
 
     Returns:
-        The summary: numbers of pairs, ceilings of accuracy in 0..1, mean score of the judge.
+        The summary: numbers of pairs and ceiling of their accuracy, or of rows by file; mean score
+        of the judge.
 
     Raises:
         UserError: A key, the data, the model or the judge cannot be used.
     """
     from recipes.lib.evaluation.judges import load_judge
+    from recipes.lib.feedback.exchange import write_answers
+    from recipes.lib.feedback.simulation import simulate_answers, simulate_pairs
     from recipes.lib.recipe.spine import finish
 
     script = config.script
@@ -196,24 +228,30 @@ def simulate(config: Config) -> dict[str, Any]:
     trusted = script.trust_remote_code
     judge = load_judge(script.judge, trust_remote_code=trusted)
     train, test = load_splits(script, script.seed, ("prompt",))
-    assert test is not None  # validate saw to it
     folder = open_run(config)
-    test_prompts = {prompt_text(prompt) for prompt in test["prompt"]}
-    rows = train.to_list() + test.to_list()
-    pairs = sample_prompts(script, [row["prompt"] for row in rows])
-    ratings, mean_score = judge_pairs(judge, script, pairs, rows)
-    tests = [prompt_text(pair.prompt) in test_prompts for pair in pairs]
-    write_pairs(folder, pairs, ratings, tests, script.model_name_or_path)
-    noises = [rating.noise for rating, is_test in zip(ratings, tests, strict=True) if is_test]
-    num_tokens = sum(len(pair.first.ids) + len(pair.second.ids) for pair in pairs)
-    summary = {
-        "num_pairs": len(pairs),
-        "num_train": len(pairs) - len(noises),
-        "num_test": len(noises),
-        "num_left_out": len(train) + len(test) - len(pairs),
-        "accuracy_ceiling": 1 - sum(noises) / len(noises),
-        "mean_score": mean_score,
-        "completion_length": num_tokens / (2 * len(pairs)),
+    rows = train.to_list() + (test.to_list() if test else [])
+    held_out = test["prompt"] if test else []
+    sets = sample_prompts(script, [row["prompt"] for row in rows])
+    scores = judge_sets(judge, sets, rows)
+    items = [one.item(script.model_name_or_path) for one in sets]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    drawn: dict[str, Any] = {"seed": script.seed, "created_at": now}
+    if script.kinds == PAIRS and not script.annotators:
+        temperature = script.rater_temperature
+        answers = simulate_pairs(items, scores, temperature=temperature, **drawn)
+    else:
+        asked = {"kinds": script.kinds, "raters": raters_of(script)}
+        answers = simulate_answers(items, scores, **asked, **drawn)
+    write_jsonl(folder.path / "feedback.jsonl", answers)
+    if script.kinds == PAIRS:
+        numbers = write_pairs(folder, answers, set(map(prompt_text, held_out)))
+    else:
+        numbers = {f"num_{name}": n for name, n in write_answers(answers, folder.path).items()}
+    lengths = [len(said.ids) for one in sets for said in one.completions]
+    summary = numbers | {
+        "num_left_out": len(rows) - len(sets),
+        "mean_score": fmean(map(fmean, scores)),
+        "completion_length": fmean(lengths),
     }
     facts = {"model": script.model_name_or_path, "data": script.data_names()}
     facts |= {"judge": script.judge, "trust_remote_code": trusted}
@@ -233,16 +271,20 @@ def serve(config: Config) -> dict[str, Any]:
         UserError: Nothing is to be asked, or the page cannot be opened.
     """
     from recipes.lib.annotation.hosting import host
-    from recipes.lib.feedback.project import open_project
+    from recipes.lib.feedback.project import check_asked, open_project
+    from recipes.lib.feedback.queue import read_items
 
     script: FeedbackArguments = config.script
-    project = open_project(folder_of(config), config.values, may_begin=True)
+    path = folder_of(config)
+    check_asked(script, is_new=not is_run(path))
     prompts = []
     if script.dataset_name or script.datasets:
         rows, _ = load_splits(script, script.seed, ("prompt",))
         prompts = rows["prompt"]
+    items = list(read_items(script)) if script.items else []
+    project = open_project(path, config.values, may_begin=True)
     with project.locked():
-        project.ask(script, prompts)
+        project.ask(script, items, prompts)
         host(project, script)
     if script.num_answers and project.store.counts()["answers"] < script.num_answers:
         raise KeyboardInterrupt  # what was answered is kept, and the next time goes on from there
@@ -263,7 +305,7 @@ def sample(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.feedback.project import open_project
     from recipes.lib.feedback.queue import fill
-    from recipes.lib.generation.completions import complete
+    from recipes.lib.generation.completions import complete, stream
     from recipes.lib.publishing.source import load_as_trained
 
     script: FeedbackArguments = config.script
@@ -273,18 +315,25 @@ def sample(config: Config) -> dict[str, Any]:
         lambda name: load_as_trained(name, trust_remote_code=script.trust_remote_code)
     )
 
+    told = {"max_new_tokens": keys["max_completion_length"], "temperature": keys["temperature"]}
+
     def texts(name: str, prompts: Sequence[Any], seed: int) -> list[str]:
         model, tokenizer, kwargs = load(name)
-        told = {"max_new_tokens": keys["max_completion_length"], "seed": seed}
-        told |= {"temperature": keys["temperature"], "batch_size": script.sampling_batch_size}
-        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **told)
+        more = told | {"seed": seed, "batch_size": script.sampling_batch_size}
+        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **more)
         return [one.text for one in said]
+
+    def talk(name: str, prompt: Any, episode: int, show: Callable[[str], None]) -> str:
+        model, tokenizer, kwargs = load(name)
+        more = told | {"seed": keys["seed"], "episode": episode}
+        return stream(model, tokenizer, prompt, show, template_kwargs=kwargs, **more)
 
     ended = threading.Event()
     if script.wait:  # whoever started it holds the other end, and may be killed
         wait = threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True)
         wait.start()
-    return {"num_items": fill(store, texts, lambda: not ended.is_set(), waits=script.wait)}
+    made = fill(store, texts, talk, lambda: not ended.is_set(), waits=script.wait)
+    return {"num_items": made}
 
 
 def import_answers(config: Config) -> dict[str, Any]:
@@ -305,7 +354,7 @@ def import_answers(config: Config) -> dict[str, Any]:
     script: FeedbackArguments = config.script
     if not script.names:
         raise UserError("names is missing; write rlhf feedback import FILE.")
-    rows = [row for name in script.names for row in read_answers(Path(name), script)]
+    rows = [row for name in script.names for row in read_answers(Path(name), script.mapping)]
     project = open_project(folder_of(config), config.values, may_begin=True)
     project.take(rows)
     return {"imported": dict(Counter(row["kind"] for row in rows))}
@@ -407,9 +456,26 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key is of another action, or the action cannot be done.
     """
+    action = str(config.script.action)
+    for key, value in config.values.items():
+        if key not in READS[action] | EVERY:
+            others = ", ".join(name for name, keys in READS.items() if key in keys)
+            raise UserError(f"{key}={value}: is a key of {others}, not of {action}; leave it out.")
     actions = {"serve": serve, "simulate": simulate, "sample": sample, "import": import_answers}
     actions |= {"export": export, "status": status, "forget": forget}
-    return actions[str(config.script.action)](config)
+    try:
+        return actions[action](config)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        raise UserError(
+            f"action={action}: the package {error.name} is not installed; "
+            "pip install 'rlhf-recipes[feedback]'."
+        ) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("sqlalchemy."):
+            raise
+        raise UserError(f"output_dir={folder_of(config)}: {first_line(error)}.") from error
 
 
 def main(argv: list[str] | None = None) -> int:

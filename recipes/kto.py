@@ -23,7 +23,7 @@ Source: Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimizati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
@@ -46,6 +46,8 @@ COLUMNS = ("prompt", "completion", "label")
 @dataclass(kw_only=True)
 class KTOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of KTOConfig and ModelConfig."""
+
+    FEEDBACK: ClassVar[tuple[str, ...]] = ("unpaired_preference", "preference")
 
     global_batch_size: int | None = option(
         None, "Rows in one optimizer step over all processes; sets accumulation."

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
@@ -38,6 +38,8 @@ from recipes.lib.runs.folder import RunArguments
 @dataclass(kw_only=True)
 class RewardModelArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
+
+    FEEDBACK: ClassVar[tuple[str, ...]] = ("preference",)
 
     global_batch_size: int | None = option(
         None, "Pairs in one optimizer step over all processes; sets accumulation."

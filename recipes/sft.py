@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
@@ -43,6 +43,8 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 @dataclass(kw_only=True)
 class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
+
+    FEEDBACK: ClassVar[tuple[str, ...]] = ("prompt_completion",)
 
     global_batch_size: int | None = option(
         None, "Rows in one optimizer step over all processes; sets accumulation."

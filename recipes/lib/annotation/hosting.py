@@ -51,14 +51,14 @@ def host(project: Project, script: ServeArguments) -> None:
             if script.open_browser:
                 webbrowser.open(page)
 
-    with _sampling(project) as sampler:
+    with _sampling(project, script.chat) as sampler:
 
         def is_done() -> bool:
             is_broken = sampler is not None and sampler.poll() not in (None, 0)
             wanted = script.num_answers
             return is_broken or (wanted is not None and store.counts()["answers"] >= wanted)
 
-        app = make_app(store, access, str(project.path.resolve()))
+        app = make_app(store, access, str(project.path.resolve()), is_chat=script.chat)
         serve(app, address, script.port, tell, is_done)
         if sampler is not None and sampler.poll() not in (None, 0):
             raise UserError("sampling ended with the error above; what was answered is kept.")
@@ -72,9 +72,9 @@ def _user() -> str:
 
 
 @contextmanager
-def _sampling(project: Project) -> Iterator[subprocess.Popen[bytes] | None]:
+def _sampling(project: Project, is_chat: bool) -> Iterator[subprocess.Popen[bytes] | None]:
     """The process that samples, while it is needed; it ends with this one, however that ends."""
-    if not project.store.counts()["waiting"]:
+    if not is_chat and not project.store.counts()["waiting"]:
         yield None
         return
     command = [sys.executable, "-m", "recipes.feedback", "sample", "--wait"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -26,15 +27,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from recipes.lib.annotation import text
+from recipes.lib.annotation import chat, text
 from recipes.lib.annotation.access import Access, Guard
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.rows import NUM_COMPLETIONS, Row, make_row
 from recipes.lib.feedback.store import Asked, Store
 
 Body = dict[str, Any]
-FILES = {"page.html": "text/html", "page.css": "text/css"}
-FILES |= {"page.js": "text/javascript", "outbox.js": "text/javascript"}
+FILES = dict.fromkeys(("page.html", "chat.html"), "text/html")
+FILES |= dict.fromkeys(("page.css", "chat.css"), "text/css")
+FILES |= dict.fromkeys(("page.js", "chat.js", "outbox.js"), "text/javascript")
 CONTENTS = {name: Path(__file__).with_name(name).read_bytes() for name in FILES}
 MAX_BODY = 512 * 1024  # bytes
 MAX_TEXT = 100_000  # characters that somebody writes
@@ -59,7 +61,7 @@ def _is_answer(value: Any) -> bool:
 
 
 # What a request may have, and must have where its endpoint names it.
-FIELDS: dict[str, Callable[[Any], bool]] = {
+FIELDS: dict[str, Callable[[Any], bool]] = chat.FIELDS | {
     "tab": _is_name,
     "claim": _is_name,
     "holding": lambda value: _is_list(value, _is_name),
@@ -71,13 +73,16 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def make_app(store: Store, access: Access, project: str = "") -> Starlette:
+def make_app(
+    store: Store, access: Access, project: str = "", *, is_chat: bool = False
+) -> Starlette:
     """Make the page's application.
 
     Args:
         store: Of the project.
         access: Who may answer.
         project: Its name, so that a browser keeps unsent answers of several projects apart.
+        is_chat: Whether people talk to the model instead of answering what they are asked.
 
     Returns:
         The application, for any ASGI server.
@@ -97,7 +102,7 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/", _send_file),
+            Route("/", functools.partial(_send_file, index="chat" if is_chat else "page")),
             Route("/static/{name}", _send_file),
             Route("/a/{secret}", access.enter),
             endpoint(_next, "tab holding number"),
@@ -105,6 +110,10 @@ def make_app(store: Store, access: Access, project: str = "") -> Starlette:
             endpoint(_undo, "tab"),
             endpoint(_differences, "claim"),
             endpoint(_markdown, "text"),
+            endpoint(chat.begin, ""),
+            endpoint(chat.say, "messages attempt"),
+            endpoint(chat.reply, "job"),
+            endpoint(chat.react, "job id reaction seconds"),
         ],
         middleware=[
             Middleware(Guard),
@@ -161,8 +170,8 @@ def _end_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
     server.should_exit = True
 
 
-async def _send_file(request: Request) -> Response:
-    name = request.path_params.get("name", "page.html")
+async def _send_file(request: Request, index: str = "") -> Response:
+    name = request.path_params.get("name", f"{index}.html")
     if name not in FILES:
         raise HTTPException(404)
     return Response(CONTENTS[name], media_type=FILES[name])

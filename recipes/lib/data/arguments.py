@@ -9,6 +9,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.data.formats import FORMATS
 from recipes.lib.data.mixtures import Part, validate_parts
 from recipes.lib.data.problems import BAD_ROW_CHOICES
+from recipes.lib.data.reading import FEEDBACK_FILES
 from recipes.lib.errors import UserError
 
 FORMAT_NAMES = ("trl", *FORMATS)
@@ -84,6 +85,8 @@ def test_part(args: DataArguments) -> Part:
 class DataArguments:
     """Which rows a recipe trains on and which it is tested on."""
 
+    # Of a feedback project, what the recipe reads; prompts stand in all of its files.
+    FEEDBACK: ClassVar[tuple[str, ...]] = FEEDBACK_FILES
     # TRL's parser of flags takes no such annotation: 1 is one row, and 1.0 would be all of them.
     HINTS: ClassVar[dict[str, Any]] = {"test_fraction": int | float}
 

@@ -110,7 +110,7 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
             "Leave it out, and cut very large data with a split or max_train_rows."
         )
     parts = parts_of(args)
-    found = [_read_part(part, args.on_bad_rows) for part in parts]
+    found = [_read_part(part, args) for part in parts]
     # Of a mixture that is to be split, TRL splits the training rows whatever else there is.
     splits_itself = bool(args.datasets) and args.test_fraction > 0
     tests = [
@@ -139,7 +139,8 @@ def _split_labelled(rows: Dataset) -> Dataset:
     return to_dataset([split_labelled(row) for row in rows.to_list()])
 
 
-def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
+def _read_part(part: Part, args: DataArguments) -> tuple[Dataset, Dataset | None]:
+    on_bad_rows = args.on_bad_rows
     splits = read_splits(
         part.path,
         split=str(part.split),
@@ -147,7 +148,8 @@ def _read_part(part: Part, on_bad_rows: str) -> tuple[Dataset, Dataset | None]:
         revision=part.revision,
         on_bad_rows=on_bad_rows,
     )
-    train = in_trl_format(choose_split(splits, part.split, part.path), part, on_bad_rows)
+    rows = choose_split(splits, part.split, part.path, feedback=args.FEEDBACK)
+    train = in_trl_format(rows, part, on_bad_rows)
     test = splits.get(str(part.test_split)) if part.test_split != part.split else None
     return train, None if test is None else in_trl_format(test, part, on_bad_rows)
 

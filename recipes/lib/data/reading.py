@@ -7,7 +7,7 @@ name, of any revision; so the revision is compared here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,8 @@ Split = TypeVar("Split")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+# What `rlhf feedback export` writes, by the form of its rows.
+FEEDBACK_FILES = ("preference", "unpaired_preference", "prompt_completion", "ranks", "ratings")
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
 
 
@@ -107,7 +109,11 @@ def find_splits(
 
 
 def choose_split(
-    splits: dict[str, Split], split: str | None, name: str, key: str = "dataset_train_split"
+    splits: dict[str, Split],
+    split: str | None,
+    name: str,
+    key: str = "dataset_train_split",
+    feedback: Sequence[str] = (),
 ) -> Split:
     """The split that a key asks for.
 
@@ -116,6 +122,7 @@ def choose_split(
         split: The value of the key.
         name: What the user wrote.
         key: The key.
+        feedback: Of a feedback project, those of `FEEDBACK_FILES` that stand for "train".
 
     Returns:
         That split.
@@ -123,6 +130,15 @@ def choose_split(
     Raises:
         UserError: There is no such split.
     """
+    if split == "train" and split not in splits and {*splits} <= {*FEEDBACK_FILES}:
+        found = next((file for file in feedback if file in splits), None)
+        if feedback and found is None:
+            raise UserError(
+                f"dataset_name={name}: this feedback holds {', '.join(sorted(splits))} and no "
+                f"{' or '.join(feedback)}, from which this recipe learns; collect answers of "
+                "another kind, or name other data."
+            )
+        split = found or split
     if split is None or split not in splits:
         raise UserError(
             f"{key}={split}: {name} has the splits {', '.join(sorted(splits))}; name one of them."

@@ -356,7 +356,7 @@ def _heads(
     """The sources of the training rows, and their first rows."""
     parts, heads, sources = parts_of(args), [], []
     for splits, part in zip(found, parts, strict=True):
-        sources.append(choose_split(splits, part.split, part.path))
+        sources.append(choose_split(splits, part.split, part.path, feedback=args.FEEDBACK))
         heads.append(read_head(sources[-1], part, args.on_bad_rows, limit))
     return sources, join_datasets(parts, heads) if len(parts) > 1 else heads[0]
 

@@ -156,7 +156,8 @@ def describe(rows: Iterable[Row], gold: Mapping[str, Any]) -> dict[str, Any]:
         right on gold items; estimated_accuracy after Dawid and Skene); agreement: by kind and
         aspect, units that several judged, alpha, and kappa of each two; hints: sentences.
     """
-    every = [row for row in rows if row["source"] != "implicit"]
+    # Of somebody who was forgotten there are rows without a prompt.
+    every = [row for row in rows if row["source"] != "implicit" and row["prompt"] is not None]
     held, by_name = current(every), defaultdict[str, list[Row]](list)
     for row in held:
         by_name[row["annotator"]].append(row)

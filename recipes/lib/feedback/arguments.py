@@ -46,6 +46,11 @@ class ServeArguments:
         list, "Names of people who answer from elsewhere; each gets a secret link."
     )
     revoke: list[str] = option(list, "Names of people whose links end.")
+    chat: bool = option(False, "A chat with the runs instead of items.")
+    compare_every: int = option(4, "Turns of a chat after which two replies are compared; 0 never.")
+    implicit: bool = option(
+        True, "Keep what people do in a chat (keep, copy, ask again), with weight 0."
+    )
     host: str | None = option(
         None, "Address to listen on; default this machine alone, with share all of its networks."
     )

@@ -6,6 +6,7 @@ at all, and the same prompt, models and seed give the same item.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError, note, one_sentence
+from recipes.lib.feedback.arguments import ServeArguments
 from recipes.lib.feedback.rows import KINDS, item_id
 from recipes.lib.feedback.store import Item, Store
 from recipes.lib.runs.files import read_jsonl
@@ -21,19 +23,21 @@ NUM_COMPLETIONS = {"pair": 2, "text": 0}  # of the others one, but for the ranki
 NUM_TRIES = 3  # draws of a prompt whose completions come out equal or empty
 BATCH = 8  # prompts at a time: people wait for the first ones
 PAUSE = 0.3  # seconds between looks at an empty queue
+REPLY_PAUSE = 0.1  # seconds between looks of the page at a reply
 AHEAD = 64  # items that wait to be answered; with more, sampling waits
 AGAIN = "-again"  # what the id of an item ends with that is asked a second time
 
 Sampler = Callable[[str, Sequence[Any], int], list[str]]  # model, prompts, seed -> texts
+# model, messages, episode, what is given each piece of the text
+Talker = Callable[[str, Any, int, Callable[[str], None]], str]
 
 
-def read_items(path: Path, kinds: Sequence[str], aspects: Sequence[str]) -> Iterator[Item]:
+def read_items(script: ServeArguments) -> Iterator[Item]:
     """Ready items of a file: {prompt, completions, kind?, aspects?, gold?} a line.
 
     Args:
-        path: The file.
-        kinds: What is asked of a line that says nothing, in turns.
-        aspects: What is rated.
+        script: Names the file, the kinds of answers, in turns where a line says nothing, and the
+            aspects.
 
     Returns:
         The items; completions are texts, messages, or mappings of content and run.
@@ -41,6 +45,7 @@ def read_items(path: Path, kinds: Sequence[str], aspects: Sequence[str]) -> Iter
     Raises:
         UserError: A line is no item.
     """
+    path, kinds, aspects = Path(str(script.items)), script.kinds, script.aspects
     if not path.is_file():
         raise UserError(f"items={path}: is not there; name a .jsonl file of items.")
     try:
@@ -170,12 +175,20 @@ def sample_items(jobs: Sequence[dict[str, Any]], sample: Sampler, seed: int) -> 
             return
 
 
-def fill(store: Store, sample: Sampler, is_wanted: Callable[[], bool], *, waits: bool) -> int:
+def fill(
+    store: Store,
+    sample: Sampler,
+    talk: Talker,
+    is_wanted: Callable[[], bool],
+    *,
+    waits: bool,
+) -> int:
     """Sample what the queue holds, and perhaps wait for more.
 
     Args:
         store: The store, with its settings.
         sample: Writes completions.
+        talk: Writes a reply in a chat, piece by piece.
         is_wanted: Whether to go on.
         waits: Whether to wait where nothing is left.
 
@@ -187,6 +200,9 @@ def fill(store: Store, sample: Sampler, is_wanted: Callable[[], bool], *, waits:
         counts = store.counts()
         is_ahead = waits and counts["items"] - counts["answered"] >= AHEAD
         jobs = [] if is_ahead else store.next_jobs(BATCH)
+        if jobs and "messages" in jobs[0]:
+            _reply(store, jobs[0], talk)
+            continue
         if not jobs:
             if not waits:
                 break
@@ -213,3 +229,25 @@ def _fill(store: Store, jobs: Sequence[dict[str, Any]], sample: Sampler) -> int:
         if job["item"] not in made:  # its completions are equal or empty, however often drawn
             store.tell_job(job["item"], state="failed")
     return len(made)
+
+
+def _reply(store: Store, job: dict[str, Any], talk: Talker) -> None:
+    """Write the replies of a job into the store as they come, for the page to show."""
+    texts = [""] * len(job["models"])
+    told = time.monotonic()
+
+    def show(place: int, piece: str) -> None:
+        nonlocal told
+        texts[place] += piece
+        if time.monotonic() - told > REPLY_PAUSE:
+            store.tell_job(job["item"], texts=texts)
+            told = time.monotonic()
+
+    try:
+        for place, name in enumerate(job["models"]):
+            episode = int(job["item"][:15], 16) + place
+            talk(name, job["messages"], episode, functools.partial(show, place))
+    except UserError as error:  # such as a context that is full
+        store.tell_job(job["item"], texts=texts, error=str(error), state="failed")
+        return
+    store.tell_job(job["item"], texts=texts, state="done")

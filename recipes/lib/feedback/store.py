@@ -184,10 +184,18 @@ class Store:
             values = {"content": content | changes} | ({"state": state} if state else {})
             connection.execute(sa.update(JOBS).where(at).values(values))
 
-    def job(self, item: str) -> dict[str, Any] | None:
-        """A job with its state, by the item that it becomes."""
-        rows = self._read(sa.select(JOBS).where(JOBS.c.item == item))
-        return rows[0].content | {"state": rows[0].state} if rows else None
+    def job(self, item: str, annotator: str) -> dict[str, Any]:
+        """A job of somebody's chat, with its state.
+
+        Raises:
+            UserError: There is none of that name.
+        """
+        at = sa.select(JOBS).where(JOBS.c.item == item, JOBS.c.annotator == annotator)
+        rows = self._read(at)
+        if not rows:
+            raise UserError(f"job={item}: {annotator} has asked for no such reply.")
+        content: dict[str, Any] = rows[0].content
+        return content | {"state": rows[0].state}
 
     # what is asked
 

@@ -165,7 +165,10 @@ def test_the_queue_survives_and_replies_come_first_and_alone(store: Store) -> No
     assert [job["item"] for job in store.next_jobs(2)] == ["r1"]
     store.tell_job("r1", text="hel")
     store.tell_job("r1", text="hello", state="done")
-    assert store.job("r1") == {"item": "r1", "prompt": "hi", "text": "hello", "state": "done"}
+    done = {"item": "r1", "prompt": "hi", "text": "hello", "state": "done"}
+    assert store.job("r1", "anna") == done
+    with pytest.raises(UserError, match="ben has asked for no such reply"):
+        store.job("r1", "ben")
     assert [job["item"] for job in store.next_jobs(2)] == ["i0", "i1"]
     store.add_items([item(0), item(1)])
     assert [job["item"] for job in store.next_jobs(2)] == ["i2"]

@@ -1,0 +1,174 @@
+"""Simulated annotators: every kind of answer, drawn from a judge's scores.
+
+pair: Davidson's ties in the Bradley-Terry model; P(first), P(second), P(tie) are proportional to
+exp(d / 2), exp(-d / 2) and tie, with d the difference of the scores / temperature. rank: Plackett
+and Luce, sorted by scores / temperature + Gumbel noise. rating: proportional odds, P(above a
+threshold) = sigmoid((score + bias - threshold) / temperature), with four thresholds one spread of
+the scores apart around their mean; thumb: the same with the mean as the one threshold. text and
+edit: the drawn ranking's best, which in an edit replaces its last.
+
+Sources: Davidson, Journal of the American Statistical Association 65, 1970; Plackett, Applied
+Statistics 24, 1975; McCullagh, Journal of the Royal Statistical Society B 42, 1980.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+from recipes.lib.errors import UserError
+from recipes.lib.feedback.rater import preference_probability, rate_pairs
+from recipes.lib.feedback.rows import KINDS, Row, make_row
+
+RATER = "simulated rater"
+THRESHOLDS = (-1.5, -0.5, 0.5, 1.5)  # between the ratings from 1 to 5, in spreads of the scores
+
+
+@dataclass(kw_only=True)
+class Rater:
+    """A simulated annotator.
+
+    Attributes:
+        name: As it stands in the rows.
+        temperature: Difference of scores that is one unit of log-odds; above 0.
+        bias: What is added to every score before it is rated or liked.
+        position_bias: What is added to the score of the completion that is shown first.
+        tie: Davidson's weight of a tie; 1 is a third of the pairs with equal scores.
+    """
+
+    name: str = RATER
+    temperature: float = 1.0
+    bias: float = 0.0
+    position_bias: float = 0.0
+    tie: float = 0.0
+
+
+def check_raters(raters: Sequence[Rater], kinds: Sequence[str]) -> None:
+    """Check what is to be simulated.
+
+    Raises:
+        UserError: A name comes twice, a number is out of its range, or a kind is not known.
+    """
+    names = [rater.name for rater in raters]
+    for number, rater in enumerate(raters):
+        key = f"annotators[{number}] (name={rater.name})"
+        if names.count(rater.name) > 1 or not rater.name.strip():
+            raise UserError(f"{key}: has no name of its own; give each another one.")
+        if rater.temperature <= 0 or rater.tie < 0:
+            raise UserError(f"{key}: temperature must be above 0 and tie at least 0.")
+    for kind in kinds or [""]:
+        if kind not in KINDS:
+            raise UserError(f"kinds={kind}: must be one of {', '.join(KINDS)}.")
+
+
+def simulate_pairs(
+    items: Sequence[Row],
+    scores: Sequence[Sequence[float]],
+    *,
+    temperature: float,
+    seed: int,
+    created_at: str,
+) -> list[Row]:
+    """The rows of the one rater that needs no name; as in `rate_pairs`, draws go by position."""
+    ratings = rate_pairs(*zip(*scores, strict=True), temperature=temperature, seed=seed)
+    known: dict[str, Any] = {"source": "simulated", "created_at": created_at}
+    known |= {"annotator": RATER, "shown_order": [0, 1]}
+    return [
+        make_row(item, kind="pair", value=one.value, noise=one.noise, **known)
+        for item, one in zip(items, ratings, strict=True)
+    ]
+
+
+def simulate_answers(
+    items: Sequence[Row],
+    scores: Sequence[Sequence[float]],
+    *,
+    kinds: Sequence[str],
+    raters: Sequence[Rater],
+    seed: int,
+    created_at: str,
+) -> list[Row]:
+    """Draw every annotator's answers.
+
+    Args:
+        items: What is judged: id, prompt, and two completions or more.
+        scores: The judge's scores of the completions of each item.
+        kinds: Of the answers; items take turns.
+        raters: The annotators.
+        seed: Of the draws, each of which depends on it, the annotator and the item alone.
+        created_at: Time in ISO 8601.
+
+    Returns:
+        Feedback rows; of ratings and thumbs one for each completion of an item.
+    """
+    every = [score for of_item in scores for score in of_item]
+    scale = fmean(every), pstdev(every) or 1.0
+    known: dict[str, Any] = {"source": "simulated", "created_at": created_at}
+    return [
+        make_row(judged, kind=kind, annotator=rater.name, **answer, **known)
+        for rater in raters
+        for number, (item, of_item) in enumerate(zip(items, scores, strict=True))
+        for kind in [kinds[number % len(kinds)]]
+        for draw in [random.Random(f"rater {seed} {rater.name} {item['id']} {kind}")]
+        for judged, answer in _answers(kind, item, of_item, rater, scale, draw)
+    ]
+
+
+def _answers(
+    kind: str,
+    item: Row,
+    scores: Sequence[float],
+    rater: Rater,
+    scale: tuple[float, float],
+    draw: random.Random,
+) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """What of an item is judged, and how."""
+    if kind == "pair":
+        item, scores = item | {"completions": item["completions"][:2]}, scores[:2]
+    said = item["completions"]
+    order = list(range(len(said)))
+    if kind in ("rating", "thumb"):
+        for one, score in zip(said, scores, strict=True):
+            yield item | {"completions": [one]}, _alone(kind, score, rater, scale, draw)
+        return
+    draw.shuffle(order)
+    felt = [score / rater.temperature for score in scores]
+    felt[order[0]] += rater.position_bias / rater.temperature
+    if kind == "pair":
+        yield item, _pair(felt, scores, rater.tie, draw) | {"shown_order": order}
+        return
+    noisy = [one - math.log(draw.expovariate(1) or 1e-300) for one in felt]  # Gumbel's
+    best, *_, last = places = sorted(order, key=lambda place: -noisy[place])
+    if kind == "rank":
+        ranks = [places.index(place) + 1 for place in range(len(places))]
+        yield item, {"value": ranks, "shown_order": order}
+    else:
+        original = [said[last]] if kind == "edit" else []
+        yield item | {"completions": original}, {"value": said[best]["content"]}
+
+
+def _pair(
+    felt: Sequence[float], scores: Sequence[float], tie: float, draw: random.Random
+) -> dict[str, Any]:
+    half = (felt[0] - felt[1]) / 2
+    logs = [half, -half, *([math.log(tie)] if tie else [])]
+    weights = [math.exp(log - max(logs)) for log in logs]
+    value = draw.choices((0, 1, None)[: len(weights)], weights)[0]
+    worse = weights[scores[0] > scores[1]] / (weights[0] + weights[1])  # of those that are no tie
+    return {"value": value, "noise": 0.5 if scores[0] == scores[1] else worse}
+
+
+def _alone(
+    kind: str, score: float, rater: Rater, scale: tuple[float, float], draw: random.Random
+) -> dict[str, Any]:
+    centre, spread = scale
+    chance = draw.random() or 0.5
+    above = score + rater.bias - centre + rater.temperature * math.log(chance / (1 - chance))
+    if kind == "rating":
+        return {"value": 1 + sum(above > threshold * spread for threshold in THRESHOLDS)}
+    liked = preference_probability(score + rater.bias - centre, rater.temperature)
+    return {"value": above > 0, "noise": 1 - liked if score > centre else liked}

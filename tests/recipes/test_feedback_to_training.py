@@ -1,0 +1,90 @@
+"""What annotators answered is what recipes learn from, told nothing but the name of the project."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from recipes import dpo, feedback, kto, reward, sft
+from recipes.lib.data.loading import read_rows
+from recipes.lib.errors import UserError
+from recipes.lib.feedback.rows import KINDS, check_row
+from recipes.lib.recipe.main import parse
+from recipes.lib.runs.files import read_jsonl
+from tests.helpers.tiny_runs import FAST, write
+
+RECIPES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto}
+READS = {"sft": "prompt_completion", "reward": "preference", "dpo": "preference"}
+READS["kto"] = "unpaired_preference"
+ANNOTATORS = [{"name": "anna"}, {"name": "bo", "temperature": 5.0, "position_bias": 2.0}]
+# Likes long completions, which is nothing that the model knows of.
+JUDGE = """
+def judge(prompts, completions):
+    return [float(len(turns[0]["content"])) for turns in completions]
+"""
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "judge.py").write_text(JUDGE)
+    words = "cat dog bird child sun moon rain tree house river".split()
+    asked = [[{"role": "user", "content": f"tell me {a} {b}"}] for a in words for b in words]
+    write(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in asked])
+    return tmp_path
+
+
+def simulate(folder: Path, name: str, **values: Any) -> None:
+    keys = {
+        "model_name_or_path": str(folder / "tiny"),
+        "dataset_name": str(folder / "prompts.jsonl"),
+        "judge": f"{folder / 'judge.py'}:judge",
+        "max_completion_length": 8,
+        "output_dir": str(folder / name),
+    }
+    feedback.run(parse("feedback", ["simulate"], keys | values))
+
+
+def train(recipe: str, folder: Path, project: str) -> dict[str, Any]:
+    tiny = {
+        "model_name_or_path": str(folder / "tiny"),
+        "dataset_name": str(folder / project),
+        "test_fraction": 0.25,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "output_dir": str(folder / f"{recipe} on {project}"),
+    }
+    return RECIPES[recipe].run(parse(recipe, [], FAST | tiny))
+
+
+def test_what_is_simulated_is_what_each_recipe_learns_from(folder: Path) -> None:
+    simulate(folder, "project", kinds=[*KINDS], annotators=ANNOTATORS, num_completions=3)
+    answers = read_jsonl(folder / "project/feedback.jsonl")
+    for row in answers:
+        check_row(row)
+    assert {(row["kind"], row["annotator"]) for row in answers} == {
+        (kind, name) for kind in KINDS for name in ("anna", "bo")
+    }
+    files = {path.stem: read_jsonl(path) for path in (folder / "project/final").iterdir()}
+    assert set(files) == {*READS.values(), "ranks", "ratings"}
+    numbers = json.loads((folder / "project/summary.json").read_text())
+    assert {name: numbers[f"num_{name}"] for name in files} == dict(
+        zip(files, map(len, files.values()), strict=True)
+    )
+    for recipe, file in READS.items():
+        given = parse(recipe, [], FAST | {"dataset_name": str(folder / "project")})
+        rows, _ = read_rows(given.script, 0)
+        assert len(rows) == len(files[file])
+        assert train(recipe, folder, "project")["train_loss"] > 0
+
+
+def test_a_project_without_what_a_recipe_learns_from_is_told(folder: Path) -> None:
+    simulate(folder, "thumbs", kinds=["thumb"], max_train_rows=5)
+    for recipe, file in (("sft", "prompt_completion"), ("dpo", "preference")):
+        with pytest.raises(UserError, match=f"holds unpaired_preference and no {file}, from which"):
+            train(recipe, folder, "thumbs")
