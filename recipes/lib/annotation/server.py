@@ -205,8 +205,11 @@ def _checked(content: bytes, names: Sequence[str]) -> Body:
 
 
 def _state(store: Store, annotator: str, asked: Sequence[Asked]) -> Body:
-    counts, wanted = store.counts(), store.settings.get("num_answers")
-    progress: Body = store.progress(annotator) | {"waiting": counts["waiting"], "done": False}
+    progress: Body = store.progress(annotator) | {"waiting": False, "done": False}
+    wanted = store.settings.get("num_answers")
+    if wanted is not None or not asked:
+        counts = store.counts()
+        progress["waiting"] = counts["waiting"] > 0
     if wanted is not None:
         left = max(0, wanted - counts["answers"])
         progress |= {"left": left, "done": left == 0}
