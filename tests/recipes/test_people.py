@@ -26,16 +26,16 @@ SERVE = ["serve", "a", "b", "--dataset_name", "prompts.jsonl", "--port", "0", "-
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    from tests.conftest import word_tokenizer
+    from tests.helpers.tiny_models import save_model
+
     folder = tmp_path_factory.mktemp("people")
     for name in ("a", "b"):
-        shutil.copytree(tiny_folder, folder / name)
-    asked = [
-        [{"role": "user", "content": f"tell me {word} {other}"}]
-        for word in WORDS
-        for other in WORDS
-    ]
-    write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in asked[:40]])
+        save_model(folder / name, word_tokenizer(), hidden_size=32, initializer_range=0.3)
+    asked = [f"tell me {word} {other}" for word in WORDS for other in WORDS[:4]]
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in asked]
+    write(folder / "prompts.jsonl", rows)
     with contextlib.chdir(folder):
         yield folder
 
