@@ -594,6 +594,20 @@ def test_on_a_full_disk_the_page_says_not_saved_and_keeps_it(
         pytest.skip("a file system cannot be mounted here")
 
 
+def test_an_answer_that_the_server_refuses_is_told_and_stays_told(
+    browser: Browser, server: Server, store: Store
+) -> None:
+    sit_down(browser, server, store, item(1), item(2))
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE claims SET annotator = 'ben' WHERE item = 'i1'")
+    browser.press("1")
+    press(browser, "1")
+    wait_until_saved(browser)
+    told = browser.ask("!banner.hidden && banner.textContent")
+    assert re.fullmatch(r" An answer was refused: claim=\S+: nothing of that .* anna\.", told)
+    assert [row["item"] for row in store.rows()] == ["i2"]
+
+
 @pytest.mark.slow
 def test_eight_people_and_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     server = Server(tmp_path / "feedback.db", annotator="")

@@ -11,7 +11,7 @@ export async function post(path, body) {
 export class Outbox {
   // send(entry) posts an entry; told(error) hears after each try, null where it went well.
   constructor(send, told) {
-    Object.assign(this, { send, told, box: "", entries: new Map(), running: null });
+    Object.assign(this, { send, told, box: "", entries: new Map(), running: null, refused: "" });
   }
 
   open(box) {
@@ -44,6 +44,7 @@ export class Outbox {
     for (const [claim, entry] of this.entries) {
       const error = await this.send(entry).then(() => null, (error) => error);
       const isOver = !error || [400, 413].includes(error.status); // else it is tried again
+      if (isOver && error) this.refused = ` An answer was refused: ${error.message}`;
       if (isOver) this.entries.delete(claim), localStorage.removeItem(`${this.box}/${claim}`);
       this.told(error);
       if (!isOver) return;

@@ -56,7 +56,8 @@ setInterval(() => {
 
 function tell(error) {
   const number = outbox.entries.size, { answered, left, waiting, done } = progress ?? {};
-  const told = error && (error.status ? error.message : "The server does not answer; this page tries again.");
+  const why = !error ? "" : error.status ? error.message : "The server does not answer; this page tries again.";
+  const told = why + outbox.refused;
   find("banner").hidden = !told;
   find("banner").textContent = number ? `Not saved yet (${number}). ${told}` : told;
   find("saved").textContent = number ? "saving \u2026" : progress ? "\u2713 saved" : "";

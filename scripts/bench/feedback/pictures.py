@@ -19,7 +19,7 @@ from tests.helpers.devtools import Browser  # noqa: E402
 from tests.helpers.feedback_server import Server, item  # noqa: E402
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
-KINDS = {"pair": 2, "phone": 2, "rank": 3, "rating": 1}
+KINDS = {"pair": 2, "phone": 2, "rating": 1}
 ASPECTS = {"aspects": ["lively", "true to the request"]}
 
 
@@ -41,8 +41,8 @@ def main() -> None:
             size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             browser.call("Emulation.setDeviceMetricsOverride", **size)
             browser.wait_for("document.body.className.includes(' of-')")
-            for key in {"rank": "2", "rating": "4"}.get(name, ""):
-                browser.press(key)
+            if name == "rating":
+                browser.press("4")
             browser.wait_for("document.getElementById('saved').textContent === '\u2713 saved'")
             browser.screenshot(ROOT / "docs/pictures" / f"{name}.png")
             browser.press("x")
