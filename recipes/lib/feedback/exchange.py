@@ -21,9 +21,8 @@ from recipes.lib.data.row_checks import brief, row_fault
 from recipes.lib.errors import UserError, first_line, note
 from recipes.lib.feedback.rows import Row, check_row, current, item_id, make_row
 from recipes.lib.rewards.loading import load_function
-from recipes.lib.runs.files import read_jsonl, write_json, write_jsonl
+from recipes.lib.runs.files import write_json, write_jsonl
 
-FORMATS = ("trl", "argilla", "label-studio", "csv", "parquet")
 ANSWERS = "answers.jsonl"
 # Names of the field that is the prompt; else it is the first.
 PROMPTS = ("prompt", "instruction", "question", "request", "input", "query")
@@ -101,7 +100,8 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
     Args:
         rows: All rows of a project.
         folder: Where; files of an earlier export that have no rows now are deleted.
-        format: One of `FORMATS`; trl is answers.jsonl, and in final/ what recipes train on.
+        format: trl (answers.jsonl, and in final/ what recipes train on), argilla, label-studio, csv
+            or parquet.
 
     Returns:
         Number of rows by file.
@@ -175,9 +175,10 @@ def _records(path: Path) -> list[Any]:
         csv.field_size_limit(sys.maxsize)
         with path.open(encoding="utf-8-sig", newline="") as file:
             return [_typed(row) for row in csv.DictReader(file, strict=True)]
+    text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        return read_jsonl(path)
-    found = json.loads(path.read_text(encoding="utf-8"))
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    found = json.loads(text)
     return found if isinstance(found, list) else [found]
 
 
@@ -213,8 +214,8 @@ def _complete(answer: Row, place: list[int]) -> Row:
         for one in answer.get("completions", ())
     ]
     contents = [one["content"] for one in said]
-    item = {"prompt": answer["prompt"], "completions": said}
-    item["id"] = answer.get("item") or item_id(answer["prompt"], contents)
+    item = {"prompt": answer.get("prompt"), "completions": said}
+    item["id"] = answer.get("item") or item_id(item["prompt"], contents)
     others = {key: value for key, value in answer.items() if key not in (*item, "item")}
     unnamed = {"annotator": "imported", "source": "human", "id": item_id(place, [answer])}
     return make_row(item, **unnamed | others)
@@ -246,14 +247,11 @@ def _from_trl(record: Row) -> Row:
     if "completions" in record and "ranks" in record:
         said = record["completions"]
         return found | {"kind": "rank", "completions": said, "value": record["ranks"]}
-    if "completion" in record and "rating" in record:
-        rated = {"completions": [record["completion"]], "value": record["rating"]}
-        return found | rated | {"kind": "rating"}
-    if "completion" in record and "label" in record:
-        label = LABELS.get(str(record["label"]).strip().lower(), record["label"])
-        return found | {"kind": "thumb", "completions": [record["completion"]], "value": label}
-    if "completion" in record:
-        return found | {"kind": "text", "value": record["completion"]}
+    for kind, column in (("rating", "rating"), ("thumb", "label"), ("text", "completion")):
+        if "completion" in record and column in record:
+            said, value = [record["completion"]] if kind != "text" else [], record[column]
+            value = LABELS.get(str(value).strip().lower(), value) if kind == "thumb" else value
+            return found | {"kind": kind, "completions": said, "value": value}
     raise UserError(
         f"the fields {', '.join(map(str, record))} are of no known format; say what they are with "
         "mapping."

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.exchange import FORMATS, read_answers, training_rows, write_answers
+from recipes.lib.feedback.arguments import ExchangeArguments
+from recipes.lib.feedback.exchange import read_answers, training_rows, write_answers
 from recipes.lib.feedback.rows import KINDS, current, item_id, make_row
 from recipes.lib.runs.files import read_jsonl
 
 TURNS = [{"role": "system", "content": "be short"}, {"role": "user", "content": 'hello?\n\r"x"'}]
 SAID = ["=1+1", "12", "null", " two\nlines, a\ttab and \u4e16\u754c \U0001f600"]
+FORMATS = ExchangeArguments.__dataclass_fields__["format"].metadata["choices"]
 VALUES: dict[str, list[Any]] = {
     "pair": [0, 1, None],
     "rank": [[2, 1, 1, 4], [1, 2, 3, 4]],
@@ -50,6 +52,8 @@ def test_what_is_exported_comes_back_as_it_was(format: str, tmp_path: Path) -> N
     assert numbers["answers"] == len(rows)
     path = tmp_path if format == "trl" else next(tmp_path.glob("answers.*"))
     assert read_answers(path) == rows
+    assert write_answers([gone], tmp_path, format) == {"answers": 0}
+    assert read_answers(path) == []
 
 
 def test_an_answer_that_another_tool_changed_is_a_new_one(tmp_path: Path) -> None:
@@ -218,6 +222,8 @@ def test_tasks_of_label_studio_are_read(tmp_path: Path) -> None:
         ("x.json", "[3]", "record 0 (counted from 0): 3 is no object"),
         ("x.json", '[{"a": 1}]', "the fields a are of no known format"),
         ("x.json", "[", "cannot be read"),
+        ("x.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "compl', "cannot be read"),
+        ("x.jsonl", '{"completion": "b"}', "prompt=None must be text"),
         ("x.jsonl", '{"prompt": "a", "completion": 3}', "value=3 must be text"),
         ("x.json", json.dumps([ARGILLA | {"responses": {"a": [3]}}]), "record 0"),
         ("x.json", json.dumps([row_of("thumb", True) | {"version": 2}]), "version=2 must be"),
