@@ -61,4 +61,4 @@ if __name__ == "__main__":
     database, annotator, port = sys.argv[1:]
     store = Store(database)
     app = make_app(store, Access(store, annotator or None), database)
-    serve(app, "127.0.0.1", int(port), lambda port: print(port, flush=True))
+    serve(app, "127.0.0.1", int(port), lambda port: print(port, flush=True), lambda: False)

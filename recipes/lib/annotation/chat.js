@@ -114,15 +114,16 @@ function commands(turn) {
   };
   const button = (words, label, onclick, isOn = false) => make("button", { onclick, ariaLabel: label, title: label, ariaPressed: String(isOn), className: isOn ? "on" : "" }, words);
   return make("div", { className: "commands" },
-    button("\ud83d\udc4d", "Good", thumb(true), turn.thumb?.value === true),
-    button("\ud83d\udc4e", "Bad", thumb(false), turn.thumb?.value === false),
+    button("\ud83d\udc4d Good", "Good", thumb(true), turn.thumb?.value === true),
+    button("\ud83d\udc4e Bad", "Bad", thumb(false), turn.thumb?.value === false),
     button("Again", "Another answer", again), button("Edit", "Edit the answer", () => edit(turn, place)), button("Copy", "Copy the answer", copy));
 }
 
 function compared(turn) {
   const say = (value) => () => {
-    react(turn, { kind: "pair", value, other: turn.old.job });
-    turn.old = null;
+    const { old } = turn;
+    react(turn, { kind: "pair", value, other: old.job });
+    Object.assign(turn, { old: null }, value === 1 ? { ...old, old: null } : {}); // it goes on with the better one
     paint();
   };
   return make("div", { className: "commands" }, "Than before it is ",
@@ -156,7 +157,7 @@ function paint() {
 find("say").addEventListener("submit", (event) => {
   event.preventDefault();
   const words = find("words").value, last = turns.at(-1);
-  if (!words.trim() || busy || last?.role === "user") return;
+  if (!words.trim() || !box || busy || last?.role === "user") return;
   if (last?.job) react(last, { kind: "thumb", value: true, completion: last.completion ?? 0, implicit: "kept" });
   turns.push({ role: "user", content: words });
   find("words").value = "";

@@ -31,25 +31,14 @@ function wanted() {
 }
 
 function take(said, atFront = false) {
-<<<<<<< HEAD
-  progress = said.progress;
-  outbox.open(said.box);
-  const have = new Set(holding().holding);
-  const fresh = said.asked.filter((one) => !have.has(one.claim)).map((one) => ({ ...one, draft: newDraft() }));
-  const shown = queue[0];
-  queue = progress.done ? [] : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
-  if (queue[0] !== shown || !shown) paint();
-  showSaved(null);
-=======
   ({ progress } = said);
   if (outbox.box !== said.box) Object.assign(outbox, { box: said.box, entries: new Map() });
   const had = wanted().holding, shown = queue[0];
   const fresh = said.asked.filter(({ claim }) => !had.includes(claim));
   for (const item of fresh) item.draft = { taken: [], edits: {}, text: "", reason: "", spent: 0 };
-  queue = atFront ? [...fresh, ...queue] : [...queue, ...fresh];
+  queue = progress.done ? [] : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
   if (queue[0] !== shown) paint();
   tell(null);
->>>>>>> page
 }
 
 async function ask(path, body, atFront) {
@@ -58,15 +47,11 @@ async function ask(path, body, atFront) {
   return outbox.adopt();
 }
 
-<<<<<<< HEAD
-setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && !progress?.done && load()), 1500);
-=======
 const load = () => ask("/next", wanted());
-setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && load()), 1500);
->>>>>>> page
+setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && !progress?.done && load()), 1500);
 
 function tell(error) {
-  const number = outbox.entries.size, more = progress?.waiting || progress?.left;
+  const number = outbox.entries.size, more = !progress?.done && (progress?.waiting || progress?.left);
   const told = error && (error.status ? error.message : "The server does not answer; this page tries again.");
   find("banner").hidden = !told;
   find("banner").textContent = number ? `Not saved yet (${number}). ${told}` : told;
@@ -104,20 +89,10 @@ function textBox(messages, label) {
 function paint() {
   const item = queue[0];
   editor = null;
-<<<<<<< HEAD
-  find("prompt").hidden = document.querySelector("footer").hidden = !item;
-  if (!item) {
-    const told = !progress || outbox.entries.size ? "One moment \u2026" : !progress.done && (progress.waiting || progress.left) ? "Waiting for completions \u2026" : "All done, thank you!";
-    find("question").textContent = find("live").textContent = told;
-    find("completions").replaceChildren();
-    return;
-  }
-=======
   document.body.className = item ? `${item.kind} of-${item.completions.length}` : "empty";
   find("own").replaceChildren();
   tell(null);
   if (!item) return;
->>>>>>> page
   since = performance.now();
   find("question").textContent = QUESTIONS[item.kind];
   find("live").textContent = `Next: ${QUESTIONS[item.kind]}`;

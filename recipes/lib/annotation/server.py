@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -32,8 +33,10 @@ from recipes.lib.feedback.rows import NUM_COMPLETIONS, Row, make_row
 from recipes.lib.feedback.store import Asked, Store
 
 Body = dict[str, Any]
-FILES = {"page.html": "text/html", "chat.html": "text/html", "page.css": "text/css"}
+FILES = dict.fromkeys(("page.html", "chat.html"), "text/html")
+FILES |= dict.fromkeys(("page.css", "chat.css"), "text/css")
 FILES |= dict.fromkeys(("page.js", "chat.js", "outbox.js"), "text/javascript")
+CONTENTS = {name: Path(__file__).with_name(name).read_bytes() for name in FILES}
 MAX_BODY = 512 * 1024  # bytes
 MAX_TEXT = 100_000  # characters that somebody writes
 MAX_ANSWERS = 1_000
@@ -83,14 +86,6 @@ def make_app(
     Returns:
         The application, for any ASGI server.
     """
-    folder = Path(__file__).parent
-    contents = {name: (folder / name).read_bytes() for name in FILES}
-
-    async def send_file(request: Request) -> Response:
-        name = request.path_params.get("name", "chat.html" if is_chat else "page.html")
-        if name not in FILES:
-            raise HTTPException(404)
-        return Response(contents[name], media_type=FILES[name])
 
     def endpoint(work: Callable[[Store, str, Body], Body], names: str) -> Route:
         def told(request: Request, content: bytes) -> Body:
@@ -106,8 +101,8 @@ def make_app(
 
     return Starlette(
         routes=[
-            Route("/", send_file),
-            Route("/static/{name}", send_file),
+            Route("/", functools.partial(_send_file, index="chat" if is_chat else "page")),
+            Route("/static/{name}", _send_file),
             Route("/a/{secret}", access.enter),
             endpoint(_next, "tab holding number"),
             endpoint(_answer, "tab holding number claim answers seconds reason"),
@@ -124,14 +119,9 @@ def make_app(
             Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False),
             Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY),
         ],
-        exception_handlers={
-            HTTPException: lambda _, error: _json(
-                {"error": error.detail}, error.status_code, error.headers
-            ),
-            UserError: lambda _, error: _json({"error": str(error)}, 400),
-            SQLAlchemyError: _not_saved,
-            OSError: _not_saved,
-        },
+        exception_handlers=dict.fromkeys(
+            (HTTPException, UserError, SQLAlchemyError, OSError), _failed
+        ),
     )
 
 
@@ -178,12 +168,23 @@ def _end_when(server: uvicorn.Server, is_done: Callable[[], bool]) -> None:
     server.should_exit = True
 
 
+async def _send_file(request: Request, index: str = "") -> Response:
+    name = request.path_params.get("name", f"{index}.html")
+    if name not in FILES:
+        raise HTTPException(404)
+    return Response(CONTENTS[name], media_type=FILES[name])
+
+
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
     # As ASCII: halves of characters have no UTF-8.
     return Response(json.dumps(value), status, headers, "application/json")
 
 
-def _not_saved(_: Request, error: Exception) -> Response:
+def _failed(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return _json({"error": error.detail}, error.status_code, error.headers)
+    if isinstance(error, UserError):
+        return _json({"error": str(error)}, 400)
     told = str(getattr(error, "orig", None) or error).split("\n")[0]
     return _json({"error": f"The server cannot save: {told}."}, 503)
 
@@ -202,8 +203,13 @@ def _checked(content: bytes, names: Sequence[str]) -> Body:
 
 
 def _state(store: Store, annotator: str, asked: Sequence[Asked]) -> Body:
-    progress = store.progress(annotator) | {"waiting": store.counts()["waiting"]}
-    return {"asked": [_shown(one) for one in asked], "progress": progress}
+    counts, wanted = store.counts(), store.settings.get("num_answers")
+    progress: Body = store.progress(annotator) | {"waiting": counts["waiting"], "done": False}
+    if wanted is not None:
+        left = max(0, wanted - counts["answers"])
+        progress |= {"left": left, "done": left == 0}
+    shown = [] if progress["done"] else [_shown(one) for one in asked]
+    return {"asked": shown, "progress": progress}
 
 
 def _shown(asked: Asked) -> Body:

@@ -22,7 +22,7 @@ FLOORS = [
     {"data"},
     {"generation", "rewards", "runs"},
     {"feedback", "trainers"},
-    {"evaluation"},
+    {"annotation", "evaluation"},
     {"ppo", "report"},
     {"plan", "publishing"},
     {"recipe"},
