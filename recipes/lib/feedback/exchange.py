@@ -10,14 +10,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.data.file_rows import LABELS, LIKE_MESSAGES, READ_ERRORS
+from recipes.lib.data.file_rows import READ_ERRORS, read_text
+from recipes.lib.data.problems import PLACE
 from recipes.lib.data.reading import FEEDBACK_FILES
-from recipes.lib.data.row_checks import brief, row_fault
+from recipes.lib.data.row_checks import row_fault
 from recipes.lib.errors import UserError, first_line, note
 from recipes.lib.feedback.rows import Row, check_row, current, item_id, make_row
 from recipes.lib.rewards.loading import load_function
@@ -152,7 +152,8 @@ def read_answers(path: Path, mapping: str | None = None) -> list[Row]:
     try:
         records = _records(path)
     except READ_ERRORS as error:
-        raise UserError(f"names={path}: cannot be read ({first_line(error)}).") from error
+        told = first_line(error).replace(", or set on_bad_rows=drop", "").rstrip(".")
+        raise UserError(f"names={path}: cannot be read ({told}).") from error
     read: Callable[[Any], Iterable[Row]] = load_function(mapping) if mapping else _answers_of
     rows = []
     for number, record in enumerate(records):
@@ -165,21 +166,21 @@ def read_answers(path: Path, mapping: str | None = None) -> list[Row]:
     return rows
 
 
-def _records(path: Path) -> list[Any]:
+def _records(path: Path) -> list[Row]:
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        rows = parquet.read_table(path).to_pylist()
-        return [_filled(row, STRUCTURED) if "version" in row else row for row in rows]
-    if path.suffix == ".csv":
-        csv.field_size_limit(sys.maxsize)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [_typed(row) for row in csv.DictReader(file, strict=True)]
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    found = json.loads(text)
-    return found if isinstance(found, list) else [found]
+        rows, own = parquet.read_table(path).to_pylist(), STRUCTURED
+    else:
+        rows = [{k: v for k, v in row.items() if k != PLACE} for row in read_text(path)]
+        own = tuple(rows[0]) if rows else ()
+    if path.suffix not in (".csv", ".parquet"):
+        return rows
+    return [
+        row
+        | {name: _parsed(row[name]) for name in (own if "version" in row else TYPED) if name in row}
+        for row in rows
+    ]
 
 
 def _cell(value: Any) -> Any:
@@ -194,15 +195,6 @@ def _parsed(cell: Any) -> Any:
         return json.loads(cell)
     except (TypeError, ValueError, RecursionError):
         return cell
-
-
-def _typed(row: Row) -> Row:
-    spoken = [name for name, cell in row.items() if LIKE_MESSAGES.match(str(cell))]
-    return _filled(row, [*row] if "version" in row else [*spoken, *TYPED])
-
-
-def _filled(row: Row, names: Iterable[str]) -> Row:
-    return row | {name: _parsed(row[name]) for name in names if name in row}
 
 
 def _complete(answer: Row, place: list[int]) -> Row:
@@ -221,9 +213,7 @@ def _complete(answer: Row, place: list[int]) -> Row:
     return make_row(item, **unnamed | others)
 
 
-def _answers_of(record: Any) -> Iterable[Row]:
-    if not isinstance(record, dict):
-        raise UserError(f"{brief(record)} is no object.")
+def _answers_of(record: Row) -> Iterable[Row]:
     if {"version", "item", "kind"} <= {*record}:
         return [record]
     if "fields" in record and "responses" in record:
@@ -250,7 +240,7 @@ def _from_trl(record: Row) -> Row:
     for kind, column in (("rating", "rating"), ("thumb", "label"), ("text", "completion")):
         if "completion" in record and column in record:
             said, value = [record["completion"]] if kind != "text" else [], record[column]
-            value = LABELS.get(str(value).strip().lower(), value) if kind == "thumb" else value
+            value = bool(value) if kind == "thumb" and value in (0, 1) else value
             return found | {"kind": kind, "completions": said, "value": value}
     raise UserError(
         f"the fields {', '.join(map(str, record))} are of no known format; say what they are with "

@@ -219,7 +219,7 @@ def test_tasks_of_label_studio_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("x.json", "[3]", "record 0 (counted from 0): 3 is no object"),
+        ("x.json", "[3]", "not a JSON object with keys in 1 of 1 rows"),
         ("x.json", '[{"a": 1}]', "the fields a are of no known format"),
         ("x.json", "[", "cannot be read"),
         ("x.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "compl', "cannot be read"),
@@ -237,6 +237,7 @@ def test_a_file_that_cannot_be_imported_is_told(
     with pytest.raises(UserError) as error:
         read_answers(tmp_path / name)
     assert told in str(error.value)
+    assert "on_bad_rows" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         read_answers(tmp_path / "absent.json")
 
