@@ -99,7 +99,7 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
 
     Args:
         rows: All rows of a project.
-        folder: Where; files of an earlier export that have no rows now are deleted.
+        folder: Where; trl deletes the files of earlier exports, in all formats.
         format: trl (answers.jsonl, and in final/ what recipes train on), argilla, label-studio, csv
             or parquet.
 
@@ -107,12 +107,13 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
         Number of rows by file.
     """
     held = current(rows)
-    path = folder / f"answers.{format if format in ('csv', 'parquet') else 'json'}"
+    path = folder / f"answers.{format if format in ('csv', 'parquet') else f'{format}.json'}"
     if format == "trl":
         made = training_rows(held)
         (folder / "final").mkdir(parents=True, exist_ok=True)
-        for name in FEEDBACK_FILES:
-            (folder / "final" / f"{name}.jsonl").unlink(missing_ok=True)
+        earlier = [folder / "final" / f"{name}.jsonl" for name in FEEDBACK_FILES]
+        for file in (*earlier, *folder.glob("answers.*")):  # which may hold what was forgotten
+            file.unlink(missing_ok=True)
         for name, found in made.items():
             write_jsonl(folder / "final" / f"{name}.jsonl", found)
         write_jsonl(folder / ANSWERS, held)

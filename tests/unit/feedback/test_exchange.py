@@ -60,7 +60,7 @@ def test_an_answer_that_another_tool_changed_is_a_new_one(tmp_path: Path) -> Non
     row = row_of("pair", 0)
     for format in ("argilla", "label-studio"):
         write_answers([row], tmp_path, format)
-        path = tmp_path / "answers.json"
+        path = tmp_path / f"answers.{format}.json"
         text = path.read_text().replace('"value": "completion_1"', '"value": "completion_2"')
         path.write_text(text.replace('"selected": "left"', '"selected": "right"'))
         (found,) = read_answers(path)
@@ -110,10 +110,12 @@ def test_what_has_no_weight_or_no_text_or_another_aspect_is_not_trained_on(
     assert "2 rows are not exported for training" in capsys.readouterr().err
 
 
-def test_an_export_without_rows_of_a_kind_takes_its_file_away(tmp_path: Path) -> None:
-    write_answers([row_of("thumb", True), row_of("pair", 1)], tmp_path)
+def test_an_export_takes_the_files_of_earlier_ones_away(tmp_path: Path) -> None:
+    for format in ("csv", "argilla", "trl"):
+        write_answers([row_of("thumb", True), row_of("pair", 1)], tmp_path, format)
     write_answers([row_of("thumb", True)], tmp_path)
-    assert [path.name for path in (tmp_path / "final").iterdir()] == ["unpaired_preference.jsonl"]
+    names = {path.name for path in tmp_path.rglob("*.*")}
+    assert names == {"answers.jsonl", "unpaired_preference.jsonl"}
 
 
 def test_files_of_trl_are_imported_and_exported_again(tmp_path: Path) -> None:
