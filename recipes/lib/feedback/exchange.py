@@ -112,8 +112,8 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
         made = training_rows(held)
         (folder / "final").mkdir(parents=True, exist_ok=True)
         earlier = [folder / "final" / f"{name}.jsonl" for name in FEEDBACK_FILES]
-        for file in (*earlier, *folder.glob("answers.*")):  # which may hold what was forgotten
-            file.unlink(missing_ok=True)
+        for old in (*earlier, *folder.glob("answers.*")):  # which may hold what was forgotten
+            old.unlink(missing_ok=True)
         for name, found in made.items():
             write_jsonl(folder / "final" / f"{name}.jsonl", found)
         write_jsonl(folder / ANSWERS, held)
