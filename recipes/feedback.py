@@ -26,7 +26,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -37,7 +37,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError, visible
+from recipes.lib.errors import UserError, first_line, visible
 from recipes.lib.feedback.arguments import (
     ExchangeArguments,
     QueueArguments,
@@ -50,7 +50,7 @@ from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.files import write_jsonl
-from recipes.lib.runs.folder import FolderArguments, Run, folder_of, open_run
+from recipes.lib.runs.folder import FolderArguments, Run, folder_of, is_run, open_run
 
 if TYPE_CHECKING:
     from recipes.lib.evaluation.judges import Judge
@@ -60,6 +60,7 @@ ACTIONS = ("serve", "simulate", "sample", "import", "export", "status", "forget"
 OPERANDS = "names"
 NUM_TRIES = 3  # draws of a prompt of whose completions some come out equal or empty
 PAIRS = ["pair"]
+EXTRA = {"nh3", "markdown_it", "sqlalchemy", "starlette", "uvicorn"}  # what a page and a store take
 
 
 @dataclass(kw_only=True)
@@ -98,6 +99,26 @@ class FeedbackArguments(
 def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     return (FeedbackArguments,)
+
+
+def _keys(*types: type) -> set[str]:
+    return {field.name for one in types for field in fields(one)}
+
+
+# Keys that each action reads, beside those of every action.
+EVERY = _keys(FolderArguments, TrustArguments) | {"action"}
+READS = {
+    "serve": _keys(ServeArguments, StoreArguments, SamplerArguments, DataArguments) | {"names"},
+    "simulate": _keys(FeedbackArguments)
+    - _keys(ServeArguments, QueueArguments, ExchangeArguments, StoreArguments)
+    - {"names"}
+    | {"kinds", "num_completions"},
+    "sample": _keys(QueueArguments, StoreArguments) | {"sampling_batch_size"},
+    "import": {"names", "mapping", "database"},
+    "export": {"format", "database"},
+    "status": {"database"},
+    "forget": {"names", "database"},
+}
 
 
 def validate(script: FeedbackArguments) -> None:
@@ -249,16 +270,20 @@ def serve(config: Config) -> dict[str, Any]:
         UserError: Nothing is to be asked, or the page cannot be opened.
     """
     from recipes.lib.annotation.hosting import host
-    from recipes.lib.feedback.project import open_project
+    from recipes.lib.feedback.project import check_asked, open_project
+    from recipes.lib.feedback.queue import read_items
 
     script: FeedbackArguments = config.script
-    project = open_project(folder_of(config), config.values, may_begin=True)
+    path = folder_of(config)
+    check_asked(script, is_new=not is_run(path))
     prompts = []
     if script.dataset_name or script.datasets:
         rows, _ = load_splits(script, script.seed, ("prompt",))
         prompts = rows["prompt"]
+    items = list(read_items(script)) if script.items else []
+    project = open_project(path, config.values, may_begin=True)
     with project.locked():
-        project.ask(script, prompts)
+        project.ask(script, items, prompts)
         host(project, script)
     if script.num_answers and project.store.counts()["answers"] < script.num_answers:
         raise KeyboardInterrupt  # what was answered is kept, and the next time goes on from there
@@ -430,9 +455,26 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key is of another action, or the action cannot be done.
     """
+    action = str(config.script.action)
+    for key, value in config.values.items():
+        if key not in READS[action] | EVERY:
+            others = ", ".join(name for name, keys in READS.items() if key in keys)
+            raise UserError(f"{key}={value}: is a key of {others}, not of {action}; leave it out.")
     actions = {"serve": serve, "simulate": simulate, "sample": sample, "import": import_answers}
     actions |= {"export": export, "status": status, "forget": forget}
-    return actions[str(config.script.action)](config)
+    try:
+        return actions[action](config)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        raise UserError(
+            f"action={action}: the package {error.name} is not installed; "
+            "pip install 'rlhf-recipes[feedback]'."
+        ) from error
+    except Exception as error:
+        if not type(error).__module__.startswith("sqlalchemy."):
+            raise
+        raise UserError(f"output_dir={folder_of(config)}: {first_line(error)}.") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.data.arguments import DataArguments
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.arguments import SamplerArguments, ServeArguments
-from recipes.lib.feedback.queue import make_jobs, read_items, with_repeats
+from recipes.lib.feedback.queue import make_jobs, with_repeats
 from recipes.lib.feedback.rows import KINDS, Row
 from recipes.lib.feedback.status import preferred
-from recipes.lib.feedback.store import FILE, Store
+from recipes.lib.feedback.store import FILE, Item, Store
 from recipes.lib.runs.files import write_text
 from recipes.lib.runs.folder import config_text, is_run
 from recipes.lib.runs.lock import acquire, release
@@ -27,7 +28,7 @@ from recipes.lib.runs.lock import acquire, release
 KEPT = "temperature max_completion_length seed overlap repeat num_answers compare_every implicit"
 
 
-class AskArguments(ServeArguments, SamplerArguments):
+class AskArguments(ServeArguments, SamplerArguments, DataArguments):
     """What `ask` reads."""
 
     names: list[str]
@@ -56,28 +57,20 @@ class Project:
         finally:
             release(self.path)
 
-    def ask(self, script: AskArguments, prompts: Sequence[Any]) -> None:
+    def ask(self, script: AskArguments, items: Sequence[Item], prompts: Sequence[Any]) -> None:
         """Put what is to be asked into the store; what is there already stays as it is.
 
         Args:
             script: Keys of the recipe.
+            items: Ready items.
             prompts: What completions are sampled for.
-
-        Raises:
-            UserError: A key is wrong, or nothing is asked.
         """
-        _check(script)
-        _check_source(script, bool(prompts), self.store)
-        self.store.settings = {name: getattr(script, name) for name in KEPT.split()} | {
-            "models": script.names
-        }
-        if script.items:
-            items = read_items(Path(script.items), script.kinds, script.aspects)
-            shares = (script.overlap, script.repeat, script.seed)
-            self.store.add_items(with_repeats(items, *shares))
-        if prompts:
-            asked = (script.kinds, script.aspects, script.num_completions, script.seed)
-            self.store.add_jobs(make_jobs(prompts, script.names, *asked))
+        kept = {name: getattr(script, name) for name in KEPT.split()}
+        self.store.settings = kept | {"models": script.names or self.store.settings.get("models")}
+        shares = (script.overlap, script.repeat, script.seed)
+        self.store.add_items(with_repeats(items, *shares))
+        asked = (script.kinds, script.aspects, script.num_completions, script.seed)
+        self.store.add_jobs(make_jobs(prompts, script.names, *asked))
 
     def take(self, rows: Iterable[Row]) -> None:
         """Keep rows that were given elsewhere, each under the name of who gave it."""
@@ -157,7 +150,16 @@ def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Proj
     return Project(path, store, database)
 
 
-def _check(script: AskArguments) -> None:
+def check_asked(script: AskArguments, *, is_new: bool) -> None:
+    """Check what is to be asked, before anything is read or made.
+
+    Args:
+        script: Keys of the recipe.
+        is_new: Whether the project is not there yet.
+
+    Raises:
+        UserError: A key is wrong, or nothing is asked.
+    """
     if not script.kinds or set(script.kinds) - set(KINDS):
         raise UserError(f"kinds={script.kinds}: name some of {', '.join(KINDS)}.")
     if not script.aspects:
@@ -167,9 +169,10 @@ def _check(script: AskArguments) -> None:
             raise UserError(f"{name}={getattr(script, name)}: must be a share from 0 to 1.")
     if script.num_completions < 3 and "rank" in script.kinds:
         raise UserError(f"num_completions={script.num_completions}: a ranking takes 3 or more.")
+    _check_source(script, bool(script.dataset_name or script.datasets), is_new)
 
 
-def _check_source(script: AskArguments, has_prompts: bool, store: Store) -> None:
+def _check_source(script: AskArguments, has_prompts: bool, is_new: bool) -> None:
     if script.items and (has_prompts or script.names):
         raise UserError(f"items={script.items}: stands for runs and prompts; leave one out.")
     if has_prompts and not script.names and set(script.kinds) != {"text"}:
@@ -178,7 +181,7 @@ def _check_source(script: AskArguments, has_prompts: bool, store: Store) -> None
         raise UserError("chat=true: write rlhf feedback serve RUN --chat; it takes no data.")
     if script.names and not has_prompts and not script.chat:
         raise UserError("dataset_name is missing: name the prompts that are answered.")
-    if not (script.chat or script.items or has_prompts or any(store.counts().values())):
+    if is_new and not (script.chat or script.items or has_prompts):
         raise UserError(
             "nothing is to be asked: write rlhf feedback serve RUN --dataset_name PROMPTS, or give "
             "items."

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.errors import UserError, note, one_sentence
+from recipes.lib.feedback.arguments import ServeArguments
 from recipes.lib.feedback.rows import KINDS, item_id
 from recipes.lib.feedback.store import Item, Store
 from recipes.lib.runs.files import read_jsonl
@@ -31,13 +32,12 @@ Sampler = Callable[[str, Sequence[Any], int], list[str]]  # model, prompts, seed
 Talker = Callable[[str, Any, int, Callable[[str], None]], str]
 
 
-def read_items(path: Path, kinds: Sequence[str], aspects: Sequence[str]) -> Iterator[Item]:
+def read_items(script: ServeArguments) -> Iterator[Item]:
     """Ready items of a file: {prompt, completions, kind?, aspects?, gold?} a line.
 
     Args:
-        path: The file.
-        kinds: What is asked of a line that says nothing, in turns.
-        aspects: What is rated.
+        script: Names the file, the kinds of answers, in turns where a line says nothing, and the
+            aspects.
 
     Returns:
         The items; completions are texts, messages, or mappings of content and run.
@@ -45,6 +45,7 @@ def read_items(path: Path, kinds: Sequence[str], aspects: Sequence[str]) -> Iter
     Raises:
         UserError: A line is no item.
     """
+    path, kinds, aspects = Path(str(script.items)), script.kinds, script.aspects
     if not path.is_file():
         raise UserError(f"items={path}: is not there; name a .jsonl file of items.")
     try:

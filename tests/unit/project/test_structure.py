@@ -166,7 +166,8 @@ def test_pinned_versions_are_plain_and_inside_the_bounds() -> None:
     versions = {canonicalize_name(pin.split("==")[0]): pin.split("==")[1] for pin in pins}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    of_itself = f"{project['name']}[deepspeed,feedback,gguf,serve]"  # the tests' environment has those extras
+    # The tests' environment has those extras.
+    of_itself = f"{project['name']}[deepspeed,feedback,gguf,serve]"
     lines = [*project["dependencies"], *extras["dev"]]
     lines += [*extras["deepspeed"], *extras["feedback"], *extras["gguf"], *extras["serve"]]
     assert of_itself in lines
