@@ -212,8 +212,7 @@ def simulate(config: Config) -> dict[str, Any]:
         config: The parsed configuration.
 
     Returns:
-        The summary: numbers of pairs and ceiling of their accuracy, or of rows by file; mean score
-        of the judge.
+        The summary: numbers of pairs and ceiling of accuracy, or of rows by file; mean score.
 
     Raises:
         UserError: A key, the data, the model or the judge cannot be used.
@@ -230,18 +229,18 @@ def simulate(config: Config) -> dict[str, Any]:
     train, test = load_splits(script, script.seed, ("prompt",))
     folder = open_run(config)
     rows = train.to_list() + (test.to_list() if test else [])
-    held_out = test["prompt"] if test else []
+    held_out = test["prompt"] if test else ()
     sets = sample_prompts(script, [row["prompt"] for row in rows])
     scores = judge_sets(judge, sets, rows)
     items = [one.item(script.model_name_or_path) for one in sets]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     drawn: dict[str, Any] = {"seed": script.seed, "created_at": now}
     if script.kinds == PAIRS and not script.annotators:
-        temperature = script.rater_temperature
-        answers = simulate_pairs(items, scores, temperature=temperature, **drawn)
+        drawn["temperature"] = script.rater_temperature
+        answers = simulate_pairs(items, scores, **drawn)
     else:
-        asked = {"kinds": script.kinds, "raters": raters_of(script)}
-        answers = simulate_answers(items, scores, **asked, **drawn)
+        drawn |= {"kinds": script.kinds, "raters": raters_of(script)}
+        answers = simulate_answers(items, scores, **drawn)
     write_jsonl(folder.path / "feedback.jsonl", answers)
     if script.kinds == PAIRS:
         numbers = write_pairs(folder, answers, set(map(prompt_text, held_out)))

@@ -84,7 +84,7 @@ def test_from_the_page_to_a_reward_model_through_a_kill(place: Path) -> None:
     while samplers(place):  # hear that their other end is gone
         assert time.monotonic() < end
         time.sleep(0.2)
-    answering = f"{sys.executable} -m tests.helpers.answering"
+    answering = f"{sys.executable} -m tests.helpers.answering %s"
     second = start(place, *flags, "--num_answers", "20", browser=answering)
     said, _ = second.communicate(timeout=300)
     assert second.returncode == 0, said

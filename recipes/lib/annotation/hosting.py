@@ -6,6 +6,7 @@ import getpass
 import os
 import subprocess
 import sys
+import threading
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +49,9 @@ def host(project: Project, script: ServeArguments) -> None:
         if is_alone:
             page = f"http://127.0.0.1:{port}/"
             print(f"Answer on {page} (Ctrl-C ends)", flush=True)
-            if script.open_browser:
-                webbrowser.open(page)
+            if script.open_browser and _has_screen():
+                # In a thread: some browsers come back when they are closed.
+                threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
     with _sampling(project, script.chat) as sampler:
 
@@ -62,6 +64,12 @@ def host(project: Project, script: ServeArguments) -> None:
         serve(app, address, script.port, tell, is_done)
         if sampler is not None and sampler.poll() not in (None, 0):
             raise UserError("sampling ended with the error above; what was answered is kept.")
+
+
+def _has_screen() -> bool:
+    # Without one, a browser of the terminal would take it over.
+    named = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    return sys.platform != "linux" or any(os.environ.get(name) for name in named)
 
 
 def _user() -> str:

@@ -75,7 +75,7 @@ def read_file(path: Path, on_bad_rows: str = "refuse") -> Dataset:
         if path.suffix == ".parquet":
             dataset = Dataset(InMemoryTable(parquet.read_table(path)))
         else:
-            dataset = to_dataset(_read_text(path, on_bad_rows))
+            dataset = to_dataset(read_text(path, on_bad_rows))
     if not len(dataset) or not dataset.column_names:
         raise UserError(f"dataset_name={path}: no rows; give a file with at least one.")
     return dataset
@@ -307,7 +307,12 @@ def csv_lines(file: Iterable[str], path: Path) -> Placed:
         yield f"line {lines.line_num} of {path}", row_or_fault(_csv_row, header, fields)
 
 
-def _read_text(path: Path, on_bad_rows: str) -> list[Row]:
+def read_text(path: Path, on_bad_rows: str = "refuse") -> list[Row]:
+    """Read the rows of a file that is no Parquet file, each with its place.
+
+    Raises:
+        UserError: As `read_file`, but for what is not readable at all.
+    """
     with open_file(path) as file:
         data = file.read()
     kind, content = plain_name(path).suffix, data.removeprefix(b"\xef\xbb\xbf")

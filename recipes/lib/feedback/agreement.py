@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 from typing import Any
@@ -27,21 +26,14 @@ LEAST_ALPHA = 0.667  # below it Krippendorff draws no conclusions
 LEAST_RIGHT = 0.8  # share of gold or repeated items that nobody need be told about
 LEAST_UNITS = 20  # of a hint on agreement
 FEW = 1e-2  # answers that the model of an annotator starts from, so that no probability is 0
-
-
-@dataclass(frozen=True)
-class TrueLabels:
-    """What Dawid and Skene's model makes of labels.
-
-    Attributes:
-        probabilities_UK: Of each true label, by unit.
-        confusion_AKK: Probability that an annotator says the last index where the other is true.
-        prior_K: Share of each true label.
-    """
-
-    probabilities_UK: Table
-    confusion_AKK: Table
-    prior_K: Table
+LEANINGS = {
+    "first_shown": "answered 'A' on {} shown pairs",
+    "longer": "preferred the longer one in {} pairs",
+}
+MEMORY = {
+    "consistent": "answered {} repeated items as before",
+    "right": "answered {} gold items rightly",
+}
 
 
 def krippendorff_alpha(values_AU: Table, level: str) -> float | None:
@@ -97,7 +89,7 @@ def dawid_skene(
     *,
     num_iterations: int = 100,
     tolerance: float = 1e-5,
-) -> TrueLabels:
+) -> tuple[Table, Table, Table]:
     """Estimate true labels and each annotator's errors together, by expectation maximisation.
 
     Args:
@@ -108,7 +100,8 @@ def dawid_skene(
         tolerance: Largest change of a probability at which it ends.
 
     Returns:
-        The estimates; without other knowledge it begins with the shares of the labels of a unit.
+        Probability of each true label, by unit; by annotator, of saying the last index where the
+        other is true; share of each true label. It begins with the shares of a unit's labels.
     """
     places_N, people_N, labels_N = map(np.asarray, (units, annotators, labels))
     num_labels = labels_N.max() + 1
@@ -128,7 +121,7 @@ def dawid_skene(
         change, found_UK = np.abs(new_UK - found_UK).max(), new_UK
         if change < tolerance:
             break
-    return TrueLabels(found_UK, confusion_AKK, prior_K)
+    return found_UK, confusion_AKK, prior_K
 
 
 def share(holds: Iterable[bool]) -> dict[str, float] | None:
@@ -244,9 +237,10 @@ def _agreement(
     level = LEVELS[kind]
     if level == "nominal" and len(names) > 2:  # of two, nothing tells who is right
         people, places = np.nonzero(~np.isnan(values_AU))
-        model = dawid_skene(places, people, values_AU[people, places].astype(int))
-        for name, confusion_KK in zip(names, model.confusion_AKK, strict=True):
-            accuracy = float(model.prior_K @ np.diag(confusion_KK))
+        said = values_AU[people, places].astype(int)
+        _, confusion_AKK, prior_K = dawid_skene(places, people, said)
+        for name, confusion_KK in zip(names, confusion_AKK, strict=True):
+            accuracy = float(prior_K @ np.diag(confusion_KK))
             told[name]["estimated_accuracy"][f"{kind}, {aspect}"] = accuracy
     pairs = []
     for one, other in combinations(range(len(names)), 2):
@@ -260,19 +254,10 @@ def _agreement(
 
 
 def _hints(name: str, about: dict[str, Any]) -> Iterable[str]:
-    first, longer = about["first_shown"], about["longer"]
-    if first and not first["low"] <= 0.5 <= first["high"]:
-        yield f"{name} answered 'A' on {_words(first)} shown pairs{_interval(first)}."
-    if longer and not longer["low"] <= 0.5 <= longer["high"]:
-        yield f"{name} preferred the longer one in {_words(longer)} pairs{_interval(longer)}."
-    for key, words in (("consistent", "repeated items as before"), ("right", "gold items rightly")):
-        if about[key] and about[key]["high"] < LEAST_RIGHT:
-            yield f"{name} answered {_words(about[key])} {words}{_interval(about[key])}."
-
-
-def _words(found: Mapping[str, float]) -> str:
-    return f"{found['count']} of {found['of']}"
-
-
-def _interval(found: Mapping[str, float]) -> str:
-    return f" (95 %: {found['low']:.2f} to {found['high']:.2f})"
+    for key, words in (LEANINGS | MEMORY).items():
+        if (one := about[key]) is None:
+            continue
+        low, high = one["low"], one["high"]
+        if high < LEAST_RIGHT if key in MEMORY else not low <= 0.5 <= high:
+            said = words.format(f"{one['count']} of {one['of']}")
+            yield f"{name} {said} (95 %: {low:.2f} to {high:.2f})."

@@ -10,20 +10,19 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.data.file_rows import LABELS, LIKE_MESSAGES, READ_ERRORS
+from recipes.lib.data.file_rows import READ_ERRORS, read_text
+from recipes.lib.data.problems import PLACE
 from recipes.lib.data.reading import FEEDBACK_FILES
-from recipes.lib.data.row_checks import brief, row_fault
+from recipes.lib.data.row_checks import row_fault
 from recipes.lib.errors import UserError, first_line, note
 from recipes.lib.feedback.rows import Row, check_row, current, item_id, make_row
 from recipes.lib.rewards.loading import load_function
-from recipes.lib.runs.files import read_jsonl, write_json, write_jsonl
+from recipes.lib.runs.files import write_json, write_jsonl
 
-FORMATS = ("trl", "argilla", "label-studio", "csv", "parquet")
 ANSWERS = "answers.jsonl"
 # Names of the field that is the prompt; else it is the first.
 PROMPTS = ("prompt", "instruction", "question", "request", "input", "query")
@@ -100,19 +99,21 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
 
     Args:
         rows: All rows of a project.
-        folder: Where; files of an earlier export that have no rows now are deleted.
-        format: One of `FORMATS`; trl is answers.jsonl, and in final/ what recipes train on.
+        folder: Where; trl deletes the files of earlier exports, in all formats.
+        format: trl (answers.jsonl, and in final/ what recipes train on), argilla, label-studio, csv
+            or parquet.
 
     Returns:
         Number of rows by file.
     """
     held = current(rows)
-    path = folder / f"answers.{format if format in ('csv', 'parquet') else 'json'}"
+    path = folder / f"answers.{format if format in ('csv', 'parquet') else f'{format}.json'}"
     if format == "trl":
         made = training_rows(held)
         (folder / "final").mkdir(parents=True, exist_ok=True)
-        for name in FEEDBACK_FILES:
-            (folder / "final" / f"{name}.jsonl").unlink(missing_ok=True)
+        earlier = [folder / "final" / f"{name}.jsonl" for name in FEEDBACK_FILES]
+        for old in (*earlier, *folder.glob("answers.*")):  # which may hold what was forgotten
+            old.unlink(missing_ok=True)
         for name, found in made.items():
             write_jsonl(folder / "final" / f"{name}.jsonl", found)
         write_jsonl(folder / ANSWERS, held)
@@ -152,7 +153,8 @@ def read_answers(path: Path, mapping: str | None = None) -> list[Row]:
     try:
         records = _records(path)
     except READ_ERRORS as error:
-        raise UserError(f"names={path}: cannot be read ({first_line(error)}).") from error
+        told = first_line(error).replace(", or set on_bad_rows=drop", "").rstrip(".")
+        raise UserError(f"names={path}: cannot be read ({told}).") from error
     read: Callable[[Any], Iterable[Row]] = load_function(mapping) if mapping else _answers_of
     rows = []
     for number, record in enumerate(records):
@@ -165,20 +167,21 @@ def read_answers(path: Path, mapping: str | None = None) -> list[Row]:
     return rows
 
 
-def _records(path: Path) -> list[Any]:
+def _records(path: Path) -> list[Row]:
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        rows = parquet.read_table(path).to_pylist()
-        return [_filled(row, STRUCTURED) if "version" in row else row for row in rows]
-    if path.suffix == ".csv":
-        csv.field_size_limit(sys.maxsize)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [_typed(row) for row in csv.DictReader(file, strict=True)]
-    if path.suffix == ".jsonl":
-        return read_jsonl(path)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, list) else [found]
+        rows, own = parquet.read_table(path).to_pylist(), STRUCTURED
+    else:
+        rows = [{k: v for k, v in row.items() if k != PLACE} for row in read_text(path)]
+        own = tuple(rows[0]) if rows else ()
+    if path.suffix not in (".csv", ".parquet"):
+        return rows
+    return [
+        row
+        | {name: _parsed(row[name]) for name in (own if "version" in row else TYPED) if name in row}
+        for row in rows
+    ]
 
 
 def _cell(value: Any) -> Any:
@@ -195,15 +198,6 @@ def _parsed(cell: Any) -> Any:
         return cell
 
 
-def _typed(row: Row) -> Row:
-    spoken = [name for name, cell in row.items() if LIKE_MESSAGES.match(str(cell))]
-    return _filled(row, [*row] if "version" in row else [*spoken, *TYPED])
-
-
-def _filled(row: Row, names: Iterable[str]) -> Row:
-    return row | {name: _parsed(row[name]) for name in names if name in row}
-
-
 def _complete(answer: Row, place: list[int]) -> Row:
     if "version" in answer:
         check_row(answer)
@@ -213,16 +207,14 @@ def _complete(answer: Row, place: list[int]) -> Row:
         for one in answer.get("completions", ())
     ]
     contents = [one["content"] for one in said]
-    item = {"prompt": answer["prompt"], "completions": said}
-    item["id"] = answer.get("item") or item_id(answer["prompt"], contents)
+    item = {"prompt": answer.get("prompt"), "completions": said}
+    item["id"] = answer.get("item") or item_id(item["prompt"], contents)
     others = {key: value for key, value in answer.items() if key not in (*item, "item")}
     unnamed = {"annotator": "imported", "source": "human", "id": item_id(place, [answer])}
     return make_row(item, **unnamed | others)
 
 
-def _answers_of(record: Any) -> Iterable[Row]:
-    if not isinstance(record, dict):
-        raise UserError(f"{brief(record)} is no object.")
+def _answers_of(record: Row) -> Iterable[Row]:
     if {"version", "item", "kind"} <= {*record}:
         return [record]
     if "fields" in record and "responses" in record:
@@ -246,14 +238,11 @@ def _from_trl(record: Row) -> Row:
     if "completions" in record and "ranks" in record:
         said = record["completions"]
         return found | {"kind": "rank", "completions": said, "value": record["ranks"]}
-    if "completion" in record and "rating" in record:
-        rated = {"completions": [record["completion"]], "value": record["rating"]}
-        return found | rated | {"kind": "rating"}
-    if "completion" in record and "label" in record:
-        label = LABELS.get(str(record["label"]).strip().lower(), record["label"])
-        return found | {"kind": "thumb", "completions": [record["completion"]], "value": label}
-    if "completion" in record:
-        return found | {"kind": "text", "value": record["completion"]}
+    for kind, column in (("rating", "rating"), ("thumb", "label"), ("text", "completion")):
+        if "completion" in record and column in record:
+            said, value = [record["completion"]] if kind != "text" else [], record[column]
+            value = bool(value) if kind == "thumb" and value in (0, 1) else value
+            return found | {"kind": kind, "completions": said, "value": value}
     raise UserError(
         f"the fields {', '.join(map(str, record))} are of no known format; say what they are with "
         "mapping."

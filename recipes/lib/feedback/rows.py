@@ -39,22 +39,7 @@ def item_id(prompt: Any, contents: Sequence[Any]) -> str:
 
 
 def make_row(
-    item: Row,
-    *,
-    kind: str,
-    value: Any,
-    annotator: str,
-    source: str,
-    shown_order: list[int] | None = None,
-    aspect: str = "overall",
-    strength: int | None = None,
-    weight: float = 1.0,
-    noise: float | None = None,
-    seconds: float | None = None,
-    reason: str | None = None,
-    supersedes: str | None = None,
-    id: str | None = None,
-    created_at: str | None = None,
+    item: Row, *, kind: str, value: Any, annotator: str, source: str, **others: Any
 ) -> Row:
     """Make a feedback row.
 
@@ -65,16 +50,11 @@ def make_row(
             true or false; the new text.
         annotator: Name of whoever answered.
         source: One of `SOURCES`.
-        shown_order: Indexes of the completions in the order in which they were shown.
-        aspect: What was judged.
-        strength: 1 (slightly better) to 3 (much).
-        weight: Of the answer in training; 0 for what is implicit.
-        noise: Probability that a simulated answer contradicts the scores.
-        seconds: Time from showing to answering.
-        reason: Why, in words.
-        supersedes: id of the row that this one stands for from now on.
-        id: Name of the row; made of its content if None.
-        created_at: Time in ISO 8601; now if None.
+        **others: shown_order (indexes in the order in which they were shown), aspect, strength (1,
+            slightly better, to 3), weight in training (0 for what is implicit), noise (probability
+            that a simulated answer contradicts the scores), seconds from showing to answering,
+            reason in words, supersedes (id of the row that it stands for from now on), id (made of
+            the content where it is not given), created_at in ISO 8601 (now).
 
     Returns:
         The row.
@@ -82,27 +62,13 @@ def make_row(
     Raises:
         UserError: As `check_row`.
     """
-    row = {
-        "version": VERSION,
-        "id": id,
-        "item": item["id"],
-        "kind": kind,
-        "prompt": item["prompt"],
-        "completions": [{"run": None} | one for one in item["completions"]],
-        "shown_order": shown_order,
-        "value": value,
-        "aspect": aspect,
-        "strength": strength,
-        "annotator": annotator,
-        "source": source,
-        "weight": weight,
-        "noise": noise,
-        "seconds": seconds,
-        "reason": reason,
-        "supersedes": supersedes,
-        "created_at": created_at or datetime.now(UTC).isoformat(timespec="milliseconds"),
-    }
-    row["id"] = id or _digest(row)
+    completions = [{"run": None} | one for one in item["completions"]]
+    given = {"version": VERSION, "item": item["id"], "prompt": item["prompt"]}
+    given |= {"completions": completions, "kind": kind, "value": value, "annotator": annotator}
+    given |= {"source": source, "aspect": "overall", "weight": 1.0} | others
+    row = dict.fromkeys(FIELDS) | given
+    row["created_at"] = row["created_at"] or datetime.now(UTC).isoformat(timespec="milliseconds")
+    row["id"] = row["id"] or _digest(row)
     check_row(row)
     return row
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
+from recipes.lib.data.reading import choose_split
 from recipes.lib.data.row_checks import check_rows
 from recipes.lib.data.splitting import remove_overlap
 from recipes.lib.errors import UserError
@@ -31,6 +32,27 @@ def test_a_file_without_a_fraction_has_no_test_rows(tmp_path: Path) -> None:
     train, test = load(write(tmp_path / "a.jsonl", ROWS))
     assert plain(train) == ROWS
     assert test is None
+
+
+def test_of_a_feedback_project_prompts_are_read_from_any_file_and_a_named_one(
+    tmp_path: Path,
+) -> None:
+    rated = [{"prompt": "a", "completion": "b", "rating": 3, "annotator": "bo", "aspect": "tone"}]
+    write(tmp_path / "ratings.jsonl", rated)
+    assert plain(load(tmp_path)[0]) == rated
+    write(tmp_path / "preference.jsonl", [{"prompt": "c", "chosen": "d", "rejected": "e"}])
+    assert load(tmp_path)[0]["prompt"] == ["c"]
+    assert load(tmp_path, dataset_train_split="ratings")[0]["prompt"] == ["a"]
+    write(tmp_path / "other.jsonl", ROWS)  # what is no project is not guessed at
+    with pytest.raises(UserError, match="has the splits other, preference, ratings"):
+        load(tmp_path)
+
+
+def test_a_recipe_takes_the_first_of_its_files_of_a_feedback_project() -> None:
+    splits, files = {"preference": 1, "ratings": 2}, ("unpaired_preference", "preference")
+    assert choose_split(splits, "train", "x", feedback=files) == 1
+    with pytest.raises(UserError, match="holds ratings and no unpaired_preference or preference"):
+        choose_split({"ratings": 2}, "train", "x", feedback=files)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".parquet"])

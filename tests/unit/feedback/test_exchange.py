@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.exchange import FORMATS, read_answers, training_rows, write_answers
+from recipes.lib.feedback.arguments import ExchangeArguments
+from recipes.lib.feedback.exchange import read_answers, training_rows, write_answers
 from recipes.lib.feedback.rows import KINDS, current, item_id, make_row
 from recipes.lib.runs.files import read_jsonl
 
 TURNS = [{"role": "system", "content": "be short"}, {"role": "user", "content": 'hello?\n\r"x"'}]
 SAID = ["=1+1", "12", "null", " two\nlines, a\ttab and \u4e16\u754c \U0001f600"]
+FORMATS = ExchangeArguments.__dataclass_fields__["format"].metadata["choices"]
 VALUES: dict[str, list[Any]] = {
     "pair": [0, 1, None],
     "rank": [[2, 1, 1, 4], [1, 2, 3, 4]],
@@ -50,13 +52,15 @@ def test_what_is_exported_comes_back_as_it_was(format: str, tmp_path: Path) -> N
     assert numbers["answers"] == len(rows)
     path = tmp_path if format == "trl" else next(tmp_path.glob("answers.*"))
     assert read_answers(path) == rows
+    assert write_answers([gone], tmp_path, format) == {"answers": 0}
+    assert read_answers(path) == []
 
 
 def test_an_answer_that_another_tool_changed_is_a_new_one(tmp_path: Path) -> None:
     row = row_of("pair", 0)
     for format in ("argilla", "label-studio"):
         write_answers([row], tmp_path, format)
-        path = tmp_path / "answers.json"
+        path = tmp_path / f"answers.{format}.json"
         text = path.read_text().replace('"value": "completion_1"', '"value": "completion_2"')
         path.write_text(text.replace('"selected": "left"', '"selected": "right"'))
         (found,) = read_answers(path)
@@ -106,10 +110,12 @@ def test_what_has_no_weight_or_no_text_or_another_aspect_is_not_trained_on(
     assert "2 rows are not exported for training" in capsys.readouterr().err
 
 
-def test_an_export_without_rows_of_a_kind_takes_its_file_away(tmp_path: Path) -> None:
-    write_answers([row_of("thumb", True), row_of("pair", 1)], tmp_path)
+def test_an_export_takes_the_files_of_earlier_ones_away(tmp_path: Path) -> None:
+    for format in ("csv", "argilla", "trl"):
+        write_answers([row_of("thumb", True), row_of("pair", 1)], tmp_path, format)
     write_answers([row_of("thumb", True)], tmp_path)
-    assert [path.name for path in (tmp_path / "final").iterdir()] == ["unpaired_preference.jsonl"]
+    names = {path.name for path in tmp_path.rglob("*.*")}
+    assert names == {"answers.jsonl", "unpaired_preference.jsonl"}
 
 
 def test_files_of_trl_are_imported_and_exported_again(tmp_path: Path) -> None:
@@ -215,9 +221,11 @@ def test_tasks_of_label_studio_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("x.json", "[3]", "record 0 (counted from 0): 3 is no object"),
+        ("x.json", "[3]", "not a JSON object with keys in 1 of 1 rows"),
         ("x.json", '[{"a": 1}]', "the fields a are of no known format"),
         ("x.json", "[", "cannot be read"),
+        ("x.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "compl', "cannot be read"),
+        ("x.jsonl", '{"completion": "b"}', "prompt=None must be text"),
         ("x.jsonl", '{"prompt": "a", "completion": 3}', "value=3 must be text"),
         ("x.json", json.dumps([ARGILLA | {"responses": {"a": [3]}}]), "record 0"),
         ("x.json", json.dumps([row_of("thumb", True) | {"version": 2}]), "version=2 must be"),
@@ -231,6 +239,7 @@ def test_a_file_that_cannot_be_imported_is_told(
     with pytest.raises(UserError) as error:
         read_answers(tmp_path / name)
     assert told in str(error.value)
+    assert "on_bad_rows" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         read_answers(tmp_path / "absent.json")
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from recipes.lib.feedback.rater import preference_probability, rate_pairs
+from recipes.lib.feedback.simulation import preference_probability, rate_pairs
 
 
 def test_preference_probability_is_the_logistic_of_the_difference_over_the_temperature() -> None:
