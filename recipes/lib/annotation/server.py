@@ -100,20 +100,13 @@ def make_app(
 
         return Route(f"/{work.__name__.strip('_')}", answer, methods=["POST"])
 
+    endpoints = CHAT_ENDPOINTS if is_chat else ENDPOINTS
     return Starlette(
         routes=[
             Route("/", functools.partial(_send_file, index="chat" if is_chat else "page")),
             Route("/static/{name}", _send_file),
             Route("/a/{secret}", access.enter),
-            endpoint(_next, "tab holding number"),
-            endpoint(_answer, "tab holding number claim answers seconds reason"),
-            endpoint(_undo, "tab"),
-            endpoint(_differences, "claim"),
-            endpoint(_markdown, "text"),
-            endpoint(chat.begin, ""),
-            endpoint(chat.say, "messages attempt"),
-            endpoint(chat.reply, "job"),
-            endpoint(chat.react, "job id reaction seconds"),
+            *(endpoint(work, names) for work, names in endpoints.items()),
         ],
         middleware=[
             Middleware(Guard),
@@ -311,3 +304,20 @@ def _value(item: Any, kind: str, value: Any, aspect: str) -> Any:
         return value
     before = contents[0][:-1] if kind == "edit" else []
     return [*before, {"role": "assistant", "content": value}]
+
+
+# What the pages post to: the work, and the fields that its requests have.
+Endpoints = dict[Callable[[Store, str, Body], Body], str]
+ENDPOINTS: Endpoints = {
+    _next: "tab holding number",
+    _answer: "tab holding number claim answers seconds reason",
+    _undo: "tab",
+    _differences: "claim",
+    _markdown: "text",
+}
+CHAT_ENDPOINTS: Endpoints = {
+    chat.begin: "",
+    chat.say: "messages attempt",
+    chat.reply: "job",
+    chat.react: "job id reaction seconds",
+}
