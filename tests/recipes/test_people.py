@@ -110,6 +110,7 @@ def test_from_the_page_to_a_reward_model_through_a_kill(place: Path) -> None:
         output_dir="runs/reward/mine",
         max_steps=1,
         per_device_train_batch_size=2,
+        test_fraction=4,
     )
     assert trained["recipe"] == "reward"
     lineage = json.loads((place / "runs/reward/mine/lineage.json").read_text())

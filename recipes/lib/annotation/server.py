@@ -104,15 +104,7 @@ def make_app(
             Route("/", functools.partial(_send_file, index="chat" if is_chat else "page")),
             Route("/static/{name}", _send_file),
             Route("/a/{secret}", access.enter),
-            endpoint(_next, "tab holding number"),
-            endpoint(_answer, "tab holding number claim answers seconds reason"),
-            endpoint(_undo, "tab"),
-            endpoint(_differences, "claim"),
-            endpoint(_markdown, "text"),
-            endpoint(chat.begin, ""),
-            endpoint(chat.say, "messages attempt"),
-            endpoint(chat.reply, "job"),
-            endpoint(chat.react, "job id reaction seconds"),
+            *(endpoint(work, names) for work, names in ENDPOINTS),
         ],
         middleware=[
             Middleware(Guard),
@@ -306,3 +298,17 @@ def _value(item: Any, kind: str, value: Any, aspect: str) -> Any:
         return value
     before = contents[0][:-1] if kind == "edit" else []
     return [*before, {"role": "assistant", "content": value}]
+
+
+# What each takes of a request.
+ENDPOINTS: tuple[tuple[Callable[[Store, str, Body], Body], str], ...] = (
+    (_next, "tab holding number"),
+    (_answer, "tab holding number claim answers seconds reason"),
+    (_undo, "tab"),
+    (_differences, "claim"),
+    (_markdown, "text"),
+    (chat.begin, ""),
+    (chat.say, "messages attempt"),
+    (chat.reply, "job"),
+    (chat.react, "job id reaction seconds"),
+)
