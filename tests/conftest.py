@@ -14,11 +14,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, before torch is import
 
 import pytest
 
+from recipes.lib.models.quick_import import import_quickly
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from tests.helpers.loopback_hub import LoopbackHub
 
+import_quickly()
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 WORDS = (
