@@ -92,10 +92,10 @@ class Browser:
         self.call("Page.navigate", url=url)
         self.wait_for(f"document.readyState + location.href === 'complete{url}'")
 
-    def wait_for(self, expression: str, patience: float = PATIENCE) -> Any:
+    def wait_for(self, expression: str, patience: float = 30.0) -> Any:
         """Wait until a JavaScript expression is true, and tell its value."""
         end = time.monotonic() + patience
-        while not (value := self.ask(expression)):
+        while (value := self.ask(expression)) in (None, False, ""):  # an element is {}
             assert time.monotonic() < end, f"never: {expression}"
             time.sleep(0.01)
         return value

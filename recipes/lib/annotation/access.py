@@ -90,7 +90,7 @@ class Access:
             delay = 0.25 * 2.0 ** min(count - NUM_FREE_TRIES, 20) if count >= NUM_FREE_TRIES else 0
             self.wrong[source] = (count, now + min(longest, delay))
         if len(self.wrong) > MAX_ADDRESSES:
-            del self.wrong[next(iter(self.wrong))]
+            self.wrong.pop(next(iter(self.wrong)), None)
         raise HTTPException(403, "This link is not valid (any more); ask for a new one.")
 
 
@@ -113,7 +113,7 @@ class Guard:
             await send(message)
 
         headers, app = Headers(scope=scope), self.app
-        if scope["method"] not in ("GET", "HEAD"):
+        if scope.get("method", "GET") not in ("GET", "HEAD"):
             origin = urlsplit(headers.get("origin", ""))
             if origin.scheme not in ("http", "https") or origin.netloc != headers.get("host"):
                 app = PlainTextResponse("Only the page itself may post here.", 403)

@@ -21,7 +21,7 @@ function showSaved(error) {
 }
 
 // What somebody did with a reply: explicit, or implicit with a word for it.
-function react(turn, reaction, name = crypto.randomUUID()) {
+function react(turn, reaction, name = `${Date.now()}-${Math.random()}`) {
   if (reaction.implicit && !implicit) return null;
   const seconds = Math.max(0, (Date.now() - (turn.shown ?? Date.now())) / 1000);
   outbox.add(name, { job: turn.job, id: name, reaction, seconds });
@@ -116,7 +116,8 @@ function commands(turn) {
   return make("div", { className: "commands" },
     button("\ud83d\udc4d Good", "Good", thumb(true), turn.thumb?.value === true),
     button("\ud83d\udc4e Bad", "Bad", thumb(false), turn.thumb?.value === false),
-    button("Again", "Another answer", again), button("Edit", "Edit the answer", () => edit(turn, place)), button("Copy", "Copy the answer", copy));
+    button("Again", "Another answer", again), button("Edit", "Edit the answer", () => edit(turn, place)),
+    ...(navigator.clipboard ? [button("Copy", "Copy the answer", copy)] : [])); // plain HTTP has none
 }
 
 function compared(turn) {

@@ -11,7 +11,12 @@ export async function post(path, body) {
 export class Outbox {
   // send(entry) posts an entry; told(error) hears after each try, null where it went well.
   constructor(send, told) {
-    Object.assign(this, { send, told, box: "", entries: new Map(), running: null });
+    Object.assign(this, { send, told, box: "", entries: new Map(), running: null, refused: "" });
+  }
+
+  open(box) {
+    Object.assign(this, { box, entries: new Map() });
+    this.adopt(0);
   }
 
   add(claim, entry) {
@@ -23,10 +28,10 @@ export class Outbox {
   }
 
   // Takes in what a tab left behind that is gone by now, or that does not get through.
-  adopt() {
+  adopt(age = 5000) {
     for (const key of Object.keys(localStorage).filter((name) => name.startsWith(`${this.box}/`))) {
       const { at, ...entry } = JSON.parse(localStorage.getItem(key) ?? "{}");
-      if (Date.now() - at > 5000) this.entries.set(key.slice(this.box.length + 1), entry);
+      if (Date.now() - at >= age) this.entries.set(key.slice(this.box.length + 1), entry);
     }
     return this.flush();
   }
@@ -39,6 +44,7 @@ export class Outbox {
     for (const [claim, entry] of this.entries) {
       const error = await this.send(entry).then(() => null, (error) => error);
       const isOver = !error || [400, 413].includes(error.status); // else it is tried again
+      if (isOver && error) this.refused = ` An answer was refused: ${error.message}`;
       if (isOver) this.entries.delete(claim), localStorage.removeItem(`${this.box}/${claim}`);
       this.told(error);
       if (!isOver) return;

@@ -5,6 +5,7 @@ const QUESTIONS = {
   thumb: "Is this a good answer?", edit: "Make this answer better", text: "Write the answer",
 };
 const find = (id) => document.getElementById(id);
+const all = (selector) => [...document.querySelectorAll(selector)];
 const make = (tag, fields, ...children) => {
   const made = Object.assign(document.createElement(tag), fields);
   made.append(...children);
@@ -14,11 +15,12 @@ const tab = takeTab();
 const outbox = new Outbox(async (entry) => take(await post("/answer", { ...entry, ...wanted() })), tell);
 let queue = []; // what is asked: the first is shown, the next is here already
 let commands = []; // of what is shown: [keys, words, action, style]
-let progress = null, editor = null, since = 0;
+let editor = null; // commands of what is being written
+let progress = null, since = 0;
 
 // The server gives a tab back what it had in hand; one that closes leaves its name to the next.
 function takeTab() {
-  const name = Object.keys(localStorage).find((key) => key.startsWith("tab/")) ?? `tab/${Date.now()}${Math.random()}`;
+  const name = Object.keys(localStorage).find((key) => key.startsWith("tab/")) ?? `tab/${Math.random()}`;
   localStorage.removeItem(name);
   addEventListener("pagehide", () => localStorage.setItem(name, ""));
   addEventListener("pageshow", (event) => event.persisted && location.reload());
@@ -32,10 +34,10 @@ function wanted() {
 
 function take(said, atFront = false) {
   ({ progress } = said);
-  if (outbox.box !== said.box) Object.assign(outbox, { box: said.box, entries: new Map() });
+  if (outbox.box !== said.box) outbox.open(said.box);
   const had = wanted().holding, shown = queue[0];
   const fresh = said.asked.filter(({ claim }) => !had.includes(claim));
-  for (const item of fresh) item.draft = { taken: [], edits: {}, text: "", reason: "", spent: 0 };
+  for (const item of fresh) item.draft = { taken: [], edits: {}, text: "", reason: "" };
   queue = progress.done ? [] : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
   if (queue[0] !== shown) paint();
   tell(null);
@@ -47,27 +49,29 @@ async function ask(path, body, atFront) {
   return outbox.adopt();
 }
 
-const load = () => ask("/next", wanted());
-setInterval(() => (outbox.entries.size ? outbox.flush() : queue.length < 2 && !progress?.done && load()), 1500);
+setInterval(() => {
+  if (queue.length > 1 || progress?.done || outbox.entries.size) outbox.adopt();
+  else ask("/next", wanted());
+}, 1500);
 
 function tell(error) {
-  const number = outbox.entries.size, more = !progress?.done && (progress?.waiting || progress?.left);
-  const told = error && (error.status ? error.message : "The server does not answer; this page tries again.");
+  const number = outbox.entries.size, { answered, left, waiting, done } = progress ?? {};
+  const why = !error ? "" : error.status ? error.message : "The server does not answer; this page tries again.";
+  const told = why + outbox.refused;
   find("banner").hidden = !told;
   find("banner").textContent = number ? `Not saved yet (${number}). ${told}` : told;
   find("saved").textContent = number ? "saving \u2026" : progress ? "\u2713 saved" : "";
   if (!progress) return;
-  find("count").textContent = `${progress.answered} answered, ${progress.left} left`;
-  find("bar").max = progress.answered + progress.left || 1;
-  find("bar").value = progress.answered;
-  if (!queue[0]) find("question").textContent = number ? "One moment \u2026" : more ? "Waiting for completions \u2026" : "All done, thank you!";
+  find("count").textContent = `${answered} answered, ${left} left`;
+  Object.assign(find("bar"), { max: answered + left || 1, value: answered });
+  const empty = number ? "One moment \u2026" : !done && (waiting || left) ? "Waiting for completions \u2026" : "All done, thank you!";
+  find("question").textContent = queue[0] ? QUESTIONS[queue[0].kind] : empty;
 }
 
 // The texts
 
 const nameOf = (place) => (queue[0].completions.length > 1 ? String.fromCharCode(65 + place) : "Answer");
 const stored = (place) => queue[0].shown_order[place];
-const raw = (place) => queue[0].completions[place].at(-1).parts.join("");
 
 function escape(character) { // as Python writes it
   const code = character.codePointAt(0), [sign, width] = code < 256 ? ["x", 2] : code < 65536 ? ["u", 4] : ["U", 8];
@@ -75,14 +79,12 @@ function escape(character) { // as Python writes it
 }
 
 const spans = (parts) => parts.map((part, i) =>
-  i % 2 ? make("span", { className: "escape", title: "invisible" }, [...part].map(escape).join("")) : part);
+  i % 2 ? make("span", { className: "escape" }, [...part].map(escape).join("")) : part);
+const textOf = (...children) => make("div", { className: "text", dir: "auto" }, ...children);
 
 function textBox(messages, label) {
   const box = make("div", { className: "box", tabIndex: 0, role: "group", ariaLabel: label });
-  for (const { role, parts } of messages) {
-    if (role) box.append(make("h3", {}, role));
-    box.append(make("div", { className: "text", dir: "auto" }, ...spans(parts)));
-  }
+  for (const { role, parts } of messages) box.append(role && make("h3", {}, role), textOf(...spans(parts)));
   return box;
 }
 
@@ -94,14 +96,13 @@ function paint() {
   tell(null);
   if (!item) return;
   since = performance.now();
-  find("question").textContent = QUESTIONS[item.kind];
   find("live").textContent = `Next: ${QUESTIONS[item.kind]}`;
   find("prompt").replaceChildren(make("h2", {}, "Prompt"), textBox(item.prompt, "Prompt"));
   find("completions").replaceChildren(...item.completions.map((messages, place) => {
-    const change = make("button", { onclick: () => edit(place), ariaLabel: `Edit ${nameOf(place)}` }, "Edit");
-    return make("article", {}, make("h2", {}, nameOf(place)), make("b", {}), change, textBox(messages, nameOf(place)));
+    const name = nameOf(place), change = make("button", { onclick: () => edit(place), ariaLabel: `Edit ${name}` }, "Edit");
+    return make("article", {}, make("h2", {}, name), make("b", {}), change, textBox(messages, name));
   }));
-  document.querySelector("main").scrollTo(0, 0);
+  all("main")[0].scrollTo(0, 0);
   if (item.kind === "edit") edit(0);
   else if (item.kind === "text") write("text", "Your own answer");
   else showAnswers();
@@ -110,10 +111,9 @@ function paint() {
 // Answers
 
 function submit(answers) {
-  const { claim, draft: { edits, text, reason, spent } } = queue[0];
+  const { claim, draft: { edits, text, reason } } = queue[0], seconds = (performance.now() - since) / 1000;
   const written = Object.entries(edits).map(([place, value]) => ({ kind: "edit", completion: stored(place), value }));
   if (text) written.push({ kind: "text", value: text });
-  const seconds = (spent + performance.now() - since) / 1000;
   queue.shift();
   outbox.add(claim, { claim, answers: answers ? [...answers, ...written] : [], seconds, reason });
   paint();
@@ -132,65 +132,67 @@ function pair() {
 
 // The other kinds take several steps: `taken` has the choices so far.
 const step = (taken, choice) => () => (taken.push(choice), showAnswers());
-const goOn = (taken, send) => [
+const goOn = (taken, isDone, send) => [
   taken.length && [["Backspace"], "Back", () => (taken.pop(), showAnswers())],
-  send && [["Enter"], "Save", send, "main"],
+  isDone && [["Enter"], "Save", send, "main"],
 ];
 
 function rank({ completions, draft: { taken } }) {
   const value = completions.map(() => 0), isTie = taken.at(-1) === "=", last = taken.at(isTie ? -2 : -1);
   let rank = 0;
   taken.forEach((place, i) => place !== "=" && (value[stored(place)] = taken[i - 1] === "=" ? rank : ++rank));
-  const left = completions.map((_, place) => place).filter((place) => !taken.includes(place));
+  const left = [...completions.keys()].filter((place) => !taken.includes(place));
   mark((place) => value[stored(place)] || "");
   hint(!left.length ? "" : isTie ? `As good as ${nameOf(last)}:` : taken.length ? "The next best:" : "The best:");
   return [
     ...left.map((place) => [[`${place + 1}`], nameOf(place), step(taken, place), "main"]),
     taken.length && !isTie && left.length && [["="], `Tie with ${nameOf(last)}`, step(taken, "=")],
-    ...goOn(taken, !left.length && (() => submit([{ kind: "rank", value }]))),
+    ...goOn(taken, !left.length, () => submit([{ kind: "rank", value }])),
   ];
 }
 
 function cells({ kind, aspects, completions, draft: { taken } }) {
-  const isThumb = kind === "thumb", asked = completions.flatMap((_, place) => aspects.map((aspect) => ({ place, aspect })));
-  const words = isThumb ? ["\ud83d\udc4d Good", "\ud83d\udc4e Bad"] : ["1", "2", "3", "4", "5"];
-  const now = asked[taken.length], one = asked.length === 1;
+  const isThumb = kind === "thumb", words = isThumb ? ["\ud83d\udc4d Good", "\ud83d\udc4e Bad"] : ["1", "2", "3", "4", "5"];
+  const asked = completions.flatMap((_, place) => aspects.map((aspect) => ({ place, aspect })));
+  const now = asked[taken.length], isOne = asked.length === 1;
   const send = () => submit(asked.map(({ place, aspect }, i) =>
-    ({ kind, completion: stored(place), aspect, value: isThumb ? taken[i] === 0 : taken[i] + 1 })));
-  mark((place) => taken.map((choice, i) => asked[i].place === place ? `${asked[i].aspect} ${words[choice]}` : "").filter(Boolean).join(", "));
-  hint(now && !one ? `${nameOf(now.place)}: ${now.aspect} (${taken.length + 1} of ${asked.length})` : "");
-  const choose = (choice) => (one ? () => (taken.push(choice), send()) : step(taken, choice));
-  return [...(now ? words : []).map((word, i) => [[`${i + 1}`], word, choose(i), "main"]), ...goOn(taken, !now && send)];
+    ({ kind, completion: stored(place), aspect, value: isThumb ? !taken[i] : taken[i] + 1 })));
+  mark((at) => taken.map((choice, i) => asked[i].place === at && `${asked[i].aspect} ${words[choice]}`).filter(Boolean).join(", "));
+  hint(now && !isOne ? `${nameOf(now.place)}: ${now.aspect} (${taken.length + 1} of ${asked.length})` : "");
+  const choose = (choice) => (isOne ? () => (taken.push(choice), send()) : step(taken, choice));
+  return [...(now ? words : []).map((word, i) => [[`${i + 1}`], word, choose(i), "main"]), ...goOn(taken, !now, send)];
 }
 
-const KINDS = { pair, rank, rating: cells, thumb: cells };
+const KINDS = { pair, rank, rating: cells, thumb: cells, edit: () => [], text: () => [] };
 const TOOLS = [
-  [["e"], "Edit", () => edit()], [["w"], "Write", () => write("text", "Your own answer")], [["r"], "Reason", () => write("reason", "Why?")],
-  [["x"], "Cannot judge", () => submit(null)], [["u"], "Undo", undo],
+  [["e"], "Edit", () => edit()], [["w"], "Write", () => write("text", "Your own answer")],
+  [["r"], "Reason", () => write("reason", "Why?")], [["x"], "Cannot judge", () => submit(null)], [["u"], "Undo", undo],
   [["d"], "Differences", differences], [["m"], "Markdown", markdown], [["?"], "Keys", help],
 ];
 const hint = (words) => (find("hint").textContent = words);
-const mark = (words) => document.querySelectorAll("article b").forEach((made, place) => (made.textContent = words(place)));
+const mark = (words) => all("article b").forEach((made, place) => (made.textContent = words(place)));
 
 function showAnswers() {
   const item = queue[0], { edits, text, reason } = item.draft, focused = document.activeElement.dataset.key;
   hint("");
-  const list = editor?.commands ?? (KINDS[item.kind]?.(item) ?? []).filter(Boolean);
-  const kept = [reason && "reason", text && "own answer", ...Object.keys(edits).map((place) => `edit of ${nameOf(+place)}`)].filter(Boolean);
+  const list = editor ?? KINDS[item.kind](item).filter(Boolean);
+  const written = [...Object.keys(edits).map((place) => `edit of ${nameOf(+place)}`), ...(text ? ["own answer"] : [])];
+  const kept = [...written, ...(reason ? ["reason"] : [])];
   if (!editor && kept.length) find("hint").textContent += ` Goes along: ${kept.join(", ")}.`;
-  if (!editor && (text || kept.length > !!reason)) list.push([["s"], "Send only what I wrote", () => submit([])]);
+  if (!editor && written.length) list.push([["s"], "Send only what I wrote", () => submit([])]);
   const tools = TOOLS.filter(([[key]]) => !(editor && "ewrdm".includes(key)) && (key !== "d" || item.completions.length > 1));
   commands = [...list, ...tools];
   find("answers").replaceChildren(...list.map(button));
   find("tools").replaceChildren(...tools.map(button));
-  document.querySelector(`footer [data-key="${CSS.escape(focused ?? "")}"]`)?.focus();
+  all("footer button").find((made) => made.dataset.key === focused)?.focus();
 }
 
 const SIGNS = { ArrowLeft: "\u2190", ArrowRight: "\u2192", Backspace: "\u232b", Enter: "\u21b5", Shift: "\u21e7", Escape: "Esc" };
 const signs = (key) => key.length > 1 ? key.split("+").map((name) => SIGNS[name] ?? name).join("") : key.toUpperCase();
 
-function button([keys, words, action, style = ""]) {
-  const made = make("button", { className: style, onclick: action, ariaKeyShortcuts: keys[0] }, words, make("kbd", { ariaHidden: "true" }, signs(keys[0])));
+function button([keys, words, onclick, className = ""]) {
+  const key = make("kbd", { ariaHidden: "true", hidden: words === keys[0] }, signs(keys[0]));
+  const made = make("button", { className, onclick, ariaKeyShortcuts: keys[0] }, words, key);
   made.dataset.key = keys[0];
   return made;
 }
@@ -198,8 +200,7 @@ function button([keys, words, action, style = ""]) {
 // Writing, looking closer, going back
 
 function openEditor(host, title, text, keep) {
-  const area = make("textarea", { value: text, dir: "auto", ariaLabel: title, maxLength: 100000 });
-  const before = [...host.childNodes];
+  const area = make("textarea", { value: text, dir: "auto", ariaLabel: title, maxLength: 100000 }), before = [...host.childNodes];
   const close = () => (host.replaceChildren(...before), (editor = null), showAnswers());
   const done = () => {
     keep(area.value.trim() ? area.value : "");
@@ -207,22 +208,23 @@ function openEditor(host, title, text, keep) {
     const { kind, draft } = queue[0];
     if ((kind === "edit" && draft.edits[0]) || (kind === "text" && draft.text)) submit([]);
   };
-  editor = { commands: [[["Ctrl+Enter"], "Keep", done, "main"], [["Escape"], "Cancel", close]] };
+  editor = [[["Ctrl+Enter"], "Keep", done, "main"], [["Escape"], "Cancel", close]];
   host.replaceChildren(make("article", {}, make("h2", {}, title), area));
   showAnswers();
   area.focus();
 }
 
 function edit(place = queue[0].completions.length > 1 ? null : 0) {
-  const { edits } = queue[0].draft;
+  const { completions, draft: { edits } } = queue[0];
   const choose = (next) => () => ((editor = null), next === undefined ? showAnswers() : edit(next));
   if (place === null) {
-    const list = queue[0].completions.map((_, i) => [[`${i + 1}`], `Edit ${nameOf(i)}`, choose(i), "main"]);
-    editor = { commands: [...list, [["Escape"], "Cancel", choose()]] };
+    editor = completions.map((_, i) => [[`${i + 1}`], `Edit ${nameOf(i)}`, choose(i), "main"]);
+    editor.push([["Escape"], "Cancel", choose()]);
     showAnswers();
   } else if (!editor) {
-    const keep = (said) => (said && said !== raw(place) ? (edits[place] = said) : delete edits[place]);
-    openEditor(find("completions").children[place], `Your version of ${nameOf(place)}`, edits[place] ?? raw(place), keep);
+    const raw = completions[place].at(-1).parts.join("");
+    const keep = (said) => (said && said !== raw ? (edits[place] = said) : delete edits[place]);
+    openEditor(find("completions").children[place], "Your version", edits[place] ?? raw, keep);
   }
 }
 
@@ -241,13 +243,13 @@ async function look(view, fill) {
   const item = queue[0], boxes = item.completions.map((messages, place) => textBox(messages, nameOf(place)));
   item.view = item.view === view ? null : view;
   if (item.view) await fill(item, boxes).catch(tell);
-  if (queue[0] === item) document.querySelectorAll("#completions .box").forEach((box, i) => box.replaceWith(boxes[i]));
+  if (queue[0] === item && !editor) all("#completions .box").forEach((box, i) => box.replaceWith(boxes[i]));
 }
 
 function differences() {
   return look("differences", async ({ claim }, boxes) => {
     const told = (await post("/differences", { claim })).differences;
-    boxes.forEach((box, place) => box.replaceChildren(make("div", { className: "text", dir: "auto" },
+    boxes.forEach((box, place) => box.replaceChildren(textOf(
       ...told[place].map(([differs, parts]) => make(differs ? "mark" : "span", {}, ...spans(parts))))));
   });
 }
@@ -256,13 +258,13 @@ function markdown() {
   return look("markdown", ({ completions }, boxes) => Promise.all(boxes.flatMap((box, place) =>
     [...box.querySelectorAll(".text")].map(async (block, i) => {
       const { html } = await post("/markdown", { text: completions[place][i].parts.join("") });
-      block.innerHTML = html; // the server's own, without links, pictures and attributes
-      block.className = "markdown";
+      Object.assign(block, { innerHTML: html, className: "markdown" }); // without links, pictures, attributes
     }))));
 }
 
 function help() {
-  find("keys").replaceChildren(...commands.flatMap(([keys, words]) => [make("dt", {}, keys.map(signs).join("  ")), make("dd", {}, words)]));
+  find("keys").replaceChildren(...commands.flatMap(([keys, words]) =>
+    [make("dt", {}, keys.map(signs).join("  ")), make("dd", {}, words)]));
   find("help").showModal();
 }
 
@@ -278,12 +280,6 @@ addEventListener("keydown", (event) => {
   if (event.repeat || find("help").open || !queue[0] || (tagName === "BUTTON" && [" ", "Enter"].includes(key))) return;
   if (tagName === "TEXTAREA" && !["Ctrl+Enter", "Escape"].includes(key)) return;
   const found = commands.find(([keys]) => keys.includes(key));
-  if (!found) return;
-  event.preventDefault();
-  found[2]();
+  if (found) event.preventDefault(), found[2]();
 });
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden && queue[0]) queue[0].draft.spent += performance.now() - since;
-  since = performance.now();
-});
-load();
+ask("/next", wanted());

@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -99,16 +100,18 @@ def make_app(
 
         return Route(f"/{work.__name__.strip('_')}", answer, methods=["POST"])
 
+    endpoints = CHAT_ENDPOINTS if is_chat else ENDPOINTS
     return Starlette(
         routes=[
             Route("/", functools.partial(_send_file, index="chat" if is_chat else "page")),
             Route("/static/{name}", _send_file),
             Route("/a/{secret}", access.enter),
-            *(endpoint(work, names) for work, names in ENDPOINTS),
+            *(endpoint(work, names) for work, names in endpoints.items()),
         ],
         middleware=[
             Middleware(Guard),
             Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False),
+            Middleware(GZipMiddleware, compresslevel=5),
             Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY),
         ],
         exception_handlers=dict.fromkeys(
@@ -195,8 +198,11 @@ def _checked(content: bytes, names: Sequence[str]) -> Body:
 
 
 def _state(store: Store, annotator: str, asked: Sequence[Asked]) -> Body:
-    counts, wanted = store.counts(), store.settings.get("num_answers")
-    progress: Body = store.progress(annotator) | {"waiting": counts["waiting"], "done": False}
+    progress: Body = store.progress(annotator) | {"waiting": False, "done": False}
+    wanted = store.settings.get("num_answers")
+    if wanted is not None or not asked:
+        counts = store.counts()
+        progress["waiting"] = counts["waiting"] > 0
     if wanted is not None:
         left = max(0, wanted - counts["answers"])
         progress |= {"left": left, "done": left == 0}
@@ -300,15 +306,18 @@ def _value(item: Any, kind: str, value: Any, aspect: str) -> Any:
     return [*before, {"role": "assistant", "content": value}]
 
 
-# What each takes of a request.
-ENDPOINTS: tuple[tuple[Callable[[Store, str, Body], Body], str], ...] = (
-    (_next, "tab holding number"),
-    (_answer, "tab holding number claim answers seconds reason"),
-    (_undo, "tab"),
-    (_differences, "claim"),
-    (_markdown, "text"),
-    (chat.begin, ""),
-    (chat.say, "messages attempt"),
-    (chat.reply, "job"),
-    (chat.react, "job id reaction seconds"),
-)
+# What the pages post to: the work, and the fields that its requests have.
+Endpoints = dict[Callable[[Store, str, Body], Body], str]
+ENDPOINTS: Endpoints = {
+    _next: "tab holding number",
+    _answer: "tab holding number claim answers seconds reason",
+    _undo: "tab",
+    _differences: "claim",
+    _markdown: "text",
+}
+CHAT_ENDPOINTS: Endpoints = {
+    chat.begin: "",
+    chat.say: "messages attempt",
+    chat.reply: "job",
+    chat.react: "job id reaction seconds",
+}

@@ -40,7 +40,7 @@ ITEMS = sa.Table(
     sa.Column("num_answered", sa.Integer, nullable=False),
     sa.Column("is_open", sa.Boolean, nullable=False),
     sa.Column("annotator", sa.Text),  # of a chat, whose item nobody else sees
-    sa.Index("items_open", "is_open", "position"),
+    sa.Index("items_open", "is_open", "position", "annotator"),
 )
 ANNOTATORS = sa.Table(
     "annotators",

@@ -159,13 +159,9 @@ class Asking:
         self.access = access
 
     def status(self, secret: str, address: str = "192.0.2.7") -> int:
-        scope = {"type": "http", "client": (address, 5), "headers": [(b"host", b"h:80")]}
-        scope |= {
-            "path_params": {"secret": secret},
-            "server": ("h", 80),
-            "path": "/",
-            "scheme": "http",
-        }
+        scope: dict[str, Any] = {"type": "http", "path": "/", "scheme": "http"}
+        scope |= {"client": (address, 5), "headers": [(b"host", b"h:80")]}
+        scope |= {"path_params": {"secret": secret}}
         try:
             return self.access.enter(Request(scope)).status_code
         except HTTPException as error:
