@@ -149,7 +149,7 @@ def test_status_and_forgetting(place: Path, capsys: pytest.CaptureFixture[str]) 
         (["serve", "--items", "prompts.jsonl"], "line 1: kind=pair has 0 completions; 2 are asked"),
         (["serve", "--items", "prompts.jsonl", "--kinds", "pear"], "kinds=\\['pear'\\]"),
         (["serve", "--items", "prompts.jsonl", "--overlap", "2"], "overlap=2.0: must be a share"),
-        (["serve", "--database", "postgresql://me:secret@host/x"], "holds a password"),
+        (["serve", "a", "--chat", "--database", "postgresql://me:x@host/y"], "holds a password"),
         (["import"], "names is missing; write rlhf feedback import FILE"),
         (["forget"], "names is missing; write rlhf feedback forget NAME"),
         (["status"], "no feedback project is there"),
