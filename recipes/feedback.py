@@ -34,14 +34,13 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
-from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError, first_line, visible
 from recipes.lib.feedback.arguments import (
+    AskArguments,
     ExchangeArguments,
     QueueArguments,
-    SamplerArguments,
     ServeArguments,
     StoreArguments,
 )
@@ -65,21 +64,16 @@ EXTRA = {"nh3", "markdown_it", "sqlalchemy", "starlette", "uvicorn"}  # what a p
 
 @dataclass(kw_only=True)
 class FeedbackArguments(
-    ServeArguments,
+    AskArguments,
     QueueArguments,
     ExchangeArguments,
     StoreArguments,
-    SamplerArguments,
     FolderArguments,
-    DataArguments,
     TrustArguments,
 ):
     """Keys of the recipe."""
 
     action: str | None = option(None, f"What to do: {', '.join(ACTIONS)}.")
-    names: list[str] = option(
-        list, "Runs whose completions are judged (serve), files (import), annotators (forget)."
-    )
     model_name_or_path: str | None = option(
         None, "Model to compare completions of: a run or a folder."
     )
@@ -108,7 +102,7 @@ def _keys(*types: type) -> set[str]:
 # Keys that each action reads, beside those of every action.
 EVERY = _keys(FolderArguments, TrustArguments) | {"action"}
 READS = {
-    "serve": _keys(ServeArguments, StoreArguments, SamplerArguments, DataArguments) | {"names"},
+    "serve": _keys(AskArguments, StoreArguments),
     "simulate": _keys(FeedbackArguments)
     - _keys(ServeArguments, QueueArguments, ExchangeArguments, StoreArguments)
     - {"names"}
@@ -328,9 +322,13 @@ def sample(config: Config) -> dict[str, Any]:
         return stream(model, tokenizer, prompt, show, template_kwargs=kwargs, **more)
 
     ended = threading.Event()
-    if script.wait:  # whoever started it holds the other end, and may be killed
-        wait = threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True)
-        wait.start()
+
+    def wait() -> None:  # whoever started this holds the other end, and may be killed
+        sys.stdin.read()
+        ended.set()
+
+    if script.wait:
+        threading.Thread(target=wait, daemon=True).start()
     made = fill(store, texts, talk, lambda: not ended.is_set(), waits=script.wait)
     return {"num_items": made}
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, before torch is import
 
 import pytest
 
+from recipes.lib.models.quick_import import import_quickly
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from tests.helpers.loopback_hub import LoopbackHub
 
+import_quickly()
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 WORDS = (
@@ -100,8 +104,6 @@ def _loaded_modules_are_no_garbage() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)
-    import sys
-
     # Only where they are loaded: most tests need neither, and loading takes seconds.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -134,6 +136,8 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator["Callable[[LoopbackHub],
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        if "transformers.utils.hub" in sys.modules:  # which remembers the Hub that it spoke to
+            monkeypatch.setattr("transformers.utils.hub._hf_api", None)
 
     for name in [name for name in os.environ if "proxy" in name.lower()]:
         monkeypatch.delenv(name)

@@ -14,9 +14,10 @@ from recipes.lib.runs.checkpoints import checkpoint_fault, list_checkpoints
 from tests.helpers.distributed.runs_on_two import search_path
 from tests.helpers.tiny_runs import flags, write
 
-# A command with a run that is one of gloo; the group is held, as torch itself does.
+# Commands with a run that is one of gloo; the group is held, as torch itself does. Each is a fork
+# of a process that has only imported what all of them need.
 COMMAND = """
-import atexit, sys
+import atexit, os, sys
 from torch import distributed
 from recipes.lib.recipe import main
 from recipes.lib.errors import UserError
@@ -43,6 +44,17 @@ ENDS = {
     "bug": lambda: fail(RuntimeError("a bug")),
     "exits": lambda: fail(SystemExit(3)),
 }
+for name, way in (words.split() for words in sys.argv[1:]):
+    child = os.fork()
+    if child == 0:
+        sys.argv, __file__ = [name, way], name
+        for number, place in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}.{way}.{place}", os.O_CREAT | os.O_WRONLY), number)
+        break
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    open(f"{name}.{way}.code", "w").write(str(code))
+else:
+    os._exit(0)
 held = [Told()]
 atexit.register(sys.stdout.write, "registered;")
 main._run = run
@@ -50,6 +62,8 @@ code = main.launch("sft", sys.argv[1:])
 sys.stdout.write("back;")
 raise SystemExit(code)
 """
+WAYS = ("done", "stopped", "mistake", "interrupt", "bug", "exits")
+ENDINGS = ("code", "out", "err")
 REWARD = """
 import os, signal, sys
 calls = []
@@ -75,17 +89,26 @@ VALUES: dict[str, Any] = {
 }
 
 
-def run(folder: Path, name: str, way: str) -> subprocess.CompletedProcess[str]:
-    (folder / name).write_text(COMMAND)
-    return subprocess.run(
-        [sys.executable, name, way],
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What commands said, and their codes."""
+    folder = tmp_path_factory.mktemp("ended")
+    (folder / "command.py").write_text(COMMAND)
+    commands = [*(f"rlhf.py {way}" for way in WAYS), "study.py done"]
+    subprocess.run(
+        [sys.executable, "command.py", *commands],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": search_path()},
-        capture_output=True,
-        text=True,
         timeout=300,
-        check=False,
+        check=True,
     )
+    return folder
+
+
+def told_by(ended: Path, name: str, way: str) -> tuple[int, str, str]:
+    """Code, output and errors of a command."""
+    code, out, err = ((ended / f"{name}.{way}.{part}").read_text() for part in ENDINGS)
+    return int(code), out, err
 
 
 @pytest.mark.parametrize(
@@ -99,23 +122,23 @@ def run(folder: Path, name: str, way: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_command_that_had_a_group_keeps_its_code_and_is_not_taken_down(
-    way: str, code: int, told: str, tmp_path: Path
+    way: str, code: int, told: str, ended: Path
 ) -> None:
-    done = run(tmp_path, "rlhf.py", way)
-    assert done.returncode == code, done.stderr[-2000:]
+    ended_with, out, err = told_by(ended, "rlhf.py", way)
+    assert ended_with == code, err[-2000:]
     back = "" if way == "bug" else "back;"
-    assert done.stdout == f"ran;{back}registered;"
-    assert told in done.stderr
-    assert ("Traceback" in done.stderr) is (way == "bug")
+    assert out == f"ran;{back}registered;"
+    assert told in err
+    assert ("Traceback" in err) is (way == "bug")
 
 
-def test_a_code_that_something_else_chose_is_kept(tmp_path: Path) -> None:
-    assert run(tmp_path, "rlhf.py", "exits").returncode == 3
+def test_a_code_that_something_else_chose_is_kept(ended: Path) -> None:
+    assert told_by(ended, "rlhf.py", "exits")[0] == 3
 
 
-def test_a_program_that_calls_a_recipe_ends_as_it_likes(tmp_path: Path) -> None:
-    done = run(tmp_path, "study.py", "done")
-    assert (done.returncode, done.stdout) == (0, "ran;back;registered;taken down;")
+def test_a_program_that_calls_a_recipe_ends_as_it_likes(ended: Path) -> None:
+    code, out, _ = told_by(ended, "study.py", "done")
+    assert (code, out) == (0, "ran;back;registered;taken down;")
 
 
 @pytest.mark.parametrize(("way", "code"), [("done", 0), ("signalled", 75), ("failed", 2)])

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from tests.helpers import tiny
+from tests.helpers.distributed.ppo_worker import train
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests/helpers/distributed/ppo_worker.py"
+CRITICS = ("model", "adapter")
 
 
 @dataclass
@@ -26,12 +28,23 @@ class Result:
     ranks: list[dict[str, Any]]
 
 
-def launch(num_processes: int, model: Path, out: Path, critic: str) -> Result:
-    out.mkdir()
+def read(out: Path, num_processes: int) -> Result:
+    ranks = [json.loads((out / f"rank{i}.json").read_text()) for i in range(num_processes)]
+    return Result(json.loads((out / "facts.json").read_text()), torch.load(out / "w.pt"), ranks)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, and the runs of two processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny.llama().save_pretrained(folder / "start")
+    tiny.tokenizer().save_pretrained(folder / "start")
+    for critic in CRITICS:
+        (folder / critic).mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [sys.executable, *start, str(WORKER), str(model), str(out), critic],
+        [sys.executable, *start, str(WORKER), str(folder / "start"), str(folder), *CRITICS],
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -39,22 +52,17 @@ def launch(num_processes: int, model: Path, out: Path, critic: str) -> Result:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((out / f"rank{i}.json").read_text()) for i in range(num_processes)]
-    return Result(json.loads((out / "facts.json").read_text()), torch.load(out / "w.pt"), ranks)
+    return folder
 
 
-@pytest.fixture(scope="module", params=["model", "adapter"])
+@pytest.fixture(scope="module", params=CRITICS)
 def runs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, of_two: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Result, Result]:
-    """The same run on one process and on two."""
-    folder = tmp_path_factory.mktemp("runs")
-    tiny.llama().save_pretrained(folder / "model")
-    tiny.tokenizer().save_pretrained(folder / "model")
-    return (
-        launch(1, folder / "model", folder / "one", request.param),
-        launch(2, folder / "model", folder / "two", request.param),
-    )
+    """The same run on one process, which is this one, and on two."""
+    folder = tmp_path_factory.mktemp("one")
+    train(str(of_two / "start"), folder, request.param)
+    return read(folder, 1), read(of_two / request.param, 2)
 
 
 def test_item_34_two_processes_make_the_updates_of_one(runs: tuple[Result, Result]) -> None:

@@ -64,7 +64,7 @@ def test_accelerate_makes_no_shards_on_the_cpu_and_says_nothing(kind: str, tmp_p
     ("size", "said"),
     [
         (6, "global_batch_size=6: not a multiple of 4 (per_device_train_batch_size 2 on 2 proc"),
-        (2, "global_batch_size=2: not a multiple of 4"),
+        pytest.param(2, "global_batch_size=2: not a multiple of 4", marks=pytest.mark.slow),
     ],
 )
 def test_a_batch_that_does_not_divide_ends_both_processes_in_one_sentence(

@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers.fuzz.verdicts import KINDS, tally, warm_up
 
-NUMBERS = {"files": 120, "rows": 120, "configurations": 60, "commands": 200, "options": 300}
+NUMBERS = {"files": 80, "rows": 60, "configurations": 60, "commands": 100, "options": 150}
 
 
 @pytest.mark.filterwarnings("ignore")  # a broken file may make a library complain, too

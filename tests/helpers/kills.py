@@ -4,6 +4,7 @@ The libraries are imported once; every run is a fork of that process, which kill
 """
 
 import functools
+import gc
 import hashlib
 import importlib
 import json
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipes.lib.models.quick_import import import_quickly
 from recipes.lib.runs.checkpoints import list_checkpoints, newest_good
 from recipes.lib.runs.files import read_jsonl
 
@@ -66,8 +68,10 @@ class Operations:
 
 def import_libraries() -> None:
     """Import what a run needs, so that its forks need not: most of a run would be that."""
+    import_quickly()
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()  # every run would look through it for garbage
 
 
 def count_operations(step: int, operations: Operations) -> None:

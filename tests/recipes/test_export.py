@@ -137,30 +137,38 @@ def test_what_an_adapters_file_cannot_hold_is_refused(llama: str, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("to", ["nf4", "int8"])
-def test_a_checkpoint_in_few_bits_loads_elsewhere_as_it_was(
-    llama: str, tmp_path: Path, to: str
-) -> None:
-    name = adapter(tmp_path / "adapter", llama)
-    summary = export(tmp_path / "out", name, to=to)
-    assert summary["kl_per_token"] > 0  # rounding costs, and the summary says what
-    final = tmp_path / "out/final"
-    settings = json.loads((final / "config.json").read_text())["quantization_config"]
-    assert settings["load_in_4bit"] is (to == "nf4")
-    assert settings["load_in_8bit"] is (to == "int8")
+@pytest.fixture(scope="module")
+def in_few_bits(llama: str, tmp_path_factory: Any) -> Path:
+    """An adapter, what it is exported to in few bits, and what another process loads from that."""
+    place = tmp_path_factory.mktemp("bits")
+    name = adapter(place / "adapter", llama)
+    for to in ("nf4", "int8"):
+        summary = export(place / to, name, to=to)
+        assert summary["kl_per_token"] > 0  # rounding costs, and the summary says what
     code = (
         "import sys, torch\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()\n"
-        "AutoTokenizer.from_pretrained(sys.argv[1])\n"
-        "ids = torch.arange(40)[None] * 7 % 300\n"
-        "with torch.no_grad():\n    torch.save(model(input_ids=ids).logits[0], sys.argv[2])\n"
+        "for to in ('nf4', 'int8'):\n"
+        "    model = AutoModelForCausalLM.from_pretrained(to + '/final').eval()\n"
+        "    AutoTokenizer.from_pretrained(to + '/final')\n"
+        "    ids = torch.arange(40)[None] * 7 % 300\n"
+        "    with torch.no_grad():\n"
+        "        torch.save(model(input_ids=ids).logits[0], to + '.pt')\n"
     )
-    other = tmp_path / "logits.pt"
-    subprocess.run([sys.executable, "-c", code, str(final), str(other)], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=place)
+    return place
+
+
+@pytest.mark.parametrize("to", ["nf4", "int8"])
+def test_a_checkpoint_in_few_bits_loads_elsewhere_as_it_was(
+    llama: str, in_few_bits: Path, tmp_path: Path, to: str
+) -> None:
+    settings = json.loads((in_few_bits / to / "final/config.json").read_text())
+    assert settings["quantization_config"]["load_in_4bit"] is (to == "nf4")
+    assert settings["quantization_config"]["load_in_8bit"] is (to == "int8")
     # What was saved is the trained model, rounded: merged in full, then loaded in few bits.
     plain = AutoModelForCausalLM.from_pretrained(llama, dtype="float32")
-    merged = PeftModel.from_pretrained(plain, name).merge_and_unload()
+    merged = PeftModel.from_pretrained(plain, str(in_few_bits / "adapter")).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     from transformers import BitsAndBytesConfig
 
@@ -171,7 +179,7 @@ def test_a_checkpoint_in_few_bits_loads_elsewhere_as_it_was(
     rounded = AutoModelForCausalLM.from_pretrained(
         tmp_path / "merged", quantization_config=BitsAndBytesConfig(**bits), dtype="float32"
     ).eval()
-    assert torch.equal(torch.load(other), logits(rounded))
+    assert torch.equal(torch.load(in_few_bits / f"{to}.pt"), logits(rounded))
 
 
 def test_what_is_stored_in_few_bits_is_no_gguf(llama: str, tmp_path: Path) -> None:

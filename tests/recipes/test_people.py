@@ -110,6 +110,7 @@ def test_from_the_page_to_a_reward_model_through_a_kill(place: Path) -> None:
         output_dir="runs/reward/mine",
         max_steps=1,
         per_device_train_batch_size=2,
+        test_fraction=4,
     )
     assert trained["recipe"] == "reward"
     lineage = json.loads((place / "runs/reward/mine/lineage.json").read_text())
@@ -148,7 +149,7 @@ def test_status_and_forgetting(place: Path, capsys: pytest.CaptureFixture[str]) 
         (["serve", "--items", "prompts.jsonl"], "line 1: kind=pair has 0 completions; 2 are asked"),
         (["serve", "--items", "prompts.jsonl", "--kinds", "pear"], "kinds=\\['pear'\\]"),
         (["serve", "--items", "prompts.jsonl", "--overlap", "2"], "overlap=2.0: must be a share"),
-        (["serve", "--database", "postgresql://me:secret@host/x"], "holds a password"),
+        (["serve", "a", "--chat", "--database", "postgresql://me:x@host/y"], "holds a password"),
         (["import"], "names is missing; write rlhf feedback import FILE"),
         (["forget"], "names is missing; write rlhf feedback forget NAME"),
         (["status"], "no feedback project is there"),

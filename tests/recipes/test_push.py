@@ -119,7 +119,6 @@ def pushed(
     """Pushes a folder, lets a commit of somebody's change it, and compares in this process."""
     for variable in ("HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.setattr(f"huggingface_hub.constants.{variable}", str(tmp_path))
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it remembers another Hub
 
     def push_and_compare(folder: str, **changed: bytes) -> list[str]:
         run("push", run=str(models / folder), repo="tiny", verify="checksums")

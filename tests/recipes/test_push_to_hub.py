@@ -16,6 +16,7 @@ from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.recipe.main import run
 from tests.helpers.loopback_hub import Fault, LoopbackHub
+from tests.helpers.mistakes import attempt
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_not_a_real_token"
@@ -37,7 +38,7 @@ def test_without_a_hub_a_run_that_has_to_push_does_not_begin(
         PPOTrainer(tiny_model, lambda **_: [0.0], args, data, processing_class=tiny_tokenizer)
 
 
-def recipe(folder: Path, address: str, **more: str) -> subprocess.CompletedProcess[str]:
+def words(**more: str) -> list[str]:
     given: dict[str, Any] = {
         "model_name_or_path": "model",
         "dataset_name": "prompts.jsonl",
@@ -56,13 +57,7 @@ def recipe(folder: Path, address: str, **more: str) -> subprocess.CompletedProce
         "hub_strategy": "end",
         "hub_revision": "trial",
     } | more
-    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
-    online |= {"HF_HUB_DISABLE_XET": "1"}  # which the loopback Hub does not speak
-    command = [sys.executable, "-m", "recipes.ppo", *flags]
-    return subprocess.run(
-        command, cwd=folder, env=os.environ | online, capture_output=True, text=True, timeout=600
-    )
+    return [part for key, value in given.items() for part in (f"--{key}", str(value))]
 
 
 @pytest.fixture
@@ -89,7 +84,16 @@ def pushed(hub: LoopbackHub) -> dict[str, dict[str, bytes]]:
 
 def test_a_training_ends_with_one_commit_of_the_whole_run_and_no_secret(folder: Path) -> None:
     with LoopbackHub() as hub:
-        done = recipe(folder, hub.address)
+        online = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+        online |= {"HF_HUB_DISABLE_XET": "1"}  # which the loopback Hub does not speak
+        done = subprocess.run(
+            [sys.executable, "-m", "recipes.ppo", *words()],
+            cwd=folder,
+            env=os.environ | online,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
     assert done.returncode == 0, done.stderr
     assert hub.created[0]["name"] == "tiny"
     assert hub.tokens == {TOKEN}
@@ -119,11 +123,14 @@ def of_a_run(run: Path) -> bool:
     return names == set(told.split()) and not list(run.rglob("training_args.bin"))
 
 
-def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(folder: Path) -> None:
+def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(
+    folder: Path, online: Callable[[LoopbackHub], None]
+) -> None:
     every = {"hub_strategy": "every_save", "hub_always_push": "true", "hub_revision": "main"}
     with LoopbackHub() as hub:
-        done = recipe(folder, hub.address, **every)
-    assert done.returncode == 0, done.stderr
+        online(hub)
+        done = attempt("ppo", words(**every), folder)
+    assert done.code == 0, done.err
     assert of_a_run(folder / "run")
     assert (folder / "run/checkpoint-2/model.safetensors").is_file()  # behind a push, too
     found = pushed(hub)
@@ -136,12 +143,15 @@ def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(folder: Path)
     assert not any("training_args.bin" in files for files in found.values())
 
 
-def test_an_adapter_on_a_base_that_nobody_else_has_does_not_begin(folder: Path) -> None:
+def test_an_adapter_on_a_base_that_nobody_else_has_does_not_begin(
+    folder: Path, online: Callable[[LoopbackHub], None]
+) -> None:
     lora = {"use_peft": "true", "lora_target_modules": "all-linear"}
     with LoopbackHub() as hub:
-        done = recipe(folder, hub.address, **lora)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == (
+        online(hub)
+        done = attempt("ppo", words(**lora), folder)
+    assert done.code == 2, done.err
+    assert done.err.splitlines()[-1] == (
         "rlhf ppo: error: push_to_hub=true: the adapter's base model is a folder of this machine, "
         "and nobody else could load it; leave it out, and push what rlhf merge makes."
     )
@@ -152,16 +162,16 @@ def test_a_hub_that_refuses_does_not_cost_the_run_which_is_pushed_later(
     folder: Path, online: Callable[[LoopbackHub], None]
 ) -> None:
     with LoopbackHub() as hub:
+        online(hub)
         hub.faults = [Fault("/commit/", 403)]
-        done = recipe(folder, hub.address)
-        assert done.returncode == 2
-        told = done.stderr.splitlines()[-1]
+        done = attempt("ppo", words(), folder)
+        assert done.code == 2
+        told = done.err.splitlines()[-1]
         start = "rlhf ppo: error: push_to_hub=true: the run is whole in run and not on the Hub ("
         assert told.startswith(f"{start}repo={NAME}: the token may not write there")
         assert told.endswith(f"then rlhf push run --repo {NAME} --private false.")
         assert of_a_run(folder / "run")
         assert pushed(hub) == {}
-        online(hub)
         later = {"run": str(folder / "run"), "repo": NAME, "private": False}
         summary = run("push", **later, verify="checksums")
         assert summary["commit"] == hub.model(NAME).head

@@ -55,6 +55,12 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "evaluate": {"max_completion_length": 8},
 }
+ASKED = {"max_train_rows": 16, "max_completion_length": 8, "port": 0}
+WITH_PEOPLE = {
+    "people": ASKED | {"num_answers": 3},
+    "reward-people": SMALL["reward"],
+    "blind": ASKED | {"num_answers": 2},
+}
 KEYS = (
     "base_perplexity sft_perplexity reward_accuracy reward_accuracy_ceiling gold_sft gold_ppo "
     "win_rate win_rate_ci95 kl seconds peak_rss_mb"
@@ -104,6 +110,30 @@ def test_all_stages_run_and_are_summed_up(folder: Path, capsys: pytest.CaptureFi
         for name in ("sft_train", "sft_test", "feedback_prompts", "ppo_prompts", "eval_prompts")
     ]
     assert sum(map(len, prompts)) == len(set().union(*prompts))
+
+
+def test_people_are_asked_before_the_reward_model_and_at_the_end(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, changes in WITH_PEOPLE.items():
+        write(folder, name, changes)
+    monkeypatch.setenv("BROWSER", f"{sys.executable} -m tests.helpers.answering %s")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    root = folder / "runs-people"
+    summary = run(folder, people=True, output_dir=str(root))
+    assert list(summary["seconds"]) == list(quickstart.WITH_PEOPLE)
+    assert 0 <= summary["preferred_ppo"] <= summary["preferred_of"] == 2
+    shown = capsys.readouterr().out
+    assert "[8/8] blind" in shown
+    assert f"You preferred the trained model in {summary['preferred_ppo']} of 2." in shown
+    lineage = json.loads((root / "reward/lineage.json").read_text())
+    pairs = read_jsonl(root / "people/final/preference.jsonl")
+    assert [data["name"] for data in lineage["data"]] == [f"{root}/feedback", f"{root}/people"]
+    learned = json.loads((root / "reward/summary.json").read_text())["num_train"]
+    simulated = read_jsonl(root / "feedback/final/train.jsonl")
+    assert learned == len(simulated) + len(pairs) == len(simulated) + 3
+    run(folder, people=True, output_dir=str(root))
+    assert capsys.readouterr().out.count("finished before") == 8
 
 
 def test_its_last_words_name_the_command_that_talks_to_its_model(

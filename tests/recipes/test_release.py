@@ -25,6 +25,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.publishing import merge
 from recipes.lib.publishing.card import base_of, write_card
 from recipes.lib.publishing.source import load_as_trained
+from tests.helpers.mistakes import attempt
 from tests.helpers.tiny_runs import FAST, LORA, write
 
 ROOT = Path(__file__).parents[2]
@@ -226,24 +227,16 @@ def test_a_rounded_run_is_merged_and_talked_to_as_it_was_trained(runs: Path) -> 
     assert (lineage["base"], lineage["onto"]) == ("4-bit", "trained")
 
 
-def test_talking_to_a_run(runs: Path) -> None:
-    words = [sys.executable, "-m", "recipes.cli", "chat", "runs/sft/chats"]
+def test_talking_to_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = "the cat\n/again\n/frobnicate\nthe dog\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
     flags = ["--max_completion_length", "5", "--temperature", "0"]
-    done = subprocess.run(
-        [*words, *flags],
-        cwd=runs,
-        input=lines,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    first, again, other = done.stdout.splitlines()
+    done = attempt("chat", ["runs/sft/chats", *flags], runs)
+    assert (done.code, done.changed) == (0, []), done.err
+    first, again, other = done.out.splitlines()
     assert first == again != ""  # greedy
     assert other
-    assert "rlhf chat: /frobnicate: is no command" in done.stderr
+    assert "rlhf chat: /frobnicate: is no command" in done.err
 
 
 def test_ctrl_c_does_not_end_the_conversation(runs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recipes.lib.config.fields import option
+from recipes.lib.data.arguments import DataArguments
 from recipes.lib.feedback.rows import KINDS
 
 
@@ -76,4 +77,13 @@ class ExchangeArguments:
     )
     mapping: str | None = option(
         None, "Makes feedback rows of a record of any other file: file.py:function."
+    )
+
+
+@dataclass(kw_only=True)
+class AskArguments(ServeArguments, SamplerArguments, DataArguments):
+    """What it takes to ask people."""
+
+    names: list[str] = option(
+        list, "Runs whose completions are judged (serve), files (import), annotators (forget)."
     )

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.config.strict_yaml import read_yaml
-from recipes.lib.data.arguments import DataArguments
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.arguments import SamplerArguments, ServeArguments
+from recipes.lib.feedback.arguments import AskArguments
 from recipes.lib.feedback.queue import make_jobs, with_repeats
 from recipes.lib.feedback.rows import KINDS, Row
 from recipes.lib.feedback.status import preferred
@@ -26,12 +25,6 @@ from recipes.lib.runs.lock import acquire, release
 
 # Keys that the page and the process that samples read from the store.
 KEPT = "temperature max_completion_length seed overlap repeat num_answers compare_every implicit"
-
-
-class AskArguments(ServeArguments, SamplerArguments, DataArguments):
-    """What `ask` reads."""
-
-    names: list[str]
 
 
 @dataclass

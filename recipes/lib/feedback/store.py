@@ -2,9 +2,6 @@
 
 SQLite by default (a file in the project's folder), PostgreSQL by its URL. Answers are only ever
 added, but for `forget`. Several people and the process that samples write at a time.
-
-tables: meta (schema_version, settings); jobs (what is to be sampled); items (what is asked);
-annotators; claims (an item lent to one person, answered at most once); answers (feedback rows).
 """
 
 from __future__ import annotations
@@ -24,66 +21,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from recipes.lib.errors import UserError
+from recipes.lib.feedback import tables
+from recipes.lib.feedback.tables import ANNOTATORS, ANSWERS, CLAIMS, ITEMS, JOBS, META, TABLES
 
-SCHEMA_VERSION = 1
-# SQL that takes a database of the version before to the one that is the key.
-UPGRADES: dict[int, tuple[str, ...]] = {}
 LEASE = 300.0  # seconds after which an item that nobody answered is asked of others
 FILE = "feedback.db"
-
-TABLES = sa.MetaData()
-META = sa.Table(
-    "meta", TABLES, sa.Column("key", sa.Text, primary_key=True), sa.Column("value", sa.JSON)
-)
-JOBS = sa.Table(
-    "jobs",
-    TABLES,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("item", sa.Text, unique=True),  # that it becomes
-    sa.Column("is_reply", sa.Boolean, nullable=False),  # in a chat: somebody waits for it
-    sa.Column("state", sa.Text, nullable=False, index=True),  # waiting, done, failed
-    sa.Column("content", sa.JSON, nullable=False),
-    sa.Column("annotator", sa.Text),  # of a chat
-)
-ITEMS = sa.Table(
-    "items",
-    TABLES,
-    sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("id", sa.Text, unique=True, nullable=False),
-    sa.Column("content", sa.JSON, nullable=False),
-    sa.Column("num_wanted", sa.Integer, nullable=False),
-    sa.Column("num_answered", sa.Integer, nullable=False),
-    sa.Column("is_open", sa.Boolean, nullable=False),
-    sa.Column("annotator", sa.Text),  # of a chat, whose item nobody else sees
-    sa.Index("items_open", "is_open", "position", "annotator"),
-)
-ANNOTATORS = sa.Table(
-    "annotators",
-    TABLES,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("secret_hash", sa.Text, unique=True),
-)
-CLAIMS = sa.Table(
-    "claims",
-    TABLES,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("item", sa.Text, nullable=False, index=True),
-    sa.Column("annotator", sa.Text, nullable=False),
-    sa.Column("holder", sa.Text, nullable=False),  # the tab that shows it
-    sa.Column("shown_order", sa.JSON, nullable=False),
-    sa.Column("expires", sa.Float, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),  # open, answered, withdrawn
-    sa.Index("claims_of", "annotator", "item"),
-)
-ANSWERS = sa.Table(
-    "answers",
-    TABLES,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("id", sa.Text, unique=True, nullable=False),
-    sa.Column("claim", sa.Text, index=True),
-    sa.Column("annotator", sa.Text, nullable=False, index=True),
-    sa.Column("content", sa.JSON, nullable=False),
-)
 
 
 class Item(TypedDict, total=False):
@@ -118,15 +60,11 @@ class Store:
 
     def __init__(self, url: str | Path) -> None:
         self.file = None if "://" in str(url) else Path(url)
-        name = f"sqlite:///{url}" if self.file else str(url)
         try:
-            self.engine = sa.create_engine(name.replace("postgresql://", "postgresql+psycopg://"))
-            if self.engine.dialect.name == "sqlite":
-                sa.event.listen(self.engine, "connect", _prepare)
-                sa.event.listen(self.engine, "begin", _begin)
+            self.engine = tables.open_engine(url)
             with self.engine.begin() as connection:
                 TABLES.create_all(connection)
-                put = self._ignoring(META).values(key="schema_version", value=SCHEMA_VERSION)
+                put = self._ignoring(META).values(key="schema_version", value=tables.SCHEMA_VERSION)
                 connection.execute(put)
             self._upgrade(self._get("schema_version"))
         except (sa.exc.SQLAlchemyError, ImportError) as error:
@@ -412,7 +350,12 @@ class Store:
             known = ", ".join(self.annotators()) or "nobody"
             raise UserError(f"names={name}: nobody of that name has answered here; known: {known}.")
         unnamed = f"forgotten-{secrets.token_hex(4)}"
-        emptied = {"annotator": unnamed, "prompt": None, "completions": [], "value": None}
+        emptied: dict[str, Any] = {
+            "annotator": unnamed,
+            "prompt": None,
+            "completions": [],
+            "value": None,
+        }
         emptied |= {"reason": None, "weight": 0.0, "seconds": None, "created_at": None}
         with self._writing() as connection:
             of_name = sa.select(ANSWERS.c.id, ANSWERS.c.content).where(ANSWERS.c.annotator == name)
@@ -462,17 +405,17 @@ class Store:
         return dialect.insert(table).on_conflict_do_nothing()
 
     def _upgrade(self, version: int) -> None:
-        if version > SCHEMA_VERSION:
+        if version > tables.SCHEMA_VERSION:
             raise UserError(
                 f"database={self.file or self.engine.url}: has version {version}, and this "
-                f"rlhf-recipes knows {SCHEMA_VERSION}; install a newer one."
+                f"rlhf-recipes knows {tables.SCHEMA_VERSION}; install a newer one."
             )
-        if version < SCHEMA_VERSION and self.file is not None:
+        if version < tables.SCHEMA_VERSION and self.file is not None:
             with self._reading() as connection:
                 connection.exec_driver_sql("VACUUM INTO ?", (f"{self.file}.version-{version}",))
-        for number in range(version + 1, SCHEMA_VERSION + 1):
+        for number in range(version + 1, tables.SCHEMA_VERSION + 1):
             with self._writing() as connection:
-                for statement in UPGRADES[number]:
+                for statement in tables.UPGRADES[number]:
                     connection.execute(sa.text(statement))
                 at = META.c.key == "schema_version"
                 connection.execute(sa.update(META).where(at).values(value=number))
@@ -535,7 +478,12 @@ class Store:
             order = list(range(len(item["completions"])))
             random.Random(f"{item['id']} {annotator}").shuffle(order)
         claim = secrets.token_urlsafe(12)
-        values = {"id": claim, "item": item["id"], "annotator": annotator, "holder": holder}
+        values: dict[str, Any] = {
+            "id": claim,
+            "item": item["id"],
+            "annotator": annotator,
+            "holder": holder,
+        }
         values |= {"shown_order": order, "expires": now + LEASE, "state": "open"}
         connection.execute(sa.insert(CLAIMS).values(values))
         return {"claim": claim, "item": item, "shown_order": order}
@@ -560,23 +508,6 @@ class Store:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def _prepare(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # BEGIN is ours, see _begin
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "busy_timeout=10000",
-        "secure_delete=ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    # At once: a transaction that reads first and writes then would fail where two do so.
-    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _withdrawal(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import read_rows
 from recipes.lib.errors import UserError, note
-from recipes.lib.evaluation.held_out import prompt_and_reference
 from recipes.lib.models.folders import fetch_adapter, resolve_model
 
 # Of a run that took a slice of its rows; which slice does not matter here.
@@ -116,4 +115,6 @@ def _prompt(row: dict[str, Any]) -> Any:
     if "chosen" in row:  # a preference with its prompt in both sides
         spoken = row["chosen"]
         return spoken[:-1] or spoken if isinstance(spoken, list) else spoken
+    from recipes.lib.evaluation.held_out import prompt_and_reference  # with its libraries
+
     return prompt_and_reference(row)[0]

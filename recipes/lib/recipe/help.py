@@ -108,7 +108,8 @@ def render(recipe: str, table: dict[str, Any], everything: bool) -> str:
     entry = table["recipes"][recipe]
     options = [table["common"][o] if isinstance(o, str) else o for o in entry["options"]]
     positional = f" {entry['positional']['shown']}" if entry["positional"] else ""
-    lines = [f"usage: rlhf {recipe}{positional} [--config FILE] [--key value ...]", ""]
+    usage = f"usage: rlhf {recipe}{positional} [--config FILE] [--key value ...]"
+    lines = [*textwrap.wrap(usage, WIDTH, subsequent_indent=" " * 12), ""]
     lines += textwrap.wrap(modules_with({"main"})[recipe], WIDTH)
     lines += [
         "",

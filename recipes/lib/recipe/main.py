@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import shlex
 import sys
@@ -22,6 +23,7 @@ from recipes.lib.distributed.processes import (
 )
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
 from recipes.lib.errors import UserError
+from recipes.lib.models.quick_import import import_quickly
 from recipes.lib.recipe.help import print_help
 
 RESUME_KEYS = ("resume", "overwrite", "overwrite_output_dir", "resume_from_checkpoint")
@@ -80,8 +82,12 @@ def _run(recipe: str, argv: list[str]) -> int:
     from recipes.lib.verbosity import hush, restore
 
     hush()
+    import_quickly()
     choose_device()
+    is_first = "torch" not in sys.modules
     config = parse(recipe, argv, runs=True)
+    if is_first:
+        gc.freeze()  # what was imported stays, and each training would look through it for garbage
     if config.values.get("log_level"):
         restore(config.values["log_level"])
     summary = importlib.import_module(f"recipes.{recipe}").run(config)

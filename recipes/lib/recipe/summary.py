@@ -56,7 +56,8 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         summary: What it returned.
         console: Where to print; standard output by default.
     """
-    if config.recipe in ("chat", "push"):
+    asks = getattr(config.script, "action", None) in ("sample", "import", "status", "forget")
+    if config.recipe in ("chat", "push") or asks:
         return
     console = console or Console(highlight=False)
     if config.recipe != "data":
@@ -104,7 +105,8 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
     texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in rows.items()}
     flags = shlex.join(word for key, one in texts.items() for word in (f"--{key}", one))
     names = {
-        "start": getattr(config.model or script, "model_name_or_path", None) or "MODEL",
+        "start": getattr(config.model or script, "model_name_or_path", None)
+        or next(iter(getattr(script, "names", ())), "MODEL"),
         "it": getattr(script, "run", None) or ("" if is_data else folder_of(config)),
         "made": "" if is_data else folder_of(config),
         "judge": getattr(script, "judge", getattr(script, "reward_funcs", [REWARD])[0]),

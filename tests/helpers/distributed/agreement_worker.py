@@ -1,6 +1,6 @@
 """What processes have to agree on, asked on as many as the launcher started.
 
-Arguments: what is asked, and a folder for the answers, one file for each process.
+Argument: a folder for the answers, one file for each question and process.
 """
 
 import sys
@@ -8,18 +8,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import nn
-from torch.distributed.fsdp import fully_shard
+from recipes.lib.models.quick_import import import_quickly
 
-from recipes.lib.distributed.process_exit import end
-from recipes.lib.distributed.processes import choose_device
-from recipes.lib.errors import UserError
-from recipes.lib.recipe.spine import checkpoint_of
-from recipes.lib.runs import checkpoints
-from recipes.lib.runs.folder import Run
-from recipes.lib.trainers.interruption import Stoppable
+import_quickly()
+
+import torch  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
+
+from recipes.lib.distributed.process_exit import end  # noqa: E402
+from recipes.lib.distributed.processes import choose_device  # noqa: E402
+from recipes.lib.errors import UserError  # noqa: E402
+from recipes.lib.recipe.spine import checkpoint_of  # noqa: E402
+from recipes.lib.runs import checkpoints  # noqa: E402
+from recipes.lib.runs.folder import Run  # noqa: E402
+from recipes.lib.trainers.interruption import Stoppable  # noqa: E402
 
 
 def training_on(accelerator: Any, folder: Path) -> Any:
@@ -70,11 +74,13 @@ def not_finite(folder: Path, accelerator: Any) -> str:
     return training.keep(error)
 
 
-def main(name: str, folder: str) -> None:
+def main(folder: str) -> None:
     choose_device()
     accelerator = Accelerator(cpu=True)
-    answer = {"not_finite": not_finite, "reads": reads}[name](Path(folder), accelerator)
-    (Path(folder) / f"answer{accelerator.process_index}").write_text(answer)
+    for ask in (reads, not_finite):
+        there = Path(folder) if ask is reads else Path(folder) / "empty"
+        answer = ask(there, accelerator)
+        (Path(folder) / f"{ask.__name__}{accelerator.process_index}").write_text(answer)
     accelerator.end_training()
 
 

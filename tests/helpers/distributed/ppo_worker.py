@@ -1,20 +1,25 @@
 """Runs a small PPO on as many processes as the launcher started, and writes what came out.
 
-Arguments: folder with model and tokenizer, folder for the result, critic.
+Arguments: folder with model and tokenizer, folder for the results, critics.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from recipes.lib.models.quick_import import import_quickly
 
-from recipes.lib.distributed.process_exit import end
-from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.trainer import PPOTrainer
+import_quickly()
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from recipes.lib.distributed.process_exit import end  # noqa: E402
+from recipes.lib.ppo.config import PPOConfig  # noqa: E402
+from recipes.lib.ppo.trainer import PPOTrainer  # noqa: E402
 
 SEEN: list[tuple[str, list[int]]] = []  # by this process, in the order of sampling
 
@@ -24,9 +29,11 @@ def every_fifth(prompts: list[str], completion_ids: list[list[int]], **_: object
     return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
 
 
-def main(model: str, out: str, critic: str) -> None:
+def train(model: str, out: Path, critic: str) -> Any:
+    """Train with a critic; give the trainer."""
+    SEEN.clear()
     args = PPOConfig(
-        output_dir=out,
+        output_dir=str(out),
         use_cpu=True,
         disable_tqdm=True,
         save_strategy="no",
@@ -59,20 +66,22 @@ def main(model: str, out: str, critic: str) -> None:
         "advantages": rollout.advantages.tolist(),
         "mask": rollout.completion_mask.tolist(),
     }
-    (Path(out) / f"rank{args.process_index}.json").write_text(json.dumps(own))
+    (out / f"rank{args.process_index}.json").write_text(json.dumps(own))
     if trainer.is_world_process_zero():
         state = trainer.actor_critic.state_dict()
-        torch.save({name: tensor.clone() for name, tensor in state.items()}, Path(out) / "w.pt")
+        torch.save({name: tensor.clone() for name, tensor in state.items()}, out / "w.pt")
         rows = [r for r in trainer.state.log_history if "objective/kl" in r]
         facts = {
             "world_size": args.world_size,
             "wrapped": type(trainer.model_wrapped).__name__,
             "logs": rows,
         }
-        (Path(out) / "facts.json").write_text(json.dumps(facts))
-    trainer.accelerator.end_training()
+        (out / "facts.json").write_text(json.dumps(facts))
+    return trainer
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    model, folder, *critics = sys.argv[1:]
+    trainers = [train(model, Path(folder) / critic, critic) for critic in critics]
+    trainers[-1].accelerator.end_training()
     end(0)  # a thread of gloo that is left could abort the exit

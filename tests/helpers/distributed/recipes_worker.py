@@ -4,6 +4,7 @@ Arguments: a JSON file with lists of words, a recipe and its flags, or `cut` wit
 name: a copy as if it had been killed before its last checkpoint; a name for the notes.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.lib.distributed.processes import choose_device
+from recipes.lib.models.quick_import import import_quickly
 from recipes.lib.verbosity import hush
 
 hush()  # as the command line does it
+import_quickly()
 choose_device()
 
 if os.environ.get("ACCELERATE_USE_FSDP") or os.environ.get("ACCELERATE_USE_DEEPSPEED"):
@@ -98,6 +101,7 @@ def main(runs: str, name: str) -> None:
 
     progress.add_run_callbacks = watch  # type: ignore[assignment]
     keep_said()
+    gc.freeze()
     for recipe, *words in json.loads(Path(runs).read_text()):
         if recipe == "cut":
             cut(*map(Path, words))

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from recipes.lib.errors import UserError
 from recipes.lib.feedback import store as module
+from recipes.lib.feedback import tables
 from recipes.lib.feedback.rows import current, make_row
 from recipes.lib.feedback.store import Asked, Store
 
@@ -48,7 +49,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     url = request.getfixturevalue("postgresql")
     opened = Store(url)
     yield opened
-    module.TABLES.drop_all(opened.engine)
+    tables.TABLES.drop_all(opened.engine)
     opened.engine.dispose()
 
 
@@ -222,8 +223,8 @@ def test_a_newer_database_is_refused_and_an_older_one_kept_before_it_changes(
 ) -> None:
     path = tmp_path / "feedback.db"
     Store(path).add_items([item(1)])
-    monkeypatch.setattr(module, "SCHEMA_VERSION", 2)
-    monkeypatch.setitem(module.UPGRADES, 2, ("ALTER TABLE items ADD COLUMN note TEXT",))
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 2)
+    monkeypatch.setitem(tables.UPGRADES, 2, ("ALTER TABLE items ADD COLUMN note TEXT",))
     assert [one["id"] for one in Store(path).items()] == ["i1"]
     with sqlite3.connect(path) as now, sqlite3.connect(f"{path}.version-1") as before:
         columns = [
@@ -233,7 +234,7 @@ def test_a_newer_database_is_refused_and_an_older_one_kept_before_it_changes(
         assert columns[0] - columns[1] == {"note"}
         assert list(before.execute("SELECT id FROM items")) == [("i1",)]
     assert Store(path).items()
-    monkeypatch.setattr(module, "SCHEMA_VERSION", 1)
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 1)
     with pytest.raises(UserError, match="has version 2, and this rlhf-recipes knows 1"):
         Store(path)
 
