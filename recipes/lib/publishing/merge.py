@@ -17,11 +17,13 @@ from recipes.lib.models.adapter_folders import (
     adapter_task,
     base_args,
     load_adapter,
+    naming_adapter,
+    quantized_args,
 )
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.folders import fetch_adapter, is_adapter, resolve_model
-from recipes.lib.models.merging import merge_adapter
-from recipes.lib.models.policies import load_policy, load_trained, placed
+from recipes.lib.models.merging import save_merged
+from recipes.lib.models.policies import load_policy, load_trained, placed, refuse_stored_quantized
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.publishing import comparison
 
@@ -30,7 +32,7 @@ OF_BASE = {"": 1e-6, "4-bit": 1e-4, "8-bit": 5e-3}
 # ... and what the coarser number format of the two adds.
 OF_FORMAT = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 LARGEST_LOGITS = 1e-3  # difference in 32 bits, where nothing is rounded; of larger logits a share
-LARGEST_FILE = "2GB"  # of weights; one at a time is copied in memory
+LARGEST_FILE = "1GB"  # of weights; one at a time lies in memory
 ARRIVED = 0.1  # how far from whole a layer's adapter may be
 
 
@@ -104,13 +106,15 @@ class Merge:
         Raises:
             UserError: It cannot be merged.
         """
-        args, model = self._args(self.dtype), None
-        if self.onto == "original":
-            of_base = base_args(self.path, args)
-            model = self._load(of_base, new_head=True)
-            model = merge_adapter(load_adapter(model, self.path), self.path)
-        model = model or self._load(args, new_head=True)
-        model.save_pretrained(target, max_shard_size=LARGEST_FILE)
+        args = base_args(self.path, self._args(self.dtype))
+        rounded = quantized_args(self.path, args) if self.onto == "trained" else None
+        with naming_adapter(self.path):
+            base = self._load(rounded or args, new_head=True)
+        if rounded is None:
+            refuse_stored_quantized(base, self.path)
+        if self.is_reward:
+            base.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        save_merged(load_adapter(base, self.path), target, LARGEST_FILE)
         self.tokenizer.save_pretrained(target)
 
     def _load(self, args: ModelConfig, *, new_head: bool) -> Any:
