@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,10 +68,7 @@ def complete(
     """
     rows = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
     _check_context(model, rows, max_new_tokens)
-    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
-    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
-    decoding = Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
+    decoding = decoding_of(model, tokenizer, max_new_tokens, temperature)
     ids = _sample_ids(model, rows, decoding, seed, batch_size)
     completions = []
     for index, row in enumerate(rows):
@@ -78,6 +76,14 @@ def complete(
         text = completion_text(tokenizer, row, said, decoding.stops)
         completions.append(Completion(row, said, text, has_ended))
     return completions
+
+
+def decoding_of(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> Decoding:
+    """How a model completes by itself: what ends a completion, and what stands behind the end."""
+    stop = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else NO_TOKEN
+    # Any id does as padding: the attention mask hides it and completions are cut at the stop.
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else max(stop, 0)
+    return Decoding(max_new_tokens, temperature, stop, pad, further_stops(model, stop))
 
 
 def _sample_ids(

@@ -112,9 +112,10 @@ def _merged_layer(layer: Any) -> nn.Module:
         return _inner(layer)
     plain = dequantized(inner)
     for adapter in getattr(layer, "active_adapters", ()):  # as peft's own, which rounds again
-        variant, weight = layer.lora_variant.get(adapter), plain.weight.data
-        added = None if variant else layer.get_delta_weight(adapter)
-        plain.weight.data = variant.merge_safe(layer, adapter, weight) if variant else weight + added
+        if variant := layer.lora_variant.get(adapter):
+            plain.weight.data = variant.merge_safe(layer, adapter, plain.weight.data)
+        else:
+            plain.weight.data += layer.get_delta_weight(adapter)
     return plain
 
 

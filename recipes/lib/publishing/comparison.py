@@ -95,6 +95,13 @@ def compare_policy(
     return equal | said | arrived(recording, merged)
 
 
+def kl_of_storing(model: Any, recording: Recording, dtype: torch.dtype) -> float:
+    """KL of a model in 32 bits from itself in another number format, on what was recorded."""
+    rounded = copy.deepcopy(model).to(dtype)
+    pairs = zip(_logits(model, recording), _logits(rounded, recording), strict=True)
+    return distance(pairs)["kl_per_token"]
+
+
 def distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """How far a model is from another, by their logits of the same tokens.
 

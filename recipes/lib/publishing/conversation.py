@@ -10,14 +10,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from recipes.lib.data.prompts import completion_text, context_length, prompt_token_ids
 from recipes.lib.errors import UserError, visible
-from recipes.lib.generation.completions import NO_TOKEN
-from recipes.lib.generation.sampling import (
-    Decoding,
-    episode_uniforms,
-    further_stops,
-    generate,
-    pad_left,
-)
+from recipes.lib.generation.completions import decoding_of
+from recipes.lib.generation.sampling import episode_uniforms, generate, pad_left
 from recipes.lib.models.forward import base_model
 
 
@@ -56,6 +50,7 @@ class Conversation:
 
         Raises:
             UserError: The conversation is longer than the model's context, or nothing was said.
+            KeyboardInterrupt: The answer ends where it is, and stays in the conversation.
         """
         before = list(self.turns)
         if text is None:
@@ -65,13 +60,10 @@ class Conversation:
         else:
             self.turns = [*self.turns, {"role": "user", "content": text}]
         try:
-            said = self._answer()
-        except (UserError, KeyboardInterrupt):
+            return self._answer()
+        except UserError:
             self.turns = before
             raise
-        if self.tokenizer.chat_template:
-            self.turns.append({"role": "assistant", "content": said})
-        return said
 
     def _answer(self) -> str:
         ids = prompt_token_ids(self.tokenizer, self._prompt(), self.template_kwargs)
@@ -79,16 +71,17 @@ class Conversation:
         number = number if context is None else min(number, context - len(ids))
         if number < 1:
             raise UserError("the model's context is full; /new begins anew.")
-        eos = self.tokenizer.eos_token_id
-        stop = NO_TOKEN if eos is None else eos
-        stops = further_stops(self.model, stop)
-        decoding = Decoding(number, self.temperature, stop, max(stop, 0), stops)
+        decoding = decoding_of(self.model, self.tokenizer, number, self.temperature)
         noise_BC = episode_uniforms(self.seed, [self.num_answers], number)
         printer = Printer(self.tokenizer, ids, decoding.stops)
-        batch = pad_left([ids], max(stop, 0), self.model.device)
+        batch = pad_left([ids], decoding.pad_token_id, self.model.device)
         noise = noise_BC if self.temperature else None
-        generate(base_model(self.model), *batch, noise, decoding, printer)
-        self.num_answers += 1
+        try:
+            generate(base_model(self.model), *batch, noise, decoding, printer)
+        finally:  # what was said before Ctrl-C is said
+            self.num_answers += 1
+            if self.tokenizer.chat_template:
+                self.turns.append({"role": "assistant", "content": printer.text})
         return printer.text
 
     def _prompt(self) -> Any:

@@ -22,17 +22,17 @@ from recipes.lib.models.adapter_folders import (
 )
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.folders import fetch_adapter, is_adapter, resolve_model
-from recipes.lib.models.merging import save_merged
+from recipes.lib.models.merging import refuse_prompt, save_merged
 from recipes.lib.models.policies import load_policy, load_trained, placed, refuse_stored_quantized
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.publishing import comparison
 
 # Largest KL from the trained model, nats a token, by what its base was rounded to ...
 OF_BASE = {"": 1e-6, "4-bit": 1e-4, "8-bit": 5e-3}
-# ... and what the coarser number format of the two adds.
-OF_FORMAT = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+# ... and what the coarser number format of the two adds; beyond that, twice what storing costs.
+OF_FORMAT = {torch.float32: 0.0, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 LARGEST_LOGITS = 1e-3  # difference in 32 bits, where nothing is rounded; of larger logits a share
-LARGEST_FILE = "1GB"  # of weights; one at a time lies in memory
+LARGEST_FILE = "500MB"  # of weights; one at a time lies in memory
 ARRIVED = 0.1  # how far from whole a layer's adapter may be
 
 
@@ -114,7 +114,9 @@ class Merge:
             refuse_stored_quantized(base, self.path)
         if self.is_reward:
             base.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        save_merged(load_adapter(base, self.path), target, LARGEST_FILE)
+        adapted = load_adapter(base, self.path)
+        refuse_prompt(adapted.active_peft_config, self.path)
+        save_merged(adapted, target, LARGEST_FILE)
         self.tokenizer.save_pretrained(target)
 
     def _load(self, args: ModelConfig, *, new_head: bool) -> Any:
@@ -149,7 +151,14 @@ class Merge:
             "num_prompts": len(self.prompts),
             "same_tokenizer": _same_tokenizer(self.tokenizer, tokenizer),
         } | told
-        of_format = max(OF_FORMAT.get(dtype, 1e-2) for dtype in (self.format, model.dtype))
+        coarser = max(self.format, model.dtype, key=lambda dtype: OF_FORMAT.get(dtype, 1e-3))
+        of_format = OF_FORMAT.get(coarser, 1e-3)
+        kl = 0.0 if self.onto == "original" else numbers.get("kl_per_token", 0.0)
+        if of_format and kl > OF_BASE[kind] + of_format:
+            del model  # two more come
+            whole = placed(self._load(self._args("float32"), new_head=True))
+            numbers["kl_of_storing"] = comparison.kl_of_storing(whole, self.recording, coarser)
+            of_format = max(of_format, 2 * numbers["kl_of_storing"])
         refuse_difference(self.path, numbers, OF_BASE[kind], of_format)
         return numbers
 
@@ -197,7 +206,8 @@ def _difference(numbers: dict[str, Any], of_base: float, of_format: float) -> st
         logits, scores = told["logits_max_difference"], told["scores_max_difference"]
         most = LARGEST_LOGITS * max(1.0, told["logits_spread"])
         # Logits that are off by d, in units of their spread, are some d^2 / 2 nats apart.
-        of_scores = (1e-3 + (2 * (of_base + of_format)) ** 0.5) * told["scores_spread"]
+        # Of a score, which is one number, no mean is taken: ten times.
+        of_scores = (1e-3 + (2 * (of_base + 10 * of_format)) ** 0.5) * told["scores_spread"]
         kl = told["kl_per_token"]
         checks += [
             (kl <= of_base + of_format, f"its KL is {kl:.1e} nats a token"),
