@@ -131,8 +131,8 @@ def _without_weights(layer: Any, dtype: torch.dtype) -> nn.Module:
     inner = _inner(layer)
     if not _is_rounded(inner):
         return copy.deepcopy(inner).to("meta")
-    shape = {"bias": inner.bias is not None, "dtype": dtype, "device": "meta"}
-    return nn.Linear(inner.in_features, inner.out_features, **shape)
+    sizes, has_bias = (inner.in_features, inner.out_features), inner.bias is not None
+    return nn.Linear(*sizes, bias=has_bias, dtype=dtype, device="meta")
 
 
 def dequantized(layer: Any) -> Any:

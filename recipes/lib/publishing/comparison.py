@@ -95,10 +95,17 @@ def compare_policy(
     return equal | said | arrived(recording, merged)
 
 
-def kl_of_storing(model: Any, recording: Recording, dtype: torch.dtype) -> float:
-    """KL of a model in 32 bits from itself in another number format, on what was recorded."""
-    rounded = copy.deepcopy(model).to(dtype)
-    pairs = zip(_logits(model, recording), _logits(rounded, recording), strict=True)
+def rounded(model: Any, dtype: torch.dtype) -> Any:
+    """A copy of a model with its weights, and nothing else, in another number format."""
+    model = copy.deepcopy(model)
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
+
+
+def kl_between(model: Any, other: Any, recording: Recording) -> float:
+    """KL of a model from another, nats a token, on what was recorded."""
+    pairs = zip(_logits(model, recording), _logits(other, recording), strict=True)
     return distance(pairs)["kl_per_token"]
 
 

@@ -102,7 +102,7 @@ class Greedy:
         return ids[: next(ends, len(ids))]
 
     def gaps(self, llama: LlamaCpp) -> list[float]:
-        """How much the model prefers its token where llama.cpp says another, in nats; 0: nowhere."""
+        """How much the model prefers its own token where llama.cpp says another, in nats, or 0."""
         return [
             self.gap(ids, said, llama.greedy(ids))
             for ids, said in zip(self.prompts, self.said, strict=True)

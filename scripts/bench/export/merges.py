@@ -62,10 +62,11 @@ def make_adapter(model: str, kind: str, base: str, folder: Path, seed: int) -> N
     load_tokenizer(model).save_pretrained(folder)
 
 
-def stored_kl(trained: Any, folder: str, dtype: str) -> float:
+def stored_kl(trained: Merge, dtype: str) -> float:
     """KL of the merged model in fp32 from itself in another number format."""
-    model = load_policy(ModelConfig(model_name_or_path=folder, dtype="float32"))
-    return comparison.kl_of_storing(model, trained.recording, getattr(torch, dtype))
+    model = trained.whole()
+    rounded = comparison.rounded(model, getattr(torch, dtype))
+    return comparison.kl_between(model, rounded, trained.recording)
 
 
 def table(model: str, prompts: list[str]) -> None:
@@ -90,7 +91,7 @@ def lines(kind: str, base: str, place: Path, prompts: list[str]) -> None:
         told = trained.compare(place / onto)
         alone = ""
         if base == "bfloat16":
-            alone = f"{stored_kl(trained, str(place / 'adapter'), dtype):.1e}"
+            alone = f"{stored_kl(trained, dtype):.1e}"
         print(
             f"| {kind} | {base} | {onto} | {told['logits_max_difference']:.1e} "
             f"| {told['kl_per_token']:.1e} | {alone} | {told['greedy_equal']:.0%} |",

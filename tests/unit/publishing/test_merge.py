@@ -189,12 +189,13 @@ def test_what_16_bits_cost_is_measured_by_storing_the_whole_model_in_them(
     trained.save(tmp_path / "merged")
     told = trained.compare(tmp_path / "merged")
     if spread == 1.0:  # its logits are so large that their rounding shows
-        assert 1e-3 < told["kl_per_token"] <= 2 * told["kl_of_storing"]
+        assert told["kl_per_token"] > 1e-3
+        assert told["kl_from_float32"] <= 1.5 * told["kl_of_storing"]
         return
     assert "kl_of_storing" not in told  # nobody had to ask
     norm = "model.norm.weight"
-    tamper(tmp_path / "merged", lambda weights: weights.update({norm: 1.05 * weights[norm]}))
-    with pytest.raises(UserError, match=r"its KL is [2-9]\.\de-03 nats a token"):
+    tamper(tmp_path / "merged", lambda weights: weights.update({norm: 1.1 * weights[norm]}))
+    with pytest.raises(UserError, match=r"its KL is \d\.\de-03 nats a token"):
         trained.compare(tmp_path / "merged")
 
 
