@@ -15,6 +15,7 @@ import pytest
 
 from recipes.lib.feedback.rows import current
 from recipes.lib.feedback.store import Store
+from recipes.lib.feedback.tables import ANSWERS, CLAIMS, ITEMS, JOBS
 from tests.helpers.devtools import Browser
 from tests.helpers.feedback_server import Server, item
 from tests.helpers.small_disk import NoMountError, small_disk
@@ -38,16 +39,22 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     made.close()
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path / "feedback.db")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = Server(tmp_path_factory.mktemp("project") / "feedback.db")
     yield made
     made.kill()
 
 
 @pytest.fixture
-def store(server: Server) -> Store:
-    return Store(server.database)
+def store(server: Server, browser: Browser) -> Store:
+    """The server's, empty, and nobody at the page."""
+    browser.open("about:blank")
+    opened = Store(server.database)
+    with opened.engine.begin() as connection:
+        for table in (JOBS, ITEMS, CLAIMS, ANSWERS):
+            connection.execute(table.delete())
+    return opened
 
 
 ASKED = "!['', 'empty'].includes(document.body.className)"

@@ -1,17 +1,10 @@
-import { Outbox, post } from "./outbox.js";
+import { Outbox, find, make, post } from "./outbox.js";
 
 // A chat as people know it; what they do with a reply goes to the server as a reaction.
 
-const find = (id) => document.getElementById(id);
 let box = "", implicit = true, busy = false;
 let turns = []; // {role, content, job?, old?, shown?, thumb?}
 const outbox = new Outbox((entry) => post("/react", { job: entry.job, id: entry.id, reaction: entry.reaction, seconds: entry.seconds }), showSaved);
-
-function make(tag, fields = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), fields);
-  made.append(...children);
-  return made;
-}
 
 function showSaved(error) {
   const number = outbox.entries.size;

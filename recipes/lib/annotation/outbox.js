@@ -1,4 +1,12 @@
-// What somebody answered stays here, in memory and in localStorage, until the server has it.
+// What both pages share. What somebody answered stays in the outbox, in memory and in localStorage,
+// until the server has it.
+
+export const find = (id) => document.getElementById(id);
+export const make = (tag, fields, ...children) => {
+  const made = Object.assign(document.createElement(tag), fields);
+  made.append(...children);
+  return made;
+};
 
 export async function post(path, body) {
   const headers = { "content-type": "application/json" }, signal = AbortSignal.timeout(20000);

@@ -1,16 +1,10 @@
-import { Outbox, post } from "./outbox.js";
+import { Outbox, find, make, post } from "./outbox.js";
 
 const QUESTIONS = {
   pair: "Which answer is better?", rank: "Rank the answers", rating: "Rate from 1 (bad) to 5 (good)",
   thumb: "Is this a good answer?", edit: "Make this answer better", text: "Write the answer",
 };
-const find = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
-const make = (tag, fields, ...children) => {
-  const made = Object.assign(document.createElement(tag), fields);
-  made.append(...children);
-  return made;
-};
 const tab = takeTab();
 const outbox = new Outbox(async (entry) => take(await post("/answer", { ...entry, ...wanted() })), tell);
 let queue = []; // what is asked: the first is shown, the next is here already
