@@ -231,6 +231,13 @@ def test_a_chat_keeps_what_people_do_and_what_that_implies_apart(place: Path) ->
     assert set(chosen) <= {other, "the cat sun moon", two[1]}
     (written,) = read_jsonl(folder / "final/prompt_completion.jsonl")
     assert written["completion"][0]["content"] == "the cat sun moon"
+    recipes.run("feedback", action="export", output_dir=str(folder), implicit_weight=0.25)
+    thumbs = read_jsonl(folder / "final/unpaired_preference.jsonl")
+    assert [(one["label"], one["weight"]) for one in thumbs] == [
+        (False, 1.0),
+        (False, 0.25),
+        (True, 0.25),
+    ]
 
 
 def test_each_of_several_people_has_a_link_and_only_that(place: Path) -> None:
