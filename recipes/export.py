@@ -25,7 +25,11 @@ from recipes.lib.runs.folder import FolderArguments, Run, named_folder, open_run
 
 POSITIONAL = "run"
 FOLDER = "runs/export/<run>-<kind>"
-FORMATS = ("gguf", "gguf-adapter", "nf4", "int8")
+BITS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "int8": {"load_in_8bit": True},
+}
+FORMATS = ("gguf", "gguf-adapter", *BITS)
 
 
 @dataclass(kw_only=True)
@@ -98,18 +102,28 @@ def export_adapter(config: Config, source: Any, _: Any) -> tuple[Run, dict[str, 
 
 def export_quantized(config: Config, source: Any, tokenizer: Any) -> tuple[Run, dict[str, Any]]:
     """Write final/ in 4 or 8 bits; loaded again it says the same, and how far that is is told."""
-    from recipes.lib.models.policies import load_trained
+    from torch import equal
+
+    from recipes.lib.models.policies import load_policy, load_trained
     from recipes.lib.publishing import readback
     from recipes.lib.publishing.comparison import distance
-    from recipes.lib.publishing.quantized import save_quantized
 
-    trained = load_trained(source)
+    trained, kind = load_trained(source), config.script.to
     logits, dtype = readback.say(trained, tokenizer), str(trained.dtype).removeprefix("torch.")
     run = open_run(config)
-    partial = run.path / "_final.partial"
-    model = save_quantized(replace(source, dtype=dtype), config.script.to, tokenizer, partial)
-    partial.rename(run.final)
-    return run, distance(zip(logits, readback.say(model, tokenizer), strict=True))
+    model = load_policy(replace(source, dtype=dtype, **BITS[kind]))
+    before = readback.say(model, tokenizer)
+    model.save_pretrained(run.partial)
+    tokenizer.save_pretrained(run.partial)
+    again = load_policy(replace(source, model_name_or_path=str(run.partial), dtype="auto"))
+    said = readback.say(again, tokenizer)
+    if not all(map(equal, before, said)):
+        raise UserError(
+            f"run={config.script.run}: saved in {kind} and loaded again, it says something else; "
+            "choose to=gguf."
+        )
+    run.publish_final()
+    return run, distance(zip(logits, said, strict=True))
 
 
 EXPORTS = {"gguf": export_gguf, "gguf-adapter": export_adapter}

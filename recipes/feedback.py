@@ -24,9 +24,10 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -109,7 +110,7 @@ READS = {
     | {"kinds", "num_completions"},
     "sample": _keys(QueueArguments, StoreArguments) | {"sampling_batch_size"},
     "import": {"names", "mapping", "database"},
-    "export": {"format", "database"},
+    "export": {"format", "implicit_weight", "database"},
     "status": {"database"},
     "forget": {"names", "database"},
 }
@@ -374,7 +375,9 @@ def export(config: Config) -> dict[str, Any]:
 
     script: FeedbackArguments = config.script
     project = open_project(folder_of(config), config.values, may_begin=False)
-    numbers = project.export(script.format)
+    if script.implicit_weight < 0:
+        raise UserError(f"implicit_weight={script.implicit_weight}: must be 0 or more.")
+    numbers = project.export(script.format, script.implicit_weight)
     return finish(Run(project.path), config, numbers, model=None, data=[])
 
 
@@ -390,6 +393,7 @@ def status(config: Config) -> dict[str, Any]:
     Raises:
         UserError: There is no such project.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -399,7 +403,7 @@ def status(config: Config) -> dict[str, Any]:
     project = open_project(folder_of(config), config.values, may_begin=False)
     rows, counts = list(project.store.rows()), project.store.counts()
     told = project.describe(rows)
-    table = Table(*COLUMNS, title=str(project.path), title_justify="left")
+    table = Table(*COLUMNS, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for line in annotator_table(told):
         table.add_row(*map(visible, line))
     console = Console(highlight=False, markup=False)
@@ -461,7 +465,7 @@ def run(config: Config) -> dict[str, Any]:
     actions = {"serve": serve, "simulate": simulate, "sample": sample, "import": import_answers}
     actions |= {"export": export, "status": status, "forget": forget}
     try:
-        return actions[action](config)
+        return actions[action](replace(config, start=time.monotonic()))
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise

@@ -85,11 +85,10 @@ def run(config: Config) -> dict[str, Any]:
     folder = open_run(config)
     length, number = script.max_completion_length, script.num_prompts
     merge = Merge(path, prompts, own, dtype, script.onto, length, trusted, number)
-    partial = folder.path / "_final.partial"
     merge.record()
-    merge.save(partial)
-    numbers = merge.compare(partial)
-    partial.rename(folder.final)
+    merge.save(folder.partial)
+    numbers = merge.compare(folder.partial)
+    folder.publish_final()
     write_json(folder.path / "export.json", numbers)
     facts = {"model": name, "data": script.data_names(), **trusted}
     facts |= {key: numbers[key] for key in ("base", "stored", "onto")}

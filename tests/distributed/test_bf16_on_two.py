@@ -43,7 +43,10 @@ def words_of(name: str, **more: Any) -> list[str]:
     return [recipe, *flags(values)]
 
 
-@pytest.fixture(scope="module", params=["fsdp2", "zero2", "zero3"])
+ZERO2 = pytest.param("zero2", marks=pytest.mark.slow)  # between the two others, as in the recipes
+
+
+@pytest.fixture(scope="module", params=["fsdp2", ZERO2, "zero3"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, the last of them resumed behind its first step."""
     there = tmp_path_factory.mktemp("on") / request.param

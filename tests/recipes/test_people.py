@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 import recipes
 from recipes.lib.errors import UserError
 from recipes.lib.runs.files import read_jsonl
-from tests.helpers.answering import answer_all
+from tests.helpers.answering import answer_all, post
 from tests.helpers.tiny_runs import FAST, write
 
 ROOT = Path(__file__).parents[2]
@@ -166,3 +168,95 @@ def test_mistakes_are_told_and_leave_nothing(place: Path, words: list[str], told
     with pytest.raises(UserError, match=told):
         run(parse("feedback", [*words, "--output_dir", "runs/feedback/none"]))
     assert not (place / "runs/feedback/none").exists()
+
+
+def test_a_chat_keeps_what_people_do_and_what_that_implies_apart(place: Path) -> None:
+    folder = place / "runs/feedback/chat"
+    flags = ["--chat", "--compare_every", "2", "--max_completion_length", "6", "--port", "0"]
+    served = start(place, "serve", "a", "b", *flags, "--output_dir", str(folder))
+    page, number = page_of(served), iter(range(99))
+
+    def ask(messages: list[dict[str, str]], attempt: int = 0) -> tuple[str, list[str]]:
+        job = post(page, "/say", {"messages": messages, "attempt": attempt})["job"]
+        end = time.monotonic() + 120
+        while (said := post(page, "/reply", {"job": job}))["state"] != "done":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        return job, said["texts"]
+
+    def react(job: str, **reaction: Any) -> str:
+        name = str(next(number))
+        post(page, "/react", {"job": job, "id": name, "reaction": reaction, "seconds": 1.5})
+        return name
+
+    first = [{"role": "user", "content": "tell me cat"}]
+    job, (text,) = ask(first)
+    assert ask(first) == (job, [text])  # asked twice, such as after a cut line, is asked once
+    liked = react(job, kind="thumb", value=True)
+    react(job, kind="thumb", value=False, supersedes=liked)
+    react(job, kind="thumb", value=False, implicit="asked again")
+    again, (other,) = ask(first, attempt=1)
+    react(again, kind="pair", value=0, other=job)
+    react(again, kind="edit", value="the cat sun moon")
+    react(again, kind="thumb", value=True, implicit="kept")
+    turns = [*first, {"role": "assistant", "content": other}, {"role": "user", "content": "more"}]
+    both, two = ask(turns)
+    react(both, kind="pair", value=1)
+    for reaction in (
+        {"kind": "pair", "value": 0, "other": both},  # a reply to something else
+        {"kind": "thumb", "value": True, "completion": 2},
+        {"kind": "thumb", "value": False, "implicit": "kept"},
+        {"kind": "rank", "value": [1]},
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            react(job, **reaction)
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        react("of somebody else", kind="thumb", value=True)
+    served.send_signal(signal.SIGINT)
+    said, _ = served.communicate(timeout=120)
+    assert served.returncode == 0, said
+    rows = read_jsonl(folder / "answers.jsonl")
+    assert [(row["kind"], row["source"], row["weight"], row["reason"]) for row in rows] == [
+        ("thumb", "human", 1.0, None),
+        ("thumb", "implicit", 0.0, "asked again"),
+        ("pair", "human", 1.0, None),
+        ("edit", "human", 1.0, None),
+        ("thumb", "implicit", 0.0, "kept"),
+        ("pair", "human", 1.0, None),
+    ]
+    assert {one["run"] for one in rows[-1]["completions"]} == {"a", "b"}
+    (thumb,) = read_jsonl(folder / "final/unpaired_preference.jsonl")
+    assert (thumb["label"], thumb["completion"][0]["content"]) == (False, text)
+    chosen = [row["chosen"][0]["content"] for row in read_jsonl(folder / "final/preference.jsonl")]
+    assert set(chosen) <= {other, "the cat sun moon", two[1]}
+    (written,) = read_jsonl(folder / "final/prompt_completion.jsonl")
+    assert written["completion"][0]["content"] == "the cat sun moon"
+    recipes.run("feedback", action="export", output_dir=str(folder), implicit_weight=0.25)
+    thumbs = read_jsonl(folder / "final/unpaired_preference.jsonl")
+    assert [(one["label"], one["weight"]) for one in thumbs] == [
+        (False, 1.0),
+        (False, 0.25),
+        (True, 0.25),
+    ]
+
+
+def test_each_of_several_people_has_a_link_and_only_that(place: Path) -> None:
+    write(place / "items.jsonl", [{"prompt": "x", "completions": ["y", "z"]}])
+    flags = ["--items", "items.jsonl", "--port", "0", "--host", "127.0.0.1"]
+    served = start(place, "serve", *flags, "--share", "anna", "ben", "--output_dir", "shared")
+    links = [page_of(served), page_of(served)]
+    assert len(set(links)) == 2
+    page = links[0].partition("/a/")[0]
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        post(page, "/next", {"tab": "t", "holding": [], "number": 1})
+    for link in links:
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        assert opener.open(link).status == 200
+        asked = urllib.request.Request(
+            f"{page}/next", b'{"tab": "t", "holding": [], "number": 1}', {"Origin": page}
+        )
+        assert len(json.load(opener.open(asked))["asked"]) == (link == links[0])  # one item
+    served.send_signal(signal.SIGINT)
+    served.communicate(timeout=60)
+    status = recipes.run("feedback", action="status", output_dir="shared")
+    assert status["items"] == 1

@@ -12,6 +12,8 @@ import pytest
 from datasets import Dataset
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from recipes.lib.config.library_checks import check_training
+from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.recipe.main import run
@@ -54,7 +56,7 @@ def words(**more: str) -> list[str]:
         "push_to_hub": "true",
         "hub_model_id": "someone/tiny",
         "hub_token": TOKEN,
-        "hub_strategy": "end",
+        "hub_strategy": "every_save",
         "hub_revision": "trial",
     } | more
     return [part for key, value in given.items() for part in (f"--{key}", str(value))]
@@ -99,6 +101,7 @@ def test_a_training_ends_with_one_commit_of_the_whole_run_and_no_secret(folder: 
     assert hub.tokens == {TOKEN}
     (commit,) = hub.model(NAME).log[1:]
     assert commit["branch"] == "trial"
+    assert "note: hub_strategy=every_save: the run is pushed once, whole" in done.stderr
     assert f"note: {NAME} is whole at commit {commit['commit']}." in done.stderr
     files = pushed(hub)["Model save"]
     final = folder / "run/final"
@@ -123,24 +126,11 @@ def of_a_run(run: Path) -> bool:
     return names == set(told.split()) and not list(run.rglob("training_args.bin"))
 
 
-def test_every_save_is_pushed_and_leaves_nothing_in_the_run_folder(
-    folder: Path, online: Callable[[LoopbackHub], None]
-) -> None:
-    every = {"hub_strategy": "every_save", "hub_always_push": "true", "hub_revision": "main"}
-    with LoopbackHub() as hub:
-        online(hub)
-        done = attempt("ppo", words(**every), folder)
-    assert done.code == 0, done.err
-    assert of_a_run(folder / "run")
-    assert (folder / "run/checkpoint-2/model.safetensors").is_file()  # behind a push, too
-    found = pushed(hub)
-    assert {"Training in progress, step 1", "Model save"} <= set(found)
-    first, last = (found[message] for message in ("Training in progress, step 1", "Model save"))
-    saved = (folder / "run/checkpoint-1/model.safetensors").read_bytes()
-    assert first["model.safetensors"] == saved != last["model.safetensors"]
-    assert last["model.safetensors"] == (folder / "run/final/model.safetensors").read_bytes()
-    assert not any(TOKEN.encode() in c for files in found.values() for c in files.values())
-    assert not any("training_args.bin" in files for files in found.values())
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_checkpoints_are_not_pushed(strategy: str, tmp_path: Path) -> None:
+    training = PPOConfig(output_dir=str(tmp_path), use_cpu=True, push_to_hub=True)
+    with pytest.raises(UserError, match=f"hub_strategy={strategy}: checkpoints hold pickles"):
+        check_training(training, {"hub_strategy": strategy})
 
 
 def test_an_adapter_on_a_base_that_nobody_else_has_does_not_begin(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,12 +113,14 @@ def test_all_stages_run_and_are_summed_up(folder: Path, capsys: pytest.CaptureFi
     assert sum(map(len, prompts)) == len(set().union(*prompts))
 
 
+@pytest.mark.slow  # what a page and its people do is tested in test_people.py, too
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_people_are_asked_before_the_reward_model_and_at_the_end(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, changes in WITH_PEOPLE.items():
         write(folder, name, changes)
-    monkeypatch.setenv("BROWSER", f"{sys.executable} -m tests.helpers.answering %s")
+    monkeypatch.setenv("BROWSER", f"{sys.executable} -m tests.helpers.browsing %s")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     root = folder / "runs-people"
     summary = run(folder, people=True, output_dir=str(root))
@@ -129,9 +132,8 @@ def test_people_are_asked_before_the_reward_model_and_at_the_end(
     lineage = json.loads((root / "reward/lineage.json").read_text())
     pairs = read_jsonl(root / "people/final/preference.jsonl")
     assert [data["name"] for data in lineage["data"]] == [f"{root}/feedback", f"{root}/people"]
-    learned = json.loads((root / "reward/summary.json").read_text())["num_train"]
-    simulated = read_jsonl(root / "feedback/final/train.jsonl")
-    assert learned == len(simulated) + len(pairs) == len(simulated) + 3
+    assert len(pairs) == 3
+    assert len(lineage["data"][1]["files"]["preference.jsonl"]) == 64
     run(folder, people=True, output_dir=str(root))
     assert capsys.readouterr().out.count("finished before") == 8
 

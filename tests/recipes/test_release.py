@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -17,11 +18,14 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from transformers import AutoModelForCausalLM
 
 import recipes
 from recipes.lib.errors import UserError
+from recipes.lib.generation.completions import complete
 from recipes.lib.publishing import merge
 from recipes.lib.publishing.card import base_of, write_card
 from recipes.lib.publishing.source import load_as_trained
@@ -239,8 +243,19 @@ def test_talking_to_a_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rlhf chat: /frobnicate: is no command" in done.err
 
 
-def test_ctrl_c_does_not_end_the_conversation(runs: Path) -> None:
-    words = [sys.executable, "-u", "-m", "recipes.cli", "chat", "runs/sft/chats"]
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(runs: Path) -> None:
+    from tests.conftest import word_tokenizer
+    from tests.helpers.tiny_models import save_model
+
+    tokenizer = word_tokenizer()
+    more = {"initializer_range": 0.3, "max_position_embeddings": 4096}
+    save_model(runs / "endless", tokenizer, hidden_size=32, **more)
+    model = AutoModelForCausalLM.from_pretrained(runs / "endless")
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] = 0  # the best token is always another
+    model.save_pretrained(runs / "endless")
+    words = [sys.executable, "-u", "-m", "recipes.cli", "chat", "endless"]
+    words += ["--temperature", "0", "--max_completion_length", "4000"]
     ours, theirs = pty.openpty()
     terminal = termios.tcgetattr(theirs)
     terminal[3] &= ~termios.ECHO
@@ -253,22 +268,41 @@ def test_ctrl_c_does_not_end_the_conversation(runs: Path) -> None:
         stderr=theirs,
         env={"PYTHONPATH": str(ROOT), "PATH": "", "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
+        # A shell may have ignored SIGINT of what runs in its background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
     read_until(ours, b"> ")
     process.send_signal(signal.SIGINT)  # while it is asked
     read_until(ours, b"> ")
     os.write(ours, b"the cat\n")
-    assert len(read_until(ours, b"> ").strip()) > 2
+    cut = os.read(ours, 1024)
+    process.send_signal(signal.SIGINT)  # while it answers
+    cut = (cut + read_until(ours, b"\r\n> ")).removesuffix(b"\r\n> ")
+    os.write(ours, b"the dog\n")
+    said = os.read(ours, 1024)
+    while len(said) < 40:
+        said += os.read(ours, 1024)
+    process.send_signal(signal.SIGINT)
+    read_until(ours, b"> ")
     os.write(ours, b"/quit\n")
     assert process.wait(timeout=60) == 0
     os.close(ours)
+    turns = [user("the cat")]
+    (whole,) = complete(model, tokenizer, [turns], max_new_tokens=200, temperature=0.0)
+    assert whole.text.startswith(cut.decode())
+    assert 0 < len(cut) < len(whole.text)
+    turns += [{"role": "assistant", "content": cut.decode()}, user("the dog")]
+    (whole,) = complete(model, tokenizer, [turns], max_new_tokens=200, temperature=0.0)
+    assert whole.text.startswith(said.decode())  # what was said before it was cut counts
 
 
 def read_until(terminal: int, mark: bytes) -> bytes:
     """What a terminal shows, up to a mark at its end."""
-    shown = b""
+    shown, end = b"", time.monotonic() + 120
     while not shown.endswith(mark):
+        ready, _, _ = select.select([terminal], [], [], max(0, end - time.monotonic()))
+        assert ready, shown
         shown += os.read(terminal, 1024)
     return shown
 

@@ -106,11 +106,23 @@ def check_training(training: Any, values: dict[str, Any]) -> None:
         for tracker in get_reporting_integration_callbacks(training.report_to):
             tracker()
 
+    if training.push_to_hub:
+        _check_hub_strategy(values.get("hub_strategy", "end"))
     check_trackers(training.report_to)
     _ask(schedule, values, ("lr_scheduler_type", "lr_scheduler_kwargs"))
     _ask(trackers, values, ("report_to",))
     if "optim" in values:
         _ask(lambda: Trainer.get_optimizer_cls_and_kwargs(training), values, ("optim",))
+
+
+def _check_hub_strategy(strategy: str) -> None:
+    if strategy == "every_save":  # Trainer's default, which many files spell out
+        note("hub_strategy=every_save: the run is pushed once, whole, when it is done.")
+    elif strategy != "end":
+        raise UserError(
+            f"hub_strategy={strategy}: checkpoints hold pickles, which are not pushed; leave it "
+            "out, and the finished run is."
+        )
 
 
 def _ask(question: Any, values: dict[str, Any], keys: tuple[str, ...]) -> None:

@@ -75,6 +75,9 @@ class ExchangeArguments:
         "What files hold.",
         choices=("trl", "argilla", "label-studio", "csv", "parquet"),
     )
+    implicit_weight: float = option(
+        0.0, "Weight in training of what people merely did in a chat; export leaves it out at 0."
+    )
     mapping: str | None = option(
         None, "Makes feedback rows of a record of any other file: file.py:function."
     )

@@ -74,11 +74,12 @@ class Project:
             self.store.add_annotator(name)
             self.store.add_rows(name, given)
 
-    def export(self, format: str) -> dict[str, Any]:
+    def export(self, format: str, implicit_weight: float = 0.0) -> dict[str, Any]:
         """Write the answers that hold.
 
         Args:
             format: As of `exchange.write_answers`.
+            implicit_weight: Of answers that were merely implied.
 
         Returns:
             The summary: rows by file, how often each run was preferred, what `describe` says.
@@ -88,13 +89,18 @@ class Project:
         """
         from recipes.lib.feedback.exchange import write_answers  # late: the page does without it
 
-        rows = list(self.store.rows())
+        rows = [
+            row | {"weight": implicit_weight} if row["source"] == "implicit" else row
+            for row in self.store.rows()
+        ]
         try:
             written = write_answers(rows, self.path, format)
         except OSError as error:
             raise UserError(f"output_dir={self.path} cannot be written: {error}.") from error
         numbers = {f"num_{name}": number for name, number in written.items()}
-        return numbers | {"preferred": preferred(rows)} | self.describe(rows)
+        told = self.describe(rows)
+        del told["answers"]
+        return numbers | {"preferred": preferred(rows)} | told
 
     def describe(self, rows: Sequence[Row]) -> dict[str, Any]:
         """What `agreement.describe` says of rows, with the gold answers of the project."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from recipes.lib.feedback.rows import Row, current
 
-COLUMNS = ("annotator", "answers", "cannot judge", "s/answer", "A first", "longer", "same", "right")
+# passed: cannot judge; repeated, gold: share that was as before, as is right.
+COLUMNS = ("who", "answers", "passed", "s each", "A first", "longer", "repeated", "gold")
 
 
 def preferred(rows: Iterable[Row]) -> dict[str, int]:
@@ -54,12 +55,12 @@ def agreement_lines(told: dict[str, Any]) -> list[str]:
         if one["alpha"] is None:
             continue
         pairs = [
-            f"{' and '.join(pair['annotators'])} kappa {pair['kappa']:.2f}"
+            f"kappa {pair['kappa']:.2f} of {' and '.join(pair['annotators'])}"
             for pair in one["pairs"]
             if pair["kappa"] is not None
         ]
         said = f"{one['kind']}, {one['aspect']}: alpha {one['alpha']:.2f} on {one['units']}"
-        lines.append(f"{said} shared answers; {', '.join(pairs[:6])}")
+        lines.append(f"{said} shared answers, {', '.join(pairs[:6])}")
     return lines
 
 
@@ -67,4 +68,4 @@ def _share(found: dict[str, float] | None) -> str:
     if found is None:
         return ""
     low, high = (100 * found[key] for key in ("low", "high"))
-    return f"{found['count'] / found['of']:.0%} ({low:.0f}-{high:.0f})"
+    return f"{found['count'] / found['of']:.0%} {low:.0f}-{high:.0f}"

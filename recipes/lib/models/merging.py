@@ -8,6 +8,11 @@ Shapes: T tokens, V outputs.
 
 from __future__ import annotations
 
+import copy
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +53,104 @@ def merge_adapter(adapted: PeftModel, path: str) -> PreTrainedModel:
     model.name_or_path = path  # so that an adapter trained on it names this folder as its base
     _refuse_drift(before_TV, _probe(model), model.dtype, path)
     return model
+
+
+def save_merged(adapted: PeftModel, folder: Path, max_shard_size: str) -> None:
+    """Merge an adapter into its base and save that, with one shard of it in memory at a time.
+
+    A layer is merged when its shard is written: in 32 bits, and rounded once. What was rounded to 4
+    or 8 bits is spread out again there.
+
+    Args:
+        adapted: The adapter on its base, as training saw the two; it is changed.
+        folder: Where the model goes.
+        max_shard_size: Of a file of weights, such as "1GB".
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    _part_shared_embeddings(adapted)
+    base: Any = adapted.get_base_model()
+    dtype, waiting, inside = base.dtype, _Unmerged(base), "-"
+    for name, layer in list(base.named_modules()):
+        if name.startswith(f"{inside}."):
+            continue
+        if hasattr(layer, "unload_and_optionally_merge_module"):  # a whole layer that was trained
+            inside = name
+        elif isinstance(layer, BaseTunerLayer) or _is_rounded(layer):
+            inside, waiting.layers[name] = name, layer
+            base.set_submodule(name, _without_weights(layer, dtype))
+    model: Any = adapted.merge_and_unload()
+    if getattr(model, "is_quantized", False):
+        model.hf_quantizer.remove_quantization_config(model)
+    # transformers fetches what is not there yet from a hook, and writes it shard by shard.
+    model.hf_device_map, model._hf_hook = {"": "disk"}, SimpleNamespace(weights_map=waiting)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded")
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+
+
+@dataclass
+class _Unmerged:
+    """Layers by their names; asked for a weight of theirs, it is that of the merged layer."""
+
+    model: Any
+    layers: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        layer, _, parameter = name.rpartition(".")
+        weight = _merged_layer(self.layers[layer]).get_parameter(parameter)
+        return weight.detach().to(self.model.get_parameter(name).dtype)
+
+
+@torch.no_grad()
+def _merged_layer(layer: Any) -> nn.Module:
+    """A plain layer in 32 bits that says what an adapted or rounded one does."""
+    inner = _inner(layer)
+    if not _is_rounded(inner):
+        layer = copy.deepcopy(layer).float()
+        layer.merge()
+        return _inner(layer)
+    plain = dequantized(inner)
+    for adapter in getattr(layer, "active_adapters", ()):  # as peft's own, which rounds again
+        if variant := layer.lora_variant.get(adapter):
+            plain.weight.data = variant.merge_safe(layer, adapter, plain.weight.data)
+        else:
+            plain.weight.data += layer.get_delta_weight(adapter)
+    return plain
+
+
+def _inner(layer: Any) -> Any:
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+
+
+def _is_rounded(layer: Any) -> bool:
+    return type(layer).__module__.startswith("bitsandbytes.")
+
+
+def _without_weights(layer: Any, dtype: torch.dtype) -> nn.Module:
+    inner = _inner(layer)
+    if not _is_rounded(inner):
+        return copy.deepcopy(inner).to("meta")
+    sizes, has_bias = (inner.in_features, inner.out_features), inner.bias is not None
+    return nn.Linear(*sizes, bias=has_bias, dtype=dtype, device="meta")
+
+
+def dequantized(layer: Any) -> Any:
+    """A layer of 4 or 8 bits as one with the same weights in 32; another one as it is."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    if not _is_rounded(layer):
+        return layer
+    if (state := getattr(layer, "state", None)) is None:
+        weight = dequantize_module_weight(layer).detach().float()
+    else:  # of 8 bits; where the scales are depends on whether it was asked before
+        scales = layer.weight.SCB if state.SCB is None else state.SCB
+        weight = layer.weight.detach().float() * scales.float()[:, None] / 127
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    plain.weight = nn.Parameter(weight)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().float())
+    return plain
 
 
 def refuse_prompt(config: Any, path: str) -> None:

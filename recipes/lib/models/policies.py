@@ -152,12 +152,7 @@ def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreT
     load = partial(load_policy, trust_remote_code=trust_remote_code)
     with naming_adapter(path):
         base = load_rounded(path, plain, load)
-    if getattr(base, "is_quantized", False):
-        raise UserError(
-            f"model_name_or_path={path}: its base {plain.model_name_or_path} is stored quantized, "
-            "and merging would round the adapter away; put the base in 16 bits under "
-            "base_model_name_or_path of adapter_config.json."
-        )
+    refuse_stored_quantized(base, path)
     merged = merge_adapter(load_adapter(base, path), path)
     if not is_quantized(model_args):
         return merged
@@ -166,6 +161,16 @@ def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreT
     loaded = type(merged).from_pretrained(None, **given, **pretrained_options(model_args))
     loaded.name_or_path = path
     return loaded
+
+
+def refuse_stored_quantized(base: Any, path: str) -> None:
+    """Refuse a base whose own files are in few bits, for merging an adapter into it."""
+    if getattr(base, "is_quantized", False):
+        raise UserError(
+            f"model_name_or_path={path}: its base {base.name_or_path} is stored quantized, "
+            "and merging would round the adapter away; put the base in 16 bits under "
+            "base_model_name_or_path of adapter_config.json."
+        )
 
 
 def is_quantized(model_args: ModelConfig) -> bool:

@@ -105,6 +105,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         lstrip_blocks=True,
         autoescape=False,  # Markdown, not HTML
     )
+    environment.filters["repr"] = repr
     return environment.get_template("card.md.jinja").render(
         data=data.to_yaml(),
         title=title,
@@ -112,7 +113,11 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         recipe=trained.recipe,
         verdict=verdict(trained),
         facts=list(_facts(trained, base, commit, licence)),
-        snippet=snippet(final, repo or str(final)),
+        name=repo or str(final),
+        is_adapter=is_adapter(final),
+        is_reward="reward" in kind,
+        is_text=not (final / "chat_template.jinja").is_file(),
+        bits=_bits(read_json(final / BASE_QUANTIZATION)),
         results=list(_results(trained)),
         evaluations=[f"{verdict(one)} Compared {_judge(one)}." for one in contests],
         limits=list(_limits(trained, files)),
@@ -122,52 +127,10 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
     )
 
 
-def snippet(final: Path, name: str) -> str:
-    """The lines that load a model and let it speak, or score.
-
-    Args:
-        final: Its folder.
-        name: What it is loaded by.
-    """
-    is_text = not (final / "chat_template.jinja").is_file()
-    prompt: Any = "Once upon a time" if is_text else [{"role": "user", "content": "Hello!"}]
-    is_reward, adapter = "reward" in _kind(final), is_adapter(final)
-    loader = "ForSequenceClassification" if is_reward else "ForCausalLM"
-    loader = f"{'AutoPeftModel' if adapter else 'AutoModel'}{loader}"
-    known = read_json(final / BASE_QUANTIZATION) if adapter else {}
-    names = ["AutoTokenizer", *([] if adapter else [loader])]
-    names = sorted([*names, *(["BitsAndBytesConfig"] if known else [])])
-    options = f", quantization_config=BitsAndBytesConfig({_bits(known)})" if known else ""
-    options += ", num_labels=1" if adapter and is_reward else ""
-    lines = [f"from peft import {loader}"] if adapter else []
-    lines += [
-        f"from transformers import {', '.join(names)}",
-        "",
-        f"name = {name!r}",
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
-        f"model = {loader}.from_pretrained(name{options})",
-    ]
-    template = f"tokenizer.apply_chat_template({prompt!r}, "
-    if is_reward:
-        text = f"{prompt!r} + tokenizer.eos_token" if is_text else f"{template}tokenize=False)"
-        options = "" if is_text else "add_special_tokens=False, "
-        lines += [f'inputs = tokenizer({text}, {options}return_tensors="pt")']
-        return "\n".join([*lines, "print(model(**inputs).logits.item())"])
-    asked = f"tokenizer({prompt!r}, " if is_text else f"{template}add_generation_prompt=True, "
-    asked += "" if is_text else "return_dict=True, "
-    return "\n".join(
-        [
-            *lines,
-            f'inputs = {asked}return_tensors="pt")',
-            "output = model.generate(**inputs, max_new_tokens=64)",
-            'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))',
-        ]
-    )
-
-
 def _bits(known: dict[str, Any]) -> str:
-    if known.get("load_in_8bit"):
-        return "load_in_8bit=True"
+    """What rounds the base of an adapter as it was in training; empty where it was not."""
+    if not known or known.get("load_in_8bit"):
+        return "load_in_8bit=True" if known else ""
     nested = ", bnb_4bit_use_double_quant=True" if known.get("use_bnb_nested_quant") else ""
     return f"load_in_4bit=True, bnb_4bit_quant_type={known['bnb_4bit_quant_type']!r}{nested}"
 

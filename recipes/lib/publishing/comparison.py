@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from recipes.lib.generation.completions import complete
 from recipes.lib.models.forward import base_model
+from recipes.lib.models.merging import dequantized
 from recipes.lib.rewards.reward_models import RewardModel
 
 NUM_ROWS = BATCH_SIZE = 16
@@ -92,6 +93,20 @@ def compare_policy(
     }
     said = distance(zip(kept, _logits(merged, recording), strict=True))
     return equal | said | arrived(recording, merged)
+
+
+def rounded(model: Any, dtype: torch.dtype) -> Any:
+    """A copy of a model with its weights, and nothing else, in another number format."""
+    model = copy.deepcopy(model)
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
+
+
+def kl_between(model: Any, other: Any, recording: Recording) -> float:
+    """KL of a model from another, nats a token, on what was recorded."""
+    pairs = zip(_logits(model, recording), _logits(other, recording), strict=True)
+    return distance(pairs)["kl_per_token"]
 
 
 def distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -172,28 +187,8 @@ def _layers(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
         is_asked = isinstance(module, BaseTunerLayer) and type(module) is not TrainableTokensLayer
         if is_asked and isinstance(inner, (nn.Linear, nn.Embedding, Conv1D)):
             added = _ask(module, name) - _ask(inner, name)
-            found[name] = (_ask(_dequantized(inner), name), added)
+            found[name] = (_ask(dequantized(inner), name), added)
     return {name: pair for name, pair in found.items() if bool(pair[1].any())}
-
-
-def _dequantized(layer: Any) -> Any:
-    """A layer of 4 or 8 bits with the same weights, and without what it rounds of its inputs."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    if type(layer) in (nn.Linear, nn.Embedding) or not isinstance(layer, nn.Linear):
-        return layer
-    state = getattr(layer, "state", None)
-    if state is not None:  # of 8 bits; where the scales are depends on whether it was asked before
-        own: Any = layer.weight
-        scales = own.SCB if state.SCB is None else state.SCB
-        weight = layer.weight.detach().float() * scales.float()[:, None] / 127
-    else:
-        weight = dequantize_module_weight(layer).detach().float()
-    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    plain.weight = nn.Parameter(weight)
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach().float())
-    return plain
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ class Conversation:
 
         Raises:
             UserError: The conversation is longer than the model's context, or nothing was said.
+            KeyboardInterrupt: The answer ends where it is, and stays in the conversation.
         """
         before = list(self.turns)
         if text is None:
@@ -53,28 +54,35 @@ class Conversation:
         else:
             self.turns = [*self.turns, {"role": "user", "content": text}]
         try:
-            said = self._answer()
-        except (UserError, KeyboardInterrupt):
+            return self._answer()
+        except UserError:
             self.turns = before
             raise
-        if self.tokenizer.chat_template:
-            self.turns.append({"role": "assistant", "content": said})
-        return said
 
     def _answer(self) -> str:
-        said = stream(
-            self.model,
-            self.tokenizer,
-            self._prompt(),
-            print_piece,
-            max_new_tokens=self.max_completion_length,
-            temperature=self.temperature,
-            seed=self.seed,
-            episode=self.num_answers,
-            template_kwargs=self.template_kwargs,
-        )
-        self.num_answers += 1
-        return said
+        pieces: list[str] = []
+
+        def show(piece: str) -> None:
+            pieces.append(piece)
+            print_piece(piece)
+
+        try:
+            stream(
+                self.model,
+                self.tokenizer,
+                self._prompt(),
+                show,
+                max_new_tokens=self.max_completion_length,
+                temperature=self.temperature,
+                seed=self.seed,
+                episode=self.num_answers,
+                template_kwargs=self.template_kwargs,
+            )
+        finally:  # what was said before Ctrl-C is said
+            self.num_answers += 1
+            if self.tokenizer.chat_template:
+                self.turns.append({"role": "assistant", "content": "".join(pieces)})
+        return "".join(pieces)
 
     def _prompt(self) -> Any:
         if not self.tokenizer.chat_template:

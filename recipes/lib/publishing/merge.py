@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,23 @@ from recipes.lib.models.adapter_folders import (
     adapter_task,
     base_args,
     load_adapter,
+    load_rounded,
+    naming_adapter,
+    quantized_args,
 )
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.folders import fetch_adapter, is_adapter, resolve_model
-from recipes.lib.models.merging import merge_adapter
-from recipes.lib.models.policies import load_policy, load_trained, placed
+from recipes.lib.models.merging import merge_adapter, refuse_prompt, save_merged
+from recipes.lib.models.policies import load_policy, load_trained, placed, refuse_stored_quantized
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.publishing import comparison
 
 # Largest KL from the trained model, nats a token, by what its base was rounded to ...
 OF_BASE = {"": 1e-6, "4-bit": 1e-4, "8-bit": 5e-3}
-# ... and what the coarser number format of the two adds.
-OF_FORMAT = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+# ... and what the coarser number format of the two adds; beyond that, twice what storing costs.
+OF_FORMAT = {torch.float32: 0.0, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 LARGEST_LOGITS = 1e-3  # difference in 32 bits, where nothing is rounded; of larger logits a share
-LARGEST_FILE = "2GB"  # of weights; one at a time is copied in memory
+LARGEST_FILE = "500MB"  # of weights; one at a time lies in memory
 ARRIVED = 0.1  # how far from whole a layer's adapter may be
 
 
@@ -104,14 +108,24 @@ class Merge:
         Raises:
             UserError: It cannot be merged.
         """
-        args, model = self._args(self.dtype), None
-        if self.onto == "original":
-            of_base = base_args(self.path, args)
-            model = self._load(of_base, new_head=True)
-            model = merge_adapter(load_adapter(model, self.path), self.path)
-        model = model or self._load(args, new_head=True)
-        model.save_pretrained(target, max_shard_size=LARGEST_FILE)
+        args = base_args(self.path, self._args(self.dtype))
+        rounded = quantized_args(self.path, args) if self.onto == "trained" else None
+        with naming_adapter(self.path):
+            base = self._load(rounded or args, new_head=True)
+        if rounded is None:
+            refuse_stored_quantized(base, self.path)
+        if self.is_reward:
+            base.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        adapted = load_adapter(base, self.path)
+        refuse_prompt(adapted.active_peft_config, self.path)
+        save_merged(adapted, target, LARGEST_FILE)
         self.tokenizer.save_pretrained(target)
+
+    def whole(self) -> Any:
+        """The trained model, merged in 32 bits in memory."""
+        args = base_args(self.path, self._args(self.trained_dtype))
+        base = load_rounded(self.path, args, partial(self._load, new_head=True)).float()
+        return placed(merge_adapter(load_adapter(base, self.path), self.path))
 
     def _load(self, args: ModelConfig, *, new_head: bool) -> Any:
         if not self.is_reward:
@@ -145,7 +159,17 @@ class Merge:
             "num_prompts": len(self.prompts),
             "same_tokenizer": _same_tokenizer(self.tokenizer, tokenizer),
         } | told
-        of_format = max(OF_FORMAT.get(dtype, 1e-2) for dtype in (self.format, model.dtype))
+        coarser = max(self.format, model.dtype, key=lambda dtype: OF_FORMAT.get(dtype, 1e-3))
+        of_format = OF_FORMAT.get(coarser, 1e-3)
+        kl: Any = 0.0 if self.onto == "original" else numbers.get("kl_per_token", 0.0)
+        if of_format and kl > OF_BASE[kind] + of_format:
+            # Two models that compute in 16 bits are farther from each other than from the truth.
+            whole = self.whole()
+            numbers["kl_from_float32"] = comparison.kl_between(whole, model, self.recording)
+            rounded = comparison.rounded(whole, coarser)
+            stored = comparison.kl_between(whole, rounded, self.recording)
+            numbers["kl_of_storing"] = stored
+            of_format = max(of_format, 2 * stored)
         refuse_difference(self.path, numbers, OF_BASE[kind], of_format)
         return numbers
 
@@ -193,8 +217,9 @@ def _difference(numbers: dict[str, Any], of_base: float, of_format: float) -> st
         logits, scores = told["logits_max_difference"], told["scores_max_difference"]
         most = LARGEST_LOGITS * max(1.0, told["logits_spread"])
         # Logits that are off by d, in units of their spread, are some d^2 / 2 nats apart.
-        of_scores = (1e-3 + (2 * (of_base + of_format)) ** 0.5) * told["scores_spread"]
-        kl = told["kl_per_token"]
+        # Of a score, which is one number, no mean is taken: ten times.
+        of_scores = (1e-3 + (2 * (of_base + 10 * of_format)) ** 0.5) * told["scores_spread"]
+        kl = told.get("kl_from_float32", told["kl_per_token"])
         checks += [
             (kl <= of_base + of_format, f"its KL is {kl:.1e} nats a token"),
             (is_rounded or logits <= most, f"its logits differ by {logits:.1e}"),

@@ -35,7 +35,6 @@ from recipes.lib.runs.pickles import check_checkpoint
 from recipes.lib.runs.resume import stored_values
 from recipes.lib.trainers import progress
 from recipes.lib.trainers.batch_sizes import set_accumulation
-from recipes.lib.trainers.resumable import STAGED
 from recipes.lib.trainers.row_fit import account_for_rows, check_fit, with_row_numbers
 from recipes.lib.trainers.trl import make_trl_trainer
 
@@ -278,20 +277,15 @@ def save_final(trainer: Any, run: Run) -> None:
         run: Its run.
     """
     broadcast_from_main(lambda: refuse_if_locked(run.path))  # it may have been moved
-    partial = run.path / "_final.partial"  # what begins with _ is not pushed to the Hub
     try:
         with save_unsharded(trainer):
-            trainer.save_model(str(partial), _internal_call=True)
+            trainer.save_model(str(run.partial), _internal_call=True)
     except Exception:
-        shutil.rmtree(partial, ignore_errors=True)  # half a model is none
+        shutil.rmtree(run.partial, ignore_errors=True)  # half a model is none
         raise
     trainer.accelerator.wait_for_everyone()
-    if trainer.args.push_to_hub:  # what was saved on the way
-        trainer._finish_current_push()
-        shutil.rmtree(run.path / STAGED, ignore_errors=True)
     if is_main_process():
-        shutil.rmtree(run.final, ignore_errors=True)
-        partial.replace(run.final)
+        run.publish_final()
     trainer.accelerator.wait_for_everyone()
 
 

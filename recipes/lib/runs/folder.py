@@ -6,6 +6,7 @@ summary.json. A folder with a config.yaml holds a run; one with a summary.json h
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,16 @@ class Run:
     def final(self) -> Path:
         """Folder of the finished model or data."""
         return self.path / "final"
+
+    @property
+    def partial(self) -> Path:
+        """Folder that becomes final/ when it is whole; what begins with _ is never pushed."""
+        return self.path / "_final.partial"
+
+    def publish_final(self) -> None:
+        """Make the partial folder final/, in place of an earlier one."""
+        shutil.rmtree(self.final, ignore_errors=True)
+        self.partial.replace(self.final)
 
     def write_summary(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write summary.json, which marks the run as finished, and return the summary."""

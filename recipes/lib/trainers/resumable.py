@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
-from transformers.utils.hub import hf_api
 
 from recipes.lib.distributed.launch import Launch
 from recipes.lib.distributed.mixed_precision import keep_outputs_fp32
@@ -31,7 +29,6 @@ from recipes.lib.trainers.interruption import OF_TRL, Stoppable
 REMEDY = "set it, gradient_accumulation_steps and the number of processes so that it does"
 
 
-STAGED = "_hub"  # folder that uploads in the background read; gone with the end of the run
 CARRIED = "carried"  # carried_0.json of the first process, and so on
 
 
@@ -78,8 +75,6 @@ class Resumable(Stoppable):
             self._put_in_place(run / PARTIAL / name, run / name)
         self.accelerator.wait_for_everyone()
         self._written = run / name
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(run / name))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
@@ -95,21 +90,7 @@ class Resumable(Stoppable):
         """Write none: Trainer's and TRL's speak of None where they know no name."""
 
     def _push_from_checkpoint(self, folder: str) -> None:
-        # Later, from where it stays: an upload in the background would miss what is renamed.
-        if self._writes_into is not None:
-            return
-        # Trainer copies the model to where it uploads from, which is not to be the run folder.
-        run, staged = self.args.output_dir, Path(self.args.output_dir) / STAGED
-        staged.mkdir(exist_ok=True)
-        self.args.output_dir = str(staged)
-        is_ready = threading.Event()
-        hf_api().run_as_future(is_ready.wait)  # uploads wait in line behind it
-        try:
-            super()._push_from_checkpoint(folder)  # type: ignore[misc]
-            (staged / "training_args.bin").unlink(missing_ok=True)
-        finally:
-            is_ready.set()
-            self.args.output_dir = run
+        """Push nothing: what leaves is looked through first, and that is the finished run."""
 
     def _put_in_place(self, partial: Path, target: Path) -> None:
         self.state.save_to_json(str(partial / "trainer_state.json"))

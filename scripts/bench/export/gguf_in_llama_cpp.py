@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
 from recipes import export  # noqa: E402
 from recipes.lib.publishing.readback import sample_texts  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
@@ -84,9 +86,7 @@ class Greedy:
     """What a model completes its prompts with."""
 
     def __init__(self, model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
-        import torch
-
-        known = tokenizer.get_vocab()
+        known, self.model = tokenizer.get_vocab(), model
         self.ends = {tokenizer.eos_token_id}
         self.ends |= {known[name] for name in NAMED_ENDS if name in known}
         self.prompts, self.said = prompts, []
@@ -101,10 +101,25 @@ class Greedy:
         ends = (place for place, token in enumerate(ids) if token in self.ends)
         return ids[: next(ends, len(ids))]
 
-    def same(self, llama: LlamaCpp) -> float:
-        """Share of prompts that llama.cpp completes alike, token by token."""
-        pairs = zip(self.prompts, self.said, strict=True)
-        return sum(self.cut(llama.greedy(ids)) == said for ids, said in pairs) / len(self.said)
+    def gaps(self, llama: LlamaCpp) -> list[float]:
+        """How much the model prefers its own token where llama.cpp says another, in nats, or 0."""
+        return [
+            self.gap(ids, said, llama.greedy(ids))
+            for ids, said in zip(self.prompts, self.said, strict=True)
+        ]
+
+    def gap(self, ids: list[int], said: list[int], other: list[int]) -> float:
+        """The gap of one prompt; where one completion has ended, of the best two tokens."""
+        if self.cut(other) == said:
+            return 0.0
+        pairs = enumerate(zip(said, self.cut(other), strict=False))
+        place = next((at for at, (a, b) in pairs if a != b), min(len(said), len(self.cut(other))))
+        given = torch.tensor([ids + said[:place]])
+        with torch.no_grad():
+            best = self.model(given).logits[0, -1].log_softmax(-1)
+        tokens = [row[place] for row in (said, other) if place < len(row)]
+        low = best[tokens[1]] if len(tokens) == 2 and tokens[1] != tokens[0] else best.topk(2)[0][1]
+        return float(best.max() - low)
 
 
 def prompts_of(tokenizer: Any, texts: Sequence[str] = ()) -> list[list[int]]:
@@ -140,15 +155,22 @@ def measure(name: str, folder: Path, texts: Sequence[str] = ()) -> dict[str, Any
         keys = {"run": name, "outtype": outtype, "output_dir": str(out)}
         summary = export.run(parse("export", [], keys))
         llama = LlamaCpp(out / "model.gguf")
+        gaps = greedy.gaps(llama)
         known = [text for text in sample_texts() if text]
         alike = [llama.tokens(text) == tokenizer(text)["input_ids"] for text in known]
         found[outtype] = {
             "tokens": sum(alike) / len(alike),
-            "greedy": greedy.same(llama),
+            "greedy": gaps.count(0.0) / len(gaps),
+            "near": share_near([gap for gap in gaps if gap], summary["logits_max_difference"]),
             "kl": summary["kl_per_token"],
             "bytes": (out / "model.gguf").stat().st_size,
         }
     return found
+
+
+def share_near(gaps: list[float], rounding: float) -> float:
+    """Share of the first differences where the two tokens are closer than twice the rounding."""
+    return sum(gap <= 2 * rounding for gap in gaps) / max(len(gaps), 1)
 
 
 def measure_adapter(folder: Path) -> float:
@@ -171,7 +193,8 @@ def measure_adapter(folder: Path) -> float:
         out = {"run": str(run), "output_dir": str(folder / keys["to"])}
         export.run(parse("export", [], keys | out))
     llama = LlamaCpp(folder / "gguf/model.gguf", folder / "gguf-adapter/adapter.gguf")
-    return Greedy(adapted, tokenizer, prompts_of(tokenizer, tales())).same(llama)
+    gaps = Greedy(adapted, tokenizer, prompts_of(tokenizer, tales())).gaps(llama)
+    return gaps.count(0.0) / len(gaps)
 
 
 def tales() -> list[str]:
@@ -198,17 +221,18 @@ def main() -> int:
         models |= {Path(name).name: (name, stories()) for name in sys.argv[1:]}
         for number, (name, (path, texts)) in enumerate(models.items()):
             for outtype, one in measure(path, work / str(number), texts).items():
+                near = f"{one['near']:.0%}" if one["greedy"] < 1 else ""
                 rows.append(
                     f"| {name} | {outtype} | {one['bytes'] / 1e6:,.1f} MB | {one['tokens']:.1%} | "
-                    f"{one['greedy']:.1%} | {one['kl']:.1e} |"
+                    f"{one['greedy']:.1%} | {near} | {one['kl']:.1e} |"
                 )
                 print(rows[-1], file=sys.stderr)
         alone = measure_adapter(work)
     print("\n## GGUF\n")
     print(conditions(".venv/bin/python scripts/bench/export/gguf_in_llama_cpp.py FOLDER ..."))
     print(f"- xllamacpp {metadata.version('xllamacpp')}, gguf {metadata.version('gguf')}\n")
-    print("| model | numbers | size | same tokens | same greedy text | KL, nats a token |")
-    print("|---|---|---|---|---|---|")
+    print("| model | numbers | size | same tokens | same greedy text | near | KL, nats a token |")
+    print("|---|---|---|---|---|---|---|")
     print("\n".join(rows))
     print(f"\nAn adapter (rsLoRA) as a file of its own, on its base in f32: {alone:.1%}.")
     return 0

@@ -10,7 +10,7 @@ Adapters are random.
 """
 
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -62,16 +62,11 @@ def make_adapter(model: str, kind: str, base: str, folder: Path, seed: int) -> N
     load_tokenizer(model).save_pretrained(folder)
 
 
-def stored_kl(trained: Any, folder: str, dtype: str) -> float:
+def stored_kl(trained: Merge, dtype: str) -> float:
     """KL of the merged model in fp32 from itself in another number format."""
-    args = ModelConfig(model_name_or_path=folder, dtype="float32")
-    model, tokenizer = load_policy(args), trained.tokenizer
-    with tempfile.TemporaryDirectory() as place:
-        recording = comparison.record_policy(model, tokenizer, trained.prompts, 48)
-        model.to(getattr(torch, dtype)).save_pretrained(place)
-        rounded = load_policy(ModelConfig(model_name_or_path=place, dtype=dtype))
-        told = comparison.compare_policy(recording, rounded, tokenizer, trained.prompts, 48)
-    return float(told["kl_per_token"])
+    model = trained.whole()
+    rounded = comparison.rounded(model, getattr(torch, dtype))
+    return comparison.kl_between(model, rounded, trained.recording)
 
 
 def table(model: str, prompts: list[str]) -> None:
@@ -96,7 +91,7 @@ def lines(kind: str, base: str, place: Path, prompts: list[str]) -> None:
         told = trained.compare(place / onto)
         alone = ""
         if base == "bfloat16":
-            alone = f"{stored_kl(trained, str(place / 'adapter'), dtype):.1e}"
+            alone = f"{stored_kl(trained, dtype):.1e}"
         print(
             f"| {kind} | {base} | {onto} | {told['logits_max_difference']:.1e} "
             f"| {told['kl_per_token']:.1e} | {alone} | {told['greedy_equal']:.0%} |",
@@ -121,12 +116,25 @@ SHAPE = {  # of Llama-3.2-1B: 1.24 billion weights
 }
 
 
+def peaks(command: list[str]) -> tuple[float, float]:
+    """Largest memory of a process in GiB: its own, and with the files that it has mapped."""
+    process, own, whole = subprocess.Popen(command, cwd=ROOT), 0, 0
+    while process.poll() is None:
+        text = Path(f"/proc/{process.pid}/status").read_text()
+        sizes = dict(re.findall(r"^(RssAnon|VmRSS):\s+(\d+)", text, re.MULTILINE))
+        own, whole = max(own, int(sizes.get("RssAnon", 0))), max(whole, int(sizes.get("VmRSS", 0)))
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return own / 2**20, whole / 2**20
+
+
 def large(tokenizer: str) -> None:
     """Print time and peak memory of merging an adapter of the shape of a 1B model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    print("\n| base | seconds | peak GiB | file GiB |")
-    print("|---|---|---|---|")
+    print("\n| base | seconds | own GiB | with mapped files | files GiB |")
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         torch.set_default_dtype(torch.bfloat16)
@@ -142,11 +150,11 @@ def large(tokenizer: str) -> None:
             words = ["merge", str(place / base), "--output_dir", str(place / f"{base}-merged")]
             few = ["--num_prompts", "4", "--max_completion_length", "8"]
             # In a process of its own, whose memory is this and nothing else.
-            subprocess.run([sys.executable, "-m", "recipes.cli", *words, *few], check=True)
+            own, whole = peaks([sys.executable, "-m", "recipes.cli", *words, *few])
             seconds = time.monotonic() - start
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             size = sum(f.stat().st_size for f in (place / f"{base}-merged/final").iterdir())
-            print(f"| {base} | {seconds:.0f} | {peak:.2f} | {size / 2**30:.2f} |", flush=True)
+            numbers = f"{own:.2f} | {whole:.2f} | {size / 2**30:.2f}"
+            print(f"| {base} | {seconds:.0f} | {numbers} |", flush=True)
 
 
 def main() -> None:

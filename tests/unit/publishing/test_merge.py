@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trl import ModelConfig
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import save_base_quantization
 from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.models.merging import _Unmerged
 from recipes.lib.models.policies import load_policy
 from recipes.lib.publishing import merge as merging
 from recipes.lib.publishing.merge import Merge
@@ -52,7 +54,7 @@ def trained_adapter(
     **more: Any,
 ) -> Path:
     """An adapter that has learned something, with its base."""
-    model = save_model(folder / "base", tokenizer, name=name, **SIZES, **more)
+    model = save_model(folder / "base", tokenizer, name=name, **SIZES | more)
     args = ModelConfig(model_name_or_path=model, **BASES[base])
     keys = KINDS[kind] if isinstance(kind, str) else kind
     adapted = get_peft_model(load_policy(args), LoraConfig(task_type="CAUSAL_LM", r=4, **keys))
@@ -159,6 +161,50 @@ def test_what_goes_wrong_in_a_merge_is_found(
     file.write_text(json.dumps(tokens))
     with pytest.raises(UserError, match="its tokenizer or chat template is another one"):
         trained.compare(target)
+
+
+@pytest.mark.parametrize("base", ["float32", "4-bit"])
+def test_one_shard_of_merged_weights_is_in_memory(
+    base: str, tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = trained_adapter(tmp_path, tiny_tokenizer, "lora", base)
+    trained = begin(path, base)
+    alive, most = weakref.WeakSet[torch.Tensor](), []
+    merged = _Unmerged.__getitem__
+
+    def watched(self: Any, name: str) -> torch.Tensor:
+        weight = merged(self, name)
+        alive.add(weight)
+        most.append(sum(one.nbytes for one in alive))
+        return weight
+
+    monkeypatch.setattr(_Unmerged, "__getitem__", watched)
+    monkeypatch.setattr(merging, "LARGEST_FILE", "40KB")
+    trained.save(tmp_path / "merged")
+    files = sorted((tmp_path / "merged").glob("model-*.safetensors"))
+    assert len(files) > 4
+    assert max(most) <= max(file.stat().st_size for file in files) < sum(most) / 2
+    assert trained.compare(tmp_path / "merged")["kl_per_token"] <= 1e-6
+
+
+@pytest.mark.parametrize("spread", [0.2, 1.0])
+def test_what_16_bits_cost_is_measured_by_storing_the_whole_model_in_them(
+    spread: float, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    more = {"initializer_range": spread, "tie_word_embeddings": False}
+    path = trained_adapter(tmp_path, tiny_tokenizer, "lora", "bfloat16", **more)
+    trained = begin(path, "bfloat16")
+    trained.save(tmp_path / "merged")
+    told = trained.compare(tmp_path / "merged")
+    if spread == 1.0:  # its logits are so large that their rounding shows
+        assert told["kl_per_token"] > 1e-3
+        assert told["kl_from_float32"] <= 1.5 * told["kl_of_storing"]
+        return
+    assert "kl_of_storing" not in told  # nobody had to ask
+    norm = "model.norm.weight"
+    tamper(tmp_path / "merged", lambda weights: weights.update({norm: 1.1 * weights[norm]}))
+    with pytest.raises(UserError, match=r"its KL is \d\.\de-03 nats a token"):
+        trained.compare(tmp_path / "merged")
 
 
 def test_a_forward_pass_changes_nothing_of_what_is_merged_into(
