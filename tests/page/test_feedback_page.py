@@ -160,6 +160,9 @@ def test_undo_brings_the_item_back_and_the_second_answer_counts(
     browser.wait_for("document.querySelector('#prompt .text').textContent === 'Prompt 1'")
     assert shown(browser) == texts
     press(browser, "2")
+    press(browser, "1")
+    browser.wait_for("document.getElementById('question').innerText === 'All done, thank you!'")
+    click(browser, "Undo")
     press(browser, "0")
     wait_until_saved(browser)
     rows = list(store.rows())
@@ -167,7 +170,7 @@ def test_undo_brings_the_item_back_and_the_second_answer_counts(
         ("i1", place(texts[1])),
         ("i2", None),
     ]
-    assert len(rows) == 4
+    assert len(rows) == 6
 
 
 def test_other_views_of_the_texts_and_the_help(

@@ -33,7 +33,7 @@ function take(said, atFront = false) {
   const fresh = said.asked.filter(({ claim }) => !had.includes(claim));
   for (const item of fresh) item.draft = { taken: [], edits: {}, text: "", reason: "" };
   queue = progress.done ? [] : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
-  if (queue[0] !== shown) paint();
+  if (queue[0] !== shown || !commands.length) paint();
   tell(null);
 }
 
@@ -90,7 +90,7 @@ function paint() {
   document.body.className = item ? `${item.kind} of-${item.completions.length}` : "empty";
   find("own").replaceChildren();
   tell(null);
-  if (!item) return;
+  if (!item) return offer([], TOOLS.filter(([[key]]) => key === "u"));
   since = performance.now();
   find("live").textContent = `Next: ${QUESTIONS[item.kind]}`;
   find("prompt").replaceChildren(make("h2", {}, "Prompt"), textBox(item.prompt, "Prompt"));
@@ -169,7 +169,7 @@ const hint = (words) => (find("hint").textContent = words);
 const mark = (words) => all("article b").forEach((made, place) => (made.textContent = words(place)));
 
 function showAnswers() {
-  const item = queue[0], { edits, text, reason } = item.draft, focused = document.activeElement.dataset.key;
+  const item = queue[0], { edits, text, reason } = item.draft;
   hint("");
   const list = editor ?? KINDS[item.kind](item).filter(Boolean);
   const written = [...Object.keys(edits).map((place) => `edit of ${nameOf(+place)}`), ...(text ? ["own answer"] : [])];
@@ -177,6 +177,11 @@ function showAnswers() {
   if (!editor && kept.length) find("hint").textContent += ` Goes along: ${kept.join(", ")}.`;
   if (!editor && written.length) list.push([["s"], "Send only what I wrote", () => submit([])]);
   const tools = TOOLS.filter(([[key]]) => !(editor && "ewrdm".includes(key)) && (key !== "d" || item.completions.length > 1));
+  offer(list, tools);
+}
+
+function offer(list, tools) {
+  const focused = document.activeElement.dataset.key;
   commands = [...list, ...tools];
   find("answers").replaceChildren(...list.map(button));
   find("tools").replaceChildren(...tools.map(button));
@@ -273,7 +278,7 @@ function pressed({ code, key, ctrlKey, metaKey, altKey, shiftKey }) {
 
 addEventListener("keydown", (event) => {
   const key = pressed(event), { tagName } = event.target;
-  if (event.repeat || find("help").open || !queue[0] || (tagName === "BUTTON" && [" ", "Enter"].includes(key))) return;
+  if (event.repeat || find("help").open || (tagName === "BUTTON" && [" ", "Enter"].includes(key))) return;
   if (tagName === "TEXTAREA" && !["Ctrl+Enter", "Escape"].includes(key)) return;
   const found = commands.find(([keys]) => keys.includes(key));
   if (found) event.preventDefault(), found[2]();
