@@ -24,7 +24,7 @@ from recipes.lib.feedback.store import Store
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 NUM_FREE_TRIES = 5
 LONGEST_WAITS = (60.0, 1.0)  # seconds between wrong tries of one address, of all
-MAX_ADDRESSES = 1_000
+MAX_ADDRESSES, MAX_SECRETS = 1_000, 10_000  # that are remembered
 COOKIE_SECONDS = 90 * 86_400
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -49,7 +49,7 @@ class Access:
         self, store: Store, annotator: str | None = None, hosts: Collection[str] = LOOPBACK
     ) -> None:
         self.store, self.annotator, self.hosts = store, annotator, [*hosts]
-        self.known: set[bytes] = set()  # hashes of secrets that were right once
+        self.seen: set[bytes] = set()  # hashes of secrets that were looked up
         self.wrong: dict[str, tuple[int, float]] = {}  # tries, and when the next may be
 
     def who(self, request: Request) -> str:
@@ -76,16 +76,19 @@ class Access:
             raise HTTPException(403, "This page needs a link of your own; ask whoever runs it.")
         digest, now = hashlib.sha256(secret.encode()).digest(), time.monotonic()
         sources = (request.client.host if request.client else "", "all")
-        # Who was right once is not slowed by others behind the same address.
+        # The same secret again is no guess: of who was right, or of a page with an old cookie.
+        is_guess = digest not in self.seen
         wait = max(self.wrong.get(source, (0, 0.0))[1] for source in sources) - now
-        if wait > 0 and digest not in self.known:
+        if wait > 0 and is_guess:
             told = {"Retry-After": str(int(wait) + 1)}
             raise HTTPException(429, "Too many wrong links; wait a minute.", told)
         name = self.store.by_secret(secret)
+        if len(self.seen) > MAX_SECRETS:
+            self.seen.clear()
+        self.seen.add(digest)
         if name is not None:
-            self.known.add(digest)
             return name
-        for source, longest in zip(sources, LONGEST_WAITS, strict=True):
+        for source, longest in zip(sources, LONGEST_WAITS, strict=True) if is_guess else ():
             count = self.wrong.pop(source, (0, 0.0))[0] + 1
             delay = 0.25 * 2.0 ** min(count - NUM_FREE_TRIES, 20) if count >= NUM_FREE_TRIES else 0
             self.wrong[source] = (count, now + min(longest, delay))

@@ -10,7 +10,7 @@ const outbox = new Outbox(async (entry) => take(await post("/answer", { ...entry
 let queue = []; // what is asked: the first is shown, the next is here already
 let commands = []; // of what is shown: [keys, words, action, style]
 let editor = null; // commands of what is being written
-let progress = null, since = 0;
+let progress = null, asking = null, since = 0;
 
 // The server gives a tab back what it had in hand; one that closes leaves its name to the next.
 function takeTab() {
@@ -43,10 +43,12 @@ async function ask(path, body, atFront) {
   return outbox.adopt();
 }
 
-setInterval(() => {
+function goOnAsking() {
   if (queue.length > 1 || progress?.done || outbox.entries.size) outbox.adopt();
-  else ask("/next", wanted());
-}, 1500);
+  else asking ??= ask("/next", wanted()).finally(() => (asking = null));
+}
+
+setInterval(goOnAsking, 1500);
 
 function tell(error) {
   const number = outbox.entries.size, { answered, left, waiting, done } = progress ?? {};
@@ -276,4 +278,4 @@ addEventListener("keydown", (event) => {
   const found = commands.find(([keys]) => keys.includes(key));
   if (found) event.preventDefault(), found[2]();
 });
-ask("/next", wanted());
+goOnAsking();

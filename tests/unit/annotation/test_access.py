@@ -1,6 +1,7 @@
 """A stranger at the door: real HTTP against the real server, as raw as a stranger would send it."""
 
 import http.client
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -173,29 +174,40 @@ def test_many_fast_tries_are_slowed_but_not_for_who_was_right_before(
 ) -> None:
     store = Store(tmp_path / "feedback.db")
     right, late = store.give_secret("anna"), store.give_secret("ben")
-    asking, now = Asking(Access(store)), [1_000.0]
+    asking, now, guess = Asking(Access(store)), [1_000.0], map(str, itertools.count())
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     assert asking.status(right) == 303
-    assert [asking.status(f"no{n}") for n in range(8)] == [403] * 5 + [429] * 3
+    assert [asking.status(next(guess)) for _ in range(8)] == [403] * 5 + [429] * 3
     assert asking.status(late) == 429
     assert asking.status(right) == 303
     now[0] += 0.3
-    assert [asking.status("no"), asking.status("no")] == [403, 429]
+    assert [asking.status(next(guess)), asking.status(next(guess))] == [403, 429]
     tried = 0
     for _ in range(600):  # ten minutes of a try each second
         now[0] += 1.0
-        tried += asking.status("no") == 403
+        tried += asking.status(next(guess)) == 403
     assert tried < 18
     # of many addresses one wrong try a second is looked up in all, and little is remembered
     now[0] += 60.0
-    tried = sum(asking.status("no", f"192.0.{n // 250}.{n % 250}") == 403 for n in range(1_200))
-    assert tried == 1
-    for n in range(1_200):
+    addresses = [f"192.0.{n // 250}.{n % 250}" for n in range(1_200)]
+    assert sum(asking.status(next(guess), one) == 403 for one in addresses) == 1
+    for one in addresses:
         now[0] += 1.1
-        asking.status("no", f"198.51.{n // 250}.{n % 250}")
+        asking.status(next(guess), one)
     assert len(asking.access.wrong) == 1_000
     now[0] += 60.0
     assert asking.status(late) == 303
+
+
+def test_a_page_with_an_old_link_asks_on_and_shuts_nobody_out(tmp_path: Path) -> None:
+    store = Store(tmp_path / "feedback.db")
+    old, never = store.give_secret("anna"), "cookie of a project that is gone"
+    asking = Asking(Access(store))
+    assert asking.status(old) == 303
+    new = store.give_secret("anna")
+    for _ in range(50):
+        assert [asking.status(old), asking.status(never)] == [403, 403]
+    assert asking.status(new) == 303
 
 
 def test_a_page_for_others_is_asked_for_under_the_names_of_its_machine() -> None:
