@@ -75,7 +75,9 @@ def samplers(place: Path) -> list[str]:
     return found
 
 
-def test_from_the_page_to_a_reward_model_through_a_kill(place: Path) -> None:
+def test_from_the_page_to_a_reward_model_through_a_kill_and_forgotten(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [*SERVE, "--output_dir", "runs/feedback/mine", "--max_completion_length", "8"]
     first = start(place, *flags)
     assert answer_all(page_of(first), 3) == 3
@@ -117,11 +119,10 @@ def test_from_the_page_to_a_reward_model_through_a_kill(place: Path) -> None:
     assert trained["recipe"] == "reward"
     lineage = json.loads((place / "runs/reward/mine/lineage.json").read_text())
     assert len(lineage["data"][0]["files"]["preference.jsonl"]) == 64
+    tell_and_forget(place, capsys)
 
 
-def test_status_and_forgetting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if not (place / "runs/feedback/mine/summary.json").exists():
-        pytest.skip("needs the project of the test before")
+def tell_and_forget(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys: dict[str, Any] = {"output_dir": "runs/feedback/mine"}
     told = recipes.run("feedback", action="status", **keys)
     shown = capsys.readouterr().out

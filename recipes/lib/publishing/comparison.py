@@ -48,17 +48,17 @@ class Recording:
     folder: Path = Path()
 
 
-def record_policy(
-    model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int
-) -> Recording:
-    """Let a policy speak: its layers, its greedy completions, and their logits.
+def record(model: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int) -> Recording:
+    """Let a model speak: its layers, its greedy completions and their logits, or its scores.
 
     Args:
-        model: The trained model, its adapter unmerged.
+        model: The trained policy or reward model, its adapter unmerged.
         tokenizer: Its tokenizer.
         prompts: Texts or messages.
         max_new_tokens: Longest completion, in tokens.
     """
+    if not model.can_generate():
+        return Recording(_layers(model), scores=_scores(model, tokenizer, prompts))
     said = _complete(model, tokenizer, prompts, max_new_tokens)
     # On disk: the logits of 64 texts may be larger than the model.
     folder = Path(tempfile.mkdtemp(prefix="logits-"))
@@ -69,10 +69,10 @@ def record_policy(
     return recording
 
 
-def compare_policy(
+def compare(
     recording: Recording, merged: Any, tokenizer: Any, prompts: Sequence[Any], max_new_tokens: int
 ) -> dict[str, Any]:
-    """Let the merged policy speak to the same prompts.
+    """Let the merged model speak to the same prompts.
 
     Args:
         recording: What the trained one said.
@@ -83,8 +83,14 @@ def compare_policy(
 
     Returns:
         The shares of prompts with the same tokens and with the same greedy text, what `distance`
-        says, and the share of each layer's adapter that arrived.
+        says, and the share of each layer's adapter that arrived; of a reward model the largest
+        difference of scores, beside their spread.
     """
+    if recording.scores:
+        before, after = torch.tensor([recording.scores, _scores(merged, tokenizer, prompts)])
+        gap, spread = float((before - after).abs().max()), float(before.std(correction=0))
+        told = {"scores_max_difference": gap, "scores_spread": spread}
+        return told | arrived(recording, merged)
     ids, again = _complete(merged, tokenizer, prompts, max_new_tokens)
     kept = (torch.load(recording.folder / str(row)) for row in range(len(ids)))
     equal = {
@@ -140,23 +146,6 @@ def distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
 
 def _equal(ours: list[list[int]], theirs: list[list[int]]) -> float:
     return sum(a == b for a, b in zip(ours, theirs, strict=True)) / max(len(ours), 1)
-
-
-def record_reward(model: Any, tokenizer: Any, prompts: Sequence[Any], _: int) -> Recording:
-    """Let a reward model score texts; as `record_policy`."""
-    return Recording(_layers(model), scores=_scores(model, tokenizer, prompts))
-
-
-def compare_reward(
-    recording: Recording, merged: Any, tokenizer: Any, prompts: Sequence[Any], _: int
-) -> dict[str, Any]:
-    """Let the merged reward model score them; the largest difference, and the layers."""
-    before, after = torch.tensor([recording.scores, _scores(merged, tokenizer, prompts)])
-    told = {
-        "scores_max_difference": float((before - after).abs().max()),
-        "scores_spread": float(before.std(correction=0)),
-    }
-    return told | arrived(recording, merged)
 
 
 def arrived(recording: Recording, merged: Any) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from recipes.lib.models.adapter_folders import (
     base_args,
     load_adapter,
     load_rounded,
-    naming_adapter,
-    quantized_args,
 )
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.folders import fetch_adapter, is_adapter, resolve_model
@@ -84,16 +82,10 @@ class Merge:
         """
         self.is_reward = adapter_task(self.path) == "SEQ_CLS"
         self.tokenizer = load_tokenizer(self.path, **self.trusted)
-        model: Any
-        if self.is_reward:
-            model, _ = load_reward_model(self.path, self.trained_dtype, **self.trusted)
-        else:
-            model = load_trained(self._args(self.trained_dtype), **self.trusted)
-        model, room = placed(model), self.max_completion_length
+        model, room = placed(self._trained(self.trained_dtype)), self.max_completion_length
         usable = [one for one in self.prompts if fits(model, self.tokenizer, one, room)]
         self.prompts = usable or _words(self.tokenizer, self.num_words)
-        speak = comparison.record_reward if self.is_reward else comparison.record_policy
-        self.recording = speak(model, self.tokenizer, self.prompts, room)
+        self.recording = comparison.record(model, self.tokenizer, self.prompts, room)
         self.format = model.dtype
 
     def _args(self, dtype: str) -> ModelConfig:
@@ -108,18 +100,21 @@ class Merge:
         Raises:
             UserError: It cannot be merged.
         """
-        args = base_args(self.path, self._args(self.dtype))
-        rounded = quantized_args(self.path, args) if self.onto == "trained" else None
-        with naming_adapter(self.path):
-            base = self._load(rounded or args, new_head=True)
-        if rounded is None:
-            refuse_stored_quantized(base, self.path)
-        if self.is_reward:
-            base.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        adapted = load_adapter(base, self.path)
+        if self.onto == "original":
+            base = self._load(base_args(self.path, self._args(self.dtype)), new_head=True)
+            adapted = load_adapter(base, self.path)
+        else:
+            adapted = self._trained(self.dtype)
+            if not _base_kind(self.path):
+                refuse_stored_quantized(adapted.get_base_model(), self.path)
         refuse_prompt(adapted.active_peft_config, self.path)
         save_merged(adapted, target, LARGEST_FILE)
         self.tokenizer.save_pretrained(target)
+
+    def _trained(self, dtype: str) -> Any:
+        if self.is_reward:
+            return load_reward_model(self.path, dtype, **self.trusted)[0]
+        return load_trained(self._args(dtype), **self.trusted)
 
     def whole(self) -> Any:
         """The trained model, merged in 32 bits in memory."""
@@ -148,9 +143,8 @@ class Merge:
         args = ModelConfig(model_name_or_path=str(target), dtype="auto")
         model = placed(self._load(args, new_head=False))
         tokenizer = load_tokenizer(str(target), **self.trusted)
-        ask = comparison.compare_reward if self.is_reward else comparison.compare_policy
-        length = self.max_completion_length
-        told = ask(self.recording, model, tokenizer, self.prompts, length)
+        asked = (self.prompts, self.max_completion_length)
+        told = comparison.compare(self.recording, model, tokenizer, *asked)
         kind = _base_kind(self.path)
         numbers = {
             "base": kind or str(self.format).removeprefix("torch."),

@@ -81,11 +81,12 @@ def push(bundle: Bundle, place: Repository, message: str) -> None:
         except UserError:
             raise
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
-            pause = _pause(error, planned, place)
+            cause = _cause(error)
+            pause = _pause(cause, planned, place)
             if pause is None:
-                _tell(bundle, place, error)
+                _tell(bundle, place, cause)
                 return
-            note(f"repo={place.repo}: {_reason(error)}; trying again in {pause} s.")
+            note(f"repo={place.repo}: {_reason(cause)}; trying again in {pause} s.")
         time.sleep(pause)
 
 
@@ -146,9 +147,8 @@ def _cause(error: BaseException) -> Any:
     return next((one for one in chain if isinstance(one, HTTPError)), error)
 
 
-def _pause(error: BaseException, planned: int | None, place: Repository) -> int | None:
+def _pause(cause: Any, planned: int | None, place: Repository) -> int | None:
     """Seconds to wait before the next try; None where there is none."""
-    cause = _cause(error)
     response = getattr(cause, "response", None)
     if response is None:  # an error page is no JSON, and what Xet raises has no type of its own
         is_passing = isinstance(cause, (TransportError, json.JSONDecodeError, RuntimeError))
@@ -163,8 +163,7 @@ def _pause(error: BaseException, planned: int | None, place: Repository) -> int 
     return max(pauses) if max(pauses) <= LONGEST else None
 
 
-def _reason(error: BaseException) -> str:
-    cause = _cause(error)
+def _reason(cause: Any) -> str:
     said = getattr(cause, "server_message", None) or one_sentence(cause)
     if (response := getattr(cause, "response", None)) is None:
         return f"it does not get through ({said})"
@@ -174,7 +173,7 @@ def _reason(error: BaseException) -> str:
     return f"{REASONS.get(status, f'the Hub says {status}')} ({said})"
 
 
-def _tell(bundle: Bundle, place: Repository, error: Exception) -> None:
+def _tell(bundle: Bundle, place: Repository, error: Any) -> None:
     """Say what became of it; where the bundle is there after all, it is done."""
     reason = f"repo={place.repo}: {_reason(error)}"
     if not place.before:
