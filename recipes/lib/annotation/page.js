@@ -14,9 +14,10 @@ let progress = null, asking = null, since = 0;
 
 // The server gives a tab back what it had in hand; one that closes leaves its name to the next.
 function takeTab() {
-  const name = Object.keys(localStorage).find((key) => key.startsWith("tab/")) ?? `tab/${Math.random()}`;
+  const free = Object.keys(localStorage).filter((key) => key.startsWith("tab/"));
+  const name = free.sort((a, b) => localStorage[b] - localStorage[a])[0] ?? `tab/${Math.random()}`; // the last
   localStorage.removeItem(name);
-  addEventListener("pagehide", () => localStorage.setItem(name, ""));
+  addEventListener("pagehide", () => localStorage.setItem(name, Date.now()));
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   return name.slice(4);
 }
