@@ -87,6 +87,7 @@ def save_merged(adapted: PeftModel, folder: Path, max_shard_size: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded")
         model.save_pretrained(folder, max_shard_size=max_shard_size)
+    del model._hf_hook  # a circle, which would keep the base
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
 from recipes.lib.models.folders import RUNS, is_adapter, is_local
@@ -98,15 +98,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         model_name=title,
         eval_results=[_result(one) for one in contests] or None,
     )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    environment.filters["repr"] = repr
-    return environment.get_template("card.md.jinja").render(
+    return _template().render(
         data=data.to_yaml(),
         title=title,
         what=kind[0].upper() + kind[1:],
@@ -125,6 +117,18 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         report=(run / "report.html").is_file(),
         lineage=bool(files.lineage),
     )
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, not HTML
+    )
+    environment.filters["repr"] = repr
+    return environment.get_template("card.md.jinja")
 
 
 def _bits(known: dict[str, Any]) -> str:
