@@ -17,8 +17,10 @@ MAX_LINES = 70
 
 
 def recipe_of(path: Path) -> str:
-    """The folder names the recipe; under quickstart/ the file does."""
-    return path.stem if path.parent.name == "quickstart" else path.parent.name
+    """The folder names the recipe; under quickstart/ the command in the second line does."""
+    if path.parent.name != "quickstart":
+        return path.parent.name
+    return path.read_text(encoding="utf-8").partition("recipes.")[2].partition(" ")[0]
 
 
 def positional_of(recipe: str) -> list[str]:
