@@ -22,6 +22,7 @@ Source: Bradley and Terry, Rank analysis of incomplete block designs, 1952.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 import time
@@ -31,47 +32,36 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError, first_line, visible
-from recipes.lib.feedback.arguments import (
-    AskArguments,
-    ExchangeArguments,
-    QueueArguments,
-    ServeArguments,
-    StoreArguments,
-)
+from recipes.lib.feedback.arguments import AskArguments, ExchangeArguments, ServeArguments
+from recipes.lib.feedback.rows import item_id
 from recipes.lib.feedback.simulation import Rater, check_raters
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.files import write_jsonl
 from recipes.lib.runs.folder import FolderArguments, Run, folder_of, is_run, open_run
+from recipes.lib.runs.lock import acquire, release
 
 if TYPE_CHECKING:
     from recipes.lib.evaluation.judges import Judge
-    from recipes.lib.feedback.pairs import Sampled
+    from recipes.lib.feedback.queue import Sampler, Talker
+    from recipes.lib.generation.completions import Completion
 
 ACTIONS = ("serve", "simulate", "sample", "import", "export", "status", "forget")
 OPERANDS = "names"
-NUM_TRIES = 3  # draws of a prompt of whose completions some come out equal or empty
 PAIRS = ["pair"]
 EXTRA = {"nh3", "markdown_it", "sqlalchemy", "starlette", "uvicorn"}  # what a page and a store take
 
 
 @dataclass(kw_only=True)
-class FeedbackArguments(
-    AskArguments,
-    QueueArguments,
-    ExchangeArguments,
-    StoreArguments,
-    FolderArguments,
-    TrustArguments,
-):
+class FeedbackArguments(AskArguments, ExchangeArguments, FolderArguments, TrustArguments):
     """Keys of the recipe."""
 
     action: str | None = option(None, f"What to do: {', '.join(ACTIONS)}.")
@@ -103,12 +93,10 @@ def _keys(*types: type) -> set[str]:
 # Keys that each action reads, beside those of every action.
 EVERY = _keys(FolderArguments, TrustArguments) | {"action"}
 READS = {
-    "serve": _keys(AskArguments, StoreArguments),
-    "simulate": _keys(FeedbackArguments)
-    - _keys(ServeArguments, QueueArguments, ExchangeArguments, StoreArguments)
-    - {"names"}
+    "serve": _keys(AskArguments) | {"database"},
+    "simulate": _keys(FeedbackArguments) - _keys(ServeArguments, ExchangeArguments) - {"names"}
     | {"kinds", "num_completions"},
-    "sample": _keys(QueueArguments, StoreArguments) | {"sampling_batch_size"},
+    "sample": {"database", "sampling_batch_size"},
     "import": {"names", "mapping", "database"},
     "export": {"format", "implicit_weight", "database"},
     "status": {"database"},
@@ -145,40 +133,46 @@ def raters_of(script: FeedbackArguments) -> list[Rater]:
     return given or [Rater(temperature=script.rater_temperature)]
 
 
-def sample_prompts(script: FeedbackArguments, prompts: Sequence[Any]) -> list[Sampled]:
-    """Load the model and sample completions for each prompt."""
-    from trl import ModelConfig
+def make_samplers(
+    script: FeedbackArguments, keys: dict[str, Any], dtype: str
+) -> tuple[Sampler, Talker]:
+    """What writes completions, and replies in a chat; each model is loaded once."""
+    from recipes.lib.generation.completions import complete, stream
+    from recipes.lib.publishing.source import load_as_trained
 
-    from recipes.lib.feedback.pairs import sample_sets
-    from recipes.lib.models.policies import load_policy
-    from recipes.lib.models.tokenizers import load_tokenizer
-
-    name = script.model_name_or_path or ""
     trusted = script.trust_remote_code
-    args = ModelConfig(model_name_or_path=name, dtype=script.dtype)
-    model = load_policy(args, trust_remote_code=trusted)
-    return sample_sets(
-        model,
-        load_tokenizer(name, trust_remote_code=trusted),
-        prompts,
-        num_completions=2 if script.kinds == PAIRS else script.num_completions,
-        num_tries=NUM_TRIES,
-        max_new_tokens=script.max_completion_length,
-        temperature=script.temperature,
-        seed=script.seed,
-        batch_size=script.sampling_batch_size,
-    )
+    load = functools.cache(lambda name: load_as_trained(name, dtype, trust_remote_code=trusted))
+    told = {"max_new_tokens": keys["max_completion_length"], "temperature": keys["temperature"]}
+
+    def sample(name: str, prompts: Sequence[Any], seed: int) -> list[Completion]:
+        model, tokenizer, kwargs = load(name)
+        more = told | {"seed": seed, "batch_size": script.sampling_batch_size}
+        return complete(model, tokenizer, prompts, template_kwargs=kwargs, **more)
+
+    def talk(name: str, prompt: Any, episode: int, show: Callable[[str], None]) -> str:
+        model, tokenizer, kwargs = load(name)
+        more = told | {"seed": keys["seed"], "episode": episode}
+        return stream(model, tokenizer, prompt, show, template_kwargs=kwargs, **more)
+
+    return sample, talk
 
 
 def judge_sets(
-    judge: Judge, sets: Sequence[Sampled], rows: list[dict[str, Any]]
+    judge: Judge, rows: Sequence[dict[str, Any]], sets: Sequence[Sequence[Completion]]
 ) -> list[tuple[float, ...]]:
-    """The judge's scores of the completions of each prompt."""
-    prompts = [one.prompt for one in sets]
+    """The judge's scores of the completions of each row."""
+    prompts = [row["prompt"] for row in rows]
     names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
-    columns = {name: [rows[one.row].get(name) for one in sets] for name in names}
-    said = zip(*(one.completions for one in sets), strict=True)
-    return list(zip(*(judge(prompts, of_place, columns) for of_place in said), strict=True))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    scores = (judge(prompts, said, columns) for said in zip(*sets, strict=True))
+    return list(zip(*scores, strict=True))
+
+
+def item_of(prompt: Any, said: Sequence[Completion], run: str) -> dict[str, Any]:
+    """What is judged, for `make_row`; `run` wrote the completions."""
+    texts = [one.text for one in said]
+    completions = [{"content": text, "run": run} for text in texts]
+    return {"id": item_id(prompt, texts), "prompt": prompt, "completions": completions}
 
 
 def write_pairs(folder: Run, rows: Sequence[dict[str, Any]], tests: set[str]) -> dict[str, Any]:
@@ -214,7 +208,8 @@ def simulate(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.feedback.exchange import write_answers
-    from recipes.lib.feedback.simulation import simulate_answers, simulate_pairs
+    from recipes.lib.feedback.queue import sample_sets
+    from recipes.lib.feedback.simulation import simulate_answers
     from recipes.lib.recipe.spine import finish
 
     script = config.script
@@ -225,23 +220,21 @@ def simulate(config: Config) -> dict[str, Any]:
     folder = open_run(config)
     rows = train.to_list() + (test.to_list() if test else [])
     held_out = test["prompt"] if test else ()
-    sets = sample_prompts(script, [row["prompt"] for row in rows])
-    scores = judge_sets(judge, sets, rows)
-    items = [one.item(script.model_name_or_path) for one in sets]
+    models = [script.model_name_or_path] * (2 if script.kinds == PAIRS else script.num_completions)
+    jobs = [{"prompt": row["prompt"], "models": models} for row in rows]
+    found = sample_sets(jobs, make_samplers(script, vars(script), script.dtype)[0], script.seed)
+    kept, sets = [rows[place] for place in found], list(found.values())
+    scores = judge_sets(judge, kept, sets)
+    items = [item_of(row["prompt"], said, models[0]) for row, said in zip(kept, sets, strict=True)]
+    drawn = {"kinds": script.kinds, "raters": raters_of(script), "seed": script.seed}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    drawn: dict[str, Any] = {"seed": script.seed, "created_at": now}
-    if script.kinds == PAIRS and not script.annotators:
-        drawn["temperature"] = script.rater_temperature
-        answers = simulate_pairs(items, scores, **drawn)
-    else:
-        drawn |= {"kinds": script.kinds, "raters": raters_of(script)}
-        answers = simulate_answers(items, scores, **drawn)
+    answers = simulate_answers(items, scores, created_at=now, **drawn)
     write_jsonl(folder.path / "feedback.jsonl", answers)
     if script.kinds == PAIRS:
         numbers = write_pairs(folder, answers, set(map(prompt_text, held_out)))
     else:
         numbers = {f"num_{name}": n for name, n in write_answers(answers, folder.path).items()}
-    lengths = [len(said.ids) for one in sets for said in one.completions]
+    lengths = [len(one.ids) for said in sets for one in said]
     summary = numbers | {
         "num_left_out": len(rows) - len(sets),
         "mean_score": fmean(map(fmean, scores)),
@@ -277,61 +270,37 @@ def serve(config: Config) -> dict[str, Any]:
         prompts = rows["prompt"]
     items = list(read_items(script)) if script.items else []
     project = open_project(path, config.values, may_begin=True)
-    with project.locked():
+    acquire(path)  # others may read and export meanwhile
+    try:
         project.ask(script, items, prompts)
         host(project, script)
+    finally:
+        release(path)
     if script.num_answers and project.store.counts()["answers"] < script.num_answers:
         raise KeyboardInterrupt  # what was answered is kept, and the next time goes on from there
     return export(config)
 
 
-def sample(config: Config) -> dict[str, Any]:
-    """Sample what the queue of a project holds.
+def sample(config: Config) -> NoReturn:
+    """Sample what the queue of a project holds until standard input ends; `serve` starts it.
 
     Args:
         config: The parsed configuration.
-
-    Returns:
-        The number of items.
 
     Raises:
         UserError: There is no such project, or a model cannot be used.
     """
     from recipes.lib.feedback.project import open_project
     from recipes.lib.feedback.queue import fill
-    from recipes.lib.generation.completions import complete, stream
-    from recipes.lib.publishing.source import load_as_trained
 
-    script: FeedbackArguments = config.script
     store = open_project(folder_of(config), config.values, may_begin=False).store
-    keys = store.settings
-    load = functools.cache(
-        lambda name: load_as_trained(name, trust_remote_code=script.trust_remote_code)
-    )
 
-    told = {"max_new_tokens": keys["max_completion_length"], "temperature": keys["temperature"]}
-
-    def texts(name: str, prompts: Sequence[Any], seed: int) -> list[str]:
-        model, tokenizer, kwargs = load(name)
-        more = told | {"seed": seed, "batch_size": script.sampling_batch_size}
-        said = complete(model, tokenizer, prompts, template_kwargs=kwargs, **more)
-        return [one.text for one in said]
-
-    def talk(name: str, prompt: Any, episode: int, show: Callable[[str], None]) -> str:
-        model, tokenizer, kwargs = load(name)
-        more = told | {"seed": keys["seed"], "episode": episode}
-        return stream(model, tokenizer, prompt, show, template_kwargs=kwargs, **more)
-
-    ended = threading.Event()
-
-    def wait() -> None:  # whoever started this holds the other end, and may be killed
+    def end() -> None:  # whoever started this holds the other end, and may be killed
         sys.stdin.read()
-        ended.set()
+        os._exit(0)
 
-    if script.wait:
-        threading.Thread(target=wait, daemon=True).start()
-    made = fill(store, texts, talk, lambda: not ended.is_set(), waits=script.wait)
-    return {"num_items": made}
+    threading.Thread(target=end, daemon=True).start()
+    fill(store, *make_samplers(config.script, store.settings, "trained"))
 
 
 def import_answers(config: Config) -> dict[str, Any]:
@@ -354,7 +323,7 @@ def import_answers(config: Config) -> dict[str, Any]:
         raise UserError("names is missing; write rlhf feedback import FILE.")
     rows = [row for name in script.names for row in read_answers(Path(name), script.mapping)]
     project = open_project(folder_of(config), config.values, may_begin=True)
-    project.take(rows)
+    project.store.add_rows(rows)
     return {"imported": dict(Counter(row["kind"] for row in rows))}
 
 
@@ -401,7 +370,7 @@ def status(config: Config) -> dict[str, Any]:
     from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_table, preferred
 
     project = open_project(folder_of(config), config.values, may_begin=False)
-    rows, counts = list(project.store.rows()), project.store.counts()
+    rows, counts = project.store.rows(), project.store.counts()
     told = project.describe(rows)
     table = Table(*COLUMNS, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for line in annotator_table(told):
@@ -437,9 +406,8 @@ def forget(config: Config) -> dict[str, Any]:
     if not script.names:
         raise UserError("names is missing; write rlhf feedback forget NAME.")
     project = open_project(folder_of(config), config.values, may_begin=False)
-    emptied = sum([project.store.forget(name) for name in script.names])
     for name in script.names:
-        print(f"{name} is forgotten: {emptied} answers are emptied")
+        print(f"{name} is forgotten: {project.store.forget(name)} answers are emptied")
     for path in trained_on(project.path, Path("runs")):
         print(f"learned from this project before: {path}")
     return export(config)

@@ -13,11 +13,10 @@ import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recipes.lib.feedback.store import Store
 
@@ -97,30 +96,16 @@ class Access:
         raise HTTPException(403, "This link is not valid (any more); ask for a new one.")
 
 
-class Guard:
-    """Middleware: refuses what another page posts, and sends the headers that bind the browser.
-
-    Args:
-        app: What is guarded.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        headers, app = Headers(scope=scope), self.app
-        if scope.get("method", "GET") not in ("GET", "HEAD"):
-            origin = urlsplit(headers.get("origin", ""))
-            if origin.scheme not in ("http", "https") or origin.netloc != headers.get("host"):
-                app = PlainTextResponse("Only the page itself may post here.", 403)
-        await app(scope, receive, send_with_headers)
+async def guard(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    """Refuse what another page posts, and send the headers that bind the browser."""
+    origin = urlsplit(request.headers.get("origin", ""))
+    is_own = origin.scheme in ("http", "https") and origin.netloc == request.headers.get("host")
+    if request.method in ("GET", "HEAD") or is_own:
+        answer = await call_next(request)
+    else:
+        answer = PlainTextResponse("Only the page itself may post here.", 403)
+    answer.headers.update(HEADERS)
+    return answer
 
 
 def names_of(host: str) -> list[str]:

@@ -1,33 +1,18 @@
-import { Outbox, find, make, post } from "./outbox.js";
+import { Outbox, find, make, post, tellSaved } from "./outbox.js";
 
 // A chat as people know it; what they do with a reply goes to the server as a reaction.
 
-let box = "", implicit = true, busy = false;
+let implicit = true, busy = false;
 let turns = []; // {role, content, job?, old?, shown?, thumb?}
-const outbox = new Outbox((entry) => post("/react", { job: entry.job, id: entry.id, reaction: entry.reaction, seconds: entry.seconds }), showSaved);
-
-function showSaved(error) {
-  const number = outbox.entries.size;
-  find("saved").textContent = number ? "saving \u2026" : box ? "\u2713 saved" : "";
-  find("banner").textContent = error ? `${number ? `Not saved yet (${number}). ` : ""}${error.status ? error.message : "The server does not answer; this page tries again."}` : "";
-  find("banner").hidden = !error;
-}
+const outbox = new Outbox((entry) => post("/react", entry), (error) => tellSaved(outbox, error));
 
 // What somebody did with a reply: explicit, or implicit with a word for it.
-function react(turn, reaction, name = `${Date.now()}-${Math.random()}`) {
+function react({ job, shown }, reaction) {
   if (reaction.implicit && !implicit) return null;
-  const seconds = Math.max(0, (Date.now() - (turn.shown ?? Date.now())) / 1000);
-  outbox.add(name, { job: turn.job, id: name, reaction, seconds });
-  return name;
+  const id = `${Date.now()}-${Math.random()}`, seconds = Math.max(0, (Date.now() - shown) / 1000);
+  outbox.add(id, { job, id, reaction, seconds });
+  return id;
 }
-
-function keep() {
-  try {
-    localStorage.setItem(`${box}-chat`, JSON.stringify(turns));
-  } catch { /* it is still on the screen */ }
-}
-
-const messages = () => turns.map(({ role, content }) => ({ role, content }));
 
 // Replies
 
@@ -37,7 +22,8 @@ async function ask(attempt = 0) {
   find("hint").textContent = "";
   const boxes = [];
   try {
-    const { job } = await post("/say", { messages: messages(), attempt });
+    const messages = turns.map(({ role, content }) => ({ role, content }));
+    const { job } = await post("/say", { messages, attempt });
     for (;;) {
       const { texts, shown, state, error } = await post("/reply", { job });
       if (boxes.length !== texts.length) boxes.splice(0, boxes.length, ...draw(texts.length));
@@ -46,7 +32,7 @@ async function ask(attempt = 0) {
       if (state === "failed") throw Object.assign(new Error(error), { status: 400 });
       if (state === "done") {
         if (texts.length === 2) choose(job, texts, shown);
-        else finish({ role: "assistant", content: texts[0], visible: shown[0], job, attempt, shown: Date.now(), old });
+        else turns.push({ role: "assistant", content: texts[0], visible: shown[0], job, attempt, shown: Date.now(), old }), paint();
         break;
       }
       await new Promise((next) => setTimeout(next, 100));
@@ -55,7 +41,7 @@ async function ask(attempt = 0) {
     if (old) turns.push(old);
     else find("words").value ||= turns.pop()?.content ?? "";
     paint();
-    showSaved(error);
+    tellSaved(outbox, error);
   }
   busy = false;
 }
@@ -68,16 +54,12 @@ function draw(number) {
   return boxes;
 }
 
-function finish(turn) {
-  turns.push(turn);
-  paint();
-}
-
 function choose(job, texts, visible) {
   const shown = Date.now();
   const pick = (value, kept) => () => {
     react({ job, shown }, { kind: "pair", value });
-    finish({ role: "assistant", content: texts[kept], visible: visible[kept], job, completion: kept, shown });
+    turns.push({ role: "assistant", content: texts[kept], visible: visible[kept], job, completion: kept, shown });
+    paint();
   };
   find("talk").append(make("div", { className: "commands" },
     make("button", { className: "main", onclick: pick(0, 0) }, "A is better"),
@@ -88,28 +70,28 @@ function choose(job, texts, visible) {
 
 // What stands under the last reply
 
+const like = (turn, value, more) => react(turn, { kind: "thumb", value, completion: turn.completion ?? 0, ...more });
+
 function commands(turn) {
-  const place = turn.completion ?? 0;
   const thumb = (value) => () => {
-    const reaction = { kind: "thumb", value, completion: place };
-    turn.thumb = { value, id: react(turn, turn.thumb ? { ...reaction, supersedes: turn.thumb.id } : reaction) };
+    turn.thumb = { value, id: like(turn, value, { supersedes: turn.thumb?.id }) };
     paint();
   };
   const again = () => {
     if (busy) return;
-    react(turn, { kind: "thumb", value: false, completion: place, implicit: "asked again" });
+    like(turn, false, { implicit: "asked again" });
     ask((turn.attempt ?? 0) + 1);
   };
   const copy = async () => {
     await navigator.clipboard.writeText(turn.content);
-    react(turn, { kind: "thumb", value: true, completion: place, implicit: "copied" });
+    like(turn, true, { implicit: "copied" });
     find("hint").textContent = "Copied.";
   };
   const button = (words, label, onclick, isOn = false) => make("button", { onclick, ariaLabel: label, title: label, ariaPressed: String(isOn), className: isOn ? "on" : "" }, words);
   return make("div", { className: "commands" },
     button("\ud83d\udc4d Good", "Good", thumb(true), turn.thumb?.value === true),
     button("\ud83d\udc4e Bad", "Bad", thumb(false), turn.thumb?.value === false),
-    button("Again", "Another answer", again), button("Edit", "Edit the answer", () => edit(turn, place)),
+    button("Again", "Another answer", again), button("Edit", "Edit the answer", () => edit(turn)),
     ...(navigator.clipboard ? [button("Copy", "Copy the answer", copy)] : [])); // plain HTTP has none
 }
 
@@ -124,11 +106,11 @@ function compared(turn) {
     make("button", { onclick: say(0) }, "better"), make("button", { onclick: say(null) }, "as good"), make("button", { onclick: say(1) }, "worse"));
 }
 
-function edit(turn, place) {
+function edit(turn) {
   const area = make("textarea", { value: turn.content, dir: "auto", ariaLabel: "Your better answer", maxLength: 100000 });
   const save = () => {
     if (area.value.trim() && area.value !== turn.content) {
-      react(turn, { kind: "edit", value: area.value, completion: place });
+      react(turn, { kind: "edit", value: area.value, completion: turn.completion ?? 0 });
       turn.content = turn.visible = area.value;
     }
     paint();
@@ -138,7 +120,9 @@ function edit(turn, place) {
 }
 
 function paint() {
-  keep();
+  try {
+    localStorage.setItem(`${outbox.box}-chat`, JSON.stringify(turns));
+  } catch { /* it is still on the screen */ }
   const last = turns.at(-1);
   find("talk").replaceChildren(...turns.map(({ role, content, visible }) => make("article", { className: role }, make("div", { className: "text", dir: "auto" }, visible ?? content))));
   if (last?.job && last.role === "assistant") {
@@ -151,8 +135,8 @@ function paint() {
 find("say").addEventListener("submit", (event) => {
   event.preventDefault();
   const words = find("words").value, last = turns.at(-1);
-  if (!words.trim() || !box || busy || last?.role === "user") return;
-  if (last?.job) react(last, { kind: "thumb", value: true, completion: last.completion ?? 0, implicit: "kept" });
+  if (!words.trim() || !outbox.box || busy || last?.role === "user") return;
+  if (last?.job) like(last, true, { implicit: "kept" });
   turns.push({ role: "user", content: words });
   find("words").value = "";
   paint();
@@ -168,10 +152,9 @@ find("new").addEventListener("click", () => busy || ((turns = []), paint(), find
 setInterval(() => outbox.entries.size && outbox.flush(), 1500);
 
 const said = await post("/begin", {});
-({ box, implicit } = said);
-outbox.open(box);
-turns = JSON.parse(localStorage.getItem(`${box}-chat`) ?? "[]");
+implicit = said.implicit;
+outbox.open(said.box);
+turns = JSON.parse(localStorage.getItem(`${said.box}-chat`) ?? "[]");
 if (turns.at(-1)?.role === "user") find("words").value = turns.pop().content;
 paint();
-outbox.adopt();
-showSaved(null);
+tellSaved(outbox, null);

@@ -18,6 +18,7 @@ from recipes.lib.feedback.store import Store
 Body = dict[str, Any]
 MAX_MESSAGES = 200
 MAX_CHARACTERS = 200_000
+REACTION = {"kind", "value", "completion", "other", "implicit", "supersedes"}
 IMPLICIT = {"kept": True, "copied": True, "asked again": False}  # whether it speaks for the answer
 
 
@@ -34,15 +35,18 @@ def _are_messages(value: Any) -> bool:
 
 
 def _is_reaction(value: Any) -> bool:
-    known = {"kind", "value", "completion", "other", "implicit", "supersedes"}
-    return isinstance(value, dict) and {"kind", "value"} <= {*value} <= known
+    return isinstance(value, dict) and {"kind", "value"} <= {*value} <= REACTION
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 64
 
 
 FIELDS: dict[str, Callable[[Any], bool]] = {
     "messages": _are_messages,
     "attempt": lambda value: type(value) is int and 0 <= value < 1000,
-    "job": lambda value: isinstance(value, str) and len(value) <= 64,
-    "id": lambda value: isinstance(value, str) and 0 < len(value) <= 64,
+    "job": _is_name,
+    "id": _is_name,
     "reaction": _is_reaction,
 }
 
@@ -64,7 +68,6 @@ def say(store: Store, annotator: str, body: Body) -> Body:
         draw.shuffle(models)  # nobody is to know who stands first
     else:
         models = [draw.choice(models)]
-    store.add_annotator(annotator)
     asked = {"item": job, "messages": messages, "models": models, "texts": [""] * len(models)}
     store.add_jobs([asked], annotator=annotator)
     return {"job": job}
@@ -85,17 +88,15 @@ def react(store: Store, annotator: str, body: Body) -> Body:
         raise UserError("reaction: the reply is not there yet.")
     why = given.get("implicit")
     if why is None or store.settings["implicit"]:
-        store.add_rows(annotator, [_row(store, annotator, body, job)])
+        store.add_rows([_row(store, annotator, body, job)])
     return {"saved": body["id"]}
 
 
 def _row(store: Store, annotator: str, body: Body, job: dict[str, Any]) -> Row:
     given, why = body["reaction"], body["reaction"].get("implicit")
     kind, value = given["kind"], given["value"]
-    said = [
-        {"content": text, "run": name}
-        for text, name in zip(job["texts"], job["models"], strict=True)
-    ]
+    pairs = zip(job["texts"], job["models"], strict=True)
+    said = [{"content": text, "run": name} for text, name in pairs]
     if given.get("other") is not None:  # an earlier reply to the same
         other = store.job(str(given["other"]), annotator)
         if other["messages"] != job["messages"] or other["state"] != "done":
@@ -110,17 +111,9 @@ def _row(store: Store, annotator: str, body: Body, job: dict[str, Any]) -> Row:
         raise UserError(f"reaction: {kind} is none of thumb, edit, pair.")
     if why is not None and (kind != "thumb" or IMPLICIT.get(why) is not value):
         raise UserError("reaction: implicit must be kept, copied or asked again.")
-    before = given.get("supersedes")
-    return make_row(
-        {"id": job["item"], "prompt": job["messages"], "completions": said},
-        kind=kind,
-        value=value,
-        annotator=annotator,
-        source="human" if why is None else "implicit",
-        shown_order=list(range(len(said))),
-        weight=1.0 if why is None else 0.0,
-        seconds=body["seconds"],
-        reason=why,
-        supersedes=f"{job['item']}-{before}" if before else None,
-        id=f"{job['item']}-{body['id']}",
-    )
+    item = {"id": job["item"], "prompt": job["messages"], "completions": said}
+    before = given.get("supersedes") and f"{job['item']}-{given['supersedes']}"
+    keys: Any = {"source": "implicit" if why else "human", "weight": 0.0 if why else 1.0}
+    keys |= {"seconds": body["seconds"], "reason": why, "supersedes": before}
+    keys |= {"id": f"{job['item']}-{body['id']}", "shown_order": list(range(len(said)))}
+    return make_row(item, kind=kind, value=value, annotator=annotator, **keys)

@@ -18,7 +18,6 @@ from recipes.lib.feedback.arguments import ServeArguments
 from recipes.lib.feedback.project import Project
 
 LOOPBACK = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"
 
 
 def host(project: Project, script: ServeArguments) -> None:
@@ -34,18 +33,16 @@ def host(project: Project, script: ServeArguments) -> None:
     store = project.store
     for name in script.revoke:
         store.revoke(name)
-    address = script.host or (EVERYWHERE if script.share else LOOPBACK)
+    address = script.host or ("0.0.0.0" if script.share else LOOPBACK)
     is_alone = address in (LOOPBACK, "::1", "localhost") and not script.share
     annotator = (script.annotator or _user()) if is_alone else None
     if annotator:
         store.add_annotator(annotator)
     hosts = names_of(address)
-    access = Access(store, annotator, hosts)
 
     def tell(port: int) -> None:
-        own = hosts[-1] if not is_alone else "127.0.0.1"
         for name in script.share:
-            print(f"{name}: http://{own}:{port}/a/{store.give_secret(name)}")
+            print(f"{name}: http://{hosts[-1]}:{port}/a/{store.give_secret(name)}", flush=True)
         if is_alone:
             page = f"http://127.0.0.1:{port}/"
             print(f"Answer on {page} (Ctrl-C ends)", flush=True)
@@ -56,13 +53,14 @@ def host(project: Project, script: ServeArguments) -> None:
     with _sampling(project, script.chat) as sampler:
 
         def is_done() -> bool:
-            is_broken = sampler is not None and sampler.poll() not in (None, 0)
             wanted = script.num_answers
-            return is_broken or (wanted is not None and store.counts()["answers"] >= wanted)
+            is_enough = wanted is not None and store.counts()["answers"] >= wanted
+            return is_enough or bool(sampler and sampler.poll())
 
+        access = Access(store, annotator, hosts)
         app = make_app(store, access, str(project.path.resolve()), is_chat=script.chat)
         serve(app, address, script.port, tell, is_done)
-        if sampler is not None and sampler.poll() not in (None, 0):
+        if sampler and sampler.poll():
             raise UserError("sampling ended with the error above; what was answered is kept.")
 
 
@@ -85,16 +83,11 @@ def _sampling(project: Project, is_chat: bool) -> Iterator[subprocess.Popen[byte
     if not is_chat and not project.store.counts()["waiting"]:
         yield None
         return
-    command = [sys.executable, "-m", "recipes.feedback", "sample", "--wait"]
-    process = subprocess.Popen(
-        [*command, "--output_dir", str(project.path)],
-        stdin=subprocess.PIPE,
-        env=os.environ | {"TQDM_DISABLE": "1"},  # bars would run over what this process says
-    )
-    try:
-        yield process
-    finally:
-        if process.stdin:
-            process.stdin.close()
-        process.terminate()
-        process.wait()
+    command = [sys.executable, "-m", "recipes.feedback", "sample"]
+    command += ["--output_dir", str(project.path)]
+    quiet = os.environ | {"TQDM_DISABLE": "1"}  # bars would run over what this process says
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=quiet) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()

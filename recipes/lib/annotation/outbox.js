@@ -8,6 +8,23 @@ export const make = (tag, fields, ...children) => {
   return made;
 };
 
+export const find = (id) => document.getElementById(id);
+
+export function make(tag, fields = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), fields);
+  made.append(...children);
+  return made;
+}
+
+export function tellSaved({ entries, refused, box }, error) {
+  const number = entries.size;
+  const why = !error ? "" : error.status ? error.message : "The server does not answer; this page tries again.";
+  const told = why + refused;
+  find("banner").hidden = !told;
+  find("banner").textContent = number ? `Not saved yet (${number}). ${told}` : told;
+  find("saved").textContent = number ? "saving \u2026" : box ? "\u2713 saved" : "";
+}
+
 export async function post(path, body) {
   const headers = { "content-type": "application/json" }, signal = AbortSignal.timeout(20000);
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });

@@ -1,4 +1,4 @@
-import { Outbox, find, make, post } from "./outbox.js";
+import { Outbox, find, make, post, tellSaved } from "./outbox.js";
 
 const QUESTIONS = {
   pair: "Which answer is better?", rank: "Rank the answers", rating: "Rate from 1 (bad) to 5 (good)",
@@ -52,16 +52,12 @@ function goOnAsking() {
 setInterval(goOnAsking, 1500);
 
 function tell(error) {
-  const number = outbox.entries.size, { answered, left, waiting, done } = progress ?? {};
-  const why = !error ? "" : error.status ? error.message : "The server does not answer; this page tries again.";
-  const told = why + outbox.refused;
-  find("banner").hidden = !told;
-  find("banner").textContent = number ? `Not saved yet (${number}). ${told}` : told;
-  find("saved").textContent = number ? "saving \u2026" : progress ? "\u2713 saved" : "";
+  tellSaved(outbox, error);
   if (!progress) return;
+  const { answered, left, waiting, done } = progress;
   find("count").textContent = `${answered} answered, ${left} left`;
   Object.assign(find("bar"), { max: answered + left || 1, value: answered });
-  const empty = number ? "One moment \u2026" : !done && (waiting || left) ? "Waiting for completions \u2026" : "All done, thank you!";
+  const empty = outbox.entries.size ? "One moment \u2026" : !done && (waiting || left) ? "Waiting for completions \u2026" : "All done, thank you!";
   find("question").textContent = queue[0] ? QUESTIONS[queue[0].kind] : empty;
 }
 

@@ -20,24 +20,24 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from recipes.lib.annotation import chat, text
-from recipes.lib.annotation.access import Access, Guard
+from recipes.lib.annotation.access import Access, guard
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.rows import NUM_COMPLETIONS, Row, make_row
 from recipes.lib.feedback.store import Asked, Store
 
 Body = dict[str, Any]
-FILES = dict.fromkeys(("page.html", "chat.html"), "text/html")
-FILES |= dict.fromkeys(("page.css", "chat.css"), "text/css")
-FILES |= dict.fromkeys(("page.js", "chat.js", "outbox.js"), "text/javascript")
-CONTENTS = {name: Path(__file__).with_name(name).read_bytes() for name in FILES}
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in TYPES}
+FAILURES = (HTTPException, UserError, SQLAlchemyError, OSError)
 MAX_BODY = 512 * 1024  # bytes
 MAX_TEXT = 100_000  # characters that somebody writes
 MAX_ANSWERS = 1_000
@@ -109,14 +109,12 @@ def make_app(
             *(endpoint(work, names) for work, names in endpoints.items()),
         ],
         middleware=[
-            Middleware(Guard),
+            Middleware(BaseHTTPMiddleware, dispatch=guard),
             Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False),
             Middleware(GZipMiddleware, compresslevel=5),
             Middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY),
         ],
-        exception_handlers=dict.fromkeys(
-            (HTTPException, UserError, SQLAlchemyError, OSError), _failed
-        ),
+        exception_handlers=dict.fromkeys(FAILURES, _failed),
     )
 
 
@@ -167,7 +165,7 @@ async def _send_file(request: Request, index: str = "") -> Response:
     name = request.path_params.get("name", f"{index}.html")
     if name not in FILES:
         raise HTTPException(404)
-    return Response(CONTENTS[name], media_type=FILES[name])
+    return FileResponse(FILES[name], media_type=TYPES[FILES[name].suffix])
 
 
 def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
@@ -263,10 +261,8 @@ def _rows(asked: Asked, annotator: str, body: Body) -> list[Row]:
     common = {"annotator": annotator, "source": "human", "seconds": body["seconds"]}
     common |= {"reason": body["reason"] or None, "weight": 1.0 if body["answers"] else 0.0}
     is_about_one = NUM_COMPLETIONS.get(item["kind"], (1, 1)) == (1, 1)
-    cannot = [
-        {"kind": item["kind"], "value": None, "completion": i}
-        for i in range(len(item["completions"]) if is_about_one else 1)
-    ]
+    places = range(len(item["completions"])) if is_about_one else [0]
+    cannot = [{"kind": item["kind"], "value": None, "completion": place} for place in places]
     for number, given in enumerate(body["answers"] or cannot):
         kind, value, index = given["kind"], given["value"], given.get("completion")
         aspect = given.get("aspect", "overall")
@@ -274,8 +270,7 @@ def _rows(asked: Asked, annotator: str, body: Body) -> list[Row]:
         if kind not in (item["kind"], "edit", "text") or key in seen:
             raise UserError(f"answers: {kind} is not what was asked.")
         seen.add(key)
-        judged: Any = item
-        order: Any = asked["shown_order"]
+        judged, order = item, asked["shown_order"]
         if NUM_COMPLETIONS.get(kind, (1, 1)) == (1, 1):
             if type(index) is not int or not 0 <= index < len(item["completions"]):
                 raise UserError("answers: completion must be the index of one.")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recipes.lib.data.prompts import prompt_text
 from recipes.lib.feedback.rows import Row, current, item_id
 
 Table = NDArray[np.float64]
@@ -25,6 +26,7 @@ TIE = 2.0  # beside the indexes of a pair
 LEAST_ALPHA = 0.667  # below it Krippendorff draws no conclusions
 LEAST_RIGHT = 0.8  # share of gold or repeated items that nobody need be told about
 LEAST_UNITS = 20  # of a hint on agreement
+NUM_ITERATIONS, TOLERANCE = 100, 1e-5  # at most, and the change of a probability that ends them
 FEW = 1e-2  # answers that the model of an annotator starts from, so that no probability is 0
 LEANINGS = {
     "first_shown": "answered 'A' on {} shown pairs",
@@ -83,12 +85,7 @@ def cohen_kappa(values_AU: Table, level: str) -> tuple[int, float | None]:
 
 
 def dawid_skene(
-    units: ArrayLike,
-    annotators: ArrayLike,
-    labels: ArrayLike,
-    *,
-    num_iterations: int = 100,
-    tolerance: float = 1e-5,
+    units: ArrayLike, annotators: ArrayLike, labels: ArrayLike
 ) -> tuple[Table, Table, Table]:
     """Estimate true labels and each annotator's errors together, by expectation maximisation.
 
@@ -96,8 +93,6 @@ def dawid_skene(
         units: What was judged, one index a label, counted from 0.
         annotators: Who judged it.
         labels: The labels.
-        num_iterations: At most.
-        tolerance: Largest change of a probability at which it ends.
 
     Returns:
         Probability of each true label, by unit; by annotator, of saying the last index where the
@@ -108,7 +103,7 @@ def dawid_skene(
     found_UK = np.zeros((places_N.max() + 1, num_labels))
     np.add.at(found_UK, (places_N, labels_N), 1)
     found_UK /= found_UK.sum(1, keepdims=True)
-    for _ in range(num_iterations):
+    for _ in range(NUM_ITERATIONS):
         prior_K = found_UK.mean(0)
         said_AKK = np.zeros((people_N.max() + 1, num_labels, num_labels))  # label, then true one
         np.add.at(said_AKK, (people_N, labels_N), found_UK[places_N])
@@ -119,7 +114,7 @@ def dawid_skene(
         new_UK = np.exp(logs_UK - logs_UK.max(1, keepdims=True))
         new_UK /= new_UK.sum(1, keepdims=True)
         change, found_UK = np.abs(new_UK - found_UK).max(), new_UK
-        if change < tolerance:
+        if change < TOLERANCE:
             break
     return found_UK, confusion_AKK, prior_K
 
@@ -179,7 +174,7 @@ def describe(rows: Iterable[Row], gold: Mapping[str, Any]) -> dict[str, Any]:
 
 def _about(rows: Sequence[Row], gold: Mapping[str, Any]) -> dict[str, Any]:
     pairs = [row for row in rows if row["kind"] == "pair" and row["value"] is not None]
-    lengths = [[len(_text(one["content"])) for one in row["completions"]] for row in pairs]
+    lengths = [[len(prompt_text(one["content"])) for one in row["completions"]] for row in pairs]
     answers = defaultdict[Any, list[Any]](list)
     for row in rows:
         if row["kind"] in LEVELS:
@@ -210,10 +205,6 @@ def _unit(row: Row) -> tuple[str, str, str]:
     """What an answer is about; a rating of one of several completions is about that one."""
     contents = [one["content"] for one in row["completions"]]
     return row["kind"], row["aspect"], item_id(row["prompt"], contents)
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(str(t.get("content")) for t in content)
 
 
 def _agreement(

@@ -8,25 +8,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.feedback.rows import KINDS
 
-
-@dataclass(kw_only=True)
-class StoreArguments:
-    """Where answers are kept."""
-
-    database: str | None = option(
-        None,
-        "URL of a database, such as postgresql://host/name, instead of a file in the project's "
-        "folder; kept with the project.",
-    )
-
-
-@dataclass(kw_only=True)
-class SamplerArguments:
-    """How what is asked is sampled; kept with the project."""
-
-    temperature: float = option(1.0, "Sampling temperature.")
-    max_completion_length: int = option(64, "Longest completion, in tokens.")
-    seed: int = option(0, "Of sampling, rating and splitting.")
+FORMATS = ("trl", "argilla", "label-studio", "csv", "parquet")
 
 
 @dataclass(kw_only=True)
@@ -60,33 +42,30 @@ class ServeArguments:
 
 
 @dataclass(kw_only=True)
-class QueueArguments:
-    """How the queue is filled."""
-
-    wait: bool = option(False, "Wait for more prompts until standard input ends.")
-
-
-@dataclass(kw_only=True)
 class ExchangeArguments:
-    """Answers from elsewhere and for elsewhere."""
+    """Where answers are kept, and files of elsewhere."""
 
-    format: str = option(
-        "trl",
-        "What files hold.",
-        choices=("trl", "argilla", "label-studio", "csv", "parquet"),
+    database: str | None = option(
+        None,
+        "URL of a database, such as postgresql://host/name, instead of a file in the project's "
+        "folder; kept with the project.",
     )
     implicit_weight: float = option(
         0.0, "Weight in training of what people merely did in a chat; export leaves it out at 0."
     )
+    format: str = option("trl", "What files hold.", choices=FORMATS)
     mapping: str | None = option(
         None, "Makes feedback rows of a record of any other file: file.py:function."
     )
 
 
 @dataclass(kw_only=True)
-class AskArguments(ServeArguments, SamplerArguments, DataArguments):
-    """What it takes to ask people."""
+class AskArguments(ServeArguments, DataArguments):
+    """What it takes to ask people; how what is asked is sampled is kept with the project."""
 
+    temperature: float = option(1.0, "Sampling temperature.")
+    max_completion_length: int = option(64, "Longest completion, in tokens.")
+    seed: int = option(0, "Of sampling, rating and splitting.")
     names: list[str] = option(
         list, "Runs whose completions are judged (serve), files (import), annotators (forget)."
     )

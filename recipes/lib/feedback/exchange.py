@@ -19,7 +19,7 @@ from recipes.lib.data.problems import PLACE
 from recipes.lib.data.reading import FEEDBACK_FILES
 from recipes.lib.data.row_checks import row_fault
 from recipes.lib.errors import UserError, first_line, note
-from recipes.lib.feedback.rows import Row, check_row, current, item_id, make_row
+from recipes.lib.feedback.rows import Row, as_completions, check_row, current, item_id, make_row
 from recipes.lib.rewards.loading import load_function
 from recipes.lib.runs.files import write_json, write_jsonl
 
@@ -202,10 +202,7 @@ def _complete(answer: Row, place: list[int]) -> Row:
     if "version" in answer:
         check_row(answer)
         return answer
-    said = [
-        {"run": None} | one if isinstance(one, dict) else {"content": one, "run": None}
-        for one in answer.get("completions", ())
-    ]
+    said = as_completions(answer.get("completions", ()))
     contents = [one["content"] for one in said]
     item = {"prompt": answer.get("prompt"), "completions": said}
     item["id"] = answer.get("item") or item_id(item["prompt"], contents)

@@ -6,8 +6,7 @@ summary.json, report.html.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from recipes.lib.feedback.status import preferred
 from recipes.lib.feedback.store import FILE, Item, Store
 from recipes.lib.runs.files import write_text
 from recipes.lib.runs.folder import config_text, is_run
-from recipes.lib.runs.lock import acquire, release
 
 # Keys that the page and the process that samples read from the store.
 KEPT = "temperature max_completion_length seed overlap repeat num_answers compare_every implicit"
@@ -34,21 +32,10 @@ class Project:
     Args:
         path: Its folder.
         store: Its database.
-        database: URL of the database; None for the file in the folder.
     """
 
     path: Path
     store: Store
-    database: str | None = None
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Serve it alone; others may read and export meanwhile."""
-        acquire(self.path)
-        try:
-            yield
-        finally:
-            release(self.path)
 
     def ask(self, script: AskArguments, items: Sequence[Item], prompts: Sequence[Any]) -> None:
         """Put what is to be asked into the store; what is there already stays as it is.
@@ -60,19 +47,8 @@ class Project:
         """
         kept = {name: getattr(script, name) for name in KEPT.split()}
         self.store.settings = kept | {"models": script.names or self.store.settings.get("models")}
-        shares = (script.overlap, script.repeat, script.seed)
-        self.store.add_items(with_repeats(items, *shares))
-        asked = (script.kinds, script.aspects, script.num_completions, script.seed)
-        self.store.add_jobs(make_jobs(prompts, script.names, *asked))
-
-    def take(self, rows: Iterable[Row]) -> None:
-        """Keep rows that were given elsewhere, each under the name of who gave it."""
-        by_name: dict[str, list[Row]] = {}
-        for row in rows:
-            by_name.setdefault(row["annotator"], []).append(row)
-        for name, given in by_name.items():
-            self.store.add_annotator(name)
-            self.store.add_rows(name, given)
+        self.store.add_items(with_repeats(items, kept))
+        self.store.add_jobs(make_jobs(prompts, script))
 
     def export(self, format: str, implicit_weight: float = 0.0) -> dict[str, Any]:
         """Write the answers that hold.
@@ -124,17 +100,16 @@ def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Proj
     Raises:
         UserError: There is none, the folder holds something else, or the database cannot be opened.
     """
+    database = values.get("database")
     if is_run(path):
-        kept = read_yaml(path / "config.yaml").values
-        database = values.get("database") or kept.get("database")
+        database = database or read_yaml(path / "config.yaml").values.get("database")
         if database is None and not (path / FILE).is_file():
             raise UserError(f"output_dir={path}: holds a run, and no answers of people.")
-        return Project(path, Store(database or path / FILE), database)
+        return Project(path, Store(database or path / FILE))
     if not may_begin:
         raise UserError(f"output_dir={path}: no feedback project is there; name one.")
     if path.is_dir() and any(path.iterdir()):
         raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
-    database = values.get("database")
     if database and ":" in database.partition("://")[2].rpartition("@")[0]:
         raise UserError(
             "database: holds a password, which would be kept in config.yaml; leave it out and set "
@@ -146,7 +121,7 @@ def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Proj
         write_text(path / "config.yaml", config_text(values))
     except OSError as error:
         raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
-    return Project(path, store, database)
+    return Project(path, store)
 
 
 def check_asked(script: AskArguments, *, is_new: bool) -> None:

@@ -38,6 +38,11 @@ def item_id(prompt: Any, contents: Sequence[Any]) -> str:
     return _digest([prompt, *contents])
 
 
+def as_completions(contents: Iterable[Any]) -> list[Row]:
+    """Texts and messages as mappings of content and run, where they are none yet."""
+    return [{"run": None} | (c if isinstance(c, dict) else {"content": c}) for c in contents]
+
+
 def make_row(
     item: Row, *, kind: str, value: Any, annotator: str, source: str, **others: Any
 ) -> Row:
@@ -62,11 +67,10 @@ def make_row(
     Raises:
         UserError: As `check_row`.
     """
-    completions = [{"run": None} | one for one in item["completions"]]
     given = {"version": VERSION, "item": item["id"], "prompt": item["prompt"]}
-    given |= {"completions": completions, "kind": kind, "value": value, "annotator": annotator}
-    given |= {"source": source, "aspect": "overall", "weight": 1.0} | others
-    row = dict.fromkeys(FIELDS) | given
+    given |= {"completions": as_completions(item["completions"]), "kind": kind, "value": value}
+    given |= {"annotator": annotator, "source": source, "aspect": "overall", "weight": 1.0}
+    row = dict.fromkeys(FIELDS) | given | others
     row["created_at"] = row["created_at"] or datetime.now(UTC).isoformat(timespec="milliseconds")
     row["id"] = row["id"] or _digest(row)
     check_row(row)

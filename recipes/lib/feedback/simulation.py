@@ -14,6 +14,7 @@ Statistical Society B 42, 1980.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -47,20 +48,6 @@ class Rater:
     tie: float = 0.0
 
 
-@dataclass(frozen=True)
-class Rating:
-    """What the simulated rater says of one pair.
-
-    Attributes:
-        value: 0 if the first completion is preferred, 1 if the second is.
-        noise: Probability that a draw on this pair contradicts the order of the scores; 0.5 where
-            they are equal. The best possible expected accuracy on the pair is 1 - noise.
-    """
-
-    value: int
-    noise: float
-
-
 def preference_probability(difference: float, temperature: float) -> float:
     """Probability that the first completion is preferred.
 
@@ -75,29 +62,6 @@ def preference_probability(difference: float, temperature: float) -> float:
     """
     # Written with tanh, which does not overflow for any difference.
     return 0.5 * (1.0 + math.tanh(0.5 * difference / temperature))
-
-
-def rate_pairs(
-    first: Sequence[float], second: Sequence[float], *, temperature: float, seed: int
-) -> list[Rating]:
-    """Rate pairs; the draw of a pair depends on the seed and its position alone.
-
-    Args:
-        first: Scores of the first completions.
-        second: Scores of the second ones.
-        temperature: As in `preference_probability`.
-        seed: Of the draws.
-
-    Returns:
-        One rating per pair.
-    """
-    ratings = []
-    for position, (one, other) in enumerate(zip(first, second, strict=True)):
-        probability = preference_probability(one - other, temperature)
-        draw = random.Random(f"rater {seed} {position}").random()
-        noise = min(probability, 1.0 - probability)
-        ratings.append(Rating(value=0 if draw < probability else 1, noise=noise))
-    return ratings
 
 
 def check_raters(raters: Sequence[Rater], kinds: Sequence[str]) -> None:
@@ -118,24 +82,6 @@ def check_raters(raters: Sequence[Rater], kinds: Sequence[str]) -> None:
             raise UserError(f"kinds={kind}: must be one of {', '.join(KINDS)}.")
 
 
-def simulate_pairs(
-    items: Sequence[Row],
-    scores: Sequence[Sequence[float]],
-    *,
-    temperature: float,
-    seed: int,
-    created_at: str,
-) -> list[Row]:
-    """The rows of the one rater that needs no name; as in `rate_pairs`, draws go by position."""
-    ratings = rate_pairs(*zip(*scores, strict=True), temperature=temperature, seed=seed)
-    known: dict[str, Any] = {"source": "simulated", "created_at": created_at}
-    known |= {"annotator": RATER, "shown_order": [0, 1]}
-    return [
-        make_row(item, kind="pair", value=one.value, noise=one.noise, **known)
-        for item, one in zip(items, ratings, strict=True)
-    ]
-
-
 def simulate_answers(
     items: Sequence[Row],
     scores: Sequence[Sequence[float]],
@@ -152,7 +98,8 @@ def simulate_answers(
         scores: The judge's scores of the completions of each item.
         kinds: Of the answers; items take turns.
         raters: The annotators.
-        seed: Of the draws, each of which depends on it, the annotator and the item alone.
+        seed: Of the draws, each of which depends on it, the annotator and the item alone; of the
+            rater that needs no name on the item's place.
         created_at: Time in ISO 8601.
 
     Returns:
@@ -166,7 +113,8 @@ def simulate_answers(
         for rater in raters
         for number, (item, of_item) in enumerate(zip(items, scores, strict=True))
         for kind in [kinds[number % len(kinds)]]
-        for draw in [random.Random(f"rater {seed} {rater.name} {item['id']} {kind}")]
+        for name in [number if rater.name == RATER else f"{rater.name} {item['id']} {kind}"]
+        for draw in [random.Random(f"rater {seed} {name}")]
         for judged, answer in _answers(kind, item, of_item, rater, scale, draw)
     ]
 
@@ -188,11 +136,12 @@ def _answers(
         for one, score in zip(said, scores, strict=True):
             yield item | {"completions": [one]}, _alone(kind, score, rater, scale, draw)
         return
+    chance = draw.random()
     draw.shuffle(order)
     felt = [score / rater.temperature for score in scores]
     felt[order[0]] += rater.position_bias / rater.temperature
     if kind == "pair":
-        yield item, _pair(felt, scores, rater.tie, draw) | {"shown_order": order}
+        yield item, _pair(felt, scores, rater.tie, chance) | {"shown_order": order}
         return
     noisy = [one - math.log(draw.expovariate(1) or 1e-300) for one in felt]  # Gumbel's
     best, *_, last = places = sorted(order, key=lambda place: -noisy[place])
@@ -204,13 +153,12 @@ def _answers(
         yield item | {"completions": original}, {"value": said[best]["content"]}
 
 
-def _pair(
-    felt: Sequence[float], scores: Sequence[float], tie: float, draw: random.Random
-) -> dict[str, Any]:
+def _pair(felt: Sequence[float], scores: Sequence[float], tie: float, chance: float) -> Row:
     half = (felt[0] - felt[1]) / 2
     logs = [half, -half, *([math.log(tie)] if tie else [])]
     weights = [math.exp(log - max(logs)) for log in logs]
-    value = draw.choices((0, 1, None)[: len(weights)], weights)[0]
+    bounds = itertools.accumulate(weights[:-1])
+    value = (0, 1, None)[sum(chance * sum(weights) >= bound for bound in bounds)]
     worse = weights[scores[0] > scores[1]] / (weights[0] + weights[1])  # of those that are no tie
     return {"value": value, "noise": 0.5 if scores[0] == scores[1] else worse}
 

@@ -22,22 +22,16 @@ from sqlalchemy.engine import Connection
 
 from recipes.lib.errors import UserError
 from recipes.lib.feedback import tables
+from recipes.lib.feedback.rows import Row
 from recipes.lib.feedback.tables import ANNOTATORS, ANSWERS, CLAIMS, ITEMS, JOBS, META, TABLES
 
+ASKED = sa.select(CLAIMS, ITEMS.c.content).join(ITEMS, ITEMS.c.id == CLAIMS.c.item)
 LEASE = 300.0  # seconds after which an item that nobody answered is asked of others
 FILE = "feedback.db"
 
 
-class Item(TypedDict, total=False):
-    """What is asked: one prompt with its completions."""
-
-    id: str
-    prompt: Any  # text or messages
-    completions: list[dict[str, Any]]  # content, run
-    kind: str
-    aspects: list[str]
-    gold: Any  # the answer that is right, where one knows
-    num_wanted: int
+# What is asked: id, prompt, completions (content, run), kind, aspects, perhaps gold, num_wanted.
+Item = dict[str, Any]
 
 
 class Asked(TypedDict):
@@ -91,27 +85,18 @@ class Store:
             jobs: With `item` (its id) and what the sampling takes.
             annotator: Who waits for a reply; None for items that are asked of anybody.
         """
-        values = [
-            {
-                "item": job["item"],
-                "is_reply": annotator is not None,
-                "state": "waiting",
-                "content": job,
-                "annotator": annotator,
-            }
-            for job in jobs
-        ]
+        values = [{"item": job["item"], "content": job, "annotator": annotator} for job in jobs]
         if values:
             with self._writing() as connection:
                 connection.execute(self._ignoring(JOBS), values)
 
     def next_jobs(self, number: int) -> list[dict[str, Any]]:
         """The first that wait, replies before all, which come alone."""
-        order = (JOBS.c.is_reply.desc(), JOBS.c.number)
+        order = (JOBS.c.annotator.is_(None), JOBS.c.number)
         query = sa.select(JOBS).where(JOBS.c.state == "waiting").order_by(*order).limit(number)
         found = self._read(query)
-        kept = [row for row in found if row.is_reply][:1] or found
-        return [row.content | {"annotator": row.annotator} for row in kept]
+        kept = [row for row in found if row.annotator is not None][:1] or found
+        return [row.content for row in kept]
 
     def tell_job(self, item: str, **changes: Any) -> None:
         """Note how far a job is: what was written so far, or its state."""
@@ -128,31 +113,17 @@ class Store:
         Raises:
             UserError: There is none of that name.
         """
-        at = sa.select(JOBS).where(JOBS.c.item == item, JOBS.c.annotator == annotator)
-        rows = self._read(at)
+        rows = self._read(sa.select(JOBS).where(JOBS.c.item == item, JOBS.c.annotator == annotator))
         if not rows:
             raise UserError(f"job={item}: {annotator} has asked for no such reply.")
-        content: dict[str, Any] = rows[0].content
-        return content | {"state": rows[0].state}
+        return {**rows[0].content, "state": rows[0].state}
 
     # what is asked
 
-    def add_items(self, items: Iterable[Item], *, annotator: str | None = None) -> None:
-        """Add what is asked, and end the jobs it comes from; what is there already stays.
-
-        Args:
-            items: The items.
-            annotator: The only one who sees them, of a chat.
-        """
+    def add_items(self, items: Iterable[Item]) -> None:
+        """Add what is asked, and end the jobs it comes from; what is there already stays."""
         values = [
-            {
-                "id": item["id"],
-                "content": item,
-                "num_wanted": item.get("num_wanted", 1),
-                "num_answered": 0,
-                "is_open": True,
-                "annotator": annotator,
-            }
+            {"id": item["id"], "content": item, "num_wanted": item.get("num_wanted", 1)}
             for item in items
         ]
         if not values:
@@ -162,23 +133,19 @@ class Store:
             connection.execute(self._ignoring(ITEMS), values)
             connection.execute(ended, [{"id": one["id"]} for one in values])
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> list[Item]:
         """All items in their order."""
-        for row in self._read(sa.select(ITEMS.c.content).order_by(ITEMS.c.position)):
-            yield row.content
+        return self._contents(sa.select(ITEMS.c.content).order_by(ITEMS.c.position))
 
     def counts(self) -> dict[str, int]:
         """How many items, items that are done, answers, and prompts that wait to be sampled."""
         number = sa.func.count()
-        asked = (
-            sa.select(number).select_from(ITEMS),
-            sa.select(number).select_from(ITEMS).where(~ITEMS.c.is_open),
-            sa.select(sa.func.coalesce(sa.func.sum(ITEMS.c.num_answered), 0)),
-            sa.select(number).where(JOBS.c.state == "waiting"),
+        return self._numbers(
+            items=sa.select(number).select_from(ITEMS),
+            answered=sa.select(number).select_from(ITEMS).where(~ITEMS.c.is_open),
+            answers=sa.select(sa.func.coalesce(sa.func.sum(ITEMS.c.num_answered), 0)),
+            waiting=sa.select(number).where(JOBS.c.state == "waiting"),
         )
-        with self._reading() as connection:
-            values = [int(connection.execute(query).scalar_one()) for query in asked]
-        return dict(zip(("items", "answered", "answers", "waiting"), values, strict=True))
 
     # who answers
 
@@ -225,20 +192,17 @@ class Store:
         Returns:
             The items, each with a claim that is answered at most once.
         """
-        now = time.time()
         own = sa.and_(CLAIMS.c.annotator == annotator, CLAIMS.c.state == "open")
         with self._writing() as connection:
             renew = sa.update(CLAIMS).where(own, CLAIMS.c.id.in_(holding))
-            connection.execute(renew.values(expires=now + LEASE))
-            lost = sa.select(CLAIMS).where(
-                own, CLAIMS.c.holder == holder, CLAIMS.c.id.not_in(holding)
-            )
-            found = [self._asked(connection, row) for row in connection.execute(lost.limit(number))]
-            for item in self._open_items(connection, annotator, now, number - len(found)):
-                found.append(self._lend(connection, item, annotator, holder, now))
+            connection.execute(renew.values(expires=time.time() + LEASE))
+            lost = ASKED.where(own, CLAIMS.c.holder == holder, CLAIMS.c.id.not_in(holding))
+            found = [_asked(row) for row in connection.execute(lost.limit(number))]
+            for item in self._open_items(connection, annotator, number - len(found)):
+                found.append(self._lend(connection, item, annotator, holder))
         return found
 
-    def answer(self, claim: str, annotator: str, rows: Sequence[dict[str, Any]]) -> bool:
+    def answer(self, claim: str, annotator: str, rows: Sequence[Row]) -> bool:
         """Keep the answer to a claim.
 
         Args:
@@ -256,11 +220,8 @@ class Store:
             asked = self._claim_of(connection, claim, annotator)
             if asked.state != "open":
                 return False
-            self._keep(connection, claim, annotator, rows)
-            state = sa.update(CLAIMS).where(CLAIMS.c.id == claim).values(state="answered")
-            connection.execute(state)
-            if any(row["weight"] for row in rows):
-                self._count(connection, asked.item, 1)
+            self._keep(connection, claim, rows)
+            self._settle(connection, asked, "answered", rows, 1)
         return True
 
     def claimed(self, claim: str, annotator: str) -> Asked:
@@ -270,12 +231,14 @@ class Store:
             UserError: There is no such claim of this annotator.
         """
         with self._reading() as connection:
-            return self._asked(connection, self._claim_of(connection, claim, annotator))
+            return _asked(self._claim_of(connection, claim, annotator))
 
-    def add_rows(self, annotator: str, rows: Sequence[dict[str, Any]]) -> None:
+    def add_rows(self, rows: Sequence[Row]) -> None:
         """Keep rows that answer no claim: of an import, or what somebody did in a chat."""
+        for name in {row["annotator"] for row in rows}:
+            self.add_annotator(name)
         with self._writing() as connection:
-            self._keep(connection, None, annotator, rows)
+            self._keep(connection, None, rows)
 
     def withdraw(self, annotator: str, holder: str = "") -> Asked | None:
         """Take the last answer of somebody back by rows that supersede it, and ask again.
@@ -288,8 +251,7 @@ class Store:
             The item, lent anew; None where there is nothing to take back.
         """
         last = (
-            sa.select(CLAIMS)
-            .join(ANSWERS, ANSWERS.c.claim == CLAIMS.c.id)
+            ASKED.join(ANSWERS, ANSWERS.c.claim == CLAIMS.c.id)
             .where(CLAIMS.c.annotator == annotator, CLAIMS.c.state == "answered")
             .where(CLAIMS.c.holder == holder)
             .order_by(ANSWERS.c.number.desc())
@@ -301,38 +263,27 @@ class Store:
                 return None
             of_claim = sa.select(ANSWERS.c.content).where(ANSWERS.c.claim == claim.id)
             rows = [row.content for row in connection.execute(of_claim)]
-            self._keep(connection, None, annotator, [_withdrawal(row) for row in rows])
-            state = sa.update(CLAIMS).where(CLAIMS.c.id == claim.id).values(state="withdrawn")
-            connection.execute(state)
-            if any(row["weight"] for row in rows):
-                self._count(connection, claim.item, -1)
-            item = self._item(connection, claim.item)
-            return self._lend(connection, item, annotator, holder, time.time(), claim.shown_order)
+            self._keep(connection, None, [_withdrawal(row) for row in rows])
+            self._settle(connection, claim, "withdrawn", rows, -1)
+            return self._lend(connection, claim.content, annotator, holder)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """All feedback rows in the order in which they came."""
-        for row in self._read(sa.select(ANSWERS.c.content).order_by(ANSWERS.c.number)):
-            yield row.content
+        return self._contents(sa.select(ANSWERS.c.content).order_by(ANSWERS.c.number))
 
     def progress(self, annotator: str) -> dict[str, int]:
         """How many items somebody has answered, and how many are left for them."""
-        of_own = sa.and_(CLAIMS.c.annotator == annotator, CLAIMS.c.state == "answered")
-        to_ask = sa.and_(
-            ITEMS.c.is_open,
-            sa.or_(ITEMS.c.annotator.is_(None), ITEMS.c.annotator == annotator),
-        )
-        both = CLAIMS.join(ITEMS, ITEMS.c.id == CLAIMS.c.item)
+        number = sa.func.count(CLAIMS.c.item.distinct())
+        own = sa.and_(CLAIMS.c.annotator == annotator, CLAIMS.c.state == "answered")
         # The open ones are many: an index counts them, and only those answered are looked up.
-        queries = (
-            sa.select(sa.func.count()).select_from(CLAIMS).where(of_own),
-            sa.select(sa.func.count()).select_from(ITEMS).where(to_ask),
-            sa.select(sa.func.count(CLAIMS.c.item.distinct()))
-            .select_from(both)
-            .where(of_own, to_ask),
+        numbers = self._numbers(
+            answered=sa.select(number).where(own),
+            left=sa.select(sa.func.count()).select_from(ITEMS).where(ITEMS.c.is_open),
+            done=sa.select(number)
+            .join(ITEMS, ITEMS.c.id == CLAIMS.c.item)
+            .where(own, ITEMS.c.is_open),
         )
-        with self._reading() as connection:
-            answered, left, done = (int(connection.execute(one).scalar_one()) for one in queries)
-        return {"answered": answered, "left": left - done}
+        return {"answered": numbers["answered"], "left": numbers["left"] - numbers["done"]}
 
     def forget(self, name: str) -> int:
         """Erase somebody: name, texts, chats; of each of their rows an empty one is left.
@@ -350,22 +301,15 @@ class Store:
             known = ", ".join(self.annotators()) or "nobody"
             raise UserError(f"names={name}: nobody of that name has answered here; known: {known}.")
         unnamed = f"forgotten-{secrets.token_hex(4)}"
-        emptied: dict[str, Any] = {
-            "annotator": unnamed,
-            "prompt": None,
-            "completions": [],
-            "value": None,
-        }
-        emptied |= {"reason": None, "weight": 0.0, "seconds": None, "created_at": None}
+        emptied = dict.fromkeys(("prompt", "value", "reason", "seconds", "created_at"))
+        emptied |= {"annotator": unnamed, "completions": [], "weight": 0.0}
         with self._writing() as connection:
             of_name = sa.select(ANSWERS.c.id, ANSWERS.c.content).where(ANSWERS.c.annotator == name)
             rows = list(connection.execute(of_name))
             for row in rows:
                 values = {"annotator": unnamed, "content": row.content | emptied}
                 connection.execute(sa.update(ANSWERS).where(ANSWERS.c.id == row.id).values(values))
-            for table in (CLAIMS, ITEMS, JOBS):
-                if table is not CLAIMS:
-                    connection.execute(sa.delete(table).where(table.c.annotator == name))
+            connection.execute(sa.delete(JOBS).where(JOBS.c.annotator == name))
             renamed = sa.update(CLAIMS).where(CLAIMS.c.annotator == name)
             connection.execute(renamed.values(annotator=unnamed))
             connection.execute(sa.delete(ANNOTATORS).where(ANNOTATORS.c.name == name))
@@ -396,6 +340,13 @@ class Store:
         with self._reading() as connection:
             return list(connection.execute(query))
 
+    def _contents(self, query: Any) -> list[Any]:
+        return [row.content for row in self._read(query)]
+
+    def _numbers(self, **queries: Any) -> dict[str, int]:
+        labelled = [query.scalar_subquery().label(name) for name, query in queries.items()]
+        return dict(self._read(sa.select(*labelled))[0]._mapping)
+
     def _get(self, key: str) -> Any:
         rows = self._read(sa.select(META.c.value).where(META.c.key == key))
         return rows[0].value if rows else None
@@ -425,25 +376,22 @@ class Store:
             at = sa.update(ANNOTATORS).where(ANNOTATORS.c.name == name)
             connection.execute(at.values(secret_hash=value))
 
-    def _keep(
-        self,
-        connection: Connection,
-        claim: str | None,
-        annotator: str,
-        rows: Sequence[dict[str, Any]],
-    ) -> None:
+    def _keep(self, connection: Connection, claim: str | None, rows: Sequence[Row]) -> None:
         for row in rows:
-            values = {"id": row["id"], "claim": claim, "annotator": annotator, "content": row}
-            connection.execute(self._ignoring(ANSWERS).values(values))
+            values = {"id": row["id"], "claim": claim, "annotator": row["annotator"]}
+            connection.execute(self._ignoring(ANSWERS).values(values | {"content": row}))
 
-    def _count(self, connection: Connection, item: str, change: int) -> None:
-        number = ITEMS.c.num_answered + change
-        values = {"num_answered": number, "is_open": number < ITEMS.c.num_wanted}
-        connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item).values(values))
+    def _settle(
+        self, connection: Connection, claim: Any, state: str, rows: Sequence[Row], change: int
+    ) -> None:
+        connection.execute(sa.update(CLAIMS).where(CLAIMS.c.id == claim.id).values(state=state))
+        if any(row["weight"] for row in rows):
+            number = ITEMS.c.num_answered + change
+            values = {"num_answered": number, "is_open": number < ITEMS.c.num_wanted}
+            connection.execute(sa.update(ITEMS).where(ITEMS.c.id == claim.item).values(values))
 
-    def _open_items(
-        self, connection: Connection, annotator: str, now: float, number: int
-    ) -> list[Item]:
+    def _open_items(self, connection: Connection, annotator: str, number: int) -> list[Item]:
+        now = time.time()
         # Not what they had in hand before, nor what others hold or have answered often enough.
         own = sa.select(CLAIMS.c.item).where(
             CLAIMS.c.annotator == annotator,
@@ -458,59 +406,37 @@ class Store:
         query = (
             sa.select(ITEMS.c.content)
             .where(ITEMS.c.is_open, ITEMS.c.id.not_in(own))
-            .where(sa.or_(ITEMS.c.annotator.is_(None), ITEMS.c.annotator == annotator))
             .where(ITEMS.c.num_answered + lent.scalar_subquery() < ITEMS.c.num_wanted)
             .order_by(ITEMS.c.position)
             .limit(number)
         )
         return [row.content for row in connection.execute(query)] if number > 0 else []
 
-    def _lend(
-        self,
-        connection: Connection,
-        item: Item,
-        annotator: str,
-        holder: str,
-        now: float,
-        order: list[int] | None = None,
-    ) -> Asked:
-        if order is None:
-            order = list(range(len(item["completions"])))
-            random.Random(f"{item['id']} {annotator}").shuffle(order)
-        claim = secrets.token_urlsafe(12)
-        values: dict[str, Any] = {
-            "id": claim,
-            "item": item["id"],
-            "annotator": annotator,
-            "holder": holder,
-        }
-        values |= {"shown_order": order, "expires": now + LEASE, "state": "open"}
+    def _lend(self, connection: Connection, item: Item, annotator: str, holder: str) -> Asked:
+        order = list(range(len(item["completions"])))
+        random.Random(f"{item['id']} {annotator}").shuffle(order)
+        values: Any = {"id": secrets.token_urlsafe(12), "item": item["id"], "annotator": annotator}
+        values |= {"holder": holder, "shown_order": order, "expires": time.time() + LEASE}
         connection.execute(sa.insert(CLAIMS).values(values))
-        return {"claim": claim, "item": item, "shown_order": order}
+        return {"claim": values["id"], "item": item, "shown_order": order}
 
     def _claim_of(self, connection: Connection, claim: str, annotator: str) -> Any:
-        at = sa.select(CLAIMS).where(CLAIMS.c.id == claim, CLAIMS.c.annotator == annotator)
+        at = ASKED.where(CLAIMS.c.id == claim, CLAIMS.c.annotator == annotator)
         row = connection.execute(at).first()
         if row is None:
             raise UserError(f"claim={claim}: nothing of that name was asked of {annotator}.")
         return row
 
-    def _asked(self, connection: Connection, claim: Any) -> Asked:
-        item = self._item(connection, claim.item)
-        return {"claim": claim.id, "item": item, "shown_order": claim.shown_order}
 
-    def _item(self, connection: Connection, item: str) -> Item:
-        content: Item = connection.execute(
-            sa.select(ITEMS.c.content).where(ITEMS.c.id == item)
-        ).scalar_one()
-        return content
+def _asked(row: Any) -> Asked:
+    return {"claim": row.id, "item": row.content, "shown_order": row.shown_order}
 
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def _withdrawal(row: dict[str, Any]) -> dict[str, Any]:
+def _withdrawal(row: Row) -> Row:
     emptied = dict.fromkeys(("value", "strength", "reason", "seconds"))
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     names = {"id": f"{row['id']}-withdrawn", "supersedes": row["id"], "created_at": now}

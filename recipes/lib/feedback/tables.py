@@ -25,10 +25,10 @@ JOBS = sa.Table(
     TABLES,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("item", sa.Text, unique=True),  # that it becomes
-    sa.Column("is_reply", sa.Boolean, nullable=False),  # in a chat: somebody waits for it
-    sa.Column("state", sa.Text, nullable=False, index=True),  # waiting, done, failed
+    # waiting, done, failed
+    sa.Column("state", sa.Text, nullable=False, index=True, default="waiting"),
     sa.Column("content", sa.JSON, nullable=False),
-    sa.Column("annotator", sa.Text),  # of a chat
+    sa.Column("annotator", sa.Text),  # of a chat, who waits for a reply
 )
 ITEMS = sa.Table(
     "items",
@@ -37,10 +37,9 @@ ITEMS = sa.Table(
     sa.Column("id", sa.Text, unique=True, nullable=False),
     sa.Column("content", sa.JSON, nullable=False),
     sa.Column("num_wanted", sa.Integer, nullable=False),
-    sa.Column("num_answered", sa.Integer, nullable=False),
-    sa.Column("is_open", sa.Boolean, nullable=False),
-    sa.Column("annotator", sa.Text),  # of a chat, whose item nobody else sees
-    sa.Index("items_open", "is_open", "position", "annotator"),
+    sa.Column("num_answered", sa.Integer, nullable=False, default=0),
+    sa.Column("is_open", sa.Boolean, nullable=False, default=True),
+    sa.Index("items_open", "is_open", "position"),
 )
 ANNOTATORS = sa.Table(
     "annotators",
@@ -57,7 +56,7 @@ CLAIMS = sa.Table(
     sa.Column("holder", sa.Text, nullable=False),  # the tab that shows it
     sa.Column("shown_order", sa.JSON, nullable=False),
     sa.Column("expires", sa.Float, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),  # open, answered, withdrawn
+    sa.Column("state", sa.Text, nullable=False, default="open"),  # open, answered, withdrawn
     sa.Index("claims_of", "annotator", "item"),
 )
 ANSWERS = sa.Table(
@@ -90,12 +89,7 @@ def open_engine(url: str | Path) -> Engine:
 
 def _prepare(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # BEGIN is ours, see _begin
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        "busy_timeout=10000",
-        "secure_delete=ON",
-    ):
+    for pragma in "journal_mode=WAL synchronous=FULL busy_timeout=10000 secure_delete=ON".split():
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -1,8 +1,20 @@
 import math
+from typing import Any
 
 import pytest
 
-from recipes.lib.feedback.simulation import preference_probability, rate_pairs
+from recipes.lib.feedback.simulation import Rater, preference_probability, simulate_answers
+
+
+def rate_pairs(
+    first: list[float], second: list[float], *, temperature: float, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of the rater that needs no name."""
+    said = {"prompt": "?", "completions": [{"content": "a"}, {"content": "b"}]}
+    items = [said | {"id": f"{number}"} for number in range(len(first))]
+    given = {"kinds": ["pair"], "raters": [Rater(temperature=temperature)], "seed": seed}
+    scores = list(zip(first, second, strict=True))
+    return simulate_answers(items, scores, created_at="2026-01-01", **given)
 
 
 def test_preference_probability_is_the_logistic_of_the_difference_over_the_temperature() -> None:
@@ -22,7 +34,7 @@ def test_frequencies_of_the_rater_are_those_of_the_closed_form() -> None:
     for odds in (1.0, 3.0, 9.0):
         probability = odds / (odds + 1.0)
         ratings = rate_pairs([math.log(odds)] * number, [0.0] * number, temperature=1.0, seed=4)
-        share = sum(rating.value == 0 for rating in ratings) / number
+        share = sum(rating["value"] == 0 for rating in ratings) / number
         # Four standard deviations of a binomial share.
         assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / number)
 
@@ -30,7 +42,7 @@ def test_frequencies_of_the_rater_are_those_of_the_closed_form() -> None:
 def test_noise_is_the_probability_of_a_label_against_the_order_of_the_scores() -> None:
     scores = [math.log(4.0), 0.0, 0.3]
     others = [0.0, math.log(4.0), 0.3]
-    noises = [rating.noise for rating in rate_pairs(scores, others, temperature=1.0, seed=0)]
+    noises = [rating["noise"] for rating in rate_pairs(scores, others, temperature=1.0, seed=0)]
     assert noises == pytest.approx([0.2, 0.2, 0.5])
 
 
@@ -38,9 +50,9 @@ def test_labels_contradict_the_scores_as_often_as_the_noise_says() -> None:
     scores = [math.sin(7 * row) * 2 for row in range(20_000)]
     ratings = rate_pairs(scores, [0.0] * len(scores), temperature=0.8, seed=1)
     wrong = [
-        (score > 0) == (rating.value == 1) for score, rating in zip(scores, ratings, strict=True)
+        (score > 0) == (rating["value"] == 1) for score, rating in zip(scores, ratings, strict=True)
     ]
-    noises = [rating.noise for rating in ratings]
+    noises = [rating["noise"] for rating in ratings]
     deviation = math.sqrt(sum(noise * (1 - noise) for noise in noises))
     assert abs(sum(wrong) - sum(noises)) < 4 * deviation
 

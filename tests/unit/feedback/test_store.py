@@ -193,8 +193,7 @@ def test_a_secret_is_kept_as_its_hash_and_can_be_ended(store: Store) -> None:
 
 
 def test_of_whom_is_forgotten_no_word_is_left(store: Store) -> None:
-    store.add_items([item(1), item(2)])
-    store.add_items([item(3, prompt="my secret chat")], annotator="annabella")
+    store.add_items(map(item, (1, 2, 3)))
     store.add_jobs([{"item": "r1", "prompt": "my secret chat"}], annotator="annabella")
     store.give_secret("annabella")
     for _ in range(3):
@@ -212,7 +211,7 @@ def test_of_whom_is_forgotten_no_word_is_left(store: Store) -> None:
     assert {one["annotator"] for one in rows} == {rows[0]["annotator"]}
     assert current(rows) == []
     assert store.annotators() == ["ben"]
-    assert [one["id"] for one in store.items()] == ["i1", "i2"]
+    assert [one["id"] for one in store.items()] == ["i1", "i2", "i3"]
     if store.file is not None:
         content = b"".join(path.read_bytes() for path in store.file.parent.iterdir())
         assert b"secret chat" not in content

@@ -25,7 +25,6 @@ FOLDER_FILES = 20
 LONG_MODULES = {"scripts/bench/mutants/mutant_list.py": "a table, one row for each mutant"}
 SHORT_MODULES = {
     "recipes/lib/config/foreign_files.py": "files that are none of ours, whoever reads files",
-    "recipes/lib/feedback/pairs.py": "needs a model; the rest of the room is light",
     "recipes/lib/ppo/kl_controller.py": "found by its name; returns.py is arithmetic alone",
     "recipes/lib/distributed/process_exit.py": "why a process of several is not taken down",
     "recipes/lib/publishing/fresh_process.py": "a program of its own, without this project",
