@@ -61,7 +61,7 @@ EXTRA = {"nh3", "markdown_it", "sqlalchemy", "starlette", "uvicorn"}  # what a p
 
 
 @dataclass(kw_only=True)
-class FeedbackArguments(AskArguments, ExchangeArguments, FolderArguments, TrustArguments):
+class FeedbackArguments(AskArguments, ExchangeArguments, FolderArguments):
     """Keys of the recipe."""
 
     action: str | None = option(None, f"What to do: {', '.join(ACTIONS)}.")
@@ -143,6 +143,8 @@ def make_samplers(
     trusted = script.trust_remote_code
     load = functools.cache(lambda name: load_as_trained(name, dtype, trust_remote_code=trusted))
     told = {"max_new_tokens": keys["max_completion_length"], "temperature": keys["temperature"]}
+    for known in keys.get("models") or ():  # what cannot be loaded ends all, and costs no prompt
+        load(known)
 
     def sample(name: str, prompts: Sequence[Any], seed: int) -> list[Completion]:
         model, tokenizer, kwargs = load(name)
@@ -272,7 +274,7 @@ def serve(config: Config) -> dict[str, Any]:
     project = open_project(path, config.values, may_begin=True)
     acquire(path)  # others may read and export meanwhile
     try:
-        project.ask(script, items, prompts)
+        project.ask(script, config.values, items, prompts)
         host(project, script)
     finally:
         release(path)
@@ -323,8 +325,7 @@ def import_answers(config: Config) -> dict[str, Any]:
         raise UserError("names is missing; write rlhf feedback import FILE.")
     rows = [row for name in script.names for row in read_answers(Path(name), script.mapping)]
     project = open_project(folder_of(config), config.values, may_begin=True)
-    project.store.add_rows(rows)
-    return {"imported": dict(Counter(row["kind"] for row in rows))}
+    return {"imported": dict(Counter(row["kind"] for row in project.store.take(rows)))}
 
 
 def export(config: Config) -> dict[str, Any]:
@@ -347,7 +348,9 @@ def export(config: Config) -> dict[str, Any]:
     if script.implicit_weight < 0:
         raise UserError(f"implicit_weight={script.implicit_weight}: must be 0 or more.")
     numbers = project.export(script.format, script.implicit_weight)
-    return finish(Run(project.path), config, numbers, model=None, data=[])
+    # The models are named so that what learned from a project is found through what sampled for it.
+    facts = {"sampled_from": project.store.settings.get("models")}
+    return finish(Run(project.path), config, numbers, model=None, data=[], **facts)
 
 
 def status(config: Config) -> dict[str, Any]:
@@ -406,11 +409,18 @@ def forget(config: Config) -> dict[str, Any]:
     if not script.names:
         raise UserError("names is missing; write rlhf feedback forget NAME.")
     project = open_project(folder_of(config), config.values, may_begin=False)
-    for name in script.names:
+    known = project.store.names()
+    for name in set(script.names) & known:
         print(f"{name} is forgotten: {project.store.forget(name)} answers are emptied")
-    for path in trained_on(project.path, Path("runs")):
+    summary = export(config)  # in any case: a kill may have come between the two
+    if unknown := set(script.names) - known:
+        told = ", ".join(sorted(known)) or "nobody"
+        raise UserError(f"names={sorted(unknown)}: have answered nothing here; known: {told}.")
+    root = Path(os.path.relpath(project.path.resolve().parents[1]))
+    for path in trained_on(project.path, root):
         print(f"learned from this project before: {path}")
-    return export(config)
+    print(f"Other folders than {root} were not searched for runs that learned from it.")
+    return summary
 
 
 def run(config: Config) -> dict[str, Any]:

@@ -51,7 +51,6 @@ class QuickstartArguments:
     )
     configs: str = option(str(CONFIGS), "Folder with one YAML for each stage.")
     people: bool = option(False, "Ask you, too, on a page in the browser.")
-    open_browser: bool = option(True, "With people: open the page in a browser.")
     fresh: bool = option(False, "Move what is there aside and start over.")
 
 
@@ -137,14 +136,13 @@ def is_of(stage: Stage) -> bool:
     return bool(stored == now)
 
 
-def carry_out(stage: Stage, place: str, is_stale: bool, more: dict[str, Any]) -> bool:
+def carry_out(stage: Stage, place: str, is_stale: bool) -> bool:
     """Run a stage unless it is finished and still holds.
 
     Args:
         stage: The stage.
         place: Its number, and that of all.
         is_stale: Whether a stage before it ran again.
-        more: Further keys, that are of this machine.
 
     Returns:
         Whether it ran.
@@ -162,7 +160,7 @@ def carry_out(stage: Stage, place: str, is_stale: bool, more: dict[str, Any]) ->
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
     hide_short_bars()
-    config = parsed(stage, **more, **({"resume": True} if is_run(stage.folder) else {}))
+    config = parsed(stage, **({"resume": True} if is_run(stage.folder) else {}))
     importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own
     return True
@@ -181,11 +179,10 @@ def summarise(stages: list[Stage], peak_rss_mb: float) -> dict[str, Any]:
         people how often they preferred PPO, of how many pairs that were no tie.
     """
     of = {stage.name: stage.summary() for stage in stages}
-    blind = of.get("blind", {}).get("preferred", {})
     people = {}
-    if blind:
-        wins = blind.get(next(name for name in blind if Path(name).name == "ppo"), 0)
-        people = {"preferred_ppo": wins, "preferred_of": sum(blind.values())}
+    if "blind" in of:  # ties are left out
+        wins = {Path(name).name: number for name, number in of["blind"]["preferred"].items()}
+        people = {"preferred_ppo": wins.get("ppo", 0), "preferred_of": sum(wins.values())}
     return people | {
         "base_perplexity": of["sft"]["base_perplexity"],
         "sft_perplexity": of["sft"]["perplexity"],
@@ -249,8 +246,7 @@ def run(config: Config) -> dict[str, Any]:
         print(f"--fresh: what was there is now {move_aside(root)}", flush=True)
     ran: list[bool] = []
     for number, stage in enumerate(stages, start=1):
-        more = {"open_browser": script.open_browser} if stage.name in ("people", "blind") else {}
-        ran.append(carry_out(stage, f"{number}/{len(stages)}", any(ran), more))
+        ran.append(carry_out(stage, f"{number}/{len(stages)}", any(ran)))
     summary = summarise(stages, peak_memory(root, has_skipped=not all(ran)))
     write_json(root / "summary.json", summary)
     write_quickstart_report(root)

@@ -4,6 +4,7 @@ import { Outbox, find, make, post, tellSaved } from "./outbox.js";
 
 let implicit = true, busy = false;
 let turns = []; // {role, content, job?, old?, shown?, thumb?}
+let chat = ""; // its name
 const outbox = new Outbox((entry) => post("/react", entry), (error) => tellSaved(outbox, error));
 
 // What somebody did with a reply: explicit, or implicit with a word for it.
@@ -12,6 +13,10 @@ function react({ job, shown }, reaction) {
   const id = `${Date.now()}-${Math.random()}`, seconds = Math.max(0, (Date.now() - shown) / 1000);
   outbox.add(id, { job, id, reaction, seconds });
   return id;
+}
+
+function begin(kept = {}) {
+  ({ chat = `${Date.now()}-${Math.random()}`, turns = [] } = kept);
 }
 
 // Replies
@@ -23,7 +28,7 @@ async function ask(attempt = 0) {
   const boxes = [];
   try {
     const messages = turns.map(({ role, content }) => ({ role, content }));
-    const { job } = await post("/say", { messages, attempt });
+    const { job } = await post("/say", { chat, messages, attempt });
     for (;;) {
       const { texts, shown, state, error } = await post("/reply", { job });
       if (boxes.length !== texts.length) boxes.splice(0, boxes.length, ...draw(texts.length));
@@ -99,7 +104,8 @@ function compared(turn) {
   const say = (value) => () => {
     const { old } = turn;
     react(turn, { kind: "pair", value, other: old.job });
-    Object.assign(turn, { old: null }, value === 1 ? { ...old, old: null } : {}); // it goes on with the better one
+    // It goes on with the better one.
+    Object.assign(turn, value === 1 ? { ...old, attempt: turn.attempt } : {}, { old: null });
     paint();
   };
   return make("div", { className: "commands" }, "Than before it is ",
@@ -109,9 +115,9 @@ function compared(turn) {
 function edit(turn) {
   const area = make("textarea", { value: turn.content, dir: "auto", ariaLabel: "Your better answer", maxLength: 100000 });
   const save = () => {
-    if (area.value.trim() && area.value !== turn.content) {
+    if (area.value.trim() && area.value !== turn.content.replace(/\r\n?/g, "\n")) {
       react(turn, { kind: "edit", value: area.value, completion: turn.completion ?? 0 });
-      turn.content = turn.visible = area.value;
+      Object.assign(turn, { content: area.value, visible: area.value, job: null }); // no reply any more
     }
     paint();
   };
@@ -121,7 +127,7 @@ function edit(turn) {
 
 function paint() {
   try {
-    localStorage.setItem(`${outbox.box}-chat`, JSON.stringify(turns));
+    localStorage.setItem(`${outbox.box}-chat`, JSON.stringify({ chat, turns }));
   } catch { /* it is still on the screen */ }
   const last = turns.at(-1);
   find("talk").replaceChildren(...turns.map(({ role, content, visible }) => make("article", { className: role }, make("div", { className: "text", dir: "auto" }, visible ?? content))));
@@ -148,13 +154,13 @@ find("words").addEventListener("keydown", (event) => {
     find("say").requestSubmit();
   }
 });
-find("new").addEventListener("click", () => busy || ((turns = []), paint(), find("words").focus()));
+find("new").addEventListener("click", () => busy || (begin(), paint(), find("words").focus()));
 setInterval(() => outbox.entries.size && outbox.flush(), 1500);
 
 const said = await post("/begin", {});
 implicit = said.implicit;
 outbox.open(said.box);
-turns = JSON.parse(localStorage.getItem(`${said.box}-chat`) ?? "[]");
+begin(JSON.parse(localStorage.getItem(`${said.box}-chat`) ?? "{}"));
 if (turns.at(-1)?.role === "user") find("words").value = turns.pop().content;
 paint();
 tellSaved(outbox, null);

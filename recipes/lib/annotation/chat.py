@@ -43,6 +43,7 @@ def _is_name(value: Any) -> bool:
 
 
 FIELDS: dict[str, Callable[[Any], bool]] = {
+    "chat": _is_name,
     "messages": _are_messages,
     "attempt": lambda value: type(value) is int and 0 <= value < 1000,
     "job": _is_name,
@@ -61,7 +62,8 @@ def say(store: Store, annotator: str, body: Body) -> Body:
     keys, messages = store.settings, body["messages"]
     models = list(keys["models"])
     turn = sum(message["role"] == "user" for message in messages)
-    job = item_id([messages, body["attempt"]], [annotator, keys["seed"]])
+    about = [annotator, body["chat"], *models, keys["seed"]]
+    job = item_id([messages, body["attempt"]], about)
     draw = random.Random(job)
     if body["attempt"] == 0 and keys["compare_every"] and turn % keys["compare_every"] == 0:
         models = (models * 2)[:2]
@@ -115,5 +117,6 @@ def _row(store: Store, annotator: str, body: Body, job: dict[str, Any]) -> Row:
     before = given.get("supersedes") and f"{job['item']}-{given['supersedes']}"
     keys: Any = {"source": "implicit" if why else "human", "weight": 0.0 if why else 1.0}
     keys |= {"seconds": body["seconds"], "reason": why, "supersedes": before}
-    keys |= {"id": f"{job['item']}-{body['id']}", "shown_order": list(range(len(said)))}
+    order = list(range(len(said))) if given.get("other") is None else None  # not side by side
+    keys |= {"id": f"{job['item']}-{body['id']}", "shown_order": order}
     return make_row(item, kind=kind, value=value, annotator=annotator, **keys)

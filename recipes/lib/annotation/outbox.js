@@ -8,14 +8,6 @@ export const make = (tag, fields, ...children) => {
   return made;
 };
 
-export const find = (id) => document.getElementById(id);
-
-export function make(tag, fields = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), fields);
-  made.append(...children);
-  return made;
-}
-
 export function tellSaved({ entries, refused, box }, error) {
   const number = entries.size;
   const why = !error ? "" : error.status ? error.message : "The server does not answer; this page tries again.";
@@ -28,9 +20,11 @@ export function tellSaved({ entries, refused, box }, error) {
 export async function post(path, body) {
   const headers = { "content-type": "application/json" }, signal = AbortSignal.timeout(20000);
   const answer = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
-  const said = await answer.json().catch(() => ({ error: answer.statusText }));
-  if (answer.ok) return said;
-  throw Object.assign(new Error(said.error), { status: answer.status });
+  const said = await answer.json().catch(() => null);
+  if (answer.ok && said) return said;
+  // Whoever else answers, such as a proxy, does not say what becomes of an answer.
+  const isRefused = said !== null && [400, 413].includes(answer.status);
+  throw Object.assign(new Error(said?.error ?? answer.statusText), { status: answer.status, isRefused });
 }
 
 export class Outbox {
@@ -68,7 +62,7 @@ export class Outbox {
   async #sendAll() {
     for (const [claim, entry] of this.entries) {
       const error = await this.send(entry).then(() => null, (error) => error);
-      const isOver = !error || [400, 413].includes(error.status); // else it is tried again
+      const isOver = !error || error.isRefused; // else it is tried again
       if (isOver && error) this.refused = ` An answer was refused: ${error.message}`;
       if (isOver) this.entries.delete(claim), localStorage.removeItem(`${this.box}/${claim}`);
       this.told(error);

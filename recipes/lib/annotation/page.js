@@ -33,7 +33,7 @@ function take(said, atFront = false) {
   const had = wanted().holding, shown = queue[0];
   const fresh = said.asked.filter(({ claim }) => !had.includes(claim));
   for (const item of fresh) item.draft = { taken: [], edits: {}, text: "", reason: "" };
-  queue = progress.done ? [] : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
+  queue = progress.done ? queue.slice(0, editor ? 1 : 0) : atFront ? [...fresh, ...queue] : [...queue, ...fresh];
   if (queue[0] !== shown || !commands.length) paint();
   tell(null);
 }
@@ -50,6 +50,7 @@ function goOnAsking() {
 }
 
 setInterval(goOnAsking, 1500);
+setInterval(() => queue.length && ask("/next", wanted()), 60000); // whoever thinks keeps what is lent
 
 function tell(error) {
   tellSaved(outbox, error);
@@ -221,7 +222,7 @@ function edit(place = queue[0].completions.length > 1 ? null : 0) {
     showAnswers();
   } else if (!editor) {
     const raw = completions[place].at(-1).parts.join("");
-    const keep = (said) => (said && said !== raw ? (edits[place] = said) : delete edits[place]);
+    const keep = (said) => (said && said !== raw.replace(/\r\n?/g, "\n") ? (edits[place] = said) : delete edits[place]);
     openEditor(find("completions").children[place], "Your version", edits[place] ?? raw, keep);
   }
 }

@@ -31,14 +31,14 @@ from starlette.routing import Route
 from recipes.lib.annotation import chat, text
 from recipes.lib.annotation.access import Access, guard
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.rows import NUM_COMPLETIONS, Row, make_row
+from recipes.lib.feedback.rows import NUM_COMPLETIONS, Row, make_row, without_halves
 from recipes.lib.feedback.store import Asked, Store
 
 Body = dict[str, Any]
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 FILES = {path.name: path for path in Path(__file__).parent.iterdir() if path.suffix in TYPES}
 FAILURES = (HTTPException, UserError, SQLAlchemyError, OSError)
-MAX_BODY = 512 * 1024  # bytes
+MAX_BODY = 2 * 1024 * 1024  # bytes
 MAX_TEXT = 100_000  # characters that somebody writes
 MAX_ANSWERS = 1_000
 ANSWER = {"kind", "value", "aspect", "strength", "completion"}
@@ -184,7 +184,7 @@ def _failed(_: Request, error: Exception) -> Response:
 
 def _checked(content: bytes, names: Sequence[str]) -> Body:
     try:
-        body = json.loads(content)
+        body = without_halves(json.loads(content))
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or {*body} != {*names}:
@@ -203,7 +203,8 @@ def _state(store: Store, annotator: str, asked: Sequence[Asked]) -> Body:
         progress["waiting"] = counts["waiting"] > 0
     if wanted is not None:
         left = max(0, wanted - counts["answers"])
-        progress |= {"left": left, "done": left == 0}
+        progress["done"] = left == 0
+        progress["left"] = left if progress["waiting"] else min(left, progress["left"])
     shown = [] if progress["done"] else [_shown(one) for one in asked]
     return {"asked": shown, "progress": progress}
 
@@ -287,13 +288,12 @@ def _value(item: Any, kind: str, value: Any, aspect: str) -> Any:
     """The value of an answer, checked beyond what every row must hold to."""
     if kind == "rating" and not (type(value) is int and 1 <= value <= 5):
         raise UserError("answers: a rating must be 1 to 5.")
-    if kind in ("rating", "thumb") and aspect not in _aspects(item):
+    if aspect not in (_aspects(item) if kind == "rating" else ["overall"]):
         raise UserError("answers: aspect must be one that was asked for.")
     if kind not in ("edit", "text"):
         return value
     if not _is_text(value) or not value.strip():
         raise UserError(f"answers: {kind} must be text of at most {MAX_TEXT} characters.")
-    value = value.encode("utf-8", "replace").decode("utf-8")
     contents = [one["content"] for one in item["completions"]] or [item["prompt"]]
     if isinstance(contents[0], str):
         return value
@@ -312,7 +312,7 @@ ENDPOINTS: Endpoints = {
 }
 CHAT_ENDPOINTS: Endpoints = {
     chat.begin: "",
-    chat.say: "messages attempt",
+    chat.say: "chat messages attempt",
     chat.reply: "job",
     chat.react: "job id reaction seconds",
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from recipes.lib.config.fields import option
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.feedback.rows import KINDS
+from recipes.lib.models.folders import TrustArguments
 
 FORMATS = ("trl", "argilla", "label-studio", "csv", "parquet")
 
@@ -60,7 +61,7 @@ class ExchangeArguments:
 
 
 @dataclass(kw_only=True)
-class AskArguments(ServeArguments, DataArguments):
+class AskArguments(ServeArguments, DataArguments, TrustArguments):
     """What it takes to ask people; how what is asked is sampled is kept with the project."""
 
     temperature: float = option(1.0, "Sampling temperature.")

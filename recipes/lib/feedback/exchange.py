@@ -11,6 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from recipes.lib.rewards.loading import load_function
 from recipes.lib.runs.files import write_json, write_jsonl
 
 ANSWERS = "answers.jsonl"
+ENDINGS = ("csv", "parquet", "argilla.json", "label-studio.json")  # of other formats
 # Names of the field that is the prompt; else it is the first.
 PROMPTS = ("prompt", "instruction", "question", "request", "input", "query")
 LIKED = {"true": True, "yes": True, "good": True, "false": False, "no": False, "bad": False}
@@ -107,16 +109,18 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
         Number of rows by file.
     """
     held = current(rows)
-    path = folder / f"answers.{format if format in ('csv', 'parquet') else f'{format}.json'}"
+    path = folder / f"answers.{format}{'' if format in ENDINGS else '.json'}"
     if format == "trl":
         made = training_rows(held)
         (folder / "final").mkdir(parents=True, exist_ok=True)
-        earlier = [folder / "final" / f"{name}.jsonl" for name in FEEDBACK_FILES]
-        for old in (*earlier, *folder.glob("answers.*")):  # which may hold what was forgotten
-            old.unlink(missing_ok=True)
         for name, found in made.items():
             write_jsonl(folder / "final" / f"{name}.jsonl", found)
         write_jsonl(folder / ANSWERS, held)
+        gone = [f"final/{name}.jsonl" for name in FEEDBACK_FILES if name not in made]
+        gone += [f"answers.{ending}" for ending in ENDINGS]
+        left = [*folder.glob(".answers.*.tmp"), *folder.glob("final/.*.tmp")]  # of a kill
+        for old in (*map(folder.joinpath, gone), *left):  # which may hold what was forgotten
+            old.unlink(missing_ok=True)
         return {name: len(found) for name, found in made.items()} | {"answers": len(held)}
     if format == "parquet":
         import pyarrow
@@ -156,11 +160,11 @@ def read_answers(path: Path, mapping: str | None = None) -> list[Row]:
         told = first_line(error).replace(", or set on_bad_rows=drop", "").rstrip(".")
         raise UserError(f"names={path}: cannot be read ({told}).") from error
     read: Callable[[Any], Iterable[Row]] = load_function(mapping) if mapping else _answers_of
-    rows = []
+    rows, file = [], sha256(path.read_bytes()).hexdigest()
     for number, record in enumerate(records):
         try:
             answers = list(read(record))
-            rows += [_complete(one, [number, place]) for place, one in enumerate(answers)]
+            rows += [_complete(one, [file, number, place]) for place, one in enumerate(answers)]
         except (UserError, *READ_ERRORS, AttributeError) as error:
             told = str(error) if isinstance(error, UserError) else repr(error)
             raise UserError(f"names={path}: record {number} (counted from 0): {told}") from error
@@ -198,7 +202,7 @@ def _parsed(cell: Any) -> Any:
         return cell
 
 
-def _complete(answer: Row, place: list[int]) -> Row:
+def _complete(answer: Row, place: list[Any]) -> Row:
     if "version" in answer:
         check_row(answer)
         return answer
@@ -287,7 +291,8 @@ def _from_argilla(record: Row) -> Iterator[Row]:
         for one in answers:
             if one["value"] is not None:
                 who = str(one.get("user_id") or "imported")
-                yield _answer(record["fields"], question, one["value"]) | {"annotator": who}
+                answer = _answer(record["fields"], question, one["value"])
+                yield answer | {"annotator": who} | _instead(kept, who)
 
 
 def _label_studio(row: Row) -> Row:
@@ -332,7 +337,13 @@ def _from_label_studio(record: Row) -> Iterator[Row]:
                 simple = simple[0] if isinstance(simple, list) else simple
             elif isinstance(simple, dict):  # a ranker with buckets
                 simple = [name for bucket in simple.values() for name in bucket]
-            yield _answer(record["data"], question, simple) | about
+            answer = _answer(record["data"], question, simple)
+            yield answer | about | _instead(kept, about["annotator"])
+
+
+def _instead(kept: Row | None, annotator: str) -> Row:
+    """What an answer that somebody changed elsewhere takes the place of."""
+    return {"supersedes": kept["id"]} if kept and kept["annotator"] == annotator else {}
 
 
 def _layout(fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -6,10 +6,12 @@ summary.json, report.html.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import make_url
 
 from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError
@@ -22,7 +24,8 @@ from recipes.lib.runs.files import write_text
 from recipes.lib.runs.folder import config_text, is_run
 
 # Keys that the page and the process that samples read from the store.
-KEPT = "temperature max_completion_length seed overlap repeat num_answers compare_every implicit"
+KEPT = "temperature max_completion_length seed overlap repeat compare_every implicit".split()
+NAMES = {"share", "revoke", "annotator"}  # keys that no file keeps: people may be forgotten
 
 
 @dataclass
@@ -32,21 +35,32 @@ class Project:
     Args:
         path: Its folder.
         store: Its database.
+        database: Its URL; None for the file in the folder.
     """
 
     path: Path
     store: Store
+    database: str | None = None
 
-    def ask(self, script: AskArguments, items: Sequence[Item], prompts: Sequence[Any]) -> None:
+    def ask(
+        self,
+        script: AskArguments,
+        given: Iterable[str],
+        items: Sequence[Item],
+        prompts: Sequence[Any],
+    ) -> None:
         """Put what is to be asked into the store; what is there already stays as it is.
 
         Args:
             script: Keys of the recipe.
+            given: Those that the user gave; what they say nothing of stays as it was.
             items: Ready items.
             prompts: What completions are sampled for.
         """
-        kept = {name: getattr(script, name) for name in KEPT.split()}
-        self.store.settings = kept | {"models": script.names or self.store.settings.get("models")}
+        before = self.store.settings
+        new = {"num_answers", *KEPT} - {*before} | {"num_answers", *given} & {"num_answers", *KEPT}
+        kept = before | {name: getattr(script, name) for name in new}
+        self.store.settings = kept | {"models": script.names or before.get("models")}
         self.store.add_items(with_repeats(items, kept))
         self.store.add_jobs(make_jobs(prompts, script))
 
@@ -105,23 +119,31 @@ def open_project(path: Path, values: dict[str, Any], *, may_begin: bool) -> Proj
         database = database or read_yaml(path / "config.yaml").values.get("database")
         if database is None and not (path / FILE).is_file():
             raise UserError(f"output_dir={path}: holds a run, and no answers of people.")
-        return Project(path, Store(database or path / FILE))
+        _refuse_password(database)
+        return Project(path, Store(database or path / FILE), database)
     if not may_begin:
         raise UserError(f"output_dir={path}: no feedback project is there; name one.")
-    if path.is_dir() and any(path.iterdir()):
+    # A database alone is what a kill left before there was anything in it.
+    if path.is_dir() and any(not one.name.startswith(FILE) for one in path.iterdir()):
         raise UserError(f"output_dir={path} is not empty and holds no run; choose another folder.")
-    if database and ":" in database.partition("://")[2].rpartition("@")[0]:
+    _refuse_password(database)
+    kept = {key: value for key, value in values.items() if key not in NAMES}
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        store = Store(database or path / FILE)
+        write_text(path / "config.yaml", config_text(kept))
+    except OSError as error:
+        raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
+    return Project(path, store, database)
+
+
+def _refuse_password(database: str | None) -> None:
+    url = make_url(database) if database else None
+    if url is not None and (url.password or "password" in url.query):
         raise UserError(
             "database: holds a password, which would be kept in config.yaml; leave it out and set "
             "PGPASSWORD, or use ~/.pgpass."
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        store = Store(database or path / FILE)
-        write_text(path / "config.yaml", config_text(values))
-    except OSError as error:
-        raise UserError(f"output_dir={path} cannot be written: {error.strerror}.") from error
-    return Project(path, store)
 
 
 def check_asked(script: AskArguments, *, is_new: bool) -> None:

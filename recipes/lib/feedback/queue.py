@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from recipes.lib.errors import UserError, note, one_sentence
 from recipes.lib.feedback.arguments import AskArguments, ServeArguments
-from recipes.lib.feedback.rows import KINDS, as_completions, item_id
+from recipes.lib.feedback.rows import KINDS, as_completions, item_id, make_row, without_halves
 from recipes.lib.feedback.store import Item, Store
 from recipes.lib.runs.files import read_jsonl
 
@@ -28,7 +28,6 @@ BATCH = 8  # prompts at a time: people wait for the first ones
 PAUSE = 0.3  # seconds between looks at an empty queue
 REPLY_PAUSE = 0.1  # seconds between looks of the page at a reply
 AHEAD = 64  # items that wait to be answered; with more, sampling waits
-AGAIN = "-again"  # what the id of an item ends with that is asked a second time
 
 # model, prompts, seed -> completions
 Sampler = Callable[[str, Sequence[Any], int], "Sequence[Completion]"]
@@ -53,7 +52,7 @@ def read_items(script: ServeArguments) -> Iterator[Item]:
     if not path.is_file():
         raise UserError(f"items={path}: is not there; name a .jsonl file of items.")
     try:
-        rows = read_jsonl(path)
+        rows = without_halves(read_jsonl(path))
     except ValueError as error:
         raise UserError(f"items={path}: {one_sentence(error)}.") from error
     for number, row in enumerate(rows):
@@ -69,9 +68,21 @@ def read_items(script: ServeArguments) -> Iterator[Item]:
                 f"{place}: kind={kind} has {len(said)} completions; {wanted} are asked of it, and "
                 f"kind is one of {', '.join(KINDS)}."
             )
-        name = item_id(row["prompt"], [one["content"] for one in said])
         aspects = row.get("aspects") or script.aspects
-        yield row | {"id": name, "completions": said, "kind": kind, "aspects": aspects}
+        name = item_id([row["prompt"], kind, aspects], [one["content"] for one in said])
+        item = {"id": name, "prompt": row["prompt"], "completions": said, "kind": kind}
+        try:
+            _check(item, row.get("gold"))
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+        yield item | {"aspects": aspects} | ({"gold": row["gold"]} if "gold" in row else {})
+
+
+def _check(item: Item, gold: Any) -> None:
+    """Make the row that an answer would make, so that nobody's answer is refused."""
+    about = item["completions"] if item["kind"] in ("pair", "rank") else item["completions"][:1]
+    answer: Any = {"kind": item["kind"], "value": gold, "weight": float(gold is not None)}
+    make_row(item | {"completions": about}, annotator="gold", source="human", **answer)
 
 
 def with_repeats(items: Iterable[Item], keys: dict[str, Any]) -> Iterator[Item]:
@@ -90,7 +101,8 @@ def with_repeats(items: Iterable[Item], keys: dict[str, Any]) -> Iterator[Item]:
         draw = random.Random(f"overlap {keys['seed']} {item['id']}")
         yield item | {"num_wanted": 2 if draw.random() < keys["overlap"] else 1}
         if draw.random() < keys["repeat"]:
-            again.append(item | {"id": item["id"] + AGAIN, "num_wanted": 1})
+            name = f"{item['id']}-again"
+            again.append(item | {"id": name, "repeats": item["id"], "num_wanted": 1})
     yield from again
 
 
@@ -154,7 +166,7 @@ def fill(store: Store, sample: Sampler, talk: Talker) -> NoReturn:
         jobs, counts = store.next_jobs(BATCH), store.counts()
         if jobs and "messages" in jobs[0]:
             _reply(store, jobs[0], talk)
-        elif jobs and counts["items"] - counts["answered"] < AHEAD:
+        elif jobs and counts["fresh"] < AHEAD:
             _fill(store, jobs, sample)
         else:
             time.sleep(PAUSE)

@@ -43,6 +43,11 @@ def as_completions(contents: Iterable[Any]) -> list[Row]:
     return [{"run": None} | (c if isinstance(c, dict) else {"content": c}) for c in contents]
 
 
+def without_halves(value: Any) -> Any:
+    """JSON without halves of characters, which no file and no tokenizer takes."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
 def make_row(
     item: Row, *, kind: str, value: Any, annotator: str, source: str, **others: Any
 ) -> Row:

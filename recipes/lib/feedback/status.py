@@ -59,8 +59,15 @@ def agreement_lines(told: dict[str, Any]) -> list[str]:
             for pair in one["pairs"]
             if pair["kappa"] is not None
         ]
+        right = [
+            f"{name} {about['estimated_accuracy'][topic]:.2f}"
+            for topic in [f"{one['kind']}, {one['aspect']}"]
+            for name, about in told["annotators"].items()
+            if topic in about["estimated_accuracy"]
+        ]
+        pairs += [f"estimated right: {', '.join(right)}"] if right else []
         said = f"{one['kind']}, {one['aspect']}: alpha {one['alpha']:.2f} on {one['units']}"
-        lines.append(f"{said} shared answers, {', '.join(pairs[:6])}")
+        lines.append(f"{said} shared answers, {'; '.join(pairs[:9])}")
     return lines
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection
 
 from recipes.lib.errors import UserError
 from recipes.lib.feedback import tables
-from recipes.lib.feedback.rows import Row
+from recipes.lib.feedback.rows import Row, item_id
 from recipes.lib.feedback.tables import ANNOTATORS, ANSWERS, CLAIMS, ITEMS, JOBS, META, TABLES
 
 ASKED = sa.select(CLAIMS, ITEMS.c.content).join(ITEMS, ITEMS.c.id == CLAIMS.c.item)
@@ -53,14 +53,16 @@ class Store:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.file = None if "://" in str(url) else Path(url)
         try:
             self.engine = tables.open_engine(url)
+            is_file = self.engine.dialect.name == "sqlite"
+            self.file = Path(str(self.engine.url.database)) if is_file else None
+            if sa.inspect(self.engine).has_table(META.name):
+                self._upgrade(self._get("schema_version"))
             with self.engine.begin() as connection:
                 TABLES.create_all(connection)
                 put = self._ignoring(META).values(key="schema_version", value=tables.SCHEMA_VERSION)
                 connection.execute(put)
-            self._upgrade(self._get("schema_version"))
         except (sa.exc.SQLAlchemyError, ImportError) as error:
             told = " ".join(str(error).split("\n", 1)[0].split())
             raise UserError(f"database={url}: cannot be opened: {told}.") from error
@@ -103,7 +105,9 @@ class Store:
         state = changes.pop("state", None)
         with self._writing() as connection:
             at = JOBS.c.item == item
-            content = connection.execute(sa.select(JOBS.c.content).where(at)).scalar_one()
+            content = connection.execute(sa.select(JOBS.c.content).where(at)).scalar()
+            if content is None:  # who waits for it was forgotten
+                return
             values = {"content": content | changes} | ({"state": state} if state else {})
             connection.execute(sa.update(JOBS).where(at).values(values))
 
@@ -124,6 +128,7 @@ class Store:
         """Add what is asked, and end the jobs it comes from; what is there already stays."""
         values = [
             {"id": item["id"], "content": item, "num_wanted": item.get("num_wanted", 1)}
+            | {"repeats": item.get("repeats")}
             for item in items
         ]
         if not values:
@@ -138,14 +143,25 @@ class Store:
         return self._contents(sa.select(ITEMS.c.content).order_by(ITEMS.c.position))
 
     def counts(self) -> dict[str, int]:
-        """How many items, items that are done, answers, and prompts that wait to be sampled."""
+        """How many items; done; that nobody had; answers; prompts that wait to be sampled."""
         number = sa.func.count()
         return self._numbers(
             items=sa.select(number).select_from(ITEMS),
             answered=sa.select(number).select_from(ITEMS).where(~ITEMS.c.is_open),
+            fresh=sa.select(number)
+            .select_from(ITEMS)
+            .where(ITEMS.c.is_open, ITEMS.c.id.not_in(sa.select(CLAIMS.c.item))),
             answers=sa.select(sa.func.coalesce(sa.func.sum(ITEMS.c.num_answered), 0)),
             waiting=sa.select(number).where(JOBS.c.state == "waiting"),
         )
+
+    def is_over(self, num_answers: int) -> bool:
+        """Whether so many answers are there, or nobody has anything left to answer."""
+        counts = self.counts()
+        if counts["answers"] >= num_answers:
+            return True
+        left = [self.progress(name)["left"] for name in self.annotators()]
+        return bool(counts["items"]) and not counts["waiting"] and not any(left)
 
     # who answers
 
@@ -159,14 +175,24 @@ class Store:
         return [row.name for row in self._read(sa.select(ANNOTATORS).order_by("name"))]
 
     def give_secret(self, name: str) -> str:
-        """Make a secret for an annotator, of which the hash is kept; one of before ends."""
+        """Make a secret for an annotator, of which the hash is kept; empty where there is one."""
         self.add_annotator(name)
+        at = sa.and_(ANNOTATORS.c.name == name, ANNOTATORS.c.secret_hash.is_not(None))
+        if self._read(sa.select(ANNOTATORS).where(at)):
+            return ""
         secret = secrets.token_urlsafe(24)
         self._set_hash(name, _hash(secret))
         return secret
 
     def revoke(self, name: str) -> None:
-        """End an annotator's secret."""
+        """End an annotator's secret.
+
+        Raises:
+            UserError: Nobody has that name.
+        """
+        if name not in self.annotators():
+            known = ", ".join(self.annotators()) or "nobody"
+            raise UserError(f"revoke={name}: nobody of that name answers here; known: {known}.")
         self._set_hash(name, None)
 
     def by_secret(self, secret: str) -> str | None:
@@ -196,7 +222,8 @@ class Store:
         with self._writing() as connection:
             renew = sa.update(CLAIMS).where(own, CLAIMS.c.id.in_(holding))
             connection.execute(renew.values(expires=time.time() + LEASE))
-            lost = ASKED.where(own, CLAIMS.c.holder == holder, CLAIMS.c.id.not_in(holding))
+            lost = ASKED.where(own, ITEMS.c.is_open, CLAIMS.c.holder == holder)
+            lost = lost.where(CLAIMS.c.id.not_in(holding))
             found = [_asked(row) for row in connection.execute(lost.limit(number))]
             for item in self._open_items(connection, annotator, number - len(found)):
                 found.append(self._lend(connection, item, annotator, holder))
@@ -240,6 +267,25 @@ class Store:
         with self._writing() as connection:
             self._keep(connection, None, rows)
 
+    def take(self, rows: Sequence[Row]) -> list[Row]:
+        """Keep rows from elsewhere; of one that is known, a change is a row that supersedes it.
+
+        Args:
+            rows: Rows of an import.
+
+        Returns:
+            Those that were not here before.
+        """
+        known, new = {row["id"]: row for row in self.rows()}, []
+        for row in rows:
+            if row["id"] in known and row != known[row["id"]]:
+                row = row | {"id": item_id(row["id"], [row]), "supersedes": row["id"]}
+            if row["id"] not in known:
+                new.append(row)
+                known[row["id"]] = row
+        self.add_rows(new)
+        return new
+
     def withdraw(self, annotator: str, holder: str = "") -> Asked | None:
         """Take the last answer of somebody back by rows that supersede it, and ask again.
 
@@ -278,12 +324,21 @@ class Store:
         # The open ones are many: an index counts them, and only those answered are looked up.
         numbers = self._numbers(
             answered=sa.select(number).where(own),
-            left=sa.select(sa.func.count()).select_from(ITEMS).where(ITEMS.c.is_open),
+            left=sa.select(sa.func.count())
+            .select_from(ITEMS)
+            .where(ITEMS.c.is_open, _is_for(annotator)),
             done=sa.select(number)
             .join(ITEMS, ITEMS.c.id == CLAIMS.c.item)
             .where(own, ITEMS.c.is_open),
         )
         return {"answered": numbers["answered"], "left": numbers["left"] - numbers["done"]}
+
+    def names(self) -> set[str]:
+        """Everybody who is named anywhere."""
+        found = {row.annotator for row in self._read(sa.select(JOBS.c.annotator).distinct())}
+        for table in (CLAIMS, ANSWERS):
+            found |= {row[0] for row in self._read(sa.select(table.c.annotator).distinct())}
+        return {name for name in found if name} | {*self.annotators()}
 
     def forget(self, name: str) -> int:
         """Erase somebody: name, texts, chats; of each of their rows an empty one is left.
@@ -293,13 +348,7 @@ class Store:
 
         Returns:
             How many rows were emptied.
-
-        Raises:
-            UserError: Nobody has that name.
         """
-        if name not in self.annotators():
-            known = ", ".join(self.annotators()) or "nobody"
-            raise UserError(f"names={name}: nobody of that name has answered here; known: {known}.")
         unnamed = f"forgotten-{secrets.token_hex(4)}"
         emptied = dict.fromkeys(("prompt", "value", "reason", "seconds", "created_at"))
         emptied |= {"annotator": unnamed, "completions": [], "weight": 0.0}
@@ -406,6 +455,7 @@ class Store:
         query = (
             sa.select(ITEMS.c.content)
             .where(ITEMS.c.is_open, ITEMS.c.id.not_in(own))
+            .where(_is_for(annotator))
             .where(ITEMS.c.num_answered + lent.scalar_subquery() < ITEMS.c.num_wanted)
             .order_by(ITEMS.c.position)
             .limit(number)
@@ -434,6 +484,13 @@ def _asked(row: Any) -> Asked:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _is_for(annotator: str) -> Any:
+    """Whether an item may be asked of somebody: what repeats another, of who answered that."""
+    answered = CLAIMS.c.annotator == annotator, CLAIMS.c.state == "answered"
+    first = sa.select(CLAIMS.c.item).where(*answered)
+    return ITEMS.c.repeats.is_(None) | ITEMS.c.repeats.in_(first)
 
 
 def _withdrawal(row: Row) -> Row:

@@ -36,10 +36,11 @@ ITEMS = sa.Table(
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, unique=True, nullable=False),
     sa.Column("content", sa.JSON, nullable=False),
+    sa.Column("repeats", sa.Text),  # the item that the same person is asked again by this one
     sa.Column("num_wanted", sa.Integer, nullable=False),
     sa.Column("num_answered", sa.Integer, nullable=False, default=0),
     sa.Column("is_open", sa.Boolean, nullable=False, default=True),
-    sa.Index("items_open", "is_open", "position"),
+    sa.Index("items_open", "is_open", "position", "repeats"),
 )
 ANNOTATORS = sa.Table(
     "annotators",

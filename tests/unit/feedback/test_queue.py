@@ -11,6 +11,7 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.feedback import queue
 from recipes.lib.feedback.queue import fill, make_jobs, read_items, with_repeats
+from recipes.lib.feedback.rows import make_row
 from recipes.lib.feedback.store import Store
 
 SETTINGS = {"seed": 1, "overlap": 0.0, "repeat": 0.0}
@@ -21,9 +22,17 @@ def script(path: Path, rows: Sequence[Any], **more: Any) -> Any:
     return SimpleNamespace(items=str(path), **{"kinds": ["pair"], "aspects": ["overall"]} | more)
 
 
-def numbered(name: str, prompts: Sequence[Any], seed: int) -> list[str]:
+class Idle(Exception):
+    """There is nothing left to do."""
+
+
+def said(texts: Sequence[str]) -> list[Any]:
+    return [SimpleNamespace(text=text) for text in texts]
+
+
+def numbered(name: str, prompts: Sequence[Any], seed: int) -> list[Any]:
     """A sampler whose texts say who wrote them, to what, and in which draw."""
-    return [f"{name} {prompt} {seed} {place}" for place, prompt in enumerate(prompts)]
+    return said([f"{name} {prompt} {seed} {place}" for place, prompt in enumerate(prompts)])
 
 
 def silent(name: str, messages: Any, episode: int, show: Callable[[str], None]) -> str:
@@ -31,8 +40,20 @@ def silent(name: str, messages: Any, episode: int, show: Callable[[str], None]) 
 
 
 def filled(store: Store, sample: Any = numbered, talk: Any = silent, **more: Any) -> int:
+    def idle(_: float) -> None:
+        raise Idle
+
     store.settings = SETTINGS | more
-    return fill(store, sample, talk, lambda: True, waits=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue.time, "sleep", idle)
+        with pytest.raises(Idle):
+            fill(store, sample, talk)
+    return store.counts()["items"]
+
+
+def jobs_of(prompts: Sequence[str], names: list[str], kinds: list[str]) -> list[dict[str, Any]]:
+    keys = {"names": names, "kinds": kinds, "aspects": ["overall"], "num_completions": 4, "seed": 1}
+    return list(make_jobs(prompts, SimpleNamespace(**keys)))
 
 
 def test_ready_items_are_read_with_their_kind_and_gold(tmp_path: Path) -> None:
@@ -52,7 +73,13 @@ def test_ready_items_are_read_with_their_kind_and_gold(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"completions": ["a"]}, "line 1: "),
+        ({"completions": ["a", "b"]}, "line 1: is no item"),
+        ({"prompt": 5, "completions": ["a", "b"]}, "line 1: .*prompt=5 must be text or messages"),
+        (
+            {"prompt": "p", "completions": ["a", {"content": "b", "score": 1}]},
+            "line 1: .*completions",
+        ),
+        ({"prompt": "p", "completions": ["a", "b"], "gold": "A"}, "line 1: .*value='A' must be"),
         ({"prompt": "p", "completions": ["a"]}, "kind=pair has 1 completions; 2 are asked"),
         ({"prompt": "p", "completions": ["a", "b"], "kind": "rank"}, "3 or more are asked"),
         ({"prompt": "p", "completions": ["a", "b"], "kind": "pear"}, "kind is one of pair, rank"),
@@ -66,27 +93,26 @@ def test_what_is_no_item_is_told_with_its_line(row: Any, told: str, tmp_path: Pa
 
 def test_shares_of_items_go_to_two_people_or_come_again() -> None:
     items: Any = [{"id": str(number)} for number in range(1000)]
-    made: list[Any] = list(with_repeats(items, overlap=0.2, repeat=0.1, seed=1))
+    made: list[Any] = list(with_repeats(items, {"overlap": 0.2, "repeat": 0.1, "seed": 1}))
     again = [one for one in made if one["id"].endswith("-again")]
     assert 60 < len(again) < 140
     assert made[-len(again) :] == again
     assert 150 < sum(one["num_wanted"] == 2 for one in made) < 250
-    assert made == list(with_repeats(items, overlap=0.2, repeat=0.1, seed=1))
+    assert made == list(with_repeats(items, {"overlap": 0.2, "repeat": 0.1, "seed": 1}))
 
 
 def test_models_and_kinds_take_turns() -> None:
-    jobs = list(make_jobs("abcd", ["sft", "ppo"], ["pair", "thumb"], ["overall"], 4, 1))
+    jobs = jobs_of("abcd", ["sft", "ppo"], ["pair", "thumb"])
     assert [job["kind"] for job in jobs] == ["pair", "thumb", "pair", "thumb"]
     assert [job["models"] for job in jobs] == [["sft", "ppo"], ["ppo"], ["sft", "ppo"], ["ppo"]]
     assert len({job["item"] for job in jobs}) == 4
-    ranks = make_jobs("a", ["sft"], ["rank"], ["overall"], 4, 1)
-    assert next(ranks)["models"] == ["sft"] * 4
-    assert next(make_jobs("a", [], ["text"], ["overall"], 4, 1))["models"] == []
+    assert jobs_of("a", ["sft"], ["rank"])[0]["models"] == ["sft"] * 4
+    assert jobs_of("a", [], ["text"])[0]["models"] == []
 
 
 def test_each_completion_is_of_the_model_that_its_item_names(tmp_path: Path) -> None:
     store = Store(tmp_path / "feedback.db")
-    store.add_jobs(make_jobs(map(str, range(20)), ["sft", "ppo"], ["pair"], ["overall"], 2, 1))
+    store.add_jobs(jobs_of([str(n) for n in range(20)], ["sft", "ppo"], ["pair"]))
     assert filled(store, overlap=1.0) == 20
     items: list[Any] = list(store.items())
     assert [item["prompt"] for item in items] == [str(number) for number in range(20)]
@@ -100,15 +126,15 @@ def test_each_completion_is_of_the_model_that_its_item_names(tmp_path: Path) -> 
 
 def test_equal_completions_are_drawn_again_and_then_left_out(tmp_path: Path) -> None:
     store = Store(tmp_path / "feedback.db")
-    store.add_jobs(make_jobs(["often", "never", "empty"], ["m"], ["pair"], ["overall"], 2, 1))
+    store.add_jobs(jobs_of(["often", "never", "empty"], ["m"], ["pair"]))
     draws: Counter[str] = Counter()
 
-    def sample(name: str, prompts: Sequence[str], seed: int) -> list[str]:
+    def sample(name: str, prompts: Sequence[str], seed: int) -> list[Any]:
         draws.update(set(prompts))
-        said = {"never": ["same", "same"], "empty": ["", "x"], "often": ["a", f"{'b' * seed}"[:9]]}
-        said["often"] = ["a", "a" if draws["often"] < 2 else "b"]
-        places = {prompt: itertools.cycle(texts) for prompt, texts in said.items()}
-        return [next(places[prompt]) for prompt in prompts]
+        texts = {"never": ["same", " same"], "empty": ["", "x"]}
+        texts["often"] = ["a", "a" if draws["often"] < 2 else "b"]
+        places = {prompt: itertools.cycle(two) for prompt, two in texts.items()}
+        return said([next(places[prompt]) for prompt in prompts])
 
     assert filled(store, sample) == 1
     assert [item["prompt"] for item in store.items()] == ["often"]
@@ -120,9 +146,9 @@ def test_a_prompt_that_is_too_long_costs_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path / "feedback.db")
-    store.add_jobs(make_jobs(["one", "long", "two"], ["m"], ["pair"], ["overall"], 2, 1))
+    store.add_jobs(jobs_of(["one", "long", "two"], ["m"], ["pair"]))
 
-    def sample(name: str, prompts: Sequence[str], seed: int) -> list[str]:
+    def sample(name: str, prompts: Sequence[str], seed: int) -> list[Any]:
         if "long" in prompts:
             raise UserError("the longest prompt has 9 tokens.")
         return numbered(name, prompts, seed)
@@ -154,3 +180,34 @@ def test_replies_are_written_as_they_come_and_a_full_context_is_said(
     done, failed = (store.job(name * 16, "anna") for name in "ab")
     assert (done["state"], done["texts"]) == ("done", ["m!", "n!"])
     assert (failed["state"], failed["error"]) == ("failed", "the model's context is full.")
+
+
+def test_replies_do_not_wait_for_items_and_64_untouched_items_are_enough(tmp_path: Path) -> None:
+    store = Store(tmp_path / "feedback.db")
+    store.add_jobs(jobs_of([str(n) for n in range(200)], ["m"], ["pair"]))
+    assert 64 <= filled(store, overlap=1.0) < 64 + queue.BATCH
+    store.add_jobs(
+        [{"item": "a" * 16, "messages": ["hi"], "models": ["m"], "texts": [""]}], annotator="a"
+    )
+    filled(store, talk=lambda name, messages, episode, show: show("hello"), overlap=1.0)
+    assert store.job("a" * 16, "a")["texts"] == ["hello"]
+    for asked in store.claim("anna", 99):  # each is still open for somebody else
+        store.answer(asked["claim"], "anna", [])
+    assert filled(store, overlap=1.0) > 100
+
+
+def test_a_repeat_is_for_whom_it_repeats(tmp_path: Path) -> None:
+    store = Store(tmp_path / "feedback.db")
+    sides = [{"content": text, "run": None} for text in "ab"]
+    items = [{"id": str(n), "prompt": "p", "completions": sides, "kind": "pair"} for n in range(3)]
+    store.add_items(with_repeats(items, {"overlap": 0.0, "repeat": 1.0, "seed": 1}))
+    first = store.claim("anna", 9)
+    assert [asked["item"]["id"] for asked in first] == ["0", "1", "2"]
+    for asked in first[:2]:
+        row = make_row(asked["item"], kind="pair", value=0, annotator="anna", source="human")
+        store.answer(asked["claim"], "anna", [row])
+    assert store.claim("ben", 9) == []
+    assert store.progress("ben")["left"] == 1
+    assert store.progress("anna")["left"] == 3
+    again = store.claim("anna", 9, [first[2]["claim"]])
+    assert [asked["item"]["id"] for asked in again] == ["0-again", "1-again"]
