@@ -1,7 +1,7 @@
 """Feedback: what people, or a simulated rater, say of a model's completions.
 
 serve RUN... samples completions for prompts, or takes ready ones (items), and opens a page on which
-people compare, rank, rate and rewrite them; sample fills its queue, from another machine too.
+people compare, rank, rate and rewrite them, or chat with a run; sample is what fills its queue.
 import FILE... takes answers from elsewhere, export writes what training reads, status says how far
 it is and how much people agree, forget NAME... erases an annotator.
 simulate lets a simulated rater choose instead, with the Bradley-Terry probability on the scores of

@@ -46,9 +46,7 @@ HELD_OUT = ("test_fraction", "eval_strategy", "eval_steps")  # what a run adds t
 class QuickstartArguments:
     """Keys of the recipe."""
 
-    output_dir: str | None = option(
-        None, f"Folder of all stages; default {RUNS_ROOT}, with people {RUNS_ROOT}-people."
-    )
+    output_dir: str = option(RUNS_ROOT, f"Folder of all stages; with people {RUNS_ROOT}-people by default.")
     configs: str = option(str(CONFIGS), "Folder with one YAML for each stage.")
     people: bool = option(False, "Ask you, too, on a page in the browser.")
     fresh: bool = option(False, "Move what is there aside and start over.")
@@ -107,7 +105,8 @@ def make_stages(script: QuickstartArguments) -> list[Stage]:
         UserError: One is not there.
     """
     folder = Path(script.configs)
-    root = script.output_dir or RUNS_ROOT + "-people" * script.people
+    is_own = script.people and script.output_dir == RUNS_ROOT
+    root = f"{RUNS_ROOT}-people" if is_own else script.output_dir
     stages = []
     for name in WITH_PEOPLE if script.people else STAGES:
         file = "reward-people" if script.people and name == "reward" else name

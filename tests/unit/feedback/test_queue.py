@@ -1,5 +1,6 @@
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def filled(store: Store, sample: Any = numbered, talk: Any = silent, **more: Any
 
     store.settings = SETTINGS | more
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue.time, "sleep", idle)
+        patch.setattr(time, "sleep", idle)
         with pytest.raises(Idle):
             fill(store, sample, talk)
     return store.counts()["items"]
