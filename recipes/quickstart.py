@@ -46,7 +46,9 @@ HELD_OUT = ("test_fraction", "eval_strategy", "eval_steps")  # what a run adds t
 class QuickstartArguments:
     """Keys of the recipe."""
 
-    output_dir: str = option(RUNS_ROOT, f"Folder of all stages; with people {RUNS_ROOT}-people by default.")
+    output_dir: str = option(
+        RUNS_ROOT, f"Folder of all stages; with people {RUNS_ROOT}-people by default."
+    )
     configs: str = option(str(CONFIGS), "Folder with one YAML for each stage.")
     people: bool = option(False, "Ask you, too, on a page in the browser.")
     fresh: bool = option(False, "Move what is there aside and start over.")
