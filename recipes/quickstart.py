@@ -239,6 +239,7 @@ def run(config: Config) -> dict[str, Any]:
     script = config.script
     stages = make_stages(script)
     root = Path(stages[0].root)
+    script.output_dir = str(root)  # the last words are told of it
     if root.resolve() == Path.cwd():
         raise UserError(f"output_dir={root}: is the folder you are in; name one of its own.")
     if script.fresh and root.exists():
