@@ -43,10 +43,11 @@ def words_of(name: str, **more: Any) -> list[str]:
     return [recipe, *flags(values)]
 
 
-ZERO2 = pytest.param("zero2", marks=pytest.mark.slow)  # between the two others, as in the recipes
+# DeepSpeed's are long tests, as in test_recipes_on_two.py.
+ZERO2, ZERO3 = (pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))
 
 
-@pytest.fixture(scope="module", params=["fsdp2", ZERO2, "zero3"])
+@pytest.fixture(scope="module", params=["fsdp2", ZERO2, ZERO3])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, the last of them resumed behind its first step."""
     there = tmp_path_factory.mktemp("on") / request.param

@@ -170,6 +170,7 @@ def test_one_of_two_dies_then_both_are_stopped_and_the_run_goes_on(folder: Path)
         assert timeless(folder / "run" / name) == timeless(folder / "whole" / name)
 
 
+@pytest.mark.slow  # PPO's are left the same way above
 def test_rewards_of_grpo_are_left_by_both_and_the_run_goes_on(folder: Path) -> None:
     whole = start(folder, "whole", recipe="grpo")
     said = whole.communicate(timeout=PATIENCE)[0]

@@ -62,8 +62,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# ZeRO-2 is the long way once more; its runs in bf16, and what its engine does, are in every run.
-SLOW = {"zero2": pytest.mark.slow}
+# DeepSpeed's engine alone takes minutes; what is its own is tested in test_engine.py every time.
+SLOW = {"zero2": pytest.mark.slow, "zero3": pytest.mark.slow}
 
 
 @pytest.fixture(

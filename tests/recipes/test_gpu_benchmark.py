@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.mark.slow  # a script of ours, run before a card is asked for
 def test_it_runs_end_to_end_and_prints_its_tables_last(tmp_path: Path) -> None:
     numbers = tmp_path / "gpu.json"
     command = [sys.executable, "scripts/bench/gpu/gpu.py", "--tiny", "--json", str(numbers)]
