@@ -111,7 +111,7 @@ def make_stages(script: QuickstartArguments) -> list[Stage]:
     root = f"{RUNS_ROOT}-people" if is_own else script.output_dir
     stages = []
     for name in WITH_PEOPLE if script.people else STAGES:
-        file = "reward-people" if script.people and name == "reward" else name
+        file = "reward_people" if script.people and name == "reward" else name
         stages.append(Stage(name, folder / f"{file}.yaml", root))
     for stage in stages:
         if not stage.config.is_file():

@@ -59,7 +59,7 @@ SMALL: dict[str, dict[str, Any]] = {
 ASKED = {"max_train_rows": 16, "max_completion_length": 8, "port": 0}
 WITH_PEOPLE = {
     "people": ASKED | {"num_answers": 3},
-    "reward-people": SMALL["reward"],
+    "reward_people": SMALL["reward"],
     "blind": ASKED | {"num_answers": 2},
 }
 KEYS = (

@@ -223,11 +223,13 @@ def shipped() -> list[tuple[str, list[str]]]:
     folders = [ROOT / "configs", ROOT / "tests/old_configs"]
     found = []
     for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
-        names = {"quickstart": path.stem, "old_configs": path.stem.rpartition("_")[2]}
+        text = path.read_text(encoding="utf-8")
+        command = text.partition("recipes.")[2].partition(" ")[0]  # in the second line
+        names = {"quickstart": command, "old_configs": path.stem.rpartition("_")[2]}
         recipe = names.get(path.parent.name, path.parent.name)
         recipe = "sft" if recipe == "mixture" else recipe
         if recipe != "accelerate":
-            found.append((recipe, path.read_text(encoding="utf-8").splitlines()))
+            found.append((recipe, text.splitlines()))
     return found
 
 
