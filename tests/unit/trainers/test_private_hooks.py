@@ -135,6 +135,7 @@ ATTRIBUTES = {
     "_cdata": "torch.UntypedStorage",
     "_disable_adapters": "peft.tuners.tuners_utils.BaseTunerLayer",
     "_finish_current_push": "transformers.Trainer",
+    "_hf_hook": "accelerate.hooks",
     "_hf_peft_config_loaded": "transformers.integrations.peft.PeftAdapterMixin",
     "_index_put_impl_": "torch.ops.aten",
     "_local_scalar_dense": "torch.ops.aten",
