@@ -410,7 +410,7 @@ def forget(config: Config) -> dict[str, Any]:
         raise UserError("names is missing; write rlhf feedback forget NAME.")
     project = open_project(folder_of(config), config.values, may_begin=False)
     known = project.store.names()
-    for name in set(script.names) & known:
+    for name in sorted(set(script.names) & known):
         print(f"{name} is forgotten: {project.store.forget(name)} answers are emptied")
     summary = export(config)  # in any case: a kill may have come between the two
     if unknown := set(script.names) - known:

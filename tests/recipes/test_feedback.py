@@ -8,27 +8,14 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from recipes.feedback import run
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
-
-# Likes long completions, which is nothing that the model knows of.
-JUDGE = """
-def judge(prompts, completions):
-    return [float(len(turns[0]["content"])) for turns in completions]
-"""
+from tests.helpers.length_judge import prepare
 
 
 @pytest.fixture
 def folder(
     tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "judge.py").write_text(JUDGE)
-    words = "cat dog bird child sun moon rain tree house river".split()
-    prompts = [[{"role": "user", "content": f"tell me {a} {b}"}] for a in words for b in words[:4]]
-    (tmp_path / "prompts.jsonl").write_text(
-        "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-    )
-    return tmp_path
+    return prepare(tmp_path, tiny_model, tiny_tokenizer, 40)
 
 
 def simulate(folder: Path, name: str = "run", **values: Any) -> dict[str, Any]:

@@ -13,35 +13,25 @@ from recipes.lib.errors import UserError
 from recipes.lib.feedback.rows import KINDS, check_row
 from recipes.lib.recipe.main import parse
 from recipes.lib.runs.files import read_jsonl
-from tests.helpers.tiny_runs import FAST, write
+from tests.helpers.length_judge import prepare
+from tests.helpers.tiny_runs import FAST
 
 RECIPES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto}
 READS = {"sft": "prompt_completion", "reward": "preference", "dpo": "preference"}
 READS["kto"] = "unpaired_preference"
 ANNOTATORS = [{"name": "anna"}, {"name": "bo", "temperature": 5.0, "position_bias": 2.0}]
-# Likes long completions, which is nothing that the model knows of.
-JUDGE = """
-def judge(prompts, completions):
-    return [float(len(turns[0]["content"])) for turns in completions]
-"""
 
 
 @pytest.fixture
 def folder(
     tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    tiny_model.save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer.save_pretrained(tmp_path / "tiny")
-    (tmp_path / "judge.py").write_text(JUDGE)
-    words = "cat dog bird child sun moon rain tree house river".split()
-    asked = [[{"role": "user", "content": f"tell me {a} {b}"}] for a in words for b in words]
-    write(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in asked])
-    return tmp_path
+    return prepare(tmp_path, tiny_model, tiny_tokenizer, 100)
 
 
 def simulate(folder: Path, name: str, **values: Any) -> None:
     keys = {
-        "model_name_or_path": str(folder / "tiny"),
+        "model_name_or_path": str(folder / "model"),
         "dataset_name": str(folder / "prompts.jsonl"),
         "judge": f"{folder / 'judge.py'}:judge",
         "max_completion_length": 8,
@@ -52,7 +42,7 @@ def simulate(folder: Path, name: str, **values: Any) -> None:
 
 def train(recipe: str, folder: Path, project: str) -> dict[str, Any]:
     tiny = {
-        "model_name_or_path": str(folder / "tiny"),
+        "model_name_or_path": str(folder / "model"),
         "dataset_name": str(folder / project),
         "test_fraction": 0.25,
         "max_steps": 2,

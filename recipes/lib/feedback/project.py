@@ -6,7 +6,7 @@ summary.json, report.html.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Project:
     def ask(
         self,
         script: AskArguments,
-        given: Iterable[str],
+        given: Container[str],
         items: Sequence[Item],
         prompts: Sequence[Any],
     ) -> None:
@@ -58,7 +58,7 @@ class Project:
             prompts: What completions are sampled for.
         """
         before = self.store.settings
-        new = {"num_answers", *KEPT} - {*before} | {"num_answers", *given} & {"num_answers", *KEPT}
+        new = {name for name in KEPT if name in given or name not in before} | {"num_answers"}
         kept = before | {name: getattr(script, name) for name in new}
         self.store.settings = kept | {"models": script.names or before.get("models")}
         self.store.add_items(with_repeats(items, kept))

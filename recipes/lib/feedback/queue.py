@@ -212,7 +212,10 @@ def _reply(store: Store, job: dict[str, Any], talk: Talker) -> None:
         for place, name in enumerate(job["models"]):
             episode = int(job["item"][:15], 16) + place
             talk(name, job["messages"], episode, functools.partial(show, place))
-    except UserError as error:  # such as a context that is full
+    except Exception as error:
+        # Told to who waits, such as a context that is full; a fault would come at each start again.
         store.tell_job(job["item"], texts=texts, error=str(error), state="failed")
+        if not isinstance(error, UserError):
+            raise
         return
     store.tell_job(job["item"], texts=texts, state="done")

@@ -212,3 +212,18 @@ def test_a_repeat_is_for_whom_it_repeats(tmp_path: Path) -> None:
     assert store.progress("anna")["left"] == 3
     again = store.claim("anna", 9, [first[2]["claim"]])
     assert [asked["item"]["id"] for asked in again] == ["0-again", "1-again"]
+
+
+def test_a_reply_that_is_a_fault_of_the_program_comes_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "feedback.db")
+    store.settings = SETTINGS
+    chat = {"item": "a" * 16, "messages": ["hi"], "models": ["m"], "texts": [""]}
+    store.add_jobs([chat], annotator="anna")
+
+    def talk(name: str, messages: Any, episode: int, show: Callable[[str], None]) -> str:
+        raise TypeError("no such thing")
+
+    with pytest.raises(TypeError, match="no such thing"):
+        fill(store, numbered, talk)
+    assert store.job("a" * 16, "anna")["state"] == "failed"
+    filled(store)  # goes on with what else there is
