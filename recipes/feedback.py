@@ -51,7 +51,8 @@ from recipes.lib.runs.lock import acquire, release
 
 if TYPE_CHECKING:
     from recipes.lib.evaluation.judges import Judge
-    from recipes.lib.feedback.queue import Sampler, Talker
+    from recipes.lib.feedback.queue import Talker
+    from recipes.lib.feedback.sampling import Sampler
     from recipes.lib.generation.completions import Completion
 
 ACTIONS = ("serve", "simulate", "sample", "import", "export", "status", "forget")
@@ -210,7 +211,7 @@ def simulate(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.feedback.exchange import write_answers
-    from recipes.lib.feedback.queue import sample_sets
+    from recipes.lib.feedback.sampling import sample_sets
     from recipes.lib.feedback.simulation import simulate_answers
     from recipes.lib.recipe.spine import finish
 

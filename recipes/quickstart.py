@@ -16,7 +16,7 @@ Writes runs/quickstart/<stage>/, runs/quickstart/summary.json and runs/quickstar
 from __future__ import annotations
 
 import gc
-import importlib
+import importlib.util
 import resource
 import sys
 from dataclasses import dataclass
@@ -237,6 +237,8 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.report.page import write_quickstart_report
 
     script = config.script
+    if script.people and importlib.util.find_spec("starlette") is None:
+        raise UserError("people=true: there is no page; pip install 'rlhf-recipes[feedback]'.")
     stages = make_stages(script)
     root = Path(stages[0].root)
     script.output_dir = str(root)  # the last words are told of it

@@ -145,6 +145,15 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator["Callable[[LoopbackHub],
     close_session()
 
 
+@pytest.fixture
+def without_feedback_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the packages of the extra [feedback] be absent, which few need and tests have."""
+    for package in ("markdown_it", "nh3", "sqlalchemy", "starlette", "uvicorn"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for name in [name for name in sys.modules if name.startswith("recipes.lib.feedback.")]:
+        monkeypatch.delitem(sys.modules, name)  # what imported them before
+
+
 def word_tokenizer() -> "PreTrainedTokenizerFast":
     """Whole words split at white space, and a chat template that marks the assistant's tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers

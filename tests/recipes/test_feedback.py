@@ -35,6 +35,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("without_feedback_extra")
 def test_simulate_writes_preferences_that_follow_from_its_feedback_rows(folder: Path) -> None:
     summary = simulate(folder)
     feedback = rows(folder / "run/feedback.jsonl")

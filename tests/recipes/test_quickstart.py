@@ -94,6 +94,7 @@ def finished_at(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in stages}
 
 
+@pytest.mark.usefixtures("without_feedback_extra")
 def test_all_stages_run_and_are_summed_up(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run(folder)
     assert list(summary) == KEYS

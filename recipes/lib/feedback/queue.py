@@ -11,26 +11,21 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from recipes.lib.errors import UserError, note, one_sentence
 from recipes.lib.feedback.arguments import AskArguments, ServeArguments
 from recipes.lib.feedback.rows import KINDS, as_completions, item_id, make_row, without_halves
+from recipes.lib.feedback.sampling import Sampler, sample_sets
 from recipes.lib.feedback.store import Item, Store
 from recipes.lib.runs.files import read_jsonl
 
-if TYPE_CHECKING:
-    from recipes.lib.generation.completions import Completion
-
 NUM_COMPLETIONS = {"pair": 2, "text": 0}  # of the others one, but for the ranking
-NUM_TRIES = 3  # draws of a prompt whose completions come out equal or empty
 BATCH = 8  # prompts at a time: people wait for the first ones
 PAUSE = 0.3  # seconds between looks at an empty queue
 REPLY_PAUSE = 0.1  # seconds between looks of the page at a reply
 AHEAD = 64  # items that wait to be answered; with more, sampling waits
 
-# model, prompts, seed -> completions
-Sampler = Callable[[str, Sequence[Any], int], "Sequence[Completion]"]
 # model, messages, episode, what is given each piece of the text
 Talker = Callable[[str, Any, int, Callable[[str], None]], str]
 
@@ -124,34 +119,6 @@ def make_jobs(prompts: Iterable[Any], script: AskArguments) -> Iterator[dict[str
         name = item_id([prompt, kind, script.seed, number], models)
         job = {"prompt": prompt, "models": models, "kind": kind, "aspects": script.aspects}
         yield job | {"item": name}
-
-
-def sample_sets(
-    jobs: Sequence[dict[str, Any]], sample: Sampler, seed: int
-) -> dict[int, list[Completion]]:
-    """Sample completions for jobs; where some are equal or empty, all of a job are drawn again.
-
-    Args:
-        jobs: With their prompt and models.
-        sample: Writes completions.
-        seed: Of the sampling.
-
-    Returns:
-        Completions by the index of the job, in its order; without those that never differed.
-    """
-    found: dict[int, list[Completion]] = {}
-    for attempt in range(NUM_TRIES):
-        left = [number for number in range(len(jobs)) if number not in found]
-        asked = [(number, name) for number in left for name in jobs[number]["models"]]
-        said: dict[str, Iterator[Completion]] = {}
-        for place, model in enumerate(dict.fromkeys(name for _, name in asked)):
-            prompts = [jobs[number]["prompt"] for number, name in asked if name == model]
-            said[model] = iter(sample(model, prompts, seed + 1_000_003 * attempt + place))
-        for number in left:
-            drawn = [next(said[name]) for name in jobs[number]["models"]]
-            if len({one.text.strip() for one in drawn} - {""}) == len(drawn):
-                found[number] = drawn
-    return dict(sorted(found.items()))
 
 
 def fill(store: Store, sample: Sampler, talk: Talker) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from recipes.lib.errors import UserError
-from recipes.lib.feedback import queue
+from recipes.lib.feedback import queue, sampling
 from recipes.lib.feedback.queue import fill, make_jobs, read_items, with_repeats
 from recipes.lib.feedback.rows import make_row
 from recipes.lib.feedback.store import Store
@@ -139,7 +139,7 @@ def test_equal_completions_are_drawn_again_and_then_left_out(tmp_path: Path) -> 
 
     assert filled(store, sample) == 1
     assert [item["prompt"] for item in store.items()] == ["often"]
-    assert draws == {"often": 2, "never": queue.NUM_TRIES, "empty": queue.NUM_TRIES}
+    assert draws == {"often": 2, "never": sampling.NUM_TRIES, "empty": sampling.NUM_TRIES}
     assert store.counts()["waiting"] == 0
 
 
