@@ -23,31 +23,32 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.gpu.gpu_cards import CARDS, read_file  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks/gpu.md"
 COMMAND = ".venv/bin/python scripts/bench/gpu/gpu.py --trl112 FOLDER --page"
 PHASES = ("sampling", "scoring", "training")
 MEMORY = ("allocated", "reserved", "device")
 PLANNED = ("ppo", "sft, 4 bits", "sft", "reward", "sft, full")
+CRITICS = ("head", "adapter")
 MISSING = "not yet measured"
-MOST_SECONDS = 300  # of a part
+MOST_SECONDS = 150  # of a part
 Found = dict[str, dict[str, Any]]
 
 
 def parts(size: str, trl112: str | None) -> dict[str, list[str]]:
     """Arguments of each part, by its name."""
     # What matters most comes first, because a long run may be cut off.
-    found = {
-        "four roles, 1 epochs, graph": ["four_roles", size, "1", "graph"],
-        "critic: head": ["versus_ours", size, "head", "graph"],
-    }
+    found = {f"card {name}": ["card", size, name] for name in CARDS}
+    found |= {f"decode {weights}": ["decode", size, weights] for weights in ("nf4", "bf16")}
+    found |= {f"plan {case}": ["plan", size, case] for case in PLANNED}
+    found |= {f"critic: {kind}": ["versus_ours", size, kind, "graph"] for kind in CRITICS}
     if trl112:
         found["TRL 1.12"] = ["versus_trl112", size]
-    found["critic: adapter"] = ["versus_ours", size, "adapter", "graph"]
-    found |= {f"plan {case}": ["plan", size, case] for case in PLANNED}
-    found |= {f"decode {weights}": ["decode", size, weights] for weights in ("nf4", "bf16")}
-    found["four roles, 4 epochs, graph"] = ["four_roles", size, "4", "graph"]
-    return found | {"four roles, 1 epochs, transformers": ["four_roles", size, "1", "transformers"]}
+    for epochs, sampler in (("1", "graph"), ("4", "graph"), ("1", "transformers")):
+        name = f"four roles, {epochs} epochs, {sampler}"
+        found[name] = ["four_roles", size, epochs, sampler]
+    return found
 
 
 class Part:
@@ -105,7 +106,7 @@ def measure(asked: Any, told: Callable[[Found], object]) -> Found:
         if asked.tiny and given[0] != "versus_trl112":  # no memory is measured: one process will do
             from scripts.bench.gpu import gpu_parts
 
-            found[name] = gpu_parts.PARTS[given[0]](*given[1:])
+            found[name] = gpu_parts.run(*given)
         else:
             part = waiting or Part(given, asked.trl112)
             more = [] if asked.tiny else todo[number + 1 : number + 2]
@@ -174,25 +175,58 @@ def decode_table(found: Found) -> list[str]:
     return lines
 
 
+def compared(part: dict[str, Any]) -> list[str]:
+    """What was planned beside what was measured: tensors, and all on the card."""
+    planned, measured = part.get("planned", {}), part.get("memory", {})
+    cells = []
+    for one, other in (("tensors", "allocated"), ("card", "device")):
+        said, seen = planned.get(one), measured.get(other)
+        error = f"{100 * (said - seen) / seen:+.1f} %" if said and seen else MISSING
+        cells += [number(said), number(seen), error]
+    return cells
+
+
 def plan_table(found: Found) -> list[str]:
-    """What was planned beside what was measured."""
+    """The plan of each case beside its run."""
     lines = [
         "| run | tensors planned | allocated | error | card planned | device | error |",
         "|---|---|---|---|---|---|---|",
     ]
     for case in PLANNED:
         part = found.get(f"plan {case}", {})
-        if "error" in part:
-            lines.append(f"| {case} | {part['error']} |" + " |" * 5)
-            continue
-        planned, measured = part.get("planned", {}), part.get("memory", {})
-        cells = []
-        for one, other in (("tensors", "allocated"), ("card", "device")):
-            said, seen = planned.get(one), measured.get(other)
-            error = f"{100 * (said - seen) / seen:+.1f} %" if said and seen else MISSING
-            cells += [number(said), number(seen), error]
+        cells = [part["error"], *[""] * 5] if "error" in part else compared(part)
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return lines
+
+
+def cards_table(found: Found) -> list[str]:
+    """Each shipped configuration for a card: plan, peaks and seconds."""
+    lines = [
+        "| configuration | GB | tensors planned | allocated | error | card planned | device "
+        "| error | reserved | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in CARDS:
+        part = found.get(f"card {name}", {})
+        if "error" in part:
+            cells = [part["error"], *[""] * 7]
+        else:
+            reserved = number(part.get("memory", {}).get("reserved"))
+            cells = [*compared(part), reserved, seconds_of_card(part)]
+        lines.append(f"| `{name}` | {read_file(name)[1]} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def seconds_of_card(part: dict[str, Any]) -> str:
+    """Seconds of a micro-batch, or of the phases of a rollout."""
+    if phases := part.get("phases"):
+        times = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
+        return f"{times} ({part['rows']} episodes)"
+    if "micro" not in part:
+        return MISSING
+    return (
+        f"{part['micro']:.2f} ({part['rows']} rows, {part['tokens'] / part['micro']:,.0f} tokens/s)"
+    )
 
 
 def page(found: Found, about: str) -> str:
@@ -209,6 +243,16 @@ def page(found: Found, about: str) -> str:
             "updates: mean of two behind a first one, and how far each is from it; memory is in",
             "GiB: what PyTorch allocated and reserved at most, and all that was in use on the",
             "device.",
+            "",
+            "## Configurations for cards",
+            "",
+            "Each shipped file as it is (`configs/`), on a model of its shape and rows as long as",
+            "it allows, with PyTorch limited to what a card of so many GB has beside CUDA's",
+            "context. Planned is what `rlhf plan` says of the file; seconds are those of a",
+            "micro-batch, the median behind the first two, or of the second of two rollouts. Only",
+            "the memory is limited: speed is that of the GPU named above.",
+            "",
+            *cards_table(found),
             "",
             "## Four roles on one 4-bit base",
             "",

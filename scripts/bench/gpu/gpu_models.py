@@ -1,5 +1,7 @@
 """Models of real shapes with random weights, made in memory, for the GPU benchmark."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,71 +10,42 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
-    LlamaConfig,
     PreTrainedTokenizerFast,
-    Qwen3Config,
 )
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.append(str(ROOT))  # behind a TRL of another release
+
+from recipes.lib.plan.model_shapes import shipped_models  # noqa: E402  the path above comes first
 
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 PAD, EOS = 0, 1
+MARKS = ("<pad>", "<eos>", "<|im_start|>", "<|im_end|>", "user", "assistant")
+TEMPLATE = """{% for m in messages %}<|im_start|> {{ m.role }} \
+{% if m.role == "assistant" %}{% generation %}{{ m.content }} <|im_end|>{% endgeneration %}\
+{% else %}{{ m.content }} <|im_end|> {% endif %}{% endfor %}\
+{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"""
 BLOCK = 2**24  # random numbers, which are then repeated: quicker to make
 ENDS: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
-SHAPES: dict[str, tuple[type, dict[str, Any]]] = {
-    "Llama-3.1-8B": (
-        LlamaConfig,
-        {
-            "vocab_size": 128_256,
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": False,
-        },
-    ),
-    "Qwen3-0.6B": (
-        Qwen3Config,
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "Qwen3-1.7B": (
-        Qwen3Config,
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": True,
-        },
-    ),
+TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 512,
 }
 
 
 def shape(name: str, tiny: bool) -> Any:
     """Configuration of a shape; tiny: of its class, with next to no weights."""
-    kind, sizes = SHAPES[name]
-    if tiny:
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-        sizes = sizes | TINY | heads
-    return kind(**sizes, **ENDS)
+    sizes = shipped_models()[name]
+    return AutoConfig.for_model(**(sizes | (TINY if tiny else {}) | ENDS))
 
 
 def random_state(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -134,14 +107,44 @@ def make(
     return model
 
 
-def write_tokenizer(config: Any, folder: Path) -> None:
+def write_weights(config: Any, folder: Path) -> None:
+    """Write bf16 weights as one safetensors file, without a copy of them in memory."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    state = random_state(empty, torch.bfloat16)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in state.keys() - tied:
+        start, end = end, end + state[name].numel() * 2
+        header[name] = {
+            "dtype": "BF16",
+            "shape": [*state[name].shape],
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    partial = folder / "model.partial"
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in header.keys() - {"__metadata__"}:
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            state[name].contiguous().view(torch.uint8).numpy().tofile(file)
+    partial.rename(folder / "model.safetensors")
+
+
+def write_tokenizer(config: Any, folder: Path, eos: str = "<eos>") -> None:
     """Write a tokenizer of whole words and the model's configuration."""
-    names = ["<pad>", "<eos>", *(f"w{i}" for i in range(config.vocab_size - 2))]
+    names = [*MARKS, *(f"w{i}" for i in range(config.vocab_size - len(MARKS)))]
     words = models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>")
     backend = Tokenizer(words)
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token=eos,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        padding_side="left",
+        chat_template=TEMPLATE,
     )
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -168,5 +171,6 @@ def write_reward_adapter(config: Any, base: Path, folder: Path) -> None:
 def texts(config: Any, rows: int, tokens: int) -> list[dict[str, str]]:
     """Prompts of random words, as rows of a data set."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(2, config.vocab_size, (rows, tokens), generator=generator).tolist()
-    return [{"prompt": " ".join(f"w{token - 2}" for token in row)} for row in ids]
+    most = config.vocab_size - len(MARKS)
+    words = torch.randint(most, (rows, tokens), generator=generator).tolist()
+    return [{"prompt": " ".join(f"w{word}" for word in row)} for row in words]

@@ -18,14 +18,14 @@ from statistics import mean, pstdev
 from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.append(str(ROOT))  # behind a TRL of another release
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # behind a TRL of another release
 
-import torch  # noqa: E402  the paths above come first
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 
-from scripts.bench.gpu.gpu_models import (  # noqa: E402
+from scripts.bench.gpu.gpu_cards import card, prepare
+from scripts.bench.gpu.gpu_models import (
     EOS,
     LORA,
     PAD,
@@ -35,8 +35,8 @@ from scripts.bench.gpu.gpu_models import (  # noqa: E402
     write_reward_adapter,
     write_tokenizer,
 )
-from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak  # noqa: E402
-from scripts.bench.gpu.gpu_plan import plan  # noqa: E402
+from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak
+from scripts.bench.gpu.gpu_plan import plan
 
 PHASES = ("sampling", "scoring", "training")
 ROLLOUTS = 3
@@ -90,7 +90,7 @@ def train_ours(
 
 def four_roles(size: str, epochs: str, sampler: str) -> dict[str, Any]:
     """Policy, reference, reward and value on one NF4 base of the 8B shape."""
-    config = shape("Llama-3.1-8B", size == "tiny")
+    config = shape("meta-llama/Llama-3.1-8B", size == "tiny")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_tokenizer(config, folder / "base")
@@ -121,7 +121,7 @@ EPISODES, MICRO_BATCH = 32, 8
 
 def versus_ours(size: str, critic: str, sampler: str) -> dict[str, Any]:
     """Our side of the comparison with TRL 1.12: the Qwen3-1.7B shape in bf16."""
-    config = shape("Qwen3-1.7B", size == "tiny")
+    config = shape("Qwen/Qwen3-1.7B-Base", size == "tiny")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_tokenizer(config, folder / "base")
@@ -153,7 +153,7 @@ def versus_trl112(size: str) -> dict[str, Any]:
     from scripts.bench.speed.speed_trl112 import watch
 
     prompt, completion = lengths(size)
-    config = shape("Qwen3-1.7B", size == "tiny")
+    config = shape("Qwen/Qwen3-1.7B-Base", size == "tiny")
     laps, peak = Laps(), Peak()
     watch(laps)
     with tempfile.TemporaryDirectory() as temporary:
@@ -225,7 +225,7 @@ def seconds_of(way: Callable[[], Any]) -> float:
 
 def decode(size: str, weights: str) -> dict[str, Any]:
     """Tokens per second of generate and of the graph sampler, and the bound of the bandwidth."""
-    config, is_nf4 = shape("Llama-3.1-8B", size == "tiny"), weights == "nf4"
+    config, is_nf4 = shape("meta-llama/Llama-3.1-8B", size == "tiny"), weights == "nf4"
     prompt, completion = (256, 48) if size == "full" else (8, 8)
     with tempfile.TemporaryDirectory() as temporary:
         model = make(config, Path(temporary), DEVICE, nf4=is_nf4)
@@ -279,6 +279,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "versus_trl112": versus_trl112,
     "decode": decode,
     "plan": plan,
+    "card": card,
 }
 
 
@@ -293,25 +294,32 @@ NEEDED = {
         "recipes.lib.ppo.trainer",
         "trl",
     ),
+    "card": ("recipes.lib.plan.planner", "recipes.lib.plan.options", "recipes.lib.ppo.trainer"),
 }
 
 
-def main(part: str, *given: str) -> None:
-    """Import what a part needs, run it when its turn comes, and print what it found."""
-    faulthandler.enable()
+def run(part: str, *given: str, turn: Callable[[], object] = lambda: True) -> dict[str, Any]:
+    """Prepare a part, wait for its turn, run it; nothing if the turn does not come."""
     for name in NEEDED[part]:
         importlib.import_module(name)
+    before = Path.cwd()
+    more = [prepare(*given)] if part == "card" else []
+    try:
+        return PARTS[part](*given, *more) if turn() else {}
+    except torch.OutOfMemoryError as error:
+        return {"error": f"out of memory: {str(error).splitlines()[0][:200]}"}
+    finally:
+        os.chdir(before)
+
+
+def main(part: str, *given: str) -> None:
+    """Run a part when its turn comes, and print what it found."""
+    faulthandler.enable()
     if part != "versus_trl112":
         from recipes.lib.recipe.guard import set_expandable_segments
 
         set_expandable_segments()  # as every recipe does it
-    if not sys.stdin.readline():  # nobody waits for it any more
-        return
-    try:
-        found = PARTS[part](*given)
-    except torch.OutOfMemoryError:
-        found = {"error": "out of memory"}
-    print(json.dumps(found))
+    print(json.dumps(run(part, *given, turn=sys.stdin.readline)))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def plan(size: str, case: str) -> dict[str, Any]:
     from recipes.lib.recipe.main import parse
 
     recipe, half = case.split(",")[0], 512 if size == "full" else 16
-    config = shape("Qwen3-0.6B", size == "tiny")
+    config = shape("Qwen/Qwen3-0.6B", size == "tiny")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_tokenizer(config, folder / "base")
