@@ -4,6 +4,7 @@ The recipe itself runs, as its file says, on a model of the file's shape with ra
 rows as long as the file allows; only the number of micro-batches is small.
 """
 
+import fcntl
 import importlib
 import json
 import os
@@ -18,7 +19,7 @@ import torch
 import yaml
 
 from scripts.bench.gpu.gpu_models import ROOT, shape, texts, write_tokenizer, write_weights
-from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak
+from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak, train_alone, used_by_process
 
 CARDS = (  # each behind the runs that it starts from
     "sft/qwen3-1.7b-8gb",
@@ -35,6 +36,9 @@ CARDS = (  # each behind the runs that it starts from
     "sft/qwen3-0.6b-t4",
 )
 STEPS, MICRO_BATCHES, ROWS = 2, 3, 56
+CONTEXT = (
+    0.83  # GiB of CUDA's context, as measured with the four roles, where NVML does not tell it
+)
 Row = dict[str, Any]
 
 
@@ -129,16 +133,14 @@ def prepare(size: str, name: str) -> dict[str, Any]:
     os.chdir(folder)
     shutil.rmtree(f"runs/{name}", ignore_errors=True)  # of an earlier try
     planned = {} if size == "tiny" else plan_file(name)
-    number = CARDS.index(name)
-    used = {base_of(read_file(other)[0]) for other in CARDS[max(0, number - 1) : number + 1]}
-    for weights in Path().glob("*/*/model.safetensors"):  # there is not room for all
-        if str(weights.parent) not in used:
-            weights.unlink()
-    if not Path(base, "model.safetensors").is_file():
-        # A model that chats already ends its answers as the template does.
-        is_chat = has_messages(values) and "eos_token" not in values
-        write_tokenizer(config, Path(base), "<|im_end|>" if is_chat else "<eos>")
-        write_weights(config, Path(base))
+    Path(base).mkdir(parents=True, exist_ok=True)
+    with Path(base, "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the next run of the chain may come before it is written
+        if not Path(base, "model.safetensors").is_file():
+            # A model that chats already ends its answers as the template does.
+            is_chat = has_messages(values) and "eos_token" not in values
+            write_tokenizer(config, Path(base), "<|im_end|>" if is_chat else "<eos>")
+            write_weights(config, Path(base))
     lines = [json.dumps(row) + "\n" for row in rows_for(name, values, config, size)]
     Path(f"rows/{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return planned
@@ -161,9 +163,9 @@ def plan_file(name: str) -> dict[str, Any]:
 def limit_memory(gb: int) -> None:
     """Leave PyTorch what a card of so many GB has beside the context of CUDA."""
     torch.zeros(1, device=DEVICE)
-    free, total = torch.cuda.mem_get_info()
-    context = total - free - torch.cuda.memory_reserved()
-    torch.cuda.set_per_process_memory_fraction((gb * GIB - context) / total)
+    context = CONTEXT if (used := used_by_process()) is None else used
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((gb - context) * GIB / total)
 
 
 class Steps:
@@ -194,6 +196,7 @@ def card(size: str, name: str, planned: dict[str, Any]) -> dict[str, Any]:
     values, gb = read_file(name)
     recipe = name.split("/")[0]
     steps, peak = Steps(), Peak()
+    train_alone()
     asked = parse(recipe, words_for(name, values, size))
     if DEVICE == "cuda":
         limit_memory(gb)

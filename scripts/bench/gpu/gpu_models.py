@@ -29,7 +29,7 @@ TEMPLATE = """{% for m in messages %}<|im_start|> {{ m.role }} \
 {% if m.role == "assistant" %}{% generation %}{{ m.content }} <|im_end|>{% endgeneration %}\
 {% else %}{{ m.content }} <|im_end|> {% endif %}{% endfor %}\
 {% if add_generation_prompt %}<|im_start|> assistant {% endif %}"""
-BLOCK = 2**24  # random numbers, which are then repeated: quicker to make
+BLOCK = 2**24 - 3  # random numbers, then repeated: quicker to make; odd, so that no rows are equal
 ENDS: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
 TINY: dict[str, Any] = {
     "hidden_size": 64,

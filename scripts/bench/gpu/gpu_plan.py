@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scripts.bench.gpu.gpu_models import make, shape, texts, write_tokenizer
-from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak
+from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak, train_alone
 
 LORA_FLAGS = {"use_peft": True, "lora_r": 16, "lora_target_modules": "all-linear"}
 REWARD = (
@@ -80,6 +80,7 @@ def plan(size: str, case: str) -> dict[str, Any]:
         words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
         asked = parse(recipe, words)
         planned = plan_of(asked, Target(autocast=torch.bfloat16, has_test=recipe == "reward"))
+        train_alone()
         peak = Peak()
         with peak.watched():
             importlib.import_module(f"recipes.{recipe}").run(asked)
