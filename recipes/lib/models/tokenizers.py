@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Of the median length of the embeddings: what no training has moved is far below.
 MIN_RELATIVE_NORM = 1e-2
+ROWS_AT_ONCE = 8192
 MOST_SECONDS = 5  # that a chat template may take for one word
 MOST_BYTES = 2**28
 
@@ -77,12 +78,16 @@ def untrained_tokens(model: Any, tokenizer: Any, ids: set[int]) -> list[str]:
     weight = _embeddings(model)
     if weight.is_meta or not weight.numel():  # it is on another process
         return []
-    rows = weight.detach().float()
-    lengths = rows.norm(dim=1)
-    few = torch.tensor(sorted(ids))
-    faint = lengths[few] < MIN_RELATIVE_NORM * lengths.median()
-    twins = torch.stack([(rows == rows[i]).all(1).sum() > 1 for i in few])
-    named = [int(i) for i, is_odd in zip(few, faint | twins, strict=True) if is_odd]
+    # In pieces: a 32-bit copy of all rows can be larger than anything in training.
+    pieces = weight.detach().split(ROWS_AT_ONCE)
+    lengths = torch.cat([piece.float().norm(dim=1) for piece in pieces])
+    least = MIN_RELATIVE_NORM * lengths.median()
+
+    def num_like(row: Any) -> int:
+        return sum(int((piece == row).all(1).sum()) for piece in pieces)
+
+    few = sorted(ids)
+    named = [i for i in few if bool(lengths[i] < least) or num_like(weight[i]) > 1]
     return list(tokenizer.convert_ids_to_tokens(named))
 
 

@@ -19,8 +19,9 @@ from recipes.lib.recipe.main import parse
 
 ROOT = Path(__file__).parents[3]
 HEADER = re.compile(
-    r"# Card: (\d+) GB.*\. Planned peak: (\d+\.\d) GiB \(rlhf plan\)\. "
-    r"Measured time and peak: not yet measured\.$",
+    r"# Card: (\d+) GB.*\. Planned peak: (\d+\.\d) GiB \(rlhf plan\)\.(?:"
+    r" Measured time and peak: not yet measured"
+    r"|\n# Measured on an H200 limited to \1 GB: (\d+\.\d) GiB, \d+\.\d\d s a micro-batch)\.$",
     flags=re.MULTILINE,
 )
 CARDS = sorted(
@@ -187,4 +188,5 @@ def test_the_table_of_the_readme_has_the_peaks_of_the_headers() -> None:
         row = re.search(rf"^\| {found[1]} GB \| `{re.escape(path.stem)}`.*$", table, re.MULTILINE)
         assert row is not None, path
         assert f"{path.parent.name} {found[2]}" in row[0]
-        assert row[0].endswith("| not yet measured |")
+        measured = row[0].split("|")[-2]
+        assert (f" {path.parent.name} {found[3]} " in measured) == (found[3] is not None)
