@@ -141,7 +141,14 @@ def test_a_program_that_calls_a_recipe_ends_as_it_likes(ended: Path) -> None:
     assert (code, out) == (0, "ran;back;registered;taken down;")
 
 
-@pytest.mark.parametrize(("way", "code"), [("done", 0), ("signalled", 75), ("failed", 2)])
+@pytest.mark.parametrize(
+    ("way", "code"),
+    [
+        pytest.param("done", 0, marks=pytest.mark.slow),  # the other two: also in test_faults.py
+        pytest.param("signalled", 75, marks=pytest.mark.slow),
+        ("failed", 2),
+    ],
+)
 def test_both_of_two_processes_end_with_the_code_of_their_run(
     way: str,
     code: int,

@@ -203,7 +203,7 @@ def stop_in_a_rollout(
     return said
 
 
-@pytest.mark.parametrize("config", ["single_gpu", "cpu"])
+@pytest.mark.parametrize("config", [pytest.param("single_gpu", marks=pytest.mark.slow), "cpu"])
 def test_a_ctrl_c_that_the_terminal_sends_to_all_counts_once(folder: Path, config: str) -> None:
     (folder / "wait.now").touch()
     processes = 2 if config == "cpu" else 1

@@ -20,6 +20,7 @@ from tests.helpers.distributed.runs_on_two import (
 
 IN_4_BITS: dict[str, Any] = {"load_in_4bit": True, "use_peft": True, "lora_dropout": 0.0}
 NAMES = ("sft", "reward", "ppo_adapter")
+pytestmark = pytest.mark.slow  # test_recipes_on_two.py has all of it but the 4 bits
 
 
 @pytest.fixture(scope="module")

@@ -62,8 +62,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# DeepSpeed's engine alone takes minutes; what is its own is tested in test_engine.py every time.
-SLOW = {"zero2": pytest.mark.slow, "zero3": pytest.mark.slow}
+# Each takes minutes; what is their own is tested in test_engine.py and test_bf16_on_two.py.
+SLOW = {kind: pytest.mark.slow for kind in ("fsdp2", "zero2", "zero3")}
 
 
 @pytest.fixture(
@@ -227,6 +227,7 @@ def test_one_process_resumes_what_two_began_or_refuses_it(folders: tuple[Path, P
 
 
 # The others allow it to one process as it is, or not at all.
+@pytest.mark.slow
 @pytest.mark.parametrize("folders", ["fsdp2"], indirect=True)
 def test_one_process_of_fsdp2_goes_on_with_the_shards_of_two(folders: tuple[Path, Path]) -> None:
     two = folders[1]

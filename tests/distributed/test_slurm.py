@@ -116,6 +116,7 @@ def stand_in(folder: Path, environment: dict[str, str]) -> dict[str, str]:
     return environment | {"RLHF": f"'{folder / 'waiting'}'"}
 
 
+@pytest.mark.slow  # three trainings on two nodes; what the script decides is tested below
 def test_a_run_on_two_nodes_that_is_preempted_is_the_unbroken_one(
     slurm: dict[str, str],
     tmp_path: Path,

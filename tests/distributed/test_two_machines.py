@@ -34,6 +34,7 @@ def start(folder: Path, rank: int, port: int, processes: int) -> subprocess.Pope
     )
 
 
+@pytest.mark.slow
 def test_a_mistake_on_both_machines_is_told_once(tmp_path: Path) -> None:
     port = free_port()
     machines = [start(tmp_path, rank, port, 4) for rank in (0, 1)]
@@ -43,7 +44,7 @@ def test_a_mistake_on_both_machines_is_told_once(tmp_path: Path) -> None:
     assert said[1].strip() == ""
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_mistake_on_one_machine_is_told_there_once(
     place: int,
     tmp_path: Path,

@@ -44,6 +44,7 @@ def only_sft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_on_two, "RESUMED", {})
 
 
+@pytest.mark.slow  # facts about accelerate, peft and DeepSpeed, which only their releases change
 @pytest.mark.parametrize("kind", SHARDS)
 def test_accelerate_makes_no_shards_on_the_cpu_and_says_nothing(kind: str, tmp_path: Path) -> None:
     if kind == "zero2" and not HAS_DEEPSPEED:
@@ -103,6 +104,7 @@ def test_a_folder_that_another_run_has_ends_both_processes_in_one_sentence(tmp_p
     assert not any((folder / "sft").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_sft")
 def test_one_process_cannot_read_the_optimizer_of_fsdps_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +126,7 @@ def test_one_process_cannot_read_the_optimizer_of_fsdps_shards(
             runs_on_two.make(words)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_sft")
 @pytest.mark.skipif(not HAS_DEEPSPEED, reason="deepspeed is not installed")
 def test_a_run_of_zero_loses_its_optimizer_without_a_word_where_deepspeed_is_not_asked_for(

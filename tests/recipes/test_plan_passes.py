@@ -94,7 +94,15 @@ def planned(recipe: str, values: dict[str, Any], found: Measured) -> Plan:
     return plan_of(config, target)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(case[:3]))
+# The same paths of the plan as another case of its recipe or model.
+LONG = (CASES[2], CASES[3], CASES[4], CASES[8], CASES[9])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case in LONG else ()) for case in CASES],
+    ids=lambda case: "-".join(case[:3]),
+)
 def test_the_plan_is_what_a_training_step_takes(
     case: tuple[str, str, str, dict[str, Any]],
     place: Path,

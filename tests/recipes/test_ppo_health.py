@@ -90,7 +90,11 @@ FAULTS: dict[str, dict[str, Any]] = {
 WITH_IT = {"entropy_collapse": {"clip_fraction"}, "same_completions": {"entropy_collapse"}}
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+# One takes half a minute.
+LONG = {"entropy_collapse": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=LONG.get(k, ())) for k in FAULTS])
 def test_a_planted_fault_is_told_once(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, capfd: Any, kind: str
 ) -> None:

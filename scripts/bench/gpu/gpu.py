@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(ROOT))
 
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
-from scripts.bench.gpu.gpu_cards import CARDS, read_file  # noqa: E402
+from scripts.bench.gpu.gpu_files import CARDS, read_file  # noqa: E402
 
 PAGE = ROOT / "docs/benchmarks/gpu.md"
 COMMAND = ".venv/bin/python scripts/bench/gpu/gpu.py --trl112 FOLDER --page"

@@ -8,7 +8,6 @@ import fcntl
 import importlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -16,25 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from scripts.bench.gpu.gpu_models import ROOT, shape, texts, write_tokenizer, write_weights
+from scripts.bench.gpu.gpu_files import ROOT, base_of, read_file
+from scripts.bench.gpu.gpu_models import shape, texts, write_tokenizer, write_weights
 from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak, train_alone, used_by_process
 
-CARDS = (  # each behind the runs that it starts from
-    "sft/qwen3-1.7b-8gb",
-    "reward/qwen3-1.7b-8gb",
-    "ppo/qwen3-1.7b-8gb",
-    "sft/llama-3.1-8b-12gb",
-    "reward/llama-3.1-8b-12gb",
-    "ppo/llama-3.1-8b-12gb",
-    "sft/qwen3-4b-12gb",
-    "dpo/qwen3-4b-12gb",
-    "sft/qwen3-8b-16gb",
-    "kto/smollm3-3b-16gb",
-    "sft/llama-3.2-1b-24gb",
-    "sft/qwen3-0.6b-t4",
-)
 STEPS, MICRO_BATCHES, ROWS = 2, 3, 56
 CONTEXT = (
     0.83  # GiB of CUDA's context, as measured with the four roles, where NVML does not tell it
@@ -48,21 +33,6 @@ def work_folder(size: str) -> Path:
     has_room = shared.is_dir() and shutil.disk_usage(shared).free > 45 * GIB
     parent = shared if has_room and size == "full" else Path(tempfile.gettempdir())
     return parent / f"rlhf-cards-{size}"
-
-
-def read_file(name: str) -> tuple[dict[str, Any], int]:
-    """Values of a configuration, and the GB of its card."""
-    text = (ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8")
-    found = re.search(r"^# Card: (\d+) GB", text, re.MULTILINE)
-    assert found is not None
-    return yaml.safe_load(text), int(found[1])
-
-
-def base_of(values: dict[str, Any]) -> str:
-    """Hub id below a configuration, through the runs that it starts from."""
-    while (name := values["model_name_or_path"]).startswith("runs/"):
-        values, _ = read_file(name.removeprefix("runs/"))
-    return str(name)
 
 
 def has_messages(values: dict[str, Any]) -> bool:
