@@ -104,7 +104,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.slow  # a fact about DeepSpeed, in a process of its own
+@pytest.mark.slow  # DeepSpeed compiles an extension for a minute before its first step
 def test_the_engine_steps_within_the_backward_pass_and_what_ppo_cannot_do_there_is_refused(
     tmp_path: Path,
 ) -> None:
@@ -121,7 +121,8 @@ def test_the_engine_steps_within_the_backward_pass_and_what_ppo_cannot_do_there_
         assert told[key].startswith(sentence)
 
 
-@pytest.mark.parametrize("kind", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
 def test_a_step_that_is_not_finite_is_skipped_counted_and_kept(kind: str, tmp_path: Path) -> None:
     needs_deepspeed(kind)
     there = tmp_path / "runs"

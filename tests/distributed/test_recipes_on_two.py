@@ -62,7 +62,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Each takes minutes; what is their own is tested in test_engine.py and test_bf16_on_two.py.
+# Each takes minutes; FSDP2 is in test_bf16_on_two.py every time.
 SLOW = {kind: pytest.mark.slow for kind in ("fsdp2", "zero2", "zero3")}
 
 
