@@ -14,6 +14,7 @@ MODULES = {
     "rewards": "tests/checklist/test_rewards.py",
     "values": "tests/checklist/test_values.py",
     "batching": "tests/checklist/test_batching.py",
+    "brake": "tests/checklist/test_brake.py",
     "saving": "tests/checklist/test_saving.py",
     "objective": "tests/unit/ppo/test_objective.py",
     "returns": "tests/unit/ppo/test_returns.py",
@@ -699,7 +700,7 @@ OF_VALUES = [
         31,
         "the critic's warm-up moves the policy",
         TRAINER,
-        "            self.actor_critic.policy.zero_grad(set_to_none=True)\n",
+        "            self.actor_critic.hold_policy()\n",
         "            pass\n",
         "values",
     ),
@@ -1042,4 +1043,74 @@ OF_SAVING = [
         "saving",
     ),
 ]
-MUTANTS = OF_KL + OF_LOGPS + OF_REWARDS + OF_VALUES + OF_BATCHING + OF_SAVING
+OF_BRAKE = [
+    Mutant(
+        50, "no brake", TRAINER, "            self.braked = number", "            pass", "brake"
+    ),
+    Mutant(
+        50,
+        "the brake is never off again",
+        TRAINER,
+        "critic_warmup_rollouts or self.braked == number:",
+        "critic_warmup_rollouts or self.braked >= 0:",
+        "brake",
+    ),
+    Mutant(
+        50,
+        "each mini-batch brakes itself alone",
+        TRAINER,
+        "self.braked = number",
+        "self.braked = number\n        else:\n            self.braked = -1",
+        "brake",
+    ),
+    Mutant(
+        50,
+        "the last micro-batch decides",
+        TRAINER,
+        'self.step_kl += shares["policy/approxkl_avg"]',
+        'self.step_kl = shares["policy/approxkl_avg"]',
+        "brake",
+    ),
+    Mutant(
+        50,
+        "the distance is that of all steps so far",
+        TRAINER,
+        "self.step_kl, share = 0.0, float",
+        "share = float",
+        "brake",
+    ),
+    Mutant(
+        50,
+        "the critic rests, too",
+        BACKBONE,
+        "            if id(parameter) not in of_critic:",
+        "            if True:",
+        "brake",
+    ),
+    Mutant(
+        50,
+        "gradients of 0 instead of none",
+        BACKBONE,
+        "                parameter.grad = None",
+        "                parameter.grad = torch.zeros_like(parameter)",
+        "brake",
+    ),
+    Mutant(
+        50,
+        "each process brakes by its own share",
+        TRAINER,
+        'self.accelerator.reduce(kl, "sum").item() > limit',
+        "kl.item() > limit",
+        "distributed",
+    ),
+    Mutant(
+        50,
+        "a resumed run forgets the brake",
+        STATE,
+        'state["sums"], state.get("braked", -1)',
+        'state["sums"], -1',
+        "resume",
+        keyword="item_48",
+    ),
+]
+MUTANTS = OF_KL + OF_LOGPS + OF_REWARDS + OF_VALUES + OF_BATCHING + OF_SAVING + OF_BRAKE
