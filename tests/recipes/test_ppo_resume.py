@@ -101,7 +101,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         # in the middle of a rollout, in its first pass, between two logs
         (5, {"critic": "head", "tied": True}),
         # behind the brake, before a mini-batch that alone would not put it on
-        (6, {"critic": "model", "max_approx_kl": 0.02}),
+        (6, {"critic": "model", "max_approx_kl": 0.13}),
         (13, {"critic": "model"}),  # in the second rollout, in its second pass
         (16, {"critic": "model"}),  # between two rollouts
         (13, {"critic": "head", "ends": [1, 8, 9, 10], "missing_eos_penalty": 1.0}),

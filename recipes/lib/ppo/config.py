@@ -105,9 +105,9 @@ class PPOConfig(TrainingArguments):
     # Nearer to known optima than 0.2: docs/log.md.
     cliprange: float = option(0.15, "Clip range of the policy ratio.")
     max_approx_kl: float | None = option(
-        0.05,
-        "Approximate KL (nats per token) to the sampling policy beyond which a rollout "
-        "moves the policy no more; null: no bound.",
+        1.0,
+        "Approximate KL (nats per completion) to the sampling policy beyond which a "
+        "rollout moves the policy no more; null: no bound.",
     )
     cliprange_value: float | None = option(
         None, "Clip range of the values, in standard deviations of the returns."

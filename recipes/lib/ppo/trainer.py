@@ -116,7 +116,7 @@ class PPOTrainer(Resumable, Trainer):
         self.collector = Collector(self, functions, prompts)
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
-        self.step_kl = 0.0  # of the step in hand, this process's share
+        self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
         self.braked = -1  # newest rollout whose updates have moved the policy far enough
 
     @property
@@ -197,7 +197,8 @@ class PPOTrainer(Resumable, Trainer):
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
-        self.step_kl += shares["policy/approxkl_avg"]
+        size = args.rollout_batch_size // args.num_mini_batches
+        self.step_kl += shares["policy/approxkl_avg"] * inputs["num_tokens"] / size
         is_finite = all(map(math.isfinite, shares.values()))
         for name, share in shares.items():  # every name, for the sum over processes
             self.sums[name] = self.sums.get(name, 0.0) + (share if is_finite else 0.0)

@@ -1073,6 +1073,14 @@ OF_BRAKE = [
     ),
     Mutant(
         50,
+        "the distance is that of a token",
+        TRAINER,
+        '* inputs["num_tokens"] / size',
+        "* 1.0",
+        "brake",
+    ),
+    Mutant(
+        50,
         "the distance is that of all steps so far",
         TRAINER,
         "self.step_kl, share = 0.0, float",

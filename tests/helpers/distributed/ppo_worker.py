@@ -46,7 +46,7 @@ def train(model: str, out: Path, critic: str) -> Any:
         learning_rate=1e-3,
         target_kl=0.1,
         # the whole mini-batch is beyond it in the second step, neither process's half is
-        max_approx_kl=1.5e-4 if critic == "adapter" else None,
+        max_approx_kl=8e-4 if critic == "adapter" else None,
         critic=critic,
         gradient_checkpointing=critic == "adapter",  # recomputed in roles, under DDP too
     )
