@@ -118,9 +118,8 @@ def test_item_50_past_the_bound_the_policy_rests_until_the_next_rollout_and_the_
 def test_item_50_the_mini_batch_decides_however_it_is_cut_up(tmp_path: Path) -> None:
     found = []
     for micro_batch in (1, 4):
-        _, witness = run(
-            tmp_path / str(micro_batch), per_device_train_batch_size=micro_batch, max_approx_kl=BOUND
-        )
+        more = {"per_device_train_batch_size": micro_batch, "max_approx_kl": BOUND}
+        _, witness = run(tmp_path / str(micro_batch), **more)
         found.append(moved(witness))
     assert found[0] == found[1]
     assert not all(found[0])
