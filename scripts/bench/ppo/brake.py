@@ -37,7 +37,7 @@ COMMAND = "OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/ppo/brake.py --task 
 PAGE = ROOT / "docs/benchmarks/brake.md"
 KEPT = ROOT / "runs/brake.jsonl"
 LONG_SEEDS, QUICK_SEEDS, SEEDS = (1, 2, 3), (1,), (21, 22, 23)
-OTHERS = ("wide scale", "sparse")
+OTHERS: tuple[str, ...] = ()
 DEFAULT = PPOConfig.max_approx_kl
 BOUNDS = (None, DEFAULT)
 STEPS = 8  # of a rollout of the quickstart
