@@ -3,8 +3,8 @@
 
 First run ./scripts/quickstart, whose SFT and reward model this reads; then
 `OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/ppo/brake.py --task FILE` writes
-docs/benchmarks/brake.md. FILE is ../shared/bench/exact_task.py. About half an hour on one core; what
-was run is kept in runs/brake.jsonl, so that a stopped bench goes on. With a name of a part
+docs/benchmarks/brake.md. FILE is ../shared/bench/exact_task.py. About half an hour on one core;
+what was run is kept in runs/brake.jsonl, so that a stopped bench goes on. With the name of a part
 (long, quickstart, exact) that part alone is run, and no page is written.
 """
 
