@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import LlamaForSequenceClassification
 
 from recipes.lib.ppo.critic import load_value_weights, save_value_weights
@@ -220,18 +221,30 @@ def test_item_32_reward_model_and_reference_do_not_move_by_a_bit(tmp_path: Path)
         assert all(p.grad is None for p in module.parameters())
 
 
-@pytest.mark.parametrize("critic", ["head", "model"])
+@pytest.mark.parametrize("critic", ["head", "model", "adapter"])
 def test_item_31_a_warm_up_moves_the_critic_and_not_one_bit_of_the_policy(
     tmp_path: Path, critic: str
 ) -> None:
-    settings = {"critic_warmup_rollouts": 1, "weight_decay": 0.1, "critic": critic}
-    trainer = tiny.trainer(tmp_path, total_episodes=8, **settings)
-    before = tiny.state(trainer.model)
-    trainer.train()
-    moved = {n for n, t in tiny.state(trainer.model).items() if not torch.equal(before[n], t)}
-    assert "value_head.0.weight" in moved or "critic.score.weight" in moved
-    assert not any(name.startswith("policy.") for name in moved)
-    longer = tiny.trainer(tmp_path, **settings)
-    before = tiny.state(longer.model)
-    longer.train()  # one rollout more, which trains both
-    assert not torch.equal(before["policy.lm_head.weight"], longer.model.policy.lm_head.weight)
+    settings: dict[str, Any] = {"critic_warmup_rollouts": 1, "weight_decay": 0.1, "critic": critic}
+    if critic == "adapter":
+        settings["peft_config"] = LoraConfig(r=2, target_modules="all-linear")
+
+    def moved(**more: Any) -> tuple[set[str], set[str]]:
+        """Names of weights of critic and policy that a training moves."""
+        trainer = tiny.trainer(tmp_path, **(settings | more))
+        before = tiny.state(trainer.model)
+        of_critic = {id(p) for p in trainer.model.critic_parameters()}
+        of_policy = {
+            n
+            for n, p in trainer.model.named_parameters()
+            if p.requires_grad and id(p) not in of_critic
+        }
+        trainer.train()
+        names = {n for n, t in tiny.state(trainer.model).items() if not torch.equal(before[n], t)}
+        return names - of_policy, names & of_policy
+
+    critics, policies = moved(total_episodes=8)
+    assert {"value_head.0.weight", "critic.score.weight"} & critics
+    assert critic != "adapter" or any("lora_B.value" in name for name in critics)
+    assert not policies
+    assert moved()[1]  # one rollout more, which trains both

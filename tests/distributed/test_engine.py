@@ -80,6 +80,20 @@ leave_group()
 end(0)
 """
 
+BRAKED = """
+import sys
+from recipes.lib.models.quick_import import import_quickly
+import_quickly()
+from tests.helpers.distributed import gloo_shim
+from recipes import ppo
+from recipes.lib.recipe.main import parse
+from recipes.lib.distributed.process_exit import end, leave_group
+
+ppo.run(parse("ppo", sys.argv[1:]))
+leave_group()
+end(0)
+"""
+
 
 def run(
     script: str, folder: Path, kind: str = "zero2", words: Sequence[str] = ()
@@ -135,6 +149,24 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_kept(kind: str, tmp_pa
     assert [row.get("skipped_steps") for row in rows] == [None, 1, 1]
     assert (there / "sft/faults/step-2-process-0.safetensors").is_file()
     assert all(tensor.isfinite().all() for tensor in weights(there / "sft/final").values())
+
+
+def test_item_50_behind_the_brake_the_engine_makes_no_step_and_the_schedule_goes_on(
+    tmp_path: Path,
+) -> None:
+    needs_deepspeed("zero2")
+    there = tmp_path / "runs"
+    fill(there)
+    more = {"num_ppo_epochs": 4, "max_approx_kl": 1e-9, "lr_scheduler_type": "linear"}
+    more |= {"logging_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    done = run(BRAKED, there, "zero2", words_of("ppo_model", False, **more)[1:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [row for row in read_jsonl(there / "ppo_model/metrics.jsonl") if "loss" in row]
+    # the second update shows that the first one moved the policy; the engine has made it by then
+    assert ["loss/policy_avg" in row for row in rows] == [True, True, False, False] * 3
+    assert [row.get("policy/braked") for row in rows] == [0.0, 1.0, None, None] * 3
+    rates = [0.02 * (1 - step / 12) for step in range(12)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
 
 
 def test_a_shard_of_zero3_that_is_not_finite_is_seen() -> None:

@@ -119,3 +119,14 @@ def test_item_40_two_processes_sample_different_episodes(runs: tuple[Result, Res
         assert [ids for _, ids in seen[0]] != [ids for _, ids in seen[1]]
     prompts = {prompt for prompt, _ in two.ranks[0]["seen"]}
     assert prompts & {prompt for prompt, _ in two.ranks[1]["seen"]}  # the same prompts too
+
+
+def test_item_50_two_processes_put_the_brake_on_together(runs: tuple[Result, Result]) -> None:
+    one, two = runs
+    shares = [[log.get("policy/braked") for log in run.facts["logs"]] for run in runs]
+    if one.facts["logs"][0].get("policy/braked") is None:  # the run without a bound
+        assert shares[0] == shares[1] == [None] * 3
+        return
+    assert shares[0] == pytest.approx(shares[1])
+    assert shares[0][0] == pytest.approx(0.75)  # all but the first of four updates
+    assert two.ranks[0]["braked"] == two.ranks[1]["braked"] == one.ranks[0]["braked"]

@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "gamma": 0.99,
     "lam": 0.95,
     "cliprange": 0.2,
+    "max_approx_kl": None,
     "cliprange_value": 0.2,
     "entropy_coef": 0.01,
     "learning_rate": 3e-3,

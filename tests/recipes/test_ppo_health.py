@@ -77,6 +77,7 @@ GREEDY = {
     "learning_rate": 2e-2,
     "num_ppo_epochs": 16,
     "kl_coef": 0.0,
+    "max_approx_kl": None,
     "reward_funcs": one_word,
 }
 FAULTS: dict[str, dict[str, Any]] = {

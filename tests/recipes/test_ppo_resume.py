@@ -100,6 +100,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     [
         # in the middle of a rollout, in its first pass, between two logs
         (5, {"critic": "head", "tied": True}),
+        # behind the brake, before a mini-batch that alone would not put it on
+        (6, {"critic": "model", "max_approx_kl": 0.13}),
         (13, {"critic": "model"}),  # in the second rollout, in its second pass
         (16, {"critic": "model"}),  # between two rollouts
         (13, {"critic": "head", "ends": [1, 8, 9, 10], "missing_eos_penalty": 1.0}),
@@ -114,6 +116,7 @@ def test_item_48_a_resumed_run_is_bit_equal_to_the_unbroken_one(
     assert whole.state.global_step == STEPS
     broken = run(tmp_path / "broken", tiny_tokenizer, stop=stop, **more)
     assert broken.state.global_step == stop
+    assert stop != 6 or broken.braked == 0  # the number of the rollout
     checkpoint = tmp_path / "broken" / f"checkpoint-{stop}"
     if stop == 16:  # earlier versions gave one of the kept metrics another name
         state = (checkpoint / "ppo_state.json").read_text()

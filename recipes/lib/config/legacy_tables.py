@@ -207,7 +207,7 @@ REFUSED_OF = {
         "adap_kl_ctrl": "leave it out and set target_kl (6 was the default) and kl_horizon",
         "use_score_scaling": "leave it out and set normalize_rewards",
         "use_score_norm": "leave it out and set normalize_rewards",
-        "early_stopping": "leave it out and set target_kl, which holds the KL",
+        "early_stopping": "leave it out: max_approx_kl does it for each rollout",
         "steps": "leave it out and set total_episodes",
     },
 }

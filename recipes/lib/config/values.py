@@ -35,7 +35,7 @@ num_feedback_prompts num_ppo_prompts num_eval_prompts
 """.split()
 ABOVE_0 = """
 logging_steps eval_steps save_steps num_train_epochs lora_alpha repetition_penalty
-cliprange cliprange_value target_kl reward_clip
+cliprange cliprange_value max_approx_kl target_kl reward_clip
 ddp_timeout reward_timeout rater_temperature num_texts num_sft_train
 """.split()
 SHARES = """

@@ -136,6 +136,14 @@ class ActorCritic(nn.Module):
         if self.value_adapters is not None:
             yield from self.value_adapters.parameters(VALUE)
 
+    def hold_policy(self) -> None:
+        """Drop the gradients of all that the policy says its words with, and not of the critic."""
+        of_critic = {id(parameter) for parameter in self.critic_parameters()}
+        for parameter in self.parameters():
+            if id(parameter) not in of_critic:
+                # None and not 0: the value loss moves a shared trunk, and weight decay all there is
+                parameter.grad = None
+
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:

@@ -104,6 +104,11 @@ class PPOConfig(TrainingArguments):
     lam: float = option(0.95, "Lambda of the advantage estimation.")
     # Nearer to known optima than 0.2: docs/log.md.
     cliprange: float = option(0.15, "Clip range of the policy ratio.")
+    max_approx_kl: float | None = option(
+        1.0,
+        "Approximate KL (nats per completion) to the sampling policy beyond which a "
+        "rollout moves the policy no more; null: no bound.",
+    )
     cliprange_value: float | None = option(
         None, "Clip range of the values, in standard deviations of the returns."
     )

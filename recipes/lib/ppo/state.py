@@ -37,6 +37,7 @@ def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
         "moments": vars(collector.moments),
         **{name: getattr(collector, name) for name in OF_COLLECTOR},
         "sums": sums,
+        "braked": trainer.braked,
         "clock": trainer.clock.state(),
         "health": vars(trainer.health),
     }
@@ -54,7 +55,7 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     vars(collector.moments).update(state["moments"])
     for name in OF_COLLECTOR:
         setattr(collector, name, state[name])
-    trainer.sums = state["sums"]
+    trainer.sums, trainer.braked = state["sums"], state.get("braked", -1)
     trainer.clock.load(state["clock"])
     trainer.health = Health(**state["health"])
 

@@ -116,6 +116,8 @@ class PPOTrainer(Resumable, Trainer):
         self.collector = Collector(self, functions, prompts)
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
+        self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
+        self.braked = -1  # newest rollout whose updates have moved the policy far enough
 
     @property
     def actor_critic(self) -> ActorCritic:
@@ -148,12 +150,30 @@ class PPOTrainer(Resumable, Trainer):
         return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Tensor:
-        """Backward pass of a micro-batch; in the critic's warm-up the policy gets no gradient."""
+        """Backward pass of a micro-batch; the policy gets no gradient where it is to stay."""
+        number = inputs["rollout_number"]
+        if self.is_deepspeed_enabled and self.braked == number:
+            return self._leave_out_step()
         loss = super().training_step(model, inputs, *more, **named)
-        if inputs["rollout_number"] < self.args.critic_warmup_rollouts:
-            # None and not 0: the value loss moves a shared trunk, and weight decay all there is.
-            self.actor_critic.policy.zero_grad(set_to_none=True)
+        if self.accelerator.sync_gradients and self.args.max_approx_kl is not None:
+            self._watch_kl(number, self.args.max_approx_kl)
+        if number < self.args.critic_warmup_rollouts or self.braked == number:
+            self.actor_critic.hold_policy()
         return loss
+
+    def _watch_kl(self, number: int, limit: float) -> None:
+        """Put the brake on if the policy is far from the one that sampled; all agree on it."""
+        kl = torch.tensor(self.step_kl, dtype=torch.float64, device=self.args.device)
+        if self.accelerator.reduce(kl, "sum").item() > limit:
+            self.braked = number
+        self.step_kl, share = 0.0, float(self.braked == number) / self.args.world_size
+        self.sums["policy/braked"] = self.sums.get("policy/braked", 0.0) + share
+
+    def _leave_out_step(self) -> Tensor:
+        """Of a step in DeepSpeed's engine, which keeps gradients to itself, only the schedule."""
+        if self.accelerator.sync_gradients and self.model_wrapped.lr_scheduler is not None:
+            self.model_wrapped.lr_scheduler.step()
+        return torch.zeros((), device=self.args.device)
 
     def compute_loss(
         self,
@@ -177,6 +197,8 @@ class PPOTrainer(Resumable, Trainer):
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
+        size = args.rollout_batch_size // args.num_mini_batches
+        self.step_kl += shares["policy/approxkl_avg"] * inputs["num_tokens"] / size
         is_finite = all(map(math.isfinite, shares.values()))
         for name, share in shares.items():  # every name, for the sum over processes
             self.sums[name] = self.sums.get(name, 0.0) + (share if is_finite else 0.0)

@@ -40,7 +40,8 @@ def train(
         method: ppo, rloo or grpo.
         episodes: Completions to sample, a multiple of 256.
         seed: Seed of the run; the reference is the same for all.
-        settings: Changes to the method's configuration; `lora` (a rank) adds an adapter.
+        settings: Changes to the method's configuration; `lora` (a rank) adds an adapter,
+            on `lora_targets` if given.
 
     Returns:
         What `judge` says of the policy, and the seconds of training.
@@ -49,9 +50,8 @@ def train(
     reference = copy.deepcopy(model)
     settings = dict(settings)
     rank = settings.pop("lora", None)
-    peft_config = (
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear") if rank else None
-    )
+    targets = settings.pop("lora_targets", "all-linear")
+    peft_config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets) if rank else None
     with tempfile.TemporaryDirectory() as folder:
         kwargs = {"output_dir": folder, "seed": seed, "learning_rate": 1e-3} | settings
         start = {"model": model, "processing_class": tokenizer, "peft_config": peft_config}

@@ -38,6 +38,7 @@ from recipes.lib.runs.files import read_jsonl  # noqa: E402
 from recipes.lib.runs.lineage import commit  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.ppo.exact_bounds import HEADING, NEXT  # noqa: E402
 from scripts.bench.ppo.exact_methods import train  # noqa: E402
 from scripts.bench.ppo.exact_tasks import TASKS, Task, find  # noqa: E402
 
@@ -220,7 +221,8 @@ def main() -> int:
         few_episodes=f"{FEW:,}",
         task=find(asked.task).name,
     )
-    PAGE.write_text(page, encoding="utf-8")
+    before = PAGE.read_text(encoding="utf-8").partition(HEADING)[2].partition(NEXT)[0]
+    PAGE.write_text(page.replace(NEXT, f"{HEADING}{before}{NEXT}"), encoding="utf-8")
     return 0
 
 

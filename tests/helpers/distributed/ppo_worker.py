@@ -45,6 +45,8 @@ def train(model: str, out: Path, critic: str) -> Any:
         max_completion_length=6,
         learning_rate=1e-3,
         target_kl=0.1,
+        # the whole mini-batch is beyond it in the second step, neither process's half is
+        max_approx_kl=8e-4 if critic == "adapter" else None,
         critic=critic,
         gradient_checkpointing=critic == "adapter",  # recomputed in roles, under DDP too
     )
@@ -63,6 +65,7 @@ def train(model: str, out: Path, critic: str) -> Any:
     own = {
         "seen": SEEN,
         "kl_coef": trainer.collector.kl.value,
+        "braked": trainer.braked,
         "advantages": rollout.advantages.tolist(),
         "mask": rollout.completion_mask.tolist(),
     }
