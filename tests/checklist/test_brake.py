@@ -115,6 +115,21 @@ def test_item_50_past_the_bound_the_policy_rests_until_the_next_rollout_and_the_
     )
 
 
+def test_item_50_of_long_completions_the_tokens_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recipes.lib.ppo.trainer.MOST_TOKENS", 2)
+    _, witness = run(tmp_path, max_approx_kl=BOUND)
+    expected = []
+    for first in range(0, 3 * STEPS, STEPS):
+        within = [2 * d <= BOUND for d in witness.of_tokens[first : first + STEPS]]
+        stop = within.index(False) if False in within else STEPS
+        expected += [step < stop for step in range(STEPS)]
+    assert moved(witness) == expected
+    assert expected != [d <= BOUND for d in witness.distances]
+    assert not all(expected)
+
+
 def test_item_50_the_mini_batch_decides_however_it_is_cut_up(tmp_path: Path) -> None:
     found = []
     for micro_batch in (1, 4):

@@ -106,8 +106,8 @@ class PPOConfig(TrainingArguments):
     cliprange: float = option(0.15, "Clip range of the policy ratio.")
     max_approx_kl: float | None = option(
         1.0,
-        "Approximate KL (nats per completion) to the sampling policy beyond which a "
-        "rollout moves the policy no more; null: no bound.",
+        "Approximate KL to the sampling policy, nats per completion (of longer ones per 64 "
+        "tokens), beyond which a rollout moves the policy no more; null: no bound.",
     )
     cliprange_value: float | None = option(
         None, "Clip range of the values, in standard deviations of the returns."

@@ -42,6 +42,9 @@ from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable
 from recipes.lib.trainers.row_fit import check_prompts
 
+# Tokens of a completion that the brake counts at most: of a longer one healthy updates drift more.
+MOST_TOKENS = 64
+
 
 class PPOTrainer(Resumable, Trainer):
     """Trains a policy against reward functions with PPO.
@@ -197,8 +200,8 @@ class PPOTrainer(Resumable, Trainer):
         inputs["returns_std"] = self.collector.returns_std
         loss, shares = micro_batch_loss(args, inputs, logps_BC, entropy_BC, values_BC)
         shares["steps"] = 1.0 / (args.gradient_accumulation_steps * args.world_size)
-        size = args.rollout_batch_size // args.num_mini_batches
-        self.step_kl += shares["policy/approxkl_avg"] * inputs["num_tokens"] / size
+        length = inputs["num_tokens"] * args.num_mini_batches / args.rollout_batch_size
+        self.step_kl += shares["policy/approxkl_avg"] * min(length, MOST_TOKENS)
         is_finite = all(map(math.isfinite, shares.values()))
         for name, share in shares.items():  # every name, for the sum over processes
             self.sums[name] = self.sums.get(name, 0.0) + (share if is_finite else 0.0)
