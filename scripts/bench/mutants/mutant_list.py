@@ -1075,7 +1075,7 @@ OF_BRAKE = [
         50,
         "the distance is that of a token",
         TRAINER,
-        '* min(length, MOST_TOKENS)',
+        "* min(length, MOST_TOKENS)",
         "* 1.0",
         "brake",
     ),
