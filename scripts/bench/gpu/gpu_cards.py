@@ -21,9 +21,8 @@ from scripts.bench.gpu.gpu_models import shape, texts, write_tokenizer, write_we
 from scripts.bench.gpu.gpu_peak import DEVICE, GIB, Peak, train_alone, used_by_process
 
 STEPS, MICRO_BATCHES, ROWS = 2, 3, 56
-CONTEXT = (
-    0.83  # GiB of CUDA's context, as measured with the four roles, where NVML does not tell it
-)
+# GiB of CUDA's context, as measured with the four roles; where NVML does not tell it.
+CONTEXT = 0.83
 Row = dict[str, Any]
 
 

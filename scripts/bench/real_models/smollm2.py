@@ -3,7 +3,8 @@
 
     .venv/bin/python scripts/bench/real_models/smollm2.py --model FOLDER_OR_HUB_ID [--rows 1000]
 
-Needs the folder of data beside the project; less than an hour on two cores. Prints the section of
+Needs the folder of data beside the project. Not yet run whole: SFT, reward model and DPO ran on 16
+rows. Prints the section of
 docs/benchmarks/real-models.md. `--out FOLDER` keeps the runs, and a stage that is done there is not
 run again.
 """
