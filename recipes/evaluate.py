@@ -1,8 +1,9 @@
 """Evaluation: lets a run and a baseline complete the same held-out prompts and judges both.
 
 Win rate: share of prompts on which the judge scores the run's completion higher (ties half), with a
-95 % bootstrap interval. KL(run || baseline) = E over the run's own completions of the summed
-log p_run(token) - log p_baseline(token): nats per completion, with its standard error.
+95 % bootstrap interval. A language model (judge.yaml) compares the two in both orders; a verdict
+that flips with the order is a tie. KL(run || baseline) = E over the run's own completions of the
+summed log p_run(token) - log p_baseline(token): nats per completion, with its standard error.
 
 Data: a prompt column (text or messages); the test split where there is one.
 Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<baseline>_by_<judge>.
@@ -40,8 +41,8 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
     judge: str | None = option(
         None,
-        "Who scores: a reward function as file.py:name or module:name, asked as in training, or "
-        "a reward model (run, folder or Hub id).",
+        "Who scores: a reward function as file.py:name or module:name, asked as in training, a "
+        "reward model (run, folder or Hub id), or a language model that compares (judge.yaml).",
     )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
     max_completion_length: int = option(64, "Longest completion, in tokens.")
@@ -81,6 +82,7 @@ def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, An
             "score_baseline": theirs.scores[row],
             "score": ours.scores[row],
         }
+        | ({"verdicts": list(ours.verdicts[row])} if ours.verdicts else {})
         for row, prompt in enumerate(prompts)
     ]
 
@@ -102,7 +104,10 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.evaluation.contest import SamplingSettings, compare
     from recipes.lib.evaluation.judges import load_judge
     from recipes.lib.evaluation.win_rate import win_rate
+    from recipes.lib.models.policies import evaluation_device
     from recipes.lib.recipe.spine import finish
+    from recipes.lib.rewards.judge import LanguageModelJudge
+    from recipes.lib.rewards.loading import is_judge
 
     script: EvaluateArguments = config.script
     validate(script)
@@ -110,7 +115,11 @@ def run(config: Config) -> dict[str, Any]:
     columns = (train if test is None else test)[: script.num_prompts]
     prompts = columns.pop("prompt")
     trusted = {"trust_remote_code": script.trust_remote_code}
-    judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
+    judge: Any
+    if is_judge(str(script.judge)):
+        judge = LanguageModelJudge(str(script.judge), evaluation_device(), **trusted)
+    else:
+        judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
     folder = open_run(config)
     sampling = SamplingSettings(
         script.max_completion_length, script.temperature, script.batch_size, script.seed
@@ -119,9 +128,12 @@ def run(config: Config) -> dict[str, Any]:
     ours, theirs, numbers = compare(
         contestants, prompts, columns, judge, sampling, script.dtype, **trusted
     )
-    wins = win_rate(ours.scores, theirs.scores, seed=script.seed)
+    pairs = [pair for pair in zip(ours.scores, theirs.scores, strict=True) if None not in pair]
+    wins = win_rate(*zip(*pairs, strict=True), seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
     summary: dict[str, Any] = {"num_prompts": len(prompts)}
+    if len(pairs) < len(prompts):
+        summary["num_judged"] = len(pairs)
     summary |= ours.facts("") | theirs.facts("_baseline")
     summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers
     facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}

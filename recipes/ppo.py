@@ -97,6 +97,7 @@ def run(config: Config) -> dict[str, Any]:
     """
     from recipes.lib.ppo.roles import describe_roles
     from recipes.lib.recipe import spine
+    from recipes.lib.rewards.judge import judge_counts
 
     script, training = config.script, config.training
     if not script.reward_funcs:
@@ -109,6 +110,7 @@ def run(config: Config) -> dict[str, Any]:
     spine.train(trainer, folder)
     spine.save_final(trainer, folder)
     summary: dict[str, Any] = {"episodes": training.total_episodes}
+    summary |= judge_counts(trainer.collector.functions)
     facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
     if is_main_process():
         summary |= spine.last_logs(folder, KEPT)

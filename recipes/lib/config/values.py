@@ -24,22 +24,24 @@ torch_empty_cache_steps max_length max_completion_length max_new_tokens
 lora_r num_generations num_generations_eval num_iterations steps_per_generation
 generation_batch_size ref_model_sync_steps sampling_batch_size scoring_batch_size
 batch_size vllm_tensor_parallel_size num_measured num_prompts max_rows max_train_rows
+max_tokens concurrency
 vocab_size hidden_size intermediate_size num_layers num_heads context_tokens
 """.split()
 FROM_0 = """
 learning_rate critic_learning_rate weight_decay adam_epsilon warmup_steps max_grad_norm
 eval_delay num_samples dataloader_num_workers temperature top_k beta epsilon epsilon_high
 neftune_noise_alpha desirable_weight undesirable_weight center_rewards_coefficient reward_retries
+retries reasks price_in price_out
 kl_coef vf_coef entropy_coef critic_warmup_rollouts
 num_feedback_prompts num_ppo_prompts num_eval_prompts
 """.split()
 ABOVE_0 = """
 logging_steps eval_steps save_steps num_train_epochs lora_alpha repetition_penalty
 cliprange cliprange_value max_approx_kl target_kl reward_clip
-ddp_timeout reward_timeout rater_temperature num_texts num_sft_train
+ddp_timeout reward_timeout rater_temperature num_texts num_sft_train timeout
 """.split()
 SHARES = """
-label_smoothing_factor label_smoothing min_p top_p top_entropy_quantile gamma lam
+label_smoothing_factor label_smoothing max_unparsable min_p top_p top_entropy_quantile gamma lam
 """.split()
 BELOW_1 = ["adam_beta1", "adam_beta2", "lora_dropout"]
 SEEDS = ["seed", "data_seed"]  # numpy takes 32 bits

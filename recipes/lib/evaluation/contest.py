@@ -11,11 +11,14 @@ from typing import Any
 from torch import Tensor
 from trl import ModelConfig
 
+from recipes.lib.errors import UserError
 from recipes.lib.evaluation.judges import Judge
 from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.models.likelihood import completion_logps
 from recipes.lib.models.policies import evaluation_device, load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.rewards.judge import LanguageModelJudge, judge_counts
+from recipes.lib.rewards.scoring import as_answers
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,20 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Side:
-    """One side's completions of the prompts and what the judge says of them."""
+    """One side's completions of the prompts and what the judge says of them.
+
+    Of a language model that compared them in both orders the scores are shares of the win: 1, 0.5
+    or 0, None where there is no verdict; `verdicts` are what it said.
+    """
 
     completions: list[Completion]
-    scores: list[float]
+    scores: list[float | None]
+    verdicts: list[tuple[str | None, str | None]] | None = None
 
     def facts(self, suffix: str) -> dict[str, float]:
         """Mean score, mean length in tokens, share of completions that the model ended itself."""
-        return {
-            f"score{suffix}": fmean(self.scores),
+        scores = [score for score in self.scores if score is not None]
+        return ({f"score{suffix}": fmean(scores)} if self.verdicts is None else {}) | {
             f"completion_length{suffix}": fmean(len(c.ids) for c in self.completions),
             f"eos_fraction{suffix}": fmean(c.has_ended for c in self.completions),
         }
@@ -48,7 +56,7 @@ def compare(
     names: tuple[str, str],
     prompts: list[Any],
     columns: dict[str, list[Any]],
-    judge: Judge,
+    judge: Judge | LanguageModelJudge,
     sampling: SamplingSettings,
     dtype: str,
     *,
@@ -63,7 +71,7 @@ def compare(
         names: Model and baseline, as in resolve_model.
         prompts: Texts or messages.
         columns: Further columns of the data, for the judge.
-        judge: Scores completions.
+        judge: Scores completions, or compares those of the two sides.
         sampling: How both sample.
         dtype: Of both models.
         trust_remote_code: Whether code beside the models may run.
@@ -86,8 +94,37 @@ def compare(
     theirs = complete(model, tokenizers[1], prompts, **vars(sampling))
     numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
     del model
-    sides = [Side(side, judge(prompts, side, columns)) for side in (ours, theirs)]
-    return sides[0], sides[1], numbers
+    if isinstance(judge, LanguageModelJudge):
+        sides = compared_sides(judge, prompts, ours, theirs)
+        return *sides, numbers | judge_counts([judge])
+    ours_side, theirs_side = (
+        Side(side, [*judge(prompts, side, columns)]) for side in (ours, theirs)
+    )
+    return ours_side, theirs_side, numbers
+
+
+def compared_sides(
+    judge: LanguageModelJudge,
+    prompts: list[Any],
+    ours: list[Completion],
+    theirs: list[Completion],
+) -> tuple[Side, Side]:
+    """Let a language model compare two sides; a verdict that the order decides is a tie.
+
+    Raises:
+        UserError: There is no verdict at all.
+    """
+    texts = [as_answers(prompts, [one.text for one in side]) for side in (ours, theirs)]
+    verdicts = judge.compare(prompts, *texts)
+    shares = {"one": 1.0, "other": 0.0}
+    scores: list[float | None] = [
+        None if None in both else shares.get(str(both[0]), 0.5) if both[0] == both[1] else 0.5
+        for both in verdicts
+    ]
+    if all(score is None for score in scores):
+        raise UserError(f"judge={judge.name}: no pair got a verdict; name another model.")
+    other = [None if score is None else 1.0 - score for score in scores]
+    return Side(ours, scores, verdicts), Side(theirs, other, verdicts)
 
 
 def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> dict[str, float]:

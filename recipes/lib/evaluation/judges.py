@@ -1,4 +1,4 @@
-"""Who judges completions: a reward function, asked as in training, or a reward model."""
+"""Who judges completions: a reward as in training, or a language model that compares pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from recipes.lib.generation.completions import Completion
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import evaluation_device
-from recipes.lib.rewards.loading import is_function_reference, load_function
+from recipes.lib.rewards.judge import LanguageModelJudge
+from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
 from recipes.lib.rewards.reward_models import RewardModel
 from recipes.lib.rewards.scoring import (
     RewardFunction,
@@ -29,7 +30,7 @@ def load_judge(
 
     Args:
         name: A reward function as file.py:name or module:name, which may leave arguments of those
-            out; or a reward model: a run, a folder or a Hub id.
+            out; a judge's YAML file; or a reward model: a run, a folder or a Hub id.
         dtype: Of a reward model.
         batch_size: Texts at a time, of a reward model.
         trust_remote_code: Whether code beside a reward model may run.
@@ -42,7 +43,11 @@ def load_judge(
             return one finite number for each completion.
     """
     if is_function_reference(name):
-        function = _with_fewer_arguments(load_function(name))
+        function: RewardFunction = _with_fewer_arguments(load_function(name))
+    elif is_judge(name):
+        function = LanguageModelJudge(
+            name, evaluation_device(), trust_remote_code=trust_remote_code
+        )
     else:
         model, tokenizer = load_reward_model(name, dtype, trust_remote_code=trust_remote_code)
         function = RewardModel(model.to(evaluation_device()), tokenizer, name, batch_size)

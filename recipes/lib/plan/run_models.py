@@ -160,11 +160,22 @@ def _named_classifier(source: Shapes, config: Config) -> Any:
 
 def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, shared: bool) -> None:
     from recipes.lib.models.adapters import without_head
-    from recipes.lib.rewards.loading import is_function_reference
+    from recipes.lib.rewards.judge_models import read_settings
+    from recipes.lib.rewards.loading import is_function_reference, is_judge
     from recipes.lib.rewards.shared_base import RewardRole
 
     for name in config.script.reward_funcs:
         if is_function_reference(name):
+            continue
+        if is_judge(name):
+            settings = read_settings(name)
+            if settings.endpoint is None:  # for its memory a classifier on the same trunk will do
+                shape = find_source(settings.model, configs=configs).config(
+                    config.training.trust_remote_code
+                )
+                dtype = meta_models.dtype_of(shape, settings)
+                judge = _full_classifier(shape, dtype, config)
+                models.rewards.append(judge.eval().requires_grad_(False))
             continue
         source = find_source(name, configs=configs)
         if shared and source.adapter is not None:

@@ -37,6 +37,7 @@ from recipes.lib.ppo.objective import check_first_ratio, forward_dtype, micro_ba
 from recipes.lib.ppo.roles import load_model_and_tokenizer, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
+from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable
@@ -218,7 +219,7 @@ class PPOTrainer(Resumable, Trainer):
         self.state.epoch = episodes / (len(self.train_dataset) * args.num_generations)
         if is_update:
             logs |= self._update_metrics() | self.collector.metrics | {"episode": episodes}
-            logs |= self.clock.take()
+            logs |= self.clock.take() | judge_counts(self.collector.functions)
             if "loss/policy_avg" in logs:  # not where every step was skipped
                 logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
                 logs |= check_health(self, logs)

@@ -15,9 +15,10 @@ from recipes.lib.publishing.source import run_of
 from recipes.lib.report.numbers import duration, is_number, number
 from recipes.lib.report.run_files import RunFiles, read_json, read_run
 from recipes.lib.report.verdict import verdict
-from recipes.lib.rewards.loading import is_function_reference
+from recipes.lib.rewards.loading import is_function_reference, is_judge
 
 NUM_HASH_DIGITS = 12
+MODEL = "a reward model"
 SIMULATED = "simulated: a function of the text, and no person"
 
 
@@ -178,7 +179,8 @@ def _facts(
         digest = f", sha256 {digest[:NUM_HASH_DIGITS]}" if digest else ""
         yield "data", f"{shown(name)} ({where}{digest}){_of_feedback(name)}"
     for reward in _rewards(files.lineage):
-        yield "reward", shown(reward) + (f" ({SIMULATED})" if is_function_reference(reward) else "")
+        kind = _kind(reward)
+        yield "reward", shown(reward) + (f" ({kind})" if kind != MODEL else "")
     if is_number(files.summary.get("seconds")):
         yield "time", duration(float(files.summary["seconds"])).replace("\u00a0", " ")
     versions = files.lineage.get("versions") or {}
@@ -219,8 +221,14 @@ def _evaluations(run: RunFiles) -> Iterator[RunFiles]:
 
 def _judge(files: RunFiles) -> str:
     judge = str(files.lineage.get("judge"))
-    kind = SIMULATED if is_function_reference(judge) else "a reward model"
-    return f"against {shown(str(files.lineage['baseline']))}, judged by {shown(judge)} ({kind})"
+    baseline = shown(str(files.lineage["baseline"]))
+    return f"against {baseline}, judged by {shown(judge)} ({_kind(judge)})"
+
+
+def _kind(judge: str) -> str:
+    if is_judge(judge):
+        return "a language model"
+    return SIMULATED if is_function_reference(judge) else MODEL
 
 
 def _result(files: RunFiles) -> EvalResult:

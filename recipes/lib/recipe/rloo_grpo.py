@@ -14,6 +14,7 @@ from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe import spine
 from recipes.lib.rewards.arguments import RewardArguments
+from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.runs.folder import RunArguments, check_folder
 from recipes.lib.trainers.batch_sizes import num_episodes
 from recipes.lib.trainers.row_fit import check_sampling
@@ -61,7 +62,7 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
     log_samples(trainer, rewards, run.path)
     spine.train(trainer, run)
     spine.save_final(trainer, run)
-    summary: dict[str, Any] = {}
+    summary: dict[str, Any] = judge_counts(rewards.asked)
     if is_main_process():
         summary["episodes"] = num_episodes(training, trainer.state.global_step)
         summary |= spine.last_logs(run, KEPT)

@@ -15,7 +15,7 @@ class RewardArguments:
     reward_funcs: list[str] = field(
         metadata={
             "help": "Rewards: runs, folders or Hub ids of reward models, functions as "
-            "file.py:function, or names of TRL's such as accuracy_reward."
+            "file.py:function, judges as judge.yaml, or names of TRL's such as accuracy_reward."
         }
     )
     reward_timeout: float | None = option(

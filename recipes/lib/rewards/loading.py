@@ -92,13 +92,18 @@ def is_function_reference(name: str) -> bool:
     Without a colon it may be a name of TRL's scripts or a dotted import path. A Hub id has a slash
     or a hyphen, or no dot; what lies in a folder of that name is a model.
     """
-    if Path(name).exists():
+    if Path(name).exists() or is_judge(name):
         return False
     if ":" in name:
         return True
     parts = name.split(".")
     is_path = len(parts) > 1 and all(part.isidentifier() for part in parts)
     return (name in TRL_REWARDS or is_path) and not (RUNS / name).exists()
+
+
+def is_judge(name: str) -> bool:
+    """Whether a name means a language model as a judge: the YAML file that says which."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def find_trl_reward(reference: str) -> Callable[..., Any] | None:

@@ -14,7 +14,8 @@ from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.models.forward import length_batches, pad_right
 from recipes.lib.models.tokenizers import without_bos
-from recipes.lib.rewards.loading import is_function_reference, load_function
+from recipes.lib.rewards.judge import LanguageModelJudge
+from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
 from recipes.lib.rewards.scoring import RewardFunction
 from recipes.lib.rewards.shared_base import SharedBase
 
@@ -106,7 +107,8 @@ def load_reward_functions(
 
     Args:
         reward_funcs: A function, a classifier, its folder, run or Hub id, a reference
-            `file.py:function`, a name of TRL's such as `accuracy_reward`, or a list of these.
+            `file.py:function`, a judge's YAML file, a name of TRL's such as `accuracy_reward`, or
+            a list of these.
         processing_classes: Tokenizer of each classifier that is given as a model; None elsewhere.
         batch_size: Rows in one forward pass of a reward model.
         device: Where reward models run.
@@ -148,6 +150,8 @@ def _load(
 ) -> RewardFunction:
     if isinstance(entry, str) and is_function_reference(entry):
         return load_function(entry)
+    if isinstance(entry, (str, Path)) and is_judge(str(entry)):
+        return LanguageModelJudge(str(entry), device, trust_remote_code=trusted)
     if isinstance(entry, (str, Path)):
         if shared is not None and is_adapter(resolve_model(str(entry))):
             role = shared.reward(str(entry), trust_remote_code=trusted)

@@ -168,7 +168,13 @@ def await_rewards(
         pairs = zip(awaited, functions, strict=True)
         return list(await asyncio.gather(*(one(waited, function) for waited, function in pairs)))
 
-    return asyncio.run_coroutine_threadsafe(every(), _event_loop()).result() if awaited else []
+    if not awaited:
+        return []
+    future = asyncio.run_coroutine_threadsafe(every(), _event_loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # nobody waits any more when a signal came
 
 
 @functools.cache

@@ -57,7 +57,7 @@ class SampledRewards:
         *,
         is_kept: bool = False,
     ) -> None:
-        self.names = distinct_names(functions)
+        self.names, self.asked = distinct_names(functions), functions
         self.weights = reward_weights(functions, weights)
         self.tokenizer = tokenizer
         self.template_kwargs = template_kwargs
