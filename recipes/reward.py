@@ -6,7 +6,7 @@ Data: chosen and rejected, with a prompt or containing it (text or messages); a 
 column is the probability that its label contradicts the true order.
 Writes final/ (a full model, or an adapter with its score head), metrics.jsonl, samples.jsonl with
 the scores of every test pair, and summary.json with the accuracy beside its ceiling and beside a
-bag-of-words model of the same split.
+bag-of-words model of the same split (with frozen_features a regression on the base, too).
 
     python -m recipes.reward --config configs/quickstart/reward.yaml
     accelerate launch --num_processes 2 -m recipes.reward --config configs/quickstart/reward.yaml
@@ -34,6 +34,8 @@ from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import RunArguments
 
+FROZEN = "frozen_features"  # folder of the reward model that is a regression on the base
+
 
 @dataclass(kw_only=True)
 class RewardModelArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
@@ -45,6 +47,11 @@ class RewardModelArguments(RunArguments, DataArguments, TemplateArguments, PlanA
         None, "Pairs in one optimizer step over all processes; sets accumulation."
     )
     scoring_batch_size: int = option(64, "Texts at a time when the test pairs are scored.")
+    frozen_features: bool = option(
+        False,
+        "Also fit a logistic regression on the starting model's hidden states, and save it as a "
+        "reward model in frozen_features/.",
+    )
 
 
 def arguments() -> tuple[type, ...]:
@@ -123,7 +130,12 @@ def run(config: Config) -> dict[str, Any]:
         RuntimeError: The saved model scores differently.
     """
     from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
-    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
+    from recipes.lib.evaluation.pair_scores import (
+        bag_of_words_accuracy,
+        check_saved,
+        frozen_features_accuracy,
+        score_shares,
+    )
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
@@ -149,7 +161,14 @@ def run(config: Config) -> dict[str, Any]:
         numbers = spine.pair_numbers(scored, test)
         margin = numbers.pop("margin")
         yardstick = bag_of_words_accuracy(rows.known, test)
-        summary |= numbers | {"accuracy_bag_of_words": yardstick, "margin": margin}
+        summary |= numbers | {"accuracy_bag_of_words": yardstick}
+        if script.frozen_features:
+            template, place = trainer.processing_class.chat_template, folder.path / FROZEN
+            own = (config.model, template, rows.known, test, place, size)
+            with load_unsharded(training):
+                accuracy = frozen_features_accuracy(*own, trust_remote_code=trusted)
+            summary["accuracy_frozen_features"] = accuracy
+        summary["margin"] = margin
     return spine.finish(folder, config, summary)
 
 

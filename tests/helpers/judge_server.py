@@ -96,6 +96,7 @@ class JudgeServer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked died
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def file(self, path: Path, **keys: Any) -> str:

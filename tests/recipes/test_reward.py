@@ -1,4 +1,7 @@
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +246,68 @@ def test_a_real_story_model_learns_the_polarity_of_sentences(shared: Path, tmp_p
     # 533 test pairs: a coin has a standard error of 0.022, so 0.57 is three of them above it.
     assert accuracy > 0.57
     assert 0.6 < words < 0.85
+
+
+def newton(differences: torch.Tensor, inverse: float) -> torch.Tensor:
+    """Ridge logistic regression by Newton's method in float64: the gradient is zero at the end."""
+    weights = torch.zeros(differences.shape[1], dtype=torch.float64)
+    for _ in range(100):
+        wrong = torch.sigmoid(-(differences @ weights))
+        gradient = weights - inverse * differences.T @ wrong
+        curvature = differences.T * (wrong * (1 - wrong)) @ differences
+        hessian = torch.eye(len(weights), dtype=torch.float64) + inverse * curvature
+        weights = weights - torch.linalg.solve(hessian, gradient)
+    assert gradient.norm() < 1e-10
+    return weights
+
+
+def test_frozen_features_are_a_regression_and_a_reward_model(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def words(good: int) -> str:
+        chosen = torch.randint(len(SUBJECTS), (4,), generator=generator).tolist()
+        last = ("happy", "sad")[int(torch.rand((), generator=generator) > (0.3, 0.7)[good])]
+        return "".join(f" {SUBJECTS[n]}" for n in chosen) + f" {last} ."
+
+    rows = [{"prompt": "the cat", "chosen": words(1), "rejected": words(0)} for _ in range(120)]
+    write(folder / "train.jsonl", rows[:80])
+    write(folder / "test.jsonl", rows[80:])
+    data = {"dataset_name": str(folder / "train.jsonl"), "test_fraction": 0.0}
+    data["test_dataset_name"] = str(folder / "test.jsonl")
+    summary = train(folder, "run", frozen_features=True, max_steps=2, **data)
+
+    base = LlamaForCausalLM.from_pretrained(folder / "tiny").model.eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tiny")
+
+    @torch.no_grad()
+    def last_state(row: dict[str, str], side: str) -> torch.Tensor:
+        ids = tokenizer(row["prompt"] + row[side] + "<eos>", return_tensors="pt")["input_ids"]
+        return base(input_ids=ids).last_hidden_state[0, -1].double()
+
+    sides = {s: torch.stack([last_state(row, s) for row in rows]) for s in ("chosen", "rejected")}
+    differences = sides["chosen"] - sides["rejected"]
+    fitted, tested = differences[:80], differences[80:]
+    scale = fitted.square().mean(0).sqrt()
+    held_out = torch.arange(80) % 5 == 4
+    strengths = [10.0**power for power in range(-4, 2)]
+    losses = []
+    for strength in strengths:
+        margins = (fitted[held_out] / scale) @ newton(fitted[~held_out] / scale, strength)
+        losses.append(torch.nn.functional.softplus(-margins).mean().item())
+    best = strengths[losses.index(min(losses))]
+    weights = newton(fitted / scale, best) / scale
+    accuracy = (tested @ weights > 0).double().mean().item()
+    assert 0.5 < accuracy < 1  # or it would tell nothing
+    assert summary["accuracy_frozen_features"] == pytest.approx(accuracy, abs=1e-6)
+
+    program = (
+        "import json, sys\n"
+        "from recipes.lib.rewards.reward_models import load_reward_functions\n"
+        "rows = json.loads(sys.stdin.read())\n"
+        "model = load_reward_functions(sys.argv[1], None, 8, 'cpu')[0]\n"
+        "print(json.dumps(model([r['prompt'] for r in rows], [r['chosen'] for r in rows])))\n"
+    )
+    asked = [sys.executable, "-c", program, str(folder / "run" / "frozen_features")]
+    told = subprocess.run(asked, input=json.dumps(rows), text=True, capture_output=True, check=True)
+    expected = (sides["chosen"] @ weights).tolist()
+    assert json.loads(told.stdout.splitlines()[-1]) == pytest.approx(expected, abs=2e-4)

@@ -1,10 +1,12 @@
-"""Scores of preference pairs, whether a saved reward model gives the same ones, and a yardstick.
+"""Scores of preference pairs, whether a saved reward model gives the same ones, and yardsticks.
 
-The yardstick is what counting words alone can tell about preferences.
+The yardsticks are what counting words alone can tell about preferences, and what is read off the
+hidden states of a model that learned nothing of them.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +17,18 @@ from recipes.lib.data.prompts import prompt_text
 from recipes.lib.distributed.shards import zero_stage
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.classifiers import load_reward_model
+from recipes.lib.models.policies import placed
 from recipes.lib.rewards.reward_models import RewardModel
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
     from trl import ModelConfig
 
 NUM_CHECKED = 64  # test pairs that the saved model must score like the trained one
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse strengths that are tried
+HELD_OUT = 5  # every fifth pair decides on the strength
 CHUNK = 512  # pairs that are batched by length together, between two steps of the progress bar
 
 
@@ -170,3 +176,93 @@ def bag_of_words_accuracy(train: Dataset, test: Dataset) -> float:
     tests = [counter.transform(map(prompt_text, test[name])) for name in ("chosen", "rejected")]
     margins = model.decision_function(tests[0] - tests[1])
     return pair_accuracy(margins.tolist(), [0.0] * len(test))
+
+
+def frozen_features_accuracy(
+    model_args: ModelConfig,
+    template: Any,
+    train: Dataset,
+    test: Dataset,
+    folder: Path,
+    batch_size: int = 64,
+    *,
+    trust_remote_code: bool = False,
+) -> float:
+    """Accuracy of a logistic regression on what the base says of the last token, and save it.
+
+    Features of a pair are the last hidden state of chosen less that of rejected, each divided by
+    its root mean square; ridge, without an intercept. What is saved is the base with the weights
+    of the regression as its score head: a reward model like any other.
+
+    Args:
+        model_args: The model that training started from.
+        template: Chat template of the training, for messages.
+        train: Rows with chosen and rejected.
+        test: The rows to judge.
+        folder: Where the reward model is saved.
+        batch_size: Texts at a time.
+        trust_remote_code: Whether code beside the model may run.
+
+    Returns:
+        Share of test pairs ordered rightly, in 0..1; ties count half.
+    """
+    import numpy as np
+
+    name, dtype = str(model_args.model_name_or_path), str(model_args.dtype)
+    trusted = {"trust_remote_code": trust_remote_code}
+    model, tokenizer = load_reward_model(
+        name, dtype, new_head=True, model_args=model_args, **trusted
+    )
+    model, tokenizer.chat_template = placed(model), template
+    head, model.score = model.score, torch.nn.Identity()  # its scores are the hidden states
+
+    def differences(rows: Dataset) -> np.ndarray:
+        parts = [
+            rows.select(range(i, min(i + CHUNK, len(rows)))) for i in range(0, len(rows), CHUNK)
+        ]
+        scored = [np.array(_scores(model, tokenizer, part, batch_size)) for part in parts]
+        return np.concatenate([both[:, 0] - both[:, 1] for both in scored])
+
+    weights = torch.from_numpy(fit_weights(differences(train)))
+    with torch.no_grad():
+        head.weight.copy_(weights.unsqueeze(0))
+    margins = differences(test) @ head.weight[0].double().cpu().numpy()
+    model.score = head
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return pair_accuracy(margins.tolist(), [0.0] * len(test))
+
+
+def fit_weights(differences_NH: np.ndarray) -> np.ndarray:
+    """Weights of a ridge logistic regression by which every difference is to be above 0.
+
+    Args:
+        differences_NH: Features of the better less those of the worse, shape (N, H).
+
+    Returns:
+        Weights of shape (H,), for features as they are; the strength is that with the least log
+        loss on every fifth row, and then all rows are fitted.
+    """
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    scale_H = np.sqrt((differences_NH**2).mean(0)) + 1e-12
+    scaled_NH = differences_NH / scale_H
+    signs_N = np.where(np.arange(len(scaled_NH)) % 2, 1.0, -1.0)  # two classes, the same loss
+
+    def fit(rows: np.ndarray, inverse: float) -> np.ndarray:
+        model = LogisticRegression(C=inverse, fit_intercept=False, max_iter=10_000, tol=1e-9)
+        fitted: np.ndarray = model.fit(scaled_NH[rows] * signs_N[rows, None], signs_N[rows]).coef_[
+            0
+        ]
+        return fitted
+
+    held_out = np.arange(len(scaled_NH)) % HELD_OUT == HELD_OUT - 1
+    if held_out.any():
+        losses = [
+            np.logaddexp(0.0, -scaled_NH[held_out] @ fit(~held_out, one)).mean() for one in RIDGES
+        ]
+        best = RIDGES[int(np.argmin(losses))]
+    else:
+        best = 1.0
+    return fit(np.ones(len(scaled_NH), dtype=bool), best) / scale_H

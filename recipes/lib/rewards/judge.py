@@ -168,15 +168,14 @@ class LanguageModelJudge:
             turn = asyncio.Semaphore(settings.concurrency)
 
             async def one(talk: Talk) -> Verdict:
-                try:
-                    messages = next(talk)
-                    while True:
-                        async with turn:  # kept while a busy server wants to be left alone
-                            answer = await server.answer(client, messages)
-                        messages = talk.send(answer)
-                except StopIteration as end:
-                    verdict: Verdict = end.value
-                    return verdict
+                async with turn:  # kept, too, while a busy server wants to be left alone
+                    try:
+                        messages = next(talk)
+                        while True:
+                            messages = talk.send(await server.answer(client, messages))
+                    except StopIteration as end:
+                        verdict: Verdict = end.value
+                        return verdict
 
             try:
                 # One that fails ends the others.

@@ -41,7 +41,9 @@ def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def scores(judge: Any, prompts: Any = PROMPTS, texts: Any = TEXTS) -> list[float]:
     """What a run makes of the judge's answers."""
     ids = [[0]] * len(prompts)
-    _, said = weighted_scores([judge, lambda **_: [0.0] * len(prompts)], [1, 1], prompts, texts, ids, {})
+    _, said = weighted_scores(
+        [judge, lambda **_: [0.0] * len(prompts)], [1, 1], prompts, texts, ids, {}
+    )
     return [one if one == one else None for one in said[:, 0].tolist()]  # type: ignore[misc]
 
 
@@ -161,7 +163,9 @@ def test_a_server_that_wants_hours_ends_the_run(tmp_path: Path) -> None:
 def test_a_server_that_stays_away_ends_the_run(tmp_path: Path) -> None:
     with serving(Call.drop) as server:
         judge = load(server, tmp_path, retries=2)
-        with pytest.raises(UserError, match=r"failed 3 times, at last: RemoteProtocolError .*raise"):
+        with pytest.raises(
+            UserError, match=r"failed 3 times, at last: RemoteProtocolError .*raise"
+        ):
             scores(judge, PROMPTS[:1], TEXTS[:1])
         assert len(server.calls) == 3
 
@@ -179,9 +183,7 @@ def test_a_refusal_ends_the_run_at_once_without_the_key(
         assert len(server.calls) == 1  # the others were called off
 
 
-def test_the_key_is_sent_and_is_in_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_is_sent_and_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with serving(lambda call: call.verdict(words(call))) as server:
         scores(load(server, tmp_path, api_key_variable="JUDGE_KEY"))
@@ -381,7 +383,7 @@ def test_verdicts_outlive_a_kill(tmp_path: Path) -> None:
     )
     with serving(slowly(0.03, lambda call: call.verdict(1 + call.number % 9))) as server:
         file = server.file(tmp_path / "judge.yaml", concurrency=2)
-        killed = subprocess.Popen([sys.executable, "-c", program, file], stdout=subprocess.PIPE)
+        killed = subprocess.Popen([sys.executable, "-c", program, file], stdout=subprocess.DEVNULL)
         while len(server.calls) < 11:
             time.sleep(0.01)
         os.kill(killed.pid, signal.SIGKILL)

@@ -1,0 +1,111 @@
+"""Whole runs with a language model as the judge, on a server of this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes.evaluate import main as evaluate
+from recipes.lib.rewards import judge_models
+from recipes.lib.runs.files import read_jsonl
+from recipes.ppo import main as ppo
+from tests.helpers.judge_server import Call, JudgeServer, serving, words
+from tests.helpers.tiny_runs import write
+
+BASE = Path(__file__).parents[2] / "recipes/lib/tasks/tales/trained"
+PROMPTS = [{"prompt": f"Once there was a {animal}"} for animal in ("cat", "dog", "fox", "hen")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped base, one that differs from it in its head, and prompts."""
+    monkeypatch.setattr(judge_models, "BACKOFF", 0.01)
+    monkeypatch.setenv("JUDGE_KEY", "sk-not-a-real-key-4711")
+    model = AutoModelForCausalLM.from_pretrained(BASE)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        head += 0.05 * head.std() * torch.randn(head.shape, generator=torch.manual_seed(1))
+    model.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(BASE).save_pretrained(tmp_path / "other")
+    write(tmp_path / "prompts.jsonl", PROMPTS)
+    return tmp_path
+
+
+def judge(server: JudgeServer, folder: Path) -> str:
+    priced = {"price_in": 1.0, "price_out": 2.0, "api_key_variable": "JUDGE_KEY"}
+    return server.file(folder / "judge.yaml", **priced)
+
+
+def longer(call: Call) -> None:
+    """The longer one, the first of equal ones; every third question meets a fault before."""
+    if call.number % 3 == 0:
+        call.drop()
+        return
+    a, b = (len(call.part(f"completion {letter}")) // 12 for letter in "AB")
+    call.verdict("B" if b > a else "A")
+
+
+def test_evaluation_by_a_judge_is_by_both_orders(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--run", folder / "other", "--baseline", BASE, "--output_dir", folder / "out"]
+    words += ["--dataset_name", folder / "prompts.jsonl", "--max_completion_length", 24]
+    with serving(longer) as server:
+        words += ["--judge", judge(server, folder)]
+        assert evaluate([str(word) for word in words]) == 0
+        num_calls = len(server.calls)
+    rows = read_jsonl(folder / "out/samples.jsonl")
+    flips, points = 0, []
+    for row in rows:
+        ours, theirs = len(row["completion"]) // 12, len(row["baseline"]) // 12
+        flipped = ours == theirs and row["completion"] != row["baseline"]
+        wins = 0.5 if ours == theirs else float(ours > theirs)
+        said = ["one", "other"] if flipped else {1.0: ["one"] * 2, 0.0: ["other"] * 2}.get(wins)
+        assert row["verdicts"] == (said or ["tie", "tie"])
+        assert row["score"] == wins == 1 - row["score_baseline"]
+        flips += flipped
+        points.append(wins)
+    summary = json.loads((folder / "out/summary.json").read_text())
+    assert summary["win_rate"] == pytest.approx(sum(points) / 4)
+    assert summary["win_rate_ci95"][0] <= summary["win_rate"] <= summary["win_rate_ci95"][1]
+    assert summary["judge_flips"] == flips
+    assert summary["judge_asked"] + summary["judge_retried"] == num_calls
+    assert summary["judge_retried"] == -(-num_calls // 3)
+    assert summary["judge_cost"] == pytest.approx(summary["judge_asked"] * 120 / 1e6)
+    assert "judge flips" in capsys.readouterr().out.replace("_", " ")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"sk-not-a-real" in path.read_bytes()]
+
+
+def test_ppo_learns_from_a_judge_and_asks_nothing_twice(folder: Path) -> None:
+    values: dict[str, Any] = {
+        "model_name_or_path": BASE,
+        "dataset_name": folder / "prompts.jsonl",
+        "total_episodes": 16,
+        "rollout_batch_size": 8,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 12,
+        "use_cpu": "true",
+        "bf16": "false",
+        "report_to": "none",
+        "save_strategy": "no",
+        "output_dir": folder / "ppo",
+    }
+    with serving(lambda call: call.verdict(words(call))) as server:
+        values["reward_funcs"] = judge(server, folder)
+        flags = [str(word) for key, value in values.items() for word in (f"--{key}", value)]
+        assert ppo(flags) == 0
+        num_calls = len(server.calls)
+    rows = [row for row in read_jsonl(folder / "ppo/metrics.jsonl") if "loss" in row]
+    assert rows[-1]["judge_asked"] == num_calls
+    summary = json.loads((folder / "ppo/summary.json").read_text())
+    assert summary["judge_asked"] + summary["judge_cached"] == 16 == summary["judge_questions"]
+    # The server is gone, and the same run from its beginning has the same rewards.
+    assert ppo([*flags, "--overwrite"]) == 0
+    again = [row for row in read_jsonl(folder / "ppo/metrics.jsonl") if "loss" in row]
+    scores = [row["objective/scores"] for row in rows]
+    assert [row["objective/scores"] for row in again] == scores
+    assert json.loads((folder / "ppo/summary.json").read_text())["judge_asked"] == 0
