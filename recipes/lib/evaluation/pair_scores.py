@@ -226,7 +226,7 @@ def frozen_features_accuracy(
     weights = torch.from_numpy(fit_weights(differences(train)))
     with torch.no_grad():
         head.weight.copy_(weights.unsqueeze(0))
-    margins = differences(test) @ head.weight[0].double().cpu().numpy()
+    margins = differences(test) @ head.weight[0].detach().double().cpu().numpy()
     model.score = head
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

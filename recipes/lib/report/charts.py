@@ -248,7 +248,11 @@ REWARD = (
     replace(
         DPO[0],
         lines=(("accuracy", "training"), ("eval_accuracy", "held out")),
-        levels=(("accuracy_ceiling", "ceiling", 0), ("accuracy_bag_of_words", "bag of words", 3)),
+        levels=(
+            ("accuracy_ceiling", "ceiling", 0),
+            ("accuracy_bag_of_words", "bag of words", 3),
+            ("accuracy_frozen_features", "frozen features", 3),
+        ),
     ),
     Curve(
         "reward-loss",

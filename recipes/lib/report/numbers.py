@@ -60,6 +60,7 @@ QUANTITIES: dict[str, Quantity] = {
     "accuracy": Quantity("Accuracy on test pairs", "percent", digits=1),
     "accuracy_ceiling": Quantity("ceiling set by label noise", "percent", digits=1),
     "accuracy_bag_of_words": Quantity("Accuracy of bag of words", "percent", digits=1),
+    "accuracy_frozen_features": Quantity("of frozen features", "percent", digits=1),
     "auc": Quantity("Desirable above undesirable", "percent", digits=1),
     "margin": Quantity("Mean margin"),
     "sft_perplexity": Quantity("Perplexity after SFT"),

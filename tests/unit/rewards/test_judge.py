@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from recipes.lib.errors import UserError
 from recipes.lib.rewards import judge_models
@@ -25,6 +25,7 @@ from recipes.lib.rewards.judge_models import seconds_asked
 from recipes.lib.rewards.loading import is_function_reference, is_judge
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.scoring import weighted_scores
+from tests.conftest import word_tokenizer
 from tests.helpers.judge_server import Call, JudgeServer, serving, slowly, words
 
 PROMPTS = ["say a", "say b", "say c", "say d"]
@@ -312,7 +313,7 @@ def test_messages_are_judged_as_their_text(tmp_path: Path) -> None:
 
 
 def test_pairs_are_asked_in_both_orders(tmp_path: Path) -> None:
-    """A judge of length, which likes A where lengths are equal and has a tie where both are long."""
+    """A judge of length, which likes A of equal ones and has a tie where both are long."""
 
     def behave(call: Call) -> None:
         a, b = (len(call.part(f"completion {letter}").split()) for letter in "AB")
@@ -391,7 +392,8 @@ def test_verdicts_outlive_a_kill(tmp_path: Path) -> None:
         time.sleep(0.2)
         before = len(server.calls)
         kept = len([*(tmp_path / "cache").rglob("*.json")])
-        assert before - 2 <= kept + 2 and kept >= 8  # what was under way is lost, two at a time
+        assert before - 2 <= kept + 2  # what was under way is lost, two at a time
+        assert kept >= 8
         judge = LanguageModelJudge(file, "cpu")
         said = scores(judge, prompts, prompts)
         assert len(server.calls) == before + 30 - kept
@@ -441,13 +443,66 @@ def test_a_yaml_file_is_no_function() -> None:
 
 
 @pytest.fixture
-def small_model(
-    tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
-) -> Iterator[Path]:
-    """A model that always says `cat`; with it the judge's form cannot be met."""
-    with torch.no_grad():
-        tiny_model.lm_head.weight.zero_()
-    tiny_model.config.max_position_embeddings = 2048
+def small_model(tmp_path: Path, tiny_model: LlamaForCausalLM) -> Path:
+    """A model that was taught to go on with `7` behind `Score:` and with `A` behind `Better:`."""
+    taught = ["Score:", "7", "Better:", "A"]
+    tokenizer = word_tokenizer(taught)
+    tiny_model.resize_token_embeddings(len(tokenizer))
+    tiny_model.config.max_position_embeddings = 4096
+    end, unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
+    score, seven, better, a = tokenizer.convert_tokens_to_ids(taught)
+    optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
+    for step in range(60):
+        before = [unknown] * (80 + 4 * (step % 8))
+        ids = torch.tensor([[*before, score, seven, end], [*before, better, a, end]])
+        labels = ids.clone()
+        labels[:, :-2] = -100
+        tiny_model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     tiny_model.save_pretrained(tmp_path / "model")
-    tiny_tokenizer.save_pretrained(tmp_path / "model")
-    yield tmp_path / "model"
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_model_that_is_loaded_here_judges_too(tmp_path: Path, small_model: Path) -> None:
+    keys = {"model": str(small_model), "cache": str(tmp_path / "cache"), "batch_size": 3}
+    file = tmp_path / "judge.yaml"
+    file.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
+    judge: Any = load_reward_functions(str(file), None, 8, "cpu")[0]
+    assert scores(judge) == [7.0] * 4
+    assert judge.compare(PROMPTS[:2], ["a", "same"], ["b", "same"]) == [
+        ("one", "other"),  # A both times
+        ("tie", "tie"),
+    ]
+    expected = {"questions": 6, "asked": 6, "flips": 1, "tokens_out": 12}  # a word and the end
+    assert {name: judge.counts[name] for name in expected} == expected
+    assert judge.counts["tokens_in"] > 6 * 50
+    again: Any = load_reward_functions(str(file), None, 8, "cpu")[0]
+    assert scores(again) == [7.0] * 4
+    assert (again.counts["cached"], again.counts["asked"]) == (4, 0)
+    with pytest.raises(UserError, match=r"a question has \d+ tokens and the model reads 4096"):
+        judge(["word " * 5000], ["a"])
+
+
+@pytest.mark.slow
+def test_a_real_small_chat_model_judges(tmp_path: Path, shared: Path) -> None:
+    """SmolLM2-135M-Instruct keeps to the form most of the time; what it says is worth little."""
+    made = tmp_path / "smollm2"
+    subprocess.run([sys.executable, str(shared / "tools/get_smollm2"), str(made)], check=True)
+    file = tmp_path / "judge.yaml"
+    file.write_text(
+        f"model: {made}\ndtype: float32\ncache: {tmp_path / 'cache'}\nmax_unparsable: 0.5\n"
+    )
+    lines = (shared / "data/preference/rasbt_polite.jsonl").read_text().splitlines()[:4]
+    rows = [json.loads(line) for line in lines]
+    prompts, texts = ([row[name] for row in rows] for name in ("prompt", "chosen"))
+    judge: Any = load_reward_functions(str(file), None, 8, "cpu")[0]
+    said = scores(judge, prompts, texts)
+    print(said, dict(judge.counts))
+    assert judge.counts["questions"] == 4
+    assert [one for one in said if one is not None and not 1 <= one <= 10] == []
+    assert sum(one is not None for one in said) >= 2
+    again: Any = load_reward_functions(str(file), None, 8, "cpu")[0]
+    assert scores(again, prompts, texts) == said
+    assert again.counts["asked"] == 0
