@@ -179,7 +179,7 @@ def _facts(
         digest = f", sha256 {digest[:NUM_HASH_DIGITS]}" if digest else ""
         yield "data", f"{shown(name)} ({where}{digest}){_of_feedback(name)}"
     for reward in _rewards(files.lineage):
-        kind = _kind(reward)
+        kind = _sort_of_judge(reward)
         yield "reward", shown(reward) + (f" ({kind})" if kind != MODEL else "")
     if is_number(files.summary.get("seconds")):
         yield "time", duration(float(files.summary["seconds"])).replace("\u00a0", " ")
@@ -222,10 +222,10 @@ def _evaluations(run: RunFiles) -> Iterator[RunFiles]:
 def _judge(files: RunFiles) -> str:
     judge = str(files.lineage.get("judge"))
     baseline = shown(str(files.lineage["baseline"]))
-    return f"against {baseline}, judged by {shown(judge)} ({_kind(judge)})"
+    return f"against {baseline}, judged by {shown(judge)} ({_sort_of_judge(judge)})"
 
 
-def _kind(judge: str) -> str:
+def _sort_of_judge(judge: str) -> str:
     if is_judge(judge):
         return "a language model"
     return SIMULATED if is_function_reference(judge) else MODEL

@@ -38,8 +38,10 @@ REMINDER = "Your answer did not end in the line that was asked for. "
 NUMBER = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 PAIR = "A or B, the better completion, or by tie"
 # What a letter says where the one completion is shown first, and where the other is.
-ORDERS = ({"A": "one", "B": "other", "tie": "tie"}, {"A": "other", "B": "one", "tie": "tie"})
-LETTERS = {letter: letter for letter in ORDERS[0]}
+ORDERS: tuple[dict[Any, str | None], ...] = (
+    {"A": "one", "B": "other", "tie": "tie", None: None},
+    {"A": "other", "B": "one", "tie": "tie", None: None},
+)
 COUNTED = "questions asked cached retried unparsable flips tokens_in tokens_out".split()
 LEAST = 20  # questions; of fewer no share is taken
 Verdict = str | float | None
@@ -53,6 +55,7 @@ class Question:
     `accepts` gives the verdict that stands behind that beginning, None for anything else.
     """
 
+    key: str
     text: str
     start: str
     form: str
@@ -118,21 +121,24 @@ class LanguageModelJudge:
             Of each pair the verdicts where the one, and where the other, is shown first: "one",
             "other", "tie" or None. Two equal completions tie unasked.
         """
-        questions = []
-        for prompt, *both in zip(prompts, ones, others, strict=True):
-            for a, b in (both, both[::-1]) if both[0] != both[1] else ():
-                parts = {"prompt": prompt, "completion A": a, "completion B": b}
-                questions.append(self._question("Better", PAIR, LETTERS.get, parts))
+        pairs = list(zip(prompts, ones, others, strict=True))
+        questions = [
+            self._question(
+                "Better",
+                PAIR,
+                lambda text: text if text in ORDERS[0] else None,
+                {"prompt": prompt, "completion A": a, "completion B": b},
+            )
+            for prompt, one, other in pairs
+            for a, b in ([(one, other), (other, one)] if one != other else [])
+        ]
         said = self._ask(questions)
         letters = iter(said if isinstance(said, list) else await_rewards([said], [self])[0])
-        verdicts: list[tuple[str | None, str | None]] = []
-        for one, other in zip(ones, others, strict=True):
-            if one == other:
-                verdicts.append(("tie", "tie"))
-                continue
-            first, second = (order.get(next(letters)) for order in ORDERS)
-            self.counts["flips"] += None not in (first, second) and first != second
-            verdicts.append((first, second))
+        verdicts = [
+            ("tie", "tie") if one == other else (ORDERS[0][next(letters)], ORDERS[1][next(letters)])
+            for _, one, other in pairs
+        ]
+        self.counts["flips"] += sum(None not in both and len({*both}) > 1 for both in verdicts)
         return verdicts
 
     def _question(
@@ -145,24 +151,25 @@ class LanguageModelJudge:
         start = f"{kind} {word}: " if isinstance(self.model, Server) else f"{kind}: "
         form = FORM.format(start=start.rstrip(), values=values)
         text = "\n\n".join([self.settings.rubric, MARKED, *marked, form])
-        return Question(text, start, form, accepts)
+        return Question(self._key(text), text, start, form, accepts)
+
+    def _key(self, text: str) -> str:
+        used = self.settings
+        asked = [self.model.identity, used.temperature, used.max_tokens, used.reasks, used.dtype]
+        return hashlib.sha256(json.dumps([*asked, text]).encode()).hexdigest()
 
     def _ask(
         self, questions: Sequence[Question], missing: Verdict = None
     ) -> list[Verdict] | Awaitable[list[Verdict]]:
         """The verdicts, `missing` where there is none; equal questions are asked once."""
         model, settings = self.model, self.settings
-        keys = []
-        for question in questions:
-            asked = [model.identity, settings.temperature, settings.max_tokens, settings.reasks]
-            keys.append(hashlib.sha256(json.dumps([*asked, question.text]).encode()).hexdigest())
-        by_key = dict(zip(keys, questions, strict=True))
+        by_key = {question.key: question for question in questions}
         talks = {key: self._talk(key, question) for key, question in by_key.items()}
-        self.counts["cached"] += len(keys) - len(by_key)
-        self.counts["questions"] += len(keys) - len(by_key)
+        self.counts.update(dict.fromkeys(("questions", "cached"), len(questions) - len(talks)))
 
         def ordered(verdicts: dict[str, Verdict]) -> list[Verdict]:
-            return [missing if verdicts[key] is None else verdicts[key] for key in keys]
+            said = [verdicts[question.key] for question in questions]
+            return [missing if one is None else one for one in said]
 
         async def awaited(server: Server) -> list[Verdict]:
             turn = asyncio.Semaphore(settings.concurrency)
@@ -294,7 +301,7 @@ def judge_counts(functions: Sequence[Any]) -> dict[str, float]:
         prices = (judge.settings.price_in, judge.settings.price_out)
         used = (judge.counts["tokens_in"], judge.counts["tokens_out"])
         cost = sum(n * (price or 0.0) / 1e6 for n, price in zip(used, prices, strict=True))
-        counts.append(judge.counts | ({} if prices == (None, None) else {"cost": cost}))
+        counts.append({**judge.counts, **({} if prices == (None, None) else {"cost": cost})})
     if num_processes() > 1:
         from accelerate.utils import gather_object
 

@@ -167,7 +167,7 @@ class Server:
         from httpx2 import HTTPError
 
         settings = self.settings
-        asked = {"model": settings.model, "messages": messages}
+        asked: dict[str, Any] = {"model": settings.model, "messages": messages}
         asked |= {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
         try:
             address = f"{str(settings.endpoint).rstrip('/')}/chat/completions"

@@ -352,7 +352,8 @@ def test_cost_and_counts_are_sums_over_judges(tmp_path: Path) -> None:
 def ask_in_a_process(file: str, start: int, out: Any) -> None:
     prompts = [f"say {n % 30}" for n in range(start, start + 30)]
     judge = LanguageModelJudge(file, "cpu")
-    said = asyncio.run(judge(prompts, prompts))  # type: ignore[arg-type]
+    asked: Any = judge(prompts, prompts)
+    said: list[Any] = asyncio.run(asked)
     out.put((dict(zip(prompts, said, strict=True)), dict(judge.counts)))
 
 
