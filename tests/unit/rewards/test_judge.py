@@ -450,12 +450,13 @@ def small_model(tmp_path: Path, tiny_model: LlamaForCausalLM) -> Path:
     tokenizer = word_tokenizer(taught)
     tiny_model.resize_token_embeddings(len(tokenizer))
     tiny_model.config.max_position_embeddings = 4096
-    end, unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
+    words = len(tokenizer) - len(taught)
     score, seven, better, a = tokenizer.convert_tokens_to_ids(taught)
-    optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=3e-3)
-    for step in range(60):
-        before = [unknown] * (80 + 4 * (step % 8))
-        ids = torch.tensor([[*before, score, seven, end], [*before, better, a, end]])
+    optimizer = torch.optim.AdamW(tiny_model.parameters(), lr=1e-2)
+    for step in range(120):
+        before = torch.randint(words, (8, 60 + 15 * (step % 10)))
+        ends = torch.tensor([[score, seven], [better, a]] * 4)
+        ids = torch.cat([before, ends, torch.full((8, 1), tokenizer.eos_token_id)], dim=1)
         labels = ids.clone()
         labels[:, :-2] = -100
         tiny_model(input_ids=ids, labels=labels).loss.backward()
