@@ -115,6 +115,17 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     )
 
 
+def frozen_features(config: Config, trainer: Any, rows: Rows, folder: Any) -> float:
+    """Accuracy of the regression on the model that training started from, which is saved."""
+    from recipes.lib.distributed.shards import load_unsharded
+    from recipes.lib.evaluation.pair_scores import frozen_features_accuracy
+
+    template, trusted = trainer.processing_class.chat_template, config.training.trust_remote_code
+    own = (rows.known, rows.test, folder.path / FROZEN, config.script.scoring_batch_size)
+    with load_unsharded(config.training):
+        return frozen_features_accuracy(config.model, template, *own, trust_remote_code=trusted)
+
+
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, score the test pairs, save, and see that the saved model scores the same.
@@ -130,12 +141,7 @@ def run(config: Config) -> dict[str, Any]:
         RuntimeError: The saved model scores differently.
     """
     from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
-    from recipes.lib.evaluation.pair_scores import (
-        bag_of_words_accuracy,
-        check_saved,
-        frozen_features_accuracy,
-        score_shares,
-    )
+    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
@@ -163,11 +169,7 @@ def run(config: Config) -> dict[str, Any]:
         yardstick = bag_of_words_accuracy(rows.known, test)
         summary |= numbers | {"accuracy_bag_of_words": yardstick}
         if script.frozen_features:
-            template, place = trainer.processing_class.chat_template, folder.path / FROZEN
-            own = (config.model, template, rows.known, test, place, size)
-            with load_unsharded(training):
-                accuracy = frozen_features_accuracy(*own, trust_remote_code=trusted)
-            summary["accuracy_frozen_features"] = accuracy
+            summary["accuracy_frozen_features"] = frozen_features(config, trainer, rows, folder)
         summary["margin"] = margin
     return spine.finish(folder, config, summary)
 

@@ -206,8 +206,6 @@ def frozen_features_accuracy(
     Returns:
         Share of test pairs ordered rightly, in 0..1; ties count half.
     """
-    import numpy as np
-
     name, dtype = str(model_args.model_name_or_path), str(model_args.dtype)
     trusted = {"trust_remote_code": trust_remote_code}
     model, tokenizer = load_reward_model(
@@ -216,21 +214,25 @@ def frozen_features_accuracy(
     model, tokenizer.chat_template = placed(model), template
     head, model.score = model.score, torch.nn.Identity()  # its scores are the hidden states
 
-    def differences(rows: Dataset) -> np.ndarray:
-        parts = [
-            rows.select(range(i, min(i + CHUNK, len(rows)))) for i in range(0, len(rows), CHUNK)
-        ]
-        scored = [np.array(_scores(model, tokenizer, part, batch_size)) for part in parts]
-        return np.concatenate([both[:, 0] - both[:, 1] for both in scored])
-
-    weights = torch.from_numpy(fit_weights(differences(train)))
+    weights = torch.from_numpy(fit_weights(_differences(model, tokenizer, train, batch_size)))
     with torch.no_grad():
         head.weight.copy_(weights.unsqueeze(0))
-    margins = differences(test) @ head.weight[0].detach().double().cpu().numpy()
+    tested_NH = _differences(model, tokenizer, test, batch_size)
+    margins = tested_NH @ head.weight[0].detach().double().cpu().numpy()
     model.score = head
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return pair_accuracy(margins.tolist(), [0.0] * len(test))
+
+
+def _differences(model: Any, tokenizer: Any, rows: Dataset, batch_size: int) -> np.ndarray:
+    """What the model says of chosen less what it says of rejected, shape (N, H)."""
+    import numpy as np
+
+    starts = range(0, len(rows), CHUNK)
+    parts = [rows.select(range(start, min(start + CHUNK, len(rows)))) for start in starts]
+    scored = [np.array(_scores(model, tokenizer, part, batch_size)) for part in parts]
+    return np.concatenate([both[:, 0] - both[:, 1] for both in scored])
 
 
 def fit_weights(differences_NH: np.ndarray) -> np.ndarray:
