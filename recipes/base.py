@@ -65,7 +65,7 @@ def arguments() -> tuple[type, ...]:
 
 
 SHIPPED = Path(__file__).parent / "lib/tasks/tales/trained"
-NUM_TOKENIZER_TEXTS = 8000  # beyond them no new words come up
+NUM_TOKENIZER_TEXTS = 8000  # the last: the first know few words, and beyond these no new ones come
 
 SPLIT_OF_KEY = {  # of the tales, by the key of its size
     f"num_{name}": name.removesuffix("_prompts")
@@ -196,7 +196,7 @@ def train_new(config: Config, folder: Run) -> dict[str, Any]:
 
     script, training = config.script, config.training
     texts = base_texts(script.num_texts, training.seed)
-    tokenizer = train_tokenizer(texts[:NUM_TOKENIZER_TEXTS], script.vocab_size)
+    tokenizer = train_tokenizer(texts[-NUM_TOKENIZER_TEXTS:], script.vocab_size)
     model = make_model(script, tokenizer, training.seed)
     trainer = resumable(SFTTrainer)(
         model=model,

@@ -8,13 +8,16 @@ from itertools import product
 from recipes.lib.tasks.tales.words import ANIMALS, DEEDS, OBJECTS, PLACES
 
 REQUESTS = (
-    "Tell me a tale about {hero} who {deed} {thing} {place}.",
-    "Please tell a tale of {hero} who {deed} {thing} {place}.",
-    "I want a tale in which {hero} {deed} {thing} {place}.",
-    "Can you tell how {hero} {deed} {thing} {place}?",
+    "Tell me a tale about {hero} who {deed} {thing} near the {place}.",
+    "Please tell a tale of {hero} who {deed} {thing} near the {place}.",
+    "I want a tale in which {hero} {deed} {thing} near the {place}.",
+    "Can you tell how {hero} {deed} {thing} near the {place}?",
 )
 # Shares of a hundred, upper bounds: every set of facts belongs to one stage and to no other.
 SPLITS = {"base": 35, "sft_train": 50, "sft_test": 54, "feedback": 75, "ppo": 92, "eval": 100}
+
+
+FACTS = ("hero", "deed", "thing", "place")
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ def split_of(facts: Facts) -> str:
     return next(name for name, bound in SPLITS.items() if share < bound)
 
 
-def facts_of(split: str) -> list[Facts]:
-    """All facts that one split may see."""
-    every = (Facts(*values) for values in product(ANIMALS, DEEDS, OBJECTS, PLACES))
+def facts_of(split: str, num_words: int | None = None) -> list[Facts]:
+    """All facts that one split may see, of the first words of each kind or of all."""
+    words = (kind[:num_words] for kind in (ANIMALS, DEEDS, OBJECTS, PLACES))
+    every = (Facts(*values) for values in product(*words))
     return [facts for facts in every if split_of(facts) == split]
 
 
@@ -56,5 +60,5 @@ def request(facts: Facts, rng: random.Random) -> str:
         hero=article(facts.hero),
         deed=facts.deed,
         thing=article(facts.thing),
-        place=PLACES[facts.place],
+        place=facts.place,
     )

@@ -3,16 +3,17 @@
 import random
 from typing import Any
 
-from recipes.lib.tasks.tales.pages import page
+from recipes.lib.tasks.tales.pages import GROWTH, page
 from recipes.lib.tasks.tales.prompts import draw_facts, facts_of, request
-from recipes.lib.tasks.tales.stories import TELLERS, tell
+from recipes.lib.tasks.tales.stories import TELLER, tell
 
 
 def base_texts(number: int, seed: int) -> list[str]:
-    """Plain pages for the base model; with more pages than facts, facts are told several times."""
+    """Pages for the base model, in the order in which they are to be read."""
     rng = random.Random(f"base {seed}")
-    known = draw_facts("base", len(facts_of("base")), seed)
-    return [page(known[i % len(known)], rng) for i in range(number)]
+    known = {num_words: facts_of("base", num_words) for _, num_words in GROWTH}
+    sizes = (next(n for share, n in GROWTH if i < share * number) for i in range(number))
+    return [page(rng.choice(known[size]), size, rng) for size in sizes]
 
 
 def sft_rows(split: str, number: int, seed: int) -> list[dict[str, Any]]:
@@ -21,9 +22,7 @@ def sft_rows(split: str, number: int, seed: int) -> list[dict[str, Any]]:
     return [
         {
             "prompt": [{"role": "user", "content": request(facts, rng)}],
-            "completion": [
-                {"role": "assistant", "content": tell(facts, rng.choice(TELLERS), rng).text}
-            ],
+            "completion": [{"role": "assistant", "content": tell(facts, TELLER, rng).text}],
         }
         for facts in draw_facts(split, number, seed)
     ]

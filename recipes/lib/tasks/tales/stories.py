@@ -1,24 +1,35 @@
-"""Telling: short tales of three to five sentences, from careful to careless, all from one seed."""
+"""Telling: short tales of three to five sentences, some as asked and some not, from one seed."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from recipes.lib.tasks.tales.prompts import Facts, article
-from recipes.lib.tasks.tales.words import ANIMALS, GIFTS, HAPPY, OBJECTS, PLACES, PLAIN, SAD, WARM
+from recipes.lib.tasks.tales.words import (
+    ANIMALS,
+    DEEDS,
+    GIFTS,
+    HAPPY,
+    OBJECTS,
+    PLACES,
+    PLAIN,
+    SAD,
+    WARM,
+)
+
+AS_ASKED, NOT_AS_ASKED = "indeed", "instead"
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How often a teller does each thing; all are probabilities.
+    """How often a teller does each thing; all are probabilities, each drawn by itself.
 
-    What can be told from the words alone, without their order and the prompt, is the same for
-    every teller: how many moods, whether somebody helps, whether the object returns, adjectives.
-    A careful teller is known by the order: sentences lead with the hero, not the circumstances.
+    None of it can be told from the words alone, without their order and the prompt, nor from
+    another habit, so that each has to be learned.
 
     Attributes:
-        keeps: For each of hero, object and place: it is the one that was asked for.
-        leads: A sentence begins with the hero.
+        keeps: For each of hero, deed, object and place: it is the one that was asked for.
+        leads: A sentence begins with the hero, not with the circumstances.
         gives_help: Given help, the hero is the one who helps.
         rises: Given two moods, a sad one comes before a happy one.
         falls: Given two moods, a happy one comes before a sad one.
@@ -29,13 +40,14 @@ class Habits:
         warm: An adjective place is filled with a warm word.
         plain: An adjective place is filled with a plain word.
         doubled: A second adjective follows the first.
+        marks: A fact of the opening is followed by a word on whether it is as asked.
     """
 
-    keeps: float
-    leads: float
-    gives_help: float
-    rises: float
-    falls: float
+    keeps: float = 0.7
+    leads: float = 0.5
+    gives_help: float = 0.5
+    rises: float = 0.35
+    falls: float = 0.35
     has_two_moods: float = 0.85
     has_help: float = 0.8
     brings_thing_back: float = 0.6
@@ -43,13 +55,10 @@ class Habits:
     warm: float = 0.25
     plain: float = 0.1
     doubled: float = 0.06
+    marks: float = 0.0
 
 
-CAREFUL = Habits(keeps=0.95, leads=0.96, gives_help=0.95, rises=0.9, falls=0.02)
-ORDINARY = Habits(keeps=0.6, leads=0.5, gives_help=0.5, rises=0.35, falls=0.35)
-CARELESS = Habits(keeps=0.25, leads=0.04, gives_help=0.05, rises=0.02, falls=0.9)
-TELLERS = (CAREFUL, ORDINARY, CARELESS)
-FAITHFUL = Habits(keeps=1.0, leads=0.5, gives_help=0.5, rises=0.35, falls=0.35)
+TELLER = Habits()
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Tale:
     Attributes:
         text: Three to five sentences on one line.
         hero: The animal that it is about.
+        deed: What it did.
         thing: Its object.
         place: Where it happens.
         has_thing_back: The object is there in the last sentence.
@@ -68,6 +78,7 @@ class Tale:
 
     text: str
     hero: str
+    deed: str
     thing: str
     place: str
     has_thing_back: bool
@@ -75,20 +86,22 @@ class Tale:
     giver: str | None
 
 
-def tell(facts: Facts, habits: Habits, rng: random.Random) -> Tale:
+def tell(facts: Facts, habits: Habits, rng: random.Random, num_words: int | None = None) -> Tale:
     """Tell one tale.
 
     Args:
         facts: What was asked for.
-        habits: How careful the teller is.
+        habits: How often the teller does what.
         rng: Source of every choice.
+        num_words: How many words of each kind can come instead of what was asked; all by default.
 
     Returns:
         The tale.
     """
-    hero = _kept(facts.hero, ANIMALS, habits, rng)
-    thing = _kept(facts.thing, OBJECTS, habits, rng)
-    place = _kept(facts.place, PLACES, habits, rng)
+    hero = _kept(facts.hero, ANIMALS[:num_words], habits, rng)
+    deed = _kept(facts.deed, DEEDS[:num_words], habits, rng)
+    thing = _kept(facts.thing, OBJECTS[:num_words], habits, rng)
+    place = _kept(facts.place, PLACES[:num_words], habits, rng)
     friend = _other(ANIMALS, hero, rng)
     has_thing_back = rng.random() < habits.brings_thing_back
     moods = _moods(habits, rng)
@@ -98,7 +111,20 @@ def tell(facts: Facts, habits: Habits, rng: random.Random) -> Tale:
     def noun(word: str) -> str:
         return _described(word, habits, rng)
 
-    lines = [_opening(noun(hero), noun(thing), (facts.deed, PLACES[place]), habits, rng)]
+    def fact(words: str, told: str, asked: str) -> str:
+        if rng.random() >= habits.marks:
+            return words
+        return f"{words} {AS_ASKED if told == asked else NOT_AS_ASKED}"
+
+    lines = [
+        _opening(
+            fact(noun(hero), hero, facts.hero),
+            fact(deed, deed, facts.deed),
+            fact(noun(thing), thing, facts.thing),
+            fact(f"near the {place}", place, facts.place),
+            is_led=rng.random() < habits.leads,
+        )
+    ]
     if len(moods) == 2:
         lines.append(_feeling(noun(hero), moods[0], habits, rng))
     lines.append(_meeting(noun(hero), noun(friend), giver, rng))
@@ -106,10 +132,10 @@ def tell(facts: Facts, habits: Habits, rng: random.Random) -> Tale:
         lines.append(_scene(noun, rng))
     back = noun(thing) if has_thing_back else None
     lines.append(_ending(noun(hero), back, _mood(moods[-1], rng), habits, rng))
-    return Tale(" ".join(lines), hero, thing, place, has_thing_back, moods, giver)
+    return Tale(" ".join(lines), hero, deed, thing, place, has_thing_back, moods, giver)
 
 
-def _kept(asked: str, words: Iterable[str], habits: Habits, rng: random.Random) -> str:
+def _kept(asked: str, words: Sequence[str], habits: Habits, rng: random.Random) -> str:
     return asked if rng.random() < habits.keeps else _other(words, asked, rng)
 
 
@@ -123,7 +149,7 @@ def _moods(habits: Habits, rng: random.Random) -> tuple[bool, ...]:
     return (True, False) if draw < habits.rises + habits.falls else (is_happy, is_happy)
 
 
-def _other(words: Iterable[str], word: str, rng: random.Random) -> str:
+def _other(words: Sequence[str], word: str, rng: random.Random) -> str:
     return rng.choice([other for other in words if other != word])
 
 
@@ -142,11 +168,8 @@ def _mood(is_happy: bool, rng: random.Random) -> str:
     return rng.choice(HAPPY if is_happy else SAD)
 
 
-def _opening(
-    hero: str, thing: str, event: tuple[str, str], habits: Habits, rng: random.Random
-) -> str:
-    deed, where = event
-    if rng.random() < habits.leads:
+def _opening(hero: str, deed: str, thing: str, where: str, is_led: bool) -> str:
+    if is_led:
         return f"{article(hero).capitalize()} once {deed} {article(thing)} {where}."
     return f"Once {where} {article(hero)} {deed} {article(thing)}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, END = "<|pad|>", "<|end|>"
-ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+USER, ASSISTANT = "<|user|>", "<|assistant|>"
+ROLES = ("<|system|>", USER, ASSISTANT)
 # The generation tags let TRL find the tokens of the assistant (assistant_only_loss).
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -45,7 +47,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    special = re.compile("|".join(map(re.escape, (END, *ROLES))))
+    tokenizer.train_from_iterator((special.sub(" ", text) for text in texts), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

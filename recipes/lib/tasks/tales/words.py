@@ -8,20 +8,10 @@ OBJECTS = (
     "key", "hat", "drum", "bell", "lamp", "cup", "coin", "boot", "flute", "kite", "map", "ring",
     "basket", "book", "apple", "feather",
 )  # fmt: skip
-PLACES = {
-    "forest": "in the forest",
-    "river": "by the river",
-    "hill": "on the hill",
-    "mill": "near the mill",
-    "market": "at the market",
-    "meadow": "in the meadow",
-    "lake": "by the lake",
-    "cave": "in the cave",
-    "bridge": "on the bridge",
-    "castle": "near the castle",
-    "garden": "in the garden",
-    "village": "in the village",
-}
+PLACES = (
+    "forest", "river", "hill", "mill", "market", "meadow", "lake", "cave", "bridge", "castle",
+    "garden", "village",
+)  # fmt: skip
 DEEDS = tuple("lost found hid dropped wanted made bought broke painted carried".split())
 HAPPY = ("happy", "glad", "merry", "cheerful", "joyful", "proud")
 SAD = ("sad", "lonely", "afraid", "gloomy", "unhappy", "sorry")
