@@ -1,7 +1,7 @@
 """Loading models: a run, a folder, an adapter on its base, or a Hub id.
 
 What is loaded is what was trained: weights that would come up random are an error, not a warning.
-A reward model is a sequence classifier with one label, or with those that `reward_heads` names, that
+A reward model is a sequence classifier with one label, or with those that `reward_heads` knows; it
 reads the last token before the padding.
 """
 
@@ -37,7 +37,7 @@ from recipes.lib.models.policies import (
     prepare_for_gradients,
     pretrained_options,
 )
-from recipes.lib.models.reward_heads import RewardHeads, adapter_heads, heads_of, name_outputs
+from recipes.lib.models.reward_heads import ONE, RewardHeads, adapter_heads, heads_of, name_outputs
 from recipes.lib.models.tokenizers import load_tokenizer, refuse_vocabulary
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _with_new_head(
 ) -> PreTrainedModel:
     policy = load_policy(model_args, trust_remote_code=trusted)
     model = classifier_on_trunk(
-        policy, path, "reward model", heads or RewardHeads(), trust_remote_code=trusted
+        policy, path, "reward model", heads or ONE, trust_remote_code=trusted
     )
     model.name_or_path = path
     return model.eval()
@@ -155,7 +155,7 @@ def classifier_on_trunk(
     policy: PreTrainedModel,
     path: str,
     kind: str,
-    heads: RewardHeads = RewardHeads(),
+    heads: RewardHeads = ONE,
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -197,7 +197,7 @@ def _heads_in(
     )
     names = config.architectures or []
     if not any("SequenceClassification" in name for name in names):
-        return wanted or RewardHeads()
+        return wanted or ONE
     if (heads := heads_of(config)) is None:
         raise UserError(
             f"model_name_or_path={path}: it has {config.num_labels} labels and a reward model has "

@@ -32,6 +32,9 @@ class RewardHeads:
         return [f"{aspect}{number}" for aspect in self.aspects for number in numbers]
 
 
+ONE = RewardHeads()  # a single output, without a name
+
+
 def name_outputs(config: Any, heads: RewardHeads) -> None:
     """Give a configuration the outputs of a reward model; a single one has no name.
 
@@ -41,7 +44,7 @@ def name_outputs(config: Any, heads: RewardHeads) -> None:
     """
     if config.num_labels != len(heads.names()):
         config.num_labels = len(heads.names())  # sets id2label, too; a dict would be warned about
-    if heads != RewardHeads():
+    if heads != ONE:
         config.id2label = dict(enumerate(heads.names()))
         config.label2id = {name: number for number, name in config.id2label.items()}
         setattr(config, KEY, asdict(heads) | {"aspects": list(heads.aspects)})
@@ -56,7 +59,7 @@ def adapter_heads(path: str | Path) -> RewardHeads:
     """The outputs of a reward adapter, in whose folder nothing else tells them."""
     file = Path(path) / FILE
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return _read(known, None) or RewardHeads()
+    return _read(known, None) or ONE
 
 
 def save_heads(model: Any, folder: str | Path) -> None:
@@ -68,7 +71,7 @@ def save_heads(model: Any, folder: str | Path) -> None:
 
 def _read(known: Any, number: int | None) -> RewardHeads | None:
     try:
-        heads = RewardHeads(tuple(known["aspects"]), known["ensemble"]) if known else RewardHeads()
+        heads = RewardHeads(tuple(known["aspects"]), known["ensemble"]) if known else ONE
         return heads if number in (None, len(heads.names())) else None
     except (KeyError, TypeError):  # somebody else's
         return None

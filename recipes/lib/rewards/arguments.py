@@ -31,8 +31,8 @@ class RewardArguments:
 
     ensemble_aggregation: str = option(
         "mean",
-        "What an ensemble of a reward model's outputs says: their mean, the least of them, or their "
-        "mean less ensemble_sd_weight standard deviations.",
+        "What an ensemble of outputs of a reward model says: their mean, the least of them, or "
+        "their mean less ensemble_sd_weight standard deviations.",
         choices=("mean", "min", "mean_minus_sd"),
     )
     ensemble_sd_weight: float = option(1.0, "Of mean_minus_sd: how many standard deviations.")

@@ -38,6 +38,9 @@ class Aggregation:
         return mean_B - self.sd_weight * outputs_BK.std(-1, correction=0)
 
 
+MEAN = Aggregation()
+
+
 @dataclass(frozen=True)
 class ModelReward:
     """A reward model by its name, and what becomes of its ensemble."""
@@ -66,7 +69,7 @@ class RewardModel:
         tokenizer: Any,
         name: str,
         batch_size: int = 32,
-        aggregation: Aggregation = Aggregation(),
+        aggregation: Aggregation = MEAN,
     ) -> None:
         heads = heads_of(model.config)
         if heads is None:
@@ -211,7 +214,7 @@ def _load(
     shared: SharedBase | None,
     trusted: bool,
 ) -> RewardFunction:
-    aggregation = Aggregation()
+    aggregation = MEAN
     if isinstance(entry, ModelReward):
         entry, aggregation = entry.name, entry.aggregation
     if isinstance(entry, str) and is_function_reference(entry):

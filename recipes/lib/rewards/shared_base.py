@@ -16,7 +16,7 @@ from recipes.lib.models.adapter_folders import adapter_base, adapter_task
 from recipes.lib.models.adapters import Adapters
 from recipes.lib.models.folders import resolve_model
 from recipes.lib.models.forward import base_model, trunk_of
-from recipes.lib.models.reward_heads import RewardHeads, adapter_heads, name_outputs
+from recipes.lib.models.reward_heads import ONE, RewardHeads, adapter_heads, name_outputs
 from recipes.lib.models.tokenizers import load_tokenizer
 
 SEPARATE = "set share_backbone: false to load it as a model of its own"
@@ -39,7 +39,7 @@ class RewardRole(nn.Module):
         name: str,
         head: dict[str, Tensor],
         pad_token_id: int,
-        heads: RewardHeads = RewardHeads(),
+        heads: RewardHeads = ONE,
     ) -> None:
         super().__init__()
         self.adapters = adapters

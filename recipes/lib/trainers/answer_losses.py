@@ -71,7 +71,7 @@ def _log_sum_of_sets(scores_BN: Tensor, ties_D: Tensor) -> Tensor:
     """Log of the sum of f over all sets of at most D: elementary symmetric polynomials."""
     found = []
     for size in range(1, len(ties_D) + 1):
-        sums = [torch.zeros_like(scores_BN[:, 0])] + [scores_BN.new_full((len(scores_BN),), ABSENT)]
+        sums = [torch.zeros_like(scores_BN[:, 0]), torch.full_like(scores_BN[:, 0], ABSENT)]
         sums += sums[1:] * (size - 1)  # of sets of 0, 1 ... `size` completions
         for scores_B in (scores_BN / size).unbind(1):
             more = [torch.logaddexp(sums[n], sums[n - 1] + scores_B) for n in range(1, size + 1)]

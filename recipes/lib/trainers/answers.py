@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class Beside(nn.Module):
         is_cut = torch.zeros_like(cuts, dtype=torch.bool)
         for place, said in zip(places, scales, strict=True):
             found = _log_odds(said)
-            steps = zip(found, found[1:], strict=False)
-            rises = [*found[:1], *(math.log(high - low) for low, high in steps)]
+            steps = (math.log(high - low) for low, high in pairwise(found))
+            rises = [*found[:1], *steps]
             cuts[place, : len(found)] = torch.tensor(rises)
             is_cut[place, : len(found)] = True
         self.cuts = nn.Parameter(cuts)
