@@ -66,7 +66,7 @@ def load_answers(script: RewardModelArguments, training: Any) -> Rows:
     """Load training and test answers.
 
     Raises:
-        UserError: As load_rows; or there are no test rows, or none that order two completions.
+        UserError: As load_rows; or there are no test rows.
     """
     script.reads_answers = True
     rows = load_rows(script, training, answer_columns, (*BESIDE, *BESIDE_ANSWERS))
@@ -80,11 +80,6 @@ def load_answers(script: RewardModelArguments, training: Any) -> Rows:
         raise UserError(
             "streaming=true: ranks, ratings, thumbs and aspects are looked at before the run; "
             "leave it out, or stream pairs."
-        )
-    if ordered_pairs(rows.test) is None:
-        raise UserError(
-            "test_fraction: the test rows are ties alone, or of one value, and order no two "
-            "completions; hold more out, or name others as test_dataset_name."
         )
     return rows
 
@@ -160,6 +155,11 @@ def run(config: Config) -> dict[str, Any]:
     check_plan(config)
     trainer = make_trainer(config, rows)
     test: Any = ordered_pairs(rows.test)
+    if test is None:
+        raise UserError(
+            "test_fraction: the test rows are ties alone, or of one value, and order no two "
+            "completions; hold more out, or name others as test_dataset_name."
+        )
     folder = spine.start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()
     summary = spine.train(trainer, folder)

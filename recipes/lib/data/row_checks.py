@@ -151,8 +151,10 @@ def _ranks_fault(row: dict[str, Any]) -> tuple[str, str] | None:
     for one in said:
         if what := value_fault(one) or _answer_fault("completion", one):
             return f"completions {what[0]}", f"column 'completions' {what[1]}"
-        if isinstance(one, str) != isinstance(row["prompt"], str):
+        if isinstance(one, str) != isinstance(row.get("prompt", one), str):
             return "mixed", "columns 'prompt' and 'completions' mix text and messages"
+    if len(said) == 2 and said[0] == said[1]:
+        return "equal", "column 'completions' has two equal ones"
     if [type(rank) for rank in ranks or ()] != [int] * len(said) or min(ranks) < 1:
         words = "which must be one whole number for each completion, 1 the best,"
         return "ranks", f"column 'ranks' has {brief(ranks)}, {words}"
