@@ -90,7 +90,7 @@ def test_answers_of_each_kind_alone_train_a_reward_model(folder: Path, kind: str
 
 
 def test_an_export_of_ties_alone_is_refused_in_a_sentence(folder: Path) -> None:
-    ties = [{"name": "anna", "tie": 1e9}]
+    ties = [{"name": "anna", "tie": 1e30}]
     simulate(folder, "ties", kinds=["pair", "pair"], annotators=ties, max_train_rows=20)
     assert [path.name for path in (folder / "ties/final").iterdir()] == ["ranks.jsonl"]
     with pytest.raises(UserError, match="every training row is a tie or has the same value"):
