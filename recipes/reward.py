@@ -123,8 +123,9 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     spoken = "chosen" if first.get("chosen") is not None else "prompt"
     check_template(first, spoken, bool(template))
 
-    def prepare(some: Any, _: Any) -> Any:
-        return prepare_answers(survey, tokenizer, some, is_training=some is not rows.test)
+    def prepare(some: Any, known: Any) -> Any:
+        columns, is_training = known.column_names, some is not rows.test
+        return prepare_answers(survey, tokenizer, some, columns, is_training=is_training)
 
     own = {"model": model, "peft_config": adapter, "survey": survey}
     return spine.make_row_trainer(AnswerTrainer, config, tokenizer, rows, prepare, **own)

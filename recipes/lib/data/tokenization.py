@@ -65,11 +65,7 @@ def tokenize_row(
     if "chosen" in shape.columns:
         return _pair(row, tokenizer, options)
     if "ranks" in shape.columns:
-        found = [_completion(row["prompt"], one, tokenizer, options) for one in row["completions"]]
-        return [
-            Tokens(f"rank {rank}", ids, [place >= start for place in range(len(ids))], start)
-            for (ids, start), rank in zip(found, row["ranks"], strict=True)
-        ]
+        return _ranked(row, tokenizer, options)
     if "completion" in shape.columns:
         if (
             len(shape.columns) == 2
@@ -131,6 +127,14 @@ def loss_segments(seen: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[tupl
             found.append((text[told:end], seen.has_loss[start]))
             start, told = place, end
     return found
+
+
+def _ranked(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> list[Tokens]:
+    found = [_completion(row["prompt"], one, tokenizer, options) for one in row["completions"]]
+    return [
+        Tokens(f"rank {rank}", ids, [place >= start for place in range(len(ids))], start)
+        for (ids, start), rank in zip(found, row["ranks"], strict=True)
+    ]
 
 
 def _pair(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> list[Tokens]:

@@ -22,25 +22,23 @@ def ranking_loss(
 ) -> Tensor:
     """Negative log-likelihood of a ranking, chosen from the best rank to the worst.
 
-    -sum over ranks of log [f(C) / sum over S of f(S)], where C are the completions of that rank and
-    S all sets of those not chosen before. f(S) is the strength exp(score) of a single completion,
-    the geometric mean of the strengths times a weight for a tie, and 0 for sets of more than D. Of
-    two completions that is Bradley and Terry's model, and Davidson's with ties; without ties
-    Plackett and Luce's.
+    -sum over ranks of log [f(C) / sum over S of f(S)]; C are the completions of that rank, S all
+    sets of at most D of those left, f the geometric mean of strengths exp(score) times the weight
+    of a tie. Without ties that is Plackett and Luce's model; of two Bradley and Terry's, Davidson's
+    with ties.
 
     Args:
         scores_BN: Scores.
         ranks_BN: Ranks, 1 the best, equal for ties; 0 where there is no completion.
         ties_D: Logarithms of the weights of ties of 1 (which is 0), 2 ... D; None without ties.
-        margins_B: What the best of two has to be ahead by, as in TRL's RewardTrainer; else 0.
+        margins_B: What the best of two has to be ahead by, as in RewardTrainer; else 0.
         label_smoothing: Probability that an answer is the other way round.
 
     Returns:
         The losses, in nats, of shape (B,).
 
-    Sources: Plackett, Applied Statistics 24, 1975; Davidson, Journal of the American Statistical
-        Association 65, 1970; Firth, Kosmidis and Turner, Davidson-Luce model for multi-item choice
-        with ties, 2019, equation 2.
+    Sources: Plackett, Applied Statistics 24, 1975; Davidson, JASA 65, 1970; Firth, Kosmidis and
+        Turner, Davidson-Luce model for multi-item choice with ties, 2019, equation 2.
     """
     if label_smoothing:
         reversed_BN = (ranks_BN.amax(1, keepdim=True) + 1 - ranks_BN) * (ranks_BN > 0)

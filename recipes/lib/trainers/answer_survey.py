@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
@@ -128,26 +129,31 @@ class Survey:
             "copies": [1.0] * self.heads.ensemble,
         }
         if kind not in COMPARISONS:
-            made |= self._encode_value(row, (kind, aspect))
+            scale = kind, aspect
+            made["scale"], level_of = self.places[scale]
+            made["level"] = level_of[value_of(row)]
+            made["rater"] = self.raters.get((scale, str(row.get("annotator"))), -1)
         if is_training and self.heads.ensemble > 1:
-            # By what is judged, so that several answers about it stay together.
-            digest = hashlib.sha256(f"{self.seed} {content_key(row)}".encode()).digest()
             import numpy as np
 
+            # By what is judged, so that several answers about it stay together.
+            digest = hashlib.sha256(f"{self.seed} {content_key(row)}".encode()).digest()
             draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
             made["copies"] = draws.poisson(1.0, self.heads.ensemble).astype(float).tolist()
         return made
 
-    def _encode_value(self, row: Row, scale: Scale) -> Row:
-        said, value = self.levels[scale], value_of(row)
-        if self.is_ordinal(scale):
-            level = float(sorted(said).index(value))
-        else:
-            mean, spread = _moments(said)
-            level = (value - mean) / spread
-        raters, who = [*self.annotators], (scale, str(row.get("annotator")))
-        rater = raters.index(who) if who in self.annotators else -1
-        return {"scale": [*self.levels].index(scale), "level": level, "rater": rater}
+    @cached_property
+    def places(self) -> dict[Scale, tuple[int, dict[float, float]]]:
+        """The number of each scale, and what each of its values is in the loss."""
+        return {
+            scale: (number, _levels(said, self.is_ordinal(scale)))
+            for number, (scale, said) in enumerate(self.levels.items())
+        }
+
+    @cached_property
+    def raters(self) -> dict[tuple[Scale, str], int]:
+        """The number of each annotator of a scale."""
+        return {who: number for number, who in enumerate(self.annotators)}
 
 
 def survey_answers(known: Dataset, test: Dataset, script: AnswerArguments, seed: int) -> Survey:
@@ -205,6 +211,10 @@ def _refuse_ties(found: Survey, known: Dataset) -> None:
         )
 
 
-def _moments(said: Counter[float]) -> tuple[float, float]:
+def _levels(said: Counter[float], is_ordinal: bool) -> dict[float, float]:
+    """Places among the values, or values standardized as those of training rows are."""
+    if is_ordinal:
+        return {value: float(place) for place, value in enumerate(sorted(said))}
     values = [*said.elements()]
-    return fmean(values), pstdev(values) or 1.0
+    mean, spread = fmean(values), pstdev(values) or 1.0
+    return {value: (value - mean) / spread for value in said}

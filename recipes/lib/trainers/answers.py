@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from recipes.lib.data.file_rows import Row
 from recipes.lib.data.problems import PLACE
 from recipes.lib.data.tokenization import answer_ids
 from recipes.lib.errors import UserError
-from recipes.lib.models.reward_heads import heads_of, name_outputs
+from recipes.lib.models.reward_heads import name_outputs
 from recipes.lib.trainers.answer_losses import (
     centring_loss,
     ordinal_loss,
@@ -52,24 +52,17 @@ class Beside(nn.Module):
     def __init__(self, survey: Survey) -> None:
         super().__init__()
         self.offsets = nn.Parameter(torch.zeros(max(1, len(survey.annotators))))
-        scales = [survey.levels[scale] for scale in survey.levels if survey.is_ordinal(scale)]
-        places = [n for n, scale in enumerate(survey.levels) if survey.is_ordinal(scale)]
-        most = max((len(said) for said in scales), default=2) - 1
-        cuts = torch.zeros(max(1, len(survey.levels)), most)
-        is_cut = torch.zeros_like(cuts, dtype=torch.bool)
-        for place, said in zip(places, scales, strict=True):
-            found = _log_odds(said)
-            steps = (math.log(high - low) for low, high in pairwise(found))
-            rises = [*found[:1], *steps]
-            cuts[place, : len(found)] = torch.tensor(rises)
-            is_cut[place, : len(found)] = True
-        self.cuts = nn.Parameter(cuts)
+        known = ((said, survey.is_ordinal(scale)) for scale, said in survey.levels.items())
+        rises = [_rises(said) if is_ordinal else [] for said, is_ordinal in known] or [[]]
+        most = max(1, *map(len, rises))
+        cuts = torch.tensor([[*some, *[math.nan] * (most - len(some))] for some in rises])
+        self.cuts = nn.Parameter(cuts.nan_to_num(0.0))
         # Of equal pairs the share w / (2 + w) is tied, which is that of these for pairs alone.
         sizes, alone = range(2, max(survey.tied, default=1) + 1), survey.tied[1] + 1
         ties = [math.log((4 * survey.tied[size] + 1) / alone) for size in sizes]
         self.ties = nn.Parameter(torch.tensor(ties, dtype=torch.float))
         counts = torch.tensor([*survey.annotators.values()] or [1], dtype=torch.float)
-        self.register_buffer("is_cut", is_cut, persistent=False)
+        self.register_buffer("is_cut", ~cuts.isnan(), persistent=False)
         self.register_buffer("counts", counts.clamp(min=1), persistent=False)
         self.register_state_dict_post_hook(_leave_out)
         self.register_load_state_dict_post_hook(_forgive)
@@ -78,7 +71,8 @@ class Beside(nn.Module):
         """Offsets of annotators, rising cut points of every scale, and log-weights of ties."""
         rising = torch.cat([self.cuts[:, :1], self.cuts[:, 1:].exp()], 1).cumsum(1)
         cuts = rising.masked_fill(~self.is_cut, torch.inf)
-        return {"offsets": self.offsets * 1, "cuts": cuts, "ties": self.ties * 1}
+        ties = torch.cat([self.ties.new_zeros(1), self.ties])
+        return {"offsets": self.offsets * 1, "cuts": cuts, "ties": ties}
 
 
 def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -87,24 +81,28 @@ def _leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) ->
 
 
 def _forgive(module: nn.Module, found: Any) -> None:
-    own = tuple(name for name, _ in module.named_parameters())
+    own = tuple(f"beside.{name}" for name, _ in module.named_parameters())
     found.missing_keys[:] = [key for key in found.missing_keys if not key.endswith(own)]
 
 
-def _log_odds(said: Counter[float]) -> list[float]:
-    """Where cut points are if all scores are 0; half an answer more on each level."""
-    counts = np.array([said[value] + 0.5 for value in sorted(said)])
-    below = counts.cumsum()[:-1] / counts.sum()
-    return [math.log(share / (1 - share)) for share in below]
+def _rises(said: Counter[float]) -> list[float]:
+    """The first cut point where all scores are 0, and the logs of the steps to the others."""
+    counts = np.array([said[value] + 0.5 for value in sorted(said)])  # no level is without answers
+    below = counts.cumsum()[:-1]
+    cuts = np.log(below / (counts.sum() - below))
+    return [*cuts[:1].tolist(), *np.log(np.diff(cuts)).tolist()]
 
 
-def prepare_answers(survey: Survey, tokenizer: Any, rows: Any, *, is_training: bool) -> Any:
+def prepare_answers(
+    survey: Survey, tokenizer: Any, rows: Any, columns: Sequence[str], *, is_training: bool
+) -> Any:
     """Rows with what `AnswerCollator` reads; TRL tokenizes pairs about one thing, as ever.
 
     Args:
         survey: What the answers are about.
         tokenizer: The model's, with its chat template.
         rows: The answers.
+        columns: What they have.
         is_training: Whether they are bootstrapped.
     """
 
@@ -120,9 +118,9 @@ def prepare_answers(survey: Survey, tokenizer: Any, rows: Any, *, is_training: b
         return made | {"chosen_ids": first, "rejected_ids": second, "more_ids": others}
 
     is_as_ever = survey.is_plain and survey.heads.ensemble == 1
-    if is_as_ever and "weight" not in rows.column_names and not survey.script.answer_weights:
+    if is_as_ever and "weight" not in columns and not survey.script.answer_weights:
         return rows
-    gone = [] if survey.is_plain else [name for name in rows.column_names if name != PLACE]
+    gone = [] if survey.is_plain else [name for name in columns if name != PLACE]
     return rows.map(numbers, remove_columns=gone)
 
 
@@ -181,10 +179,9 @@ class AnswerTrainer(Resumable, RewardTrainer):
 
     def __init__(self, *, model: Any, args: Any, survey: Survey, **arguments: Any) -> None:
         args.remove_unused_columns = False  # the collator takes what it reads
-        heads = heads_of(model.config) or survey.heads
         model.config.num_labels = 1  # TRL knows no other reward model
         super().__init__(model=model, args=args, **arguments)
-        name_outputs(self.model.config, heads)
+        name_outputs(self.model.config, survey.heads)
         self.survey = survey
         pad_token_id = self.processing_class.pad_token_id
         self.data_collator = AnswerCollator(pad_token_id, args.pad_to_multiple_of)
@@ -257,9 +254,7 @@ class AnswerTrainer(Resumable, RewardTrainer):
         scores_BN = scores_BNK.transpose(1, 2).flatten(0, 1)  # from here on B counts heads, too
         ranks_BN = rows["ranks"].repeat_interleave(num_heads, 0)
         margins_B = rows["margin"].repeat_interleave(num_heads, 0)
-        ties_D = None
-        if max(self.survey.tied, default=1) > 1:
-            ties_D = torch.cat([outputs["ties"].new_zeros(1), outputs["ties"]])
+        ties_D = outputs["ties"] if max(self.survey.tied, default=1) > 1 else None
         smoothing = self.survey.script.label_smoothing
         losses_B = ranking_loss(scores_BN, ranks_BN, ties_D, margins_B, smoothing)
         if coefficient := self.args.center_rewards_coefficient:
@@ -268,16 +263,16 @@ class AnswerTrainer(Resumable, RewardTrainer):
 
     def _rated(self, scores_BNK: Tensor, rows: dict[str, Tensor], outputs: Any) -> Tensor:
         num_heads, beside = scores_BNK.shape[2], self.beside
-        assert beside is not None
+        assert beside is not None  # there are scales
         raters_B, known_B = rows["rater"].clamp(min=0), rows["rater"] >= 0
         offsets_B = outputs["offsets"][raters_B] * known_B
         scores_B = (scores_BNK[:, 0] + offsets_B[:, None]).flatten()
-        scales_B, levels_B = (
-            rows[name].repeat_interleave(num_heads, 0) for name in ("scale", "level")
-        )
-        ordinal_B = ordinal_loss(scores_B, levels_B.long().clamp(min=0), outputs["cuts"][scales_B])
+        of_heads = (rows[name].repeat_interleave(num_heads, 0) for name in ("scale", "level"))
+        scales_B, levels_B = of_heads
         is_ordinal = [self.survey.is_ordinal(scale) for scale in self.survey.levels]
         is_ordinal_B = torch.tensor(is_ordinal, device=scores_B.device)[scales_B]
+        places_B = (levels_B * is_ordinal_B).long()
+        ordinal_B = ordinal_loss(scores_B, places_B, outputs["cuts"][scales_B])
         losses_B = torch.where(is_ordinal_B, ordinal_B, regression_loss(scores_B, levels_B))
         # Offsets are normal with a standard deviation of 1, each row with its part of that.
         prior_B = offsets_B**2 / 2 / beside.counts[raters_B]
