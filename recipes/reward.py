@@ -27,7 +27,13 @@ from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
-from recipes.lib.data.answers import BESIDE_ANSWERS, answer_columns, kinds_of, ordered_pairs
+from recipes.lib.data.answers import (
+    BESIDE_ANSWERS,
+    answer_columns,
+    kinds_of,
+    most_completions,
+    ordered_pairs,
+)
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE
 from recipes.lib.data.streaming import Rows, load_rows
@@ -153,7 +159,7 @@ def run(config: Config) -> dict[str, Any]:
     check_answers(script)
     spine.check_start(config)
     rows = load_answers(script, training)
-    check_plan(config)
+    check_plan(config, num_completions=most_completions(rows.known))
     trainer = make_trainer(config, rows)
     test: Any = ordered_pairs(rows.test)
     if test is None:

@@ -7,15 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.errors import UserError
 from recipes.lib.models.classifiers import load_reward_model
-from recipes.lib.recipe.main import parse
-from recipes.lib.rewards.reward_models import RewardModel
+from recipes.lib.plan.planner import plan_of
+from recipes.lib.plan.target import Target
+from recipes.lib.recipe.main import launch, parse
+from recipes.lib.rewards.reward_models import (
+    Aggregation,
+    ModelReward,
+    RewardModel,
+    load_reward_functions,
+)
 from recipes.lib.runs.files import read_jsonl
 from recipes.reward import run
+from tests.helpers import four_roles
 from tests.helpers.tiny_runs import FAST, LORA, write
 
 SUBJECTS = ("cat", "dog", "bird", "child", "sun", "moon", "rain", "tree")
@@ -289,3 +297,57 @@ def test_test_rows_that_are_ties_alone_are_refused(folder: Path) -> None:
     values = {"test_fraction": 0, "test_dataset_name": str(folder / "tie.jsonl")}
     with pytest.raises(UserError, match="the test rows are ties alone"):
         train(folder, "run", "rank", **values)
+
+
+def test_data_page_shows_what_is_ranked_and_rated(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, shown in (("rank", ["ranks, text", "rank 1"]), ("rating", ["ratings, text", "LOSS"])):
+        argv = [str(folder / f"{kind}.jsonl"), "--model_name_or_path", str(folder / "tiny")]
+        assert launch("data", [*argv, "--max_length", "4"]) == 0
+        out = capsys.readouterr().out
+        assert all(text in out for text in [*shown, "for reward", "reward: "])
+
+
+def test_aspects_of_an_adapter_on_the_policys_base_are_rewards_with_weights(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4}
+    folders = four_roles.write_folders(tmp_path / "roles", **sizes)
+    path = folders / "aspects"
+    shutil.copytree(folders / "reward", path)
+    weights = load_file(path / "adapter_model.safetensors")
+    name = next(key for key in weights if key.endswith("score.weight"))
+    width = weights[name].shape[1]
+    head = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    save_file(weights | {name: head}, path / "adapter_model.safetensors")
+    (path / "reward_heads.json").write_text('{"aspects": ["style", "tone"], "ensemble": 2}')
+    given = (["a b", "c"], [" d", " e f"])
+    said = Aggregation("mean_minus_sd", 0.5)
+    values = {"critic": "head", "critic_model_name_or_path": None, "reward_weights": [1.0, 0.5]}
+    reward = ModelReward(str(path), said)
+    trainer = four_roles.trainer(folders, tmp_path / "out", reward=reward, **values)
+    assert "reward" in trainer.actor_critic.adapters.model.peft_config
+    alone = load_reward_functions(reward, None, 4, "cpu")
+    names = ["aspects/style", "aspects/tone"]
+    assert [function.__name__ for function in trainer.collector.functions] == names
+    for shared, own in zip(trainer.collector.functions, alone, strict=True):
+        assert shared(*given) == pytest.approx(own(*given), abs=1e-5)
+    trainer.collector.rollout(0)
+    critic = {"critic": "adapter", "critic_model_name_or_path": str(path)}
+    with pytest.raises(UserError, match="has 4 outputs; a reward model has 1"):
+        four_roles.trainer(folders, tmp_path / "no", reward=reward, **critic)
+
+
+def test_an_ensemble_speaks_by_its_mean_its_least_or_its_mean_less_deviations() -> None:
+    outputs = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
+    assert Aggregation()(outputs).tolist() == [2.0, 0.0]
+    assert Aggregation("min")(outputs).tolist() == [1.0, 0.0]
+    assert Aggregation("mean_minus_sd", 2.0)(outputs).tolist() == [0.0, 0.0]  # sd of 1 and 3: 1
+
+
+def test_a_plan_counts_the_completions_of_a_row(folder: Path) -> None:
+    keys = FAST | {"model_name_or_path": str(folder / "tiny"), "dataset_name": "rank.jsonl"}
+    config = parse("reward", [], keys | {"max_length": 64, "output_dir": str(folder / "run")})
+    two, four = (plan_of(config, Target(num_completions=number)) for number in (2, 4))
+    peaks = [next(p for p in plan.phases if p.name == "training").allocated for plan in (two, four)]
+    assert peaks[0] < peaks[1]
+    assert four.facts["lengths"] == "rows of 4 times 64 tokens"

@@ -65,6 +65,13 @@ def completions_of(row: Row) -> tuple[list[Any], list[int]]:
     return [row["completion"]], []
 
 
+def most_completions(rows: Dataset) -> int:
+    """The most completions that a row has."""
+    kinds = kinds_of(rows.column_names)
+    ranked = map(len, filter(None, rows["ranks"])) if "rank" in kinds else ()
+    return max(2 if "pair" in kinds else 1, *ranked, 1)
+
+
 def aspect_of(row: Row) -> str:
     """What of its completions a row judges."""
     return str(row.get("aspect") or OVERALL)

@@ -211,7 +211,8 @@ def _own_columns(
     if not set(columns) <= set(rows.column_names):
         return rows  # which is told next
     reserved = GIVEN_COLUMNS if beside is None else TOKEN_COLUMNS
-    others = set(reserved) if beside is None else {*named_columns(rows)} - {*columns, *beside}
+    every = set(reserved) if beside is None else {*named_columns(rows)} - {*beside}
+    others = every - {*columns}
     out = [column for column in rows.column_names if column in others]
     told = [column for column in out if column in reserved]
     if told:
