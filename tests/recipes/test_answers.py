@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from recipes import merge
 from recipes.lib.errors import UserError
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.plan.planner import plan_of
@@ -351,3 +352,19 @@ def test_a_plan_counts_the_completions_of_a_row(folder: Path) -> None:
     peaks = [next(p for p in plan.phases if p.name == "training").allocated for plan in (two, four)]
     assert peaks[0] < peaks[1]
     assert four.facts["lengths"] == "rows of 4 times 64 tokens"
+
+
+def test_a_merged_adapter_has_the_outputs_of_the_adapter(folder: Path) -> None:
+    aspects(folder)
+    train(folder, "run", "aspects", max_steps=4, **LORA)
+    values = {"run": str(folder / "run"), "output_dir": str(folder / "merged")}
+    merge.run(parse("merge", [], values))
+    (model, tokenizer), (plain, _) = (
+        load_reward_model(str(folder / name)) for name in ("run", "merged")
+    )
+    assert plain.config.id2label == model.config.id2label == {0: "style", 1: "tone"}
+    both = [
+        RewardModel(one, tokenizer, "both").scores(["the cat"], [" is sad ."])
+        for one in (model, plain)
+    ]
+    assert torch.allclose(*both, atol=1e-4)
