@@ -85,9 +85,13 @@ def run(argv: list[str]) -> dict[str, Any]:
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         config, autocast = parse_config(options, parse, changes)
-        asked = {"prompt_length": options.prompt_length}
-        asked["num_completions"] = options.num_completions
-        target = Target(options.launch, autocast, configs=options.configs, **asked)
+        target = Target(
+            options.launch,
+            autocast,
+            prompt_length=options.prompt_length,
+            num_completions=options.num_completions,
+            configs=options.configs,
+        )
         return config, plan_of(config, target)
 
     config, plan = planner({})

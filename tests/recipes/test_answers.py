@@ -200,7 +200,10 @@ def test_the_split_into_micro_batches_changes_no_gradient(folder: Path) -> None:
     kinds = ("pair", "tie", "rating", "thumb")
     norms = []
     for rows, steps in ((16, 1), (4, 4)):
-        values = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+        values: dict[str, Any] = {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": steps,
+        }
         values |= {"max_steps": 3, "learning_rate": 1e-3, "answer_weights": {"rating": 0.25}}
         name = f"by {rows}"
         train(folder, name, *kinds, **values)
@@ -367,4 +370,4 @@ def test_a_merged_adapter_has_the_outputs_of_the_adapter(folder: Path) -> None:
         RewardModel(one, tokenizer, "both").scores(["the cat"], [" is sad ."])
         for one in (model, plain)
     ]
-    assert torch.allclose(*both, atol=1e-4)
+    assert torch.allclose(both[0], both[1], atol=1e-4)

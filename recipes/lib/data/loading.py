@@ -121,7 +121,9 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
         if rows is not None and not splits_itself and args.test_dataset_name is None
     ]
     mixes = args.reads_answers
-    test = join_datasets(*map(list, zip(*tests, strict=True)), mixes) if tests else None
+    test = None
+    if tests:
+        test = join_datasets([part for part, _ in tests], [rows for _, rows in tests], mixes)
     if args.test_dataset_name is not None:
         part, key = test_part(args), args.dataset_test_split
         splits = read_splits(part.path, split=key, on_bad_rows=args.on_bad_rows)

@@ -135,7 +135,7 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
             f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
             "one from it with `rlhf reward`."
         )
-    own = {"heads": adapter_heads(path), "trust_remote_code": trust_remote_code}
+    own: dict[str, Any] = {"heads": adapter_heads(path), "trust_remote_code": trust_remote_code}
     load = partial(_classifier, new_head=True, **own)
     return load_adapter(load_rounded(path, base_args(path, model_args), load), path)
 
@@ -217,7 +217,7 @@ def _refuse_other_heads(path: str, heads: RewardHeads, wanted: RewardHeads | Non
 
 
 def load_adapted_classifier(
-    model_args: ModelConfig, heads: RewardHeads, *, trust_remote_code: bool = False
+    model_args: ModelConfig, heads: RewardHeads = ONE, *, trust_remote_code: bool = False
 ) -> PeftModel:
     """Load a reward model to be, whose adapter begins as that of a language model or goes on.
 

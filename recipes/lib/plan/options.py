@@ -15,8 +15,8 @@ from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import read_memory
 
-FLAGS = ("memory", "num_processes", "accelerate_config", "recipe")
-FLAGS += ("prompt_length", "num_completions", "json")
+OF_ROWS = ("prompt_length", "num_completions")
+FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", *OF_ROWS, "json")
 PRECISION = ("bf16", "fp16")
 
 

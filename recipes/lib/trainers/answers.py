@@ -62,10 +62,12 @@ class Beside(nn.Module):
         ties = [math.log((4 * survey.tied[size] + 1) / alone) for size in sizes]
         self.ties = nn.Parameter(torch.tensor(ties, dtype=torch.float))
         counts = torch.tensor([*survey.annotators.values()] or [1], dtype=torch.float)
+        self.is_cut: Tensor
+        self.counts: Tensor
         self.register_buffer("is_cut", ~cuts.isnan(), persistent=False)
         self.register_buffer("counts", counts.clamp(min=1), persistent=False)
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_post_hook(_forgive)
+        self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
 
     def values(self) -> dict[str, Tensor]:
         """Offsets of annotators, rising cut points of every scale, and log-weights of ties."""
@@ -143,7 +145,8 @@ class AnswerCollator:
             for row in rows
         ]
         places_BN = torch.full((len(rows), max(map(len, groups))), -1)
-        ranks_BN, ids = torch.zeros_like(places_BN), []
+        ranks_BN = torch.zeros_like(places_BN)
+        ids: list[Tensor] = []
         for place in range(places_BN.shape[1]):
             for number, (row, group) in enumerate(zip(rows, groups, strict=True)):
                 if place < len(group):
@@ -237,14 +240,15 @@ class AnswerTrainer(Resumable, RewardTrainer):
         scores_BNK = scores_SAK[inputs["places"], inputs["about"][:, None]]
         is_ranked_B = inputs["ranks"][:, 0] > 0
         losses, weights = [], []
-        for chosen_B, loss in ((is_ranked_B, self._ranked), (~is_ranked_B, self._rated)):
+        for chosen_B, kind in ((is_ranked_B, self._ranked), (~is_ranked_B, self._rated)):
             if chosen_B.any():
                 mine = {name: inputs[name][chosen_B] for name in ("ranks", "copies", *ABSENT)}
-                losses.append(loss(scores_BNK[chosen_B], mine, outputs))
+                losses.append(kind(scores_BNK[chosen_B], mine, outputs))
                 weights.append(mine["weight"][:, None] * mine["copies"])
         loss = (torch.cat(losses) * torch.cat(weights)).mean()
         if self.beside is not None:  # a gradient, if only of 0, for each of them in every batch
-            loss = loss + 0.0 * sum(weight.sum() for weight in self.beside.parameters())
+            for weight in self.beside.parameters():
+                loss = loss + 0.0 * weight.sum()
         with torch.no_grad():
             self._note(scores_BNK.mean(-1), inputs)
         return (loss, outputs) if return_outputs else loss
@@ -285,9 +289,10 @@ class AnswerTrainer(Resumable, RewardTrainer):
         is_pair_BNN = (ranks_BN[:, :, None] < ranks_BN[:, None, :]) & (ranks_BN[:, :, None] > 0)
         margins = (scores_BN[:, :, None] - scores_BN[:, None, :])[is_pair_BNN]
         sums = [scores.sum(), margins.sum(), (margins > 0).sum(), inputs["attention_mask"].sum()]
-        numbers = map(float, [*sums, len(scores), len(margins), scores.min(), scores.max()])
+        numbers = [*map(float, sums), len(scores), len(margins)]
+        numbers += [float(scores.min()), float(scores.max())]
         # One row for each process.
-        all_PX = self.accelerator.gather(torch.tensor([[*numbers]], device=scores.device))
+        all_PX = self.accelerator.gather(torch.tensor([numbers], device=scores.device))
         total, gap, right, tokens, number, pairs, *_ = all_PX.sum(0).tolist()
         if mode == "train":
             self._total_train_tokens += int(tokens)
@@ -302,4 +307,5 @@ class AnswerTrainer(Resumable, RewardTrainer):
 
 
 def _with_beside(model: nn.Module, _: Any, output: Any) -> dict[str, Any]:
-    return {"logits": output["logits"], **model.beside.values()}  # type: ignore[operator]
+    beside: Any = model.beside
+    return {"logits": output["logits"], **beside.values()}

@@ -93,7 +93,7 @@ def answers(kind: str, seconds: float, seed: int) -> list[dict[str, Any]]:
     _, num_tales, num_answers = KINDS[kind]
     number = int(seconds // (seconds_of(kind) * num_answers))
     asked = list(items("feedback", number, num_tales, seed))
-    told = {"kinds": [kind], "raters": [RATER], "seed": seed}
+    told: dict[str, Any] = {"kinds": [kind], "raters": [RATER], "seed": seed}
     said = simulate_answers(asked, list(map(gold, asked)), created_at="2026-01-01", **told)
     return training_rows(said)[FILES.get(kind, "ranks")]
 

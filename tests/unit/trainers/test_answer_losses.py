@@ -155,10 +155,10 @@ def test_ratings_are_what_differences_of_logistic_curves_say() -> None:
     draw, infinity = random.Random(1), math.inf
     rows = []
     for _ in range(40):
-        cuts = sorted(draw.gauss(0, 2) for _ in range(4))
+        drawn = sorted(draw.gauss(0, 2) for _ in range(4))
         most = draw.choice((1, 4))  # of a scale with fewer levels the other cut points are absent
         rows.append(
-            (draw.gauss(0, 3), draw.randint(0, most), [*cuts[:most], *[infinity] * (4 - most)])
+            (draw.gauss(0, 3), draw.randint(0, most), [*drawn[:most], *[infinity] * (4 - most)])
         )
     scores = torch.tensor([row[0] for row in rows], dtype=torch.double, requires_grad=True)
     cuts = torch.tensor([row[2] for row in rows], dtype=torch.double, requires_grad=True)
