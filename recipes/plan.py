@@ -71,7 +71,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     Raises:
         UserError: A flag or the configuration is wrong, or a model is not there.
     """
-    from recipes.lib.plan.options import parse_config, read_options
+    from recipes.lib.plan.options import OF_ROWS, parse_config, read_options
     from recipes.lib.verbosity import hush
 
     options = read_options(argv)
@@ -85,13 +85,8 @@ def run(argv: list[str]) -> dict[str, Any]:
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         config, autocast = parse_config(options, parse, changes)
-        target = Target(
-            options.launch,
-            autocast,
-            prompt_length=options.prompt_length,
-            num_completions=options.num_completions,
-            configs=options.configs,
-        )
+        rows = {name: getattr(options, name) for name in OF_ROWS}
+        target = Target(options.launch, autocast, configs=options.configs, **rows)
         return config, plan_of(config, target)
 
     config, plan = planner({})

@@ -15,7 +15,7 @@ from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import read_memory
 
-OF_ROWS = ("prompt_length", "num_completions")
+OF_ROWS = ("prompt_length", "num_completions")  # what only the rows tell
 FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", *OF_ROWS, "json")
 PRECISION = ("bf16", "fp16")
 
