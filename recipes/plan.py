@@ -30,6 +30,7 @@ USAGE = """usage: rlhf plan --config FILE [--memory 24GB] [--key value ...]
   --accelerate_config NAME  how it is divided: a file in configs/accelerate, or a path
   --recipe NAME             where the file's folder does not tell it
   --prompt_length INT       tokens of a prompt where the recipe sets no limit (rloo, grpo); 512
+  --num_completions INT     completions in a row of answers (reward); 2, those of a pair
   --json [FILE]             the plan in bytes, into a file or on the terminal
   --refusals                the table of what does not go with several processes
   --key value               any key of the recipe, as the recipe takes it"""
@@ -70,7 +71,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     Raises:
         UserError: A flag or the configuration is wrong, or a model is not there.
     """
-    from recipes.lib.plan.options import parse_config, read_options
+    from recipes.lib.plan.options import OF_ROWS, parse_config, read_options
     from recipes.lib.verbosity import hush
 
     options = read_options(argv)
@@ -84,9 +85,8 @@ def run(argv: list[str]) -> dict[str, Any]:
 
     def planner(changes: dict[str, Any]) -> tuple[Any, Any]:
         config, autocast = parse_config(options, parse, changes)
-        target = Target(
-            options.launch, autocast, prompt_length=options.prompt_length, configs=options.configs
-        )
+        rows = {name: getattr(options, name) for name in OF_ROWS}
+        target = Target(options.launch, autocast, configs=options.configs, **rows)
         return config, plan_of(config, target)
 
     config, plan = planner({})

@@ -1,9 +1,13 @@
-"""Reward modelling: trains a language model with a score head to rank the chosen completion first.
+"""Reward modelling: trains a language model with a score head on what people say of completions.
 
-Loss: -log sigmoid(score(chosen) - score(rejected)), the Bradley-Terry likelihood of the pair.
+Loss: of pairs -log sigmoid(score(chosen) - score(rejected)), the Bradley-Terry likelihood; of ranks
+Plackett and Luce's, with ties Davidson's; of ratings proportional odds or squared errors, of thumbs
+logistic, with an offset for each annotator.
 
-Data: chosen and rejected, with a prompt or containing it (text or messages); a test row's `noise`
-column is the probability that its label contradicts the true order.
+Data: chosen and rejected, with a prompt or containing it (text or messages), and perhaps margin and
+weight; prompt, completions and ranks; prompt, completion and rating, with annotator and aspect;
+prompt, completion and label. `datasets`, or a feedback project, bring several kinds. A test pair's
+`noise` column is the probability that its label contradicts the true order.
 Writes final/ (a full model, or an adapter with its score head), metrics.jsonl, samples.jsonl with
 the scores of every test pair, and summary.json with the accuracy beside its ceiling and beside a
 bag-of-words model of the same split (with frozen_features a regression on the base, too).
@@ -12,7 +16,7 @@ bag-of-words model of the same split (with frozen_features a regression on the b
     accelerate launch --num_processes 2 -m recipes.reward --config configs/quickstart/reward.yaml
 
 Source: Ouyang et al., Training language models to follow instructions, 2022, equation 1, with one
-pair per comparison.
+pair per comparison; of the other kinds recipes/lib/trainers/answer_losses.py.
 """
 
 from __future__ import annotations
@@ -23,6 +27,13 @@ from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
+from recipes.lib.data.answers import (
+    BESIDE_ANSWERS,
+    answer_columns,
+    kinds_of,
+    most_completions,
+    ordered_pairs,
+)
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE
 from recipes.lib.data.streaming import Rows, load_rows
@@ -33,18 +44,21 @@ from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import RunArguments
+from recipes.lib.trainers.answer_survey import AnswerArguments, check_answers
 
 FROZEN = "frozen_features"  # folder of the reward model that is a regression on the base
 
 
 @dataclass(kw_only=True)
-class RewardModelArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
+class RewardModelArguments(
+    RunArguments, DataArguments, AnswerArguments, TemplateArguments, PlanArguments
+):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
-    FEEDBACK: ClassVar[tuple[str, ...]] = ("preference",)
+    FEEDBACK: ClassVar[tuple[str, ...]] = ("ranks", "ratings", "unpaired_preference", "preference")
 
     global_batch_size: int | None = option(
-        None, "Pairs in one optimizer step over all processes; sets accumulation."
+        None, "Rows in one optimizer step over all processes; sets accumulation."
     )
     scoring_batch_size: int = option(64, "Texts at a time when the test pairs are scored.")
     frozen_features: bool = option(
@@ -61,18 +75,24 @@ def arguments() -> tuple[type, ...]:
     return RewardModelArguments, RewardConfig, ModelConfig
 
 
-def load_pairs(script: RewardModelArguments, training: Any) -> Rows:
-    """Load training and test pairs.
+def load_answers(script: RewardModelArguments, training: Any) -> Rows:
+    """Load training and test answers.
 
     Raises:
         UserError: As load_rows; or there are no test rows.
     """
-    beside = (*BESIDE, "margin")
-    rows = load_rows(script, training, lambda _: ("chosen", "rejected"), beside)
+    script.reads_answers = True
+    rows = load_rows(script, training, answer_columns, (*BESIDE, *BESIDE_ANSWERS))
     if rows.test is None:
         raise UserError(
             "test_fraction=0.0: a reward model is worth its accuracy on pairs it has not seen; "
             "set test_fraction (0.1 is usual) or test_dataset_name."
+        )
+    columns = {*rows.known.column_names}
+    if rows.stream is not None and (kinds_of(columns) != ["pair"] or "aspect" in columns):
+        raise UserError(
+            "streaming=true: ranks, ratings, thumbs and aspects are looked at before the run; "
+            "leave it out, or stream pairs."
         )
     return rows
 
@@ -80,15 +100,17 @@ def load_pairs(script: RewardModelArguments, training: Any) -> Rows:
 def make_trainer(config: Config, rows: Rows) -> Any:
     """TRL's trainer on a classifier whose score head alone is new, with LoRA if asked for."""
     from transformers import set_seed
-    from trl import RewardTrainer
 
     from recipes.lib.models.chat_template import read_template
     from recipes.lib.models.classifiers import load_adapted_classifier, load_reward_model
     from recipes.lib.models.policies import continues, lora_config
     from recipes.lib.models.tokenizers import load_tokenizer
     from recipes.lib.recipe import spine
+    from recipes.lib.trainers.answer_survey import survey_answers
+    from recipes.lib.trainers.answers import AnswerTrainer, prepare_answers
 
-    training, model_args = config.training, config.model
+    script, training, model_args = config.script, config.training, config.model
+    survey = survey_answers(rows.known, rows.test, script, training.seed)
     name, going_on = model_args.model_name_or_path or "", continues(model_args)
     adapter = None if going_on else lora_config(model_args, "SEQ_CLS")
     trusted = training.trust_remote_code
@@ -96,7 +118,7 @@ def make_trainer(config: Config, rows: Rows) -> Any:
         read_template(training.chat_template_path)
     set_seed(training.seed)  # the new head is drawn while loading
     if going_on:
-        model: Any = load_adapted_classifier(model_args, trust_remote_code=trusted)
+        model: Any = load_adapted_classifier(model_args, survey.heads, trust_remote_code=trusted)
         tokenizer = load_tokenizer(name, trust_remote_code=trusted)
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     else:
@@ -104,24 +126,31 @@ def make_trainer(config: Config, rows: Rows) -> Any:
             name,
             str(model_args.dtype),
             new_head=True,
+            heads=survey.heads,
             model_args=model_args,
             trust_remote_code=trusted,
         )
-    set_chat_template(tokenizer, config.script.chat_template, training.chat_template_path)
+    set_chat_template(tokenizer, script.chat_template, training.chat_template_path)
     template = tokenizer.chat_template or training.chat_template_path
-    check_template(rows.known[0], "chosen", bool(template))
-    return spine.make_row_trainer(
-        RewardTrainer, config, tokenizer, rows, model=model, peft_config=adapter
-    )
+    first = rows.known[0]
+    spoken = "chosen" if first.get("chosen") is not None else "prompt"
+    check_template(first, spoken, bool(template))
+
+    def prepare(some: Any, known: Any) -> Any:
+        columns, is_training = known.column_names, some is not rows.test
+        return prepare_answers(survey, tokenizer, some, columns, is_training=is_training)
+
+    own = {"model": model, "peft_config": adapter, "survey": survey}
+    return spine.make_row_trainer(AnswerTrainer, config, tokenizer, rows, prepare, **own)
 
 
-def frozen_features(config: Config, trainer: Any, rows: Rows, folder: Any) -> float:
+def frozen_features(config: Config, trainer: Any, known: Any, test: Any, folder: Any) -> float:
     """Accuracy of the regression on the model that training started from, which is saved."""
     from recipes.lib.distributed.shards import load_unsharded
     from recipes.lib.evaluation.pair_scores import frozen_features_accuracy
 
     template, trusted = trainer.processing_class.chat_template, config.training.trust_remote_code
-    own = (rows.known, rows.test, folder.path / FROZEN, config.script.scoring_batch_size)
+    own = (known, test, folder.path / FROZEN, config.script.scoring_batch_size)
     with load_unsharded(config.training):
         return frozen_features_accuracy(config.model, template, *own, trust_remote_code=trusted)
 
@@ -145,15 +174,23 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
+    check_answers(script)
     spine.check_start(config)
-    rows = load_pairs(script, training)
-    check_plan(config)
-    test: Any = rows.test
+    rows = load_answers(script, training)
+    check_plan(config, num_completions=most_completions(rows.known))
     trainer = make_trainer(config, rows)
+    test: Any = ordered_pairs(rows.test)
+    if test is None:
+        raise UserError(
+            "test_fraction: the test rows are ties alone, or of one value, and order no two "
+            "completions; hold more out, or name others as test_dataset_name."
+        )
     folder = spine.start_run(config, trainer, {"loss": "loss", "accuracy": "accuracy"})
     rows.begin()
     summary = spine.train(trainer, folder)
-    spine.note_guessing(trainer, math.log(2))
+    trainer.take_beside_off()
+    if trainer.survey.is_plain:
+        spine.note_guessing(trainer, math.log(2))
     spine.save_final(trainer, folder)
     trusted, size = training.trust_remote_code, script.scoring_batch_size
     with unsharded_model(trainer, trained=True) as model:
@@ -166,10 +203,12 @@ def run(config: Config) -> dict[str, Any]:
         folder.write_samples(scored)
         numbers = spine.pair_numbers(scored, test)
         margin = numbers.pop("margin")
-        yardstick = bag_of_words_accuracy(rows.known, test)
-        summary |= numbers | {"accuracy_bag_of_words": yardstick}
+        known = ordered_pairs(rows.known)
+        summary |= numbers | {"accuracy_bag_of_words": bag_of_words_accuracy(known, test)}
         if script.frozen_features:
-            summary["accuracy_frozen_features"] = frozen_features(config, trainer, rows, folder)
+            summary["accuracy_frozen_features"] = frozen_features(
+                config, trainer, known, test, folder
+            )
         summary["margin"] = margin
     return spine.finish(folder, config, summary)
 

@@ -17,8 +17,9 @@ from tests.helpers.length_judge import prepare
 from tests.helpers.tiny_runs import FAST
 
 RECIPES = {"sft": sft, "reward": reward, "dpo": dpo, "kto": kto}
-READS = {"sft": "prompt_completion", "reward": "preference", "dpo": "preference"}
-READS["kto"] = "unpaired_preference"
+# The files of a project that each recipe learns from.
+READS = {"sft": ["prompt_completion"], "dpo": ["preference"], "kto": ["unpaired_preference"]}
+READS["reward"] = ["ranks", "ratings", "unpaired_preference"]
 ANNOTATORS = [{"name": "anna"}, {"name": "bo", "temperature": 5.0, "position_bias": 2.0}]
 
 
@@ -61,15 +62,16 @@ def test_what_is_simulated_is_what_each_recipe_learns_from(folder: Path) -> None
         (kind, name) for kind in KINDS for name in ("anna", "bo")
     }
     files = {path.stem: read_jsonl(path) for path in (folder / "project/final").iterdir()}
-    assert set(files) == {*READS.values(), "ranks", "ratings"}
+    assert set(files) == {name for names in READS.values() for name in names}
     numbers = json.loads((folder / "project/summary.json").read_text())
     assert {name: numbers[f"num_{name}"] for name in files} == dict(
         zip(files, map(len, files.values()), strict=True)
     )
-    for recipe, file in READS.items():
+    for recipe, names in READS.items():
         given = parse(recipe, [], FAST | {"dataset_name": str(folder / "project")})
+        given.script.reads_answers = recipe == "reward"
         rows, _ = read_rows(given.script, 0)
-        assert len(rows) == len(files[file])
+        assert len(rows) == sum(len(files[name]) for name in names)
         assert train(recipe, folder, "project")["train_loss"] > 0
 
 
@@ -78,3 +80,18 @@ def test_a_project_without_what_a_recipe_learns_from_is_told(folder: Path) -> No
     for recipe, file in (("sft", "prompt_completion"), ("dpo", "preference")):
         with pytest.raises(UserError, match=f"holds unpaired_preference and no {file}, from which"):
             train(recipe, folder, "thumbs")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "text"])
+def test_answers_of_each_kind_alone_train_a_reward_model(folder: Path, kind: str) -> None:
+    ties = [{"name": "anna", "tie": 1.0}]
+    simulate(folder, "project", kinds=[kind, kind], annotators=ties, num_completions=3)
+    assert train("reward", folder, "project")["accuracy"] >= 0
+
+
+def test_an_export_of_ties_alone_is_refused_in_a_sentence(folder: Path) -> None:
+    ties = [{"name": "anna", "tie": 1e30}]
+    simulate(folder, "ties", kinds=["pair", "pair"], annotators=ties, max_train_rows=20)
+    assert [path.name for path in (folder / "ties/final").iterdir()] == ["ranks.jsonl"]
+    with pytest.raises(UserError, match="every training row is a tie or has the same value"):
+        train("reward", folder, "ties")

@@ -85,7 +85,7 @@ def make(recipe: str, rows: Path, name: str, **values: Any) -> Any:
         given |= ONE_STEP | {"dataset_name": str(rows / "pairs.jsonl")}
         given |= {"test_dataset_name": str(rows / "test.jsonl")}
         config = parse("reward", [], given | values)
-        return reward.make_trainer(config, reward.load_pairs(config.script, config.training))
+        return reward.make_trainer(config, reward.load_answers(config.script, config.training))
     given |= ONE_ROLLOUT | {"dataset_name": str(rows / "rows.jsonl")}
     given |= {"reward_funcs": [f"{rows / 'rewards.py'}:odd"]}
     config = parse("ppo", [], given | values)

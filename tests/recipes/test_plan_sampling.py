@@ -127,7 +127,7 @@ def test_a_deep_stack_weighs_what_two_shallow_ones_tell(
         save_model(folder, tiny_tokenizer, name, **(ALIKE | more))
         lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_r": 4}
         fakes, config = scale_of(folder, "reward", **lora, gradient_checkpointing=checkpointing)
-        loss = passes.pair_loss(fakes, ROWS, 12)
+        loss = passes.answer_loss(fakes, ROWS, 2, 12)
         shallow = passes.training_pass(fakes, config, loss, Launch())
         fakes.is_deep = True
         deep = passes.training_pass(fakes, config, loss, Launch())

@@ -142,6 +142,7 @@ class DataArguments:
 
     text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
     holds_out: bool = field(default=False, init=False)  # set by recipes that test by default
+    reads_answers: bool = field(default=False, init=False)  # set by what learns from all kinds
     splits_labelled: bool = field(default=False, init=False)  # set by what learns from labels
 
     @property

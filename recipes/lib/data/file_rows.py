@@ -28,6 +28,7 @@ Row = dict[str, Any]
 # Of CSV files, whose cells are all text.
 MESSAGES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+NUMBER = re.compile(r"\s*[-+]?\d+(\.\d+)?\s*")
 LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 LIKE_TURN = re.compile(r"""\s*\{\s*['"](role|content|from|value)['"]\s*:""")  # sharegpt's sides
 ALWAYS = ("messages", "conversations")  # no text is meant there
@@ -178,7 +179,7 @@ def _csv_header(lines: Iterator[list[str]], path: Path) -> list[str]:
 
 
 def _csv_row(header: list[str], fields: list[str]) -> Row:
-    """A line as text, but for messages in JSON, and for the label beside a completion."""
+    """A line as text, but for messages in JSON, and for label and rating beside a completion."""
     if len(fields) != len(header):
         raise BrokenRowError("a number of fields that is not the header's")
     row: Row = dict(zip(header, fields, strict=True))
@@ -190,6 +191,8 @@ def _csv_row(header: list[str], fields: list[str]) -> Row:
             row[column] = _messages(column, cell, dict)
     if "label" in row and "completion" in row:
         row["label"] = LABELS.get(row["label"].strip().lower(), row["label"])
+    if "completion" in row and NUMBER.fullmatch(row.get("rating", "")):
+        row["rating"] = float(row["rating"])
     return row
 
 

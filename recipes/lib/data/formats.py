@@ -280,7 +280,9 @@ class Format:
 TRL_FORMATS = (
     Format("preference", ("prompt", "chosen", "rejected"), ("reward", "dpo", "kto")),
     Format("preference, implicit prompt", ("chosen", "rejected"), ("reward", "dpo", "kto")),
-    Format("unpaired preference", ("prompt", "completion", "label"), ("kto", "sft")),
+    Format("ranks", ("prompt", "completions", "ranks"), ("reward",)),
+    Format("ratings", ("prompt", "completion", "rating"), ("reward", "sft")),
+    Format("unpaired preference", ("prompt", "completion", "label"), ("kto", "reward", "sft")),
     Format("prompt-completion", ("prompt", "completion"), ("sft", *SAMPLING)),
     Format("language modeling", ("messages",), ("sft",)),
     Format("language modeling", ("text",), ("sft",)),

@@ -97,14 +97,18 @@ def limit_effects(lengths: Sequence[Length], limit: int, shape: Format) -> list[
             f"{told}: ppo refuses them (max_prompt_length)",
             "rloo, grpo: no prompt is cut; with its completion it has to fit the model's context",
         ]
+    reward = f"reward: {long:,} rows are dropped as too long"
+    if "ranks" in shape.columns:
+        return [reward]
     if "chosen" not in shape.columns:
-        return [_cut([(length.whole, length.prompt) for length in lengths], limit, "rows")]
+        told = _cut([(length.whole, length.prompt) for length in lengths], limit, "rows")
+        return [told, reward] if "reward" in shape.recipes else [told]
     pairs = _cut([(length.whole, length.prompt) for length in lengths], limit, "rows")
     sides = _cut([side for length in lengths for side in length.sides], limit, "of its rows")
     return [
         f"dpo: {pairs}",
         f"kto, which makes two rows of a pair: {sides}",
-        f"reward: {long:,} rows are dropped as too long",
+        reward,
     ]
 
 

@@ -75,10 +75,12 @@ def load_splits(
         checked, _ = check_format(rows, required_columns, named, args.on_bad_rows, beside)
         splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
+    # What is said of single completions orders those of one prompt, if they stay together.
+    by_prompt = args.reads_answers and "completion" in train.column_names
     if test is None and args.holds_out:
-        args.test_fraction = default_test_rows(train, args.max_train_rows)
+        args.test_fraction = default_test_rows(train, args.max_train_rows, by_prompt)
     if test is None and args.test_fraction > 0:
-        train, test = split_rows(train, args.test_fraction, seed)
+        train, test = split_rows(train, args.test_fraction, seed, by_prompt)
         if args.holds_out:
             note(
                 f"{name}: {len(test)} of {len(train) + len(test)} rows are held out to test on; "
@@ -118,7 +120,10 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
         for part, (_, rows) in zip(parts, found, strict=True)
         if rows is not None and not splits_itself and args.test_dataset_name is None
     ]
-    test = join_datasets(*map(list, zip(*tests, strict=True))) if tests else None
+    mixes = args.reads_answers
+    test = None
+    if tests:
+        test = join_datasets([part for part, _ in tests], [rows for _, rows in tests], mixes)
     if args.test_dataset_name is not None:
         part, key = test_part(args), args.dataset_test_split
         splits = read_splits(part.path, split=key, on_bad_rows=args.on_bad_rows)
@@ -127,7 +132,7 @@ def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
     if test is not None:
         refuse_split(args)
     trains = [rows for rows, _ in found]
-    train = mix_datasets(parts, trains, seed) if args.datasets else trains[0]
+    train = mix_datasets(parts, trains, seed, mixes) if args.datasets else trains[0]
     if args.splits_labelled:
         train, test = _split_labelled(train), None if test is None else _split_labelled(test)
     return train, test
@@ -148,8 +153,13 @@ def _read_part(part: Part, args: DataArguments) -> tuple[Dataset, Dataset | None
         revision=part.revision,
         on_bad_rows=on_bad_rows,
     )
-    rows = choose_split(splits, part.split, part.path, feedback=args.FEEDBACK)
-    train = in_trl_format(rows, part, on_bad_rows)
+    chosen = [choose_split(splits, part.split, part.path, feedback=args.FEEDBACK)]
+    if args.reads_answers and part.split not in splits:  # a project, of which every answer counts
+        pairs_too = "ranks" not in splits  # they stand in ranks, too
+        named = [name for name in args.FEEDBACK if name != "preference" or pairs_too]
+        chosen = [splits[name] for name in named if name in splits]
+    trains = [in_trl_format(rows, part, on_bad_rows) for rows in chosen]
+    train = trains[0] if len(trains) == 1 else join_datasets([part] * len(trains), trains, True)
     test = splits.get(str(part.test_split)) if part.test_split != part.split else None
     return train, None if test is None else in_trl_format(test, part, on_bad_rows)
 
@@ -190,7 +200,7 @@ def check_format(
         UserError: As `check_rows`.
     """
     columns = list(required(rows) if callable(required) else required)
-    if "chosen" in columns and "prompt" in rows.column_names:
+    if "chosen" in columns and "prompt" in rows.column_names and "prompt" not in columns:
         columns.append("prompt")
     rows = _own_columns(rows, columns, name, beside)
     return check_rows(rows, columns, name, on_bad_rows), columns
@@ -203,7 +213,8 @@ def _own_columns(
     if not set(columns) <= set(rows.column_names):
         return rows  # which is told next
     reserved = GIVEN_COLUMNS if beside is None else TOKEN_COLUMNS
-    others = set(reserved) if beside is None else {*named_columns(rows)} - {*columns, *beside}
+    every = set(reserved) if beside is None else {*named_columns(rows)} - {*beside}
+    others = every - {*columns}
     out = [column for column in rows.column_names if column in others]
     told = [column for column in out if column in reserved]
     if told:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from recipes.lib.data.answers import kinds_of
 from recipes.lib.data.row_checks import TEXT_COLUMNS
 from recipes.lib.errors import UserError, first_line, note
 
@@ -105,13 +106,16 @@ def row_counts(parts: Sequence[Part], sizes: Sequence[int]) -> list[int]:
     ]
 
 
-def mix_datasets(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) -> Dataset:
+def mix_datasets(
+    parts: Sequence[Part], datasets: Sequence[Dataset], seed: int, reads_answers: bool = False
+) -> Dataset:
     """Take the rows of each dataset and put them one after the other.
 
     Args:
         parts: The parts of a mixture, validated.
         datasets: Their rows.
         seed: Of the choice of rows where not all are taken.
+        reads_answers: As of `join_datasets`.
 
     Returns:
         The mixture; trainers shuffle it.
@@ -126,15 +130,18 @@ def mix_datasets(parts: Sequence[Part], datasets: Sequence[Dataset], seed: int) 
     ]
     told = ", ".join(f"{part.path} {count}" for part, count in zip(parts, counts, strict=True))
     note(f"datasets: {sum(counts)} training rows ({told}).")
-    return join_datasets(parts, taken)
+    return join_datasets(parts, taken, reads_answers)
 
 
-def join_datasets(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset:
+def join_datasets(
+    parts: Sequence[Part], datasets: Sequence[Dataset], reads_answers: bool = False
+) -> Dataset:
     """Put datasets one after the other; a further column that one lacks is None there.
 
     Args:
         parts: What the datasets are called in messages.
         datasets: Their rows.
+        reads_answers: Whether pairs, ranks, ratings and thumbs may stand in one table.
 
     Returns:
         All rows.
@@ -145,8 +152,9 @@ def join_datasets(parts: Sequence[Part], datasets: Sequence[Dataset]) -> Dataset
     from datasets import concatenate_datasets
 
     formats = [sorted(set(TEXT_COLUMNS) & set(dataset.column_names)) for dataset in datasets]
+    mixes = reads_answers and all(kinds_of(dataset.column_names) for dataset in datasets)
     for part, columns in zip(parts, formats, strict=True):
-        if columns != formats[0]:
+        if columns != formats[0] and not mixes:
             raise UserError(
                 f"datasets: {part.path} has the columns {', '.join(columns) or 'of no format'}, "
                 f"but {parts[0].path} has {', '.join(formats[0]) or 'those of no format'}; bring "

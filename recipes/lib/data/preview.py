@@ -16,6 +16,7 @@ from rich.text import Text
 from recipes.lib.data.file_rows import Row
 from recipes.lib.data.formats import Format
 from recipes.lib.data.lengths import LengthBin
+from recipes.lib.data.prompts import prompt_text
 from recipes.lib.data.tokenization import Tokens, loss_segments, tokenize_row
 from recipes.lib.errors import UserError, visible
 from recipes.lib.models.chat_template import check_template
@@ -197,10 +198,13 @@ def texts_of_row(row: Row, shape: Format) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for column in shape.columns:
         value = row[column]
-        if isinstance(value, list):
+        if column == "completions":
+            pairs = zip(row["ranks"], value, strict=True)
+            found += [(f"rank {rank}", prompt_text(one)) for rank, one in pairs]
+        elif isinstance(value, list) and column != "ranks":
             mark = "" if column in ("prompt", "messages") else column[:8]
             found += [(mark or message["role"][:9], _content(message)) for message in value]
-        else:
+        elif column != "ranks":
             found.append((column[:9], str(value)))
     return found
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.data.answers import own_columns
 from recipes.lib.data.file_rows import to_dataset
 from recipes.lib.data.messages import odd_part
 from recipes.lib.data.problems import Problem, named_columns, places_of, refuse_or_drop
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "messages", "text")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # which TRL hands to the chat template
-CHECKED_COLUMNS = (*TEMPLATE_COLUMNS, "margin")  # wherever a row has them
+CHECKED_COLUMNS = (*TEMPLATE_COLUMNS, "margin", "weight", "aspect")  # wherever a row has them
+JUDGED = ("chosen", "ranks", "rating", "label")  # columns of rows that have a weight
 OPEN_TURN = "\n\nAssistant:"  # of a transcript of hh, behind which there has to be something
 LEARNED_COLUMNS = ("messages", "completion")  # of which the assistant's turns are learned
 ROWS_AT_A_TIME = 1000  # rows that are decoded at a time
@@ -69,11 +71,12 @@ def find_problems(dataset: Dataset, required_columns: Sequence[str]) -> list[Pro
         The faults with their rows, in the order of the first row of each.
     """
     problems: dict[str, Problem] = {}
-    first = next((column for column in TEXT_COLUMNS if column in required_columns), None)
     is_text: bool | None = None  # as the first good row, by which trainers go for all rows
     beside = [name for name in CHECKED_COLUMNS if name in dataset.column_names]
     for number, row in enumerate(iterate_rows(dataset, [*required_columns, *beside])):
+        row = own_columns(row, required_columns)
         found = row_fault(row)
+        first = next((column for column in TEXT_COLUMNS if column in row), None)
         if found is None and first is not None:
             is_text = isinstance(row[first], str) if is_text is None else is_text
             found = kind_mismatch(row, first, is_text)
@@ -138,7 +141,24 @@ def row_fault(row: dict[str, Any]) -> tuple[str, str] | None:
         return "mixed", f"columns {both} mix text and messages"
     if "chosen" in row and "rejected" in row and row["chosen"] == row["rejected"]:
         return "equal", "columns 'chosen' and 'rejected' are equal"
-    return _beside_fault(row)
+    return (_ranks_fault(row) if "completions" in row else None) or _beside_fault(row)
+
+
+def _ranks_fault(row: dict[str, Any]) -> tuple[str, str] | None:
+    said, ranks = row["completions"], row["ranks"]
+    if not isinstance(said, list) or len(said) < 2:
+        return "completions", f"column 'completions' has {brief(said)}, which is no list of two,"
+    for one in said:
+        if what := value_fault(one) or _answer_fault("completion", one):
+            return f"completions {what[0]}", f"column 'completions' {what[1]}"
+        if isinstance(one, str) != isinstance(row.get("prompt", one), str):
+            return "mixed", "columns 'prompt' and 'completions' mix text and messages"
+    if len(said) == 2 and said[0] == said[1]:
+        return "equal", "column 'completions' has two equal ones"
+    if [type(rank) for rank in ranks or ()] != [int] * len(said) or min(ranks) < 1:
+        words = "which must be one whole number for each completion, 1 the best,"
+        return "ranks", f"column 'ranks' has {brief(ranks)}, {words}"
+    return None
 
 
 def _beside_fault(row: dict[str, Any]) -> tuple[str, str] | None:
@@ -149,6 +169,14 @@ def _beside_fault(row: dict[str, Any]) -> tuple[str, str] | None:
         return "tools", f"column 'tools' has {brief(row['tools'])}, which is no list of tools,"
     if "label" in row and row["label"] not in (True, False):
         return "label", f"column 'label' has {brief(row['label'])}, which must be true or false,"
+    if "rating" in row and "completion" in row and not _is_number(row["rating"]):
+        return "rating", f"column 'rating' has {brief(row['rating'])}, which is no number,"
+    if any(name in row for name in JUDGED):
+        weight, aspect = row.get("weight"), row.get("aspect")
+        if weight is not None and not (_is_number(weight) and weight >= 0):
+            return "weight", f"column 'weight' has {brief(weight)}, which is no number from 0 on,"
+        if aspect is not None and not isinstance(aspect, str):
+            return "aspect", f"column 'aspect' has {brief(aspect)}, which is no text,"
     if "margin" in row and "chosen" in row and not _is_number(row["margin"]):
         return "margin", f"column 'margin' has {brief(row['margin'])}, which is no number,"
     return None

@@ -13,21 +13,24 @@ from recipes.lib.errors import UserError, note
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Columns that make a row the same row; chosen and rejected are compared without their order,
-# because a pair judged the other way round is the same pair.
+# Columns that make a row the same row; chosen and rejected, and ranked completions, are compared
+# without their order, because a pair judged the other way round is the same pair.
 CONTENT_COLUMNS = ("prompt", "completion", "messages", "text")
 PAIR_COLUMNS = ("chosen", "rejected")
 # What is held out where nobody says: a share of the distinct rows, at least so many, none of fewer.
 DEFAULT_SHARE, LEAST_TEST_ROWS, LEAST_ROWS = 0.05, 8, 80
 
 
-def split_rows(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+def split_rows(
+    dataset: Dataset, fraction: float, seed: int, by_prompt: bool = False
+) -> tuple[Dataset, Dataset]:
     """Hold out a share or a number of the rows; equal rows go to the same side.
 
     Args:
         dataset: All rows.
         fraction: Share of the distinct rows that become test rows, or from 1 on their number.
         seed: Of the choice.
+        by_prompt: Whether rows of one prompt go to the same side, too.
 
     Returns:
         Training rows and test rows, each in the order of the data.
@@ -38,7 +41,7 @@ def split_rows(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, D
     import numpy as np
 
     rows: dict[str, list[int]] = {}
-    for row, key in enumerate(content_keys(dataset)):
+    for row, key in enumerate(_keys(dataset, by_prompt)):
         rows.setdefault(key, []).append(row)
     groups = list(rows.values())
     order = np.random.default_rng(seed).permutation(len(groups))
@@ -53,17 +56,22 @@ def split_rows(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, D
     return dataset.select(train), dataset.select(test)
 
 
-def default_test_rows(dataset: Dataset, max_train_rows: int | None) -> int:
+def _keys(dataset: Dataset, by_prompt: bool) -> Iterator[str]:
+    return map(_text, dataset["prompt"]) if by_prompt else content_keys(dataset)
+
+
+def default_test_rows(dataset: Dataset, max_train_rows: int | None, by_prompt: bool = False) -> int:
     """How many distinct rows are held out where nobody says.
 
     Args:
         dataset: All rows.
         max_train_rows: How many of them are trained on at most.
+        by_prompt: As of `split_rows`.
 
     Returns:
         The number; 0 where there are too few rows.
     """
-    number = min(len(set(content_keys(dataset))), max_train_rows or len(dataset))
+    number = min(len(set(_keys(dataset, by_prompt))), max_train_rows or len(dataset))
     return 0 if number < LEAST_ROWS else max(LEAST_TEST_ROWS, round(DEFAULT_SHARE * number))
 
 
@@ -115,7 +123,8 @@ def content_keys(dataset: Dataset) -> Iterator[str]:
     Yields:
         A text for each row; equal rows have equal texts.
     """
-    names = [name for name in (*CONTENT_COLUMNS, *PAIR_COLUMNS) if name in dataset.column_names]
+    known = (*CONTENT_COLUMNS, *PAIR_COLUMNS, "completions")
+    names = [name for name in known if name in dataset.column_names]
     yield from map(content_key, iterate_rows(dataset, names))
 
 
@@ -128,9 +137,10 @@ def content_key(row: dict[str, Any]) -> str:
     Returns:
         A text; equal rows have equal texts.
     """
-    sides = sorted(_text(row[name]) for name in PAIR_COLUMNS if row.get(name) is not None)
-    said = {name: row[name] for name in CONTENT_COLUMNS if row.get(name) is not None}
-    return json.dumps([_text(said), sides])
+    said = [row[name] for name in PAIR_COLUMNS if row.get(name) is not None]
+    sides = sorted(map(_text, (*said, *(row.get("completions") or ()))))
+    others = {name: row[name] for name in CONTENT_COLUMNS if row.get(name) is not None}
+    return json.dumps([_text(others), sides])
 
 
 def _text(value: Any) -> str:

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.data.answers import completions_of
 from recipes.lib.data.file_rows import Row
 from recipes.lib.data.formats import Format
 from recipes.lib.errors import UserError
@@ -28,7 +29,7 @@ NUM_PROBED = 1000  # rows; a tokenizer of this kind shows itself within a few
 class Tokens:
     """One sequence that a row gives."""
 
-    name: str  # "chosen", "rejected", or "" where a row gives one sequence
+    name: str  # "chosen", "rejected", "rank 2", or "" where a row gives one sequence
     ids: list[int]
     has_loss: list[bool]  # by token; all false for a prompt, whose completion is sampled
     start: int = 0  # where the completion begins; of a pair by itself, as KTO takes each side
@@ -53,7 +54,7 @@ def tokenize_row(
         assistant_only_loss: Of messages: loss on the assistant's tokens alone.
 
     Returns:
-        One sequence, or two for a pair.
+        One sequence, two for a pair, or those of a ranking.
     """
     if shape.columns == ("chosen", "rejected"):
         from trl import extract_prompt
@@ -63,9 +64,11 @@ def tokenize_row(
     options |= row.get("chat_template_kwargs") or {}
     if "chosen" in shape.columns:
         return _pair(row, tokenizer, options)
+    if "ranks" in shape.columns:
+        return _ranked(row, tokenizer, options)
     if "completion" in shape.columns:
         if (
-            "label" not in shape.columns
+            len(shape.columns) == 2
             and isinstance(row["prompt"], str)
             and spans_boundary(row, tokenizer)
         ):
@@ -82,6 +85,19 @@ def tokenize_row(
         return [_assistant_only(row[column], tokenizer, options)]
     ids = _ids(_ended(row[column], tokenizer), tokenizer, options)
     return [Tokens("", ids, [True] * len(ids))]
+
+
+def answer_ids(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """What a reward model reads of an answer: the tokens of each completion behind its prompt.
+
+    Args:
+        row: A good row of any kind of answer.
+        tokenizer: The model's, with the chat template to use.
+    """
+    options = {"tools": tools_of(row)} | (row.get("chat_template_kwargs") or {})
+    said, _ = completions_of(row)
+    whole = (row["prompt"] + one if row.get("prompt") else one for one in said)
+    return [_ids(_ended(one, tokenizer), tokenizer, options) for one in whole]
 
 
 def tools_of(row: Row) -> list[Any] | None:
@@ -111,6 +127,14 @@ def loss_segments(seen: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[tupl
             found.append((text[told:end], seen.has_loss[start]))
             start, told = place, end
     return found
+
+
+def _ranked(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> list[Tokens]:
+    found = [_completion(row["prompt"], one, tokenizer, options) for one in row["completions"]]
+    return [
+        Tokens(f"rank {rank}", ids, [place >= start for place in range(len(ids))], start)
+        for (ids, start), rank in zip(found, row["ranks"], strict=True)
+    ]
 
 
 def _pair(row: Row, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any]) -> list[Tokens]:

@@ -16,6 +16,7 @@ from recipes.lib.data.tokenization import tools_of
 from recipes.lib.errors import note, one_sentence
 from recipes.lib.models.tokenizers import is_lost, without_bos
 
+SPOKEN = (*TEXT_COLUMNS, "completions")
 NUM_SHOWN = 5  # characters in a sentence
 
 
@@ -45,7 +46,7 @@ def fit_to_tokenizer(
     template: str | None,
     name: str,
     on_bad_rows: str,
-    columns: Sequence[str] = TEXT_COLUMNS,
+    columns: Sequence[str] = SPOKEN,
 ) -> Any:
     """Make rows fit a tokenizer.
 
@@ -99,7 +100,7 @@ def refused_by_template(rows: Any, tokenizer: Any, template: str | None) -> list
     if isinstance(template, dict):  # several by name
         template = tokenizer.get_chat_template()
     problems: dict[str, Problem] = {}
-    columns = [name for name in (*TEXT_COLUMNS, *TEMPLATE_COLUMNS) if name in rows.column_names]
+    columns = [name for name in (*SPOKEN, *TEMPLATE_COLUMNS) if name in rows.column_names]
     for number, row in enumerate(iterate_rows(rows, columns) if template else ()):
         try:
             for messages in _conversations(row):
@@ -120,12 +121,13 @@ def _conversations(row: Row) -> list[list[Any]]:
     """What of a row is rendered."""
     before = row["prompt"] if isinstance(row.get("prompt"), list) else []
     sides = [row.get(name) for name in ("messages", "completion", "chosen", "rejected")]
+    sides += row.get("completions") or []
     spoken = [before + side for side in sides if isinstance(side, list)]
     return spoken or ([before] if before else [])
 
 
 def count_lost(
-    rows: Any, tokenizer: Any, columns: Sequence[str] = TEXT_COLUMNS
+    rows: Any, tokenizer: Any, columns: Sequence[str] = SPOKEN
 ) -> tuple[list[str], list[int], list[Problem]]:
     """Characters that a tokenizer lacks.
 
@@ -192,13 +194,14 @@ def _texts(rows: Any, columns: Sequence[str]) -> Iterator[dict[str, str]]:
 
 def spoken_texts(row: Row) -> dict[str, str]:
     """The texts of a row by column."""
-    return {name: _text(row[name]) for name in TEXT_COLUMNS if row.get(name) is not None}
+    return {name: _text(row[name]) for name in SPOKEN if row.get(name) is not None}
 
 
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return "\n".join(str(message.get("content") or "") for message in value)
+    parts = (one.get("content") or "" if isinstance(one, dict) else _text(one) for one in value)
+    return "\n".join(map(str, parts))
 
 
 def _begins_with(token: str | None, texts: dict[str, str]) -> bool:

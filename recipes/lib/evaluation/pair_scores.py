@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from recipes.lib.data.answers import OVERALL
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.distributed.shards import zero_stage
 from recipes.lib.evaluation.win_rate import pair_accuracy
@@ -76,16 +77,24 @@ def _scores(
 ) -> list[tuple[float, float]]:
     scorer = RewardModel(model, tokenizer, "reward", batch_size)
     empty: str | list[Any] = "" if isinstance(test[0]["chosen"], str) else []
-    scores: list[tuple[float, float]] = []
+    of_aspect: dict[str | None, list[int]] = {}
+    aspects = test["aspect"] if "aspect" in test.column_names else [None] * len(test)
+    for row, aspect in enumerate(aspects):
+        name = None if len(scorer.heads.aspects) == 1 else aspect or OVERALL
+        of_aspect.setdefault(name, []).append(row)
+    scores: dict[int, tuple[float, float]] = {}
     with tqdm(total=len(test), desc="scores", unit="pair", leave=False) as progress:
-        for start in range(0, len(test), CHUNK):
-            pairs = [test[row] for row in range(start, min(start + CHUNK, len(test)))]
-            prompts = [pair.get("prompt", empty) for pair in pairs]
-            chosen = scorer(prompts, [pair["chosen"] for pair in pairs])
-            rejected = scorer(prompts, [pair["rejected"] for pair in pairs])
-            scores += zip(chosen, rejected, strict=True)
-            progress.update(len(pairs))
-    return scores
+        for aspect, rows in of_aspect.items():
+            reward = scorer if aspect is None else scorer.of_aspect(aspect)
+            for start in range(0, len(rows), CHUNK):
+                few = rows[start : start + CHUNK]
+                pairs = [test[row] for row in few]
+                prompts = [pair.get("prompt", empty) for pair in pairs]
+                chosen = reward(prompts, [pair["chosen"] for pair in pairs])
+                rejected = reward(prompts, [pair["rejected"] for pair in pairs])
+                scores |= zip(few, zip(chosen, rejected, strict=True), strict=True)
+                progress.update(len(pairs))
+    return [scores[row] for row in range(len(test))]
 
 
 def _rows(test: Dataset, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:

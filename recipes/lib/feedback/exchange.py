@@ -18,7 +18,7 @@ from typing import Any
 from recipes.lib.data.file_rows import READ_ERRORS, read_text
 from recipes.lib.data.problems import PLACE
 from recipes.lib.data.reading import FEEDBACK_FILES
-from recipes.lib.data.row_checks import row_fault
+from recipes.lib.data.row_checks import row_fault, value_fault
 from recipes.lib.errors import UserError, first_line, note
 from recipes.lib.feedback.rows import Row, as_completions, check_row, current, item_id, make_row
 from recipes.lib.rewards.loading import load_function
@@ -44,20 +44,22 @@ def training_rows(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
 
     Returns:
         Rows by the name of their file: preference (pairs without ties, also out of rankings and
-        edits), unpaired_preference, prompt_completion (texts and edits), ranks, ratings. Of pairs,
-        rankings and thumbs those of the aspect overall. A column weight where not all are 1.
+        edits), unpaired_preference, prompt_completion (texts and edits), ranks (all comparisons,
+        pairs and edits as rankings of two, ties with equal ranks), ratings. Of preference and
+        thumbs those of the aspect overall; ranks of another have it in a column. A column weight
+        where not all are 1.
     """
     made: dict[str, list[dict[str, Any]]] = {name: [] for name in FEEDBACK_FILES}
-    num_bad = 0
+    bad = set[str]()
     for row in rows:
         for name, columns in _columns(row) if row["weight"] > 0 else ():
-            spoken = ("prompt", "chosen", "rejected", "completion")
+            spoken = ("prompt", "chosen", "rejected", "completion", "completions", "ranks")
             if row_fault({key: columns[key] for key in spoken if key in columns}) is None:
                 made[name].append({"prompt": row["prompt"], **columns, "weight": row["weight"]})
             else:
-                num_bad += 1
-    if num_bad:
-        note(f"{num_bad} rows are not exported for training: a text is empty, or both are equal.")
+                bad.add(row["id"])
+    if bad:
+        note(f"{len(bad)} rows are not exported for training: a text is empty, or both are equal.")
     for found in made.values():
         if all(one["weight"] == 1 for one in found):
             for one in found:
@@ -69,20 +71,26 @@ def _columns(row: Row) -> Iterator[tuple[str, dict[str, Any]]]:
     prompt, value, kind = row["prompt"], row["value"], row["kind"]
     said = [_as_answer(prompt, one["content"]) for one in row["completions"]]
     is_overall = row["aspect"] == "overall"
+    about = {} if is_overall else {"aspect": row["aspect"]}
     if kind in ("edit", "text"):
         new = _as_answer(prompt, value)
         yield "prompt_completion", {"completion": new}
         if kind == "edit":
             yield "preference", {"prompt": prompt, "chosen": new, "rejected": said[0]}
+            yield "ranks", {"completions": [new, said[0]], "ranks": [1, 2]} | about
     elif kind == "rating":
-        about = {"annotator": row["annotator"], "aspect": row["aspect"]}
-        yield "ratings", {"completion": said[0], "rating": value, **about}
+        who = {"annotator": row["annotator"], "aspect": row["aspect"]}
+        yield "ratings", {"completion": said[0], "rating": value, **who}
     elif kind == "thumb" and is_overall:
         yield "unpaired_preference", {"completion": said[0], "label": value}
-    elif kind == "rank" and is_overall:
-        yield "ranks", {"completions": said, "ranks": value}
+    if kind in ("pair", "rank"):
+        tied = value is None
+        ranks = value if kind == "rank" else [1 if tied or n == value else 2 for n in (0, 1)]
+        full = [place for place, one in enumerate(said) if value_fault(one) is None]
+        full = full if len(full) > 1 else list(range(len(said)))  # which is told to be bad
+        texts, of_them = [said[place] for place in full], [ranks[place] for place in full]
+        yield "ranks", {"completions": texts, "ranks": of_them} | about
     if kind in ("pair", "rank") and is_overall and value is not None:
-        ranks = value if kind == "rank" else [int(place != value) for place in (0, 1)]
         for one, rank in zip(said, ranks, strict=True):
             for other, behind in zip(said, ranks, strict=True):
                 if rank < behind:

@@ -1,7 +1,8 @@
 """Loading models: a run, a folder, an adapter on its base, or a Hub id.
 
 What is loaded is what was trained: weights that would come up random are an error, not a warning.
-A reward model is a sequence classifier with one label that reads the last token before the padding.
+A reward model is a sequence classifier with one label, or with those that `reward_heads` knows; it
+reads the last token before the padding.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from recipes.lib.models.policies import (
     prepare_for_gradients,
     pretrained_options,
 )
+from recipes.lib.models.reward_heads import ONE, RewardHeads, adapter_heads, heads_of, name_outputs
 from recipes.lib.models.tokenizers import load_tokenizer, refuse_vocabulary
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def load_reward_model(
     dtype: str = "float32",
     *,
     new_head: bool = False,
+    heads: RewardHeads | None = None,
     model_args: ModelConfig | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -61,15 +64,16 @@ def load_reward_model(
         dtype: "float32", "bfloat16", "float16" or "auto".
         new_head: For training: a language model will do, and only its score head is new. An
             adapter comes merged, ready to be trained on.
+        heads: Its outputs, where they are to be new; None for those that it has, or one.
         model_args: Further keys of TRL's ModelConfig (revision, attention, quantization).
         trust_remote_code: Whether code beside a model may run.
 
     Returns:
-        A sequence classifier with one label, in evaluation mode, and its tokenizer; the model
-        knows the pad token.
+        A sequence classifier in evaluation mode, and its tokenizer; the model knows the pad token.
 
     Raises:
-        UserError: Nothing is found, a weight would come up random, or there is not one label.
+        UserError: Nothing is found, a weight would come up random, or there are other outputs than
+            those of a reward model.
     """
     from trl import ModelConfig as Config
 
@@ -80,7 +84,7 @@ def load_reward_model(
     if is_adapter(path) and not new_head:
         model: Any = _reward_adapter(path, args, trust_remote_code)
     else:
-        model = _classifier(args, new_head, trust_remote_code)
+        model = _classifier(args, new_head, trust_remote_code, heads)
     tokenizer = load_tokenizer(
         path, revision=args.model_revision, trust_remote_code=trust_remote_code
     )
@@ -92,20 +96,24 @@ def load_reward_model(
 
 
 def _classifier(
-    model_args: ModelConfig, new_head: bool, trust_remote_code: bool
+    model_args: ModelConfig,
+    new_head: bool,
+    trust_remote_code: bool,
+    heads: RewardHeads | None = None,
 ) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification
 
     path = str(model_args.model_name_or_path)
     if is_adapter(path):
         if adapter_task(path) == "SEQ_CLS":
+            _refuse_other_heads(path, adapter_heads(path), heads)
             return merge_adapter(_reward_adapter(path, model_args, trust_remote_code), path)
-        return _with_new_head(model_args, path, trust_remote_code)
+        return _with_new_head(model_args, path, trust_remote_code, heads)
     with load_errors(path, "reward model"):
-        _refuse_labels(path, model_args.model_revision, trust_remote_code)
+        heads = _heads_in(path, model_args.model_revision, trust_remote_code, heads)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path,
-            num_labels=1,
+            num_labels=len(heads.names()),
             revision=model_args.model_revision,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
@@ -114,8 +122,9 @@ def _classifier(
     if new_head and set(info["missing_keys"]) - HEAD and not is_quantized(model_args):
         # A tied checkpoint may store its embeddings under the language model's head alone, which
         # a classifier does not read; the language model itself knows what is tied to what.
-        return _with_new_head(model_args, path, trust_remote_code)
+        return _with_new_head(model_args, path, trust_remote_code, heads)
     refuse_missing_weights(path, info, allowed=HEAD if new_head else frozenset())
+    name_outputs(model.config, heads)
     return model
 
 
@@ -126,31 +135,42 @@ def _reward_adapter(path: str, model_args: ModelConfig, trust_remote_code: bool)
             f"model_name_or_path={path}: an adapter without a score head is no reward model; train "
             "one from it with `rlhf reward`."
         )
-    load = partial(_classifier, new_head=True, trust_remote_code=trust_remote_code)
+    own: dict[str, Any] = {"heads": adapter_heads(path), "trust_remote_code": trust_remote_code}
+    load = partial(_classifier, new_head=True, **own)
     return load_adapter(load_rounded(path, base_args(path, model_args), load), path)
 
 
-def _with_new_head(model_args: ModelConfig, path: str, trust_remote_code: bool) -> PreTrainedModel:
-    policy = load_policy(model_args, trust_remote_code=trust_remote_code)
-    model = classifier_on_trunk(policy, path, "reward model", trust_remote_code=trust_remote_code)
+def _with_new_head(
+    model_args: ModelConfig, path: str, trusted: bool, heads: RewardHeads | None
+) -> PreTrainedModel:
+    policy = load_policy(model_args, trust_remote_code=trusted)
+    model = classifier_on_trunk(
+        policy, path, "reward model", heads or ONE, trust_remote_code=trusted
+    )
     model.name_or_path = path
     return model.eval()
 
 
 def classifier_on_trunk(
-    policy: PreTrainedModel, path: str, kind: str, *, trust_remote_code: bool = False
+    policy: PreTrainedModel,
+    path: str,
+    kind: str,
+    heads: RewardHeads = ONE,
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A classifier with one label, a new head and a copy of a language model's trunk.
+    """A classifier with a new head and a copy of a language model's trunk.
 
     Args:
         policy: The language model.
         path: Name for messages.
         kind: What it is to be, for messages.
+        heads: Its outputs.
         trust_remote_code: Whether code beside the model may run.
     """
     from transformers import AutoModelForSequenceClassification
 
-    config = one_label(policy.config)
+    config = with_outputs(policy.config, heads)
     with load_errors(path, kind):
         model = AutoModelForSequenceClassification.from_config(
             config, dtype=policy.dtype, trust_remote_code=trust_remote_code
@@ -159,35 +179,51 @@ def classifier_on_trunk(
     return model
 
 
-def one_label(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy of a configuration, of a model with one output."""
+def with_outputs(config: PreTrainedConfig, heads: RewardHeads) -> PreTrainedConfig:
+    """A copy of a configuration, of a model with the outputs of a reward model."""
     copy = type(config).from_dict(config.to_dict())
-    copy.num_labels = 1  # sets id2label, too; in the dict it would be warned about
+    name_outputs(copy, heads)
     copy._name_or_path = config._name_or_path  # where code of its own is looked for
     return copy
 
 
-def _refuse_labels(path: str, revision: str, trust_remote_code: bool) -> None:
+def _heads_in(
+    path: str, revision: str, trust_remote_code: bool, wanted: RewardHeads | None
+) -> RewardHeads:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
         path, revision=revision, trust_remote_code=trust_remote_code
     )
     names = config.architectures or []
-    if any("SequenceClassification" in name for name in names) and config.num_labels != 1:
+    if not any("SequenceClassification" in name for name in names):
+        return wanted or ONE
+    if (heads := heads_of(config)) is None:
         raise UserError(
             f"model_name_or_path={path}: it has {config.num_labels} labels and a reward model has "
             "one; name a model with one label."
         )
+    _refuse_other_heads(path, heads, wanted)
+    return heads
+
+
+def _refuse_other_heads(path: str, heads: RewardHeads, wanted: RewardHeads | None) -> None:
+    if wanted is not None and wanted != heads:
+        raise UserError(
+            f"model_name_or_path={path}: it is a reward model with the outputs "
+            f"{', '.join(heads.names())}, and this run trains {', '.join(wanted.names())}; begin "
+            "with a language model, or take answers about the same aspects and the same ensemble."
+        )
 
 
 def load_adapted_classifier(
-    model_args: ModelConfig, *, trust_remote_code: bool = False
+    model_args: ModelConfig, heads: RewardHeads = ONE, *, trust_remote_code: bool = False
 ) -> PeftModel:
     """Load a reward model to be, whose adapter begins as that of a language model or goes on.
 
     Args:
         model_args: TRL's model keys; the name is that of an adapter's run or folder.
+        heads: Its outputs.
         trust_remote_code: Whether code beside a model may run.
 
     Returns:
@@ -203,10 +239,12 @@ def load_adapted_classifier(
     path = resolve_model(model_args.model_name_or_path)
     config = peft.PeftConfig.from_pretrained(path)
     _refuse_other_shape(config, model_args)
+    if adapter_task(path) == "SEQ_CLS":
+        _refuse_other_heads(path, adapter_heads(path), heads)
 
     def load(args: ModelConfig) -> Any:
         name, dtype = str(args.model_name_or_path), str(args.dtype)
-        more = {"model_args": args, "trust_remote_code": trust_remote_code}
+        more = {"heads": heads, "model_args": args, "trust_remote_code": trust_remote_code}
         return load_reward_model(name, dtype, new_head=True, **more)[0]
 
     with naming_adapter(path):

@@ -49,7 +49,7 @@ def machine_memory() -> int | None:
     return min(found)
 
 
-def check_plan(config: Config, has_test: bool = True) -> None:
+def check_plan(config: Config, has_test: bool = True, num_completions: int = 2) -> None:
     """Stop a run that cannot fit, with advice.
 
     On a card the whole plan counts, with rows as long as the configuration lets them be. Without
@@ -58,6 +58,7 @@ def check_plan(config: Config, has_test: bool = True) -> None:
     Args:
         config: The parsed Config of a training recipe.
         has_test: Whether there are rows to test on.
+        num_completions: Completions in a row of answers.
 
     Raises:
         UserError: The run cannot fit.
@@ -65,7 +66,7 @@ def check_plan(config: Config, has_test: bool = True) -> None:
     if config.script.skip_plan or not is_main_process():
         return
     try:
-        said = _refusal(config, has_test)
+        said = _refusal(config, has_test=has_test, num_completions=num_completions)
     except UserError:
         return  # what is wrong with a model or a file is told better where it is loaded
     except Exception as error:
@@ -78,7 +79,7 @@ def check_plan(config: Config, has_test: bool = True) -> None:
         raise UserError(said)
 
 
-def _refusal(config: Config, has_test: bool) -> str | None:
+def _refusal(config: Config, **rows: Any) -> str | None:
     import torch
 
     from recipes.lib.plan.planner import plan_of
@@ -92,7 +93,7 @@ def _refusal(config: Config, has_test: bool) -> str | None:
         return None
     card = None if training.use_cpu else card_memory()
     autocast = torch.float16 if training.fp16 else torch.bfloat16 if training.bf16 else None
-    target = Target(launch, autocast, has_test=has_test, is_fixed_only=card is None)
+    target = Target(launch, autocast, is_fixed_only=card is None, **rows)
     plan = plan_of(config, target)
     if card is None:
         memory = machine_memory()

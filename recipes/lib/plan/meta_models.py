@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recipes.lib.models.classifiers import one_label
+from recipes.lib.models.classifiers import with_outputs
+from recipes.lib.models.reward_heads import ONE
 
 BLOCK_4BIT = 64  # weights that share a scale, in bitsandbytes
 BLOCK_NESTED = 256  # scales that share a scale under double quantization
@@ -41,7 +42,7 @@ def classifier(config: Any, model_args: Any, trust_remote_code: bool = False) ->
     """A sequence classifier with one label on paper; see `causal_model`."""
     from transformers import AutoModelForSequenceClassification
 
-    config = one_label(config)
+    config = with_outputs(config, ONE)
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = 0
     return _built(AutoModelForSequenceClassification, config, model_args, trust_remote_code)

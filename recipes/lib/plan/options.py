@@ -15,7 +15,8 @@ from recipes.lib.distributed.launch import Launch, read_launch
 from recipes.lib.errors import UserError
 from recipes.lib.plan.breakdown import read_memory
 
-FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", "prompt_length", "json")
+OF_ROWS = ("prompt_length", "num_completions")  # what only the rows tell
+FLAGS = ("memory", "num_processes", "accelerate_config", "recipe", *OF_ROWS, "json")
 PRECISION = ("bf16", "fp16")
 
 
@@ -30,6 +31,7 @@ class PlanOptions:
         memory: Bytes of a card; None for that of the visible one.
         launch: How the run is started.
         prompt_length: Tokens of a prompt where the recipe has no limit.
+        num_completions: Completions in a row of answers.
         json: File for the plan as JSON; "-" for the terminal, None for none.
     """
 
@@ -39,6 +41,7 @@ class PlanOptions:
     memory: int | None = None
     launch: Launch = field(default_factory=Launch)
     prompt_length: int = 512
+    num_completions: int = 2
     json: str | None = None
 
     @property
@@ -68,6 +71,7 @@ def read_options(argv: Sequence[str]) -> PlanOptions:
         memory=read_memory(given["memory"]) if "memory" in given else None,
         launch=read_launch(given.get("accelerate_config"), _number(given, "num_processes")),
         prompt_length=_number(given, "prompt_length") or 512,
+        num_completions=_number(given, "num_completions") or 2,
         json=given.get("json"),
     )
 

@@ -155,14 +155,18 @@ def reference_pass(policy: Any, reference: Any, given: dict[str, Any]) -> None:
         policy(**given)
 
 
-def pair_loss(fakes: FakeModels, pairs: int, width: int) -> Callable[[MemoryMeasure], Tensor]:
-    """The loss of a reward model: both sides of each pair in one batch."""
+def answer_loss(
+    fakes: FakeModels, rows: int, completions: int, width: int
+) -> Callable[[MemoryMeasure], Tensor]:
+    """The loss of a reward model: all completions of each row in one batch."""
 
     def loss_of(measure: MemoryMeasure) -> Tensor:
         with fakes.autocast():
-            scores = fakes.models.policy(**fakes.batch(2 * pairs, width), use_cache=False).logits
-        chosen, rejected = scores.float().squeeze(-1).chunk(2)
-        return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+            batch = fakes.batch(completions * rows, width)
+            scores = fakes.models.policy(**batch, use_cache=False).logits
+        of_rows = scores.float().view(completions, rows)
+        loss: Tensor = (of_rows.logsumexp(0) - of_rows[0]).mean()
+        return loss
 
     return loss_of
 

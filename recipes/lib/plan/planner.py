@@ -122,10 +122,10 @@ def _supervised(config: Config, target: Target, fakes: FakeModels) -> dict[str, 
 
 def _reward(config: Config, target: Target, fakes: FakeModels) -> dict[str, dict[str, int]]:
     training, width = config.training, longest_row(config, fakes.models)
-    pairs, model = training.per_device_train_batch_size, fakes.models.policy
+    rows, model = training.per_device_train_batch_size, fakes.models.policy
     scoring = config.script.scoring_batch_size
     weighed = fakes.peak(passes.classifier_scoring(fakes, model, scoring, width))
-    loss = passes.pair_loss(fakes, pairs, width)
+    loss = passes.answer_loss(fakes, rows, target.num_completions, width)
     return {
         "training": passes.training_pass(fakes, config, loss, target.launch),
         "scoring": weighed,
@@ -224,7 +224,9 @@ def _facts(config: Config, target: Target, models: RunModels) -> dict[str, str]:
         if config.recipe != "ppo":
             facts["lengths"] += " (--prompt_length)"
     else:
-        facts["lengths"] = f"rows of {longest_row(config, models)} tokens"
+        number = target.num_completions if config.recipe == "reward" else 2
+        each = "" if number == 2 else f"{number} times "
+        facts["lengths"] = f"rows of {each}{longest_row(config, models)} tokens"
     if models.source is not None and models.source.origin:
         facts["model"] = models.source.origin
     return facts

@@ -63,6 +63,11 @@ def make_critic(policy: Any, args: PPOConfig) -> Any:
         critic, _ = load_reward_model(
             args.critic_model_name_or_path, trust_remote_code=args.trust_remote_code
         )
+        if (number := critic.config.num_labels) != 1:
+            raise UserError(
+                f"critic_model_name_or_path={args.critic_model_name_or_path} has {number} outputs "
+                "and a critic has one; name a reward model of one aspect, without an ensemble."
+            )
         theirs, ours = critic.config.get_text_config(), policy.config.get_text_config()
         if theirs.vocab_size != ours.vocab_size:
             raise UserError(

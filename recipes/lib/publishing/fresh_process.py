@@ -56,8 +56,10 @@ def answers(asked: dict[str, Any], name: str, **place: str) -> tuple[Any, list[A
         library, kind, config = peft, "AutoPeftModelFor", adapter
     text = config.read_text(encoding="utf-8")
     is_reward = '"SEQ_CLS"' in text or "ForSequenceClassification" in text
-    if is_reward:
-        options["num_labels"] = 1
+    if is_reward and adapter.is_file():  # whose base may be a language model
+        heads = adapter.with_name("reward_heads.json")
+        known = json.loads(heads.read_text(encoding="utf-8")) if heads.is_file() else {}
+        options["num_labels"] = len(known.get("aspects", [""])) * known.get("ensemble", 1)
     kind += "SequenceClassification" if is_reward else "CausalLM"
     model = getattr(library, kind).from_pretrained(name, dtype=torch.float32, **options)
     ids = torch.arange(1, NUM_TOKENS + 1)[None] % model.config.get_text_config().vocab_size

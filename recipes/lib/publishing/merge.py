@@ -24,6 +24,7 @@ from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.folders import fetch_adapter, is_adapter, resolve_model
 from recipes.lib.models.merging import merge_adapter, refuse_prompt, save_merged
 from recipes.lib.models.policies import load_policy, load_trained, placed, refuse_stored_quantized
+from recipes.lib.models.reward_heads import adapter_heads
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.publishing import comparison
 
@@ -126,6 +127,7 @@ class Merge:
         if not self.is_reward:
             return load_policy(args, **self.trusted)
         keys: dict[str, Any] = {"new_head": new_head, "model_args": args, **self.trusted}
+        keys["heads"] = adapter_heads(self.path)
         return load_reward_model(str(args.model_name_or_path), str(args.dtype), **keys)[0]
 
     def compare(self, target: Path) -> dict[str, Any]:

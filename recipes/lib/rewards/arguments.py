@@ -29,6 +29,14 @@ class RewardArguments:
         "after 1, 2, 4 ... seconds.",
     )
 
+    ensemble_aggregation: str = option(
+        "mean",
+        "What an ensemble of outputs of a reward model says: their mean, the least of them, or "
+        "their mean less ensemble_sd_weight standard deviations.",
+        choices=("mean", "min", "mean_minus_sd"),
+    )
+    ensemble_sd_weight: float = option(1.0, "Of mean_minus_sd: how many standard deviations.")
+
     def rewards(self) -> list[Any]:
         """The rewards as PPOTrainer takes them: names of models, functions that are patient.
 
@@ -39,12 +47,15 @@ class RewardArguments:
 
     def _one(self, reference: str) -> Any:
         # Late, because they import torch.
-        from recipes.lib.rewards.loading import is_function_reference, load_function
+        from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
         from recipes.lib.rewards.retries import RewardProcess, with_retries
+        from recipes.lib.rewards.reward_models import Aggregation, ModelReward
         from recipes.lib.rewards.scoring import function_name
 
         if not is_function_reference(reference):
-            return reference
+            said = Aggregation(self.ensemble_aggregation, self.ensemble_sd_weight)
+            is_as_is = said.name == "mean" or is_judge(reference)
+            return reference if is_as_is else ModelReward(reference, said)
         function = load_function(reference)
         if self.reward_timeout is not None:
             function = RewardProcess(reference, function_name(function), self.reward_timeout)

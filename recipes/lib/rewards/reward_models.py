@@ -4,6 +4,7 @@ Prompts and completions are text, or messages where the prompts are messages.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jinja2.exceptions import TemplateError
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.models.forward import length_batches, pad_right
+from recipes.lib.models.reward_heads import heads_of
 from recipes.lib.models.tokenizers import without_bos
 from recipes.lib.rewards.judge import LanguageModelJudge
 from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
@@ -20,8 +22,36 @@ from recipes.lib.rewards.scoring import RewardFunction
 from recipes.lib.rewards.shared_base import SharedBase
 
 
+@dataclass(frozen=True)
+class Aggregation:
+    """How the outputs of an ensemble become one score: their mean, their minimum, mean - k sd."""
+
+    name: str = "mean"
+    sd_weight: float = 1.0  # k, of the population's standard deviation
+
+    def __call__(self, outputs_BK: torch.Tensor) -> torch.Tensor:
+        """One score for each row."""
+        if self.name == "min":
+            return outputs_BK.amin(-1)
+        mean_B = outputs_BK.mean(-1)
+        if self.name == "mean":
+            return mean_B
+        return mean_B - self.sd_weight * outputs_BK.std(-1, correction=0)
+
+
+MEAN = Aggregation()
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A reward model by its name, and what becomes of its ensemble."""
+
+    name: str
+    aggregation: Aggregation
+
+
 class RewardModel:
-    """A sequence classifier with one output, called like a reward function.
+    """A reward model, called like a reward function: of several aspects the sum.
 
     The text is rendered with the reward model's own tokenizer and chat template, closed by its end
     token exactly once, as TRL's RewardTrainer does in training.
@@ -31,13 +61,24 @@ class RewardModel:
         tokenizer: Its tokenizer.
         name: Name in messages and metrics.
         batch_size: Rows in one forward pass.
+        aggregation: How an ensemble speaks with one voice.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, batch_size: int = 32) -> None:
-        if model.config.num_labels != 1:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        batch_size: int = 32,
+        aggregation: Aggregation = MEAN,
+    ) -> None:
+        heads = heads_of(model.config)
+        if heads is None:
             raise UserError(
                 f"reward model {name} has {model.config.num_labels} outputs; a reward model has 1."
             )
+        self.heads, self.aggregation = heads, aggregation
+        self.newest: tuple[list[str], torch.Tensor] | None = None  # texts with their scores
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.__name__ = name
@@ -67,23 +108,48 @@ class RewardModel:
         pairs = zip((without_bos(p, self.tokenizer) for p in prompts), completions, strict=True)
         return [p + c if c.endswith(end) else p + c + end for p, c in pairs]
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        """Score each row; the order of batches is by length, so that little is padded."""
-        texts = self.texts(prompts, completions)
-        is_plain = not prompts or isinstance(prompts[0], str)
-        rows = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
-        scores = [0.0] * len(rows)
-        for chosen in length_batches(list(map(len, rows)), self.batch_size):
-            for i, score in zip(chosen, self._forward([rows[i] for i in chosen]), strict=True):
-                scores[i] = score
+        """Score each row."""
+        scores: list[float] = self.scores(prompts, completions).sum(-1).tolist()
         return scores
 
-    def _forward(self, rows: list[list[int]]) -> list[float]:
+    def by_aspect(self) -> list[RewardFunction]:
+        """One reward function for each aspect; all of them share one pass."""
+        return (
+            [self] if len(self.heads.aspects) == 1 else [*map(self.of_aspect, self.heads.aspects)]
+        )
+
+    def of_aspect(self, aspect: str) -> RewardFunction:
+        """The reward function of one aspect."""
+        place = self.heads.aspects.index(aspect)
+
+        def reward(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+            scores: list[float] = self.scores(prompts, completions)[:, place].tolist()
+            return scores
+
+        reward.__name__ = f"{self.__name__}/{aspect}"
+        return reward
+
+    @torch.no_grad()
+    def scores(self, prompts: Sequence[Any], completions: Sequence[Any]) -> torch.Tensor:
+        """Score of each row in each aspect; batches are by length, so that little is padded."""
+        texts = self.texts(prompts, completions)
+        if self.newest is not None and self.newest[0] == texts:
+            return self.newest[1]
+        is_plain = not prompts or isinstance(prompts[0], str)
+        rows = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
+        outputs = torch.zeros(len(rows), len(self.heads.names()))
+        for chosen in length_batches(list(map(len, rows)), self.batch_size):
+            outputs[list(chosen)] = self._forward([rows[i] for i in chosen])
+        scores = self.aggregation(outputs.unflatten(1, (-1, self.heads.ensemble)))
+        self.newest = (texts, scores) if len(self.heads.aspects) > 1 else None
+        return scores
+
+    def _forward(self, rows: list[list[int]]) -> torch.Tensor:
         pad = self.model.config.get_text_config().pad_token_id
         ids, mask = pad_right(rows, pad, next(self.model.parameters()).device)
-        logits = self.model(input_ids=ids, attention_mask=mask).logits
-        return logits.float().squeeze(-1).tolist()
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits.float().cpu()
 
 
 def join_turns(prompt: Sequence[Any], completion: Sequence[Any]) -> list[Any]:
@@ -116,7 +182,7 @@ def load_reward_functions(
         trust_remote_code: Whether code beside a reward model may run.
 
     Returns:
-        The functions, in order.
+        The functions, in order; a model of several aspects is several of them.
 
     Raises:
         UserError: Nothing was given, or something that is no reward.
@@ -134,10 +200,12 @@ def load_reward_functions(
             f"reward_processing_classes has {len(tokenizers)} entries for {len(given)} "
             "reward_funcs; give one for each, None for a function."
         )
-    return [
+    loaded = [
         _load(entry, tokenizer, batch_size, device, shared, trust_remote_code)
         for entry, tokenizer in zip(given, tokenizers, strict=True)
     ]
+    models = [one.by_aspect() if isinstance(one, RewardModel) else [one] for one in loaded]
+    return [function for functions in models for function in functions]
 
 
 def _load(
@@ -148,6 +216,9 @@ def _load(
     shared: SharedBase | None,
     trusted: bool,
 ) -> RewardFunction:
+    aggregation = MEAN
+    if isinstance(entry, ModelReward):
+        entry, aggregation = entry.name, entry.aggregation
     if isinstance(entry, str) and is_function_reference(entry):
         return load_function(entry)
     if isinstance(entry, (str, Path)) and is_judge(str(entry)):
@@ -155,11 +226,12 @@ def _load(
     if isinstance(entry, (str, Path)):
         if shared is not None and is_adapter(resolve_model(str(entry))):
             role = shared.reward(str(entry), trust_remote_code=trusted)
-            return RewardModel(*role, Path(entry).name, batch_size)
+            return RewardModel(*role, Path(entry).name, batch_size, aggregation)
         from recipes.lib.models.classifiers import load_reward_model
 
         model, tokenizer = load_reward_model(str(entry), trust_remote_code=trusted)
-        return RewardModel(model.to(device), tokenizer, Path(entry).name, batch_size)
+        name = Path(entry).name
+        return RewardModel(model.to(device), tokenizer, name, batch_size, aggregation)
     if isinstance(entry, torch.nn.Module):
         from recipes.lib.models.tokenizers import load_tokenizer
 

@@ -16,6 +16,7 @@ from recipes.lib.models.adapter_folders import adapter_base, adapter_task
 from recipes.lib.models.adapters import Adapters
 from recipes.lib.models.folders import resolve_model
 from recipes.lib.models.forward import base_model, trunk_of
+from recipes.lib.models.reward_heads import ONE, RewardHeads, adapter_heads, name_outputs
 from recipes.lib.models.tokenizers import load_tokenizer
 
 SEPARATE = "set share_backbone: false to load it as a model of its own"
@@ -29,22 +30,29 @@ class RewardRole(nn.Module):
         name: Name of the reward adapter among them.
         head: Weights of its score head.
         pad_token_id: Id that its rows are padded with.
+        heads: What its outputs are.
     """
 
     def __init__(
-        self, adapters: Adapters, name: str, head: dict[str, Tensor], pad_token_id: int
+        self,
+        adapters: Adapters,
+        name: str,
+        head: dict[str, Tensor],
+        pad_token_id: int,
+        heads: RewardHeads = ONE,
     ) -> None:
         super().__init__()
         self.adapters = adapters
         self.name = name
-        self.score = nn.Linear(head["weight"].shape[1], 1, "bias" in head, dtype=torch.float32)
+        outputs, width = head["weight"].shape
+        self.score = nn.Linear(width, outputs, "bias" in head, dtype=torch.float32)
         self.score.load_state_dict(head)
         self.config = copy.deepcopy(base_model(adapters.model).config)
-        self.config.num_labels = 1
+        name_outputs(self.config, heads)
         self.config.get_text_config().pad_token_id = pad_token_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        """Score of each row, (B, 1), at its last token that is no padding."""
+        """Scores of each row, one for each output, at its last token that is no padding."""
         with self.adapters.role(self.name):
             trunk = trunk_of(self.adapters.model)
             hidden = trunk(
@@ -91,8 +99,9 @@ class SharedBase:
         number = sum(name.startswith("reward") for name in self.adapters.model.peft_config)
         name = "reward" if not number else f"reward_{number + 1}"
         head = self.adapters.load(name, path, trainable=False)
-        check_head(head, path, "reward_funcs", given)
-        role = RewardRole(self.adapters, name, head, tokenizer.pad_token_id)
+        heads = adapter_heads(path)
+        check_head(head, path, "reward_funcs", given, len(heads.names()))
+        role = RewardRole(self.adapters, name, head, tokenizer.pad_token_id, heads)
         return role.to(self.adapters.model.device), tokenizer
 
     def _check_tokenizer(self, theirs: Any, given: str) -> None:
@@ -128,27 +137,26 @@ def check_same_base(adapters: Adapters, path: str, key: str, given: str) -> None
         )
 
 
-def check_head(head: dict[str, Tensor], path: str, key: str, given: str) -> None:
-    """Refuse an adapter without a trained score head, or with several outputs.
+def check_head(head: dict[str, Tensor], path: str, key: str, given: str, number: int = 1) -> None:
+    """Refuse an adapter without a trained score head, or with another number of outputs.
 
     Args:
         head: Weights of its head.
         path: Folder of the adapter.
         key: Key that named it, for the message.
         given: What stood there.
+        number: How many outputs it has to have.
 
     Raises:
-        UserError: There is no head, or it has not one output.
+        UserError: There is no head, or it has other outputs.
     """
     if adapter_task(path) != "SEQ_CLS" or "weight" not in head:
         raise UserError(
             f"{key}={given}: an adapter without a score head is no reward model; train one from it "
             "with `rlhf reward`."
         )
-    if head["weight"].shape[0] != 1:
-        raise UserError(
-            f"{key}={given} has {head['weight'].shape[0]} outputs; a reward model has 1."
-        )
+    if (found := head["weight"].shape[0]) != number:
+        raise UserError(f"{key}={given} has {found} outputs; a reward model has {number}.")
 
 
 def _place(name: str) -> str:

@@ -21,6 +21,7 @@ from recipes.lib.distributed.mixed_precision import keep_outputs_fp32
 from recipes.lib.distributed.processes import broadcast_from_main
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import save_base_quantization
+from recipes.lib.models.reward_heads import save_heads
 from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
 from recipes.lib.runs.lock import refuse_if_locked
@@ -85,6 +86,7 @@ class Resumable(Stoppable):
         (folder / "training_args.bin").unlink(missing_ok=True)
         (folder / "README.md").unlink(missing_ok=True)  # peft's, with the path of the base
         save_base_quantization(self.accelerator.unwrap_model(self.model), folder)
+        save_heads(self.accelerator.unwrap_model(self.model), folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: Trainer's and TRL's speak of None where they know no name."""

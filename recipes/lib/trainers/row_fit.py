@@ -54,8 +54,9 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
     _check_context(trainer, before, sides)
     ids = [token for name in (*before, sides[0]) for token in first[name]]
     model_name = None if hasattr(trainer.args, TEMPLATE_KEY) else tokenizer.name_or_path
-    if isinstance(row.get("chosen"), list) and not before:  # a reward model is asked nothing
-        check_bos(tokenizer, ids, model_name)
+    if not before and "chosen_ids" in first:  # a reward model is asked nothing
+        if isinstance(row.get("prompt") or row.get("chosen"), list):
+            check_bos(tokenizer, ids, model_name)
     elif (messages := _messages(row)) is not None:
         kwargs = dict(row.get("chat_template_kwargs") or {})
         template = getattr(trainer, "chat_template", None)

@@ -63,6 +63,8 @@ def make_trl_trainer(
 
 def resumable(trainer_class: Any) -> Any:
     """A class of TRL's trainers whose runs lose nothing, under the same name."""
+    if issubclass(trainer_class, Resumable):
+        return trainer_class
     samples = hasattr(trainer_class, "_generate_and_score_completions")
     mixin = ResumableSampling if samples else Resumable
     return type(trainer_class.__name__, (mixin, trainer_class), {})

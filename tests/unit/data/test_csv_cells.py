@@ -160,3 +160,10 @@ def test_a_stream_holds_out_no_number_of_rows(tmp_path: Path) -> None:
     args = DataArguments(dataset_name="rows.csv", streaming=True, test_fraction=2)
     with pytest.raises(UserError, match="a stream cannot hold out a number of rows"):
         check_data(args)
+
+
+def test_ratings_beside_a_completion_are_numbers_where_they_are_some(tmp_path: Path) -> None:
+    cells = {"4": 4.0, " -2.50 ": -2.5, "five": "five", "1e9": "1e9"}
+    rows = [{"prompt": "a", "completion": "b", "rating": cell} for cell in cells]
+    found = read_file(write_csv(tmp_path / "rows.csv", rows))
+    assert [row["rating"] for row in found] == [*cells.values()]

@@ -68,7 +68,7 @@ def test_every_format_has_an_example() -> None:
     shown = set(re.findall(r"Read as \*\*([\w ,-]+)\*\*", PAGE))
     assert shown == {shape.name for shape in TRL_FORMATS}
     assert set(re.findall(r"Set `dataset_format: (\w+)`", PAGE)) == set(FORMATS)
-    assert len(EXAMPLES) == 14
+    assert len(EXAMPLES) == 16
 
 
 def test_sft_takes_what_the_page_says(tmp_path: Path) -> None:

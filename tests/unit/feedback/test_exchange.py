@@ -78,8 +78,10 @@ def test_spreadsheets_find_no_formula_in_a_completion(tmp_path: Path) -> None:
 
 def test_what_is_trained_on_follows_from_the_answers() -> None:
     said = ["a", "b", "c", "d"]
+    two = {"prompt": "which?", "completions": ["a", "b"]}
     assert training_rows([row_of("pair", 1, said=said), row_of("pair", None, said=said)]) == {
-        "preference": [{"prompt": "which?", "chosen": "b", "rejected": "a"}]
+        "preference": [{"prompt": "which?", "chosen": "b", "rejected": "a"}],
+        "ranks": [two | {"ranks": [2, 1]}, two | {"ranks": [1, 1]}],
     }
     ranked = training_rows([row_of("rank", [2, 1, 2, 4], said=said)])
     sides = {one["chosen"] + one["rejected"] for one in ranked["preference"]}
@@ -89,6 +91,7 @@ def test_what_is_trained_on_follows_from_the_answers() -> None:
     turn = {name: [{"role": "assistant", "content": name}] for name in "az"}
     assert training_rows([edit, thumb, row_of("text", "z", TURNS)]) == {
         "preference": [{"prompt": TURNS, "chosen": turn["z"], "rejected": turn["a"]}],
+        "ranks": [{"prompt": TURNS, "completions": [turn["z"], turn["a"]], "ranks": [1, 2]}],
         "unpaired_preference": [
             {"prompt": TURNS, "completion": turn["a"], "label": False, "weight": 0.5}
         ],
@@ -104,9 +107,16 @@ def test_what_has_no_weight_or_no_text_or_another_aspect_is_not_trained_on(
 ) -> None:
     implicit = row_of("thumb", True, source="implicit", weight=0.0)
     empty, same = row_of("thumb", True, said=[""]), row_of("edit", "a", said=["a"])
-    assert training_rows([implicit, row_of("pair", 0, aspect="tone"), empty, same]) == {
-        "prompt_completion": [{"prompt": "which?", "completion": "a"}]
+    hollow = row_of("rank", [1, 3, 2, 2], said=["", "b", "c", "d"])
+    about = row_of("pair", 0, aspect="tone", said=["a", "b"])
+    found = training_rows([implicit, about, empty, same])
+    two = {"prompt": "which?", "completions": ["a", "b"], "ranks": [1, 2], "aspect": "tone"}
+    assert found == {
+        "prompt_completion": [{"prompt": "which?", "completion": "a"}],
+        "ranks": [two],
     }
+    (rest,) = training_rows([hollow])["ranks"]
+    assert (rest["completions"], rest["ranks"]) == (["b", "c", "d"], [3, 2, 2])
     assert "2 rows are not exported for training" in capsys.readouterr().err
 
 

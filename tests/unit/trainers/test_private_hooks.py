@@ -19,6 +19,7 @@ import trl
 from recipes.lib.generation.cache import WindowedLayer
 from recipes.lib.generation.sampling import EpisodeNoise, FiniteLogits
 from recipes.lib.ppo.trainer import PPOTrainer
+from recipes.lib.trainers.answers import AnswerTrainer
 from recipes.lib.trainers.batch_sizes import GRPOBatchConfig, RLOOBatchConfig
 from recipes.lib.trainers.out_of_memory import PLACES
 from recipes.lib.trainers.progress import ProgressBar, RunCallback
@@ -29,8 +30,9 @@ LIB = Path(__file__).parents[3] / "recipes"
 LIBRARIES = {"accelerate", "bitsandbytes", "datasets", "deepspeed", "huggingface_hub", "peft"}
 LIBRARIES |= {"torch", "transformers", "trl"}
 SAMPLING = ["RLOOTrainer", "GRPOTrainer"]
-TRL = ["SFTTrainer", "RewardTrainer", "DPOTrainer", "KTOTrainer", *SAMPLING]
-TRAINERS = {name: resumable(getattr(trl, name)) for name in TRL} | {"PPOTrainer": PPOTrainer}
+TRL = ["SFTTrainer", "DPOTrainer", "KTOTrainer", *SAMPLING]
+TRAINERS = {name: resumable(getattr(trl, name)) for name in TRL}
+TRAINERS |= {"PPOTrainer": PPOTrainer, "AnswerTrainer": AnswerTrainer}
 
 # Methods of Trainer that its mixins override, with the parameters that Trainer gives them.
 RESUMABLE = {
@@ -60,6 +62,10 @@ RESUMABLE = {
 }
 TRLS_CARD = "model_name dataset_name tags"
 OF_SAMPLING = RESUMABLE | {"_get_train_sampler": "dataset"}
+OF_ANSWERS = RESUMABLE | {
+    "compute_loss": "model inputs return_outputs num_items_in_batch",
+    "create_optimizer": "model",
+}
 OF_PPO = RESUMABLE | {
     "_load_best_model": "",
     "_load_from_checkpoint": "resume_from_checkpoint model",
@@ -170,7 +176,8 @@ def parameters(function: Any) -> str:
 
 
 def known_of(name: str) -> dict[str, str]:
-    return OF_PPO if name == "PPOTrainer" else OF_SAMPLING if name in SAMPLING else RESUMABLE
+    own = {"PPOTrainer": OF_PPO, "AnswerTrainer": OF_ANSWERS}
+    return own.get(name) or (OF_SAMPLING if name in SAMPLING else RESUMABLE)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
