@@ -216,9 +216,8 @@ def frozen_features_accuracy(
         Share of test pairs ordered rightly, in 0..1; ties count half.
     """
     name, dtype = str(model_args.model_name_or_path), str(model_args.dtype)
-    trusted = {"trust_remote_code": trust_remote_code}
     model, tokenizer = load_reward_model(
-        name, dtype, new_head=True, model_args=model_args, **trusted
+        name, dtype, new_head=True, model_args=model_args, trust_remote_code=trust_remote_code
     )
     model, tokenizer.chat_template = placed(model), template
     head, model.score = model.score, torch.nn.Identity()  # its scores are the hidden states
@@ -238,10 +237,16 @@ def _differences(model: Any, tokenizer: Any, rows: Dataset, batch_size: int) -> 
     """What the model says of chosen less what it says of rejected, shape (N, H)."""
     import numpy as np
 
-    starts = range(0, len(rows), CHUNK)
-    parts = [rows.select(range(start, min(start + CHUNK, len(rows)))) for start in starts]
-    scored = [np.array(_scores(model, tokenizer, part, batch_size)) for part in parts]
-    return np.concatenate([both[:, 0] - both[:, 1] for both in scored])
+    scorer = RewardModel(model, tokenizer, "features", batch_size)
+    empty: str | list[Any] = "" if isinstance(rows[0]["chosen"], str) else []
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        pairs = rows.select(range(start, min(start + CHUNK, len(rows)))).to_list()
+        prompts = [pair.get("prompt", empty) for pair in pairs]
+        sides = [[pair[side] for pair in pairs] for side in ("chosen", "rejected")]
+        chosen_NH, rejected_NH = (scorer.scores(prompts, texts).double() for texts in sides)
+        parts.append((chosen_NH - rejected_NH).numpy())
+    return np.concatenate(parts)
 
 
 def fit_weights(differences_NH: np.ndarray) -> np.ndarray:

@@ -140,7 +140,10 @@ class RewardModel:
         rows = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
         outputs = torch.zeros(len(rows), len(self.heads.names()))
         for chosen in length_batches(list(map(len, rows)), self.batch_size):
-            outputs[list(chosen)] = self._forward([rows[i] for i in chosen])
+            found = self._forward([rows[i] for i in chosen])
+            if found.shape[1] != outputs.shape[1]:  # a head that was taken off
+                outputs = outputs.new_zeros(len(rows), found.shape[1])
+            outputs[list(chosen)] = found
         scores = self.aggregation(outputs.unflatten(1, (-1, self.heads.ensemble)))
         self.newest = (texts, scores) if len(self.heads.aspects) > 1 else None
         return scores

@@ -32,7 +32,7 @@ from recipes.lib.recipe.main import parse  # noqa: E402
 from recipes.lib.runs.files import write_jsonl  # noqa: E402
 from recipes.lib.tasks import tales  # noqa: E402
 from recipes.lib.tasks.tales.prompts import draw_facts, request  # noqa: E402
-from recipes.lib.tasks.tales.stories import TELLERS, tell  # noqa: E402
+from recipes.lib.tasks.tales.stories import TELLER, tell  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402
 
@@ -76,7 +76,7 @@ def items(split: str, number: int, num_tales: int, seed: int) -> Iterator[dict[s
         prompt = request(facts, draw)
         texts: list[str] = []
         while len(texts) < num_tales:
-            text = f" {tell(facts, draw.choice(TELLERS), draw).text}"
+            text = f" {tell(facts, TELLER, draw).text}"
             texts += [text] if text not in texts else []
         completions = [{"content": text, "run": None} for text in texts]
         yield {"id": item_id(prompt, texts), "prompt": prompt, "completions": completions}

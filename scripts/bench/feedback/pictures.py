@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from recipes.lib.feedback.store import Store  # noqa: E402
 from recipes.lib.tasks.tales.prompts import draw_facts, request  # noqa: E402
-from recipes.lib.tasks.tales.stories import TELLERS, tell  # noqa: E402
+from recipes.lib.tasks.tales.stories import TELLER, tell  # noqa: E402
 from tests.helpers.devtools import Browser  # noqa: E402
 from tests.helpers.feedback_server import Server, item  # noqa: E402
 
@@ -31,7 +31,7 @@ def main() -> None:
         drawn = zip(KINDS.items(), draw_facts("feedback", len(KINDS), 0), strict=True)
         for number, ((name, count), facts) in enumerate(drawn):
             kind = name.replace("phone", "pair")
-            told = [tell(facts, teller, rng).text for teller in rng.choices(TELLERS, k=count)]
+            told = [tell(facts, TELLER, rng).text for _ in range(count)]
             more = {"prompt": request(facts, rng)} | (ASPECTS if kind == "rating" else {})
             Store(server.database).add_items([item(number, kind, told, **more)])
         browser = Browser([str(shutil.which("chromium")), *FLAGS, f"--user-data-dir={folder}/user"])

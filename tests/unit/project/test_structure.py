@@ -33,7 +33,6 @@ SHORT_MODULES = {
     "recipes/lib/report/times.py": "where the time went, from the log to a table",
     "recipes/lib/tasks/tales/pages.py": "text of the made-up world, by kind of text",
     "recipes/lib/tasks/tales/rows.py": "text of the made-up world, by kind of text",
-    "recipes/lib/tasks/tales/tokenizer.py": "the made-up world's own tokenizer",
 }
 
 # Put together here so that this file passes its own test.
