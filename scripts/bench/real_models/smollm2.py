@@ -133,17 +133,21 @@ class Stages:
         given = TUNED | files | rows | values
         self.run(recipe, recipe, model_name_or_path=model, **given)
 
-    def ppo(self, name: str, reward: str) -> None:
+    def ppo(self, name: str, reward: str, **more: Any) -> None:
         """PPO of the SFT run."""
         prompts = str(self.folder / "prompts_train.jsonl")
-        few = {"total_episodes": 32} if self.small else {}
-        given = PPO | few | {"dataset_name": prompts, "reward_funcs": [reward]}
-        self.run("ppo", name, model_name_or_path=self.sft, **given)
+        given = PPO | more
+        if self.small:
+            given |= {"total_episodes": 2 * given["rollout_batch_size"]}
+        rest = {"dataset_name": prompts, "reward_funcs": [reward]}
+        self.run("ppo", name, model_name_or_path=self.sft, **given, **rest)
 
     def first_half(self) -> None:
         """The reward model, and PPO with it."""
-        self.tune("reward", "pairs", self.sft, learning_rate=2e-4, scoring_batch_size=16)
-        self.ppo("ppo", self.judge)
+        own = {"per_device_train_batch_size": 4, "scoring_batch_size": 16}
+        self.tune("reward", "pairs", self.sft, learning_rate=1e-3, **own)
+        few = {"rollout_batch_size": 12, "per_device_train_batch_size": 3, "total_episodes": 192}
+        self.ppo("ppo", self.judge, **few)
 
     def other_half(self) -> None:
         """PPO with the verifiable reward, and DPO."""
@@ -174,23 +178,23 @@ NAMES = {"brief": "PPO, verifiable reward", "ppo": "PPO, reward model", "dpo": "
 """The policies beside SFT, and what the page calls them."""
 
 
-def stage_rows(found: dict[str, dict[str, Any]]) -> list[list[Any]]:
-    """Each stage: what it trains on, its seconds, what it reached."""
-    sft, reward, dpo = found["sft"], found["reward"], found["dpo"]
-    perplexity = f"perplexity {sft['base_perplexity']:.2f} -> {sft['perplexity']:.2f}"
-    accuracy = f"accuracy {reward['accuracy']:.2f}"
-    words = f"bag of words {reward['accuracy_bag_of_words']:.2f}"
-    below = "see below"
-    return [
-        ["SFT", f"{ROWS['sft']} rows", sft["took"], perplexity],
-        ["Reward model", f"{ROWS['reward']} pairs", reward["took"], f"{accuracy}, {words}"],
-        *[
-            [NAMES[n], f"{found[n]['episodes']} episodes", found[n]["took"], below]
-            for n in ("brief", "ppo")
-        ],
-        [NAMES["dpo"], f"{ROWS['dpo']} pairs", dpo["took"], f"accuracy {dpo['accuracy']:.2f}"],
-        *[[f"evaluate: {NAMES[n]}", "-", found[f"evaluate-{n}"]["took"], below] for n in NAMES],
-    ]
+def stage_row(name: str, run: dict[str, Any]) -> list[Any]:
+    """A stage: what it trains on, its seconds, what it reached."""
+    kind, _, of = name.partition("-")
+    title = {"sft": "SFT", "reward": "Reward model"} | NAMES
+    what, reached = "-", "see below"
+    if kind in ROWS:
+        what = f"{ROWS[kind]} {'rows' if kind == 'sft' else 'pairs'}"
+    elif kind in NAMES:
+        what = f"{run['episodes']} episodes"
+    if kind == "sft":
+        reached = f"perplexity {run['base_perplexity']:.2f} -> {run['perplexity']:.2f}"
+    elif kind in ("reward", "dpo"):
+        reached = f"accuracy {run['accuracy']:.2f}"
+    if kind == "reward":
+        reached += f", bag of words {run['accuracy_bag_of_words']:.2f}"
+    called = f"evaluation: {NAMES[of]}" if of else title[kind]
+    return [called, what, run["took"], reached]
 
 
 def ppo_row(name: str, run: dict[str, Any]) -> list[Any]:
@@ -201,7 +205,7 @@ def ppo_row(name: str, run: dict[str, Any]) -> list[Any]:
     kl, tokens = (
         mean(row[key] for row in last) for key in ("objective/kl", "completions/mean_length")
     )
-    return [NAMES[name], run["episodes"], *ends, f"{kl:.1f}", f"{tokens:.1f}"]
+    return [NAMES[name], len(scores), *ends, f"{kl:.1f}", f"{tokens:.1f}"]
 
 
 def won(rate: WinRate) -> str:
@@ -232,14 +236,12 @@ def lines(rows: list[list[Any]]) -> str:
 def answers(samples: dict[str, list[dict[str, Any]]]) -> str:
     """The first prompts held out, with what each policy says to them."""
     lines = []
-    for number in range(SHOWN):
-        rows = {name: samples[name][number] for name in NAMES}
-        first = rows["brief"]
+    for number in range(SHOWN if samples else 0):
+        rows = {name: of_run[number] for name, of_run in samples.items()}
+        first = next(iter(rows.values()))
         assert all(row["baseline"] == first["baseline"] for row in rows.values())
         lines.append(f"**{plain(first['prompt'])}**\n\n- SFT: {plain(first['baseline'])}")
-        lines += [
-            f"- {NAMES[name]}: {plain(rows[name]['completion'])}" for name in ("brief", "ppo")
-        ]
+        lines += [f"- {NAMES[name]}: {plain(row['completion'])}" for name, row in rows.items()]
         lines.append("")
     return "\n".join(lines).strip()
 
@@ -251,23 +253,24 @@ def plain(text: str) -> str:
 
 
 def section(stages: Stages) -> str:
-    """The page's section."""
-    evaluations = [f"evaluate-{name}" for name in NAMES]
-    found = {name: stages.found(name) for name in ("sft", "reward", *NAMES, *evaluations)}
-    samples = {n: read_jsonl(stages.folder / f"evaluate-{n}/samples.jsonl") for n in NAMES}
+    """The page's section, of the stages that are done."""
+    names = ("sft", "reward", *NAMES, *(f"evaluate-{name}" for name in NAMES))
+    done = [name for name in names if (stages.folder / name / "took.json").is_file()]
+    found = {name: stages.found(name) for name in done}
+    judged = {n: found[f"evaluate-{n}"] for n in NAMES if f"evaluate-{n}" in found}
+    samples = {n: read_jsonl(stages.folder / f"evaluate-{n}/samples.jsonl") for n in judged}
     is_hub_id = stages.model == HUB_ID
     command = ".venv/bin/python scripts/bench/real_models/smollm2.py --model "
-    judged = [evaluation_row(n, found[f"evaluate-{n}"], samples[n]) for n in NAMES]
     return TEXT.format(
         mark=MARK,
         model="SmolLM2-135M-Instruct",
         note="" if is_hub_id else " (from Q4_1)",
         conditions=conditions(command + (HUB_ID if is_hub_id else "FOLDER")),
         minutes=sum(run["took"] for run in found.values()) / 60,
-        held_out=found["evaluate-ppo"]["num_prompts"],
-        stages=lines(stage_rows(found)),
-        ppo=lines([ppo_row(name, found[name]) for name in ("brief", "ppo")]),
-        judged=lines(judged),
+        held_out=HELD_OUT,
+        stages=lines([stage_row(name, run) for name, run in found.items()]),
+        ppo=lines([ppo_row(name, found[name]) for name in ("brief", "ppo") if name in found]),
+        judged=lines([evaluation_row(n, run, samples[n]) for n, run in judged.items()]),
         answers=answers(samples),
         words=MOST_WORDS,
         tokens=TOKENS,
@@ -281,13 +284,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", default=HUB_ID, help="folder or Hub id")
     parser.add_argument("--out", type=Path, help="folder that keeps the runs")
+    parser.add_argument("--page", action="store_true", help="of what is done in --out; run nothing")
     parser.add_argument("--small", action="store_true", help="try the way there; the page stays")
     asked = parser.parse_args()
     folder = asked.out or Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
-    write_data(folder, 16 if asked.small else HELD_OUT)
     stages = Stages(asked.model, folder.resolve(), small=asked.small)
-    stages.run_all()
+    if not asked.page:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_data(folder, 16 if asked.small else HELD_OUT)
+        stages.run_all()
     text = section(stages)
     print(text)
     if not asked.small:
@@ -298,8 +303,9 @@ def main() -> int:
 
 TEXT = """{mark}
 
-{model}: LoRA of rank 16 on every linear layer, fp32; instructions and pairs of a polite and a rude
-answer from rasbt/LLMs-from-scratch. Every figure of this section is of the weights{note}.
+{model}{note}: LoRA of rank 16 on every linear layer, fp32; instructions, and pairs of
+a polite and a less polite answer, of rasbt/LLMs-from-scratch; without the system prompt that the
+model's template puts before every conversation, two fifths of the tokens here.
 
 {conditions}
 - two stages at a time, one core each, beside other work on the same cores; all stages together
@@ -314,11 +320,11 @@ The verifiable reward (`scripts/bench/real_models/brief.py`) is 1 for one whole 
 
 ### PPO: score at first and at last{note}
 
-20 rollouts of 16 completions of at most {tokens} tokens, 80 updates. Mean over the first and the
-last {ends} rollouts +- the standard deviation between those; KL in nats per completion over the
-last.
+Rollouts of 16 (verifiable reward) and 12 completions (reward model) of at most {tokens} tokens,
+four updates in each. Mean over the first and the last {ends} rollouts +- the standard deviation
+between those; KL in nats per completion over the last.
 
-| reward{note} | episodes | score at first | score at last | KL | tokens |
+| reward{note} | rollouts | score at first | score at last | KL | tokens |
 |---|---|---|---|---|---|
 {ppo}
 
