@@ -46,7 +46,7 @@ TEMPLATE = (
     "+ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-COMMON = {
+COMMON: dict[str, Any] = {
     "dtype": "float32", "bf16": False, "use_cpu": True, "save_strategy": "no", "seed": 1,
     "use_peft": True, "lora_r": 16, "lora_alpha": 16, "lora_target_modules": "all-linear",
     "gradient_checkpointing": False, "disable_tqdm": True,
