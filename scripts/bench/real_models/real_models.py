@@ -128,8 +128,7 @@ def main() -> int:
 
 PAGE_TEXT = """# Real models
 
-stories260K (Llama class, 260 thousand parameters, trained on TinyStories) and real text; then
-[a chat model](#a-chat-model), measured by a script of its own.
+stories260K (Llama class, 260 thousand parameters, trained on TinyStories) and real text.
 
 {conditions}
 
