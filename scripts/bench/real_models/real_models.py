@@ -20,6 +20,7 @@ from recipes.lib.recipe.main import parse  # noqa: E402
 from recipes.lib.runs.files import read_jsonl  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.real_models.smollm2 import MARK  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 MODEL = str(SHARED / "models/stories260K")
@@ -119,8 +120,9 @@ def main() -> int:
         learned=ppo_row("reward model", [learned]),
         both=ppo_row("happy words + 0.2 x reward model", [both]),
     )
-    PAGE.write_text(page, encoding="utf-8")
     print(page)
+    _, mark, chat_model = PAGE.read_text(encoding="utf-8").partition(MARK)
+    PAGE.write_text(page + "\n" * bool(mark) + mark + chat_model, encoding="utf-8")
     return 0
 
 
