@@ -23,6 +23,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.doctor.checkup import CheckArguments, gate
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
@@ -42,7 +43,9 @@ KEPT = {
 
 
 @dataclass(kw_only=True)
-class PPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments):
+class PPOArguments(
+    RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments, CheckArguments
+):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
 
 
@@ -104,6 +107,7 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
+    gate(config)
     trainer = make_trainer(config, train, test)
     folder = spine.start_run(config, trainer, SHOWN)
     spine.train(trainer, folder)

@@ -5,8 +5,9 @@ Loss: -log sigmoid(score(chosen) - score(rejected)), the Bradley-Terry likelihoo
 Data: chosen and rejected, with a prompt or containing it (text or messages); a test row's `noise`
 column is the probability that its label contradicts the true order.
 Writes final/ (a full model, or an adapter with its score head), metrics.jsonl, samples.jsonl with
-the scores of every test pair, and summary.json with the accuracy beside its ceiling and beside a
-bag-of-words model of the same split.
+the scores of every test pair, summary.json with the accuracy beside its ceiling and beside a
+bag-of-words model of the same split, and check.json (docs/reward-checks.md); a fault ends it with
+exit code 3.
 
     python -m recipes.reward --config configs/quickstart/reward.yaml
     accelerate launch --num_processes 2 -m recipes.reward --config configs/quickstart/reward.yaml
@@ -26,17 +27,20 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE
 from recipes.lib.data.streaming import Rows, load_rows
-from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
+from recipes.lib.doctor.checkup import CheckArguments, look, refuse
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments, check_template, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments
+from recipes.lib.runs.folder import Run, RunArguments
 
 
 @dataclass(kw_only=True)
-class RewardModelArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
+class RewardModelArguments(
+    RunArguments, DataArguments, TemplateArguments, PlanArguments, CheckArguments
+):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
     FEEDBACK: ClassVar[tuple[str, ...]] = ("preference",)
@@ -108,6 +112,16 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     )
 
 
+def check_final(config: Config, folder: Run, rows: Rows) -> dict[str, Any]:
+    """Have the saved model checked, by the first process alone."""
+    from recipes.lib.distributed.shards import load_unsharded
+
+    trusted, size = config.training.trust_remote_code, config.script.scoring_batch_size
+    pairs = (rows.known, rows.test)
+    with load_unsharded(config.training):
+        return broadcast_from_main(lambda: look(str(folder.path), pairs, size, trusted=trusted))
+
+
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Train, score the test pairs, save, and see that the saved model scores the same.
@@ -121,6 +135,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: The data, the model or the run folder cannot be used.
         RuntimeError: The saved model scores differently.
+        FaultError: The check found a fault; the run is whole.
     """
     from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
     from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
@@ -150,7 +165,14 @@ def run(config: Config) -> dict[str, Any]:
         margin = numbers.pop("margin")
         yardstick = bag_of_words_accuracy(rows.known, test)
         summary |= numbers | {"accuracy_bag_of_words": yardstick, "margin": margin}
-    return spine.finish(folder, config, summary)
+    check = None if script.skip_check else check_final(config, folder, rows)
+    if check is not None:
+        summary["check"] = check["status"]
+        training.push_to_hub &= check["status"] != "fault"
+    summary = spine.finish(folder, config, summary)
+    if check is not None:
+        refuse(check, str(folder.path))
+    return summary
 
 
 def main(argv: list[str] | None = None) -> int:
