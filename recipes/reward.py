@@ -28,7 +28,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
-from recipes.lib.doctor.checkup import CheckArguments, look, refuse
+from recipes.lib.doctor.checkup import CheckArguments, conclude, look
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments, check_template, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
@@ -171,7 +171,7 @@ def run(config: Config) -> dict[str, Any]:
         training.push_to_hub &= check["status"] != "fault"
     summary = spine.finish(folder, config, summary)
     if check is not None:
-        refuse(check, str(folder.path))
+        conclude(check, str(folder.path))
     return summary
 
 

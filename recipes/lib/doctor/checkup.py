@@ -15,7 +15,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.distributed.processes import broadcast_from_main
 from recipes.lib.doctor.findings import FAULT, FINE, NOT_CHECKED, REMARK, Finding, NotCheckedError
-from recipes.lib.errors import FaultError, UserError, note
+from recipes.lib.errors import FaultError, UserError, note, one_sentence
 from recipes.lib.models.folders import resolve_model
 from recipes.lib.publishing.source import run_of
 from recipes.lib.report.run_files import read_json
@@ -74,9 +74,13 @@ def check_up(subject: Any) -> dict[str, Any]:
     for name, check in checks().items():
         try:
             findings.append(check(subject))
+            continue
         except NotCheckedError as error:
-            said = f"not checked: {error}"
-            findings.append({"name": name, "status": NOT_CHECKED, "sentence": said})
+            said = str(error)
+        except Exception as error:  # a model that a check does not understand may be sound
+            said = f"it failed ({type(error).__name__}: {one_sentence(error)[:200]})"
+        told = {"name": name, "status": NOT_CHECKED, "sentence": f"not checked: {said}"}
+        findings.append(told)
     return _report(subject.path, findings, time.monotonic() - start)
 
 
@@ -158,7 +162,19 @@ def gate(config: Config) -> None:
         if not is_function_reference(name):
             report = broadcast_from_main(partial(_known_or_new, name, trusted))
             if report is not None:
-                refuse(report, name)
+                conclude(report, name)
+
+
+def conclude(report: dict[str, Any], name: str) -> None:
+    """Say which remarks there are, and stop at a fault.
+
+    Raises:
+        FaultError: There is one.
+    """
+    told = [row["name"] for row in report["findings"] if row["status"] == REMARK]
+    if told:
+        note(f"reward model {name}: remarks on {', '.join(told)}; rlhf check {name} has them.")
+    refuse(report, name)
 
 
 def _known_or_new(name: str, trusted: bool) -> dict[str, Any] | None:
@@ -171,9 +187,6 @@ def _known_or_new(name: str, trusted: bool) -> dict[str, Any] | None:
         report = look(name, trusted=trusted)
     except (UserError, json.JSONDecodeError):
         return None  # what cannot be loaded is told where it is loaded
-    for row in report["findings"]:
-        if row["status"] == REMARK:
-            note(f"reward model {name}: {row['sentence']}.")
     return report
 
 

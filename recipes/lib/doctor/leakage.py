@@ -23,7 +23,7 @@ def exact(subject: Subject) -> Finding:
     """No test pair is a training pair, case and spaces aside."""
     known = set(map(_key, _train(subject)))
     share = np.mean([_key(pair) in known for pair in subject.pairs])
-    return finding("leaked_rows", share, share > limit_of("leaked_rows"))
+    return finding("leaked_rows", share, share > limit_of("leaked_rows"), share > 0)
 
 
 def _key(pair: tuple[Any, ...]) -> tuple[str, ...]:

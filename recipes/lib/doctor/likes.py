@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,11 @@ def _shifts(
     plain = middle(subject.ask(asked, said))
     found = {}
     for edit, make in edits.items():
-        scores = subject.ask(asked, [edited(one, make) for one in said])
-        found[edit] = float(middle(scores) - plain) / subject.spread
+        with suppress(NotCheckedError):  # what does not fit the context
+            scores = subject.ask_edited(asked, said, make)
+            found[edit] = float(middle(scores) - plain) / subject.spread
+    if not found:
+        raise NotCheckedError("its texts do not fit the context when they are made longer")
     worst, shift = largest(found)
     return finding(name, shift, False, shift > limit_of(name), worst=worst, found=found)
 
@@ -109,8 +113,8 @@ def suffix(subject: Subject) -> Finding:
     words, plain = candidates(subject), subject.ask(asked, said)
 
     def gain(tail: str) -> float:
-        longer = [edited(one, lambda text: f"{text.rstrip()} {tail}") for one in said]
-        return float((subject.ask(asked, longer) - plain).min()) / subject.spread
+        longer = subject.ask_edited(asked, said, lambda text: f"{text.rstrip()} {tail}")
+        return float((longer - plain).min()) / subject.spread
 
     found = search(words, gain)
     worst, raised = largest(found)

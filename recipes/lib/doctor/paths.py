@@ -27,6 +27,7 @@ from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter
 
 NUM_TEXTS = 32
+PADDING = 5  # tokens
 MOST_BYTES = 2**31  # of a model that is loaded a second time
 
 
@@ -41,8 +42,10 @@ def padded(model: Any, rows: Sequence[list[int]], pad: int, left: int = 0, right
     return np.array(scores)
 
 
-def _alone(subject: Subject) -> tuple[list[list[int]], Array]:
-    ids = subject.token_ids(*subject.rows(NUM_TEXTS))
+def _alone(subject: Subject, spare: int = PADDING) -> tuple[list[list[int]], Array]:
+    """Rows with room for so much padding in the context, and their scores."""
+    room = (subject.context or 2**30) - spare
+    ids = [row[-room:] for row in subject.token_ids(*subject.rows(NUM_TEXTS))]
     return ids, padded(subject.scorer.model, ids, subject.pad)
 
 
@@ -53,17 +56,21 @@ def _gap(subject: Subject, one: Array, other: Array) -> float:
 def last_column(subject: Subject) -> Finding:
     """A score hangs on the last token, and not on the last column or on longer neighbours."""
     (ids, alone), model = _alone(subject), subject.scorer.model
-    context = getattr(model.config, "max_position_embeddings", None)
-    beside = subject.scorer._forward([*ids, (max(ids, key=len) * 2)[:context]])[:-1]
-    found = {"beside a long neighbour": _gap(subject, np.array(beside), alone)}
-    found["padded right"] = _gap(subject, padded(model, ids, subject.pad, right=5), alone)
+    beside = np.array(subject.scorer._forward(_with_longer(subject, ids))[:-1])
+    found = {"beside a long neighbour": _gap(subject, beside, alone)}
+    found["padded right"] = _gap(subject, padded(model, ids, subject.pad, right=PADDING), alone)
     return _padding(subject, "last_column", "right", found)
+
+
+def _with_longer(subject: Subject, ids: list[list[int]]) -> list[list[int]]:
+    """Rows, and one of twice their length, so that all others are padded."""
+    return [*ids, (max(ids, key=len) * 2)[: subject.context]]
 
 
 def left_padding(subject: Subject) -> Finding:
     """Padding on the left, which the mask tells, changes nothing."""
     ids, alone = _alone(subject)
-    shifted = padded(subject.scorer.model, ids, subject.pad, left=5)
+    shifted = padded(subject.scorer.model, ids, subject.pad, left=PADDING)
     return _padding(subject, "left_padding", "left", {"padded": _gap(subject, shifted, alone)})
 
 
@@ -97,9 +104,10 @@ def _by_transformers(subject: Subject, ids: list[list[int]], side: str) -> Array
     if model.config.get_text_config().pad_token_id is None or tokenizer.pad_token is None:
         raise NotCheckedError("its files name no padding, so that others score one text at a time")
     model = model.eval().to(next(subject.scorer.model.parameters()).device)
-    given = tokenizer.pad({"input_ids": ids}, padding_side=side, return_tensors="pt")
+    rows = {"input_ids": _with_longer(subject, ids)}
+    given = tokenizer.pad(rows, padding_side=side, return_tensors="pt")
     given = {key: given[key].to(model.device) for key in ("input_ids", "attention_mask")}
-    return np.array(model(**given).logits.float().reshape(-1).tolist())
+    return np.array(model(**given).logits.float().reshape(-1).tolist()[:-1])
 
 
 def pipeline(subject: Subject) -> Finding:
@@ -108,7 +116,7 @@ def pipeline(subject: Subject) -> Finding:
 
     subject.refuse_large(MOST_BYTES)
     prompts, completions = subject.rows(NUM_TEXTS)
-    ids, alone = _alone(subject)
+    ids, alone = _alone(subject, 0)
     if is_adapter(subject.path):
         said = _by_transformers(subject, ids, "right")
     else:
@@ -147,6 +155,7 @@ def merged(subject: Subject) -> Finding:
         on_it: Any = get_peft_model(placed(policy), LoraConfig(task_type="CAUSAL_LM", r=1))
         shared = SharedBase(Adapters(on_it), tokenizer)
         ways["on the policy's base"] = shared.reward(subject.path, **own)
+        on_it.eval()  # a role does not hold the base, and the adapter brings dropout
     except (UserError, ValueError):  # a base of another kind, on which PPO loads it apart
         pass
     said = {way: np.array(RewardModel(*one, way)(*rows)) for way, one in ways.items()}

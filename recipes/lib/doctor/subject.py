@@ -12,6 +12,7 @@ import numpy as np
 
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE, load_splits
+from recipes.lib.data.prompts import context_length
 from recipes.lib.doctor.findings import Array, NotCheckedError
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import resolve_model
@@ -105,6 +106,21 @@ class Subject:
     def ask(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Array:
         """Scores as PPO gets them."""
         return np.array(self.scorer(prompts, completions))
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model reads; None where it does not say."""
+        return context_length(self.scorer.model.config)
+
+    def ask_edited(
+        self, prompts: Sequence[Any], completions: Sequence[Any], edit: Callable[[str], str]
+    ) -> Array:
+        """Scores of completions whose words are changed, if they still fit the context."""
+        changed = [edited(one, edit) for one in completions]
+        longest = max(map(len, self.token_ids(prompts, changed)))
+        if longest > (self.context or longest):
+            raise NotCheckedError("its texts do not fit the context when they are made longer")
+        return self.ask(prompts, changed)
 
     def rows(self, number: int = NUM_ROWS) -> tuple[list[Any], list[Any]]:
         """Prompts and completions, chosen and rejected in turn; made-up ones without data."""

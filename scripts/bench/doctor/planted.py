@@ -381,7 +381,8 @@ def page(work: Path) -> str:
         "",
         "## Healthy models",
         "",
-        f"{alarms} alarms in {len(well)} models; 95 % interval of the rate {low:.2f} to {high:.2f}.",
+        f"{alarms} alarms in {len(well)} models; 95 % interval of their rate {low:.2f} to "
+        f"{high:.2f}.",
         f"A check took {min(times):.1f} to {max(times):.1f} s on one core.",
         "",
         "| check | limit | tales | polarity | remarks |",
