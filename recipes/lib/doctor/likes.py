@@ -56,7 +56,7 @@ def length(subject: Subject) -> Finding:
     gap = lengths[0] - lengths[1]
     against = right[np.sign(gap) * np.sign(related) <= 0]  # where length does not help the label
     is_blind = len(against) < LEAST_PAIRS or interval(against)[0] <= 0.5
-    told = {"correlation": related, "what": "long" if related > 0 else "short"}
+    told: dict[str, Any] = {"correlation": related, "what": "long" if related > 0 else "short"}
     for name, some in (("against", against), ("equal", right[abs(gap) <= 0.05 * lengths.mean(0)])):
         told[f"accuracy_{name}"] = some.mean() if len(some) >= LEAST_PAIRS else None
     size = abs(related)
@@ -70,6 +70,8 @@ def prompts(subject: Subject) -> Finding:
     texts = list(map(prompt_text, asked))
     if not any(texts):
         raise NotCheckedError("its pairs have no prompts")
+    if np.ptp(subject.scores) == 0:
+        raise NotCheckedError("it scores every text the same")
     are_many = len(set(texts)) > len(texts) / 2
     others = [*asked[1:], *asked[:1]]
     if not are_many:

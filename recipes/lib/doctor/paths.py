@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from recipes.lib.doctor.findings import (
 )
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.errors import UserError
+from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
 from recipes.lib.models.folders import is_adapter
 
 NUM_TEXTS = 32
@@ -85,6 +87,10 @@ def _padding(subject: Subject, name: str, side: str, found: dict[str, float]) ->
     return finding(name, off, is_off and is_used, is_off, worst=worst, found=found)
 
 
+def _is_rounded(subject: Subject) -> bool:
+    return (Path(subject.path) / BASE_QUANTIZATION).is_file()
+
+
 @torch.no_grad()
 def _by_transformers(subject: Subject, ids: list[list[int]], side: str) -> Array:
     """Scores of a fresh load by transformers or PEFT, of one padded batch."""
@@ -95,10 +101,13 @@ def _by_transformers(subject: Subject, ids: list[list[int]], side: str) -> Array
     if is_adapter(subject.path):
         from peft import AutoPeftModelForSequenceClassification as Loader
 
+        if _is_rounded(subject):
+            raise NotCheckedError("its base was rounded in training, which PEFT alone leaves out")
         model = Loader.from_pretrained(subject.path, num_labels=1, **own)
         tokenizer = subject.scorer.tokenizer  # an adapter may have its base's
         model.config.pad_token_id = tokenizer.pad_token_id  # a base knows of none
     else:
+        own |= {"use_safetensors": True}  # other formats can run code
         model = AutoModelForSequenceClassification.from_pretrained(subject.path, **own)
         tokenizer = AutoTokenizer.from_pretrained(subject.path, trust_remote_code=subject.trusted)
     if model.config.get_text_config().pad_token_id is None or tokenizer.pad_token is None:
@@ -123,7 +132,8 @@ def pipeline(subject: Subject) -> Finding:
         own: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": subject.trusted}
         more = {"function_to_apply": "none", "add_special_tokens": isinstance(prompts[0], str)}
         try:
-            asked = make("text-classification", subject.path, device="cpu", **own)
+            files = {"model_kwargs": {"use_safetensors": True}}
+            asked = make("text-classification", subject.path, device="cpu", **files, **own)
             rows = asked(subject.scorer.texts(prompts, completions), **more)
         except Exception as error:  # whatever a library says of a model that is not its own
             raise NotCheckedError(f"transformers' pipeline refuses it ({error})") from error
@@ -147,19 +157,22 @@ def merged(subject: Subject) -> Finding:
     from recipes.lib.rewards.reward_models import RewardModel
     from recipes.lib.rewards.shared_base import SharedBase
 
-    rows, own = subject.rows(NUM_TEXTS), {"trust_remote_code": subject.trusted}
+    rows = subject.rows(NUM_TEXTS)
+    own: dict[str, Any] = {"trust_remote_code": subject.trusted}
     whole, tokenizer = load_reward_model(subject.path, new_head=True, **own)
     ways: dict[str, Any] = {"merged": (placed(whole), tokenizer)}
-    try:
-        policy = load_policy(base_args(subject.path, ModelConfig(dtype="float32")), **own)
-        on_it: Any = get_peft_model(placed(policy), LoraConfig(task_type="CAUSAL_LM", r=1))
-        shared = SharedBase(Adapters(on_it), tokenizer)
-        ways["on the policy's base"] = shared.reward(subject.path, **own)
-        on_it.eval()  # a role does not hold the base, and the adapter brings dropout
-    except (UserError, ValueError):  # a base of another kind, on which PPO loads it apart
-        pass
-    said = {way: np.array(RewardModel(*one, way)(*rows)) for way, one in ways.items()}
-    worst, off = largest({way: _gap(subject, one, subject.ask(*rows)) for way, one in said.items()})
+    if not _is_rounded(subject):  # what the policy's base is then, its run says
+        with suppress(UserError):  # a base of another kind, from which PPO loads it apart
+            policy = load_policy(base_args(subject.path, ModelConfig(dtype="float32")), **own)
+            on_it: Any = get_peft_model(placed(policy), LoraConfig(task_type="CAUSAL_LM", r=1))
+            shared = SharedBase(Adapters(on_it), tokenizer)
+            ways["on the policy's base"] = shared.reward(subject.path, **own)
+            on_it.eval()  # a role does not hold the base, and the adapter brings dropout
+    apart, found = subject.ask(*rows), {}
+    for way, (model, its_tokenizer) in ways.items():
+        said = np.array(RewardModel(model, its_tokenizer, way)(*rows))
+        found[way] = _gap(subject, said, apart)
+    worst, off = largest(found)
     return finding("merged_and_shared", off, off > limit_of("merged_and_shared"), worst=worst)
 
 

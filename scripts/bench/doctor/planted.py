@@ -26,9 +26,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts/bench"))
 
-from conditions import conditions  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from recipes.lib.doctor.checkup import check_up, look  # noqa: E402
@@ -41,6 +39,7 @@ from recipes.lib.tasks.tales.prompts import draw_facts, request  # noqa: E402
 from recipes.lib.tasks.tales.stories import TELLERS, tell  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from recipes.reward import run  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 BASES = {
@@ -255,7 +254,9 @@ def prompt_ignored(shop: Workshop) -> Row:
     subject = examine(str(shop.healthy()))
     texts = subject.scorer.texts
     empty: Any = "" if shop.task == "polarity" else []
-    subject.scorer.texts = lambda prompts, said: texts([empty] * len(prompts), said)  # type: ignore[method-assign]
+    subject.scorer.texts = lambda prompts, completions: texts(  # type: ignore[method-assign]
+        [empty] * len(prompts), completions
+    )
     return check_up(subject)
 
 

@@ -49,6 +49,8 @@ def test_another_prompt_has_to_change_the_score(
 def test_pairs_without_prompts_are_not_asked_about_them() -> None:
     with pytest.raises(NotCheckedError, match="no prompts"):
         likes.prompts(subject([pair("good", "bad", "")], TASTE))
+    with pytest.raises(NotCheckedError, match="every text the same"):
+        likes.prompts(subject(MIXED, {}))
 
 
 def test_shifts_are_in_standard_deviations() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from recipes.lib.doctor import paths
+from recipes.lib.doctor.findings import limit_of
 from tests.helpers.known_scorer import pair, subject
 
 ROWS = [pair("good " + "w1 " * (n % 4), "bad w2", f"w{n} ") for n in range(12)]
@@ -22,4 +23,4 @@ def test_padding_is_named_by_its_side(way: str, right: str, left: str) -> None:
         off = paths._gap(examined, paths.padded(examined.scorer.model, ids, 0, **more), alone)
         expected = {"": 0.0, "unmasked": 5 * 0.25, "last column": 0.75 if side == "right" else 0.0}
         assert off == pytest.approx(expected[way] / examined.spread, rel=1e-5)
-        assert (off > paths.limit_of(name)) == (status != "fine")
+        assert (off > limit_of(name)) == (status != "fine")
