@@ -43,7 +43,7 @@ from recipes.lib.models.chat_template import TemplateArguments, check_template, 
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
-from recipes.lib.runs.folder import RunArguments
+from recipes.lib.runs.folder import Run, RunArguments
 from recipes.lib.trainers.answer_survey import AnswerArguments, check_answers
 
 FROZEN = "frozen_features"  # folder of the reward model that is a regression on the base
@@ -144,15 +144,23 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     return spine.make_row_trainer(AnswerTrainer, config, tokenizer, rows, prepare, **own)
 
 
-def frozen_features(config: Config, trainer: Any, known: Any, test: Any, folder: Any) -> float:
-    """Accuracy of the regression on the model that training started from, which is saved."""
+def yardsticks(
+    config: Config, trainer: Any, rows: Rows, test: Any, folder: Run
+) -> dict[str, float]:
+    """Accuracies of a bag of words, and of the regression on the starting model, which is saved."""
     from recipes.lib.distributed.shards import load_unsharded
-    from recipes.lib.evaluation.pair_scores import frozen_features_accuracy
+    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, frozen_features_accuracy
 
-    template, trusted = trainer.processing_class.chat_template, config.training.trust_remote_code
-    own = (known, test, folder.path / FROZEN, config.script.scoring_batch_size)
-    with load_unsharded(config.training):
-        return frozen_features_accuracy(config.model, template, *own, trust_remote_code=trusted)
+    known, script = ordered_pairs(rows.known), config.script
+    found = {"accuracy_bag_of_words": bag_of_words_accuracy(known, test)}
+    if script.frozen_features:
+        template = trainer.processing_class.chat_template
+        own = (known, test, folder.path / FROZEN, script.scoring_batch_size)
+        trusted = {"trust_remote_code": config.training.trust_remote_code}
+        with load_unsharded(config.training):
+            accuracy = frozen_features_accuracy(config.model, template, *own, **trusted)
+        found["accuracy_frozen_features"] = accuracy
+    return found
 
 
 @guarded
@@ -170,7 +178,7 @@ def run(config: Config) -> dict[str, Any]:
         RuntimeError: The saved model scores differently.
     """
     from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
-    from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, check_saved, score_shares
+    from recipes.lib.evaluation.pair_scores import check_saved, score_shares
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
@@ -203,12 +211,7 @@ def run(config: Config) -> dict[str, Any]:
         folder.write_samples(scored)
         numbers = spine.pair_numbers(scored, test)
         margin = numbers.pop("margin")
-        known = ordered_pairs(rows.known)
-        summary |= numbers | {"accuracy_bag_of_words": bag_of_words_accuracy(known, test)}
-        if script.frozen_features:
-            summary["accuracy_frozen_features"] = frozen_features(
-                config, trainer, known, test, folder
-            )
+        summary |= numbers | yardsticks(config, trainer, rows, test, folder)
         summary["margin"] = margin
     return spine.finish(folder, config, summary)
 

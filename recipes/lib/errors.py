@@ -38,6 +38,10 @@ class UserError(ValueError):
         super().__init__(on_one_line(text))
 
 
+class FaultError(UserError):
+    """A reward model has a fault that its check found; the command line ends with exit code 3."""
+
+
 def on_one_line(text: str) -> str:
     """Spell out what would move the cursor or break a line, such as in a value that is quoted.
 

@@ -22,7 +22,7 @@ from recipes.lib.distributed.processes import (
     num_processes,
 )
 from recipes.lib.distributed.signals import EXIT_CODE, Stopped
-from recipes.lib.errors import UserError
+from recipes.lib.errors import FaultError, UserError
 from recipes.lib.models.quick_import import import_quickly
 from recipes.lib.recipe.help import print_help
 
@@ -38,8 +38,8 @@ def launch(recipe: str, argv: list[str] | None) -> int:
             --accelerate_config the recipe is started on several processes.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user, 75 for a training that a signal ended with
-        a checkpoint, 130 for an interrupt.
+        The exit code: 0, 2 for a mistake of the user, 3 for a fault of a reward model, 75 for a
+        training that a signal ended with a checkpoint, 130 for an interrupt.
     """
     argv = sys.argv[1:] if argv is None else argv
     if print_help(recipe, argv):
@@ -58,7 +58,7 @@ def _launch(recipe: str, argv: list[str]) -> int:
     except UserError as error:
         if may_report():
             print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, FaultError) else 2
     except Stopped as stopped:
         way = "run it again" if recipe == "quickstart" else "go on with --resume"
         _say(f"rlhf {recipe}: {stopped}; {way}.")

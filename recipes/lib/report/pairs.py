@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from recipes.lib.report.calibration import Forecasts, calibration_error, reliability, suitable_bins
 from recipes.lib.report.figure import INK, MUTED, SERIES, Key, Picture, canvas, to_svg
@@ -73,6 +74,35 @@ def _diagram(bins: Sequence[Forecasts], name: str) -> str:
         axes.set_xlim(0.485, 1.015)
         axes.set_ylim(max(0.0, low.min() - 0.05), 1.03)
         return to_svg(figure, name)
+
+
+def check_picture(findings: Sequence[Row]) -> Picture | None:
+    """How much of its limit each check of a reward model takes up; None without any."""
+    known = [row for row in findings if is_finite(row.get("statistic")) and row.get("limit")]
+    if not known:
+        return None
+    shares = [min(max(float(row["statistic"] / row["limit"]), 0.0), 2.0) for row in known]
+    names = [str(row["name"]).replace("_", " ") for row in known]
+    with canvas("statistic as a share of its limit, at most 2", "") as (figure, axes):
+        axes.set_position((0.36, 0.175, 0.6, 0.75))
+        off = [row["status"] in ("fault", "remark") for row in known]
+        axes.barh(names, shares, color=[SERIES[1] if one else SERIES[0] for one in off], height=0.6)
+        axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (2, 2)))
+        axes.tick_params(axis="y", labelsize=7)
+        axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
+        axes.yaxis.set_major_formatter(FixedFormatter(names))
+        axes.invert_yaxis()
+        svg = to_svg(figure, "checks")
+    return Picture(
+        "checks",
+        "Each check against its limit",
+        svg,
+        "A check is told where its bar crosses the dashed line, or stays left of it where more is "
+        "better (accuracies, hashes); colour says which are.",
+        f"{sum(off)} of {len(known)} checks have something to say.",
+        [Key(1, "fine"), Key(2, "fault or remark")],
+        has_bars=True,
+    )
 
 
 def _histogram(

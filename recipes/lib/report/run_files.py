@@ -22,6 +22,7 @@ class RunFiles:
     metrics: list[Row] = field(default_factory=list)
     samples: list[Row] = field(default_factory=list)
     lineage: Row = field(default_factory=dict)
+    check: Row = field(default_factory=dict)
     config: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -37,7 +38,7 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Reads config.yaml, metrics.jsonl, samples.jsonl, summary.json and lineage.json.
+    """Reads config.yaml, metrics.jsonl, samples.jsonl, summary.json, lineage.json and check.json.
 
     Args:
         path: the run folder.
@@ -53,6 +54,7 @@ def read_run(path: Path) -> RunFiles:
         metrics=read_lines(path / "metrics.jsonl", notes),
         samples=read_lines(path / "samples.jsonl", notes),
         lineage=read_json(path / "lineage.json"),
+        check=read_json(path / "check.json"),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         notes=notes,
     )

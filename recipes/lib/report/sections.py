@@ -7,7 +7,9 @@ from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_tabl
 from recipes.lib.report.charts import DPO, GROUPS, KTO, LOSS, PPO, REWARD, SFT
 from recipes.lib.report.curves import Curve, draw_curves
 from recipes.lib.report.figure import Picture
+from recipes.lib.report.numbers import is_number, plain
 from recipes.lib.report.pairs import (
+    check_picture,
     differences,
     margin_histogram,
     reliability_diagram,
@@ -23,6 +25,8 @@ from recipes.lib.report.samples import (
     references,
 )
 from recipes.lib.report.times import Spent, phase_times
+
+NUMBERS = ("statistic", "limit")
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,24 @@ def reward_sections(
     pictures += [picture for picture in drawn if picture is not None]
     return [
         Section("reward", title, pictures),
+        check_section(run),
         Section("pairs", "Pairs it scored", samples=preferences(run.samples)),
     ]
+
+
+def check_section(run: RunFiles) -> Section:
+    """What `rlhf check` found: what is wrong or worth a look in words, all in numbers."""
+    findings = run.check.get("findings", [])
+    told = [row for row in findings if row["status"] in ("fault", "remark")]
+    lines = [f"{row['status'].capitalize()}: {row['sentence']}. {row['remedy']}." for row in told]
+    table = [["Check", "Result", "Statistic", "Limit"]] if findings else []
+    for row in findings:
+        numbers = [plain(row[key]) if is_number(row.get(key)) else "" for key in NUMBERS]
+        table.append([row["name"].replace("_", " "), row["status"], *numbers])
+    picture = check_picture(findings)
+    return Section(
+        "check", "What the check found", [picture] if picture else [], None, [], table, lines
+    )
 
 
 def evaluation_section(run: RunFiles, names: tuple[str, str]) -> Section:

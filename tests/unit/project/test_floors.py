@@ -25,6 +25,7 @@ FLOORS = [
     {"annotation", "evaluation"},
     {"ppo", "report"},
     {"plan", "publishing"},
+    {"doctor"},
     {"recipe"},
 ]
 # They find a recipe by the name that a user gave, so its import is nowhere written down.

@@ -1,0 +1,138 @@
+"""All checks of one reward model, and check.json."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recipes.lib.doctor.findings import FAULT, FINE, NOT_CHECKED, REMARK, Finding, NotCheckedError
+from recipes.lib.errors import FaultError, one_sentence
+from recipes.lib.models.folders import resolve_model
+from recipes.lib.publishing.source import run_of
+from recipes.lib.runs.files import write_json
+
+FILE = "check.json"
+
+
+def checks() -> dict[str, Callable[[Any], Finding]]:
+    """The checks by name, causes before what they bring about: the first fault is the diagnosis."""
+    from recipes.lib.doctor import leakage, learned, likes, paths, saved
+
+    return {
+        "head_not_saved": saved.head_saved,
+        "template": saved.template,
+        "recorded_scores": saved.recorded,
+        "random_head": saved.head_fits,
+        "last_column": paths.last_column,
+        "left_padding": paths.left_padding,
+        "pipeline": paths.pipeline,
+        "merged_and_shared": paths.merged,
+        "fewer_bits": paths.fewer_bits,
+        "leaked_rows": leakage.exact,
+        "near_duplicates": leakage.near,
+        "prompts_on_both_sides": leakage.same_prompts,
+        "no_eos": learned.end_token,
+        "prompt_ignored": likes.prompts,
+        "length_only": likes.length,
+        "wrong_labels": learned.labels,
+        "learned_nothing": learned.anything,
+        "calibration": learned.calibration,
+        "style": likes.style,
+        "odd_texts": likes.odd_texts,
+        "suffix": likes.suffix,
+    }
+
+
+def check_up(subject: Any) -> dict[str, Any]:
+    """Ask every check.
+
+    Args:
+        subject: A reward model with what is known of it.
+
+    Returns:
+        What check.json holds: status (the gravest), hash of the files, seconds, findings.
+    """
+    start, findings = time.monotonic(), []
+    for name, check in checks().items():
+        try:
+            findings.append(check(subject))
+            continue
+        except NotCheckedError as error:
+            said = str(error)
+        except Exception as error:  # a model that a check does not understand may be sound
+            said = f"it failed ({type(error).__name__}: {one_sentence(error)[:200]})"
+        told = {"name": name, "status": NOT_CHECKED, "sentence": f"not checked: {said}"}
+        findings.append(told)
+    return _report(subject.path, findings, time.monotonic() - start)
+
+
+def _report(path: str, findings: list[Finding], seconds: float = 0.0) -> dict[str, Any]:
+    found = {finding["status"] for finding in findings}
+    status = next((grave for grave in (FAULT, REMARK) if grave in found), FINE)
+    whole = {"status": status, "model": hash_of(path), "seconds": round(seconds, 1)}
+    return whole | {"findings": findings}
+
+
+def hash_of(path: str) -> str | None:
+    """Hash of all files of a model folder: weights, configuration, tokenizer; None of a Hub id."""
+    if not Path(path).is_dir():
+        return None
+    every = hashlib.sha256()
+    for file in sorted(file for file in Path(path).iterdir() if file.is_file()):
+        with file.open("rb") as opened:
+            every.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return every.hexdigest()
+
+
+def look(name: str, rows: Any = None, size: int = 32, *, trusted: bool = False) -> dict[str, Any]:
+    """Check a saved reward model and keep the answer beside its run's summary.
+
+    Args:
+        name: Run, folder or Hub id.
+        rows: Training and test rows; None for those of its run.
+        size: Texts at a time.
+        trusted: Whether code beside the model may run.
+
+    Returns:
+        What check.json holds.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    from recipes.lib.doctor.saved import missing_head
+    from recipes.lib.doctor.subject import examine
+
+    path = resolve_model(name)
+    headless = missing_head(path)
+    if headless is not None:
+        report = _report(path, [headless])
+    else:
+        report = check_up(examine(name, rows, size, trusted=trusted))
+    if (run := run_of(path)) is not None:
+        write_json(run / FILE, report)
+    return report
+
+
+def refuse(report: dict[str, Any], name: str) -> None:
+    """Stop at the first fault of a report.
+
+    Raises:
+        FaultError: There is one.
+    """
+    faults = [row for row in report["findings"] if row["status"] == FAULT]
+    if faults:
+        first, more = faults[0], f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise FaultError(
+            f"reward model {name}: {first['name']}: {first['sentence']}{more}; {first['remedy']}."
+        )
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print a report, a line for each check."""
+    for row in report["findings"]:
+        known = row.get("statistic") is not None
+        number = f" ({row['statistic']:.3g}; limit {row['limit']:.3g})" if known else ""
+        print(f"{row['status']:<12}{row['name']}: {row['sentence']}{number}")

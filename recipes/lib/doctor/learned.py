@@ -1,0 +1,101 @@
+"""What it has learned: more than guessing, from right labels, with its end token, and how sure.
+
+All of it from the margins of pairs that it was not trained on.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.doctor.findings import (
+    Array,
+    Finding,
+    NotCheckedError,
+    finding,
+    interval,
+    largest,
+    limit_of,
+    mean_interval,
+    outcomes,
+)
+from recipes.lib.doctor.subject import Subject
+from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
+from recipes.lib.models.forward import length_batches
+from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins
+
+GUESS = 0.5
+SURELY_LITTLE = 0.6  # an accuracy below which it may be stopped, where the interval holds guessing
+LEAST_WIDE = 8  # pairs with the widest margins
+MOST_COUNTED = 2_000  # training rows that the bag of words reads
+
+
+def anything(subject: Subject) -> Finding:
+    """The accuracy's interval lies above guessing, and above what needs no model."""
+    right = outcomes(subject.margins)
+    low, high = interval(right)
+    longer = [len(prompt_text(c)) - len(prompt_text(r)) for _, c, r in subject.pairs]
+    known = {"length alone": float(outcomes(np.array(longer)).mean())}
+    if subject.train is not None and subject.test is not None:
+        few = subject.train.select(range(min(MOST_COUNTED, len(subject.train))))
+        known["a bag of words"] = bag_of_words_accuracy(few, subject.test.select(subject.places))
+    best, accuracy = largest(known)
+    says_little = low <= GUESS
+    told = {"accuracy": right.mean(), "pairs": len(right), "high": high, "others": known}
+    is_told = says_little or accuracy > high
+    return finding(
+        "learned_nothing", low, says_little and high < SURELY_LITTLE, is_told, best=best, **told
+    )
+
+
+def labels(subject: Subject) -> Finding:
+    """Where the margin is widest nearly every label agrees; else labels are wrong.
+
+    A column `noise` says how often a label is wrong, and how many then are no surprise.
+    """
+    right = outcomes(subject.margins)
+    number, limit = len(right) // 5, limit_of("wrong_labels")
+    if number < LEAST_WIDE:
+        raise NotCheckedError(f"{len(right)} pairs are too few to look at the widest margins")
+    if interval(right)[0] <= GUESS:
+        raise NotCheckedError("it orders the pairs no better than guessing")
+    wide = np.argsort(-np.abs(subject.margins))[:number]
+    test = subject.test
+    if test is not None and "noise" in test.column_names:
+        limit = min(limit, 0.9 - float(np.array(test["noise"])[subject.places][wide].mean()))
+    high, agreed = interval(right[wide])[1], right[wide].mean()
+    return finding(
+        "wrong_labels", high, high < limit, agreed < limit, limit, agreed=agreed, pairs=number
+    )
+
+
+def end_token(subject: Subject) -> Finding:
+    """It was trained with the end token that it is asked with: without one it tells less."""
+    eos, cut_scores = subject.scorer.tokenizer.eos_token_id, []
+    for side in (1, 2):
+        ids = subject.token_ids(*subject.side(side))
+        if any(len(row) < 2 or row[-1] != eos for row in ids):
+            raise NotCheckedError("its rows do not end in the end token")
+        cut_scores.append(_in_batches(subject, [row[:-1] for row in ids]))
+    gain = outcomes(subject.margins) - outcomes(cut_scores[0] - cut_scores[1])
+    is_less = gain.mean() < limit_of("no_eos")
+    return finding("no_eos", gain.mean(), is_less and mean_interval(gain)[1] < 0, is_less)
+
+
+def _in_batches(subject: Subject, ids: list[list[int]]) -> Array:
+    scores = np.zeros(len(ids))
+    for chosen in length_batches(list(map(len, ids)), subject.scorer.batch_size):
+        scores[chosen] = subject.scorer._forward([ids[row] for row in chosen])
+    return scores
+
+
+def calibration(subject: Subject) -> Finding:
+    """The sigmoid of a margin is about the share of such pairs that it orders rightly."""
+    margins = subject.margins.tolist()
+    bins = suitable_bins(len(margins))
+    if not bins:
+        raise NotCheckedError(f"{len(margins)} pairs are too few for a reliability diagram")
+    error = calibration_error(reliability(margins, bins))
+    noise = 0.4 * (bins / len(margins)) ** 0.5  # mean |z| / 2 of a share of so many pairs
+    limit = limit_of("calibration") + noise
+    return finding("calibration", error, False, error > limit, limit)

@@ -1,0 +1,158 @@
+"""Is what lies in the folder what was trained: the head, its scores, the chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.doctor.findings import (
+    Array,
+    Finding,
+    NotCheckedError,
+    finding,
+    interval,
+    limit_of,
+    mean_interval,
+    outcomes,
+)
+from recipes.lib.doctor.subject import Subject
+from recipes.lib.models.forward import base_model, pad_right
+from recipes.lib.publishing.source import settings_of
+from recipes.lib.report.run_files import read_json
+from recipes.lib.runs.files import read_jsonl
+from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
+
+HEAD = ("score.weight", "classifier.weight")
+NUM_FOLDS, LEAST_PAIRS = 4, 40
+COARSE = 0.3  # standard deviations that a training in 16 bits may be off
+
+
+def missing_head(path: str) -> Finding | None:
+    """A fault where a folder with weights holds no score head; asked before anything is loaded.
+
+    PEFT leaves the head out where modules_to_save names others alone, and LLaMA-Factory writes it
+    to a file of its own, which no loader of transformers or PEFT reads.
+    """
+    keys, names = set(), []
+    for file, weights in _weights(Path(path)):
+        keys |= set(weights.keys())
+        names += [file.name] if "head" in file.name else []
+    if not keys or any(key.endswith(HEAD) for key in keys):
+        return None
+    beside = f"; {names[0]} holds one apart, which nothing loads" if names else ""
+    return finding("head_not_saved", 0, True, beside=beside)
+
+
+def _weights(folder: Path) -> Any:
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            yield file, weights
+
+
+def head_saved(subject: Subject) -> Finding:
+    """The files hold a head; of what could be loaded from the Hub they do."""
+    return missing_head(subject.path) or finding("head_not_saved", 1, False)
+
+
+def template(subject: Subject) -> Finding:
+    """The chat template is the one that the training ended with, by its hash."""
+    known = read_json(subject.run / "lineage.json") if subject.run else {}
+    if "chat_template" not in known:
+        raise NotCheckedError("no lineage.json says which chat template it was trained with")
+    same = sha256(Path(subject.path) / TEMPLATE_FILE) == known["chat_template"]
+    is_spoken = not isinstance(subject.rows(1)[0][0], str)
+    return finding("template", float(same), not same and is_spoken, not same)
+
+
+def recorded(subject: Subject) -> Finding:
+    """The scores are those that the training wrote to samples.jsonl when it ended."""
+    file = subject.run and subject.run / "samples.jsonl"
+    if not file or not file.is_file():
+        raise NotCheckedError("there is no samples.jsonl with the scores of its training")
+    kept, tests = read_jsonl(file), subject.test
+    told = [kept[place] for place in subject.places if place < len(kept)]
+    said = [prompt_text(tests[place]["chosen"]) for place in subject.places]  # type: ignore[index]
+    if [row.get("chosen") for row in told] != said:
+        raise NotCheckedError("samples.jsonl holds scores of other pairs")
+    before = np.array([[row["score_chosen"], row["score_rejected"]] for row in told]).T
+    off = float(np.abs(before - np.array(subject.scores)).max()) / (float(before.std()) or 1.0)
+    is_fine = str(settings_of(subject.run).get("dtype", "float32")) == "float32"
+    limit = limit_of("recorded_scores") if is_fine else COARSE
+    twin = _twin(subject) if off > limit else None
+    name = "heads_mixed_up" if twin else "recorded_scores"
+    return finding(name, off, off > limit, limit=limit, twin=twin)
+
+
+def _twin(subject: Subject) -> str | None:
+    """Another run beside this one that has the very same head."""
+    own = _head(Path(subject.path))
+    others = sorted(subject.run.parent.glob("*/final")) if subject.run else []
+    same = (one for one in others if not one.samefile(subject.path))
+    return next((str(one.parent) for one in same if np.array_equal(own, _head(one))), None)
+
+
+def _head(folder: Path) -> Array:
+    found = (
+        weights.get_tensor(key).float().numpy()
+        for _, weights in _weights(folder)
+        for key in weights.keys()  # noqa: SIM118 - it is no dictionary
+        if key.endswith(HEAD)
+    )
+    return next(found, np.array(np.nan))  # which equals nothing
+
+
+def head_fits(subject: Subject) -> Finding:
+    """A head that is fitted anew to the same pairs is hardly better."""
+    if len(subject.pairs) < LEAST_PAIRS:
+        raise NotCheckedError(f"{len(subject.pairs)} pairs are too few to fit a head to")
+    own, anew = outcomes(subject.margins), outcomes(refit_margins(head_inputs(subject)))
+    low, limit = mean_interval(anew - own)[0], limit_of("random_head")
+    is_fault = low > limit and interval(anew)[0] > 0.5
+    return finding("random_head", low, is_fault, accuracy=own.mean(), refitted=anew.mean())
+
+
+def head_inputs(subject: Subject) -> Array:
+    """What the head reads of chosen less what it reads of rejected, (pairs, hidden units)."""
+    import torch
+
+    model = subject.scorer.model
+    head, seen, read = getattr(base_model(model), "score", None), [], []
+    if not isinstance(head, torch.nn.Module):
+        raise NotCheckedError("its class has no head called score")
+    ids = [row for side in (1, 2) for row in subject.token_ids(*subject.side(side))]
+    pad, size = model.config.get_text_config().pad_token_id, subject.scorer.batch_size
+    with torch.no_grad(), head.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+        for rows in (ids[start : start + size] for start in range(0, len(ids), size)):
+            tokens, mask = pad_right(rows, pad, next(model.parameters()).device)
+            model(input_ids=tokens, attention_mask=mask)
+            last = torch.tensor([len(row) - 1 for row in rows], device=tokens.device)
+            read.append(seen.pop()[torch.arange(len(rows)), last].float().cpu().numpy())
+    chosen, rejected = np.split(np.concatenate(read), 2)
+    return np.asarray(chosen - rejected)
+
+
+def refit_margins(features: Array) -> Array:
+    """Margins of heads fitted anew by logistic regression, each pair's by one fitted to others.
+
+    Args:
+        features: Of chosen less those of rejected, (pairs, units).
+
+    Returns:
+        One margin a pair.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    scaled = features / (features.std(0) + 1e-12)
+    margins, fold = np.zeros(len(features)), np.arange(len(features)) % NUM_FOLDS
+    for number in range(NUM_FOLDS):
+        others = scaled[fold != number]
+        labels = np.repeat([1, 0], len(others))
+        model = LogisticRegression(C=0.01, fit_intercept=False, max_iter=500)
+        model.fit(np.concatenate([others, -others]), labels)
+        margins[fold == number] = model.decision_function(scaled[fold == number])
+    return margins

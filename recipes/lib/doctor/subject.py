@@ -1,0 +1,204 @@
+"""Who is examined: a saved reward model, its run, and pairs that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.lib.data.arguments import DataArguments
+from recipes.lib.data.loading import BESIDE, load_splits
+from recipes.lib.data.prompts import context_length
+from recipes.lib.doctor.findings import Array, NotCheckedError
+from recipes.lib.errors import UserError
+from recipes.lib.models.folders import resolve_model
+from recipes.lib.publishing.source import run_of, settings_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from recipes.lib.rewards.reward_models import RewardModel
+
+NUM_PAIRS = 256  # of which each score is asked
+NUM_ROWS = 64  # of which the dearer checks ask several scores each
+# What a model is asked without data of its own.
+ASKED = ("How are you today?", "Tell me about the sea.", "What is a good gift?", "Sum it up.")
+SAID = (
+    "I am well, thank you. How are you?",
+    "The sea is wide and blue. Many fish live in it, and ships sail on it.",
+    "No.",
+    "A book, perhaps, or a walk together on a day in spring when nobody has to hurry home.",
+)
+
+
+@dataclass
+class Subject:
+    """A reward model and what is known of it.
+
+    Args:
+        path: Folder of the saved model, or its Hub id.
+        scorer: The model, asked as PPO asks it.
+        train: Training rows with chosen and rejected; None where they are gone.
+        test: Rows that it was not trained on; None where they are gone.
+        absent: Why there are no rows.
+        trusted: Whether code beside the model may run.
+    """
+
+    path: str
+    scorer: RewardModel
+    train: Dataset | None = None
+    test: Dataset | None = None
+    absent: str = "there are no pairs to ask it about; name some with --dataset_name"
+    trusted: bool = False
+
+    @property
+    def run(self) -> Path | None:
+        """The run that the model comes from."""
+        return run_of(self.path)
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Which test rows are asked about, from all over them."""
+        if not self.test:
+            raise NotCheckedError(self.absent)
+        step = max(1, len(self.test) / NUM_PAIRS)
+        return [int(number * step) for number in range(min(NUM_PAIRS, len(self.test)))]
+
+    @cached_property
+    def pairs(self) -> list[tuple[Any, Any, Any]]:
+        """Prompt, chosen and rejected of each pair that is asked about."""
+        return [split_pair(self.test[place]) for place in self.places]  # type: ignore[index]
+
+    def side(self, number: int) -> tuple[list[Any], list[Any]]:
+        """Prompts, and all chosen (1) or all rejected (2)."""
+        return [pair[0] for pair in self.pairs], [pair[number] for pair in self.pairs]
+
+    @cached_property
+    def scores(self) -> tuple[Array, Array]:
+        """Scores of chosen and rejected."""
+        return self.ask(*self.side(1)), self.ask(*self.side(2))
+
+    @property
+    def margins(self) -> Array:
+        """Scores of chosen less those of rejected."""
+        return self.scores[0] - self.scores[1]
+
+    @cached_property
+    def spread(self) -> float:
+        """Standard deviation of the scores, the unit in which they are compared."""
+        found = np.concatenate(self.scores) if self.test else self.ask(*self.rows())
+        return float(found.std()) or 1.0
+
+    @property
+    def pad(self) -> int:
+        """Token that stands for padding."""
+        return int(self.scorer.model.config.get_text_config().pad_token_id)
+
+    def refuse_large(self, most_bytes: int) -> None:
+        """Leave out what would take a second copy of a large model."""
+        if sum(p.numel() * p.element_size() for p in self.scorer.model.parameters()) > most_bytes:
+            raise NotCheckedError("the model is too large to be in memory a second time")
+
+    def ask(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Array:
+        """Scores as PPO gets them."""
+        return np.array(self.scorer(prompts, completions))
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model reads; None where it does not say."""
+        return context_length(self.scorer.model.config)
+
+    def ask_edited(
+        self, prompts: Sequence[Any], completions: Sequence[Any], edit: Callable[[str], str]
+    ) -> Array:
+        """Scores of completions whose words are changed, if they still fit the context."""
+        changed = [edited(one, edit) for one in completions]
+        longest = max(map(len, self.token_ids(prompts, changed)))
+        if longest > (self.context or longest):
+            raise NotCheckedError("its texts do not fit the context when they are made longer")
+        return self.ask(prompts, changed)
+
+    def rows(self, number: int = NUM_ROWS) -> tuple[list[Any], list[Any]]:
+        """Prompts and completions, chosen and rejected in turn; made-up ones without data."""
+        if not self.test:
+            turns = bool(self.scorer.tokenizer.chat_template)
+            asked = [[{"role": "user", "content": text}] if turns else text + " " for text in ASKED]
+            said = [[{"role": "assistant", "content": text}] if turns else text for text in SAID]
+            return [p for p in asked for _ in said], [c for _ in asked for c in said]
+        turned = [pair[0::2] if n % 2 else pair[:2] for n, pair in enumerate(self.pairs[:number])]
+        return [row[0] for row in turned], [row[1] for row in turned]
+
+    def token_ids(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[list[int]]:
+        """What the model reads, as the scorer makes it."""
+        texts = self.scorer.texts(prompts, completions)
+        plain = isinstance(prompts[0], str)
+        ids: list[list[int]] = self.scorer.tokenizer(texts, add_special_tokens=plain)["input_ids"]
+        return ids
+
+
+def split_pair(row: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Prompt, chosen and rejected; of messages without a prompt, what both sides begin with."""
+    if row.get("prompt"):
+        return row["prompt"], row["chosen"], row["rejected"]
+    chosen, rejected = row["chosen"], row["rejected"]
+    if isinstance(chosen, str):
+        return "", chosen, rejected
+    same = 0
+    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+        same += 1
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def edited(said: Any, edit: Callable[[str], str]) -> Any:
+    """A completion, text or messages, with its last words changed."""
+    if isinstance(said, str):
+        return edit(said)
+    return [*said[:-1], said[-1] | {"content": edit(str(said[-1].get("content") or ""))}]
+
+
+def examine(
+    name: str, rows: tuple[Any, Any] | None = None, size: int = 32, *, trusted: bool = False
+) -> Subject:
+    """Load a saved reward model as PPO does, and the rows of its run.
+
+    Args:
+        name: Run, folder or Hub id.
+        rows: Training and test rows; None for those that the run's configuration names.
+        size: Texts at a time.
+        trusted: Whether code beside the model may run.
+
+    Returns:
+        The subject.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    from recipes.lib.models.classifiers import load_reward_model
+    from recipes.lib.models.policies import placed
+    from recipes.lib.rewards.reward_models import RewardModel
+
+    path = resolve_model(name)
+    model, tokenizer = load_reward_model(path, trust_remote_code=trusted)
+    subject = Subject(path, RewardModel(placed(model), tokenizer, name, size), trusted=trusted)
+    if rows is not None:
+        subject.train, subject.test = rows
+        return subject
+    known = {key.name for key in fields(DataArguments) if key.init}
+    settings = settings_of(subject.run)
+    args = DataArguments(**{key: value for key, value in settings.items() if key in known})
+    if not (args.dataset_name or args.datasets):
+        return subject
+    try:
+        subject.train, subject.test = pairs_of(args, int(settings.get("seed", 42)))
+    except UserError as error:
+        subject.absent = f"the run's pairs cannot be read ({str(error).rstrip('.')})"
+    return subject
+
+
+def pairs_of(args: DataArguments, seed: int) -> tuple[Any, Any]:
+    """Training and test pairs that keys of data name, split as a training splits them."""
+    return load_splits(args, seed, lambda _: ("chosen", "rejected"), (*BESIDE, "margin"))
