@@ -55,7 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         run(parse("reward", [], FAST | values | more))
         if name != "other":
-            assert launch("check", [values["output_dir"]]) == 0
+            assert launch("check", [str(folder / "reward" / name)]) == 0
     return folder / "reward"
 
 

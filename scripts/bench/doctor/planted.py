@@ -36,7 +36,7 @@ from recipes.lib.report.calibration import wilson  # noqa: E402
 from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl  # noqa: E402
 from recipes.lib.tasks.tales.gold import gold_score  # noqa: E402
 from recipes.lib.tasks.tales.prompts import draw_facts, request  # noqa: E402
-from recipes.lib.tasks.tales.stories import TELLERS, tell  # noqa: E402
+from recipes.lib.tasks.tales.stories import TELLER, tell  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from recipes.reward import run  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402
@@ -46,7 +46,7 @@ BASES = {
     "tales": ROOT / "recipes/lib/tasks/tales/trained",
     "polarity": SHARED / "models/stories260K",
 }
-NUM_TRAIN, NUM_TEST = 800, 256
+NUM_TRAIN, NUM_TEST = 1500, 256
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
 # What the doctor should call each fault. Another name for the same place is right, too.
 NAMES = {
@@ -76,7 +76,7 @@ def pairs(task: str, seed: int) -> tuple[list[Row], list[Row]]:
     rows = []
     for facts in draw_facts("feedback", number, seed):
         asked = request(facts, rng)
-        told = [tell(facts, rng.choice(TELLERS), rng).text for _ in range(2)]
+        told = [tell(facts, TELLER, rng).text for _ in range(2)]
         told.sort(key=lambda text: gold_score(asked, text), reverse=True)
         said = [[{"role": "assistant", "content": text}] for text in told]
         prompt = [{"role": "user", "content": asked}]
@@ -352,13 +352,15 @@ def page(work: Path) -> str:
     lines = [
         "# Planted faults",
         "",
-        "Does `rlhf check` name what is wrong with a reward model, and leave healthy ones alone?",
+        "How [rlhf check](../reward-checks.md) names what is wrong with a reward model and leaves",
+        "healthy ones alone.",
         f"Reward models of {NUM_TRAIN:,} pairs and {NUM_TEST} test pairs, on tales (base: the",
         "quickstart's trained model, 0.8M parameters, messages) and on sentence_polarity_pairs",
-        "(base: stories260K, plain text). No seed here set a limit.",
+        "(base: stories260K, plain text). Seeds below 10 were looked at while limits were set, and",
+        "are shown apart from proof: the bar is five seeds from 11 on for each task.",
         "",
         conditions("python scripts/bench/doctor/planted.py --work WORK --task TASK --seeds ..."),
-        f"- seeds that ran: {ran}",
+        f"- seeds that ran: {ran}; rows without a seed have not been run yet",
         "",
         "## Faults",
         "",
