@@ -78,7 +78,7 @@ def _scores(
     scorer = RewardModel(model, tokenizer, "reward", batch_size)
     empty: str | list[Any] = "" if isinstance(test[0]["chosen"], str) else []
     of_aspect: dict[str | None, list[int]] = {}
-    aspects = test["aspect"] if "aspect" in test.column_names else [None] * len(test)
+    aspects = [pair.get("aspect") for pair in test]
     for row, aspect in enumerate(aspects):
         name = None if len(scorer.heads.aspects) == 1 else aspect or OVERALL
         of_aspect.setdefault(name, []).append(row)

@@ -140,7 +140,7 @@ class RewardModel:
         rows = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
         outputs = torch.zeros(len(rows), len(self.heads.names()))
         for chosen in length_batches(list(map(len, rows)), self.batch_size):
-            found = self._forward([rows[i] for i in chosen])
+            found = self.outputs([rows[i] for i in chosen])
             if found.shape[1] != outputs.shape[1]:  # a head that was taken off
                 outputs = outputs.new_zeros(len(rows), found.shape[1])
             outputs[list(chosen)] = found
@@ -148,7 +148,8 @@ class RewardModel:
         self.newest = (texts, scores) if len(self.heads.aspects) > 1 else None
         return scores
 
-    def _forward(self, rows: list[list[int]]) -> torch.Tensor:
+    def outputs(self, rows: list[list[int]]) -> torch.Tensor:
+        """All outputs of rows of tokens, shape (rows, outputs), on the CPU."""
         pad = self.model.config.get_text_config().pad_token_id
         ids, mask = pad_right(rows, pad, next(self.model.parameters()).device)
         logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits

@@ -156,7 +156,9 @@ class Survey:
         return {who: number for number, who in enumerate(self.annotators)}
 
 
-def survey_answers(known: Dataset, test: Dataset, script: AnswerArguments, seed: int) -> Survey:
+def survey_answers(
+    known: Dataset, test: Dataset | None, script: AnswerArguments, seed: int
+) -> Survey:
     """Find out what the answers of a run are about.
 
     Args:
@@ -171,11 +173,11 @@ def survey_answers(known: Dataset, test: Dataset, script: AnswerArguments, seed:
     Raises:
         UserError: No training row orders anything, or there are too many different ratings.
     """
-    names = [{*rows.column_names} for rows in (known, test)]
+    names = [{*rows.column_names} for rows in (known, test) if rows is not None]
     if all(kinds_of(some) == ["pair"] and "aspect" not in some for some in names):
         return Survey(script, seed, RewardHeads((OVERALL,), script.ensemble), is_plain=True)
     aspects, found = Counter[str](), Survey(script, seed, RewardHeads())
-    for is_training, rows in ((True, known), (False, test)):
+    for is_training, rows in ((True, known), (False, test or ())):
         for row in rows:
             scale = str(kind_of(row)), aspect_of(row)
             aspects[scale[1]] += 1

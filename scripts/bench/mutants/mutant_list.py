@@ -534,8 +534,8 @@ OF_REWARDS = [
         23,
         "a classifier of two labels accepted",
         REWARD_MODELS,
-        "if model.config.num_labels != 1:",
-        "if model.config.num_labels < 1:",
+        "if heads is None:",
+        "if heads is None and model.config.num_labels < 1:",
         "rewards",
     ),
     Mutant(
