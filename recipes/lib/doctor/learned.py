@@ -85,7 +85,7 @@ def end_token(subject: Subject) -> Finding:
 def _in_batches(subject: Subject, ids: list[list[int]]) -> Array:
     scores = np.zeros(len(ids))
     for chosen in length_batches(list(map(len, ids)), subject.scorer.batch_size):
-        scores[chosen] = subject.scorer.outputs([ids[row] for row in chosen]).sum(-1)
+        scores[chosen] = subject.scorer.outputs([ids[row] for row in chosen]).sum(-1).numpy()
     return scores
 
 

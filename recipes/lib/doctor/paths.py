@@ -58,7 +58,7 @@ def _gap(subject: Subject, one: Array, other: Array) -> float:
 def last_column(subject: Subject) -> Finding:
     """A score hangs on the last token, and not on the last column or on longer neighbours."""
     (ids, alone), model = _alone(subject), subject.scorer.model
-    beside = np.array(subject.scorer.outputs(_with_longer(subject, ids)).sum(-1)[:-1])
+    beside = subject.scorer.outputs(_with_longer(subject, ids)).sum(-1)[:-1].numpy()
     found = {"beside a long neighbour": _gap(subject, beside, alone)}
     found["padded right"] = _gap(subject, padded(model, ids, subject.pad, right=PADDING), alone)
     return _padding(subject, "last_column", "right", found)
