@@ -17,8 +17,8 @@ from typing import Any
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
-from recipes.lib.data.arguments import DataArguments
 from recipes.lib.doctor.checkup import look, refuse, show
+from recipes.lib.doctor.subject import AnswerRows, pairs_of
 from recipes.lib.models.folders import TrustArguments, resolve_model
 from recipes.lib.recipe.main import launch
 
@@ -26,7 +26,7 @@ POSITIONAL = "run"
 
 
 @dataclass(kw_only=True)
-class RewardCheckArguments(DataArguments, TrustArguments):
+class RewardCheckArguments(AnswerRows, TrustArguments):
     """What is examined, and on which pairs."""
 
     run: str | None = option(None, "Run, folder or Hub id of a reward model.")
@@ -52,7 +52,6 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The model or the pairs cannot be read.
         FaultError: There is a fault.
     """
-    from recipes.lib.doctor.subject import pairs_of
     from recipes.lib.publishing.source import run_of
     from recipes.lib.report.page import write_report
 

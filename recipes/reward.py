@@ -36,6 +36,7 @@ from recipes.lib.data.answers import (
 )
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE
+from recipes.lib.data.reading import ANSWER_FILES
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.errors import UserError
@@ -55,7 +56,7 @@ class RewardModelArguments(
 ):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
-    FEEDBACK: ClassVar[tuple[str, ...]] = ("ranks", "ratings", "unpaired_preference", "preference")
+    FEEDBACK: ClassVar[tuple[str, ...]] = ANSWER_FILES
 
     global_batch_size: int | None = option(
         None, "Rows in one optimizer step over all processes; sets accumulation."

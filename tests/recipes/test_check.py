@@ -137,6 +137,29 @@ def test_a_model_without_data_gets_what_needs_none(runs: Path, tmp_path: Path) -
     assert not list(tmp_path.glob("**/check.json"))
 
 
+def test_a_model_of_rankings_is_asked_about_the_pairs_that_they_imply(
+    runs: Path, tmp_path: Path
+) -> None:
+    ranked = [
+        {"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"], " was old ."]}
+        | {"ranks": [3, 1, 2]}
+        for row in ROWS
+    ]
+    write(tmp_path / "ranks.jsonl", ranked)
+    values = {
+        "model_name_or_path": str(runs.parent / "tiny"),
+        "dataset_name": str(tmp_path / "ranks.jsonl"),
+        "max_steps": 20,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "output_dir": str(tmp_path / "it"),
+    }
+    run(parse("reward", [], FAST | values))
+    assert launch("check", [str(tmp_path / "it")]) == 0
+    said = answers(read_json(tmp_path / "it" / "check.json"))
+    assert said["recorded_scores"] == said["learned_nothing"] == "fine"
+
+
 def test_pairs_of_a_file_are_asked_about(runs: Path, tmp_path: Path) -> None:
     turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in ROWS]
     write(tmp_path / "pairs.jsonl", turned)

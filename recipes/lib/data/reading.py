@@ -23,6 +23,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # What `rlhf feedback export` writes, by the form of its rows.
 FEEDBACK_FILES = ("preference", "unpaired_preference", "prompt_completion", "ranks", "ratings")
+ANSWER_FILES = ("ranks", "ratings", "unpaired_preference", "preference")  # of a reward model
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` of the datasets library leaves
 
 

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from recipes.lib.data.answers import BESIDE_ANSWERS, answer_columns, ordered_pairs
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE, load_splits
 from recipes.lib.data.prompts import context_length
+from recipes.lib.data.reading import ANSWER_FILES
 from recipes.lib.doctor.findings import Array, NotCheckedError
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import resolve_model
@@ -33,6 +35,13 @@ SAID = (
     "No.",
     "A book, perhaps, or a walk together on a day in spring when nobody has to hurry home.",
 )
+
+
+@dataclass(kw_only=True)
+class AnswerRows(DataArguments):
+    """The keys of data, read as `rlhf reward` reads them."""
+
+    FEEDBACK: ClassVar[tuple[str, ...]] = ANSWER_FILES
 
 
 @dataclass
@@ -187,9 +196,9 @@ def examine(
     if rows is not None:
         subject.train, subject.test = rows
         return subject
-    known = {key.name for key in fields(DataArguments) if key.init}
+    known = {key.name for key in fields(AnswerRows) if key.init}
     settings = settings_of(subject.run)
-    args = DataArguments(**{key: value for key, value in settings.items() if key in known})
+    args = AnswerRows(**{key: value for key, value in settings.items() if key in known})
     if not (args.dataset_name or args.datasets):
         return subject
     try:
@@ -199,6 +208,9 @@ def examine(
     return subject
 
 
-def pairs_of(args: DataArguments, seed: int) -> tuple[Any, Any]:
-    """Training and test pairs that keys of data name, split as a training splits them."""
-    return load_splits(args, seed, lambda _: ("chosen", "rejected"), (*BESIDE, "margin"))
+def pairs_of(args: AnswerRows, seed: int) -> tuple[Any, Any]:
+    """Pairs that training and test answers imply, split as `rlhf reward` splits them."""
+    args.reads_answers = True
+    rows = load_splits(args, seed, answer_columns, (*BESIDE, *BESIDE_ANSWERS))
+    train, test = (None if some is None else ordered_pairs(some) for some in rows)
+    return train, test
