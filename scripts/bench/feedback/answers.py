@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/bench/feedback/answers.py [--seeds 5] [--seconds 600 2400]
 
-Everything is simulated: tales that the teller of recipes.lib.tasks.tales writes about a prompt, a rater
-who answers by the gold score with noise, and the seconds that an answer takes him. Each kind of
-answer gets as many as fit in the seconds; a reward model on the shipped language model learns from
+Everything is simulated: tales that the teller of recipes.lib.tasks.tales writes about a prompt, a
+rater who answers by the gold score with noise, and the seconds that an answer takes him. Each kind
+of answer gets as many as fit in the seconds; a reward model on the shipped language model learns from
 them, and its accuracy is the share of held-out pairs that it orders as the gold score does.
 """
 
@@ -70,7 +70,7 @@ def seconds_of(kind: str) -> float:
 
 
 def items(split: str, number: int, num_tales: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Prompts with tales of different tellers."""
+    """Prompts with tales of the one teller."""
     draw = random.Random(f"answers {split} {seed}")
     for facts in draw_facts(split, number, seed):
         prompt = request(facts, draw)
