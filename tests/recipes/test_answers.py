@@ -215,7 +215,9 @@ def test_the_split_into_micro_batches_changes_no_gradient(folder: Path) -> None:
     assert all(one == pytest.approx(other, abs=1e-3) for one, other in pairs)
 
 
-def test_a_row_of_weight_two_counts_as_two_rows(folder: Path) -> None:
+def test_a_weight_multiplies_the_loss_of_its_row_and_rows_of_weight_0_are_rows_still(
+    folder: Path,
+) -> None:
     rows = rows_of("pair")[:8]
     write(folder / "once.jsonl", [row | {"weight": 2.0} for row in rows])
     write(folder / "never.jsonl", [*rows, *(row | {"weight": 0.0} for row in rows_of("rank")[:8])])

@@ -4,8 +4,8 @@
 
 Everything is simulated: tales that the teller of recipes.lib.tasks.tales writes about a prompt, a
 rater who answers by the gold score with noise, and the seconds that an answer takes him. Each kind
-of answer gets as many as fit in the seconds; a reward model on the shipped language model learns from
-them, and its accuracy is the share of held-out pairs that it orders as the gold score does.
+of answer gets as many as fit in the seconds; a reward model on the shipped language model learns
+from them, and its accuracy is the share of held-out pairs that it orders as the gold score does.
 """
 
 import argparse
