@@ -135,4 +135,5 @@ def show(report: dict[str, Any]) -> None:
     for row in report["findings"]:
         known = row.get("statistic") is not None
         number = f" ({row['statistic']:.3g}; limit {row['limit']:.3g})" if known else ""
-        print(f"{row['status']:<12}{row['name']}: {row['sentence']}{number}")
+        sentence = row["sentence"].removeprefix(f"{NOT_CHECKED}: ")
+        print(f"{row['status']:<12}{row['name']}: {sentence}{number}")

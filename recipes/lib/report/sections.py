@@ -127,6 +127,8 @@ def check_section(run: RunFiles) -> Section:
     findings = run.check.get("findings", [])
     told = [row for row in findings if row["status"] in ("fault", "remark")]
     lines = [f"{row['status'].capitalize()}: {row['sentence']}. {row['remedy']}." for row in told]
+    gone = [row for row in findings if row["status"] == "not checked"]
+    lines += [f"{row['name'].replace('_', ' ').capitalize()} {row['sentence']}." for row in gone]
     table = [["Check", "Result", "Statistic", "Limit"]] if findings else []
     for row in findings:
         numbers = [plain(row[key]) if is_number(row.get(key)) else "" for key in NUMBERS]
