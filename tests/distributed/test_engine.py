@@ -151,6 +151,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_kept(kind: str, tmp_pa
     assert all(tensor.isfinite().all() for tensor in weights(there / "sft/final").values())
 
 
+@pytest.mark.slow  # as above
 def test_item_50_behind_the_brake_the_engine_makes_no_step_and_the_schedule_goes_on(
     tmp_path: Path,
 ) -> None:
