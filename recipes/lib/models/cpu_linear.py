@@ -1,7 +1,7 @@
 """Linear layers on processors on which PyTorch's own take twice as long as they need.
 
-PyTorch hands fp32 products to MKL, which is slow on processors of AMD; oneDNN, which PyTorch
-carries too, is not (docs/benchmarks/cpu.md). Numbers differ by rounding alone.
+PyTorch hands fp32 products to MKL, which makes no use of AVX-512 on processors of AMD; oneDNN, which
+PyTorch carries too, does (docs/benchmarks/cpu.md). Numbers differ by rounding alone.
 
 Shapes: B rows, O outputs.
 """
@@ -70,9 +70,11 @@ def use_fast_products(model: nn.Module) -> None:
 
 @functools.cache
 def has_slow_mkl() -> bool:
-    """Whether PyTorch multiplies with MKL on a processor of AMD, and has oneDNN."""
+    """Whether PyTorch multiplies with MKL on a processor of AMD with AVX-512, and has oneDNN."""
+    # AMD's processors of AVX2 alone are 6 to 34 % slower with oneDNN.
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return has_both and hasattr(torch.ops.mkldnn, "_linear_pointwise") and _vendor() == "AMD"
+    has_both = has_both and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_both and _vendor() == "AMD" and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _vendor() -> str:

@@ -2,7 +2,8 @@
 """What faster products and the own decode loop bring on a CPU, side by side; writes a page.
 
 `.venv/bin/python scripts/bench/speed/cpu.py [--quickstart RUN]` writes docs/benchmarks/cpu.md in
-some minutes. RUN is a finished quickstart, whose tales end at different lengths.
+some minutes. RUN is a finished quickstart, whose tales end at different lengths. --products prints
+the first table alone, for the page of another processor.
 """
 
 import argparse
@@ -160,8 +161,12 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quickstart", help="a finished quickstart, such as runs/quickstart")
-    quickstart = parser.parse_args().quickstart
+    parser.add_argument("--products", action="store_true", help="print the first table alone")
+    args = parser.parse_args()
     hush()
+    if args.products:
+        print(f"PyTorch's capability: {torch.backends.cpu.get_cpu_capability()}", *product_rows(), sep="\n")
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_models(folder)
@@ -177,8 +182,8 @@ def main() -> None:
                 "",
                 "Forward and backward pass of one linear layer in fp32 with both gradients,",
                 f"milliseconds, tokens x inputs x outputs; alternating, {REPEATS} repeats of ten.",
-                "MKL is what PyTorch takes; oneDNN is what the recipes take on this processor",
-                "(`recipes/lib/models/cpu_linear.py`).",
+                "MKL is what PyTorch takes; oneDNN is what the recipes take on processors of AMD",
+                "with AVX-512 (`recipes/lib/models/cpu_linear.py`).",
                 "",
                 "| size | MKL | oneDNN | ratio |",
                 "|---|---|---|---|",
@@ -202,7 +207,7 @@ def main() -> None:
                 "",
                 "| model | tokens | transformers | graph | ratio | tokens/s of graph |",
                 "|---|---|---|---|---|---|",
-                *sampler_rows(folder, quickstart),
+                *sampler_rows(folder, args.quickstart),
             ]
         )
     print(text)

@@ -82,9 +82,13 @@ def test_only_plain_layers_change_and_only_their_class(monkeypatch: pytest.Monke
     assert isinstance(merged, LlamaForCausalLM)
 
 
-def test_processors_of_intel_keep_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("vendor", "capability"), [("", "AVX512"), ("AMD", "AVX2")])
+def test_processors_of_intel_and_those_without_avx512_keep_mkl(
+    vendor: str, capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpu_linear.has_slow_mkl.cache_clear()
-    monkeypatch.setattr(cpu_linear, "_vendor", lambda: "")
+    monkeypatch.setattr(cpu_linear, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     try:
         assert not cpu_linear.has_slow_mkl()
         layer = nn.Sequential(nn.Linear(2, 2))
