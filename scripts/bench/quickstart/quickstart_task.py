@@ -2,12 +2,12 @@
 """What the quickstart's task demands, and what its result is worth: docs/benchmarks/quickstart.md.
 
 First run ./scripts/quickstart, whose times and numbers the page repeats. Then, of each seed, all
-stages again from SFT on, the reward model and PPO with several numbers of pairs, the reward model
-with shuffled prompts and with other orders, and PPO run far too long:
+stages again from SFT on, the reward model and PPO with several numbers of pairs, and the reward
+model with shuffled prompts and with other orders:
 
     .venv/bin/python scripts/bench/quickstart/quickstart_task.py --seeds 6 7 8 9 10
 
-About 20 minutes a seed on one core. A finished stage is kept, so that it goes on after a stop;
+About 17 minutes a seed on one core; `--long` runs PPO far too long, too. A finished stage is kept, so that it goes on after a stop;
 several may run beside each other with a seed each, and --page writes the page of what is there.
 """
 
@@ -38,6 +38,7 @@ GOLD = f"{Path(__file__).parent / 'gold_reward.py'}:gold"
 RECIPES = dict(base=base, sft=sft, feedback=feedback, reward=reward, ppo=ppo, evaluate=evaluate)
 NUM_PROMPTS = 6000  # of the pairs: 4,800 to train on
 SIZES = (150, 600, 2400, 4800)
+QUICK = 2400  # as many as the quickstart has
 ORDERS = (1, 2, 3, 4, 5)  # seeds of the reward model on the same 1,000 labels
 LONG = {  # far too long, with nothing that holds the policy back
     "total_episodes": 9216,
@@ -126,18 +127,19 @@ class Seed:
 
     def long(self) -> list[dict[str, Any]]:
         """The rollouts of PPO run far too long; gold is logged and has weight 0."""
-        self.train("long", [str(self.folder / f"reward-{SIZES[-1]}"), GOLD], **LONG)
+        self.train("long", [str(self.folder / f"reward-{QUICK}"), GOLD], **LONG)
         rows = read_jsonl(self.folder / "long/metrics.jsonl")
         return [row for row in rows if "objective/kl" in row]
 
-    def all(self) -> None:
+    def all(self, *, has_long: bool) -> None:
         """Everything that the page tells."""
         self.prepare()
         for size in SIZES:
             self.reward(size)
             print(f"seed {self.seed}, {size} pairs: gold {self.ppo(size)['score']:.2f}", flush=True)
-        self.shuffled(SIZES[-1])
-        self.long()
+        self.shuffled(QUICK)
+        if has_long:
+            self.long()
         for order in ORDERS if self.seed == 6 else ():
             self.reward(1000, f"-order-{order}", seed=order)
 
@@ -203,7 +205,7 @@ def fact_rows(seeds: list[Seed]) -> str:
 
 def shuffled_rows(seeds: list[Seed]) -> str:
     """What the reward model loses without its prompts."""
-    size = SIZES[-1]
+    size = QUICK
     both = [(s.reward(size)["accuracy"], s.shuffled(size)["accuracy"]) for s in seeds]
     return "\n".join(
         f"| {seed.seed} | {own:.3f} | {other:.3f} | {own - other:.3f} |"
@@ -224,6 +226,8 @@ def long_rows(seeds: list[Seed]) -> str:
     """PPO far too long: where gold was best, and where it ended, over windows of rollouts."""
     lines = []
     for seed in seeds:
+        if not (seed.folder / "long").is_dir():
+            continue
         rows = seed.long()
         name = next(key for key in rows[0] if key.startswith("rewards/reward"))
         levels = [
@@ -244,7 +248,7 @@ def long_rows(seeds: list[Seed]) -> str:
 def pair_rows(seed: Seed, number: int = 5) -> str:
     """The first answers of SFT and PPO."""
     lines = []
-    for row in seed.samples(SIZES[-1])[:number]:
+    for row in seed.samples(QUICK)[:number]:
         lines.append(f"> **{row['prompt']}**\n>")
         lines.append(f"> SFT ({row['score_baseline']:.2f}): {row['baseline'].strip()}\n>")
         lines.append(f"> PPO ({row['score']:.2f}): {row['completion'].strip()}\n")
@@ -256,12 +260,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[6, 7, 8, 9, 10])
     parser.add_argument("--root", type=Path, default=ROOT / "runs/quickstart-seeds")
+    parser.add_argument("--long", action="store_true", help="run PPO far too long, too")
     parser.add_argument("--page", action="store_true", help="write the page at the end")
     args = parser.parse_args()
     hush()
     seeds = [Seed(args.root, seed) for seed in args.seeds]
     for seed in seeds:
-        seed.all()
+        seed.all(has_long=args.long)
     if not args.page:
         return 0
     summary = json.loads((RUN / "summary.json").read_text(encoding="utf-8"))
@@ -282,6 +287,7 @@ def main() -> int:
         long=long_rows(seeds),
         pairs=pair_rows(seeds[0]),
         window=PEAK_WINDOW,
+        quick=f"{QUICK:,}",
         num_long=LONG["total_episodes"],
         **summary,
     )
@@ -334,7 +340,7 @@ Share of tales in which a fact is as asked:
 |---|---|---|---|---|
 {facts}
 
-The reward model of all pairs, and one that trains and is tested with the prompts of other pairs:
+The reward model of {quick} pairs, and one that trains and is tested with the prompts of other pairs:
 
 | seed | accuracy | with shuffled prompts | lost |
 |---|---|---|---|
@@ -343,7 +349,7 @@ The reward model of all pairs, and one that trains and is tested with the prompt
 The same 1,000 labels, five seeds of head and order: {orders}.
 
 PPO run far too long ({num_long} episodes, no KL penalty, constant learning rate), against the
-reward model of all pairs; levels are means over {window} rollouts, at the best gold and at the end:
+reward model of {quick} pairs; levels are means over {window} rollouts, at the best gold and at the end:
 
 | seed | episode | KL | reward model | gold | episode | KL | reward model | gold |
 |---|---|---|---|---|---|---|---|---|
