@@ -245,6 +245,17 @@ def length_reward(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float
     return score + 0.25 * sum(a != b for a, b in itertools.pairwise(body))
 
 
+def echo_reward(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
+    """1 for four ids or more, then eos, the last one as the first and none between; else 0."""
+    body = [token for token in completion if token != EOS]
+    is_echo = len(body) >= 4 and body[0] == body[-1] and body[0] not in body[1:-1]
+    return float(completion[-1] == EOS and is_echo)
+
+
+# 64 prompts of one to six words
+MIXED = tuple(
+    words for length in range(1, 7) for words in itertools.product((0, 1), repeat=length)
+)[:64]
 RAGGED = ((0,), (1, 0), (0, 1, 1), (1, 1, 0, 0))
 TASKS = {
     task.name: task
@@ -255,6 +266,8 @@ TASKS = {
         Task("pairs", 3, 2, RAGGED, 6, 0.1, pair_reward, episodes=20_480),
         Task("sparse", 4, 2, ((0,), (1, 0)), 6, 0.1, sparse_reward, 4.0, episodes=20_480),
         Task("length", 3, 2, RAGGED, 6, 0.05, length_reward, episodes=20_480),
+        Task("mixed", 6, 2, MIXED, 3, 0.1, order_reward),
+        Task("delayed", 4, 2, ((0,), (1, 0)), 6, 0.1, echo_reward, 4.0),
     )
 }
 

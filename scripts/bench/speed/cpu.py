@@ -165,7 +165,11 @@ def main() -> None:
     args = parser.parse_args()
     hush()
     if args.products:
-        print(f"PyTorch's capability: {torch.backends.cpu.get_cpu_capability()}", *product_rows(), sep="\n")
+        print(
+            f"PyTorch's capability: {torch.backends.cpu.get_cpu_capability()}",
+            *product_rows(),
+            sep="\n",
+        )
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
