@@ -9,7 +9,6 @@ import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.doctor.findings import (
-    Array,
     Finding,
     NotCheckedError,
     finding,
@@ -21,7 +20,6 @@ from recipes.lib.doctor.findings import (
 )
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
-from recipes.lib.models.forward import length_batches
 from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins
 
 GUESS = 0.5
@@ -76,17 +74,12 @@ def end_token(subject: Subject) -> Finding:
         ids = subject.token_ids(*subject.side(side))
         if any(len(row) < 2 or row[-1] != eos for row in ids):
             raise NotCheckedError("its rows do not end in the end token")
-        cut_scores.append(_in_batches(subject, [row[:-1] for row in ids]))
-    gain = outcomes(subject.margins) - outcomes(cut_scores[0] - cut_scores[1])
+        cut = subject.scorer.score_tokens([row[:-1] for row in ids])
+        cut_scores.append(cut.sum(-1).numpy())
+    whole = subject.sums[0] - subject.sums[1]
+    gain = outcomes(whole) - outcomes(cut_scores[0] - cut_scores[1])
     is_less = gain.mean() < limit_of("no_eos")
     return finding("no_eos", gain.mean(), is_less and mean_interval(gain)[1] < 0, is_less)
-
-
-def _in_batches(subject: Subject, ids: list[list[int]]) -> Array:
-    scores = np.zeros(len(ids))
-    for chosen in length_batches(list(map(len, ids)), subject.scorer.batch_size):
-        scores[chosen] = subject.scorer.outputs([ids[row] for row in chosen]).sum(-1).numpy()
-    return scores
 
 
 def calibration(subject: Subject) -> Finding:

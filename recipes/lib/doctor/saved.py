@@ -19,13 +19,15 @@ from recipes.lib.doctor.findings import (
     outcomes,
 )
 from recipes.lib.doctor.subject import Subject
-from recipes.lib.models.forward import base_model, pad_right
+from recipes.lib.models.forward import base_model
 from recipes.lib.publishing.source import settings_of
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
 
 HEAD = ("score.weight", "classifier.weight")
+# Where a folder says of what kind it is.
+CLASS = (("config.json", "architectures"), ("adapter_config.json", "task_type"))
 NUM_FOLDS, LEAST_PAIRS = 4, 40
 COARSE = 0.3  # standard deviations that a training in 16 bits may be off
 
@@ -36,11 +38,13 @@ def missing_head(path: str) -> Finding | None:
     PEFT leaves the head out where modules_to_save names others alone, and LLaMA-Factory writes it
     to a file of its own, which no loader of transformers or PEFT reads.
     """
-    keys, names = set(), []
-    for file, weights in _weights(Path(path)):
+    keys, names, folder = set(), [], Path(path)
+    for file, weights in _weights(folder):
         keys |= set(weights.keys())
         names += [file.name] if "head" in file.name else []
-    if not keys or any(key.endswith(HEAD) for key in keys):
+    told = [str(read_json(folder / file).get(key)) for file, key in CLASS]
+    is_other = "CAUSAL_LM" in told or "ForCausalLM" in told[0]  # as its loader says
+    if not keys or any(key.endswith(HEAD) for key in keys) or (is_other and not names):
         return None
     beside = f"; {names[0]} holds one apart, which nothing loads" if names else ""
     return finding("head_not_saved", 0, True, beside=beside)
@@ -120,18 +124,16 @@ def head_inputs(subject: Subject) -> Array:
     """What the head reads of chosen less what it reads of rejected, (pairs, hidden units)."""
     import torch
 
-    model = subject.scorer.model
-    head, seen, read = getattr(base_model(model), "score", None), [], []
+    head, seen, read = getattr(base_model(subject.scorer.model), "score", None), [], []
     if not isinstance(head, torch.nn.Module):
         raise NotCheckedError("its class has no head called score")
     ids = [row for side in (1, 2) for row in subject.token_ids(*subject.side(side))]
-    pad, size = model.config.get_text_config().pad_token_id, subject.scorer.batch_size
+    size = subject.scorer.batch_size
     with torch.no_grad(), head.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
         for rows in (ids[start : start + size] for start in range(0, len(ids), size)):
-            tokens, mask = pad_right(rows, pad, next(model.parameters()).device)
-            model(input_ids=tokens, attention_mask=mask)
-            last = torch.tensor([len(row) - 1 for row in rows], device=tokens.device)
-            read.append(seen.pop()[torch.arange(len(rows)), last].float().cpu().numpy())
+            subject.scorer.outputs(rows)
+            last = [len(row) - 1 for row in rows]
+            read.append(seen.pop()[range(len(rows)), last].float().cpu().numpy())
     chosen, rejected = np.split(np.concatenate(read), 2)
     return np.asarray(chosen - rejected)
 

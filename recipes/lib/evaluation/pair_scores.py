@@ -47,7 +47,7 @@ def score_pairs(
     Returns:
         Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected.
     """
-    return _rows(test, _scores(model, tokenizer, test, batch_size))
+    return _rows(test, scores_of(RewardModel(model, tokenizer, "reward", batch_size), test))
 
 
 def score_shares(
@@ -68,14 +68,13 @@ def score_shares(
     if number == 1 or zero_stage(trainer) == 3:  # whose engine has all do the same, in step
         return score_pairs(model, tokenizer, test, batch_size)
     mine = test.select(range(trainer.args.process_index, len(test), number))
-    scores = gather_object([_scores(model, tokenizer, mine, batch_size) if len(mine) else []])
+    scorer = RewardModel(model, tokenizer, "reward", batch_size)
+    scores = gather_object([scores_of(scorer, mine) if len(mine) else []])
     return _rows(test, [scores[row % number][row // number] for row in range(len(test))])
 
 
-def _scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Dataset, batch_size: int
-) -> list[tuple[float, float]]:
-    scorer = RewardModel(model, tokenizer, "reward", batch_size)
+def scores_of(scorer: RewardModel, test: Dataset) -> list[tuple[float, float]]:
+    """Scores of both sides of every pair, each in the aspect that it is about."""
     empty: str | list[Any] = "" if isinstance(test[0]["chosen"], str) else []
     of_aspect: dict[str | None, list[int]] = {}
     aspects = [pair.get("aspect") for pair in test]

@@ -69,10 +69,16 @@ def test_a_model_that_likes_nothing_likes_empty_texts() -> None:
 
 def test_the_beam_finds_the_best_words_of_each_length() -> None:
     worth = {"a": 1.0, "b": 3.0, "c": 2.0}
-    found = likes.search(list(worth), lambda tail: sum(worth[word] for word in tail.split()))
+
+    def added_up(tails: list[str]) -> dict[str, float]:
+        return {tail: sum(worth[word] for word in tail.split()) for tail in tails}
+
+    found = likes.search(list(worth), added_up)
     assert found == {"b": 3.0, "b b": 6.0, "b b b": 9.0}
     # Alone b is worth more, and c behind a is worth most: a beam of three keeps what begins lower.
-    best = likes.search(list(worth), lambda tail: 9.0 if tail == "a c" else worth[tail[0]])
+    best = likes.search(
+        list(worth), lambda tails: {t: 9.0 if t == "a c" else worth[t[0]] for t in tails}
+    )
     assert max(best, key=lambda tail: best[tail]) == "a c"
 
 
