@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "transformers")
 # Those set their own level on import, from these variables.
@@ -57,3 +59,19 @@ def hide_short_bars() -> None:
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def short_bars_hidden() -> Iterator[None]:
+    """Hides them for a while, as around loads that are none of the run's own."""
+    import datasets
+    import transformers
+
+    are_shown = not datasets.are_progress_bars_disabled()
+    hide_short_bars()
+    try:
+        yield
+    finally:
+        if are_shown:
+            datasets.enable_progress_bars()
+            transformers.utils.logging.enable_progress_bar()

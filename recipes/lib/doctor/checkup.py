@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from recipes.lib.doctor.findings import FAULT, FINE, NOT_CHECKED, REMARK, Findin
 from recipes.lib.errors import FaultError, one_sentence
 from recipes.lib.models.folders import resolve_model
 from recipes.lib.publishing.source import run_of
+from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import write_json
 
 FILE = "check.json"
@@ -87,7 +89,9 @@ def hash_of(path: str) -> str | None:
     return every.hexdigest()
 
 
-def look(name: str, rows: Any = None, size: int = 32, *, trusted: bool = False) -> dict[str, Any]:
+def look(
+    name: str, rows: Any = None, size: int = 32, *, trusted: bool = False, anew: bool = True
+) -> dict[str, Any]:
     """Check a saved reward model and keep the answer beside its run's summary.
 
     Args:
@@ -95,9 +99,10 @@ def look(name: str, rows: Any = None, size: int = 32, *, trusted: bool = False) 
         rows: Training and test rows; None for those of its run.
         size: Texts at a time.
         trusted: Whether code beside the model may run.
+        anew: Whether it is asked again where there is an answer of these very weights.
 
     Returns:
-        What check.json holds.
+        What check.json holds; where it cannot be written, it is not kept.
 
     Raises:
         UserError: It cannot be loaded.
@@ -106,28 +111,39 @@ def look(name: str, rows: Any = None, size: int = 32, *, trusted: bool = False) 
     from recipes.lib.doctor.subject import examine
 
     path = resolve_model(name)
+    run = run_of(path)
+    if run is not None and not anew:
+        with suppress(ValueError):  # it was cut short
+            kept = read_json(run / FILE)
+            if kept and kept["model"] == hash_of(path):
+                return kept
     headless = missing_head(path)
     if headless is not None:
         report = _report(path, [headless])
     else:
         report = check_up(examine(name, rows, size, trusted=trusted))
-    if (run := run_of(path)) is not None:
-        write_json(run / FILE, report)
+    if run is not None:
+        with suppress(OSError):
+            write_json(run / FILE, report)
     return report
 
 
-def refuse(report: dict[str, Any], name: str) -> None:
+def refuse(report: dict[str, Any], name: str, beside: str = "") -> None:
     """Stop at the first fault of a report.
+
+    Args:
+        report: What check.json holds.
+        name: The reward model.
+        beside: What else can be done.
 
     Raises:
         FaultError: There is one.
     """
-    faults = [row for row in report["findings"] if row["status"] == FAULT]
+    faults = [row for row in report.get("findings", ()) if row["status"] == FAULT]
     if faults:
         first, more = faults[0], f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise FaultError(
-            f"reward model {name}: {first['name']}: {first['sentence']}{more}; {first['remedy']}."
-        )
+        told = f"reward model {name}: {first['name']}: {first['sentence']}{more}"
+        raise FaultError(f"{told}; {first['remedy']}{beside}.")
 
 
 def show(report: dict[str, Any]) -> None:

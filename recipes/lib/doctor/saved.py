@@ -20,7 +20,7 @@ from recipes.lib.doctor.findings import (
 )
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.models.forward import base_model
-from recipes.lib.publishing.source import settings_of
+from recipes.lib.publishing.source import trained_dtype
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
@@ -85,8 +85,10 @@ def recorded(subject: Subject) -> Finding:
         raise NotCheckedError("samples.jsonl holds scores of other pairs")
     before = np.array([[row["score_chosen"], row["score_rejected"]] for row in told]).T
     off = float(np.abs(before - np.array(subject.scores)).max()) / (float(before.std()) or 1.0)
-    is_fine = str(settings_of(subject.run).get("dtype", "float32")) == "float32"
-    limit = limit_of("recorded_scores") if is_fine else COARSE
+    # FSDP and ZeRO may compute in 16 bits what is kept in 32: no score then has a longer mantissa.
+    is_rounded = not (before.astype(np.float32).view(np.uint32) % 2**13).any()
+    is_coarse = is_rounded or trained_dtype(subject.run) != "float32"
+    limit = COARSE if is_coarse else limit_of("recorded_scores")
     twin = _twin(subject) if off > limit else None
     name = "heads_mixed_up" if twin else "recorded_scores"
     return finding(name, off, off > limit, limit=limit, twin=twin)

@@ -1,4 +1,4 @@
-"""Scores of preference pairs, whether a saved reward model gives the same ones, and yardsticks.
+"""Scores of preference pairs, and yardsticks.
 
 The yardsticks are what counting words alone can tell about preferences, and what is read off the
 hidden states of a model that learned nothing of them.
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
     from trl import ModelConfig
 
-NUM_CHECKED = 64  # test pairs that the saved model must score like the trained one
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse strengths that are tried
 HELD_OUT = 5  # every fifth pair decides on the strength
 CHUNK = 512  # pairs that are batched by length together, between two steps of the progress bar
@@ -107,51 +106,6 @@ def _rows(test: Dataset, scores: list[tuple[float, float]]) -> list[dict[str, An
         }
         for pair, (chosen, rejected) in zip(test, scores, strict=True)
     ]
-
-
-def check_saved(
-    final: str,
-    model: PreTrainedModel,
-    test: Dataset,
-    model_args: ModelConfig,
-    batch_size: int = 64,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """See that the saved reward model scores as the trained one does.
-
-    Args:
-        final: Folder of the saved model.
-        model: The trained model, in memory.
-        test: Pairs to compare on; the first few are enough.
-        model_args: What the model was loaded with.
-        batch_size: Texts at a time.
-        trust_remote_code: What the model was loaded with.
-
-    Raises:
-        RuntimeError: It does not; what was saved is not what was trained.
-    """
-    few = test.select(range(min(NUM_CHECKED, len(test))))
-    dtype = str(model_args.dtype)
-    saved, tokenizer = load_reward_model(
-        final, dtype, model_args=model_args, trust_remote_code=trust_remote_code
-    )
-    device, formats = next(model.parameters()).device, {w.dtype for w in model.parameters()}
-    if len(formats) == 1:  # FSDP2 and ZeRO gather all of a model in the 16 bits it computes in
-        for weight in saved.parameters():  # buffers, as those of positions, stay finer than that
-            weight.data = weight.data.to(*formats)
-    before = score_pairs(model, tokenizer, few, batch_size)
-    after = score_pairs(saved.to(device), tokenizer, few, batch_size)
-    # Half precision rounds adapters, which train in float32, when they are read again.
-    is_exact = dtype == "float32" and formats == {torch.float32}
-    tolerance = 1e-4 if is_exact else 0.05
-    for one, other in zip(before, after, strict=True):
-        for key in ("score_chosen", "score_rejected"):
-            if abs(one[key] - other[key]) > tolerance * max(1.0, abs(one[key])):
-                raise RuntimeError(
-                    f"{final} scores {other[key]} where the trained model scored {one[key]}: the "
-                    "saved reward model is not the trained one."
-                )
 
 
 def bag_of_words_accuracy(train: Dataset, test: Dataset) -> float:
