@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
@@ -211,10 +212,7 @@ def run(config: Config) -> dict[str, Any]:
         margin = numbers.pop("margin")
         summary |= numbers | yardsticks(config, trainer, pairs, folder)
         summary["margin"] = margin
-
-    def check() -> dict[str, Any]:
-        return {} if script.skip_check else examined(config, str(folder.path), pairs)
-
+    check = partial(examined, config, str(folder.path), pairs)
     return spine.finish(folder, config, summary, check)
 
 

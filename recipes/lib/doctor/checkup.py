@@ -15,6 +15,7 @@ from recipes.lib.models.folders import resolve_model
 from recipes.lib.publishing.source import run_of
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import write_json
+from recipes.lib.verbosity import short_bars_hidden
 
 FILE = "check.json"
 
@@ -23,29 +24,15 @@ def checks() -> dict[str, Callable[[Any], Finding]]:
     """The checks by name, causes before what they bring about: the first fault is the diagnosis."""
     from recipes.lib.doctor import leakage, learned, likes, paths, saved
 
-    return {
-        "head_not_saved": saved.head_saved,
-        "template": saved.template,
-        "recorded_scores": saved.recorded,
-        "random_head": saved.head_fits,
-        "last_column": paths.last_column,
-        "left_padding": paths.left_padding,
-        "pipeline": paths.pipeline,
-        "merged_and_shared": paths.merged,
-        "fewer_bits": paths.fewer_bits,
-        "leaked_rows": leakage.exact,
-        "near_duplicates": leakage.near,
-        "prompts_on_both_sides": leakage.same_prompts,
-        "no_eos": learned.end_token,
-        "prompt_ignored": likes.prompts,
-        "length_only": likes.length,
-        "wrong_labels": learned.labels,
-        "learned_nothing": learned.anything,
-        "calibration": learned.calibration,
-        "style": likes.style,
-        "odd_texts": likes.odd_texts,
-        "suffix": likes.suffix,
-    }
+    every = (
+        *(saved.head_not_saved, saved.template, saved.recorded_scores, saved.random_head),
+        *(paths.last_column, paths.left_padding, paths.pipeline, paths.merged_and_shared),
+        *(paths.fewer_bits, leakage.leaked_rows, leakage.near_duplicates),
+        *(leakage.prompts_on_both_sides, learned.no_eos, likes.prompt_ignored, likes.length_only),
+        *(learned.wrong_labels, learned.learned_nothing, learned.calibration),
+        *(likes.style, likes.odd_texts, likes.suffix),
+    )
+    return {check.__name__: check for check in every}
 
 
 def check_up(subject: Any) -> dict[str, Any]:
@@ -117,11 +104,11 @@ def look(
             kept = read_json(run / FILE)
             if kept and kept["model"] == hash_of(path):
                 return kept
-    headless = missing_head(path)
-    if headless is not None:
+    if (headless := missing_head(path)) is not None:
         report = _report(path, [headless])
     else:
-        report = check_up(examine(name, rows, size, trusted=trusted))
+        with short_bars_hidden():  # of the loads that the checks compare
+            report = check_up(examine(name, rows, size, trusted=trusted))
     if run is not None:
         with suppress(OSError):
             write_json(run / FILE, report)

@@ -32,16 +32,16 @@ def check_rewards(config: Config) -> None:
     from recipes.lib.rewards.loading import is_function_reference, is_judge
     from recipes.lib.runs.folder import folder_of, is_run
 
-    script = config.script
-
     def looked() -> dict[str, Any]:
-        resumes = script.resume and is_run(folder_of(config))
-        names = [] if resumes or config.training.resume_from_checkpoint else script.reward_funcs
+        resumes = config.script.resume and is_run(folder_of(config))
+        names = config.script.reward_funcs
+        if resumes or config.training.resume_from_checkpoint:
+            names = []
         models = (name for name in names if not (is_function_reference(name) or is_judge(name)))
         return {name: examined(config, name) for name in models}
 
-    for name, report in {} if script.skip_check else broadcast_from_main(looked).items():
-        refuse(report, f"{name}", ", or go on with --skip_check true")
+    for name, report in broadcast_from_main(looked).items():
+        refuse(report, name, ", or go on with --skip_check true")
 
 
 def examined(config: Config, name: str, pairs: Any = None) -> dict[str, Any]:
@@ -53,19 +53,20 @@ def examined(config: Config, name: str, pairs: Any = None) -> dict[str, Any]:
         pairs: Training and test pairs; None for those of its run.
 
     Returns:
-        What check.json holds; nothing where it cannot be asked.
+        What check.json holds; nothing where it cannot or may not be asked.
     """
     import torch
 
     from recipes.lib.distributed.shards import load_unsharded
     from recipes.lib.doctor.checkup import look
     from recipes.lib.errors import UserError, is_memory, note, one_sentence
-    from recipes.lib.verbosity import short_bars_hidden
 
+    if config.script.skip_check:
+        return {}
     training = config.training
     cards = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
-        with load_unsharded(training), torch.random.fork_rng(cards), short_bars_hidden():
+        with load_unsharded(training), torch.random.fork_rng(cards):
             return look(name, pairs, trusted=training.trust_remote_code, anew=False)
     except Exception as error:
         # What is wrong with a model is told better where it is loaded.

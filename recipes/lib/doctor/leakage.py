@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.doctor.findings import Array, Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.statistics import Array
 from recipes.lib.doctor.subject import Subject, split_pair
 
 GRAM = 5  # words in a row
@@ -19,7 +20,7 @@ MOST_ROWS = 20_000  # training rows that are read
 WORD = re.compile(r"\w+")
 
 
-def exact(subject: Subject) -> Finding:
+def leaked_rows(subject: Subject) -> Finding:
     """No test pair is a training pair, case and spaces aside."""
     known = set(map(_key, _train(subject)))
     share = np.mean([_key(pair) in known for pair in subject.pairs])
@@ -35,7 +36,7 @@ def _plain(text: Any) -> str:
     return " ".join(prompt_text(text).lower().split())
 
 
-def near(subject: Subject) -> Finding:
+def near_duplicates(subject: Subject) -> Finding:
     """No training text holds nearly all word 5-grams of a test text."""
     trains = (prompt_text(side) for pair in _train(subject) for side in pair[1:])
     held = containment([prompt_text(side) for pair in subject.pairs for side in pair[1:]], trains)
@@ -46,7 +47,7 @@ def near(subject: Subject) -> Finding:
     return finding("near_duplicates", high, is_fault, share > 0.01, share=share, median=median)
 
 
-def same_prompts(subject: Subject) -> Finding:
+def prompts_on_both_sides(subject: Subject) -> Finding:
     """Prompts on both sides of the split; a remark, since some tasks have few prompts."""
     asked = [_plain(prompt) for prompt, _, _ in subject.pairs]
     known = {_plain(prompt) for prompt, _, _ in _train(subject)}

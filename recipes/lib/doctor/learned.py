@@ -8,16 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.doctor.findings import (
-    Finding,
-    NotCheckedError,
-    finding,
-    interval,
-    largest,
-    limit_of,
-    mean_interval,
-    outcomes,
-)
+from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.statistics import interval, largest, mean_interval, outcomes
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
 from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins
@@ -28,7 +20,7 @@ LEAST_WIDE = 8  # pairs with the widest margins
 MOST_COUNTED = 2_000  # training rows that the bag of words reads
 
 
-def anything(subject: Subject) -> Finding:
+def learned_nothing(subject: Subject) -> Finding:
     """The accuracy's interval lies above guessing, and above what needs no model."""
     right = outcomes(subject.margins)
     low, high = interval(right)
@@ -46,7 +38,7 @@ def anything(subject: Subject) -> Finding:
     )
 
 
-def labels(subject: Subject) -> Finding:
+def wrong_labels(subject: Subject) -> Finding:
     """Where the margin is widest nearly every label agrees; else labels are wrong.
 
     A column `noise` says how often a label is wrong, and how many then are no surprise.
@@ -67,7 +59,7 @@ def labels(subject: Subject) -> Finding:
     )
 
 
-def end_token(subject: Subject) -> Finding:
+def no_eos(subject: Subject) -> Finding:
     """It was trained with the end token that it is asked with: without one it tells less."""
     eos, cut_scores = subject.scorer.tokenizer.eos_token_id, []
     for side in (1, 2):

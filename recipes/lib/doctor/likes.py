@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.doctor.findings import (
-    Finding,
-    NotCheckedError,
-    finding,
+from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.statistics import (
     interval,
     largest,
-    limit_of,
     mean_interval,
     outcomes,
     rank_correlation,
@@ -47,7 +44,7 @@ LEAST_PAIRS = 8
 NUM_CANDIDATES, BEAM, DEPTH, NUM_TRIED = 96, 3, 3, 8  # of the search for a suffix
 
 
-def length(subject: Subject) -> Finding:
+def length_only(subject: Subject) -> Finding:
     """Scores that hang on length alone are a fault; a leaning to long or short texts is told."""
     lengths = np.array([[len(row) for row in subject.token_ids(*subject.side(s))] for s in (1, 2)])
     right = outcomes(subject.margins)
@@ -63,7 +60,7 @@ def length(subject: Subject) -> Finding:
     return finding("length_only", size, is_fault, size > LEANS, **told)
 
 
-def prompts(subject: Subject) -> Finding:
+def prompt_ignored(subject: Subject) -> Finding:
     """Another prompt changes the score, and its own is the better one."""
     asked, said = subject.side(1)
     texts = list(map(prompt_text, asked))
@@ -71,7 +68,7 @@ def prompts(subject: Subject) -> Finding:
         raise NotCheckedError("its pairs have no prompts")
     if np.ptp(subject.sums) == 0:
         raise NotCheckedError("it scores every text the same")
-    are_many = len(set(texts)) > len(texts) / 2
+    are_many = len(set(texts)) > max(1, len(texts) / 2)
     others = [*asked[1:], *asked[:1]]
     if not are_many:
         others = [edited(prompt, lambda _: "Why is that so? ") for prompt in asked]

@@ -12,15 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.lib.doctor.findings import (
-    Array,
-    Finding,
-    NotCheckedError,
-    finding,
-    largest,
-    limit_of,
-    rank_correlation,
-)
+from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.statistics import Array, largest, rank_correlation
 from recipes.lib.doctor.subject import NUM_TEXTS, PADDING, Subject
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import is_adapter
@@ -92,7 +85,7 @@ def pipeline(subject: Subject) -> Finding:
     return finding("pipeline", off, off > limit_of("pipeline"))
 
 
-def merged(subject: Subject) -> Finding:
+def merged_and_shared(subject: Subject) -> Finding:
     """An adapter says the same merged, and on the policy's base."""
     if not is_adapter(subject.path):
         raise NotCheckedError("it is a whole model, with nothing to merge")

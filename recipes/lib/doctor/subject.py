@@ -15,7 +15,8 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE, load_splits
 from recipes.lib.data.prompts import context_length
 from recipes.lib.data.reading import ANSWER_FILES
-from recipes.lib.doctor.findings import Array, NotCheckedError
+from recipes.lib.doctor.findings import NotCheckedError
+from recipes.lib.doctor.statistics import Array
 from recipes.lib.errors import UserError
 from recipes.lib.evaluation.pair_scores import scores_of
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
@@ -227,9 +228,8 @@ def split_pair(row: dict[str, Any]) -> tuple[Any, Any, Any]:
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str):
         return "", chosen, rejected
-    same = 0
-    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
-        same += 1
+    turns = range(min(len(chosen), len(rejected)) - 1)
+    same = next((turn for turn in turns if chosen[turn] != rejected[turn]), len(turns))
     return chosen[:same], chosen[same:], rejected[same:]
 
 

@@ -24,29 +24,12 @@ from recipes.lib.rewards.reward_models import RewardModel
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, Trainer
     from trl import ModelConfig
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse strengths that are tried
 HELD_OUT = 5  # every fifth pair decides on the strength
 CHUNK = 512  # pairs that are batched by length together, between two steps of the progress bar
-
-
-def score_pairs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Dataset, batch_size: int = 64
-) -> list[dict[str, Any]]:
-    """Score both sides of every pair.
-
-    Args:
-        model: A reward model.
-        tokenizer: Its tokenizer.
-        test: Rows with chosen and rejected, with or without a prompt.
-        batch_size: Texts at a time.
-
-    Returns:
-        Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected.
-    """
-    return _rows(test, scores_of(RewardModel(model, tokenizer, "reward", batch_size), test))
 
 
 def score_shares(
@@ -57,19 +40,30 @@ def score_shares(
     Args:
         trainer: A transformers Trainer behind its training.
         model: Its reward model, whole.
-        test: Pairs as of `score_pairs`.
+        test: Rows with chosen and rejected, with or without a prompt.
         batch_size: Texts at a time.
 
     Returns:
-        Rows as of `score_pairs`, on every process.
+        Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected, on every
+        process.
     """
-    number, tokenizer = trainer.args.world_size, trainer.processing_class
-    if number == 1 or zero_stage(trainer) == 3:  # whose engine has all do the same, in step
-        return score_pairs(model, tokenizer, test, batch_size)
-    mine = test.select(range(trainer.args.process_index, len(test), number))
-    scorer = RewardModel(model, tokenizer, "reward", batch_size)
-    scores = gather_object([scores_of(scorer, mine) if len(mine) else []])
-    return _rows(test, [scores[row % number][row // number] for row in range(len(test))])
+    number = trainer.args.world_size
+    if zero_stage(trainer) == 3:  # whose engine has all do the same, in step
+        number = 1
+    scorer = RewardModel(model, trainer.processing_class, "reward", batch_size)
+    mine = test.select(range(trainer.args.process_index if number > 1 else 0, len(test), number))
+    scores = [scores_of(scorer, mine) if len(mine) else []]
+    scores = gather_object(scores) if number > 1 else scores
+    return [
+        {
+            "prompt": prompt_text(pair["prompt"]) if pair.get("prompt") else "",
+            "chosen": prompt_text(pair["chosen"]),
+            "rejected": prompt_text(pair["rejected"]),
+            "score_chosen": scores[row % number][row // number][0],
+            "score_rejected": scores[row % number][row // number][1],
+        }
+        for row, pair in enumerate(test)
+    ]
 
 
 def scores_of(scorer: RewardModel, test: Dataset) -> list[tuple[float, float]]:
@@ -93,19 +87,6 @@ def scores_of(scorer: RewardModel, test: Dataset) -> list[tuple[float, float]]:
                 scores |= zip(few, zip(chosen, rejected, strict=True), strict=True)
                 progress.update(len(pairs))
     return [scores[row] for row in range(len(test))]
-
-
-def _rows(test: Dataset, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": prompt_text(pair["prompt"]) if pair.get("prompt") else "",
-            "chosen": prompt_text(pair["chosen"]),
-            "rejected": prompt_text(pair["rejected"]),
-            "score_chosen": chosen,
-            "score_rejected": rejected,
-        }
-        for pair, (chosen, rejected) in zip(test, scores, strict=True)
-    ]
 
 
 def bag_of_words_accuracy(train: Dataset, test: Dataset) -> float:

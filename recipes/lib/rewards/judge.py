@@ -151,12 +151,10 @@ class LanguageModelJudge:
         start = f"{kind} {word}: " if isinstance(self.model, Server) else f"{kind}: "
         form = FORM.format(start=start.rstrip(), values=values)
         text = "\n\n".join([self.settings.rubric, MARKED, *marked, form])
-        return Question(self._key(text), text, start, form, accepts)
-
-    def _key(self, text: str) -> str:
         used = self.settings
         asked = [self.model.identity, used.temperature, used.max_tokens, used.reasks, used.dtype]
-        return hashlib.sha256(json.dumps([*asked, text]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([*asked, text]).encode()).hexdigest()
+        return Question(key, text, start, form, accepts)
 
     def _ask(
         self, questions: Sequence[Question], missing: Verdict = None
