@@ -9,8 +9,9 @@ weight; prompt, completions and ranks; prompt, completion and rating, with annot
 prompt, completion and label. `datasets`, or a feedback project, bring several kinds. A test pair's
 `noise` column is the probability that its label contradicts the true order.
 Writes final/ (a full model, or an adapter with its score head), metrics.jsonl, samples.jsonl with
-the scores of every test pair, and summary.json with the accuracy beside its ceiling and beside a
-bag-of-words model of the same split (with frozen_features a regression on the base, too).
+the scores of every test pair, summary.json with the accuracy beside its ceiling and beside a
+bag-of-words model of the same split (with frozen_features a regression on the base, too), and
+check.json with what the check of it found; a fault ends the finished run with exit code 3.
 
     python -m recipes.reward --config configs/quickstart/reward.yaml
     accelerate launch --num_processes 2 -m recipes.reward --config configs/quickstart/reward.yaml
@@ -212,6 +213,7 @@ def run(config: Config) -> dict[str, Any]:
         margin = numbers.pop("margin")
         summary |= numbers | yardsticks(config, trainer, pairs, folder)
         summary["margin"] = margin
+    del trainer, model  # the check loads what was saved
     check = partial(examined, config, str(folder.path), pairs)
     return spine.finish(folder, config, summary, check)
 

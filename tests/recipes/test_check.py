@@ -298,6 +298,16 @@ def test_what_cannot_be_asked_stops_nothing(
     assert said.startswith(f"note: reward model {it} is not checked (CUDA out of memory).\n")
 
 
+def test_a_large_model_is_left_to_whoever_asks(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = turned(runs, tmp_path / "it")
+    config = parse("ppo", [], FAST | asked_to_learn(runs, tmp_path, "ppo", it))
+    monkeypatch.setattr("recipes.lib.plan.check.machine_memory", lambda: 10_000)
+    check_rewards(config)
+    assert "is not checked (in 32 bits it takes" in capsys.readouterr().err
+
+
 def test_a_model_of_several_aspects_is_asked_in_the_aspect_of_each_pair(
     runs: Path, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def look(
 
     Raises:
         UserError: It cannot be loaded.
+        MemoryError: It is large, and nobody asked for it.
     """
     from recipes.lib.doctor.saved import missing_head
     from recipes.lib.doctor.subject import examine
@@ -108,11 +109,32 @@ def look(
         report = _report(path, [headless])
     else:
         with short_bars_hidden():  # of the loads that the checks compare
+            if not anew:
+                _refuse_large(path, trusted)
             report = check_up(examine(name, rows, size, trusted=trusted))
     if run is not None:
         with suppress(OSError):
             write_json(run / FILE, report)
     return report
+
+
+def _refuse_large(path: str, trusted: bool) -> None:
+    """Leave out a model that would take more than half of the memory here, in 32 bits."""
+    from trl import ModelConfig
+
+    from recipes.lib.plan.breakdown import memory_text
+    from recipes.lib.plan.check import card_memory, machine_memory
+    from recipes.lib.plan.meta_models import classifier, model_bytes
+    from recipes.lib.plan.model_shapes import find_source
+
+    try:
+        shape = find_source(path).config(trusted)
+        size = model_bytes(classifier(shape, ModelConfig(dtype="float32"), trusted))
+    except Exception:  # a model that the plan does not understand may be sound
+        return
+    room = min(filter(None, (machine_memory(), card_memory())), default=2 * size)
+    if 2 * size > room:
+        raise MemoryError(f"in 32 bits it takes {memory_text(size)} of {memory_text(room)} here")
 
 
 def refuse(report: dict[str, Any], name: str, beside: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +33,12 @@ def check_rewards(config: Config) -> None:
     from recipes.lib.rewards.loading import is_function_reference, is_judge
     from recipes.lib.runs.folder import folder_of, is_run
 
+    script, named = config.script, config.training.resume_from_checkpoint
+
     def looked() -> dict[str, Any]:
-        resumes = config.script.resume and is_run(folder_of(config))
-        names = config.script.reward_funcs
-        if resumes or config.training.resume_from_checkpoint:
-            names = []
+        names = (
+            [] if named or (script.resume and is_run(folder_of(config))) else script.reward_funcs
+        )
         models = (name for name in names if not (is_function_reference(name) or is_judge(name)))
         return {name: examined(config, name) for name in models}
 
@@ -63,6 +65,7 @@ def examined(config: Config, name: str, pairs: Any = None) -> dict[str, Any]:
 
     if config.script.skip_check:
         return {}
+    gc.collect()  # a model that was trained here may still take its place
     training = config.training
     cards = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

@@ -61,15 +61,11 @@ def wrong_labels(subject: Subject) -> Finding:
 
 def no_eos(subject: Subject) -> Finding:
     """It was trained with the end token that it is asked with: without one it tells less."""
-    eos, cut_scores = subject.scorer.tokenizer.eos_token_id, []
-    for side in (1, 2):
-        ids = subject.token_ids(*subject.side(side))
-        if any(len(row) < 2 or row[-1] != eos for row in ids):
-            raise NotCheckedError("its rows do not end in the end token")
-        cut = subject.scorer.score_tokens([row[:-1] for row in ids])
-        cut_scores.append(cut.sum(-1).numpy())
-    whole = subject.sums[0] - subject.sums[1]
-    gain = outcomes(whole) - outcomes(cut_scores[0] - cut_scores[1])
+    scorer, ids = subject.scorer, [subject.token_ids(*subject.side(side)) for side in (1, 2)]
+    if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for rows in ids for row in rows):
+        raise NotCheckedError("its rows do not end in the end token")
+    cut = [scorer.score_tokens([row[:-1] for row in rows]).sum(-1).numpy() for rows in ids]
+    gain = outcomes(np.subtract(*subject.sums)) - outcomes(cut[0] - cut[1])
     is_less = gain.mean() < limit_of("no_eos")
     return finding("no_eos", gain.mean(), is_less and mean_interval(gain)[1] < 0, is_less)
 

@@ -167,9 +167,7 @@ class Subject:
             from peft import AutoPeftModelForSequenceClassification as Loader
 
             if self.is_rounded:
-                raise NotCheckedError(
-                    "its base was rounded in training, which PEFT alone leaves out"
-                )
+                raise NotCheckedError("its base was rounded, which PEFT alone leaves out")
             outputs = len(self.scorer.heads.names())
             model = Loader.from_pretrained(self.path, num_labels=outputs, **own)
             tokenizer = self.scorer.tokenizer  # an adapter may have its base's

@@ -291,11 +291,7 @@ def save_final(trainer: Any, run: Run) -> None:
 
 
 def finish(
-    run: Run,
-    config: Config,
-    summary: dict[str, Any],
-    check: Callable[[], dict[str, Any]] | None = None,
-    **facts: Any,
+    run: Run, config: Config, summary: dict[str, Any], check: Any = dict, **facts: Any
 ) -> dict[str, Any]:
     """Write lineage.json, summary.json and then the report; push the run where that is asked.
 
@@ -303,7 +299,7 @@ def finish(
         run: The run.
         config: The parsed configuration.
         summary: The numbers of the run.
-        check: Examines the reward model that was trained; one at fault is not pushed.
+        check: Says what check.json holds of what was trained; one at fault is not pushed.
         facts: Further facts of the lineage; of a recipe without a ModelConfig also model and data.
 
     Returns:
@@ -326,7 +322,7 @@ def finish(
             facts["trust_remote_code"] = config.training.trust_remote_code
         write_lineage(run.path, config.recipe, **facts)
         run.write_summary(summary)
-        report = {} if check is None else check()
+        report = check()
         write_report(run.path)
         refuse(report, str(run.path), " (the run is whole; --skip_check true goes on with it)")
         if getattr(config.training, "push_to_hub", False):

@@ -115,9 +115,8 @@ class RewardModel:
 
     def by_aspect(self) -> list[RewardFunction]:
         """One reward function for each aspect; all of them share one pass."""
-        return (
-            [self] if len(self.heads.aspects) == 1 else [*map(self.of_aspect, self.heads.aspects)]
-        )
+        aspects = self.heads.aspects
+        return [self] if len(aspects) == 1 else [*map(self.of_aspect, aspects)]
 
     def of_aspect(self, aspect: str) -> RewardFunction:
         """The reward function of one aspect."""
