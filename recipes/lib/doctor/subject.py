@@ -102,8 +102,9 @@ class Subject:
         """Scores of chosen and rejected in the aspect that they were compared in."""
         if len(self.scorer.heads.aspects) == 1:
             return self.sums
-        found = np.array(scores_of(self.scorer, self.test.select(self.places)))  # type: ignore[union-attr]
-        return found[:, 0], found[:, 1]
+        assert self.test is not None  # it has places
+        chosen, rejected = zip(*scores_of(self.scorer, self.test.select(self.places)), strict=True)
+        return np.array(chosen), np.array(rejected)
 
     @property
     def margins(self) -> Array:
