@@ -53,8 +53,7 @@ def check_up(subject: Any) -> dict[str, Any]:
             said = str(error)
         except Exception as error:  # a model that a check does not understand may be sound
             said = f"it failed ({type(error).__name__}: {one_sentence(error)[:200]})"
-        told = {"name": name, "status": NOT_CHECKED, "sentence": f"not checked: {said}"}
-        findings.append(told)
+        findings.append({"name": name, "status": NOT_CHECKED, "sentence": f"not checked: {said}"})
     return _report(subject.path, findings, time.monotonic() - start)
 
 

@@ -36,9 +36,8 @@ def check_rewards(config: Config) -> None:
     script, named = config.script, config.training.resume_from_checkpoint
 
     def looked() -> dict[str, Any]:
-        names = (
-            [] if named or (script.resume and is_run(folder_of(config))) else script.reward_funcs
-        )
+        resumes = named or (script.resume and is_run(folder_of(config)))
+        names = [] if resumes else script.reward_funcs
         models = (name for name in names if not (is_function_reference(name) or is_judge(name)))
         return {name: examined(config, name) for name in models}
 

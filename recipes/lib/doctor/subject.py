@@ -181,8 +181,7 @@ class Subject:
 
     def refuse_large(self) -> None:
         """Leave out what would take a second copy of a large model."""
-        weights = self.scorer.model.parameters()
-        if sum(weight.numel() * weight.element_size() for weight in weights) > MOST_BYTES:
+        if sum(w.numel() * w.element_size() for w in self.scorer.model.parameters()) > MOST_BYTES:
             raise NotCheckedError("the model is too large to be in memory a second time")
 
     def ask(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Array:
