@@ -16,7 +16,7 @@ from recipes.lib.report.calibration import calibration_error, reliability, suita
 
 GUESS = 0.5
 SURELY_LITTLE = 0.6  # an accuracy below which it may be stopped, where the interval holds guessing
-LEAST_WIDE = 8  # pairs with the widest margins
+LEAST_WIDE = 8  # pairs, all or with the widest margins, by which it may be stopped
 MOST_COUNTED = 2_000  # training rows that the bag of words reads
 
 
@@ -31,11 +31,10 @@ def learned_nothing(subject: Subject) -> Finding:
         known["a bag of words"] = bag_of_words_accuracy(few, subject.test.select(subject.places))
     best, accuracy = largest(known)
     says_little = low <= GUESS
+    is_fault = says_little and high < SURELY_LITTLE and len(right) >= LEAST_WIDE
     told = {"accuracy": right.mean(), "pairs": len(right), "high": high, "others": known}
     is_told = says_little or accuracy > high
-    return finding(
-        "learned_nothing", low, says_little and high < SURELY_LITTLE, is_told, best=best, **told
-    )
+    return finding("learned_nothing", low, is_fault, is_told, best=best, **told)
 
 
 def wrong_labels(subject: Subject) -> Finding:

@@ -48,6 +48,8 @@ def length_only(subject: Subject) -> Finding:
     """Scores that hang on length alone are a fault; a leaning to long or short texts is told."""
     lengths = np.array([[len(row) for row in subject.token_ids(*subject.side(s))] for s in (1, 2)])
     right = outcomes(subject.margins)
+    if len(right) < LEAST_PAIRS:
+        raise NotCheckedError(f"{len(right)} pairs are too few to see what goes with length")
     related = rank_correlation(lengths.ravel(), np.ravel(subject.sums))
     gap = lengths[0] - lengths[1]
     against = right[np.sign(gap) * np.sign(related) <= 0]  # where length does not help the label
