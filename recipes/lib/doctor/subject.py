@@ -18,7 +18,6 @@ from recipes.lib.data.reading import ANSWER_FILES
 from recipes.lib.doctor.findings import NotCheckedError
 from recipes.lib.doctor.statistics import Array
 from recipes.lib.errors import UserError
-from recipes.lib.evaluation.pair_scores import scores_of
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
 from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.publishing.source import run_of, settings_of
@@ -100,6 +99,8 @@ class Subject:
     @cached_property
     def scores(self) -> tuple[Array, Array]:
         """Scores of chosen and rejected in the aspect that they were compared in."""
+        from recipes.lib.evaluation.pair_scores import scores_of
+
         if len(self.scorer.heads.aspects) == 1:
             return self.sums
         assert self.test is not None  # it has places
