@@ -148,9 +148,7 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     return spine.make_row_trainer(AnswerTrainer, config, tokenizer, rows, prepare, **own)
 
 
-def yardsticks(
-    config: Config, trainer: Any, pairs: tuple[Any, Any], folder: Run
-) -> dict[str, float]:
+def yardsticks(config: Config, trainer: Any, pairs: Any, folder: Run) -> dict[str, float]:
     """Accuracies of a bag of words, and of the regression on the starting model, which is saved."""
     from recipes.lib.distributed.shards import load_unsharded
     from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, frozen_features_accuracy

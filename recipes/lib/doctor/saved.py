@@ -18,8 +18,6 @@ from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
 
 HEAD = ("score.weight", "classifier.weight")
-# Where a folder says of what kind it is.
-CLASS = (("config.json", "architectures"), ("adapter_config.json", "task_type"))
 NUM_FOLDS, LEAST_PAIRS = 4, 40
 COARSE = 0.6  # standard deviations that a training in 16 bits may be off; narrow models were 0.36
 
@@ -34,8 +32,9 @@ def missing_head(path: str) -> Finding | None:
     for file, weights in _weights(folder):
         keys |= set(weights.keys())
         names += [file.name] if "head" in file.name else []
-    told = [str(read_json(folder / file).get(key)) for file, key in CLASS]
-    is_other = "CAUSAL_LM" in told or "ForCausalLM" in told[0]  # as its loader says
+    adapter, config = (read_json(folder / f"{name}config.json") for name in ("adapter_", ""))
+    kinds = f"{adapter.get('task_type')} {config.get('architectures')}"
+    is_other = "CAUSAL_LM" in kinds or "ForCausalLM" in kinds  # as its loader says
     if not keys or any(key.endswith(HEAD) for key in keys) or (is_other and not names):
         return None
     beside = f"; {names[0]} holds one apart, which nothing loads" if names else ""

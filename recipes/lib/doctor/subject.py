@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from recipes.lib.rewards.reward_models import RewardModel
 
 NUM_PAIRS = 256  # of which each score is asked
-NUM_ROWS = 64  # of which the spread is taken where there are none
 NUM_TEXTS = 32  # of which the dearer checks ask several scores each
 PADDING = 5  # tokens
 MOST_BYTES = 2**31  # of a model that is loaded a second time
@@ -202,7 +201,7 @@ class Subject:
             raise NotCheckedError("its texts do not fit the context when they are made longer")
         return self.scorer.score_tokens(ids).sum(-1).numpy()
 
-    def rows(self, number: int = NUM_ROWS) -> tuple[list[Any], list[Any]]:
+    def rows(self, number: int = NUM_TEXTS) -> tuple[list[Any], list[Any]]:
         """Prompts and completions, chosen and rejected in turn; made-up ones without data."""
         if not self.test:
             turns = bool(self.scorer.tokenizer.chat_template)

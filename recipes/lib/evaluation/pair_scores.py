@@ -47,9 +47,8 @@ def score_shares(
         Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected, on every
         process.
     """
-    number = trainer.args.world_size
-    if zero_stage(trainer) == 3:  # whose engine has all do the same, in step
-        number = 1
+    # ZeRO-3's engine has all do the same, in step.
+    number = 1 if zero_stage(trainer) == 3 else trainer.args.world_size
     scorer = RewardModel(model, trainer.processing_class, "reward", batch_size)
     mine = test.select(range(trainer.args.process_index if number > 1 else 0, len(test), number))
     scores = [scores_of(scorer, mine) if len(mine) else []]
