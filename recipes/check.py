@@ -21,7 +21,6 @@ from recipes.lib.doctor.checkup import look, refuse, show
 from recipes.lib.doctor.subject import AnswerRows, pairs_of
 from recipes.lib.models.folders import TrustArguments, resolve_model
 from recipes.lib.recipe.main import launch
-from recipes.lib.verbosity import hide_short_bars
 
 POSITIONAL = "run"
 
@@ -56,7 +55,6 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.publishing.source import run_of
     from recipes.lib.report.page import write_report
 
-    hide_short_bars()  # of the loads that the checks compare
     script: RewardCheckArguments = config.script
     name, pairs = str(script.run), None
     if script.dataset_name or script.datasets:

@@ -23,6 +23,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.doctor.gate import CheckArguments, check_rewards
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
@@ -42,7 +43,9 @@ KEPT = {
 
 
 @dataclass(kw_only=True)
-class PPOArguments(RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments):
+class PPOArguments(
+    RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments, CheckArguments
+):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
 
 
@@ -94,6 +97,7 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
+        FaultError: A reward model is at fault.
     """
     from recipes.lib.ppo.roles import describe_roles
     from recipes.lib.recipe import spine
@@ -105,6 +109,7 @@ def run(config: Config) -> dict[str, Any]:
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
+    check_rewards(config)
     trainer = make_trainer(config, train, test)
     folder = spine.start_run(config, trainer, SHOWN)
     spine.train(trainer, folder)

@@ -33,7 +33,7 @@ from recipes.lib.recipe.main import launch, parse
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl, write_json
 from recipes.lib.runs.folder import is_run, move_aside
-from recipes.lib.verbosity import hide_short_bars
+from recipes.lib.verbosity import short_bars_hidden
 
 STAGES = ("base", "sft", "feedback", "reward", "ppo", "evaluate")
 WITH_PEOPLE = ("base", "sft", "feedback", "people", "reward", "ppo", "evaluate", "blind")
@@ -160,9 +160,9 @@ def carry_out(stage: Stage, place: str, is_stale: bool) -> bool:
         else:
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
-    hide_short_bars()
-    config = parsed(stage, **({"resume": True} if is_run(stage.folder) else {}))
-    importlib.import_module(f"recipes.{stage.recipe}").run(config)
+    with short_bars_hidden():
+        config = parsed(stage, **({"resume": True} if is_run(stage.folder) else {}))
+        importlib.import_module(f"recipes.{stage.recipe}").run(config)
     gc.collect()  # the models of the stage, before the next one loads its own
     return True
 

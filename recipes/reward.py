@@ -9,8 +9,9 @@ weight; prompt, completions and ranks; prompt, completion and rating, with annot
 prompt, completion and label. `datasets`, or a feedback project, bring several kinds. A test pair's
 `noise` column is the probability that its label contradicts the true order.
 Writes final/ (a full model, or an adapter with its score head), metrics.jsonl, samples.jsonl with
-the scores of every test pair, and summary.json with the accuracy beside its ceiling and beside a
-bag-of-words model of the same split (with frozen_features a regression on the base, too).
+the scores of every test pair, summary.json with the accuracy beside its ceiling and beside a
+bag-of-words model of the same split (with frozen_features a regression on the base, too), and
+check.json with what the check of it found; a fault ends the finished run with exit code 3.
 
     python -m recipes.reward --config configs/quickstart/reward.yaml
     accelerate launch --num_processes 2 -m recipes.reward --config configs/quickstart/reward.yaml
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
@@ -39,6 +41,7 @@ from recipes.lib.data.loading import BESIDE
 from recipes.lib.data.reading import ANSWER_FILES
 from recipes.lib.data.streaming import Rows, load_rows
 from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.doctor.gate import CheckArguments, examined
 from recipes.lib.errors import UserError
 from recipes.lib.models.chat_template import TemplateArguments, check_template, set_chat_template
 from recipes.lib.plan.check import PlanArguments, check_plan
@@ -52,7 +55,7 @@ FROZEN = "frozen_features"  # folder of the reward model that is a regression on
 
 @dataclass(kw_only=True)
 class RewardModelArguments(
-    RunArguments, DataArguments, AnswerArguments, TemplateArguments, PlanArguments
+    RunArguments, DataArguments, AnswerArguments, TemplateArguments, PlanArguments, CheckArguments
 ):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 
@@ -145,18 +148,16 @@ def make_trainer(config: Config, rows: Rows) -> Any:
     return spine.make_row_trainer(AnswerTrainer, config, tokenizer, rows, prepare, **own)
 
 
-def yardsticks(
-    config: Config, trainer: Any, rows: Rows, test: Any, folder: Run
-) -> dict[str, float]:
+def yardsticks(config: Config, trainer: Any, pairs: Any, folder: Run) -> dict[str, float]:
     """Accuracies of a bag of words, and of the regression on the starting model, which is saved."""
     from recipes.lib.distributed.shards import load_unsharded
     from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy, frozen_features_accuracy
 
-    known, script = ordered_pairs(rows.known), config.script
-    found = {"accuracy_bag_of_words": bag_of_words_accuracy(known, test)}
+    script = config.script
+    found = {"accuracy_bag_of_words": bag_of_words_accuracy(*pairs)}
     if script.frozen_features:
         template = trainer.processing_class.chat_template
-        own = (known, test, folder.path / FROZEN, script.scoring_batch_size)
+        own = (*pairs, folder.path / FROZEN, script.scoring_batch_size)
         trusted = {"trust_remote_code": config.training.trust_remote_code}
         with load_unsharded(config.training):
             accuracy = frozen_features_accuracy(config.model, template, *own, **trusted)
@@ -166,7 +167,7 @@ def yardsticks(
 
 @guarded
 def run(config: Config) -> dict[str, Any]:
-    """Train, score the test pairs, save, and see that the saved model scores the same.
+    """Train, save, score the test pairs, and examine what was saved.
 
     Args:
         config: The parsed configuration.
@@ -176,10 +177,10 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises:
         UserError: The data, the model or the run folder cannot be used.
-        RuntimeError: The saved model scores differently.
+        FaultError: The reward model is at fault; the run is whole.
     """
-    from recipes.lib.distributed.shards import does_main_work, load_unsharded, unsharded_model
-    from recipes.lib.evaluation.pair_scores import check_saved, score_shares
+    from recipes.lib.distributed.shards import unsharded_model
+    from recipes.lib.evaluation.pair_scores import score_shares
     from recipes.lib.recipe import spine
 
     script, training = config.script, config.training
@@ -201,20 +202,18 @@ def run(config: Config) -> dict[str, Any]:
     if trainer.survey.is_plain:
         spine.note_guessing(trainer, math.log(2))
     spine.save_final(trainer, folder)
-    trusted, size = training.trust_remote_code, script.scoring_batch_size
     with unsharded_model(trainer, trained=True) as model:
-        scored = score_shares(trainer, model, test, size)
-        if does_main_work(trainer):
-            final = str(folder.final)
-            with load_unsharded(training):
-                check_saved(final, model, test, config.model, size, trust_remote_code=trusted)
+        scored = score_shares(trainer, model, test, script.scoring_batch_size)
+    pairs = ordered_pairs(rows.known) if is_main_process() else None, test
     if is_main_process():
         folder.write_samples(scored)
         numbers = spine.pair_numbers(scored, test)
         margin = numbers.pop("margin")
-        summary |= numbers | yardsticks(config, trainer, rows, test, folder)
+        summary |= numbers | yardsticks(config, trainer, pairs, folder)
         summary["margin"] = margin
-    return spine.finish(folder, config, summary)
+    del trainer, model  # the check loads what was saved
+    check = partial(examined, config, str(folder.path), pairs)
+    return spine.finish(folder, config, summary, check)
 
 
 def main(argv: list[str] | None = None) -> int:

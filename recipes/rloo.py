@@ -50,6 +50,7 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
+        FaultError: A reward model is at fault.
     """
     from trl import RLOOTrainer
 

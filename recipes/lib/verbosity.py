@@ -4,6 +4,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "transformers")
 # Those set their own level on import, from these variables.
@@ -47,13 +49,22 @@ def restore(level: str) -> None:
             warnings.resetwarnings()
 
 
-def hide_short_bars() -> None:
-    """Hides the libraries' bars for what takes a second: reading, tokenizing and writing.
+@contextmanager
+def short_bars_hidden() -> Iterator[None]:
+    """Hides the libraries' bars for what takes a second: reading, tokenizing, loading and writing.
 
-    Those of training and sampling stay. For a conductor, whose data are known to be small.
+    Those of training and sampling stay. For a conductor, whose data are known to be small, and for
+    loads that are none of the run's own.
     """
     import datasets
     import transformers
 
+    are_shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if are_shown:
+            datasets.enable_progress_bars()
+            transformers.utils.logging.enable_progress_bar()

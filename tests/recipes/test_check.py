@@ -13,11 +13,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.lib.doctor.checkup import checks, hash_of, look
 from recipes.lib.doctor.findings import texts
+from recipes.lib.doctor.gate import check_rewards, examined
+from recipes.lib.errors import FaultError
 from recipes.lib.recipe.main import launch, parse
 from recipes.lib.report.run_files import read_json
 from recipes.reward import run
 from tests.conftest import word_tokenizer
-from tests.helpers.tiny_runs import FAST, LORA, write
+from tests.helpers.tiny_runs import FAST, LORA, flags, write
 
 ROWS = [
     {"prompt": f"the {who}", "chosen": f" {how} {old} happy .", "rejected": f" {how} {old} sad ."}
@@ -31,7 +33,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two healthy runs, of a whole model and of an adapter, each with its check."""
+    """Healthy runs, two of whole models and one of an adapter, each with its check."""
     folder = tmp_path_factory.mktemp("check")
     tokenizer: PreTrainedTokenizerFast = word_tokenizer()
     torch.manual_seed(0)
@@ -54,8 +56,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "output_dir": str(folder / "reward" / name),
         }
         run(parse("reward", [], FAST | values | more))
-        if name != "other":
-            assert launch("check", [str(folder / "reward" / name)]) == 0
     return folder / "reward"
 
 
@@ -66,6 +66,40 @@ def answers(report: dict[str, Any]) -> dict[str, str]:
 def damaged(runs: Path, target: Path, of: str = "whole") -> Path:
     shutil.copytree(runs / of, target)
     return target
+
+
+def turned(runs: Path, target: Path) -> Path:
+    """A run whose head says the opposite of what it learned, with the check of its old weights."""
+    file = damaged(runs, target) / "final" / "model.safetensors"
+    weights = load_file(file)
+    weights["score.weight"] = -weights["score.weight"]
+    save_file(weights, file, {"format": "pt"})
+    return target
+
+
+def asked_to_learn(runs: Path, folder: Path, recipe: str, *rewards: Path | str) -> dict[str, Any]:
+    """Keys of a short run of a recipe that samples."""
+    write(folder / "prompts.jsonl", [{"prompt": f"the {who}"} for who in ("cat", "dog")] * 4)
+    values = {
+        "model_name_or_path": str(runs.parent / "tiny"),
+        "dataset_name": str(folder / "prompts.jsonl"),
+        "reward_funcs": [str(reward) for reward in rewards],
+        "max_completion_length": 4,
+        "per_device_train_batch_size": 4,
+        "output_dir": str(folder / recipe),
+    }
+    if recipe == "ppo":
+        return values | {"total_episodes": 8, "rollout_batch_size": 8, "num_mini_batches": 1}
+    return values | {"max_steps": 1, "num_generations": 4}
+
+
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever examines a model now fails."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was examined")
+
+    monkeypatch.setattr("recipes.lib.doctor.checkup.check_up", fail)
 
 
 def test_every_check_has_its_words() -> None:
@@ -88,11 +122,7 @@ def test_a_healthy_run_has_no_fault(runs: Path, name: str) -> None:
 def test_a_fault_ends_the_command_with_code_3(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    it = damaged(runs, tmp_path / "it")
-    file = it / "final" / "model.safetensors"
-    weights = load_file(file)
-    weights["score.weight"] = -weights["score.weight"]
-    save_file(weights, file, {"format": "pt"})
+    it = turned(runs, tmp_path / "it")
     assert launch("check", [str(it)]) == 3
     said = capsys.readouterr()
     assert "recorded_scores: its scores are not those that its training wrote down" in said.err
@@ -166,3 +196,140 @@ def test_pairs_of_a_file_are_asked_about(runs: Path, tmp_path: Path) -> None:
     words = [str(runs / "whole" / "final"), "--dataset_name", str(tmp_path / "pairs.jsonl")]
     shutil.copytree(runs / "whole" / "final", tmp_path / "bare")
     assert launch("check", [str(tmp_path / "bare"), *words[1:]]) == 3
+
+
+def test_a_training_that_learned_nothing_is_whole_and_ends_with_code_3(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = [row | {"prompt": f"look {row['prompt']}"} for row in ROWS]
+    wrong = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in right]
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "test.jsonl", right[::2] + wrong[1::2])
+    values = {
+        "model_name_or_path": str(runs.parent / "tiny"),
+        "dataset_name": str(tmp_path / "train.jsonl"),
+        "test_dataset_name": str(tmp_path / "test.jsonl"),
+        "max_steps": 20,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "output_dir": str(tmp_path / "it"),
+    }
+    assert launch("reward", flags(values)) == 3
+    it, said = tmp_path / "it", capsys.readouterr().err
+    assert f"reward model {it}: learned_nothing: 0.50 of 160 pairs in the right order" in said
+    assert "--skip_check true goes on" in said
+    assert read_json(it / "summary.json")["accuracy"] == 0.5
+    assert read_json(it / "check.json")["model"] == hash_of(str(it / "final"))
+    assert "Fault: 0.50 of 160 pairs" in (it / "report.html").read_text()
+    assert launch("reward", flags(values | {"overwrite": True, "skip_check": True})) == 0
+    assert not (it / "check.json").exists()
+
+
+@pytest.mark.parametrize("recipe", ["ppo", "rloo", "grpo"])
+def test_no_policy_learns_from_a_reward_model_at_fault(
+    recipe: str,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it = turned(runs, tmp_path / "it")
+    values = asked_to_learn(runs, tmp_path, recipe, runs / "whole", it)
+    assert launch(recipe, flags(values)) == 3  # the check that lies there is of other weights
+    said = capsys.readouterr().err
+    assert f"reward model {it}: recorded_scores: its scores are not those" in said
+    assert "or go on with --skip_check true." in said
+    assert not (tmp_path / recipe).exists()
+    assert read_json(it / "check.json")["model"] == hash_of(str(it / "final"))
+    unasked(monkeypatch)
+    assert launch(recipe, flags(values)) == 3  # which it is known to be
+    assert launch(recipe, flags(values | {"skip_check": True})) == 0
+    assert (tmp_path / recipe / "summary.json").is_file()
+
+
+def test_nothing_is_asked_where_an_answer_is_there_or_the_run_goes_on(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unasked(monkeypatch)
+    known = [str(runs / "whole"), str(runs / "adapter/final"), "rewards.py:score", "judge.yaml"]
+    values = asked_to_learn(runs, tmp_path, "ppo", *known)
+    check_rewards(parse("ppo", [], FAST | values))
+    it = turned(runs, tmp_path / "it")
+    (tmp_path / "ppo").mkdir()
+    write(tmp_path / "ppo/config.yaml", [])
+    config = parse("ppo", [], FAST | asked_to_learn(runs, tmp_path, "ppo", it) | {"resume": True})
+    check_rewards(config)
+
+
+def test_a_check_leaves_no_trace_in_the_numbers_and_needs_no_place_to_write(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("adapter", "whole"):
+        (damaged(runs, tmp_path / name, name) / "check.json").unlink()
+    config = parse("ppo", [], FAST | asked_to_learn(runs, tmp_path, "ppo", tmp_path / "adapter"))
+    before = torch.get_rng_state()
+    check_rewards(config)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (tmp_path / "adapter/check.json").is_file()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("recipes.lib.doctor.checkup.write_json", refuse)
+    assert examined(config, str(tmp_path / "whole"))["status"] != "fault"
+
+
+def test_what_cannot_be_asked_stops_nothing(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = turned(runs, tmp_path / "it")
+    config = parse("ppo", [], FAST | asked_to_learn(runs, tmp_path, "ppo", it, "nobody/nothing"))
+    with pytest.raises(FaultError):
+        check_rewards(config)
+    (it / "check.json").unlink()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("recipes.lib.doctor.subject.examine", full)
+    capsys.readouterr()
+    check_rewards(config)
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: reward model {it} is not checked (CUDA out of memory).\n")
+
+
+def test_a_large_model_is_left_to_whoever_asks(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    it = turned(runs, tmp_path / "it")
+    config = parse("ppo", [], FAST | asked_to_learn(runs, tmp_path, "ppo", it))
+    monkeypatch.setattr("recipes.lib.plan.check.machine_memory", lambda: 10_000)
+    check_rewards(config)
+    assert "is not checked (in 32 bits it takes" in capsys.readouterr().err
+
+
+def test_a_model_of_several_aspects_is_asked_in_the_aspect_of_each_pair(
+    runs: Path, tmp_path: Path
+) -> None:
+    rows = [row | {"aspect": "mood"} for row in ROWS[::2]]
+    rows += [
+        {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+        | {"aspect": "gloom"}
+        for row in ROWS[1::2]
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    values = {
+        "model_name_or_path": str(runs.parent / "tiny"),
+        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "test_fraction": 0.4,
+        "max_steps": 30,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "ensemble": 2,
+        "output_dir": str(tmp_path / "it"),
+    }
+    run(parse("reward", [], FAST | values))
+    report = read_json(tmp_path / "it" / "check.json")
+    said = answers(report)
+    assert said["recorded_scores"] == said["learned_nothing"] == said["pipeline"] == "fine"
+    assert not any("it failed" in row["sentence"] for row in report["findings"])

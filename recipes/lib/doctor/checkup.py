@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from recipes.lib.doctor.findings import FAULT, FINE, NOT_CHECKED, REMARK, Findin
 from recipes.lib.errors import FaultError, one_sentence
 from recipes.lib.models.folders import resolve_model
 from recipes.lib.publishing.source import run_of
+from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import write_json
+from recipes.lib.verbosity import short_bars_hidden
 
 FILE = "check.json"
 
@@ -21,29 +24,15 @@ def checks() -> dict[str, Callable[[Any], Finding]]:
     """The checks by name, causes before what they bring about: the first fault is the diagnosis."""
     from recipes.lib.doctor import leakage, learned, likes, paths, saved
 
-    return {
-        "head_not_saved": saved.head_saved,
-        "template": saved.template,
-        "recorded_scores": saved.recorded,
-        "random_head": saved.head_fits,
-        "last_column": paths.last_column,
-        "left_padding": paths.left_padding,
-        "pipeline": paths.pipeline,
-        "merged_and_shared": paths.merged,
-        "fewer_bits": paths.fewer_bits,
-        "leaked_rows": leakage.exact,
-        "near_duplicates": leakage.near,
-        "prompts_on_both_sides": leakage.same_prompts,
-        "no_eos": learned.end_token,
-        "prompt_ignored": likes.prompts,
-        "length_only": likes.length,
-        "wrong_labels": learned.labels,
-        "learned_nothing": learned.anything,
-        "calibration": learned.calibration,
-        "style": likes.style,
-        "odd_texts": likes.odd_texts,
-        "suffix": likes.suffix,
-    }
+    every = (
+        *(saved.head_not_saved, saved.template, saved.recorded_scores, saved.random_head),
+        *(paths.last_column, paths.left_padding, paths.pipeline, paths.merged_and_shared),
+        *(paths.fewer_bits, leakage.leaked_rows, leakage.near_duplicates),
+        *(leakage.prompts_on_both_sides, learned.no_eos, likes.prompt_ignored, likes.length_only),
+        *(learned.wrong_labels, learned.learned_nothing, learned.calibration),
+        *(likes.style, likes.odd_texts, likes.suffix),
+    )
+    return {check.__name__: check for check in every}
 
 
 def check_up(subject: Any) -> dict[str, Any]:
@@ -64,8 +53,7 @@ def check_up(subject: Any) -> dict[str, Any]:
             said = str(error)
         except Exception as error:  # a model that a check does not understand may be sound
             said = f"it failed ({type(error).__name__}: {one_sentence(error)[:200]})"
-        told = {"name": name, "status": NOT_CHECKED, "sentence": f"not checked: {said}"}
-        findings.append(told)
+        findings.append({"name": name, "status": NOT_CHECKED, "sentence": f"not checked: {said}"})
     return _report(subject.path, findings, time.monotonic() - start)
 
 
@@ -87,7 +75,9 @@ def hash_of(path: str) -> str | None:
     return every.hexdigest()
 
 
-def look(name: str, rows: Any = None, size: int = 32, *, trusted: bool = False) -> dict[str, Any]:
+def look(
+    name: str, rows: Any = None, size: int = 32, *, trusted: bool = False, anew: bool = True
+) -> dict[str, Any]:
     """Check a saved reward model and keep the answer beside its run's summary.
 
     Args:
@@ -95,39 +85,73 @@ def look(name: str, rows: Any = None, size: int = 32, *, trusted: bool = False) 
         rows: Training and test rows; None for those of its run.
         size: Texts at a time.
         trusted: Whether code beside the model may run.
+        anew: Whether it is asked again where there is an answer of these very weights.
 
     Returns:
-        What check.json holds.
+        What check.json holds; where it cannot be written, it is not kept.
 
     Raises:
         UserError: It cannot be loaded.
+        MemoryError: It is large, and nobody asked for it.
     """
     from recipes.lib.doctor.saved import missing_head
     from recipes.lib.doctor.subject import examine
 
     path = resolve_model(name)
-    headless = missing_head(path)
-    if headless is not None:
+    run = run_of(path)
+    if run is not None and not anew:
+        with suppress(ValueError):  # it was cut short
+            kept = read_json(run / FILE)
+            if kept and kept["model"] == hash_of(path):
+                return kept
+    if (headless := missing_head(path)) is not None:
         report = _report(path, [headless])
     else:
-        report = check_up(examine(name, rows, size, trusted=trusted))
-    if (run := run_of(path)) is not None:
-        write_json(run / FILE, report)
+        with short_bars_hidden():  # of the loads that the checks compare
+            if not anew:
+                _refuse_large(path, trusted)
+            report = check_up(examine(name, rows, size, trusted=trusted))
+    if run is not None:
+        with suppress(OSError):
+            write_json(run / FILE, report)
     return report
 
 
-def refuse(report: dict[str, Any], name: str) -> None:
+def _refuse_large(path: str, trusted: bool) -> None:
+    """Leave out a model that would take more than half of the memory here, in 32 bits."""
+    from trl import ModelConfig
+
+    from recipes.lib.plan.breakdown import memory_text
+    from recipes.lib.plan.check import card_memory, machine_memory
+    from recipes.lib.plan.meta_models import classifier, model_bytes
+    from recipes.lib.plan.model_shapes import find_source
+
+    try:
+        shape = find_source(path).config(trusted)
+        size = model_bytes(classifier(shape, ModelConfig(dtype="float32"), trusted))
+    except Exception:  # a model that the plan does not understand may be sound
+        return
+    room = min(filter(None, (machine_memory(), card_memory())), default=2 * size)
+    if 2 * size > room:
+        raise MemoryError(f"in 32 bits it takes {memory_text(size)} of {memory_text(room)} here")
+
+
+def refuse(report: dict[str, Any], name: str, beside: str = "") -> None:
     """Stop at the first fault of a report.
+
+    Args:
+        report: What check.json holds.
+        name: The reward model.
+        beside: What else can be done.
 
     Raises:
         FaultError: There is one.
     """
-    faults = [row for row in report["findings"] if row["status"] == FAULT]
+    faults = [row for row in report.get("findings", ()) if row["status"] == FAULT]
     if faults:
         first, more = faults[0], f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise FaultError(
-            f"reward model {name}: {first['name']}: {first['sentence']}{more}; {first['remedy']}."
-        )
+        told = f"reward model {name}: {first['name']}: {first['sentence']}{more}"
+        raise FaultError(f"{told}; {first['remedy']}{beside}.")
 
 
 def show(report: dict[str, Any]) -> None:

@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.doctor.findings import Array, Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.statistics import Array
 from recipes.lib.doctor.subject import Subject, split_pair
 
 GRAM = 5  # words in a row
+FEW = 2  # leaked pairs, of which data of the wild have one or two
 NEARLY = 0.8  # share of a text's grams
 MOST_ROWS = 20_000  # training rows that are read
 WORD = re.compile(r"\w+")
 
 
-def exact(subject: Subject) -> Finding:
+def leaked_rows(subject: Subject) -> Finding:
     """No test pair is a training pair, case and spaces aside."""
     known = set(map(_key, _train(subject)))
-    share = np.mean([_key(pair) in known for pair in subject.pairs])
-    return finding("leaked_rows", share, share > limit_of("leaked_rows"), share > 0)
+    is_known = np.array([_key(pair) in known for pair in subject.pairs])
+    share, is_much = is_known.mean(), is_known.sum() > FEW
+    return finding("leaked_rows", share, is_much and share > limit_of("leaked_rows"), share > 0)
 
 
 def _key(pair: tuple[Any, ...]) -> tuple[str, ...]:
@@ -35,7 +38,7 @@ def _plain(text: Any) -> str:
     return " ".join(prompt_text(text).lower().split())
 
 
-def near(subject: Subject) -> Finding:
+def near_duplicates(subject: Subject) -> Finding:
     """No training text holds nearly all word 5-grams of a test text."""
     trains = (prompt_text(side) for pair in _train(subject) for side in pair[1:])
     held = containment([prompt_text(side) for pair in subject.pairs for side in pair[1:]], trains)
@@ -46,7 +49,7 @@ def near(subject: Subject) -> Finding:
     return finding("near_duplicates", high, is_fault, share > 0.01, share=share, median=median)
 
 
-def same_prompts(subject: Subject) -> Finding:
+def prompts_on_both_sides(subject: Subject) -> Finding:
     """Prompts on both sides of the split; a remark, since some tasks have few prompts."""
     asked = [_plain(prompt) for prompt, _, _ in subject.pairs]
     known = {_plain(prompt) for prompt, _, _ in _train(subject)}

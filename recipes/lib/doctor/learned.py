@@ -8,29 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.doctor.findings import (
-    Array,
-    Finding,
-    NotCheckedError,
-    finding,
-    interval,
-    largest,
-    limit_of,
-    mean_interval,
-    outcomes,
-)
+from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.statistics import interval, largest, mean_interval, outcomes
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
-from recipes.lib.models.forward import length_batches
 from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins
 
 GUESS = 0.5
 SURELY_LITTLE = 0.6  # an accuracy below which it may be stopped, where the interval holds guessing
-LEAST_WIDE = 8  # pairs with the widest margins
+LEAST_WIDE = 8  # pairs, all or with the widest margins, by which it may be stopped
 MOST_COUNTED = 2_000  # training rows that the bag of words reads
 
 
-def anything(subject: Subject) -> Finding:
+def learned_nothing(subject: Subject) -> Finding:
     """The accuracy's interval lies above guessing, and above what needs no model."""
     right = outcomes(subject.margins)
     low, high = interval(right)
@@ -41,14 +31,13 @@ def anything(subject: Subject) -> Finding:
         known["a bag of words"] = bag_of_words_accuracy(few, subject.test.select(subject.places))
     best, accuracy = largest(known)
     says_little = low <= GUESS
+    is_fault = says_little and high < SURELY_LITTLE and len(right) >= LEAST_WIDE
     told = {"accuracy": right.mean(), "pairs": len(right), "high": high, "others": known}
     is_told = says_little or accuracy > high
-    return finding(
-        "learned_nothing", low, says_little and high < SURELY_LITTLE, is_told, best=best, **told
-    )
+    return finding("learned_nothing", low, is_fault, is_told, best=best, **told)
 
 
-def labels(subject: Subject) -> Finding:
+def wrong_labels(subject: Subject) -> Finding:
     """Where the margin is widest nearly every label agrees; else labels are wrong.
 
     A column `noise` says how often a label is wrong, and how many then are no surprise.
@@ -69,24 +58,15 @@ def labels(subject: Subject) -> Finding:
     )
 
 
-def end_token(subject: Subject) -> Finding:
+def no_eos(subject: Subject) -> Finding:
     """It was trained with the end token that it is asked with: without one it tells less."""
-    eos, cut_scores = subject.scorer.tokenizer.eos_token_id, []
-    for side in (1, 2):
-        ids = subject.token_ids(*subject.side(side))
-        if any(len(row) < 2 or row[-1] != eos for row in ids):
-            raise NotCheckedError("its rows do not end in the end token")
-        cut_scores.append(_in_batches(subject, [row[:-1] for row in ids]))
-    gain = outcomes(subject.margins) - outcomes(cut_scores[0] - cut_scores[1])
+    scorer, ids = subject.scorer, [subject.token_ids(*subject.side(side)) for side in (1, 2)]
+    if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for rows in ids for row in rows):
+        raise NotCheckedError("its rows do not end in the end token")
+    cut = [scorer.score_tokens([row[:-1] for row in rows]).sum(-1).numpy() for rows in ids]
+    gain = outcomes(np.subtract(*subject.sums)) - outcomes(cut[0] - cut[1])
     is_less = gain.mean() < limit_of("no_eos")
     return finding("no_eos", gain.mean(), is_less and mean_interval(gain)[1] < 0, is_less)
-
-
-def _in_batches(subject: Subject, ids: list[list[int]]) -> Array:
-    scores = np.zeros(len(ids))
-    for chosen in length_batches(list(map(len, ids)), subject.scorer.batch_size):
-        scores[chosen] = subject.scorer.outputs([ids[row] for row in chosen]).sum(-1).numpy()
-    return scores
 
 
 def calibration(subject: Subject) -> Finding:

@@ -14,18 +14,15 @@ from typing import Any
 import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.doctor.findings import (
-    Finding,
-    NotCheckedError,
-    finding,
+from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
+from recipes.lib.doctor.statistics import (
     interval,
     largest,
-    limit_of,
     mean_interval,
     outcomes,
     rank_correlation,
 )
-from recipes.lib.doctor.subject import Subject, edited
+from recipes.lib.doctor.subject import NUM_TEXTS, Subject, edited
 
 # The same content in another dress.
 STYLES: dict[str, Callable[[str], str]] = {
@@ -42,17 +39,18 @@ ODD: dict[str, Callable[[str], str]] = {
     "another language": lambda _: "Der Zug hat heute leider eine Stunde Versp\u00e4tung.",
     "very long": lambda text: " ".join([text] * 4),
 }
-NUM_TEXTS = 32
 LEANS = 0.4  # rank correlation with length that is told
 LEAST_PAIRS = 8
 NUM_CANDIDATES, BEAM, DEPTH, NUM_TRIED = 96, 3, 3, 8  # of the search for a suffix
 
 
-def length(subject: Subject) -> Finding:
+def length_only(subject: Subject) -> Finding:
     """Scores that hang on length alone are a fault; a leaning to long or short texts is told."""
     lengths = np.array([[len(row) for row in subject.token_ids(*subject.side(s))] for s in (1, 2)])
-    scores, right = np.array(subject.scores), outcomes(subject.margins)
-    related = rank_correlation(lengths.ravel(), scores.ravel())
+    right = outcomes(subject.margins)
+    if len(right) < LEAST_PAIRS:
+        raise NotCheckedError(f"{len(right)} pairs are too few to see what goes with length")
+    related = rank_correlation(lengths.ravel(), np.ravel(subject.sums))
     gap = lengths[0] - lengths[1]
     against = right[np.sign(gap) * np.sign(related) <= 0]  # where length does not help the label
     is_blind = len(against) < LEAST_PAIRS or interval(against)[0] <= 0.5
@@ -64,19 +62,19 @@ def length(subject: Subject) -> Finding:
     return finding("length_only", size, is_fault, size > LEANS, **told)
 
 
-def prompts(subject: Subject) -> Finding:
+def prompt_ignored(subject: Subject) -> Finding:
     """Another prompt changes the score, and its own is the better one."""
     asked, said = subject.side(1)
     texts = list(map(prompt_text, asked))
     if not any(texts):
         raise NotCheckedError("its pairs have no prompts")
-    if np.ptp(subject.scores) == 0:
+    if np.ptp(subject.sums) == 0:
         raise NotCheckedError("it scores every text the same")
-    are_many = len(set(texts)) > len(texts) / 2
+    are_many = len(set(texts)) > max(1, len(texts) / 2)
     others = [*asked[1:], *asked[:1]]
     if not are_many:
         others = [edited(prompt, lambda _: "Why is that so? ") for prompt in asked]
-    change = (subject.scores[0] - subject.ask(others, said)) / subject.spread
+    change = (subject.sums[0] - subject.ask(others, said)) / subject.spread
     size = float(np.sqrt(np.mean(change**2)))
     is_equal = are_many and mean_interval(change)[0] <= 0
     is_deaf = size < limit_of("prompt_ignored")
@@ -101,7 +99,7 @@ def _shifts(
     found = {}
     for edit, make in edits.items():
         with suppress(NotCheckedError):  # what does not fit the context
-            scores = subject.ask_edited(asked, said, make)
+            scores = subject.ask_fitting(asked, [edited(one, make) for one in said])
             found[edit] = float(middle(scores) - plain) / subject.spread
     if not found:
         raise NotCheckedError("its texts do not fit the context when they are made longer")
@@ -114,11 +112,17 @@ def suffix(subject: Subject) -> Finding:
     asked, said = subject.rows(NUM_TRIED)
     words, plain = candidates(subject), subject.ask(asked, said)
 
-    def gain(tail: str) -> float:
-        longer = subject.ask_edited(asked, said, lambda text: f"{text.rstrip()} {tail}")
-        return float((longer - plain).min()) / subject.spread
+    def gains(tails: list[str]) -> dict[str, float]:
+        longer = [
+            edited(one, lambda text, tail=tail: f"{text.rstrip()} {tail}")  # type: ignore[misc]
+            for tail in tails
+            for one in said
+        ]
+        scores = subject.ask_fitting(asked * len(tails), longer).reshape(len(tails), -1)
+        raised = (scores - plain).min(1) / subject.spread
+        return dict(zip(tails, raised.tolist(), strict=True))
 
-    found = search(words, gain)
+    found = search(words, gains)
     worst, raised = largest(found)
     return finding("suffix", raised, False, raised > limit_of("suffix"), worst=worst, found=found)
 
@@ -137,21 +141,21 @@ def candidates(subject: Subject) -> list[str]:
     return sorted(ratio, key=lambda word: -ratio[word])[:NUM_CANDIDATES]
 
 
-def search(words: list[str], gain: Callable[[str], float]) -> dict[str, float]:
+def search(words: list[str], gains: Callable[[list[str]], dict[str, float]]) -> dict[str, float]:
     """Find the words in a row that gain most, by a beam search.
 
     Args:
         words: What may stand in it.
-        gain: Of a suffix.
+        gains: Of suffixes.
 
     Returns:
         The best suffix of each length with its gain.
     """
-    found = {word: gain(word) for word in words}
+    found = gains(words)
     order = sorted(found, key=lambda tail: -found[tail])
-    best, more, gains = order[:BEAM], order[: 4 * BEAM], {order[0]: found[order[0]]}
+    best, more, most = order[:BEAM], order[: 4 * BEAM], {order[0]: found[order[0]]}
     for _ in range(DEPTH - 1):
-        found = {tail: gain(tail) for tail in (f"{one} {word}" for one in best for word in more)}
+        found = gains([f"{one} {word}" for one in best for word in more])
         best = sorted(found, key=lambda tail: -found[tail])[:BEAM]
-        gains[best[0]] = found[best[0]]
-    return gains
+        most[best[0]] = found[best[0]]
+    return most

@@ -15,9 +15,11 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import BESIDE, load_splits
 from recipes.lib.data.prompts import context_length
 from recipes.lib.data.reading import ANSWER_FILES
-from recipes.lib.doctor.findings import Array, NotCheckedError
+from recipes.lib.doctor.findings import NotCheckedError
+from recipes.lib.doctor.statistics import Array
 from recipes.lib.errors import UserError
-from recipes.lib.models.folders import resolve_model
+from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
+from recipes.lib.models.folders import is_adapter, resolve_model
 from recipes.lib.publishing.source import run_of, settings_of
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from recipes.lib.rewards.reward_models import RewardModel
 
 NUM_PAIRS = 256  # of which each score is asked
-NUM_ROWS = 64  # of which the dearer checks ask several scores each
+NUM_TEXTS = 32  # of which the dearer checks ask several scores each
+PADDING = 5  # tokens
+MOST_BYTES = 2**31  # of a model that is loaded a second time
 # What a model is asked without data of its own.
 ASKED = ("How are you today?", "Tell me about the sea.", "What is a good gift?", "Sum it up.")
 SAID = (
@@ -87,9 +91,20 @@ class Subject:
         return [pair[0] for pair in self.pairs], [pair[number] for pair in self.pairs]
 
     @cached_property
-    def scores(self) -> tuple[Array, Array]:
-        """Scores of chosen and rejected."""
+    def sums(self) -> tuple[Array, Array]:
+        """Scores of chosen and rejected, of several aspects their sum."""
         return self.ask(*self.side(1)), self.ask(*self.side(2))
+
+    @cached_property
+    def scores(self) -> tuple[Array, Array]:
+        """Scores of chosen and rejected in the aspect that they were compared in."""
+        from recipes.lib.evaluation.pair_scores import scores_of
+
+        if len(self.scorer.heads.aspects) == 1:
+            return self.sums
+        assert self.test is not None  # it has places
+        chosen, rejected = zip(*scores_of(self.scorer, self.test.select(self.places)), strict=True)
+        return np.array(chosen), np.array(rejected)
 
     @property
     def margins(self) -> Array:
@@ -99,17 +114,74 @@ class Subject:
     @cached_property
     def spread(self) -> float:
         """Standard deviation of the scores, the unit in which they are compared."""
-        found = np.concatenate(self.scores) if self.test else self.ask(*self.rows())
+        found = np.concatenate(self.sums) if self.test else self.ask(*self.rows())
         return float(found.std()) or 1.0
 
-    @property
-    def pad(self) -> int:
-        """Token that stands for padding."""
-        return int(self.scorer.model.config.get_text_config().pad_token_id)
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """Tokens of some texts, with room for padding in the context."""
+        room = (self.context or 2**30) - PADDING
+        return [row[-room:] for row in self.token_ids(*self.rows(NUM_TEXTS))]
 
-    def refuse_large(self, most_bytes: int) -> None:
+    @cached_property
+    def alone(self) -> Array:
+        """Scores of these texts without padding."""
+        return self.padded()
+
+    def padded(self, left: int = 0, right: int = 0, model: Any = None) -> Array:
+        """Their scores between so many tokens of padding, which the mask tells.
+
+        Args:
+            left: Tokens before each text.
+            right: Tokens behind it.
+            model: A changed copy of the model, where that is asked.
+        """
+        import torch
+
+        model, scores = model or self.scorer.model, np.zeros(len(self.ids))
+        pad, device = model.config.get_text_config().pad_token_id, next(model.parameters()).device
+        for length in {*map(len, self.ids)}:  # so that nothing else is padded
+            same = [place for place, row in enumerate(self.ids) if len(row) == length]
+            rows = [[pad] * left + self.ids[place] + [pad] * right for place in same]
+            ids = torch.tensor(rows, device=device)
+            mask = torch.zeros_like(ids)
+            mask[:, left : left + length] = 1
+            with torch.no_grad():
+                logits = model(input_ids=ids, attention_mask=mask).logits
+            scores[same] = logits.float().sum(-1).tolist()
+        return scores
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether it is an adapter whose base was rounded in training."""
+        return (Path(self.path) / BASE_QUANTIZATION).is_file()
+
+    @cached_property
+    def by_others(self) -> tuple[Any, Any]:
+        """Model and tokenizer as transformers or PEFT load them by themselves."""
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.refuse_large()
+        own: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": self.trusted}
+        if is_adapter(self.path):
+            from peft import AutoPeftModelForSequenceClassification as Loader
+
+            if self.is_rounded:
+                raise NotCheckedError("its base was rounded, which PEFT alone leaves out")
+            outputs = len(self.scorer.heads.names())
+            model = Loader.from_pretrained(self.path, num_labels=outputs, **own)
+            tokenizer = self.scorer.tokenizer  # an adapter may have its base's
+            model.config.pad_token_id = tokenizer.pad_token_id  # a base knows of none
+        else:
+            own |= {"use_safetensors": True}  # other formats can run code
+            model = AutoModelForSequenceClassification.from_pretrained(self.path, **own)
+            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trusted)
+        return model.eval().to(next(self.scorer.model.parameters()).device), tokenizer
+
+    def refuse_large(self) -> None:
         """Leave out what would take a second copy of a large model."""
-        if sum(p.numel() * p.element_size() for p in self.scorer.model.parameters()) > most_bytes:
+        if sum(w.numel() * w.element_size() for w in self.scorer.model.parameters()) > MOST_BYTES:
             raise NotCheckedError("the model is too large to be in memory a second time")
 
     def ask(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Array:
@@ -121,17 +193,15 @@ class Subject:
         """Most tokens that the model reads; None where it does not say."""
         return context_length(self.scorer.model.config)
 
-    def ask_edited(
-        self, prompts: Sequence[Any], completions: Sequence[Any], edit: Callable[[str], str]
-    ) -> Array:
-        """Scores of completions whose words are changed, if they still fit the context."""
-        changed = [edited(one, edit) for one in completions]
-        longest = max(map(len, self.token_ids(prompts, changed)))
+    def ask_fitting(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Array:
+        """Scores of completions whose words were changed, if they still fit the context."""
+        ids = self.token_ids(prompts, completions)
+        longest = max(map(len, ids))
         if longest > (self.context or longest):
             raise NotCheckedError("its texts do not fit the context when they are made longer")
-        return self.ask(prompts, changed)
+        return self.scorer.score_tokens(ids).sum(-1).numpy()
 
-    def rows(self, number: int = NUM_ROWS) -> tuple[list[Any], list[Any]]:
+    def rows(self, number: int = NUM_TEXTS) -> tuple[list[Any], list[Any]]:
         """Prompts and completions, chosen and rejected in turn; made-up ones without data."""
         if not self.test:
             turns = bool(self.scorer.tokenizer.chat_template)
@@ -156,9 +226,8 @@ def split_pair(row: dict[str, Any]) -> tuple[Any, Any, Any]:
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str):
         return "", chosen, rejected
-    same = 0
-    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
-        same += 1
+    turns = range(min(len(chosen), len(rejected)) - 1)
+    same = next((turn for turn in turns if chosen[turn] != rejected[turn]), len(turns))
     return chosen[:same], chosen[same:], rejected[same:]
 
 

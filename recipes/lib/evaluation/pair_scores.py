@@ -1,4 +1,4 @@
-"""Scores of preference pairs, whether a saved reward model gives the same ones, and yardsticks.
+"""Scores of preference pairs, and yardsticks.
 
 The yardsticks are what counting words alone can tell about preferences, and what is read off the
 hidden states of a model that learned nothing of them.
@@ -24,30 +24,12 @@ from recipes.lib.rewards.reward_models import RewardModel
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, Trainer
     from trl import ModelConfig
 
-NUM_CHECKED = 64  # test pairs that the saved model must score like the trained one
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse strengths that are tried
 HELD_OUT = 5  # every fifth pair decides on the strength
 CHUNK = 512  # pairs that are batched by length together, between two steps of the progress bar
-
-
-def score_pairs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Dataset, batch_size: int = 64
-) -> list[dict[str, Any]]:
-    """Score both sides of every pair.
-
-    Args:
-        model: A reward model.
-        tokenizer: Its tokenizer.
-        test: Rows with chosen and rejected, with or without a prompt.
-        batch_size: Texts at a time.
-
-    Returns:
-        Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected.
-    """
-    return _rows(test, _scores(model, tokenizer, test, batch_size))
 
 
 def score_shares(
@@ -58,24 +40,33 @@ def score_shares(
     Args:
         trainer: A transformers Trainer behind its training.
         model: Its reward model, whole.
-        test: Pairs as of `score_pairs`.
+        test: Rows with chosen and rejected, with or without a prompt.
         batch_size: Texts at a time.
 
     Returns:
-        Rows as of `score_pairs`, on every process.
+        Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected, on every
+        process.
     """
-    number, tokenizer = trainer.args.world_size, trainer.processing_class
-    if number == 1 or zero_stage(trainer) == 3:  # whose engine has all do the same, in step
-        return score_pairs(model, tokenizer, test, batch_size)
-    mine = test.select(range(trainer.args.process_index, len(test), number))
-    scores = gather_object([_scores(model, tokenizer, mine, batch_size) if len(mine) else []])
-    return _rows(test, [scores[row % number][row // number] for row in range(len(test))])
+    # ZeRO-3's engine has all do the same, in step.
+    number = 1 if zero_stage(trainer) == 3 else trainer.args.world_size
+    scorer = RewardModel(model, trainer.processing_class, "reward", batch_size)
+    mine = test.select(range(trainer.args.process_index if number > 1 else 0, len(test), number))
+    scores = [scores_of(scorer, mine) if len(mine) else []]
+    scores = gather_object(scores) if number > 1 else scores
+    return [
+        {
+            "prompt": prompt_text(pair["prompt"]) if pair.get("prompt") else "",
+            "chosen": prompt_text(pair["chosen"]),
+            "rejected": prompt_text(pair["rejected"]),
+            "score_chosen": scores[row % number][row // number][0],
+            "score_rejected": scores[row % number][row // number][1],
+        }
+        for row, pair in enumerate(test)
+    ]
 
 
-def _scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, test: Dataset, batch_size: int
-) -> list[tuple[float, float]]:
-    scorer = RewardModel(model, tokenizer, "reward", batch_size)
+def scores_of(scorer: RewardModel, test: Dataset) -> list[tuple[float, float]]:
+    """Scores of both sides of every pair, each in the aspect that it is about."""
     empty: str | list[Any] = "" if isinstance(test[0]["chosen"], str) else []
     of_aspect: dict[str | None, list[int]] = {}
     aspects = [pair.get("aspect") for pair in test]
@@ -95,64 +86,6 @@ def _scores(
                 scores |= zip(few, zip(chosen, rejected, strict=True), strict=True)
                 progress.update(len(pairs))
     return [scores[row] for row in range(len(test))]
-
-
-def _rows(test: Dataset, scores: list[tuple[float, float]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": prompt_text(pair["prompt"]) if pair.get("prompt") else "",
-            "chosen": prompt_text(pair["chosen"]),
-            "rejected": prompt_text(pair["rejected"]),
-            "score_chosen": chosen,
-            "score_rejected": rejected,
-        }
-        for pair, (chosen, rejected) in zip(test, scores, strict=True)
-    ]
-
-
-def check_saved(
-    final: str,
-    model: PreTrainedModel,
-    test: Dataset,
-    model_args: ModelConfig,
-    batch_size: int = 64,
-    *,
-    trust_remote_code: bool = False,
-) -> None:
-    """See that the saved reward model scores as the trained one does.
-
-    Args:
-        final: Folder of the saved model.
-        model: The trained model, in memory.
-        test: Pairs to compare on; the first few are enough.
-        model_args: What the model was loaded with.
-        batch_size: Texts at a time.
-        trust_remote_code: What the model was loaded with.
-
-    Raises:
-        RuntimeError: It does not; what was saved is not what was trained.
-    """
-    few = test.select(range(min(NUM_CHECKED, len(test))))
-    dtype = str(model_args.dtype)
-    saved, tokenizer = load_reward_model(
-        final, dtype, model_args=model_args, trust_remote_code=trust_remote_code
-    )
-    device, formats = next(model.parameters()).device, {w.dtype for w in model.parameters()}
-    if len(formats) == 1:  # FSDP2 and ZeRO gather all of a model in the 16 bits it computes in
-        for weight in saved.parameters():  # buffers, as those of positions, stay finer than that
-            weight.data = weight.data.to(*formats)
-    before = score_pairs(model, tokenizer, few, batch_size)
-    after = score_pairs(saved.to(device), tokenizer, few, batch_size)
-    # Half precision rounds adapters, which train in float32, when they are read again.
-    is_exact = dtype == "float32" and formats == {torch.float32}
-    tolerance = 1e-4 if is_exact else 0.05
-    for one, other in zip(before, after, strict=True):
-        for key in ("score_chosen", "score_rejected"):
-            if abs(one[key] - other[key]) > tolerance * max(1.0, abs(one[key])):
-                raise RuntimeError(
-                    f"{final} scores {other[key]} where the trained model scored {one[key]}: the "
-                    "saved reward model is not the trained one."
-                )
 
 
 def bag_of_words_accuracy(train: Dataset, test: Dataset) -> float:

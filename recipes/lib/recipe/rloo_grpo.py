@@ -10,6 +10,7 @@ from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.tokenizer_fit import fit_to_tokenizer
 from recipes.lib.distributed.processes import is_main_process
+from recipes.lib.doctor.gate import CheckArguments, check_rewards
 from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe import spine
@@ -27,7 +28,7 @@ KEPT = {"reward": "scores", "kl": "kl_per_token", "completions/mean_length": "co
 
 @dataclass(kw_only=True)
 class SamplingArguments(
-    RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments
+    RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments, CheckArguments
 ):
     """Keys of RLOO and GRPO beside those of TRL's configurations."""
 
@@ -44,11 +45,13 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
 
     Raises:
         UserError: The data, a model, a reward or the run folder cannot be used.
+        FaultError: A reward model is at fault.
     """
     script, training = config.script, config.training
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
+    check_rewards(config)
     tokenizer = spine.policy_tokenizer(config)
     own = (tokenizer, tokenizer.chat_template, script.label, script.on_bad_rows, ("prompt",))
     train, test = (fit_to_tokenizer(rows, *own) for rows in (train, test))

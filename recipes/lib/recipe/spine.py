@@ -15,6 +15,7 @@ from recipes.lib.data.streaming import Rows
 from recipes.lib.data.tokenizer_fit import fit_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.shards import save_unsharded
+from recipes.lib.doctor.checkup import refuse
 from recipes.lib.errors import UserError, note
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.chat_template import (
@@ -289,13 +290,16 @@ def save_final(trainer: Any, run: Run) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> dict[str, Any]:
+def finish(
+    run: Run, config: Config, summary: dict[str, Any], check: Any = dict, **facts: Any
+) -> dict[str, Any]:
     """Write lineage.json, summary.json and then the report; push the run where that is asked.
 
     Args:
         run: The run.
         config: The parsed configuration.
         summary: The numbers of the run.
+        check: Says what check.json holds of what was trained; one at fault is not pushed.
         facts: Further facts of the lineage; of a recipe without a ModelConfig also model and data.
 
     Returns:
@@ -303,6 +307,7 @@ def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> d
 
     Raises:
         UserError: The run is not on the Hub.
+        FaultError: The reward model is at fault; the run is whole.
     """
     summary = {"recipe": config.recipe} | summary
     summary["seconds"] = round(run.seconds_before + time.monotonic() - config.start, 1)
@@ -317,7 +322,9 @@ def finish(run: Run, config: Config, summary: dict[str, Any], **facts: Any) -> d
             facts["trust_remote_code"] = config.training.trust_remote_code
         write_lineage(run.path, config.recipe, **facts)
         run.write_summary(summary)
+        report = check()
         write_report(run.path)
+        refuse(report, str(run.path), " (the run is whole; --skip_check true goes on with it)")
         if getattr(config.training, "push_to_hub", False):
             _push(run, config.training)
     return summary

@@ -151,12 +151,10 @@ class LanguageModelJudge:
         start = f"{kind} {word}: " if isinstance(self.model, Server) else f"{kind}: "
         form = FORM.format(start=start.rstrip(), values=values)
         text = "\n\n".join([self.settings.rubric, MARKED, *marked, form])
-        return Question(self._key(text), text, start, form, accepts)
-
-    def _key(self, text: str) -> str:
         used = self.settings
         asked = [self.model.identity, used.temperature, used.max_tokens, used.reasks, used.dtype]
-        return hashlib.sha256(json.dumps([*asked, text]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([*asked, text]).encode()).hexdigest()
+        return Question(key, text, start, form, accepts)
 
     def _ask(
         self, questions: Sequence[Question], missing: Verdict = None
@@ -213,20 +211,16 @@ class LanguageModelJudge:
                 messages = [asked, {"role": "assistant", "content": answer or "-"}, reminder]
             kept = self._keep(key, {"verdict": verdict, "answer": answer})
         self.counts["questions"] += 1
-        if kept["verdict"] is None:
-            self.counts["unparsable"] += 1
-            self._refuse_unparsable(kept)
         given: Verdict = kept["verdict"]
-        return given
-
-    def _refuse_unparsable(self, kept: dict[str, Any]) -> None:
+        self.counts["unparsable"] += given is None
         failed, number = self.counts["unparsable"], self.counts["questions"]
-        if failed > self.settings.max_unparsable * max(number, LEAST):
+        if given is None and failed > self.settings.max_unparsable * max(number, LEAST):
             raise UserError(
                 f"judge {self.name}: {failed} of {number} answers do not end in the verdict that "
                 f"was asked for (max_unparsable={self.settings.max_unparsable:g}), the newest in "
                 f"{kept['answer'][-60:]!r}; name a model that keeps to a form, or raise max_tokens."
             )
+        return given
 
     def _place(self, key: str) -> Path:
         return Path(self.settings.cache) / key[:2] / f"{key}.json"
@@ -296,12 +290,11 @@ def judge_counts(functions: Sequence[Any]) -> dict[str, float]:
     judges = [function for function in functions if isinstance(function, LanguageModelJudge)]
     if not judges:
         return {}
-    counts: list[dict[str, float]] = []
-    for judge in judges:
-        prices = (judge.settings.price_in, judge.settings.price_out)
-        used = (judge.counts["tokens_in"], judge.counts["tokens_out"])
-        cost = sum(n * (price or 0.0) / 1e6 for n, price in zip(used, prices, strict=True))
-        counts.append({**judge.counts, **({} if prices == (None, None) else {"cost": cost})})
+    counts: list[dict[str, float]] = [dict(judge.counts) for judge in judges]
+    for judge, kept in zip(judges, counts, strict=True):
+        prices = {"tokens_in": judge.settings.price_in, "tokens_out": judge.settings.price_out}
+        if any(price is not None for price in prices.values()):
+            kept["cost"] = sum(kept[key] * (price or 0.0) / 1e6 for key, price in prices.items())
     if num_processes() > 1:
         from accelerate.utils import gather_object
 

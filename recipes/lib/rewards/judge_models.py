@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -210,14 +211,11 @@ def seconds_asked(header: str | None) -> float | None:
 
     Source: RFC 9110, section 10.2.3.
     """
-    try:
+    with suppress(ValueError):
         return max(0.0, float(header or ""))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(header or "").timestamp() - time.time())
-    except ValueError:
-        return None
+    return None
 
 
 class LocalModel:

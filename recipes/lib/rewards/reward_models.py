@@ -115,9 +115,8 @@ class RewardModel:
 
     def by_aspect(self) -> list[RewardFunction]:
         """One reward function for each aspect; all of them share one pass."""
-        return (
-            [self] if len(self.heads.aspects) == 1 else [*map(self.of_aspect, self.heads.aspects)]
-        )
+        aspects = self.heads.aspects
+        return [self] if len(aspects) == 1 else [*map(self.of_aspect, aspects)]
 
     def of_aspect(self, aspect: str) -> RewardFunction:
         """The reward function of one aspect."""
@@ -130,23 +129,26 @@ class RewardModel:
         reward.__name__ = f"{self.__name__}/{aspect}"
         return reward
 
-    @torch.no_grad()
     def scores(self, prompts: Sequence[Any], completions: Sequence[Any]) -> torch.Tensor:
         """Score of each row in each aspect; batches are by length, so that little is padded."""
         texts = self.texts(prompts, completions)
         if self.newest is not None and self.newest[0] == texts:
             return self.newest[1]
         is_plain = not prompts or isinstance(prompts[0], str)
-        rows = self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"]
+        scores = self.score_tokens(self.tokenizer(texts, add_special_tokens=is_plain)["input_ids"])
+        self.newest = (texts, scores) if len(self.heads.aspects) > 1 else None
+        return scores
+
+    @torch.no_grad()
+    def score_tokens(self, rows: list[list[int]]) -> torch.Tensor:
+        """Score of each row of tokens in each aspect."""
         outputs = torch.zeros(len(rows), len(self.heads.names()))
         for chosen in length_batches(list(map(len, rows)), self.batch_size):
             found = self.outputs([rows[i] for i in chosen])
             if found.shape[1] != outputs.shape[1]:  # a head that was taken off
                 outputs = outputs.new_zeros(len(rows), found.shape[1])
             outputs[list(chosen)] = found
-        scores = self.aggregation(outputs.unflatten(1, (-1, self.heads.ensemble)))
-        self.newest = (texts, scores) if len(self.heads.aspects) > 1 else None
-        return scores
+        return self.aggregation(outputs.unflatten(1, (-1, self.heads.ensemble)))
 
     def outputs(self, rows: list[list[int]]) -> torch.Tensor:
         """All outputs of rows of tokens, shape (rows, outputs), on the CPU."""

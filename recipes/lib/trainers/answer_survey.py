@@ -189,7 +189,12 @@ def survey_answers(
             said[value_of(row)] += is_training
             if row.get("annotator") is not None:
                 found.annotators[scale, str(row["annotator"])] += is_training
-    _refuse_ties(found, known)
+    orders = any(len({*completions_of(row)[1]}) > 1 for row in known)
+    if not orders and not any(len(+said) > 1 for said in found.levels.values()):
+        raise UserError(
+            "dataset_name: every training row is a tie or has the same value, and from those no "
+            "order can be learned; collect answers that tell better from worse."
+        )
     for scale, said in found.levels.items():
         if found.is_ordinal(scale) and len(said) > MOST_LEVELS:
             raise UserError(
@@ -199,18 +204,6 @@ def survey_answers(
     ordered = sorted(aspects, key=lambda aspect: (aspect != OVERALL, aspect))
     found.heads = RewardHeads(tuple(ordered), script.ensemble)
     return found
-
-
-def _refuse_ties(found: Survey, known: Dataset) -> None:
-    """Refuse answers of which none puts one completion before another."""
-    ranks = (completions_of(row)[1] for row in known)
-    if not any(len({*some}) > 1 for some in ranks) and not any(
-        len(+said) > 1 for said in found.levels.values()
-    ):
-        raise UserError(
-            "dataset_name: every training row is a tie or has the same value, and from those no "
-            "order can be learned; collect answers that tell better from worse."
-        )
 
 
 def _levels(said: Counter[float], is_ordinal: bool) -> dict[float, float]:

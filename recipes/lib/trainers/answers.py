@@ -271,8 +271,8 @@ class AnswerTrainer(Resumable, RewardTrainer):
         raters_B, known_B = rows["rater"].clamp(min=0), rows["rater"] >= 0
         offsets_B = outputs["offsets"][raters_B] * known_B
         scores_B = (scores_BNK[:, 0] + offsets_B[:, None]).flatten()
-        of_heads = (rows[name].repeat_interleave(num_heads, 0) for name in ("scale", "level"))
-        scales_B, levels_B = of_heads
+        scales_B = rows["scale"].repeat_interleave(num_heads, 0)
+        levels_B = rows["level"].repeat_interleave(num_heads, 0)
         is_ordinal = [self.survey.is_ordinal(scale) for scale in self.survey.levels]
         is_ordinal_B = torch.tensor(is_ordinal, device=scores_B.device)[scales_B]
         places_B = (levels_B * is_ordinal_B).long()

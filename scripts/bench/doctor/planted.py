@@ -149,6 +149,7 @@ class Workshop:
             "save_strategy": "no",
             "eval_strategy": "no",
             "logging_steps": 20,
+            "skip_check": True,  # it is asked below
             "seed": self.seed,
         }
         run(parse("reward", [], values | keys))

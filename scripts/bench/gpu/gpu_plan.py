@@ -20,7 +20,7 @@ OF_RECIPES: dict[str, dict[str, Any]] = {
     "sft": PAIRED | LORA_FLAGS,
     "sft, 4 bits": PAIRED | LORA_FLAGS | {"load_in_4bit": True, "use_bnb_nested_quant": True},
     "sft, full": PAIRED,
-    "reward": PAIRED | LORA_FLAGS | {"test_fraction": 4},  # rows
+    "reward": PAIRED | LORA_FLAGS | {"test_fraction": 4, "skip_check": True},  # rows
     "ppo": LORA_FLAGS
     | {
         "total_episodes": 32,

@@ -88,6 +88,7 @@ class Seed:
     def reward(self, size: int, name: str = "", **changes: Any) -> dict[str, Any]:
         """The reward model of so many pairs."""
         pairs = {"dataset_name": str(self.folder / "feedback"), "max_train_rows": size}
+        pairs["skip_check"] = True  # some are meant to learn little
         return self.stage("reward", f"reward-{size}{name}", **self.model(), **(pairs | changes))
 
     def shuffled(self, size: int) -> dict[str, Any]:
@@ -115,7 +116,8 @@ class Seed:
         """PPO."""
         prompts = str(self.data / "ppo_prompts.jsonl")
         critic = {"critic_model_name_or_path": rewards[0]}
-        given = {"dataset_name": prompts, "reward_funcs": rewards} | critic | self.model()
+        given = {"dataset_name": prompts, "reward_funcs": rewards, "skip_check": True}
+        given |= critic | self.model()
         return self.stage("ppo", name, **given, **changes)
 
     def samples(self, size: int) -> list[dict[str, Any]]:

@@ -139,12 +139,12 @@ class Stages:
         given = PPO | more
         if self.small:
             given |= {"total_episodes": 2 * given["rollout_batch_size"]}
-        rest = {"dataset_name": prompts, "reward_funcs": [reward]}
+        rest = {"dataset_name": prompts, "reward_funcs": [reward], "skip_check": True}
         self.run("ppo", name, model_name_or_path=self.sft, **given, **rest)
 
     def first_half(self) -> None:
         """The reward model, and PPO with it."""
-        own = {"per_device_train_batch_size": 4, "scoring_batch_size": 16}
+        own = {"per_device_train_batch_size": 4, "scoring_batch_size": 16, "skip_check": True}
         self.tune("reward", "pairs", self.sft, learning_rate=1e-3, **own)
         few = {"rollout_batch_size": 12, "per_device_train_batch_size": 3, "total_episodes": 192}
         self.ppo("ppo", self.judge, **few)

@@ -65,13 +65,13 @@ def keep_said() -> None:
 
     trainer: Any = of_ppo
 
-    plain_scores = pair_scores._scores
+    plain_scores = pair_scores.scores_of
 
-    def scores(model: Any, tokenizer: Any, test: Any, batch_size: int) -> Any:
+    def scores(scorer: Any, test: Any) -> Any:
         SAID.setdefault("scored", []).append({"pairs": len(test)})
-        return plain_scores(model, tokenizer, test, batch_size)
+        return plain_scores(scorer, test)
 
-    pair_scores._scores = scores
+    pair_scores.scores_of = scores
     plain = trainer.micro_batch_loss
 
     def loss(args: Any, inputs: Any, logps: Any, entropy: Any, values: Any) -> Any:

@@ -20,16 +20,17 @@ def test_containment_is_a_share_of_grams_in_one_text() -> None:
 def test_the_same_pair_is_found_in_other_case_and_order() -> None:
     train = [pair("W1  w2", "w3"), pair("w5", "w6")]
     rows = [pair("w3", "w1 w2"), pair("w7", "w8"), pair("w5", "w6", "w9 "), pair("w2", "w3")]
-    found = leakage.exact(subject(rows, {}, train))
-    assert (found["statistic"], found["status"]) == (0.25, "fault")
-    assert leakage.exact(subject(rows[1:], {}, train))["status"] == "fine"
+    found = leakage.leaked_rows(subject(rows, {}, train))
+    assert (found["statistic"], found["status"]) == (0.25, "remark")  # a single one
+    assert leakage.leaked_rows(subject(rows * 3, {}, train))["status"] == "fault"
+    assert leakage.leaked_rows(subject(rows[1:], {}, train))["status"] == "fine"
 
 
 @pytest.mark.parametrize(("copied", "status"), [(0, "fine"), (1, "remark"), (6, "fault")])
 def test_a_word_less_is_still_the_same_text(copied: int, status: str) -> None:
     rows = [pair(text, text[::-1].replace("w", "v ")) for text in LONG]
     train = [pair(row["chosen"].rpartition(" ")[0], "w1") for row in rows[:copied]]
-    found = leakage.near(subject(rows, {}, train or [pair("w1", "w2")]))
+    found = leakage.near_duplicates(subject(rows, {}, train or [pair("w1", "w2")]))
     assert found["details"]["share"] == pytest.approx(copied / 40)
     assert found["status"] == status
 
@@ -37,12 +38,12 @@ def test_a_word_less_is_still_the_same_text(copied: int, status: str) -> None:
 def test_prompts_on_both_sides_are_counted() -> None:
     rows = [pair("w1", "w2", f"w{n} ") for n in range(10)]
     train = [pair("w3", "w4", "W1"), pair("w3", "w4", " w2")]
-    found = leakage.same_prompts(subject(rows, {}, train))
+    found = leakage.prompts_on_both_sides(subject(rows, {}, train))
     assert (found["statistic"], found["status"]) == (0.2, "remark")
 
 
 def test_without_training_rows_nothing_is_said() -> None:
     with pytest.raises(NotCheckedError, match="training rows"):
-        leakage.exact(subject([pair("w1", "w2")], {}))
+        leakage.leaked_rows(subject([pair("w1", "w2")], {}))
     with pytest.raises(NotCheckedError, match="asked the same"):
-        leakage.same_prompts(subject([pair("w1", "w2")] * 3, {}, [pair("w1", "w3")]))
+        leakage.prompts_on_both_sides(subject([pair("w1", "w2")] * 3, {}, [pair("w1", "w3")]))

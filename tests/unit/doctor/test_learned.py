@@ -37,7 +37,7 @@ def judged(right: int, wrong: int) -> Subject:
     ],
 )
 def test_the_accuracy_has_to_lie_above_guessing(right: int, wrong: int, status: str) -> None:
-    found = learned.anything(judged(right, wrong))
+    found = learned.learned_nothing(judged(right, wrong))
     low, _ = wilson(right / (right + wrong), right + wrong)
     assert found["statistic"] == pytest.approx(low, abs=1e-5)
     assert found["status"] == status
@@ -48,7 +48,7 @@ def test_labels_are_asked_for_where_the_margin_is_widest(wrong: int, status: str
     # 20 of 100 pairs have twice the margin; of those so many are labelled the other way.
     wide = [pair("good good w1", "bad bad w1")] * (20 - wrong)
     wide += [pair("bad bad w1", "good good w1")] * wrong
-    found = learned.labels(subject(wide + [pair("good w2", "bad w2")] * 80, TASTE))
+    found = learned.wrong_labels(subject(wide + [pair("good w2", "bad w2")] * 80, TASTE))
     assert found["details"]["agreed"] == pytest.approx(1 - wrong / 20)
     assert found["statistic"] == pytest.approx(wilson(1 - wrong / 20, 20)[1], abs=1e-5)
     assert found["status"] == status
@@ -59,13 +59,13 @@ def test_noise_that_is_known_is_no_surprise() -> None:
     rows += [pair("good w2", "bad w2")] * 80
     examined = subject(rows, TASTE)
     examined.test = Dataset.from_list([row | {"noise": 0.4} for row in rows])
-    assert learned.labels(examined)["status"] != "fault"
+    assert learned.wrong_labels(examined)["status"] != "fault"
 
 
 def test_an_end_token_that_turns_the_order_is_a_fault() -> None:
     rows = [pair(f"good w{n}", f"bad w{n}") for n in range(30)]
-    assert learned.end_token(subject(rows, TASTE))["statistic"] == 0.0
-    turned = learned.end_token(subject(rows, TASTE, way="turned by eos"))
+    assert learned.no_eos(subject(rows, TASTE))["statistic"] == 0.0
+    turned = learned.no_eos(subject(rows, TASTE, way="turned by eos"))
     assert (turned["statistic"], turned["status"]) == (-1.0, "fault")  # 0 right with it, 1 without
 
 
@@ -80,6 +80,6 @@ def test_confidence_is_compared_with_outcomes() -> None:
 
 def test_few_pairs_tell_nothing() -> None:
     with pytest.raises(NotCheckedError, match="too few"):
-        learned.labels(judged(10, 2))
+        learned.wrong_labels(judged(10, 2))
     with pytest.raises(NotCheckedError, match="no better than guessing"):
-        learned.labels(judged(50, 50))
+        learned.wrong_labels(judged(50, 50))

@@ -4,6 +4,7 @@ import pytest
 
 from recipes.lib.doctor import paths
 from recipes.lib.doctor.findings import limit_of
+from recipes.lib.doctor.subject import PADDING
 from tests.helpers.known_scorer import pair, subject
 
 ROWS = [pair("good " + "w1 " * (n % 4), "bad w2", f"w{n} ") for n in range(12)]
@@ -17,10 +18,8 @@ WEIGHTS = {"good": 1.0, "bad": -1.0, "<pad>": 0.25}
 def test_padding_is_named_by_its_side(way: str, right: str, left: str) -> None:
     examined = subject(ROWS, WEIGHTS | {"<eos>": 1.0}, way=way)
     # By transformers it cannot be loaded, since it lies nowhere; that is another check.
-    ids, alone = paths._alone(examined)
     for side, name, status in (("right", "last_column", right), ("left", "left_padding", left)):
-        more = {side: paths.PADDING}
-        off = paths._gap(examined, paths.padded(examined.scorer.model, ids, 0, **more), alone)
+        off = paths._gap(examined, examined.padded(**{side: PADDING}))
         expected = {"": 0.0, "unmasked": 5 * 0.25, "last column": 0.75 if side == "right" else 0.0}
         assert off == pytest.approx(expected[way] / examined.spread, rel=1e-5)
         assert (off > limit_of(name)) == (status != "fine")
