@@ -1,7 +1,7 @@
 """Linear layers on processors on which PyTorch's own take twice as long as they need.
 
-PyTorch hands fp32 products to MKL, which makes no use of AVX-512 on processors of AMD; oneDNN, which
-PyTorch carries too, does (docs/benchmarks/cpu.md). Numbers differ by rounding alone.
+PyTorch hands fp32 products to MKL, which makes no use of AVX-512 on processors of AMD; oneDNN,
+which PyTorch carries too, does (docs/benchmarks/cpu.md). Numbers differ by rounding alone.
 
 Shapes: B rows, O outputs.
 """
