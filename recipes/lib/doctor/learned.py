@@ -9,14 +9,20 @@ import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
-from recipes.lib.doctor.statistics import interval, largest, mean_interval, outcomes
+from recipes.lib.doctor.statistics import (
+    LEAST_PAIRS,
+    interval,
+    largest,
+    mean_interval,
+    outcomes,
+)
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
-from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins
+from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins, wilson
 
 GUESS = 0.5
 SURELY_LITTLE = 0.6  # an accuracy below which it may be stopped, where the interval holds guessing
-LEAST_WIDE = 8  # pairs, all or with the widest margins, by which it may be stopped
+LEAST_WIDE = LEAST_PAIRS // 5  # with the widest margins
 MOST_COUNTED = 2_000  # training rows that the bag of words reads
 
 
@@ -26,21 +32,28 @@ def learned_nothing(subject: Subject) -> Finding:
     low, high = interval(right)
     longer = [len(prompt_text(c)) - len(prompt_text(r)) for _, c, r in subject.pairs]
     known = {"length alone": float(outcomes(np.array(longer)).mean())}
-    if subject.train is not None and subject.test is not None:
-        few = subject.train.select(range(min(MOST_COUNTED, len(subject.train))))
-        known["a bag of words"] = bag_of_words_accuracy(few, subject.test.select(subject.places))
+    if (words := _accuracy_of_words(subject)) is not None:
+        known["a bag of words"] = words
     best, accuracy = largest(known)
     says_little = low <= GUESS
-    is_fault = says_little and high < SURELY_LITTLE and len(right) >= LEAST_WIDE
+    is_fault = says_little and high < SURELY_LITTLE and len(right) >= LEAST_PAIRS
     told = {"accuracy": right.mean(), "pairs": len(right), "high": high, "others": known}
     is_told = says_little or accuracy > high
     return finding("learned_nothing", low, is_fault, is_told, best=best, **told)
 
 
+def _accuracy_of_words(subject: Subject) -> float | None:
+    if subject.train is None or subject.test is None:
+        return None
+    few = subject.train.select(range(min(MOST_COUNTED, len(subject.train))))
+    return float(bag_of_words_accuracy(few, subject.test.select(subject.places)))
+
+
 def wrong_labels(subject: Subject) -> Finding:
     """Where the margin is widest nearly every label agrees; else labels are wrong.
 
-    A column `noise` says how often a label is wrong, and how many then are no surprise.
+    A column `noise` says how often a label is wrong, and how many then are no surprise. Labels with
+    which a bag of words agrees more are not what is wrong.
     """
     right = outcomes(subject.margins)
     number, limit = len(right) // 5, limit_of("wrong_labels")
@@ -53,9 +66,11 @@ def wrong_labels(subject: Subject) -> Finding:
     if test is not None and "noise" in test.column_names:
         limit = min(limit, 0.9 - float(np.array(test["noise"])[subject.places][wide].mean()))
     high, agreed = interval(right[wide])[1], right[wide].mean()
-    return finding(
-        "wrong_labels", high, high < limit, agreed < limit, limit, agreed=agreed, pairs=number
-    )
+    is_fault = high < limit
+    if is_fault and (words := _accuracy_of_words(subject)) is not None:
+        is_fault = wilson(round(words * len(right)), len(right))[0] <= agreed
+    told = {"agreed": agreed, "pairs": number}
+    return finding("wrong_labels", high, is_fault, agreed < limit, limit, **told)
 
 
 def no_eos(subject: Subject) -> Finding:
@@ -66,7 +81,8 @@ def no_eos(subject: Subject) -> Finding:
     cut = [scorer.score_tokens([row[:-1] for row in rows]).sum(-1).numpy() for rows in ids]
     gain = outcomes(np.subtract(*subject.sums)) - outcomes(cut[0] - cut[1])
     is_less = gain.mean() < limit_of("no_eos")
-    return finding("no_eos", gain.mean(), is_less and mean_interval(gain)[1] < 0, is_less)
+    is_sure = mean_interval(gain)[1] < 0 and len(gain) >= LEAST_PAIRS
+    return finding("no_eos", gain.mean(), is_less and is_sure, is_less)
 
 
 def calibration(subject: Subject) -> Finding:

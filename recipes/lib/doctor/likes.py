@@ -16,6 +16,7 @@ import numpy as np
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
 from recipes.lib.doctor.statistics import (
+    LEAST_PAIRS,
     interval,
     largest,
     mean_interval,
@@ -40,7 +41,7 @@ ODD: dict[str, Callable[[str], str]] = {
     "very long": lambda text: " ".join([text] * 4),
 }
 LEANS = 0.4  # rank correlation with length that is told
-LEAST_PAIRS = 8
+FEW = 8  # pairs of which nothing can be said
 NUM_CANDIDATES, BEAM, DEPTH, NUM_TRIED = 96, 3, 3, 8  # of the search for a suffix
 
 
@@ -48,17 +49,17 @@ def length_only(subject: Subject) -> Finding:
     """Scores that hang on length alone are a fault; a leaning to long or short texts is told."""
     lengths = np.array([[len(row) for row in subject.token_ids(*subject.side(s))] for s in (1, 2)])
     right = outcomes(subject.margins)
-    if len(right) < LEAST_PAIRS:
+    if len(right) < FEW:
         raise NotCheckedError(f"{len(right)} pairs are too few to see what goes with length")
     related = rank_correlation(lengths.ravel(), np.ravel(subject.sums))
     gap = lengths[0] - lengths[1]
     against = right[np.sign(gap) * np.sign(related) <= 0]  # where length does not help the label
-    is_blind = len(against) < LEAST_PAIRS or interval(against)[0] <= 0.5
+    is_blind = len(against) < FEW or interval(against)[0] <= 0.5
     told: dict[str, Any] = {"correlation": related, "what": "long" if related > 0 else "short"}
     for name, some in (("against", against), ("equal", right[abs(gap) <= 0.05 * lengths.mean(0)])):
-        told[f"accuracy_{name}"] = some.mean() if len(some) >= LEAST_PAIRS else None
+        told[f"accuracy_{name}"] = some.mean() if len(some) >= FEW else None
     size = abs(related)
-    is_fault = size > limit_of("length_only") and is_blind
+    is_fault = size > limit_of("length_only") and is_blind and len(right) >= LEAST_PAIRS
     return finding("length_only", size, is_fault, size > LEANS, **told)
 
 

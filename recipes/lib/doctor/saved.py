@@ -9,7 +9,7 @@ import numpy as np
 
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
-from recipes.lib.doctor.statistics import Array, interval, mean_interval, outcomes
+from recipes.lib.doctor.statistics import LEAST_PAIRS, Array, interval, mean_interval, outcomes
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.models.forward import base_model
 from recipes.lib.publishing.source import trained_dtype
@@ -18,7 +18,7 @@ from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
 
 HEAD = ("score.weight", "classifier.weight")
-NUM_FOLDS, LEAST_PAIRS = 4, 40
+NUM_FOLDS = 4
 COARSE = 0.6  # standard deviations that a training in 16 bits may be off; narrow models were 0.36
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 Array = np.ndarray
+LEAST_PAIRS = 40  # by which a run may be stopped; those of few texts hang together
 
 
 def outcomes(margins: Array) -> Array:
