@@ -2,8 +2,10 @@
 
 Win rate: share of prompts on which the judge scores the run's completion higher (ties half), with a
 95 % bootstrap interval. A language model (judge.yaml) compares the two in both orders; a verdict
-that flips with the order is a tie. KL(run || baseline) = E over the run's own completions of the
-summed log p_run(token) - log p_baseline(token): nats per completion, with its standard error.
+that flips with the order is a tie. On 30 prompts or more also the win rate at equal lengths
+(length-controlled, lengths in tokens).
+KL(run || baseline) = E over the run's own completions of the summed log p_run(token) -
+log p_baseline(token): nats per completion, with its standard error.
 
 Data: a prompt column (text or messages); the test split where there is one.
 Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<baseline>_by_<judge>.
@@ -101,9 +103,8 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.contest import SamplingSettings, compare
+    from recipes.lib.evaluation.contest import SamplingSettings, compare, rates
     from recipes.lib.evaluation.judges import load_judge
-    from recipes.lib.evaluation.win_rate import win_rate
     from recipes.lib.models.policies import evaluation_device
     from recipes.lib.recipe.spine import finish
     from recipes.lib.rewards.judge import LanguageModelJudge
@@ -128,14 +129,10 @@ def run(config: Config) -> dict[str, Any]:
     ours, theirs, numbers = compare(
         contestants, prompts, columns, judge, sampling, script.dtype, **trusted
     )
-    pairs = [pair for pair in zip(ours.scores, theirs.scores, strict=True) if None not in pair]
-    wins = win_rate(*zip(*pairs, strict=True), seed=script.seed)
     folder.write_samples(sample_rows(prompts, ours, theirs))
     summary: dict[str, Any] = {"num_prompts": len(prompts)}
-    if len(pairs) < len(prompts):
-        summary["num_judged"] = len(pairs)
     summary |= ours.facts("") | theirs.facts("_baseline")
-    summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers
+    summary |= rates(ours, theirs, script.seed) | numbers
     facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}
     return finish(folder, config, summary, judge=script.judge, **facts, **trusted)
 

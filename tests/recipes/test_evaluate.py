@@ -64,6 +64,21 @@ def test_the_summary_follows_from_the_samples(folder: Path) -> None:
     assert (folder / "out" / "report.html").is_file()
 
 
+def test_enough_prompts_have_a_win_rate_at_equal_lengths(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "length_controlled_win_rate" not in evaluate(folder)
+    assert "6 prompts are too few for a length-controlled win rate" in capsys.readouterr().err
+    rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS * 10)
+    (folder / "prompts.jsonl").write_text(rows)
+    summary = evaluate(folder, output_dir=str(folder / "more"))
+    low, high = summary["length_controlled_win_rate_ci95"]
+    # The judge counts words, so it likes length alone.
+    assert summary["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.1)
+    assert low <= summary["length_controlled_win_rate"] <= high
+    assert "Win rate at equal lengths" in (folder / "more/report.html").read_text()
+
+
 def test_a_model_against_itself_ties_everywhere_at_no_kl(folder: Path) -> None:
     summary = evaluate(folder, run=str(folder / "base"))
     assert summary["win_rate"] == 0.5

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from trl import ModelConfig
 
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 from recipes.lib.evaluation.judges import Judge
+from recipes.lib.evaluation.length_control import LEAST, length_controlled
+from recipes.lib.evaluation.win_rate import outcomes, win_rate
 from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.models.likelihood import completion_logps
 from recipes.lib.models.policies import evaluation_device, load_policy
@@ -125,6 +128,38 @@ def compared_sides(
         raise UserError(f"judge={judge.name}: no pair got a verdict; name another model.")
     other = [None if score is None else 1.0 - score for score in scores]
     return Side(ours, scores, verdicts), Side(theirs, other, verdicts)
+
+
+def rates(ours: Side, theirs: Side, seed: int) -> dict[str, Any]:
+    """What one judge says of two sides, on the prompts on which it said something of both.
+
+    Args:
+        ours: The model's side.
+        theirs: The baseline's.
+        seed: Of the bootstrap.
+
+    Returns:
+        win_rate and, of enough prompts, length_controlled_win_rate (lengths in tokens), each with
+        its interval as ..._ci95; before them num_judged, where that is not all.
+    """
+    pairs = enumerate(zip(ours.scores, theirs.scores, strict=True))
+    kept, both = zip(*((row, pair) for row, pair in pairs if None not in pair), strict=True)
+    scores = list(zip(*both, strict=True))
+    made = {"win_rate": win_rate(*scores, seed=seed)}
+    lengths = [[float(len(side.completions[row].ids)) for row in kept] for side in (ours, theirs)]
+    own, other = map(np.asarray, lengths)
+    if (
+        controlled := length_controlled(outcomes(*scores)[None], own[None], other, seed=seed)
+    ) is None:
+        note(
+            f"{len(kept)} prompts are too few for a length-controlled win rate; {LEAST} are enough."
+        )
+    else:
+        made["length_controlled_win_rate"] = controlled[0]
+    numbers: dict[str, Any] = {} if len(kept) == len(ours.scores) else {"num_judged": len(kept)}
+    for name, one in made.items():
+        numbers |= {name: one.value, f"{name}_ci95": [one.low, one.high]}
+    return numbers
 
 
 def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> dict[str, float]:
