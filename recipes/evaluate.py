@@ -24,7 +24,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
@@ -45,6 +45,11 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
         None,
         "Who scores: a reward function as file.py:name or module:name, asked as in training, a "
         "reward model (run, folder or Hub id), or a language model that compares (judge.yaml).",
+    )
+    slices: list[str] = option(
+        list,
+        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
+        "length is that of the run's completion.",
     )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
     max_completion_length: int = option(64, "Longest completion, in tokens.")
@@ -72,6 +77,19 @@ def validate(script: EvaluateArguments) -> None:
     for key in ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
+
+
+def judge_of(script: EvaluateArguments, *, trust_remote_code: bool) -> Any:
+    """The judge: one that compares, or one that scores."""
+    from recipes.lib.evaluation.judges import load_judge
+    from recipes.lib.models.policies import evaluation_device
+    from recipes.lib.rewards.judge import LanguageModelJudge
+    from recipes.lib.rewards.loading import is_judge
+
+    name, trusted = str(script.judge), {"trust_remote_code": trust_remote_code}
+    if is_judge(name):
+        return LanguageModelJudge(name, evaluation_device(), **trusted)
+    return load_judge(name, script.dtype, script.batch_size, **trusted)
 
 
 def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:
@@ -103,24 +121,21 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.contest import SamplingSettings, compare, rates
-    from recipes.lib.evaluation.judges import load_judge
-    from recipes.lib.models.policies import evaluation_device
+    from recipes.lib.evaluation.contest import SamplingSettings, compare, rates, shares_of
+    from recipes.lib.evaluation.slices import LENGTH, sliced, slices_of
+    from recipes.lib.evaluation.win_rate import smallest_difference
     from recipes.lib.recipe.spine import finish
-    from recipes.lib.rewards.judge import LanguageModelJudge
-    from recipes.lib.rewards.loading import is_judge
 
     script: EvaluateArguments = config.script
     validate(script)
     train, test = load_splits(script, script.seed, ("prompt",))
     columns = (train if test is None else test)[: script.num_prompts]
     prompts = columns.pop("prompt")
+    slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
     trusted = {"trust_remote_code": script.trust_remote_code}
-    judge: Any
-    if is_judge(str(script.judge)):
-        judge = LanguageModelJudge(str(script.judge), evaluation_device(), **trusted)
-    else:
-        judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
+    judge = judge_of(script, **trusted)
+    gap = smallest_difference(len(prompts))
+    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
     folder = open_run(config)
     sampling = SamplingSettings(
         script.max_completion_length, script.temperature, script.batch_size, script.seed
@@ -130,9 +145,13 @@ def run(config: Config) -> dict[str, Any]:
         contestants, prompts, columns, judge, sampling, script.dtype, **trusted
     )
     folder.write_samples(sample_rows(prompts, ours, theirs))
-    summary: dict[str, Any] = {"num_prompts": len(prompts)}
+    summary: dict[str, Any] = {"num_prompts": len(prompts), "smallest_difference": gap}
     summary |= ours.facts("") | theirs.facts("_baseline")
-    summary |= rates(ours, theirs, script.seed) | numbers
+    shares = shares_of(ours, theirs)
+    summary |= rates(shares, ours.completions, theirs.completions, script.seed) | numbers
+    if script.slices:
+        columns[LENGTH] = [len(one.ids) for one in ours.completions]
+        summary["slices"] = sliced(shares, slices_of(script.slices, columns))
     facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}
     return finish(folder, config, summary, judge=script.judge, **facts, **trusted)
 

@@ -68,7 +68,9 @@ def test_enough_prompts_have_a_win_rate_at_equal_lengths(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "length_controlled_win_rate" not in evaluate(folder)
-    assert "6 prompts are too few for a length-controlled win rate" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "6 prompts are too few for a length-controlled win rate" in told
+    assert "6 prompts find a win rate of " in told.split("completions: ")[0]
     rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS * 10)
     (folder / "prompts.jsonl").write_text(rows)
     summary = evaluate(folder, output_dir=str(folder / "more"))
@@ -77,6 +79,22 @@ def test_enough_prompts_have_a_win_rate_at_equal_lengths(
     assert summary["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.1)
     assert low <= summary["length_controlled_win_rate"] <= high
     assert "Win rate at equal lengths" in (folder / "more/report.html").read_text()
+
+
+def test_slices_follow_from_the_samples(folder: Path) -> None:
+    rows = [{"prompt": prompt, "subject": prompt.split()[1]} for prompt in PROMPTS]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = evaluate(folder, slices=["subject", "length"])["slices"]
+    assert [name for name in told if name[0] == "s"] == [
+        f"subject: {one}" for one in ("cat", "dog", "sun")
+    ]
+    for row in zip(*[iter(read_jsonl(folder / "out/samples.jsonl"))] * 2, strict=True):
+        gains = [one["score"] - one["score_baseline"] for one in row]
+        expected = sum((gain > 0) + (gain == 0) / 2 for gain in gains) / 2
+        assert told[f"subject: {row[0]['prompt'].split()[1]}"]["win_rate"] == expected
+    lengths = [one for name, one in told.items() if name.startswith("length: ")]
+    assert sum(one["num_prompts"] for one in lengths) == len(PROMPTS)
+    assert "By slice" in (folder / "out/report.html").read_text()
 
 
 def test_a_model_against_itself_ties_everywhere_at_no_kl(folder: Path) -> None:
@@ -197,6 +215,7 @@ def test_an_evaluation_is_named_after_what_it_compares_and_who_judges(
         ({"dataset_name": None}, "dataset_name is missing"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"max_completion_length": 0}, "max_completion_length=0: must be 1 or more"),
+        ({"slices": ["subject"]}, "slices=subject: the data has no such column; it has length"),
         ({"judge": "nowhere.py:length"}, "nowhere.py is not there"),
     ],
 )

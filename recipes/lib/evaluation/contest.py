@@ -130,11 +130,26 @@ def compared_sides(
     return Side(ours, scores, verdicts), Side(theirs, other, verdicts)
 
 
-def rates(ours: Side, theirs: Side, seed: int) -> dict[str, Any]:
-    """What one judge says of two sides, on the prompts on which it said something of both.
+def shares_of(ours: Side, theirs: Side) -> list[float | None]:
+    """The share of the win on each prompt; None where the judge said nothing of one side."""
+    pairs = zip(ours.scores, theirs.scores, strict=True)
+    return [
+        None if one is None or other is None else float(outcomes([one], [other])[0])
+        for one, other in pairs
+    ]
+
+
+def rates(
+    shares: Sequence[float | None],
+    ours: Sequence[Completion],
+    theirs: Sequence[Completion],
+    seed: int,
+) -> dict[str, Any]:
+    """What the shares of one judge say of two sides.
 
     Args:
-        ours: The model's side.
+        shares: The model's share of the win on each prompt, as of `shares_of`.
+        ours: The model's completions.
         theirs: The baseline's.
         seed: Of the bootstrap.
 
@@ -142,21 +157,18 @@ def rates(ours: Side, theirs: Side, seed: int) -> dict[str, Any]:
         win_rate and, of enough prompts, length_controlled_win_rate (lengths in tokens), each with
         its interval as ..._ci95; before them num_judged, where that is not all.
     """
-    pairs = enumerate(zip(ours.scores, theirs.scores, strict=True))
-    kept, both = zip(*((row, pair) for row, pair in pairs if None not in pair), strict=True)
-    scores = list(zip(*both, strict=True))
-    made = {"win_rate": win_rate(*scores, seed=seed)}
-    lengths = [[float(len(side.completions[row].ids)) for row in kept] for side in (ours, theirs)]
-    own, other = map(np.asarray, lengths)
-    if (
-        controlled := length_controlled(outcomes(*scores)[None], own[None], other, seed=seed)
-    ) is None:
+    kept = [row for row, share in enumerate(shares) if share is not None]
+    wins = [float(shares[row] or 0) for row in kept]
+    made = {"win_rate": win_rate(wins, [0.5] * len(wins), seed=seed)}
+    lengths = [np.array([float(len(side[row].ids)) for row in kept]) for side in (ours, theirs)]
+    controlled = length_controlled(np.array([wins]), lengths[0][None], lengths[1], seed=seed)
+    if controlled:
+        made["length_controlled_win_rate"] = controlled[0]
+    else:
         note(
             f"{len(kept)} prompts are too few for a length-controlled win rate; {LEAST} are enough."
         )
-    else:
-        made["length_controlled_win_rate"] = controlled[0]
-    numbers: dict[str, Any] = {} if len(kept) == len(ours.scores) else {"num_judged": len(kept)}
+    numbers: dict[str, Any] = {} if len(kept) == len(shares) else {"num_judged": len(kept)}
     for name, one in made.items():
         numbers |= {name: one.value, f"{name}_ci95": [one.low, one.high]}
     return numbers
