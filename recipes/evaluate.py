@@ -41,10 +41,12 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     output_dir: str | None = option(FOLDER, "Run folder.")
     run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
     baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
-    judge: str | None = option(
-        None,
-        "Who scores: a reward function as file.py:name or module:name, asked as in training, a "
-        "reward model (run, folder or Hub id), or a language model that compares (judge.yaml).",
+    judge: list[str] = option(
+        list,
+        "Who judges, one or several: a reward function as file.py:name or module:name, asked as in "
+        "training, a reward model (run, folder or Hub id), a language model that compares "
+        "(judge.yaml), or people's answers (a feedback run that compared these runs, or a .jsonl "
+        "file of pairs). The first one's scores are those of the samples.",
     )
     slices: list[str] = option(
         list,
@@ -79,19 +81,6 @@ def validate(script: EvaluateArguments) -> None:
             raise UserError(f"{key} is missing; give --{key}.")
 
 
-def judge_of(script: EvaluateArguments, *, trust_remote_code: bool) -> Any:
-    """The judge: one that compares, or one that scores."""
-    from recipes.lib.evaluation.judges import load_judge
-    from recipes.lib.models.policies import evaluation_device
-    from recipes.lib.rewards.judge import LanguageModelJudge
-    from recipes.lib.rewards.loading import is_judge
-
-    name, trusted = str(script.judge), {"trust_remote_code": trust_remote_code}
-    if is_judge(name):
-        return LanguageModelJudge(name, evaluation_device(), **trusted)
-    return load_judge(name, script.dtype, script.batch_size, **trusted)
-
-
 def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:
     """The rows of samples.jsonl."""
     return [
@@ -122,6 +111,7 @@ def run(config: Config) -> dict[str, Any]:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
     from recipes.lib.evaluation.contest import SamplingSettings, compare, rates, shares_of
+    from recipes.lib.evaluation.judges import agreement, load_judges
     from recipes.lib.evaluation.slices import LENGTH, sliced, slices_of
     from recipes.lib.evaluation.win_rate import smallest_difference
     from recipes.lib.recipe.spine import finish
@@ -133,7 +123,7 @@ def run(config: Config) -> dict[str, Any]:
     prompts = columns.pop("prompt")
     slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
     trusted = {"trust_remote_code": script.trust_remote_code}
-    judge = judge_of(script, **trusted)
+    judges = load_judges(script.judge, script.dtype, script.batch_size, **trusted)
     gap = smallest_difference(len(prompts))
     note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
     folder = open_run(config)
@@ -141,19 +131,25 @@ def run(config: Config) -> dict[str, Any]:
         script.max_completion_length, script.temperature, script.batch_size, script.seed
     )
     contestants = (str(script.run), str(script.baseline))
-    ours, theirs, numbers = compare(
-        contestants, prompts, columns, judge, sampling, script.dtype, **trusted
+    said, numbers = compare(
+        contestants, prompts, columns, [*judges.values()], sampling, script.dtype, **trusted
     )
+    sides = {name: pairs[0, 1] for name, pairs in zip(judges, said, strict=True)}
+    ours, theirs = next(iter(sides.values()))
     folder.write_samples(sample_rows(prompts, ours, theirs))
     summary: dict[str, Any] = {"num_prompts": len(prompts), "smallest_difference": gap}
     summary |= ours.facts("") | theirs.facts("_baseline")
-    shares = shares_of(ours, theirs)
-    summary |= rates(shares, ours.completions, theirs.completions, script.seed) | numbers
+    told = {name: shares_of(*both) for name, both in sides.items()}
+    both = (ours.completions, theirs.completions, script.seed)
+    rated = {name: rates(shares, *both) for name, shares in told.items()}
+    summary |= next(iter(rated.values())) | numbers
+    if len(judges) > 1:
+        summary |= {"judges": rated, "agreement": agreement(told)}
     if script.slices:
         columns[LENGTH] = [len(one.ids) for one in ours.completions]
-        summary["slices"] = sliced(shares, slices_of(script.slices, columns))
+        summary["slices"] = sliced(next(iter(told.values())), slices_of(script.slices, columns))
     facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}
-    return finish(folder, config, summary, judge=script.judge, **facts, **trusted)
+    return finish(folder, config, summary, judge=script.judge[0], **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -109,8 +109,10 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
         or next(iter(getattr(script, "names", ())), "MODEL"),
         "it": getattr(script, "run", None) or ("" if is_data else folder_of(config)),
         "made": "" if is_data else folder_of(config),
-        "judge": getattr(script, "judge", getattr(script, "reward_funcs", [REWARD])[0]),
+        "judge": getattr(script, "judge", getattr(script, "reward_funcs", [REWARD])),
     }
+    if not isinstance(names["judge"], str):  # of several the first
+        names["judge"] = next(iter(names["judge"] or ()), None)
     quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
     quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}
     own = "merge of a reward model" if "scores_spread" in summary else config.recipe

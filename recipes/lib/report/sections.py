@@ -59,7 +59,11 @@ def run_sections(run: RunFiles) -> list[Section]:
     elif run.recipe == "kto":
         made = [_training(run, KTO), replace(samples, samples=rated(run.samples))]
     elif run.recipe == "evaluate":
-        made = [slice_section(run), evaluation_section(run, ("Baseline", "Model"))]
+        made = [
+            judge_section(run),
+            slice_section(run),
+            evaluation_section(run, ("Baseline", "Model")),
+        ]
     elif "annotators" in run.summary:
         table, lines = annotator_table(run.summary), agreement_lines(run.summary)
         people = Section("people", "Who answered", table=[list(COLUMNS), *table], lines=lines)
@@ -137,6 +141,19 @@ def check_section(run: RunFiles) -> Section:
     return Section(
         "check", "What the check found", [picture] if picture else [], None, [], table, lines
     )
+
+
+def judge_section(run: RunFiles) -> Section:
+    """Win rates by several judges, and how far these agree."""
+    judges, agreed = run.summary.get("judges") or {}, run.summary.get("agreement") or {}
+    table = [["Judge", "Win rate", "95\u00a0% interval"]] if judges else []
+    for name, one in judges.items():
+        table.append([name, *(number(k, one[k]).text for k in ("win_rate", "win_rate_ci95"))])
+    found = {"alpha of all": agreed.get("alpha")}
+    for both, one in agreed.get("kappas", {}).items():
+        found[f"kappa of {both} on {one['num_prompts']} prompts"] = one["kappa"]
+    lines = [f"{name}: {plain(one)}" for name, one in found.items() if is_number(one)]
+    return Section("judges", "By judge", table=table, lines=lines)
 
 
 def slice_section(run: RunFiles) -> Section:
