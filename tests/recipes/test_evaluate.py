@@ -97,10 +97,9 @@ def test_several_judges_each_have_a_win_rate_and_an_agreement(folder: Path) -> N
     wins: list[list[float]] = [[], []]
     for row in read_jsonl(folder / "out/samples.jsonl"):
         both = row["completion"], row["baseline"]
-        for won, (one, other) in zip(
-            wins, ([len(c.split()) for c in both], [len(c) % 3 for c in both]), strict=True
-        ):
-            won.append(float(one > other) - float(one < other))
+        scored = [[len(text.split()) for text in both], [len(text) % 3 for text in both]]
+        for won, (ours, theirs) in zip(wins, scored, strict=True):
+            won.append(float(ours > theirs) - float(ours < theirs))
     kappa = summary["agreement"]["kappas"][" and ".join(names)]
     assert kappa["num_prompts"] == 6
     expected = cohen_kappa_score(*[[str(one) for one in won] for won in wins])
@@ -149,6 +148,31 @@ def test_people_judge_the_prompts_that_they_answered(folder: Path) -> None:
     (folder / "pairs.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"judge=.*pairs.jsonl: cannot be read"):
         evaluate(folder, judge=judges[1], output_dir=str(folder / "4"))
+
+
+def test_several_runs_are_ranked_as_their_samples_say(folder: Path, tmp_path: Path) -> None:
+    runs = [str(folder / name) for name in ("other", "base", "third")]
+    (folder / "third").symlink_to(folder / "base")
+    summary = evaluate(folder, run=None, baseline=None, runs=runs)
+    wins = dict.fromkeys(runs, 0.0)
+    for row in read_jsonl(folder / "out/samples.jsonl"):
+        words = {run: len(text.split()) for run, text in row["completions"].items()}
+        for one in runs:
+            for other in {*runs} - {one}:
+                wins[one] += (words[one] > words[other]) + (words[one] == words[other]) / 2
+    ranking = summary["ranking"]
+    assert {run: one["win_rate"] * 12 for run, one in ranking.items()} == pytest.approx(wins)
+    strengths = [one["strength"] for one in ranking.values()]
+    assert strengths == sorted(strengths, reverse=True)
+    assert ranking[runs[1]]["strength"] == pytest.approx(ranking[runs[2]]["strength"])
+    assert "Ranking" in (folder / "out/report.html").read_text()
+    for values, text in (
+        ({"runs": runs[:2]}, "name three or more, each once"),
+        ({"runs": [*runs[:2], runs[0]]}, "name three or more, each once"),
+        ({"runs": runs, "baseline": "base"}, "baseline=base: does not go with runs"),
+    ):
+        with pytest.raises(UserError, match=text):
+            evaluate(folder, **{"run": None, "baseline": None, "output_dir": "x"} | values)
 
 
 def test_slices_follow_from_the_samples(folder: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recipes.lib.evaluation.logistic import Table, fit_logistic, logistic
+from recipes.lib.evaluation.logistic import Table, fit_logistic, logistic, resample
 from recipes.lib.evaluation.win_rate import WinRate, win_rate
 
 LEAST = 30  # prompts
@@ -48,10 +48,7 @@ def length_controlled(
     spread_C1 = gaps_CN.std(1, ddof=1, keepdims=True)
     gaps_CN = np.tanh(gaps_CN / np.where(spread_C1 > 0, spread_C1, 1))
     difficulty_NK = _difficulties(shares_CN, gaps_CN)
-    counts_BN = np.random.default_rng(seed).multinomial(
-        num_prompts, np.full(num_prompts, 1 / num_prompts), num_resamples
-    )
-    weights_BN = np.vstack([np.ones(num_prompts), counts_BN])  # the first are the data themselves
+    weights_BN = resample(num_prompts, num_resamples, seed)
     made = []
     for shares_N, gaps_N in zip(shares_CN, gaps_CN, strict=True):
         if np.ptp(shares_N) == 0 or not gaps_N.any():

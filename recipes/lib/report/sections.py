@@ -144,16 +144,22 @@ def check_section(run: RunFiles) -> Section:
 
 
 def judge_section(run: RunFiles) -> Section:
-    """Win rates by several judges, and how far these agree."""
+    """Win rates by several judges, or the ranking of several runs; how far judges agree."""
     judges, agreed = run.summary.get("judges") or {}, run.summary.get("agreement") or {}
     table = [["Judge", "Win rate", "95\u00a0% interval"]] if judges else []
     for name, one in judges.items():
         table.append([name, *(number(k, one[k]).text for k in ("win_rate", "win_rate_ci95"))])
+    ranking = run.summary.get("ranking") or {}
+    if ranking:
+        table = [["Run", "Strength, log-odds", "95\u00a0% interval", "Win rate over the others"]]
+    for name, one in ranking.items():
+        shown = [number(key, one[key]).text for key in ("strength", "strength_ci95", "win_rate")]
+        table.append([name, *shown])
     found = {"alpha of all": agreed.get("alpha")}
     for both, one in agreed.get("kappas", {}).items():
         found[f"kappa of {both} on {one['num_prompts']} prompts"] = one["kappa"]
     lines = [f"{name}: {plain(one)}" for name, one in found.items() if is_number(one)]
-    return Section("judges", "By judge", table=table, lines=lines)
+    return Section("judges", "Ranking" if ranking else "By judge", table=table, lines=lines)
 
 
 def slice_section(run: RunFiles) -> Section:
