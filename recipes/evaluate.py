@@ -72,8 +72,9 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
 
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
+        given = None if self.output_dir == FOLDER else self.output_dir
         default = FOLDER_OF_MANY if self.runs else FOLDER
-        self.output_dir = named_folder(self.output_dir or default, self)
+        self.output_dir = named_folder(given or default, self)
 
 
 def arguments() -> tuple[type, ...]:

@@ -286,6 +286,8 @@ def test_an_evaluation_is_named_after_what_it_compares_and_who_judges(
     other = named("runs/ppo/mine", "elsewhere/sft/mine", "recipes.lib.tasks.tales:gold_scores")
     assert other == "runs/evaluate/ppo-mine_vs_sft-mine_by_recipes.lib.tasks.tales-gold_scores"
     assert named("a", "b", "c", output_dir="mine") == "mine"
+    several = parse("evaluate", ["--runs", "runs/ppo/a", "b", "c", "--judge", "x.py:y", "z.yaml"])
+    assert several.script.output_dir == "runs/evaluate/ppo-a-b-c_by_x.py-y-z.yaml"
     assert len(Path(named("a" * 300, "b" * 300, "c" * 300)).name) < 255  # what a name may have
     monkeypatch.chdir(folder)
     more = "def zero(prompts, completions):\n    return [0.0] * len(prompts)\n"
