@@ -2,8 +2,12 @@
 
 Win rate: share of prompts on which the judge scores the run's completion higher (ties half), with a
 95 % bootstrap interval. A language model (judge.yaml) compares the two in both orders; a verdict
-that flips with the order is a tie. KL(run || baseline) = E over the run's own completions of the
-summed log p_run(token) - log p_baseline(token): nats per completion, with its standard error.
+that flips with the order is a tie. On 30 prompts or more also the win rate at equal lengths
+(length-controlled, lengths in tokens).
+KL(run || baseline) = E over the run's own completions of the summed log p_run(token) -
+log p_baseline(token): nats per completion, with its standard error.
+
+`runs` names three or more instead, which are ranked (Bradley-Terry).
 
 Data: a prompt column (text or messages); the test split where there is one.
 Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<baseline>_by_<judge>.
@@ -15,21 +19,28 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import FolderArguments, named_folder, open_run
 
+if TYPE_CHECKING:
+    from recipes.lib.evaluation.contest import Pairs
+
+    Said = dict[str, Pairs]  # of each judge, by name
+
 POSITIONAL = "run"
+INSTEAD = "runs"
 FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
+FOLDER_OF_MANY = "runs/evaluate/<runs>_by_<judge>"
 
 
 @dataclass(kw_only=True)
@@ -39,10 +50,18 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
     output_dir: str | None = option(FOLDER, "Run folder.")
     run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
     baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
-    judge: str | None = option(
-        None,
-        "Who scores: a reward function as file.py:name or module:name, asked as in training, a "
-        "reward model (run, folder or Hub id), or a language model that compares (judge.yaml).",
+    runs: list[str] = option(list, "Three or more to rank, instead of run and baseline.")
+    judge: list[str] = option(
+        list,
+        "Who judges, one or several: a reward function as file.py:name or module:name, asked as in "
+        "training, a reward model (run, folder or Hub id), a language model that compares "
+        "(judge.yaml), or people's answers (a feedback run that compared these runs, or a .jsonl "
+        "file of pairs). The first one's scores are those of the samples.",
+    )
+    slices: list[str] = option(
+        list,
+        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
+        "length is that of the run's completion.",
     )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
     max_completion_length: int = option(64, "Longest completion, in tokens.")
@@ -53,7 +72,9 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
 
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
-        self.output_dir = named_folder(self.output_dir or FOLDER, self)
+        given = None if self.output_dir == FOLDER else self.output_dir
+        default = FOLDER_OF_MANY if self.runs else FOLDER
+        self.output_dir = named_folder(given or default, self)
 
 
 def arguments() -> tuple[type, ...]:
@@ -67,7 +88,15 @@ def validate(script: EvaluateArguments) -> None:
     Raises:
         UserError: A key is missing.
     """
-    for key in ("baseline", "judge", "dataset_name"):
+    if script.runs:
+        for key in ("run", "baseline", "slices"):
+            if getattr(script, key):
+                raise UserError(
+                    f"{key}={getattr(script, key)}: does not go with runs; leave it out."
+                )
+        if len({*script.runs}) < max(len(script.runs), 3):
+            raise UserError(f"runs={script.runs}: name three or more, each once.")
+    for key in ("judge", "dataset_name") if script.runs else ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
 
@@ -87,6 +116,59 @@ def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, An
     ]
 
 
+def compared(
+    script: EvaluateArguments, prompts: list[Any], columns: dict[str, list[Any]], said: Said
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The numbers of a run and its baseline, and the rows of samples.jsonl."""
+    from recipes.lib.evaluation.contest import rates, shares_of
+    from recipes.lib.evaluation.judges import agreement
+    from recipes.lib.evaluation.slices import LENGTH, sliced, slices_of
+
+    ours, theirs = next(iter(said.values()))[0, 1]
+    shares = {name: shares_of(*pairs[0, 1]) for name, pairs in said.items()}
+    both = (ours.completions, theirs.completions, script.seed)
+    rated = {name: rates(one, *both) for name, one in shares.items()}
+    summary: dict[str, Any] = ours.facts("") | theirs.facts("_baseline")
+    summary |= next(iter(rated.values()))
+    if len(said) > 1:
+        summary |= {"judges": rated, "agreement": agreement(shares)}
+    if script.slices:
+        columns = columns | {LENGTH: [len(one.ids) for one in ours.completions]}
+        summary["slices"] = sliced(next(iter(shares.values())), slices_of(script.slices, columns))
+    return summary, sample_rows(prompts, ours, theirs)
+
+
+def ranked(
+    script: EvaluateArguments, prompts: list[Any], columns: dict[str, list[Any]], said: Said
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The ranking of several runs by each judge, and the rows of samples.jsonl."""
+    from recipes.lib.evaluation.contest import shares_of
+    from recipes.lib.evaluation.judges import agreement
+    from recipes.lib.evaluation.logistic import bradley_terry
+
+    shares = {
+        name: {places: shares_of(*both) for places, both in pairs.items()}
+        for name, pairs in said.items()
+    }
+    rankings = {
+        name: bradley_terry(script.runs, one, seed=script.seed) for name, one in shares.items()
+    }
+    summary: dict[str, Any] = {"ranking": next(iter(rankings.values()))}
+    if len(said) > 1:
+        every = {
+            name: [one for row in each.values() for one in row] for name, each in shares.items()
+        }
+        summary |= {"rankings": rankings, "agreement": agreement(every)}
+    first = next(iter(said.values()))
+    sides = [first[0, 1][0], *(first[0, place][1] for place in range(1, len(script.runs)))]
+    texts = {run: side.completions for run, side in zip(script.runs, sides, strict=True)}
+    rows = [
+        {"prompt": prompt_text(prompt), "completions": {run: c[n].text for run, c in texts.items()}}
+        for n, prompt in enumerate(prompts)
+    ]
+    return summary, rows
+
+
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Sample, judge, compare.
@@ -102,42 +184,36 @@ def run(config: Config) -> dict[str, Any]:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
     from recipes.lib.evaluation.contest import SamplingSettings, compare
-    from recipes.lib.evaluation.judges import load_judge
-    from recipes.lib.evaluation.win_rate import win_rate
-    from recipes.lib.models.policies import evaluation_device
+    from recipes.lib.evaluation.judges import load_judges
+    from recipes.lib.evaluation.slices import LENGTH, slices_of
+    from recipes.lib.evaluation.win_rate import smallest_difference
     from recipes.lib.recipe.spine import finish
-    from recipes.lib.rewards.judge import LanguageModelJudge
-    from recipes.lib.rewards.loading import is_judge
 
     script: EvaluateArguments = config.script
     validate(script)
     train, test = load_splits(script, script.seed, ("prompt",))
     columns = (train if test is None else test)[: script.num_prompts]
     prompts = columns.pop("prompt")
+    slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
     trusted = {"trust_remote_code": script.trust_remote_code}
-    judge: Any
-    if is_judge(str(script.judge)):
-        judge = LanguageModelJudge(str(script.judge), evaluation_device(), **trusted)
-    else:
-        judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
+    judges = load_judges(script.judge, script.dtype, script.batch_size, **trusted)
+    gap = smallest_difference(len(prompts))
+    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
     folder = open_run(config)
     sampling = SamplingSettings(
         script.max_completion_length, script.temperature, script.batch_size, script.seed
     )
-    contestants = (str(script.run), str(script.baseline))
-    ours, theirs, numbers = compare(
-        contestants, prompts, columns, judge, sampling, script.dtype, **trusted
+    names = script.runs or [str(script.run), str(script.baseline)]
+    pairs, numbers = compare(
+        names, prompts, columns, [*judges.values()], sampling, script.dtype, **trusted
     )
-    pairs = [pair for pair in zip(ours.scores, theirs.scores, strict=True) if None not in pair]
-    wins = win_rate(*zip(*pairs, strict=True), seed=script.seed)
-    folder.write_samples(sample_rows(prompts, ours, theirs))
-    summary: dict[str, Any] = {"num_prompts": len(prompts)}
-    if len(pairs) < len(prompts):
-        summary["num_judged"] = len(pairs)
-    summary |= ours.facts("") | theirs.facts("_baseline")
-    summary |= {"win_rate": wins.value, "win_rate_ci95": [wins.low, wins.high]} | numbers
-    facts = {"model": script.run, "data": script.data_names(), "baseline": script.baseline}
-    return finish(folder, config, summary, judge=script.judge, **facts, **trusted)
+    said = dict(zip(judges, pairs, strict=True))
+    told, rows = (ranked if script.runs else compared)(script, prompts, columns, said)
+    folder.write_samples(rows)
+    summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told | numbers
+    facts = {"model": names[0], "data": script.data_names(), "judge": script.judge[0]}
+    facts |= {"runs": names} if script.runs else {"baseline": names[1]}
+    return finish(folder, config, summary, **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:

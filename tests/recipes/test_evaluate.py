@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import cohen_kappa_score
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipes.evaluate import run
 from recipes.lib.errors import UserError
 from recipes.lib.evaluation.contest import kl_estimate
+from recipes.lib.feedback.rows import make_row
 from recipes.lib.generation.completions import complete
 from recipes.lib.recipe.main import parse
-from recipes.lib.runs.files import read_jsonl
+from recipes.lib.runs.files import read_jsonl, write_jsonl
 
 PROMPTS = [f"the {subject} {verb}" for subject in ("cat", "dog", "sun") for verb in ("is", "was")]
 JUDGE = (
@@ -62,6 +64,131 @@ def test_the_summary_follows_from_the_samples(folder: Path) -> None:
     assert 1 <= summary["completion_length"] <= 6
     assert 0 <= summary["eos_fraction"] <= 1
     assert (folder / "out" / "report.html").is_file()
+
+
+def test_enough_prompts_have_a_win_rate_at_equal_lengths(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "length_controlled_win_rate" not in evaluate(folder)
+    told = capsys.readouterr().err
+    assert "6 prompts are too few for a length-controlled win rate" in told
+    assert "6 prompts find a win rate of " in told.split("completions: ")[0]
+    rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS * 10)
+    (folder / "prompts.jsonl").write_text(rows)
+    summary = evaluate(folder, output_dir=str(folder / "more"))
+    low, high = summary["length_controlled_win_rate_ci95"]
+    # The judge counts words, so it likes length alone.
+    assert summary["length_controlled_win_rate"] == pytest.approx(0.5, abs=0.1)
+    assert low <= summary["length_controlled_win_rate"] <= high
+    assert "Win rate at equal lengths" in (folder / "more/report.html").read_text()
+
+
+def test_several_judges_each_have_a_win_rate_and_an_agreement(folder: Path) -> None:
+    more = "def end(prompts, completions):\n    return [float(len(c) % 3) for c in completions]\n"
+    (folder / "judge.py").write_text(JUDGE + more)
+    names = [f"{folder / 'judge.py'}:{name}" for name in ("length", "end")]
+    alone = [evaluate(folder, judge=name, output_dir=str(folder / name[-3:])) for name in names]
+    summary = evaluate(folder, judge=names)
+    for name, one in zip(names, alone, strict=True):
+        assert summary["judges"][name]["win_rate"] == one["win_rate"]
+        assert "judges" not in one
+    assert summary["win_rate"] == alone[0]["win_rate"]
+    # Both judges again by hand: who wins each prompt, and how far the two say the same.
+    wins: list[list[float]] = [[], []]
+    for row in read_jsonl(folder / "out/samples.jsonl"):
+        both = row["completion"], row["baseline"]
+        scored = [[len(text.split()) for text in both], [len(text) % 3 for text in both]]
+        for won, (ours, theirs) in zip(wins, scored, strict=True):
+            won.append(float(ours > theirs) - float(ours < theirs))
+    kappa = summary["agreement"]["kappas"][" and ".join(names)]
+    assert kappa["num_prompts"] == 6
+    expected = cohen_kappa_score(*[[str(one) for one in won] for won in wins])
+    assert kappa["kappa"] == pytest.approx(expected)
+    assert "By judge" in (folder / "out/report.html").read_text()
+
+
+def test_people_judge_the_prompts_that_they_answered(folder: Path) -> None:
+    evaluate(folder)
+    samples = read_jsonl(folder / "out/samples.jsonl")
+    runs = [str(folder / "other"), str(folder / "base")]
+    rows = []
+    # Which of two runs was better, whatever these wrote then: 0 is the run, None a tie.
+    for prompt, value, who in [
+        (0, 0, "ann"),
+        (1, 1, "ann"),
+        (2, None, "ann"),
+        (3, 0, "ann"),
+        (1, 1, "bob"),
+        (1, 0, "eve"),
+        (3, 1, "bob"),
+    ]:
+        said = [{"content": f"{run[-4:]} said", "run": run} for run in runs]
+        item = {"id": str(prompt), "prompt": PROMPTS[prompt], "completions": said}
+        rows.append(make_row(item, kind="pair", value=value, annotator=who, source="human"))
+    (folder / "people").mkdir()
+    write_jsonl(folder / "people/answers.jsonl", rows)
+    summary = evaluate(folder, judge=str(folder / "people"), output_dir=str(folder / "1"))
+    # One win, one loss by the majority, two ties.
+    assert (summary["num_judged"], summary["win_rate"]) == (4, 0.5)
+    assert "score" not in summary
+    # And pairs without names count where they are of the very texts: the seed samples them again.
+    pairs = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["baseline"]}
+        for row in samples[:2]
+    ] + [{"prompt": PROMPTS[2], "chosen": "the cat", "rejected": "the dog"}]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    judges = [f"{folder / 'judge.py'}:length", str(folder / "pairs.jsonl")]
+    summary = evaluate(folder, judge=judges, output_dir=str(folder / "2"))
+    assert summary["judges"][judges[1]]["num_judged"] == 2
+    assert summary["judges"][judges[1]]["win_rate"] == 1.0
+    assert summary["agreement"]["kappas"][" and ".join(judges)]["num_prompts"] == 2
+    write_jsonl(folder / "pairs.jsonl", pairs[2:])
+    with pytest.raises(UserError, match="has no answers to these prompts that compare"):
+        evaluate(folder, judge=judges[1], output_dir=str(folder / "3"))
+    (folder / "pairs.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"judge=.*pairs.jsonl: cannot be read"):
+        evaluate(folder, judge=judges[1], output_dir=str(folder / "4"))
+
+
+def test_several_runs_are_ranked_as_their_samples_say(folder: Path, tmp_path: Path) -> None:
+    runs = [str(folder / name) for name in ("other", "base", "third")]
+    (folder / "third").symlink_to(folder / "base")
+    summary = evaluate(folder, run=None, baseline=None, runs=runs)
+    wins = dict.fromkeys(runs, 0.0)
+    for row in read_jsonl(folder / "out/samples.jsonl"):
+        words = {run: len(text.split()) for run, text in row["completions"].items()}
+        for one in runs:
+            for other in {*runs} - {one}:
+                wins[one] += (words[one] > words[other]) + (words[one] == words[other]) / 2
+    ranking = summary["ranking"]
+    assert {run: one["win_rate"] * 12 for run, one in ranking.items()} == pytest.approx(wins)
+    strengths = [one["strength"] for one in ranking.values()]
+    assert strengths == sorted(strengths, reverse=True)
+    assert ranking[runs[1]]["strength"] == pytest.approx(ranking[runs[2]]["strength"])
+    assert "Ranking" in (folder / "out/report.html").read_text()
+    for values, text in (
+        ({"runs": runs[:2]}, "name three or more, each once"),
+        ({"runs": [*runs[:2], runs[0]]}, "name three or more, each once"),
+        ({"runs": runs, "baseline": "base"}, "baseline=base: does not go with runs"),
+    ):
+        with pytest.raises(UserError, match=text):
+            evaluate(folder, **{"run": None, "baseline": None, "output_dir": "x"} | values)
+
+
+def test_slices_follow_from_the_samples(folder: Path) -> None:
+    rows = [{"prompt": prompt, "subject": prompt.split()[1]} for prompt in PROMPTS]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = evaluate(folder, slices=["subject", "length"])["slices"]
+    assert [name for name in told if name[0] == "s"] == [
+        f"subject: {one}" for one in ("cat", "dog", "sun")
+    ]
+    for row in zip(*[iter(read_jsonl(folder / "out/samples.jsonl"))] * 2, strict=True):
+        gains = [one["score"] - one["score_baseline"] for one in row]
+        expected = sum((gain > 0) + (gain == 0) / 2 for gain in gains) / 2
+        assert told[f"subject: {row[0]['prompt'].split()[1]}"]["win_rate"] == expected
+    lengths = [one for name, one in told.items() if name.startswith("length: ")]
+    assert sum(one["num_prompts"] for one in lengths) == len(PROMPTS)
+    assert "By slice" in (folder / "out/report.html").read_text()
 
 
 def test_a_model_against_itself_ties_everywhere_at_no_kl(folder: Path) -> None:
@@ -159,6 +286,8 @@ def test_an_evaluation_is_named_after_what_it_compares_and_who_judges(
     other = named("runs/ppo/mine", "elsewhere/sft/mine", "recipes.lib.tasks.tales:gold_scores")
     assert other == "runs/evaluate/ppo-mine_vs_sft-mine_by_recipes.lib.tasks.tales-gold_scores"
     assert named("a", "b", "c", output_dir="mine") == "mine"
+    several = parse("evaluate", ["--runs", "runs/ppo/a", "b", "c", "--judge", "x.py:y", "z.yaml"])
+    assert several.script.output_dir == "runs/evaluate/ppo-a-b-c_by_x.py-y-z.yaml"
     assert len(Path(named("a" * 300, "b" * 300, "c" * 300)).name) < 255  # what a name may have
     monkeypatch.chdir(folder)
     more = "def zero(prompts, completions):\n    return [0.0] * len(prompts)\n"
@@ -178,10 +307,11 @@ def test_an_evaluation_is_named_after_what_it_compares_and_who_judges(
     ("values", "text"),
     [
         ({"baseline": None}, "baseline is missing; give --baseline"),
-        ({"judge": None}, "judge is missing"),
+        ({"judge": []}, "judge is missing"),
         ({"dataset_name": None}, "dataset_name is missing"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"max_completion_length": 0}, "max_completion_length=0: must be 1 or more"),
+        ({"slices": ["subject"]}, "slices=subject: the data has no such column; it has length"),
         ({"judge": "nowhere.py:length"}, "nowhere.py is not there"),
     ],
 )

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from trl import ModelConfig
 
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 from recipes.lib.evaluation.judges import Judge
+from recipes.lib.evaluation.length_control import LEAST, length_controlled
+from recipes.lib.evaluation.people import PeopleJudge
+from recipes.lib.evaluation.win_rate import outcomes, win_rate
 from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.models.likelihood import completion_logps
 from recipes.lib.models.policies import evaluation_device, load_policy
@@ -36,7 +41,7 @@ class Side:
     """One side's completions of the prompts and what the judge says of them.
 
     Of a language model that compared them in both orders the scores are shares of the win: 1, 0.5
-    or 0, None where there is no verdict; `verdicts` are what it said.
+    or 0, None where there is no verdict; `verdicts` are what it said, empty where people did.
     """
 
     completions: list[Completion]
@@ -52,55 +57,93 @@ class Side:
         }
 
 
+# What a judge says of each two contestants, by their places.
+Pairs = dict[tuple[int, int], tuple[Side, Side]]
+
+
 def compare(
-    names: tuple[str, str],
+    names: Sequence[str],
     prompts: list[Any],
     columns: dict[str, list[Any]],
-    judge: Judge | LanguageModelJudge,
+    judges: Sequence[Judge | LanguageModelJudge | PeopleJudge],
     sampling: SamplingSettings,
     dtype: str,
     *,
     trust_remote_code: bool = False,
-) -> tuple[Side, Side, dict[str, float]]:
-    """Let a model and a baseline complete the prompts.
+) -> tuple[list[Pairs], dict[str, float]]:
+    """Let models complete the prompts, and judges compare what they wrote.
 
-    One of the two is in memory at a time. There is no KL where sampling is greedy (the
-    completions are no sample of the distribution) or the two have different vocabularies.
+    One model is in memory at a time. There is no KL of more than two models, where sampling is
+    greedy (the completions are no sample of the distribution), or where the two have different
+    vocabularies.
 
     Args:
-        names: Model and baseline, as in resolve_model.
+        names: Models, as in resolve_model; of two the second is the baseline.
         prompts: Texts or messages.
-        columns: Further columns of the data, for the judge.
-        judge: Scores completions, or compares those of the two sides.
-        sampling: How both sample.
-        dtype: Of both models.
+        columns: Further columns of the data, for the judges.
+        judges: Each scores completions, or compares those of two sides.
+        sampling: How all sample.
+        dtype: Of all models.
         trust_remote_code: Whether code beside the models may run.
 
     Returns:
-        The model's side, the baseline's, and `kl` with `kl_stderr` where there is a KL(model ||
-        baseline), nats per completion.
+        What each judge says of each two models, by their places in names; and `kl` with `kl_stderr`
+        where there is a KL(model || baseline), nats per completion.
 
     Raises:
-        UserError: A model cannot be used.
+        UserError: A model or a judge cannot be used.
     """
     tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
-    has_kl = sampling.temperature > 0
+    has_kl = sampling.temperature > 0 and len(names) == 2
     has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
-    model = _load(names[0], dtype, trust_remote_code)
-    ours = complete(model, tokenizers[0], prompts, **vars(sampling))
-    logps = _logps(model, ours, sampling) if has_kl else []
-    del model
-    model = _load(names[1], dtype, trust_remote_code)
-    theirs = complete(model, tokenizers[1], prompts, **vars(sampling))
-    numbers = kl_estimate(logps, _logps(model, ours, sampling)) if has_kl else {}
-    del model
+    sides: list[list[Completion]] = []
+    logps = []
+    for name, tokenizer in zip(names, tokenizers, strict=True):
+        model = _load(name, dtype, trust_remote_code)
+        sides.append(complete(model, tokenizer, prompts, **vars(sampling)))
+        if has_kl:
+            logps.append(_logps(model, sides[0], sampling))
+        del model
+    numbers = kl_estimate(*logps) if has_kl else {}
+    said = [judged(judge, names, prompts, columns, sides) for judge in judges]
+    return said, numbers | judge_counts(judges)
+
+
+def judged(
+    judge: Judge | LanguageModelJudge | PeopleJudge,
+    names: Sequence[str],
+    prompts: list[Any],
+    columns: dict[str, list[Any]],
+    sides: Sequence[list[Completion]],
+) -> Pairs:
+    """What one judge says of each two of the sides.
+
+    Raises:
+        UserError: There is no verdict at all.
+    """
+    pairs = list(combinations(range(len(sides)), 2))
     if isinstance(judge, LanguageModelJudge):
-        sides = compared_sides(judge, prompts, ours, theirs)
-        return *sides, numbers | judge_counts([judge])
-    ours_side, theirs_side = (
-        Side(side, [*judge(prompts, side, columns)]) for side in (ours, theirs)
-    )
-    return ours_side, theirs_side, numbers
+        return {(a, b): compared_sides(judge, prompts, sides[a], sides[b]) for a, b in pairs}
+    if not isinstance(judge, PeopleJudge):
+        scored = [Side(side, [*judge(prompts, side, columns)]) for side in sides]
+        return {(a, b): (scored[a], scored[b]) for a, b in pairs}
+    texts = [[one.text for one in side] for side in sides]
+    said = {
+        (a, b): judge.shares(prompts, (names[a], names[b]), (texts[a], texts[b])) for a, b in pairs
+    }
+    if any(all(share is None for share in shares) for shares in said.values()):
+        raise UserError(
+            f"judge={judge.name}: has no answers to these prompts that compare "
+            f"{' and '.join(names)}; let people compare these runs on them (rlhf feedback serve)."
+        )
+    return {
+        (a, b): (Side(sides[a], shares, []), Side(sides[b], [_rest(one) for one in shares], []))
+        for (a, b), shares in said.items()
+    }
+
+
+def _rest(share: float | None) -> float | None:
+    return None if share is None else 1.0 - share
 
 
 def compared_sides(
@@ -123,8 +166,51 @@ def compared_sides(
     ]
     if all(score is None for score in scores):
         raise UserError(f"judge={judge.name}: no pair got a verdict; name another model.")
-    other = [None if score is None else 1.0 - score for score in scores]
-    return Side(ours, scores, verdicts), Side(theirs, other, verdicts)
+    return Side(ours, scores, verdicts), Side(theirs, [*map(_rest, scores)], verdicts)
+
+
+def shares_of(ours: Side, theirs: Side) -> list[float | None]:
+    """The share of the win on each prompt; None where the judge said nothing of one side."""
+    pairs = zip(ours.scores, theirs.scores, strict=True)
+    return [
+        None if one is None or other is None else float(outcomes([one], [other])[0])
+        for one, other in pairs
+    ]
+
+
+def rates(
+    shares: Sequence[float | None],
+    ours: Sequence[Completion],
+    theirs: Sequence[Completion],
+    seed: int,
+) -> dict[str, Any]:
+    """What the shares of one judge say of two sides.
+
+    Args:
+        shares: The model's share of the win on each prompt, as of `shares_of`.
+        ours: The model's completions.
+        theirs: The baseline's.
+        seed: Of the bootstrap.
+
+    Returns:
+        win_rate and, of enough prompts, length_controlled_win_rate (lengths in tokens), each with
+        its interval as ..._ci95; before them num_judged, where that is not all.
+    """
+    kept = [row for row, share in enumerate(shares) if share is not None]
+    wins = [float(shares[row] or 0) for row in kept]
+    made = {"win_rate": win_rate(wins, [0.5] * len(wins), seed=seed)}
+    lengths = [np.array([float(len(side[row].ids)) for row in kept]) for side in (ours, theirs)]
+    controlled = length_controlled(np.array([wins]), lengths[0][None], lengths[1], seed=seed)
+    if controlled:
+        made["length_controlled_win_rate"] = controlled[0]
+    else:
+        note(
+            f"{len(kept)} prompts are too few for a length-controlled win rate; {LEAST} are enough."
+        )
+    numbers: dict[str, Any] = {} if len(kept) == len(shares) else {"num_judged": len(kept)}
+    for name, one in made.items():
+        numbers |= {name: one.value, f"{name}_ci95": [one.low, one.high]}
+    return numbers
 
 
 def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> dict[str, float]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
+import numpy as np
+
+from recipes.lib.evaluation.people import PeopleJudge, answers_of
+from recipes.lib.feedback.agreement import cohen_kappa, krippendorff_alpha
 from recipes.lib.generation.completions import Completion
 from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import evaluation_device
@@ -21,6 +26,57 @@ from recipes.lib.rewards.scoring import (
 
 # Of prompts, their completions and the further columns of the data: one finite score for each.
 Judge = Callable[[Sequence[Any], Sequence[Completion], dict[str, list[Any]]], list[float]]
+
+
+def load_judges(
+    names: Sequence[str], dtype: str, batch_size: int, *, trust_remote_code: bool = False
+) -> dict[str, Judge | LanguageModelJudge | PeopleJudge]:
+    """Find those who judge two completions: as in `load_judge`, or people's answers.
+
+    Args:
+        names: As of `load_judge`; a language model compares; a feedback run or a .jsonl file of
+            pairs are people's answers.
+        dtype: Of reward models.
+        batch_size: Texts at a time, of reward models.
+        trust_remote_code: Whether code beside a model may run.
+
+    Returns:
+        The judges by name.
+
+    Raises:
+        UserError: One cannot be used.
+    """
+    trusted = {"trust_remote_code": trust_remote_code}
+    made: dict[str, Judge | LanguageModelJudge | PeopleJudge] = {}
+    for name in names:
+        if answers_of(name):
+            made[name] = PeopleJudge(name)
+        elif is_judge(name):
+            made[name] = LanguageModelJudge(name, evaluation_device(), **trusted)
+        else:
+            made[name] = load_judge(name, dtype, batch_size, **trusted)
+    return made
+
+
+def agreement(shares: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
+    """How far judges agree on who wins a prompt, or that it is a tie.
+
+    Args:
+        shares: Of each judge the share of the win on each prompt; None where it said nothing.
+
+    Returns:
+        Krippendorff's alpha of all, and for each two the prompts that both judged and Cohen's
+        kappa; None where they are not defined.
+    """
+    table_JN = np.array(
+        [[np.nan if one is None else one for one in row] for row in shares.values()]
+    )
+    kappas = {}
+    for one, other in combinations(range(len(shares)), 2):
+        number, kappa = cohen_kappa(table_JN[[one, other]], "nominal")
+        both = " and ".join([[*shares][one], [*shares][other]])
+        kappas[both] = {"num_prompts": number, "kappa": kappa}
+    return {"alpha": krippendorff_alpha(table_JN, "nominal"), "kappas": kappas}
 
 
 def load_judge(

@@ -104,12 +104,15 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
         rows["max_completion_length"] = training.max_completion_length
     texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in rows.items()}
     flags = shlex.join(word for key, one in texts.items() for word in (f"--{key}", one))
+    judge = getattr(script, "judge", None) or getattr(script, "reward_funcs", [REWARD])
     names = {
         "start": getattr(config.model or script, "model_name_or_path", None)
         or next(iter(getattr(script, "names", ())), "MODEL"),
-        "it": getattr(script, "run", None) or ("" if is_data else folder_of(config)),
+        "it": getattr(script, "run", None)
+        or next(iter(getattr(script, "runs", ())), None)
+        or ("" if is_data else folder_of(config)),
         "made": "" if is_data else folder_of(config),
-        "judge": getattr(script, "judge", getattr(script, "reward_funcs", [REWARD])[0]),
+        "judge": judge if isinstance(judge, str) else judge[0],
     }
     quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
     quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}

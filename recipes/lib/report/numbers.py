@@ -45,6 +45,8 @@ NATS = "nats per completion"
 QUANTITIES: dict[str, Quantity] = {
     "win_rate": Quantity("Win rate", "percent", digits=1),
     "win_rate_ci95": Quantity("95\u00a0% interval", "percent", digits=1),
+    "length_controlled_win_rate": Quantity("Win rate at equal lengths", "percent", digits=1),
+    "length_controlled_win_rate_ci95": Quantity("95\u00a0% interval", "percent", digits=1),
     "gold_ppo": Quantity("Gold score after PPO"),
     "gold_sft": Quantity("before, SFT"),
     "score": Quantity("Mean score"),

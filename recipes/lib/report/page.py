@@ -26,7 +26,8 @@ RECIPE_TITLES = {
 RUN_TILES = [
     tile.split()
     for tile in (
-        "win_rate win_rate_ci95, score score_baseline, scores first_scores, kl, kl_per_token, "
+        "win_rate win_rate_ci95, length_controlled_win_rate length_controlled_win_rate_ci95, "
+        "score score_baseline, scores first_scores, kl, kl_per_token, "
         "rlhf_reward, completion_length, accuracy accuracy_ceiling, accuracy_bag_of_words "
         "accuracy_frozen_features, auc, "
         "margin, perplexity base_perplexity, eval_loss train_loss, num_pairs num_test, mean_score, "

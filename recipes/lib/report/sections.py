@@ -7,7 +7,7 @@ from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_tabl
 from recipes.lib.report.charts import DPO, GROUPS, KTO, LOSS, PPO, REWARD, SFT
 from recipes.lib.report.curves import Curve, draw_curves
 from recipes.lib.report.figure import Picture
-from recipes.lib.report.numbers import is_number, plain
+from recipes.lib.report.numbers import is_number, number, plain
 from recipes.lib.report.pairs import (
     check_picture,
     differences,
@@ -59,7 +59,11 @@ def run_sections(run: RunFiles) -> list[Section]:
     elif run.recipe == "kto":
         made = [_training(run, KTO), replace(samples, samples=rated(run.samples))]
     elif run.recipe == "evaluate":
-        made = [evaluation_section(run, ("Baseline", "Model"))]
+        made = [
+            judge_section(run),
+            slice_section(run),
+            evaluation_section(run, ("Baseline", "Model")),
+        ]
     elif "annotators" in run.summary:
         table, lines = annotator_table(run.summary), agreement_lines(run.summary)
         people = Section("people", "Who answered", table=[list(COLUMNS), *table], lines=lines)
@@ -137,6 +141,37 @@ def check_section(run: RunFiles) -> Section:
     return Section(
         "check", "What the check found", [picture] if picture else [], None, [], table, lines
     )
+
+
+def judge_section(run: RunFiles) -> Section:
+    """Win rates by several judges, or the ranking of several runs; how far judges agree."""
+    judges, agreed = run.summary.get("judges") or {}, run.summary.get("agreement") or {}
+    table = [["Judge", "Win rate", "95\u00a0% interval"]] if judges else []
+    for name, one in judges.items():
+        table.append([name, *(number(k, one[k]).text for k in ("win_rate", "win_rate_ci95"))])
+    ranking = run.summary.get("ranking") or {}
+    if ranking:
+        table = [["Run", "Strength, log-odds", "95\u00a0% interval", "Win rate over the others"]]
+    for name, one in ranking.items():
+        shown = [number(key, one[key]).text for key in ("strength", "strength_ci95", "win_rate")]
+        table.append([name, *shown])
+    found = {"alpha of all": agreed.get("alpha")}
+    for both, one in agreed.get("kappas", {}).items():
+        found[f"kappa of {both} on {one['num_prompts']} prompts"] = one["kappa"]
+    lines = [f"{name}: {plain(one)}" for name, one in found.items() if is_number(one)]
+    return Section("judges", "Ranking" if ranking else "By judge", table=table, lines=lines)
+
+
+def slice_section(run: RunFiles) -> Section:
+    """Win rates of parts of the prompts, and which of them differ."""
+    slices = run.summary.get("slices") or {}
+    table = [["Slice", "Prompts", "Win rate", "95\u00a0% interval", ""]] if slices else []
+    for name, one in slices.items():
+        numbers = number("num_prompts", one["num_prompts"]), number("win_rate", one["win_rate"])
+        shown = [cell.text for cell in (*numbers, number("win_rate_ci95", one["win_rate_ci95"]))]
+        table.append([name, *shown, "differs" if one["differs"] else ""])
+    told = "The intervals hold all at once; one that differs does so from the other prompts."
+    return Section("slices", "By slice", table=table, lines=[told] if slices else [])
 
 
 def evaluation_section(run: RunFiles, names: tuple[str, str]) -> Section:

@@ -98,9 +98,13 @@ def named_folder(pattern: str, values: Any) -> str:
     """
 
     def short(key: re.Match[str]) -> str:
-        parts = Path((getattr(values, key[1]) or "").replace(":", "/")).parts
-        kept = [part for part in parts if part not in ("/", ".", "..", "final")]
-        return "-".join(kept[-2:])[-60:]  # a file system takes 255 characters for three of them
+        given = getattr(values, key[1]) or ""
+        names = [given] if isinstance(given, str) else given
+        paths = [Path(name.replace(":", "/")).parts for name in names]
+        kept = [[one for one in parts if one not in ("/", ".", "..", "final")] for parts in paths]
+        return "-".join(one for parts in kept for one in parts[-2:])[
+            -60:
+        ]  # a file system takes 255 characters for three of them
 
     return re.sub(r"<(\w+)>", short, pattern)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
+from recipes.lib.evaluation.win_rate import pair_accuracy, smallest_difference, win_rate
 
 
 def test_ties_count_half() -> None:
@@ -56,6 +56,17 @@ def test_all_ties_are_symmetric_around_a_half() -> None:
     assert wins.low + wins.high == pytest.approx(1.0)
     # 0.025^(1/20) = 0.8316 of the pairs at least are ties: half of it from below.
     assert wins.low == pytest.approx(0.4158, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_prompts", [50, 200, 805])
+def test_the_smallest_difference_is_found_in_eighty_of_a_hundred(num_prompts: int) -> None:
+    from scipy.stats import binom, norm
+
+    gap = smallest_difference(num_prompts)
+    limit = norm.isf(0.025) * (num_prompts / 4) ** 0.5  # of the number of wins, from the middle
+    power = binom.sf(num_prompts / 2 + limit, num_prompts, 0.5 + gap)
+    assert power == pytest.approx(0.8, abs=0.04)  # the number of wins is a whole one
+    assert smallest_difference(1) == 0.5
 
 
 @pytest.mark.parametrize(
