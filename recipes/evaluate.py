@@ -26,6 +26,8 @@ from recipes.lib.errors import UserError
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
+from recipes.lib.rewards.arguments import EnsembleArguments
+from recipes.lib.rewards.loading import is_judge
 from recipes.lib.runs.folder import FolderArguments, named_folder, open_run
 
 POSITIONAL = "run"
@@ -33,7 +35,7 @@ FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
+class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
     """What is compared, on what, and who judges."""
 
     output_dir: str | None = option(FOLDER, "Run folder.")
@@ -43,6 +45,9 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
         None,
         "Who scores: a reward function as file.py:name or module:name, asked as in training, a "
         "reward model (run, folder or Hub id), or a language model that compares (judge.yaml).",
+    )
+    reward_weights: list[float] | None = option(
+        None, "Weight of each aspect of a reward model that judges; default: 1 each."
     )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
     max_completion_length: int = option(64, "Longest completion, in tokens.")
@@ -65,11 +70,14 @@ def validate(script: EvaluateArguments) -> None:
     """Check the keys before anything is loaded.
 
     Raises:
-        UserError: A key is missing.
+        UserError: A key is missing, or is none of such a judge.
     """
     for key in ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
+    if script.reward_weights and is_judge(str(script.judge)):
+        told = f"reward_weights={script.reward_weights}: {script.judge} compares completions"
+        raise UserError(f"{told}, and has no scores to weigh; leave it out.")
 
 
 def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:
@@ -107,7 +115,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.models.policies import evaluation_device
     from recipes.lib.recipe.spine import finish
     from recipes.lib.rewards.judge import LanguageModelJudge
-    from recipes.lib.rewards.loading import is_judge
+    from recipes.lib.rewards.reward_models import Aggregation, ModelReward
 
     script: EvaluateArguments = config.script
     validate(script)
@@ -119,7 +127,9 @@ def run(config: Config) -> dict[str, Any]:
     if is_judge(str(script.judge)):
         judge = LanguageModelJudge(str(script.judge), evaluation_device(), **trusted)
     else:
-        judge = load_judge(str(script.judge), script.dtype, script.batch_size, **trusted)
+        said = Aggregation(script.ensemble_aggregation, script.ensemble_sd_weight)
+        reward = ModelReward(str(script.judge), said, script.dtype)
+        judge = load_judge(reward, script.batch_size, script.reward_weights, **trusted)
     folder = open_run(config)
     sampling = SamplingSettings(
         script.max_completion_length, script.temperature, script.batch_size, script.seed

@@ -1,4 +1,4 @@
-"""Keys about rewards that the recipes have in common which sample."""
+"""Keys about rewards: of the recipes that sample, and of whoever asks a reward model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from recipes.lib.config.fields import option
 
 
 @dataclass(kw_only=True)
-class RewardArguments:
+class EnsembleArguments:
+    """What the outputs of a reward model say together."""
+
+    ensemble_aggregation: str = option(
+        "mean",
+        "What an ensemble of outputs of a reward model says: their mean, the least of them, or "
+        "their mean less ensemble_sd_weight standard deviations.",
+        choices=("mean", "min", "mean_minus_sd"),
+    )
+    ensemble_sd_weight: float = option(1.0, "Of mean_minus_sd: how many standard deviations.")
+
+
+@dataclass(kw_only=True)
+class RewardArguments(EnsembleArguments):
     """Keys about rewards of the recipes that sample."""
 
     reward_funcs: list[str] = field(
@@ -28,14 +41,6 @@ class RewardArguments:
         "How often a reward function is asked again that timed out, died or lost a connection, "
         "after 1, 2, 4 ... seconds.",
     )
-
-    ensemble_aggregation: str = option(
-        "mean",
-        "What an ensemble of outputs of a reward model says: their mean, the least of them, or "
-        "their mean less ensemble_sd_weight standard deviations.",
-        choices=("mean", "min", "mean_minus_sd"),
-    )
-    ensemble_sd_weight: float = option(1.0, "Of mean_minus_sd: how many standard deviations.")
 
     def rewards(self) -> list[Any]:
         """The rewards as PPOTrainer takes them: names of models, functions that are patient.
