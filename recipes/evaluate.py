@@ -115,7 +115,6 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.models.policies import evaluation_device
     from recipes.lib.recipe.spine import finish
     from recipes.lib.rewards.judge import LanguageModelJudge
-    from recipes.lib.rewards.reward_models import Aggregation, ModelReward
 
     script: EvaluateArguments = config.script
     validate(script)
@@ -127,8 +126,7 @@ def run(config: Config) -> dict[str, Any]:
     if is_judge(str(script.judge)):
         judge = LanguageModelJudge(str(script.judge), evaluation_device(), **trusted)
     else:
-        said = Aggregation(script.ensemble_aggregation, script.ensemble_sd_weight)
-        reward = ModelReward(str(script.judge), said, script.dtype)
+        reward = script.reward_model(str(script.judge), script.dtype)
         judge = load_judge(reward, script.batch_size, script.reward_weights, **trusted)
     folder = open_run(config)
     sampling = SamplingSettings(

@@ -151,7 +151,7 @@ def test_a_judge_of_several_outputs_is_mixed_as_in_training(folder: Path) -> Non
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(folder / "reward")
     tokenizer.save_pretrained(folder / "reward")
-    mixed = {"reward_weights": [1.0, -0.5], "ensemble_aggregation": "mean_minus_sd"}
+    mixed: dict[str, Any] = {"reward_weights": [1.0, -0.5], "ensemble_aggregation": "mean_minus_sd"}
     mixed |= {"ensemble_sd_weight": 2.0}
     evaluate(folder, judge=str(folder / "reward"))
     plain = read_jsonl(folder / "out/samples.jsonl")

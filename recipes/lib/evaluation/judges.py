@@ -45,7 +45,7 @@ def load_judge(
             when it is called, it does not return one finite number for each completion.
     """
     given = ModelReward(name, MEAN, "auto") if isinstance(name, str) else name
-    more = {"trust_remote_code": trust_remote_code}
+    more: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     found = load_reward_functions(given, None, batch_size, evaluation_device(), **more)
     functions = [*map(_with_fewer_arguments, found)]
     mix = reward_weights(functions, weights)

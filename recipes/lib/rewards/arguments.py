@@ -20,6 +20,13 @@ class EnsembleArguments:
     )
     ensemble_sd_weight: float = option(1.0, "Of mean_minus_sd: how many standard deviations.")
 
+    def reward_model(self, name: str, dtype: str = "float32") -> Any:
+        """A reward model as `load_reward_functions` takes it, with what becomes of its ensemble."""
+        from recipes.lib.rewards.reward_models import Aggregation, ModelReward  # late: torch
+
+        said = Aggregation(self.ensemble_aggregation, self.ensemble_sd_weight)
+        return ModelReward(name, said, dtype)
+
 
 @dataclass(kw_only=True)
 class RewardArguments(EnsembleArguments):
@@ -54,13 +61,11 @@ class RewardArguments(EnsembleArguments):
         # Late, because they import torch.
         from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
         from recipes.lib.rewards.retries import RewardProcess, with_retries
-        from recipes.lib.rewards.reward_models import Aggregation, ModelReward
         from recipes.lib.rewards.scoring import function_name
 
         if not is_function_reference(reference):
-            said = Aggregation(self.ensemble_aggregation, self.ensemble_sd_weight)
-            is_as_is = said.name == "mean" or is_judge(reference)
-            return reference if is_as_is else ModelReward(reference, said)
+            is_as_is = self.ensemble_aggregation == "mean" or is_judge(reference)
+            return reference if is_as_is else self.reward_model(reference)
         function = load_function(reference)
         if self.reward_timeout is not None:
             function = RewardProcess(reference, function_name(function), self.reward_timeout)
