@@ -30,6 +30,8 @@ from recipes.lib.errors import UserError, note
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
+from recipes.lib.rewards.arguments import EnsembleArguments
+from recipes.lib.rewards.loading import is_judge
 from recipes.lib.runs.folder import FolderArguments, named_folder, open_run
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ FOLDER_OF_MANY = "runs/evaluate/<runs>_by_<judge>"
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
+class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
     """What is compared, on what, and who judges."""
 
     output_dir: str | None = option(FOLDER, "Run folder.")
@@ -62,6 +64,9 @@ class EvaluateArguments(FolderArguments, DataArguments, TrustArguments):
         list,
         "Also the win rate by these columns of the data (their values, or quarters of numbers); "
         "length is that of the run's completion.",
+    )
+    reward_weights: list[float] | None = option(
+        None, "Weight of each aspect of a reward model that judges; default: 1 each."
     )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
     max_completion_length: int = option(64, "Longest completion, in tokens.")
@@ -86,7 +91,7 @@ def validate(script: EvaluateArguments) -> None:
     """Check the keys before anything is loaded.
 
     Raises:
-        UserError: A key is missing.
+        UserError: A key is missing, or is none of such a judge.
     """
     if script.runs:
         for key in ("run", "baseline", "slices"):
@@ -99,6 +104,10 @@ def validate(script: EvaluateArguments) -> None:
     for key in ("judge", "dataset_name") if script.runs else ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
+    weights, judges = script.reward_weights, script.judge
+    if weights and (len(judges) > 1 or is_judge(judges[0])):
+        why = "there are several judges" if judges[1:] else f"{judges[0]} compares completions"
+        raise UserError(f"reward_weights={weights}: {why}, and no scores to weigh; leave it out.")
 
 
 def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:
@@ -196,7 +205,8 @@ def run(config: Config) -> dict[str, Any]:
     prompts = columns.pop("prompt")
     slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
     trusted = {"trust_remote_code": script.trust_remote_code}
-    judges = load_judges(script.judge, script.dtype, script.batch_size, **trusted)
+    named = [script.reward_model(name, script.dtype) for name in script.judge]
+    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
     gap = smallest_difference(len(prompts))
     note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
     folder = open_run(config)

@@ -11,7 +11,7 @@ Data: prompt (text or messages).
 Writes a project: feedback.db, and of its answers answers.jsonl, final/*.jsonl, report.html.
 simulate writes feedback.jsonl, final/train.jsonl and final/test.jsonl in TRL's preference format
 (the test rows with their noise, and from other prompts), and its summary has the ceiling of
-accuracy.
+accuracy. Where annotators may tie, final/ranks.jsonl has the training rows with their ties.
 
     rlhf feedback serve runs/sft/mine --dataset_name prompts.jsonl
     rlhf feedback simulate --config configs/quickstart/feedback.yaml
@@ -40,7 +40,7 @@ from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError, first_line, visible
 from recipes.lib.feedback.arguments import AskArguments, ExchangeArguments, ServeArguments
-from recipes.lib.feedback.rows import item_id
+from recipes.lib.feedback.rows import Row, item_id
 from recipes.lib.feedback.simulation import Rater, check_raters
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
@@ -178,22 +178,28 @@ def item_of(prompt: Any, said: Sequence[Completion], run: str) -> dict[str, Any]
     return {"id": item_id(prompt, texts), "prompt": prompt, "completions": completions}
 
 
-def write_pairs(folder: Run, rows: Sequence[dict[str, Any]], tests: set[str]) -> dict[str, Any]:
-    """Write final/train.jsonl and final/test.jsonl; also their numbers."""
+def write_pairs(folder: Run, rows: Sequence[Row], tests: set[str], *, may_tie: bool) -> Row:
+    """Write final/train.jsonl, or for raters who tie an export, and test.jsonl; also numbers."""
     from recipes.lib.feedback.exchange import training_rows
 
-    folder.final.mkdir(exist_ok=True)
-    split: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    split: dict[bool, list[Row]] = {False: [], True: []}
     for row in rows:
-        is_test = prompt_text(row["prompt"]) in tests
-        noise = {"noise": row["noise"]} if is_test else {}
-        made = training_rows([row]).get("preference", [])
-        split[is_test] += [pair | noise for pair in made]
-    write_jsonl(folder.final / "train.jsonl", split[False])
-    write_jsonl(folder.final / "test.jsonl", split[True])
-    noises = [pair["noise"] for pair in split[True]]
-    numbers = {"num_pairs": len(rows), "num_train": len(split[False]), "num_test": len(noises)}
-    return numbers | {"accuracy_ceiling": 1 - sum(noises) / len(noises)}
+        split[prompt_text(row["prompt"]) in tests].append(row)
+    made = training_rows(split[False])
+    files = made if may_tie else {"train": made.get("preference", [])}
+    test = [
+        pair | {"noise": row["noise"]}
+        for row in split[True]
+        for pair in training_rows([row]).get("preference", [])
+    ]
+    if not test:
+        raise UserError("annotators: every test pair is a tie; lower tie, or raise test_fraction.")
+    folder.final.mkdir(exist_ok=True)
+    for name, found in (files | {"test": test}).items():
+        write_jsonl(folder.final / f"{name}.jsonl", found)
+    num_train = max(map(len, files.values()), default=0)
+    numbers = {"num_pairs": len(rows), "num_train": num_train, "num_test": len(test)}
+    return numbers | {"accuracy_ceiling": 1 - sum(pair["noise"] for pair in test) / len(test)}
 
 
 @guarded
@@ -234,7 +240,8 @@ def simulate(config: Config) -> dict[str, Any]:
     answers = simulate_answers(items, scores, created_at=now, **drawn)
     write_jsonl(folder.path / "feedback.jsonl", answers)
     if script.kinds == PAIRS:
-        numbers = write_pairs(folder, answers, set(map(prompt_text, held_out)))
+        may_tie = any(rater.tie for rater in drawn["raters"])
+        numbers = write_pairs(folder, answers, set(map(prompt_text, held_out)), may_tie=may_tie)
     else:
         numbers = {f"num_{name}": n for name, n in write_answers(answers, folder.path).items()}
     lengths = [len(one.ids) for said in sets for one in said]

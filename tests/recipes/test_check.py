@@ -32,8 +32,8 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Healthy runs, two of whole models and one of an adapter, each with its check."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model."""
     folder = tmp_path_factory.mktemp("check")
     tokenizer: PreTrainedTokenizerFast = word_tokenizer()
     torch.manual_seed(0)
@@ -44,6 +44,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes, **ids)
     LlamaForCausalLM(config).save_pretrained(folder / "tiny")
     tokenizer.save_pretrained(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Path:
+    """Healthy runs, two of whole models and one of an adapter, each with its check."""
     write(folder / "rows.jsonl", ROWS)
     for name, more in (("whole", {}), ("other", {"seed": 7}), ("adapter", LORA)):
         values = {
@@ -308,28 +314,58 @@ def test_a_large_model_is_left_to_whoever_asks(
     assert "is not checked (in 32 bits it takes" in capsys.readouterr().err
 
 
-def test_a_model_of_several_aspects_is_asked_in_the_aspect_of_each_pair(
-    runs: Path, tmp_path: Path
-) -> None:
+def aspects(folder: Path, target: Path, ensemble: int) -> dict[str, Any]:
+    """A run whose two aspects like opposite moods, and what its check says."""
     rows = [row | {"aspect": "mood"} for row in ROWS[::2]]
     rows += [
         {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
         | {"aspect": "gloom"}
         for row in ROWS[1::2]
     ]
-    write(tmp_path / "rows.jsonl", rows)
+    write(target.parent / "rows.jsonl", rows)
     values = {
-        "model_name_or_path": str(runs.parent / "tiny"),
-        "dataset_name": str(tmp_path / "rows.jsonl"),
+        "model_name_or_path": str(folder / "tiny"),
+        "dataset_name": str(target.parent / "rows.jsonl"),
         "test_fraction": 0.4,
         "max_steps": 30,
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-2,
-        "ensemble": 2,
-        "output_dir": str(tmp_path / "it"),
+        "ensemble": ensemble,
+        "output_dir": str(target),
     }
     run(parse("reward", [], FAST | values))
-    report = read_json(tmp_path / "it" / "check.json")
+    return read_json(target / "check.json")
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "places", "order"),
+    [(1, [1, 0], "mood, gloom"), (2, [0, 2, 1, 3], "gloom, mood, gloom, mood")],
+    ids=["each", "by members"],
+)
+def test_a_model_of_several_aspects_is_asked_in_the_aspect_of_each_pair(
+    folder: Path, tmp_path: Path, ensemble: int, places: list[int], order: str
+) -> None:
+    it = tmp_path / "it"
+    report = aspects(folder, it, ensemble)
     said = answers(report)
     assert said["recorded_scores"] == said["learned_nothing"] == said["pipeline"] == "fine"
+    assert said["outputs_mixed_up"] == "fine"
     assert not any("it failed" in row["sentence"] for row in report["findings"])
+    file = it / "final" / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"score.weight": weights["score.weight"][places]}, file, {"format": "pt"})
+    first = next(row for row in look(str(it))["findings"] if row["status"] == "fault")
+    assert first["name"] == "outputs_mixed_up"
+    assert first["details"]["order"] == order
+    assert f"taken to be about {order} they tell " in first["sentence"]
+    # Which output now likes which mood, by hand.
+    names = ["gloom", "mood"] if ensemble == 1 else ["gloom 1", "gloom 2", "mood 1", "mood 2"]
+    likes = dict(zip(names, order.split(", "), strict=True))
+    assert first["details"]["accuracies"] == pytest.approx(
+        {
+            f"{aspect} by {name}": float(likes[name] == aspect)
+            for aspect in ("gloom", "mood")
+            for name in names
+        },
+        abs=0.1,
+    )

@@ -269,6 +269,33 @@ def test_a_reward_model_judges_what_it_was_trained_to_read(folder: Path, kind: s
     assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_judge_of_several_outputs_is_mixed_as_in_training(folder: Path) -> None:
+    from recipes.lib.models.classifiers import load_reward_model
+    from recipes.lib.models.reward_heads import RewardHeads
+
+    heads = RewardHeads(("style", "tone"), ensemble=2)
+    model, tokenizer = load_reward_model(str(folder / "base"), new_head=True, heads=heads)
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+    mixed: dict[str, Any] = {"reward_weights": [1.0, -0.5], "ensemble_aggregation": "mean_minus_sd"}
+    mixed |= {"ensemble_sd_weight": 2.0}
+    evaluate(folder, judge=str(folder / "reward"))
+    plain = read_jsonl(folder / "out/samples.jsonl")
+    evaluate(folder, judge=str(folder / "reward"), output_dir=str(folder / "mixed"), **mixed)
+    for one, other in zip(plain, read_jsonl(folder / "mixed/samples.jsonl"), strict=True):
+        assert one["completion"] == other["completion"]
+        ids = tokenizer(other["prompt"] + other["completion"] + tokenizer.eos_token)["input_ids"]
+        with torch.no_grad():
+            style, also, tone, too = model(input_ids=torch.tensor([ids])).logits[0].tolist()
+        # The standard deviation of two numbers is half their distance.
+        scores = [(style + also) / 2 - abs(style - also), (tone + too) / 2 - abs(tone - too)]
+        assert one["score"] == pytest.approx((style + also) / 2 + (tone + too) / 2, abs=1e-5)
+        assert other["score"] == pytest.approx(scores[0] - 0.5 * scores[1], abs=1e-5)
+    with pytest.raises(UserError, match=r"has 1 entries for 2 reward_funcs \(.*/style, .*/tone\)"):
+        evaluate(folder, judge=str(folder / "reward"), reward_weights=[1.0])
+
+
 def test_the_test_split_is_what_is_completed(folder: Path) -> None:
     evaluate(folder, test_fraction=0.5, num_prompts=2)
     assert len(read_jsonl(folder / "out" / "samples.jsonl")) == 2
@@ -313,6 +340,10 @@ def test_an_evaluation_is_named_after_what_it_compares_and_who_judges(
         ({"max_completion_length": 0}, "max_completion_length=0: must be 1 or more"),
         ({"slices": ["subject"]}, "slices=subject: the data has no such column; it has length"),
         ({"judge": "nowhere.py:length"}, "nowhere.py is not there"),
+        (
+            {"judge": "judge.yaml", "reward_weights": [1.0]},
+            "reward_weights=.* compares completions",
+        ),
     ],
 )
 def test_mistakes_are_told_and_leave_no_folder(

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes.evaluate import main as evaluate
+from recipes.lib.recipe.main import launch
 from recipes.lib.rewards import judge_models
 from recipes.lib.runs.files import read_jsonl
-from recipes.ppo import main as ppo
 from tests.helpers.judge_server import Call, JudgeServer, serving, words
 from tests.helpers.tiny_runs import write
 
@@ -80,32 +80,38 @@ def test_evaluation_by_a_judge_is_by_both_orders(
     assert not [path for path in files if b"sk-not-a-real" in path.read_bytes()]
 
 
-def test_ppo_learns_from_a_judge_and_asks_nothing_twice(folder: Path) -> None:
-    values: dict[str, Any] = {
+GROUPS = {"max_steps": 2, "num_generations": 4}
+SAMPLED = {"ppo": {"total_episodes": 16, "rollout_batch_size": 8}, "rloo": GROUPS, "grpo": GROUPS}
+
+
+@pytest.mark.parametrize("recipe", SAMPLED)
+def test_a_policy_learns_from_a_judge_and_nothing_is_asked_twice(recipe: str, folder: Path) -> None:
+    values: dict[str, Any] = SAMPLED[recipe] | {
         "model_name_or_path": BASE,
         "dataset_name": folder / "prompts.jsonl",
-        "total_episodes": 16,
-        "rollout_batch_size": 8,
         "per_device_train_batch_size": 8,
         "max_completion_length": 12,
         "use_cpu": "true",
         "bf16": "false",
         "report_to": "none",
         "save_strategy": "no",
-        "output_dir": folder / "ppo",
+        "logging_steps": 1,
+        "output_dir": folder / "run",
     }
     with serving(lambda call: call.verdict(words(call))) as server:
         values["reward_funcs"] = judge(server, folder)
         flags = [str(word) for key, value in values.items() for word in (f"--{key}", value)]
-        assert ppo(flags) == 0
+        assert launch(recipe, flags) == 0
         num_calls = len(server.calls)
-    rows = [row for row in read_jsonl(folder / "ppo/metrics.jsonl") if "loss" in row]
-    assert rows[-1]["judge_asked"] == num_calls
-    summary = json.loads((folder / "ppo/summary.json").read_text())
+    rows = [row for row in read_jsonl(folder / "run/metrics.jsonl") if "loss" in row]
+    summary = json.loads((folder / "run/summary.json").read_text())
+    assert (rows[-1] if recipe == "ppo" else summary)["judge_asked"] == num_calls
     assert summary["judge_asked"] + summary["judge_cached"] == 16 == summary["judge_questions"]
+    assert summary["judge_cost"] == pytest.approx(num_calls * 120 / 1e6)
     # The server is gone, and the same run from its beginning has the same rewards.
-    assert ppo([*flags, "--overwrite"]) == 0
-    again = [row for row in read_jsonl(folder / "ppo/metrics.jsonl") if "loss" in row]
-    scores = [row["objective/scores"] for row in rows]
-    assert [row["objective/scores"] for row in again] == scores
-    assert json.loads((folder / "ppo/summary.json").read_text())["judge_asked"] == 0
+    assert launch(recipe, [*flags, "--overwrite"]) == 0
+    again = [row for row in read_jsonl(folder / "run/metrics.jsonl") if "loss" in row]
+    name = "objective/scores" if recipe == "ppo" else "reward"
+    assert [row[name] for row in again] == [row[name] for row in rows]
+    assert all(1 <= row[name] <= 10 for row in rows)
+    assert json.loads((folder / "run/summary.json").read_text())["judge_asked"] == 0

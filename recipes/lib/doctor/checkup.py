@@ -25,7 +25,8 @@ def checks() -> dict[str, Callable[[Any], Finding]]:
     from recipes.lib.doctor import leakage, learned, likes, paths, saved
 
     every = (
-        *(saved.head_not_saved, saved.template, saved.recorded_scores, saved.random_head),
+        *(saved.head_not_saved, saved.template, saved.outputs_mixed_up, saved.recorded_scores),
+        saved.random_head,
         *(paths.last_column, paths.left_padding, paths.pipeline, paths.merged_and_shared),
         *(paths.fewer_bits, leakage.leaked_rows, leakage.near_duplicates),
         *(leakage.prompts_on_both_sides, learned.no_eos, likes.prompt_ignored, likes.length_only),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recipes.lib.data.answers import aspect_of
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
 from recipes.lib.doctor.statistics import LEAST_PAIRS, Array, interval, mean_interval, outcomes
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.models.forward import base_model
+from recipes.lib.models.reward_heads import RewardHeads
 from recipes.lib.publishing.source import trained_dtype
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl
@@ -19,6 +22,7 @@ from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
 
 HEAD = ("score.weight", "classifier.weight")
 NUM_FOLDS = 4
+SURE = 0.998  # confidence that another order of outputs fits, which was chosen among several
 COARSE = 0.6  # standard deviations that a training in 16 bits may be off; narrow models were 0.36
 
 
@@ -62,6 +66,35 @@ def template(subject: Subject) -> Finding:
     same = sha256(Path(subject.path) / TEMPLATE_FILE) == known["chat_template"]
     is_spoken = not isinstance(subject.rows(1)[0][0], str)
     return finding("template", float(same), not same and is_spoken, not same)
+
+
+def outputs_mixed_up(subject: Subject) -> Finding:
+    """In no other order do outputs tell more pairs; one better in one aspect may know more."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.stats import binomtest
+
+    each, heads, names = copy(subject.scorer), subject.scorer.heads, subject.scorer.heads.names()
+    about = np.array([aspect_of(subject.test[one]) for one in subject.places])  # type: ignore[index]
+    if len(heads.aspects) == 1 or not np.isin(about, heads.aspects).any():
+        raise NotCheckedError("it has no aspects, or the pairs are about none of them")
+    each.heads, each.newest = RewardHeads(tuple(names)), None  # every output by itself
+    chosen, rejected = (each.scores(*subject.side(side)).numpy() for side in (1, 2))
+    right, own = outcomes(chosen - rejected), np.repeat(heads.aspects, heads.ensemble)
+    asked = {one: right[about == one] for one in heads.aspects if one in about}
+    better = own.copy()  # what each output is about in the order that tells the most pairs
+    accuracy = [asked[one].mean(0) if one in asked else 0 * right[0] for one in own]
+    better[linear_sum_assignment(accuracy, maximize=True)[1]] = own
+    told, found = (
+        np.concatenate([rows[:, order == one].mean(1) for one, rows in asked.items()])
+        for order in (own, better)
+    )
+    wins, number = int((found > told).sum()), int((found != told).sum())
+    low = binomtest(wins, number).proportion_ci(SURE, "wilson").low if number else 0.0
+    shares = {f"{aspect} by {name}": share for aspect, rows in asked.items()
+              for name, share in zip(names, rows.mean(0).tolist(), strict=True)}  # fmt: skip
+    known: dict[str, Any] = {"accuracy": told.mean(), "better": found.mean(), "accuracies": shares}
+    is_fault, order = low > limit_of("outputs_mixed_up"), ", ".join(better)
+    return finding("outputs_mixed_up", low, is_fault, order=order, **known)
 
 
 def recorded_scores(subject: Subject) -> Finding:

@@ -12,15 +12,15 @@ import numpy as np
 from recipes.lib.evaluation.people import PeopleJudge, answers_of
 from recipes.lib.feedback.agreement import cohen_kappa, krippendorff_alpha
 from recipes.lib.generation.completions import Completion
-from recipes.lib.models.classifiers import load_reward_model
 from recipes.lib.models.policies import evaluation_device
 from recipes.lib.rewards.judge import LanguageModelJudge
-from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
-from recipes.lib.rewards.reward_models import RewardModel
+from recipes.lib.rewards.loading import is_judge
+from recipes.lib.rewards.reward_models import MEAN, ModelReward, load_reward_functions
 from recipes.lib.rewards.scoring import (
     RewardFunction,
     as_answers,
     function_name,
+    reward_weights,
     weighted_scores,
 )
 
@@ -29,15 +29,19 @@ Judge = Callable[[Sequence[Any], Sequence[Completion], dict[str, list[Any]]], li
 
 
 def load_judges(
-    names: Sequence[str], dtype: str, batch_size: int, *, trust_remote_code: bool = False
+    named: Sequence[ModelReward],
+    batch_size: int,
+    weights: Sequence[float] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, Judge | LanguageModelJudge | PeopleJudge]:
     """Find those who judge two completions: as in `load_judge`, or people's answers.
 
     Args:
-        names: As of `load_judge`; a language model compares; a feedback run or a .jsonl file of
+        named: As of `load_judge`; a language model compares; a feedback run or a .jsonl file of
             pairs are people's answers.
-        dtype: Of reward models.
         batch_size: Texts at a time, of reward models.
+        weights: One for each aspect of a reward model; None for 1 each.
         trust_remote_code: Whether code beside a model may run.
 
     Returns:
@@ -48,13 +52,14 @@ def load_judges(
     """
     trusted = {"trust_remote_code": trust_remote_code}
     made: dict[str, Judge | LanguageModelJudge | PeopleJudge] = {}
-    for name in names:
+    for one in named:
+        name = one.name
         if answers_of(name):
             made[name] = PeopleJudge(name)
         elif is_judge(name):
             made[name] = LanguageModelJudge(name, evaluation_device(), **trusted)
         else:
-            made[name] = load_judge(name, dtype, batch_size, **trusted)
+            made[name] = load_judge(one, batch_size, weights, **trusted)
     return made
 
 
@@ -80,40 +85,40 @@ def agreement(shares: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
 
 
 def load_judge(
-    name: str, dtype: str = "auto", batch_size: int = 64, *, trust_remote_code: bool = False
+    name: str | ModelReward,
+    batch_size: int = 64,
+    weights: Sequence[float] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Judge:
     """Find a judge.
 
     Args:
         name: A reward function as file.py:name or module:name, which may leave arguments of those
             out; a judge's YAML file; or a reward model: a run, a folder or a Hub id.
-        dtype: Of a reward model.
         batch_size: Texts at a time, of a reward model.
+        weights: One for each aspect of a reward model; None for 1 each.
         trust_remote_code: Whether code beside a reward model may run.
 
     Returns:
         The judge. It reads texts, or messages where the prompts are messages.
 
     Raises:
-        UserError: There is no such function or reward model; or, when it is called, it does not
-            return one finite number for each completion.
+        UserError: There is no such function or reward model, or there are not as many weights; or,
+            when it is called, it does not return one finite number for each completion.
     """
-    if is_function_reference(name):
-        function: RewardFunction = _with_fewer_arguments(load_function(name))
-    elif is_judge(name):
-        function = LanguageModelJudge(
-            name, evaluation_device(), trust_remote_code=trust_remote_code
-        )
-    else:
-        model, tokenizer = load_reward_model(name, dtype, trust_remote_code=trust_remote_code)
-        function = RewardModel(model.to(evaluation_device()), tokenizer, name, batch_size)
+    given = ModelReward(name, MEAN, "auto") if isinstance(name, str) else name
+    more: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    found = load_reward_functions(given, None, batch_size, evaluation_device(), **more)
+    functions = [*map(_with_fewer_arguments, found)]
+    mix = reward_weights(functions, weights)
 
     def judge(
         prompts: Sequence[Any], completions: Sequence[Completion], columns: dict[str, list[Any]]
     ) -> list[float]:
         answers = as_answers(prompts, [completion.text for completion in completions])
         ids = [completion.ids for completion in completions]
-        scores, _ = weighted_scores([function], [1.0], prompts, answers, ids, columns)
+        scores, _ = weighted_scores(functions, mix, prompts, answers, ids, columns)
         return [float(score) for score in scores]
 
     return judge

@@ -1,4 +1,4 @@
-"""Keys about rewards that the recipes have in common which sample."""
+"""Keys about rewards: of the recipes that sample, and of whoever asks a reward model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,27 @@ from recipes.lib.config.fields import option
 
 
 @dataclass(kw_only=True)
-class RewardArguments:
+class EnsembleArguments:
+    """What the outputs of a reward model say together."""
+
+    ensemble_aggregation: str = option(
+        "mean",
+        "What an ensemble of outputs of a reward model says: their mean, the least of them, or "
+        "their mean less ensemble_sd_weight standard deviations.",
+        choices=("mean", "min", "mean_minus_sd"),
+    )
+    ensemble_sd_weight: float = option(1.0, "Of mean_minus_sd: how many standard deviations.")
+
+    def reward_model(self, name: str, dtype: str = "float32") -> Any:
+        """A reward model as `load_reward_functions` takes it, with what becomes of its ensemble."""
+        from recipes.lib.rewards.reward_models import Aggregation, ModelReward  # late: torch
+
+        said = Aggregation(self.ensemble_aggregation, self.ensemble_sd_weight)
+        return ModelReward(name, said, dtype)
+
+
+@dataclass(kw_only=True)
+class RewardArguments(EnsembleArguments):
     """Keys about rewards of the recipes that sample."""
 
     reward_funcs: list[str] = field(
@@ -29,14 +49,6 @@ class RewardArguments:
         "after 1, 2, 4 ... seconds.",
     )
 
-    ensemble_aggregation: str = option(
-        "mean",
-        "What an ensemble of outputs of a reward model says: their mean, the least of them, or "
-        "their mean less ensemble_sd_weight standard deviations.",
-        choices=("mean", "min", "mean_minus_sd"),
-    )
-    ensemble_sd_weight: float = option(1.0, "Of mean_minus_sd: how many standard deviations.")
-
     def rewards(self) -> list[Any]:
         """The rewards as PPOTrainer takes them: names of models, functions that are patient.
 
@@ -49,13 +61,11 @@ class RewardArguments:
         # Late, because they import torch.
         from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
         from recipes.lib.rewards.retries import RewardProcess, with_retries
-        from recipes.lib.rewards.reward_models import Aggregation, ModelReward
         from recipes.lib.rewards.scoring import function_name
 
         if not is_function_reference(reference):
-            said = Aggregation(self.ensemble_aggregation, self.ensemble_sd_weight)
-            is_as_is = said.name == "mean" or is_judge(reference)
-            return reference if is_as_is else ModelReward(reference, said)
+            is_as_is = self.ensemble_aggregation == "mean" or is_judge(reference)
+            return reference if is_as_is else self.reward_model(reference)
         function = load_function(reference)
         if self.reward_timeout is not None:
             function = RewardProcess(reference, function_name(function), self.reward_timeout)

@@ -44,10 +44,11 @@ MEAN = Aggregation()
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A reward model by its name, and what becomes of its ensemble."""
+    """A reward model by its name, what becomes of its ensemble, and how it is loaded."""
 
     name: str
     aggregation: Aggregation
+    dtype: str = "float32"
 
 
 class RewardModel:
@@ -222,9 +223,9 @@ def _load(
     shared: SharedBase | None,
     trusted: bool,
 ) -> RewardFunction:
-    aggregation = MEAN
+    aggregation, dtype = MEAN, "float32"
     if isinstance(entry, ModelReward):
-        entry, aggregation = entry.name, entry.aggregation
+        entry, aggregation, dtype = entry.name, entry.aggregation, entry.dtype
     if isinstance(entry, str) and is_function_reference(entry):
         return load_function(entry)
     if isinstance(entry, (str, Path)) and is_judge(str(entry)):
@@ -235,7 +236,7 @@ def _load(
             return RewardModel(*role, Path(entry).name, batch_size, aggregation)
         from recipes.lib.models.classifiers import load_reward_model
 
-        model, tokenizer = load_reward_model(str(entry), trust_remote_code=trusted)
+        model, tokenizer = load_reward_model(str(entry), dtype, trust_remote_code=trusted)
         name = Path(entry).name
         return RewardModel(model.to(device), tokenizer, name, batch_size, aggregation)
     if isinstance(entry, torch.nn.Module):

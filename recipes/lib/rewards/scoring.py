@@ -41,9 +41,10 @@ def reward_weights(
     """
     weights = list(given or [1.0] * len(functions))
     if len(weights) != len(functions):
+        names = ", ".join(map(function_name, functions))
         raise UserError(
             f"reward_weights={weights} has {len(weights)} entries for {len(functions)} "
-            "reward_funcs; give one for each."
+            f"reward_funcs ({names}); give one for each."
         )
     return weights
 

@@ -47,6 +47,7 @@ BASES = {
     "polarity": SHARED / "models/stories260K",
 }
 NUM_TRAIN, NUM_TEST = 1500, 256
+FIRST_SEED = 11  # that no limit was set by
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
 # What the doctor should call each fault. Another name for the same place is right, too.
 NAMES = {
@@ -347,7 +348,7 @@ def first_fault(row: Row) -> str:
 
 def page(work: Path) -> str:
     """The benchmark's page from all rows."""
-    rows = kept(work / "rows.jsonl")
+    rows = [row for row in kept(work / "rows.jsonl") if row["seed"] >= FIRST_SEED]
     seeds = {task: sorted({r["seed"] for r in rows if r["task"] == task}) for task in BASES}
     ran = "; ".join(f"{task}: {', '.join(map(str, found))}" for task, found in seeds.items())
     lines = [
@@ -357,8 +358,8 @@ def page(work: Path) -> str:
         "healthy ones alone.",
         f"Reward models of {NUM_TRAIN:,} pairs and {NUM_TEST} test pairs, on tales (base: the",
         "quickstart's trained model, 0.8M parameters, messages) and on sentence_polarity_pairs",
-        "(base: stories260K, plain text). Seeds below 10 were looked at while limits were set, and",
-        "are shown apart from proof: the bar is five seeds from 11 on for each task.",
+        f"(base: stories260K, plain text). Seeds below {FIRST_SEED} were looked at while limits",
+        "were set, and are left out: the bar is five seeds from there on for each task.",
         "",
         conditions("python scripts/bench/doctor/planted.py --work WORK --task TASK --seeds ..."),
         f"- seeds that ran: {ran}; rows without a seed have not been run yet",
@@ -386,7 +387,7 @@ def page(work: Path) -> str:
         "",
         f"{alarms} alarms in {len(well)} models; 95 % interval of their rate {low:.2f} to "
         f"{high:.2f}.",
-        f"A check took {min(times):.1f} to {max(times):.1f} s on one core.",
+        f"A check took {min(times, default=0):.1f} to {max(times, default=0):.1f} s on one core.",
         "",
         "| check | limit | tales | polarity | remarks |",
         "|---|---|---|---|---|",
