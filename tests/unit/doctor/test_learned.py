@@ -54,6 +54,14 @@ def test_labels_are_asked_for_where_the_margin_is_widest(wrong: int, status: str
     assert found["status"] == status
 
 
+def test_labels_that_a_bag_of_words_agrees_with_are_not_wrong() -> None:
+    rows = [pair("good good w1", "bad bad w2"), pair("bad bad w1", "good good w2")] * 10
+    examined = subject(rows + [pair("good w1", "bad w2")] * 80, TASTE)
+    assert learned.wrong_labels(examined)["status"] == "fault"
+    examined.train = examined.test
+    assert learned.wrong_labels(examined)["status"] == "remark"
+
+
 def test_noise_that_is_known_is_no_surprise() -> None:
     rows = [pair("good good w1", "bad bad w1")] * 10 + [pair("bad bad w1", "good good w1")] * 10
     rows += [pair("good w2", "bad w2")] * 80
@@ -63,10 +71,11 @@ def test_noise_that_is_known_is_no_surprise() -> None:
 
 
 def test_an_end_token_that_turns_the_order_is_a_fault() -> None:
-    rows = [pair(f"good w{n}", f"bad w{n}") for n in range(30)]
+    rows = [pair(f"good w{n % 30}", f"bad w{n % 30}") for n in range(40)]
     assert learned.no_eos(subject(rows, TASTE))["statistic"] == 0.0
     turned = learned.no_eos(subject(rows, TASTE, way="turned by eos"))
     assert (turned["statistic"], turned["status"]) == (-1.0, "fault")  # 0 right with it, 1 without
+    assert learned.no_eos(subject(rows[1:], TASTE, way="turned by eos"))["status"] == "remark"
 
 
 def test_confidence_is_compared_with_outcomes() -> None:
