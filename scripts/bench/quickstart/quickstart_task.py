@@ -295,7 +295,8 @@ def main() -> int:
         quick=f"{QUICK:,}",
         **summary,
     )
-    PAGE.write_text(page, encoding="utf-8")
+    _, mark, rest = PAGE.read_text(encoding="utf-8").partition("## With people")  # by hand
+    PAGE.write_text(page + mark + rest, encoding="utf-8")
     print(page)
     return 0
 
