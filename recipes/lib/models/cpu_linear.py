@@ -71,7 +71,7 @@ def use_fast_products(model: nn.Module) -> None:
 @functools.cache
 def has_slow_mkl() -> bool:
     """Whether PyTorch multiplies with MKL on a processor of AMD with AVX-512, and has oneDNN."""
-    # AMD's processors of AVX2 alone are 6 to 34 % slower with oneDNN.
+    # AMD's processors of AVX2 alone are 14 to 47 % slower with oneDNN.
     has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     has_both = has_both and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return has_both and _vendor() == "AMD" and torch.backends.cpu.get_cpu_capability() == "AVX512"
