@@ -324,7 +324,8 @@ def finish(
         run.write_summary(summary)
         report = check()
         write_report(run.path)
-        refuse(report, str(run.path), " (the run is whole; --skip_check true goes on with it)")
+        beside = " (the run is whole, see its report.html; --skip_check true goes on)"
+        refuse(report, str(run.path), beside)
         if getattr(config.training, "push_to_hub", False):
             _push(run, config.training)
     return summary
