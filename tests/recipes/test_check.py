@@ -17,6 +17,7 @@ from recipes.lib.doctor.gate import check_rewards, examined
 from recipes.lib.errors import FaultError
 from recipes.lib.recipe.main import launch, parse
 from recipes.lib.report.run_files import read_json
+from recipes.lib.runs.files import read_jsonl
 from recipes.reward import run
 from tests.conftest import word_tokenizer
 from tests.helpers.tiny_runs import FAST, LORA, flags, write
@@ -145,6 +146,33 @@ def test_a_head_of_another_run_is_named(runs: Path) -> None:
     first = next(row for row in look(str(it))["findings"] if row["status"] == "fault")
     assert first["name"] == "heads_mixed_up"
     assert first["details"]["twin"] == str(runs / "other")
+
+
+def test_a_model_of_16_bits_is_asked_in_16_bits(runs: Path, tmp_path: Path) -> None:
+    values = {
+        "model_name_or_path": str(runs.parent / "tiny"),
+        "dataset_name": str(runs.parent / "rows.jsonl"),
+        "test_fraction": 0.3,
+        "max_steps": 20,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "dtype": "bfloat16",
+        "output_dir": str(tmp_path / "it"),
+    }
+    run(parse("reward", [], FAST | values))
+    file, limit = tmp_path / "it/final/model.safetensors", 0.1
+    found = {row["name"]: row for row in read_json(tmp_path / "it/check.json")["findings"]}
+    assert found["recorded_scores"]["statistic"] == 0.0
+    assert found["recorded_scores"]["limit"] == limit
+    weights = load_file(file)
+    weights["score.weight"] *= 1.25  # two bits of a mantissa's eight: nothing else is rounded
+    save_file(weights, file, {"format": "pt"})
+    rows = read_jsonl(tmp_path / "it/samples.jsonl")
+    before = torch.tensor([[row["score_chosen"], row["score_rejected"]] for row in rows])
+    expected = 0.25 * before.abs().max() / before.std(correction=0)
+    found = {row["name"]: row for row in look(str(tmp_path / "it"))["findings"]}
+    assert found["recorded_scores"]["status"] == "fault"
+    assert found["recorded_scores"]["statistic"] == pytest.approx(expected.item(), rel=0.05)
 
 
 def test_another_token_for_padding_reads_the_last_column(runs: Path, tmp_path: Path) -> None:

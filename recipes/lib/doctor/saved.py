@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
 HEAD = ("score.weight", "classifier.weight")
 NUM_FOLDS = 4
 SURE = 0.998  # confidence that another order of outputs fits, which was chosen among several
-COARSE = 0.6  # standard deviations that a training in 16 bits may be off; narrow models were 0.36
+IN_16_BITS = 0.1  # standard deviations off in the 16 bits of the training; healthy at most 0.04
+COARSE = 0.6  # off in 32 bits, of a model too large to load again; a narrow one was 0.36
 
 
 def missing_head(path: str) -> Finding | None:
@@ -108,11 +110,17 @@ def recorded_scores(subject: Subject) -> Finding:
     if [row.get("chosen") for row in told] != said:
         raise NotCheckedError("samples.jsonl holds scores of other pairs")
     before = np.array([[row["score_chosen"], row["score_rejected"]] for row in told]).T
-    off = float(np.abs(before - np.array(subject.scores)).max()) / (float(before.std()) or 1.0)
+    scores, limit, dtype = subject.scores, limit_of("recorded_scores"), trained_dtype(subject.run)
     # FSDP and ZeRO may compute in 16 bits what is kept in 32: no score then has a longer mantissa.
-    is_rounded = not (before.astype(np.float32).view(np.uint32) % 2**13).any()
-    is_coarse = is_rounded or trained_dtype(subject.run) != "float32"
-    limit = COARSE if is_coarse else limit_of("recorded_scores")
+    bits = before.astype(np.float32).view(np.uint32)
+    is_rounded = not (bits % 2**13).any()
+    if is_rounded and dtype == "float32":
+        dtype = "float16" if (bits % 2**16).any() else "bfloat16"
+    if dtype != "float32":
+        limit = COARSE
+        with suppress(NotCheckedError):
+            scores, limit = subject.in_format(dtype, is_whole=is_rounded).scores, IN_16_BITS
+    off = float(np.abs(before - np.array(scores)).max()) / (float(before.std()) or 1.0)
     twin = _twin(subject) if off > limit else None
     name = "heads_mixed_up" if twin else "recorded_scores"
     return finding(name, off, off > limit, limit=limit, twin=twin)

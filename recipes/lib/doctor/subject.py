@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -178,6 +178,27 @@ class Subject:
             model = AutoModelForSequenceClassification.from_pretrained(self.path, **own)
             tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trusted)
         return model.eval().to(next(self.scorer.model.parameters()).device), tokenizer
+
+    def in_format(self, dtype: str, *, is_whole: bool) -> Subject:
+        """The same model loaded in another number format.
+
+        Args:
+            dtype: The format.
+            is_whole: Whether adapters and heads are in it, too.
+        """
+        import torch
+
+        from recipes.lib.models.classifiers import load_reward_model
+        from recipes.lib.rewards.reward_models import RewardModel
+
+        self.refuse_large()
+        model, tokenizer = load_reward_model(self.path, dtype, trust_remote_code=self.trusted)
+        if is_whole:
+            for weight in model.parameters():  # buffers, as those of positions, stay finer
+                weight.data = weight.data.to(getattr(torch, dtype))
+        model.to(next(self.scorer.model.parameters()).device)
+        scorer = RewardModel(model, tokenizer, self.scorer.__name__, self.scorer.batch_size)
+        return replace(self, scorer=scorer)
 
     def refuse_large(self) -> None:
         """Leave out what would take a second copy of a large model."""

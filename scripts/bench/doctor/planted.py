@@ -48,7 +48,9 @@ BASES = {
 }
 NUM_TRAIN, NUM_TEST = 1500, 256
 FIRST_SEED = 11  # that no limit was set by
+# Of another training; the polarity model's own, where its rows are messages, is the second one.
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
+OWN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 # What the doctor should call each fault. Another name for the same place is right, too.
 NAMES = {
     "random head": {"random_head", "recorded_scores"},
@@ -93,6 +95,12 @@ def text_of(said: Any) -> str:
 def with_words(said: Any, words: str) -> Any:
     """The same with other words."""
     return words if isinstance(said, str) else [{"role": "assistant", "content": words}]
+
+
+def spoken(row: Row) -> Row:
+    """A pair of plain text as messages."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return {key: [{"role": role, "content": row[key]}] for key, role in roles.items()}
 
 
 def turned(row: Row) -> Row:
@@ -219,8 +227,12 @@ def last_column(shop: Workshop) -> Row:
 
 
 def another_template(shop: Workshop) -> Row:
-    """The chat template is not that of the training."""
-    folder = shop.copy("template")
+    """The chat template is not that of the training; plain text, which needs none, as messages."""
+    if shop.task == "polarity":
+        rows = [[spoken(row) for row in some] for some in (shop.train, shop.test)]
+        folder = shop.trained("template", *rows, chat_template=OWN_TEMPLATE)
+    else:
+        folder = shop.copy("template")
     (folder / "final/chat_template.jinja").write_text(TEMPLATE)
     return look(str(folder))
 
