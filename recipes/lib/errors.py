@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Any
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # What libraries say in exceptions that carry no number.
@@ -40,6 +41,8 @@ class UserError(ValueError):
 
 class FaultError(UserError):
     """A reward model has a fault that its check found; the command line ends with exit code 3."""
+
+    summary: dict[str, Any] | None = None  # of the run that made it, which is whole
 
 
 def on_one_line(text: str) -> str:

@@ -249,7 +249,10 @@ def test_a_training_that_learned_nothing_is_whole_and_ends_with_code_3(
         "output_dir": str(tmp_path / "it"),
     }
     assert launch("reward", flags(values)) == 3
-    it, said = tmp_path / "it", capsys.readouterr().err
+    it, (printed, said) = tmp_path / "it", capsys.readouterr()
+    assert "accuracy_bag_of_words" in printed.replace(" ", "_")
+    assert "report.html" in printed
+    assert "Next" not in printed
     assert f"reward model {it}: learned_nothing: 0.50 of 160 pairs in the right order" in said
     assert "--skip_check true goes on" in said
     assert read_json(it / "summary.json")["accuracy"] == 0.5

@@ -78,7 +78,7 @@ def _say(text: str) -> None:
 
 
 def _run(recipe: str, argv: list[str]) -> int:
-    from recipes.lib.recipe.summary import print_closing
+    from recipes.lib.recipe.summary import print_closing, print_run
     from recipes.lib.verbosity import hush, restore
 
     hush()
@@ -90,7 +90,12 @@ def _run(recipe: str, argv: list[str]) -> int:
         gc.freeze()  # what was imported stays, and each training would look through it for garbage
     if config.values.get("log_level"):
         restore(config.values["log_level"])
-    summary = importlib.import_module(f"recipes.{recipe}").run(config)
+    try:
+        summary = importlib.import_module(f"recipes.{recipe}").run(config)
+    except FaultError as fault:
+        if fault.summary is not None and fault.summary["recipe"] == recipe:
+            print_run(config, fault.summary)
+        raise
     if is_main_process():
         print_closing(config, summary)
     return 0

@@ -16,7 +16,7 @@ from recipes.lib.data.tokenizer_fit import fit_rows
 from recipes.lib.distributed.processes import broadcast_from_main, is_main_process
 from recipes.lib.distributed.shards import save_unsharded
 from recipes.lib.doctor.checkup import refuse
-from recipes.lib.errors import UserError, note
+from recipes.lib.errors import FaultError, UserError, note
 from recipes.lib.evaluation.win_rate import pair_accuracy
 from recipes.lib.models.chat_template import (
     TEMPLATE_KEY,
@@ -324,8 +324,12 @@ def finish(
         run.write_summary(summary)
         report = check()
         write_report(run.path)
-        beside = " (the run is whole, see its report.html; --skip_check true goes on)"
-        refuse(report, str(run.path), beside)
+        beside = " (the run is whole; --skip_check true goes on)"
+        try:
+            refuse(report, str(run.path), beside)
+        except FaultError as fault:
+            fault.summary = summary
+            raise
         if getattr(config.training, "push_to_hub", False):
             _push(run, config.training)
     return summary

@@ -61,7 +61,7 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         return
     console = console or Console(highlight=False)
     if config.recipe != "data":
-        _print_run(console, config, summary)
+        print_run(config, summary, console)
     commands = next_commands(config, summary)
     used = [word for word in STAND_INS if any(word in command for command in commands)]
     _print_line(console, f"Next{', with your ' if used else ''}{', '.join(used)}:")
@@ -69,8 +69,15 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         _print_line(console, f"  {command}")
 
 
-def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> None:
-    folder = folder_of(config)
+def print_run(config: Config, summary: dict[str, Any], console: Console | None = None) -> None:
+    """Prints the numbers of a run and where its files are.
+
+    Args:
+        config: What the run ran with.
+        summary: What it returned.
+        console: Where to print; standard output by default.
+    """
+    console, folder = console or Console(highlight=False), folder_of(config)
     console.print()
     console.print(_numbers_table(config.recipe, summary))
     for warning in summary.get("warnings", []):

@@ -50,6 +50,7 @@ NUM_TRAIN, NUM_TEST = 1500, 256
 FIRST_SEED = 11  # that no limit was set by
 # Of another training; the polarity model's own, where its rows are messages, is the second one.
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
+SAID_ALONE = "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}"
 OWN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 # What the doctor should call each fault. Another name for the same place is right, too.
 NAMES = {
@@ -263,14 +264,11 @@ def without_eos(shop: Workshop) -> Row:
 
 
 def prompt_ignored(shop: Workshop) -> Row:
-    """The scorer is given the completions alone."""
-    subject = examine(str(shop.healthy()))
-    texts = subject.scorer.texts
-    empty: Any = "" if shop.task == "polarity" else []
-    subject.scorer.texts = lambda prompts, completions: texts(  # type: ignore[method-assign]
-        [empty] * len(prompts), completions
-    )
-    return check_up(subject)
+    """The chat template leaves the user's turns out."""
+    rows = [shop.train, shop.test]
+    if shop.task == "polarity":
+        rows = [[spoken(row) for row in some] for some in rows]
+    return look(str(shop.trained("no-prompt", *rows, chat_template=SAID_ALONE)))
 
 
 def leaked(shop: Workshop) -> Row:
