@@ -47,6 +47,8 @@ BASES = {
     "polarity": SHARED / "models/stories260K",
 }
 NUM_TRAIN, NUM_TEST = 1500, 256
+# Of 1,500 film reviews with 30 % swapped stories260K learns nothing, which is what the doctor says.
+NUM_SWAPPED = {"tales": NUM_TRAIN, "polarity": 4000}
 FIRST_SEED = 11  # that no limit was set by
 # Of another training; the polarity model's own, where its rows are messages, is the second one.
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
@@ -71,12 +73,12 @@ Row = dict[str, Any]
 
 
 def pairs(task: str, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training and test pairs of a task."""
-    rng, number = random.Random(f"{task} {seed}"), NUM_TRAIN + NUM_TEST
+    """Training pairs, more than most faults need, and test pairs of a task."""
+    rng, number = random.Random(f"{task} {seed}"), NUM_SWAPPED[task] + NUM_TEST
     if task == "polarity":
         every = read_jsonl(SHARED / "data/preference/sentence_polarity_pairs.jsonl")
         rows = rng.sample(every, number)
-        return rows[:NUM_TRAIN], rows[NUM_TRAIN:]
+        return rows[NUM_TEST:], rows[:NUM_TEST]
     rows = []
     for facts in draw_facts("feedback", number, seed):
         asked = request(facts, rng)
@@ -85,7 +87,7 @@ def pairs(task: str, seed: int) -> tuple[list[Row], list[Row]]:
         said = [[{"role": "assistant", "content": text}] for text in told]
         prompt = [{"role": "user", "content": asked}]
         rows.append({"prompt": prompt, "chosen": said[0], "rejected": said[1]})
-    return rows[:NUM_TRAIN], rows[NUM_TRAIN:]
+    return rows[NUM_TEST:], rows[:NUM_TEST]
 
 
 def text_of(said: Any) -> str:
@@ -130,7 +132,8 @@ class Workshop:
     def __init__(self, work: Path, task: str, seed: int) -> None:
         self.task, self.seed = task, seed
         self.folder = work / f"{task}-{seed}"
-        self.train, self.test = pairs(task, seed)
+        self.more, self.test = pairs(task, seed)
+        self.train = self.more[:NUM_TRAIN]
         self.rng = random.Random(seed)
 
     def trained(self, name: str, train: list[Row], test: list[Row], **keys: Any) -> Path:
@@ -198,7 +201,7 @@ def swapped(shop: Workshop) -> Row:
     """Of all pairs 30 % are labelled the wrong way round."""
     rng = random.Random(shop.seed)
     train, test = ([turned(r) if rng.random() < 0.3 else r for r in rows]
-                   for rows in (shop.train, shop.test))  # fmt: skip
+                   for rows in (shop.more, shop.test))  # fmt: skip
     return look(str(shop.trained("swapped", train, test)))
 
 
@@ -368,8 +371,9 @@ def page(work: Path) -> str:
         "healthy ones alone.",
         f"Reward models of {NUM_TRAIN:,} pairs and {NUM_TEST} test pairs, on tales (base: the",
         "quickstart's trained model, 0.8M parameters, messages) and on sentence_polarity_pairs",
-        f"(base: stories260K, plain text). Seeds below {FIRST_SEED} were looked at while limits",
-        "were set, and are left out: the bar is five seeds from there on for each task.",
+        "(base: stories260K, plain text; where 30 % are swapped of 4,000 pairs, since of 1,500 such",
+        "it learns nothing, which is then what the doctor says first).",
+        f"Seeds below {FIRST_SEED} were looked at while limits were set, and are left out.",
         "",
         conditions("python scripts/bench/doctor/planted.py --work WORK --task TASK --seeds ..."),
         f"- seeds that ran: {ran}; rows without a seed have not been run yet",

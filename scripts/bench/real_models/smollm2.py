@@ -152,7 +152,7 @@ class Stages:
     def other_half(self) -> None:
         """PPO with the verifiable reward, and DPO."""
         self.ppo("brief", BRIEF)
-        self.tune("dpo", "pairs", self.sft, learning_rate=5e-5, beta=0.1)
+        self.tune("dpo", "pairs", self.sft, learning_rate=5e-4, beta=0.1)
 
     def evaluate(self, name: str) -> None:
         """A run against the SFT run on the prompts held out."""
