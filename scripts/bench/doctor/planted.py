@@ -47,8 +47,9 @@ BASES = {
     "polarity": SHARED / "models/stories260K",
 }
 NUM_TRAIN, NUM_TEST = 1500, 256
-# Of 1,500 film reviews with 30 % swapped stories260K learns nothing, which is what the doctor says.
 NUM_SWAPPED = {"tales": NUM_TRAIN, "polarity": 4000}
+# Faster, film reviews with 30 % swapped teach stories260K nothing, which is what the doctor says.
+LEARNING_RATES = {"tales": 1e-3, "polarity": 3e-4}
 FIRST_SEED = 11  # that no limit was set by
 # Of another training; the polarity model's own, where its rows are messages, is the second one.
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
@@ -152,7 +153,7 @@ class Workshop:
             "output_dir": str(target),
             "num_train_epochs": 2,
             "per_device_train_batch_size": 16,
-            "learning_rate": 1e-3,
+            "learning_rate": LEARNING_RATES[self.task],
             "max_length": 256,
             "dtype": "float32",
             "use_cpu": True,
@@ -371,8 +372,8 @@ def page(work: Path) -> str:
         "healthy ones alone.",
         f"Reward models of {NUM_TRAIN:,} pairs and {NUM_TEST} test pairs, on tales (base: the",
         "quickstart's trained model, 0.8M parameters, messages) and on sentence_polarity_pairs",
-        "(base: stories260K, plain text; where 30 % are swapped of 4,000 pairs, since of 1,500 such",
-        "it learns nothing, which is then what the doctor says first).",
+        "(base: stories260K, plain text; where 30 % are swapped of 4,000 pairs at a learning rate",
+        "chosen for it, since of fewer or faster it learns nothing, which is then what is said).",
         f"Seeds below {FIRST_SEED} were looked at while limits were set, and are left out.",
         "",
         conditions("python scripts/bench/doctor/planted.py --work WORK --task TASK --seeds ..."),
