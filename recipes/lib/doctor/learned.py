@@ -21,6 +21,7 @@ from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
 from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins, wilson
 
 GUESS = 0.5
+SURELY_RIGHT = 0.7  # an accuracy that labels do not allow of which 30 % are wrong
 SURELY_LITTLE = 0.6  # an accuracy below which it may be stopped, where the interval holds guessing
 LEAST_WIDE = LEAST_PAIRS // 5  # with the widest margins
 MOST_COUNTED = 2_000  # training rows that the bag of words reads
@@ -52,8 +53,8 @@ def _accuracy_of_words(subject: Subject) -> float | None:
 def wrong_labels(subject: Subject) -> Finding:
     """Where the margin is widest nearly every label agrees; else labels are wrong.
 
-    A column `noise` says how often a label is wrong, and how many then are no surprise. Labels with
-    which a bag of words agrees more are not what is wrong.
+    A column `noise` says how often a label is wrong, and how many then are no surprise. Labels that
+    a bag of words orders well are not what is wrong.
     """
     right = outcomes(subject.margins)
     number, limit = len(right) // 5, limit_of("wrong_labels")
@@ -68,7 +69,7 @@ def wrong_labels(subject: Subject) -> Finding:
     high, agreed = interval(right[wide])[1], right[wide].mean()
     is_fault = high < limit
     if is_fault and (words := _accuracy_of_words(subject)) is not None:
-        is_fault = wilson(round(words * len(right)), len(right))[0] <= agreed
+        is_fault = wilson(round(words * len(right)), len(right))[0] <= max(agreed, SURELY_RIGHT)
     told = {"agreed": agreed, "pairs": number}
     return finding("wrong_labels", high, is_fault, agreed < limit, limit, **told)
 
@@ -78,6 +79,8 @@ def no_eos(subject: Subject) -> Finding:
     scorer, ids = subject.scorer, [subject.token_ids(*subject.side(side)) for side in (1, 2)]
     if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for rows in ids for row in rows):
         raise NotCheckedError("its rows do not end in the end token")
+    if scorer.tokenizer.eos_token_id == scorer.model.config.get_text_config().pad_token_id:
+        raise NotCheckedError("its end token is its padding, which it never reads")
     cut = [scorer.score_tokens([row[:-1] for row in rows]).sum(-1).numpy() for rows in ids]
     gain = outcomes(np.subtract(*subject.sums)) - outcomes(cut[0] - cut[1])
     is_less = gain.mean() < limit_of("no_eos")

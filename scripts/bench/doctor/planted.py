@@ -50,7 +50,9 @@ NUM_TRAIN, NUM_TEST = 1500, 256
 NUM_SWAPPED = {"tales": NUM_TRAIN, "polarity": 4000}
 # Faster, film reviews with 30 % swapped teach stories260K nothing, which is what the doctor says.
 LEARNING_RATES = {"tales": 1e-3, "polarity": 3e-4}
-FIRST_SEED = 11  # that no limit was set by
+# A model whose padding is its end token never reads one, and can then not miss it.
+OWN_KEYS = {"tales": {}, "polarity": {"pad_token": "<unk>"}}
+FIRST_SEED = 12  # that no limit was set by
 # Of another training; the polarity model's own, where its rows are messages, is the second one.
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
 SAID_ALONE = "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}"
@@ -166,7 +168,7 @@ class Workshop:
             "skip_check": True,  # it is asked below
             "seed": self.seed,
         }
-        run(parse("reward", [], values | keys))
+        run(parse("reward", [], values | OWN_KEYS[self.task] | keys))
         return target
 
     def healthy(self) -> Path:

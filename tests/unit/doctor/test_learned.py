@@ -62,6 +62,20 @@ def test_labels_that_a_bag_of_words_agrees_with_are_not_wrong() -> None:
     assert learned.wrong_labels(examined)["status"] == "remark"
 
 
+@pytest.mark.parametrize(("known", "status"), [(65, "fault"), (90, "remark")])
+def test_a_bag_of_words_excuses_labels_where_few_can_be_wrong(known: int, status: str) -> None:
+    # The model has ten wrong of its twenty widest; the bag of words, which knows w3, has so many
+    # of 100 right, and with 30 of 100 labels wrong nobody has more than 70.
+    rows = [pair("good good w1", "bad bad w1")] * 10 + [pair("bad bad w1", "good good w1")] * 10
+    rows += [pair("good w1", "bad w1")] * 80
+    for number, row in enumerate(rows):
+        side = "chosen" if number % 100 < known else "rejected"
+        rows[number] = row | {side: f"{row[side]} w3"}
+    examined = subject(rows, TASTE)
+    examined.train = Dataset.from_list([pair("w3", "w4")] * 20)
+    assert learned.wrong_labels(examined)["status"] == status
+
+
 def test_noise_that_is_known_is_no_surprise() -> None:
     rows = [pair("good good w1", "bad bad w1")] * 10 + [pair("bad bad w1", "good good w1")] * 10
     rows += [pair("good w2", "bad w2")] * 80
@@ -76,6 +90,13 @@ def test_an_end_token_that_turns_the_order_is_a_fault() -> None:
     turned = learned.no_eos(subject(rows, TASTE, way="turned by eos"))
     assert (turned["statistic"], turned["status"]) == (-1.0, "fault")  # 0 right with it, 1 without
     assert learned.no_eos(subject(rows[1:], TASTE, way="turned by eos"))["status"] == "remark"
+
+
+def test_an_end_token_that_is_padding_is_not_asked_about() -> None:
+    examined = subject([pair("good w1", "bad w2")] * 40, TASTE)
+    examined.scorer.model.config.pad_token_id = examined.scorer.tokenizer.eos_token_id
+    with pytest.raises(NotCheckedError, match="its padding"):
+        learned.no_eos(examined)
 
 
 def test_confidence_is_compared_with_outcomes() -> None:
