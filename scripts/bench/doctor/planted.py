@@ -47,9 +47,6 @@ BASES = {
     "polarity": SHARED / "models/stories260K",
 }
 NUM_TRAIN, NUM_TEST = 1500, 256
-NUM_SWAPPED = {"tales": NUM_TRAIN, "polarity": 4000}
-# Faster, film reviews with 30 % swapped teach stories260K nothing, which is what the doctor says.
-LEARNING_RATES = {"tales": 1e-3, "polarity": 3e-4}
 # A model whose padding is its end token never reads one, and can then not miss it.
 OWN_KEYS = {"tales": {}, "polarity": {"pad_token": "<unk>"}}
 FIRST_SEED = 12  # that no limit was set by
@@ -76,12 +73,12 @@ Row = dict[str, Any]
 
 
 def pairs(task: str, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training pairs, more than most faults need, and test pairs of a task."""
-    rng, number = random.Random(f"{task} {seed}"), NUM_SWAPPED[task] + NUM_TEST
+    """Training and test pairs of a task."""
+    rng, number = random.Random(f"{task} {seed}"), NUM_TRAIN + NUM_TEST
     if task == "polarity":
         every = read_jsonl(SHARED / "data/preference/sentence_polarity_pairs.jsonl")
         rows = rng.sample(every, number)
-        return rows[NUM_TEST:], rows[:NUM_TEST]
+        return rows[:NUM_TRAIN], rows[NUM_TRAIN:]
     rows = []
     for facts in draw_facts("feedback", number, seed):
         asked = request(facts, rng)
@@ -90,7 +87,7 @@ def pairs(task: str, seed: int) -> tuple[list[Row], list[Row]]:
         said = [[{"role": "assistant", "content": text}] for text in told]
         prompt = [{"role": "user", "content": asked}]
         rows.append({"prompt": prompt, "chosen": said[0], "rejected": said[1]})
-    return rows[NUM_TEST:], rows[:NUM_TEST]
+    return rows[:NUM_TRAIN], rows[NUM_TRAIN:]
 
 
 def text_of(said: Any) -> str:
@@ -135,8 +132,7 @@ class Workshop:
     def __init__(self, work: Path, task: str, seed: int) -> None:
         self.task, self.seed = task, seed
         self.folder = work / f"{task}-{seed}"
-        self.more, self.test = pairs(task, seed)
-        self.train = self.more[:NUM_TRAIN]
+        self.train, self.test = pairs(task, seed)
         self.rng = random.Random(seed)
 
     def trained(self, name: str, train: list[Row], test: list[Row], **keys: Any) -> Path:
@@ -155,7 +151,7 @@ class Workshop:
             "output_dir": str(target),
             "num_train_epochs": 2,
             "per_device_train_batch_size": 16,
-            "learning_rate": LEARNING_RATES[self.task],
+            "learning_rate": 1e-3,
             "max_length": 256,
             "dtype": "float32",
             "use_cpu": True,
@@ -204,7 +200,7 @@ def swapped(shop: Workshop) -> Row:
     """Of all pairs 30 % are labelled the wrong way round."""
     rng = random.Random(shop.seed)
     train, test = ([turned(r) if rng.random() < 0.3 else r for r in rows]
-                   for rows in (shop.more, shop.test))  # fmt: skip
+                   for rows in (shop.train, shop.test))  # fmt: skip
     return look(str(shop.trained("swapped", train, test)))
 
 
@@ -374,8 +370,10 @@ def page(work: Path) -> str:
         "healthy ones alone.",
         f"Reward models of {NUM_TRAIN:,} pairs and {NUM_TEST} test pairs, on tales (base: the",
         "quickstart's trained model, 0.8M parameters, messages) and on sentence_polarity_pairs",
-        "(base: stories260K, plain text; where 30 % are swapped of 4,000 pairs at a learning rate",
-        "chosen for it, since of fewer or faster it learns nothing, which is then what is said).",
+        "(base: stories260K, plain text). Of 1,500 labels with 30 % turned round there is as much to",
+        "learn as of 240 right ones ((1 - 2 * 0.3)^2), and of so few reviews stories260K learns",
+        "nothing: that is what the doctor then says, and no check can tell such labels from a task",
+        "that is too hard.",
         f"Seeds below {FIRST_SEED} were looked at while limits were set, and are left out.",
         "",
         conditions("python scripts/bench/doctor/planted.py --work WORK --task TASK --seeds ..."),
