@@ -1,6 +1,6 @@
 """What it has learned: more than guessing, from right labels, with its end token, and how sure.
 
-All of it from the margins of pairs that it was not trained on.
+All but the end token from the margins of pairs that it was not trained on.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from recipes.lib.data.prompts import prompt_text
 from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
 from recipes.lib.doctor.statistics import (
     LEAST_PAIRS,
+    Array,
     interval,
     largest,
     mean_interval,
     outcomes,
 )
-from recipes.lib.doctor.subject import Subject
+from recipes.lib.doctor.subject import Subject, split_pair, spread
 from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
 from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins, wilson
 
@@ -75,17 +76,27 @@ def wrong_labels(subject: Subject) -> Finding:
 
 
 def no_eos(subject: Subject) -> Finding:
-    """It was trained with the end token that it is asked with: without one it tells less."""
-    scorer, ids = subject.scorer, [subject.token_ids(*subject.side(side)) for side in (1, 2)]
-    if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for rows in ids for row in rows):
-        raise NotCheckedError("its rows do not end in the end token")
+    """It was trained with the end token that it is asked with: without one it tells less.
+
+    Of its own training pairs, where these are there: it has seen each of them where it reads.
+    """
+    scorer, rows = subject.scorer, subject.train or subject.test
+    if not rows:
+        raise NotCheckedError(subject.absent)
     if scorer.tokenizer.eos_token_id == scorer.model.config.get_text_config().pad_token_id:
         raise NotCheckedError("its end token is its padding, which it never reads")
-    cut = [scorer.score_tokens([row[:-1] for row in rows]).sum(-1).numpy() for rows in ids]
-    gain = outcomes(np.subtract(*subject.sums)) - outcomes(cut[0] - cut[1])
-    is_less = gain.mean() < limit_of("no_eos")
-    is_sure = mean_interval(gain)[1] < 0 and len(gain) >= LEAST_PAIRS
-    return finding("no_eos", gain.mean(), is_less and is_sure, is_less)
+    prompts, *sides = zip(*(split_pair(rows[place]) for place in spread(len(rows))), strict=True)
+    ids = [subject.token_ids(prompts, side) for side in sides]
+    if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for some in ids for row in some):
+        raise NotCheckedError("its rows do not end in the end token")
+
+    def losses(some: list[list[list[int]]]) -> Array:
+        chosen, rejected = (scorer.score_tokens(side).sum(-1).numpy() for side in some)
+        return np.asarray(np.logaddexp(0, rejected - chosen))
+
+    gain = losses([[row[:-1] for row in side] for side in ids]) - losses(ids)
+    is_sure = mean_interval(gain)[1] < limit_of("no_eos") and len(gain) >= LEAST_PAIRS
+    return finding("no_eos", gain.mean(), is_sure, gain.mean() < limit_of("no_eos"))
 
 
 def calibration(subject: Subject) -> Finding:

@@ -78,8 +78,7 @@ class Subject:
         """Which test rows are asked about, from all over them."""
         if not self.test:
             raise NotCheckedError(self.absent)
-        step = max(1, len(self.test) / NUM_PAIRS)
-        return [int(number * step) for number in range(min(NUM_PAIRS, len(self.test)))]
+        return spread(len(self.test))
 
     @cached_property
     def pairs(self) -> list[tuple[Any, Any, Any]]:
@@ -238,6 +237,12 @@ class Subject:
         plain = isinstance(prompts[0], str)
         ids: list[list[int]] = self.scorer.tokenizer(texts, add_special_tokens=plain)["input_ids"]
         return ids
+
+
+def spread(number: int) -> list[int]:
+    """Places of at most NUM_PAIRS rows from all over so many."""
+    step = max(1, number / NUM_PAIRS)
+    return [int(place * step) for place in range(min(NUM_PAIRS, number))]
 
 
 def split_pair(row: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -85,11 +85,16 @@ def test_noise_that_is_known_is_no_surprise() -> None:
 
 
 def test_an_end_token_that_turns_the_order_is_a_fault() -> None:
+    # Margins of 2 with the end token and of -2 without, and log(1 + e^2) - log(1 + e^-2) is 2.
     rows = [pair(f"good w{n % 30}", f"bad w{n % 30}") for n in range(40)]
     assert learned.no_eos(subject(rows, TASTE))["statistic"] == 0.0
     turned = learned.no_eos(subject(rows, TASTE, way="turned by eos"))
-    assert (turned["statistic"], turned["status"]) == (-1.0, "fault")  # 0 right with it, 1 without
+    assert turned["statistic"] == pytest.approx(-2.0)
+    assert turned["status"] == "fault"
     assert learned.no_eos(subject(rows[1:], TASTE, way="turned by eos"))["status"] == "remark"
+    backwards = [pair(row["rejected"], row["chosen"]) for row in rows]
+    trained = learned.no_eos(subject(rows, TASTE, backwards, way="turned by eos"))
+    assert trained["statistic"] == pytest.approx(2.0)  # it is asked about what it was trained on
 
 
 def test_an_end_token_that_is_padding_is_not_asked_about() -> None:
