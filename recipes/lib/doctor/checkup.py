@@ -26,10 +26,10 @@ def checks() -> dict[str, Callable[[Any], Finding]]:
 
     every = (
         *(saved.head_not_saved, saved.template, saved.outputs_mixed_up, saved.recorded_scores),
-        saved.random_head,
+        *(learned.no_eos, saved.random_head),
         *(paths.last_column, paths.left_padding, paths.pipeline, paths.merged_and_shared),
         *(paths.fewer_bits, leakage.leaked_rows, leakage.near_duplicates),
-        *(leakage.prompts_on_both_sides, learned.no_eos, likes.prompt_ignored, likes.length_only),
+        *(leakage.prompts_on_both_sides, likes.prompt_ignored, likes.length_only),
         *(learned.wrong_labels, learned.learned_nothing, learned.calibration),
         *(likes.style, likes.odd_texts, likes.suffix),
     )

@@ -94,9 +94,12 @@ def no_eos(subject: Subject) -> Finding:
         chosen, rejected = (scorer.score_tokens(side).sum(-1).numpy() for side in some)
         return np.asarray(np.logaddexp(0, rejected - chosen))
 
-    gain = losses([[row[:-1] for row in side] for side in ids]) - losses(ids)
-    is_sure = mean_interval(gain)[1] < limit_of("no_eos") and len(gain) >= LEAST_PAIRS
-    return finding("no_eos", gain.mean(), is_sure, gain.mean() < limit_of("no_eos"))
+    without, limit = losses([[row[:-1] for row in side] for side in ids]), limit_of("no_eos")
+    gain = without - losses(ids)
+    # A head that is random tells nothing either way.
+    is_sure = mean_interval(gain)[1] < limit and mean_interval(without)[1] < np.log(2)
+    is_fault = is_sure and len(gain) >= LEAST_PAIRS
+    return finding("no_eos", gain.mean(), is_fault, gain.mean() < limit)
 
 
 def calibration(subject: Subject) -> Finding:

@@ -49,7 +49,7 @@ BASES = {
 NUM_TRAIN, NUM_TEST = 1500, 256
 # A model whose padding is its end token never reads one, and can then not miss it.
 OWN_KEYS = {"tales": {}, "polarity": {"pad_token": "<unk>"}}
-FIRST_SEED = 13  # that no limit was set by
+FIRST_SEED = 14  # that no limit was set by
 # Of another training; the polarity model's own, where its rows are messages, is the second one.
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}<|end|>"
 SAID_ALONE = "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}{% endfor %}"
