@@ -96,6 +96,13 @@ def test_item_04_two_processes_keep_one_kl_coefficient(runs: tuple[Result, Resul
     assert two.ranks[0]["kl_coef"] == pytest.approx(one.ranks[0]["kl_coef"], rel=1e-6)
 
 
+def test_item_51_two_processes_keep_one_multiplier(runs: tuple[Result, Result]) -> None:
+    one, two = runs
+    assert two.ranks[0]["cost"] == two.ranks[1]["cost"]
+    assert two.ranks[0]["cost"] == pytest.approx(one.ranks[0]["cost"], rel=1e-5)
+    assert (two.ranks[0]["cost"]["value"] > 0.0) == ("objective/cost" in one.facts["logs"][0])
+
+
 def test_item_30_two_processes_whiten_over_the_episodes_of_both(
     runs: tuple[Result, Result],
 ) -> None:
