@@ -119,11 +119,12 @@ class PPOTrainer(Resumable, Trainer):
             functions = load_reward_functions(
                 reward_funcs, reward_processing_classes, size, device, shared, **trusted
             )
-            given = (cost_funcs, None, size, device, shared)
-            costs = load_reward_functions(*given, **trusted) if cost_funcs else []
+            costs = cost_funcs and load_reward_functions(
+                cost_funcs, None, size, device, shared, **trusted
+            )
         self.clock, self.health = Clock(), Health()
         check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
-        self.collector = Collector(self, functions, prompts, costs)
+        self.collector = Collector(self, functions, prompts, costs or ())
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
         self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
