@@ -1,6 +1,6 @@
 """PPO: trains a policy on its own completions against rewards, held near the model it began from.
 
-    maximise  E[score(y)] - kl_coef * KL(policy || reference)
+    maximise  E[score(y)] - kl_coef * KL(policy || reference)   where  E[cost(y)] <= cost_limit
 
 by clipped policy gradient with a critic. The KL is a reward of each token and not a loss, and the
 reference is the model that the run started from.
@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
@@ -39,6 +40,8 @@ KEPT = {
     "objective/rlhf_reward": "rlhf_reward",
     "objective/kl": "kl",
     "completions/mean_length": "completion_length",
+    "objective/cost": "cost",
+    "objective/cost_multiplier": "cost_multiplier",
 }
 
 
@@ -47,6 +50,16 @@ class PPOArguments(
     RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments, CheckArguments
 ):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
+
+    cost_funcs: list[str] = option(
+        list, "Costs, written as rewards are; their sum is kept within cost_limit."
+    )
+
+    def costs(self) -> list[Any]:
+        """The costs as PPOTrainer takes them; the least of an ensemble is no careful cost."""
+        from recipes.lib.rewards.loading import is_function_reference
+
+        return [self._one(n) if is_function_reference(n) else n for n in self.cost_funcs]
 
 
 def arguments() -> tuple[type, ...]:
@@ -81,6 +94,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         eval_dataset=test,
         processing_class=tokenizer,
         peft_config=None if going_on else lora_config(config.model, "CAUSAL_LM"),
+        cost_funcs=config.script.costs(),
     )
 
 
@@ -99,6 +113,7 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The data, a model, a reward or the run folder cannot be used.
         FaultError: A reward model is at fault.
     """
+    from recipes.lib.ppo.cost_controller import refuse_half_a_limit
     from recipes.lib.ppo.roles import describe_roles
     from recipes.lib.recipe import spine
     from recipes.lib.rewards.judge import judge_counts
@@ -106,6 +121,7 @@ def run(config: Config) -> dict[str, Any]:
     script, training = config.script, config.training
     if not script.reward_funcs:
         raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
+    refuse_half_a_limit(script.cost_funcs, training.cost_limit)
     check_folder(config)
     train, test = load_splits(script, training.seed, ("prompt",))
     check_plan(config, test is not None)
@@ -115,8 +131,10 @@ def run(config: Config) -> dict[str, Any]:
     spine.train(trainer, folder)
     spine.save_final(trainer, folder)
     summary: dict[str, Any] = {"episodes": training.total_episodes}
-    summary |= judge_counts(trainer.collector.functions)
+    summary |= judge_counts(trainer.collector.functions + trainer.collector.costs)
     facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
+    if script.cost_funcs:
+        facts["cost_funcs"] = script.cost_funcs
     if is_main_process():
         summary |= spine.last_logs(folder, KEPT)
         summary["warnings"] = trainer.health.warnings

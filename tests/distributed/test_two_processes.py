@@ -96,6 +96,17 @@ def test_item_04_two_processes_keep_one_kl_coefficient(runs: tuple[Result, Resul
     assert two.ranks[0]["kl_coef"] == pytest.approx(one.ranks[0]["kl_coef"], rel=1e-6)
 
 
+def test_item_51_two_processes_keep_one_multiplier(runs: tuple[Result, Result]) -> None:
+    one, two = runs
+    own = [rank["cost"] for rank in (*one.ranks, *two.ranks)]
+    assert own[1] == own[2]
+    if "objective/cost" not in one.facts["logs"][0]:  # the run without a limit
+        assert own[0] == own[1]
+        return
+    assert own[1] == pytest.approx(own[0], rel=1e-5)
+    assert own[1]["value"] > 0.0
+
+
 def test_item_30_two_processes_whiten_over_the_episodes_of_both(
     runs: tuple[Result, Result],
 ) -> None:

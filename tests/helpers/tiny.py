@@ -100,6 +100,7 @@ def nothing(prompts: list[str], **_: Any) -> list[float]:
 def trainer(folder: Path, model: Any = None, **more: Any) -> PPOTrainer:
     """A PPOTrainer on a tiny model; further arguments are the trainer's or the configuration's."""
     own = {"peft_config", "callbacks", "quantization_config", "reward_processing_classes"}
+    own |= {"cost_funcs"}
     arguments: dict[str, Any] = {key: more.pop(key) for key in own & more.keys()}
     reward = more.pop("reward", every_third)
     words = more.pop("tokenizer", None) or tokenizer()

@@ -64,6 +64,7 @@ def run(folder: Path, model: Any, tokenizer: Any) -> Path:
     }
     flags = [part for key, value in given.items() for part in (f"--{key}", *str(value).split(" "))]
     file = folder / "rewards.py"
+    flags += ["--cost_funcs", f"{file}:fifth", "--cost_limit", "0.2"]
     assert ppo.main([*flags, "--reward_funcs", f"{file}:length", f"{file}:fifth"]) == 0
     return folder / "run"
 

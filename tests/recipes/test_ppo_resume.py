@@ -34,6 +34,11 @@ def vowels(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
 
 
+def evens(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """Costs of even tokens."""
+    return [float(sum(token % 2 == 0 for token in ids)) for ids in completion_ids]
+
+
 def run(
     folder: Path, tokenizer: Any, stop: int | None = None, resume: str | None = None, **more: Any
 ) -> PPOTrainer:
@@ -78,6 +83,7 @@ def run(
         prompts,
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
+        cost_funcs=evens if "cost_limit" in more else None,
         callbacks=[RunCallback(folder)] + ([StopAt(stop)] if stop else []),
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -103,6 +109,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
         # behind the brake, before a mini-batch that alone would not put it on
         (6, {"critic": "model", "max_approx_kl": 0.13}),
         (13, {"critic": "model"}),  # in the second rollout, in its second pass
+        (13, {"critic": "model", "cost_limit": 1.0}),
         (16, {"critic": "model"}),  # between two rollouts
         (13, {"critic": "head", "ends": [1, 8, 9, 10], "missing_eos_penalty": 1.0}),
         (19, {"critic": "head", "lora": True}),
@@ -132,3 +139,5 @@ def test_item_48_a_resumed_run_is_bit_equal_to_the_unbroken_one(
     samples = [read_jsonl(tmp_path / name / "samples.jsonl") for name in ("whole", "broken")]
     assert samples[0] == samples[1] != []
     assert resumed.collector.kl.value == whole.collector.kl.value != whole.args.kl_coef
+    assert resumed.collector.cost == whole.collector.cost
+    assert ("cost_limit" in more) == (resumed.collector.cost.value > 0.0)

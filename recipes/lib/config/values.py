@@ -44,6 +44,7 @@ SHARES = """
 label_smoothing_factor label_smoothing max_unparsable min_p top_p top_entropy_quantile gamma lam
 """.split()
 BELOW_1 = ["adam_beta1", "adam_beta2", "lora_dropout"]
+FINITE = ["cost_limit"]
 SEEDS = ["seed", "data_seed"]  # numpy takes 32 bits
 # What numbers a key takes, in words and as a test.
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -52,6 +53,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(ABOVE_0, ("above 0", lambda value: value > 0)),
     **dict.fromkeys(SHARES, ("from 0 to 1", lambda value: 0 <= value <= 1)),
     **dict.fromkeys(BELOW_1, ("from 0 to below 1", lambda value: 0 <= value < 1)),
+    **dict.fromkeys(FINITE, ("a finite number", math.isfinite)),
     **dict.fromkeys(SEEDS, ("from 0 to 4294967295", lambda value: 0 <= value < 2**32)),
 }
 

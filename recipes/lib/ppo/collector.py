@@ -16,8 +16,14 @@ from recipes.lib.distributed.signals import disarm
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.models.forward import Batch, length_batches, pad_right
 from recipes.lib.ppo.actor_critic import nonzero_std, reference_logps
+from recipes.lib.ppo.cost_controller import CostController
 from recipes.lib.ppo.kl_controller import KLController
-from recipes.lib.ppo.metrics import describe_episodes, describe_scores, describe_values
+from recipes.lib.ppo.metrics import (
+    describe_costs,
+    describe_episodes,
+    describe_scores,
+    describe_values,
+)
 from recipes.lib.ppo.returns import RunningMoments, advantages_and_returns, token_rewards, whiten
 from recipes.lib.ppo.rollouts import (
     Episode,
@@ -50,15 +56,23 @@ class Collector:
         trainer: The trainer: its models, tokenizer, configuration and accelerator are used.
         functions: Reward functions.
         prompts: Prompts to train on.
+        costs: Functions whose sum is a cost with a limit.
     """
 
-    def __init__(self, trainer: Any, functions: Sequence[RewardFunction], prompts: Prompts) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        functions: Sequence[RewardFunction],
+        prompts: Prompts,
+        costs: Sequence[RewardFunction] = (),
+    ) -> None:
         self.trainer = trainer
-        self.functions = list(functions)
+        self.functions, self.costs = list(functions), list(costs)
         self.prompts = prompts
         self.weights = reward_weights(self.functions, trainer.args.reward_weights)
         args, tokenizer = trainer.args, trainer.processing_class
         self.kl = KLController(args.kl_coef, args.target_kl, args.kl_horizon)
+        self.cost = CostController()
         self.moments = RunningMoments()
         self.returns_std = 1.0  # of the rollout in hand
         # A critic of zeros gets its units from the first scores that differ.
@@ -167,16 +181,14 @@ class Collector:
         texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
         rows = [e.row for e in episodes]
         asked = [prompts.data[row]["prompt"] for row in rows]
-        total_B, said_BF = weighted_scores(
-            self.functions,
-            self.weights,
-            asked,
-            as_answers(asked, texts),
-            [e.completion_ids for e in episodes],
-            prompts.columns(rows),
-        )
+        ids = [e.completion_ids for e in episodes]
+        said = (asked, as_answers(asked, texts), ids, prompts.columns(rows))
+        total_B, said_BF = weighted_scores(self.functions, self.weights, *said)
+        costs_B = torch.zeros(len(episodes))
+        if self.costs:
+            costs_B, _ = weighted_scores(self.costs, [1.0] * len(self.costs), *said)
         for i, episode in enumerate(episodes):
-            episode.text = texts[i]
+            episode.text, episode.cost = texts[i], costs_B[i].item()
             episode.score = total_B[i].item()
             episode.said = tuple(said_BF[i].tolist())
 
@@ -188,10 +200,11 @@ class Collector:
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
         scores_B = self.penalised(episodes)
+        charged_B = self.charged(scores_B, episodes)
         if not self.has_units:
-            values_BC = self.trainer.actor_critic.begin_values(scores_B, values_BC) * mask_BC
-            self.has_units = nonzero_std(scores_B, 0.0) > 0.0
-        rewards_BC, kl_BC = token_rewards(scores_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
+            values_BC = self.trainer.actor_critic.begin_values(charged_B, values_BC) * mask_BC
+            self.has_units = nonzero_std(charged_B, 0.0) > 0.0
+        rewards_BC, kl_BC = token_rewards(charged_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
         advantages_BC, returns_BC = advantages_and_returns(
@@ -204,6 +217,8 @@ class Collector:
         self.metrics = describe_scores(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
         self.metrics |= describe_episodes(episodes, ended_B, distinct_names(self.functions))
         self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
+        if self.costs:
+            self.metrics |= describe_costs(self.metrics, self.cost.cost, self.cost.value)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
         if args.log_completions:
             of_tokens = {"kl": kl_BC, "value": values_BC}
@@ -234,6 +249,14 @@ class Collector:
             scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))
         return scores_B
 
+    def charged(self, scores_B: Tensor, episodes: Sequence[Episode]) -> Tensor:
+        """Scores less what the cost weighs; advantages are whitened, so steps do not grow by it."""
+        if not self.costs:
+            return scores_B
+        costs_B = torch.tensor([e.cost for e in episodes])
+        self.cost.update(costs_B, scores_B, self.trainer.args.cost_limit)
+        return scores_B - self.cost.value * costs_B
+
     def ended(self, episodes: Sequence[Episode]) -> Tensor:
         """1 for each episode whose completion ends with a stop token."""
         return torch.tensor([float(e.completion_ids[-1] in self.decoding.stops) for e in episodes])
@@ -246,8 +269,8 @@ class Collector:
             seed: Seed of the noise; with it the same at every evaluation.
 
         Returns:
-            Mean score, KL (nats per completion) and length at the temperature of training, and the
-            mean score of the most probable completions.
+            Mean score, KL (nats per completion) and length at the temperature of training, with a
+            limit the mean cost, and the mean score of the most probable completions.
         """
         args = self.trainer.args
         rows = range(args.process_index, len(prompts), args.world_size)
@@ -262,7 +285,8 @@ class Collector:
             self.score(prompts, sampled)
             self._reward(prompts, greedy)
         sampled, greedy = gather_object(sampled), gather_object(greedy)
-        return {
+        of_cost = {"cost": sum(e.cost for e in sampled) / len(sampled)} if self.costs else {}
+        return of_cost | {
             "scores": sum(e.score for e in sampled) / len(sampled),
             "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
             "completions/mean_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),

@@ -99,6 +99,10 @@ class PPOConfig(TrainingArguments):
     )
     kl_horizon: int = option(10_000, "Episodes over which an adaptive kl_coef reacts.")
 
+    cost_limit: float | None = option(
+        None, "What the mean cost of a completion may be, by cost_funcs: a weight is steered to it."
+    )
+
     # Objective.
     gamma: float = option(1.0, "Discount of rewards, per token.")
     lam: float = option(0.95, "Lambda of the advantage estimation.")

@@ -80,6 +80,22 @@ def describe_episodes(
     return metrics
 
 
+def describe_costs(of_scores: dict[str, float], cost: float, multiplier: float) -> dict[str, float]:
+    """The cost of a rollout, and what it takes from the rewards that `describe_scores` told.
+
+    Args:
+        of_scores: Those metrics.
+        cost: Mean cost of the episodes.
+        multiplier: Its weight, in reward per cost.
+
+    Returns:
+        Cost and multiplier, and the two rewards that the cost is a part of.
+    """
+    of_rewards = ("objective/non_score_reward", "objective/rlhf_reward")
+    charged = {name: of_scores[name] - multiplier * cost for name in of_rewards}
+    return {"objective/cost": cost, "objective/cost_multiplier": multiplier} | charged
+
+
 def describe_values(values_BC: Tensor, returns_BC: Tensor, mask_BC: Tensor) -> dict[str, float]:
     """Values of the critic before the updates, and what they should have been.
 

@@ -216,6 +216,7 @@ class Episode:
         text: The completion as text.
         score: Weighted sum of the rewards.
         said: What each function said, NaN where it does not apply.
+        cost: Sum of the costs.
         logps: Log-probabilities of the policy that sampled, nats per token.
         ref_logps: Those of the reference.
         values: Values of the critic.
@@ -227,6 +228,7 @@ class Episode:
     text: str = ""
     score: float = 0.0
     said: tuple[float, ...] = ()
+    cost: float = 0.0
     logps: Tensor | None = None
     ref_logps: Tensor | None = None
     values: Tensor | None = None

@@ -34,6 +34,7 @@ def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
     collector = trainer.collector
     return {
         "kl_coef": collector.kl.value,
+        "cost": vars(collector.cost),
         "moments": vars(collector.moments),
         **{name: getattr(collector, name) for name in OF_COLLECTOR},
         "sums": sums,
@@ -52,6 +53,7 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     """
     collector = trainer.collector
     collector.kl.value = state["kl_coef"]
+    vars(collector.cost).update(state.get("cost", {}))
     vars(collector.moments).update(state["moments"])
     for name in OF_COLLECTOR:
         setattr(collector, name, state[name])

@@ -1,6 +1,6 @@
 """PPO on the Trainer of transformers.
 
-    maximise  E[score(y)] - kl_coef * KL(policy || reference)
+    maximise  E[score(y)] - kl_coef * KL(policy || reference)   where  E[cost(y)] <= cost_limit
 
 The training dataloader is the stream of rollouts; loop, accumulation, schedule, callbacks, trackers
 and saving are Trainer's. Against the textbook: the KL is a reward of each token and not a loss, the
@@ -30,6 +30,7 @@ from recipes.lib.ppo import state
 from recipes.lib.ppo.actor_critic import ActorCritic
 from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.ppo.cost_controller import refuse_half_a_limit
 from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check_health
 from recipes.lib.ppo.metrics import Clock
@@ -65,6 +66,7 @@ class PPOTrainer(Resumable, Trainer):
         optimizers: Optimizer and scheduler; default: AdamW with a group for the critic.
         quantization_config: For loading a model given by name.
         peft_config: Adapter to train instead of the whole model.
+        cost_funcs: As reward_funcs; their sum is a cost, kept within `args.cost_limit`.
 
     Raises:
         UserError: An argument is missing or does not fit the others.
@@ -90,7 +92,9 @@ class PPOTrainer(Resumable, Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
+        cost_funcs: Any = None,
     ) -> None:
+        refuse_half_a_limit(cost_funcs, args.cost_limit)
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
         with load_unsharded(args):  # roles are copies of each other
@@ -115,9 +119,12 @@ class PPOTrainer(Resumable, Trainer):
             functions = load_reward_functions(
                 reward_funcs, reward_processing_classes, size, device, shared, **trusted
             )
+            costs = cost_funcs and load_reward_functions(
+                cost_funcs, None, size, device, shared, **trusted
+            )
         self.clock, self.health = Clock(), Health()
         check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
-        self.collector = Collector(self, functions, prompts)
+        self.collector = Collector(self, functions, prompts, costs or ())
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
         self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
@@ -219,7 +226,8 @@ class PPOTrainer(Resumable, Trainer):
         self.state.epoch = episodes / (len(self.train_dataset) * args.num_generations)
         if is_update:
             logs |= self._update_metrics() | self.collector.metrics | {"episode": episodes}
-            logs |= self.clock.take() | judge_counts(self.collector.functions)
+            asked = self.collector.functions + self.collector.costs
+            logs |= self.clock.take() | judge_counts(asked)
             if "loss/policy_avg" in logs:  # not where every step was skipped
                 logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
                 logs |= check_health(self, logs)
@@ -254,8 +262,8 @@ class PPOTrainer(Resumable, Trainer):
             metric_key_prefix: Word before each metric.
 
         Returns:
-            Mean score, KL (nats per completion) and length at the temperature of training, and the
-            mean score of the most probable completions.
+            Mean score, KL (nats per completion) and length at the temperature of training, with a
+            limit the mean cost, and the mean score of the most probable completions.
         """
         if (data := eval_dataset if eval_dataset is not None else self.eval_dataset) is None:
             raise UserError("evaluation needs prompts; give eval_dataset.")

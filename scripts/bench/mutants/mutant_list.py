@@ -15,6 +15,7 @@ MODULES = {
     "values": "tests/checklist/test_values.py",
     "batching": "tests/checklist/test_batching.py",
     "brake": "tests/checklist/test_brake.py",
+    "cost": "tests/checklist/test_cost.py",
     "saving": "tests/checklist/test_saving.py",
     "objective": "tests/unit/ppo/test_objective.py",
     "returns": "tests/unit/ppo/test_returns.py",
@@ -45,7 +46,7 @@ class Mutant:
 
 
 RETURNS, OBJECTIVE, COLLECT = f"{PPO}/returns.py", f"{PPO}/objective.py", f"{LIB}/ppo/collector.py"
-KL = f"{PPO}/kl_controller.py"
+KL, COST = f"{PPO}/kl_controller.py", f"{PPO}/cost_controller.py"
 TRAINER, CONFIG, CRITIC = f"{PPO}/trainer.py", f"{PPO}/config.py", f"{PPO}/critic.py"
 ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{LIB}/ppo/metrics.py"
 BACKBONE, SAMPLING = f"{LIB}/ppo/actor_critic.py", f"{LIB}/generation/sampling.py"
@@ -716,7 +717,7 @@ OF_VALUES = [
         31,
         "a fresh critic begins at zero",
         COLLECT,
-        "self.trainer.actor_critic.begin_values(scores_B, values_BC) * mask_BC",
+        "self.trainer.actor_critic.begin_values(charged_B, values_BC) * mask_BC",
         "values_BC",
         "values",
     ),
@@ -1121,4 +1122,137 @@ OF_BRAKE = [
         keyword="item_48",
     ),
 ]
-MUTANTS = OF_KL + OF_LOGPS + OF_REWARDS + OF_VALUES + OF_BATCHING + OF_SAVING + OF_BRAKE
+OF_COST = [
+    Mutant(
+        51,
+        "nothing is charged",
+        COLLECT,
+        "        return scores_B - self.cost.value * costs_B",
+        "        return scores_B",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "a cost is paid for",
+        COLLECT,
+        "return scores_B - self.cost.value * costs_B",
+        "return scores_B + self.cost.value * costs_B",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "all are charged the mean cost",
+        COLLECT,
+        "self.cost.value * costs_B",
+        "self.cost.value * costs_B.mean()",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "of several costs the first alone",
+        COLLECT,
+        "[1.0] * len(self.costs), *said",
+        "[1.0] + [0.0] * (len(self.costs) - 1), *said",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "no proportional term",
+        COST,
+        "PROPORTIONAL * self.error + self.integral",
+        "self.integral",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "no integral",
+        COST,
+        "PROPORTIONAL * self.error + self.integral",
+        "PROPORTIONAL * self.error",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "a negative multiplier",
+        COST,
+        "weight = min(max(PROPORTIONAL * self.error + self.integral, 0.0), MOST)",
+        "weight = min(PROPORTIONAL * self.error + self.integral, MOST)",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "an integral that goes below 0",
+        COST,
+        "self.integral = min(max(self.integral + step, 0.0), MOST)",
+        "self.integral = min(self.integral + step, MOST)",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "an integral without a bound",
+        COST,
+        "self.integral = min(max(self.integral + step, 0.0), MOST)",
+        "self.integral = max(self.integral + step, 0.0)",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "the integral winds up with a large error",
+        COST,
+        "min(max(self.error, -WINDING), WINDING)",
+        "self.error",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "the error is not smoothed",
+        COST,
+        "share * (error - self.error)",
+        "(error - self.error)",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "the multiplier has no unit",
+        COST,
+        "weight * self.score_std / self.cost_std",
+        "weight",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "units of each rollout anew",
+        COST,
+        "        if not self.cost_std:\n            self.cost_std,",
+        "        if True:\n            self.cost_std,",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "the logged reward leaves the cost out",
+        DESCRIBE,
+        "of_scores[name] - multiplier * cost for name",
+        "of_scores[name] for name",
+        "cost",
+    ),
+    Mutant(
+        51,
+        "each process steers by its own share",
+        COLLECT,
+        "        self.cost.update(costs_B, scores_B, self",
+        "        world = self.trainer.accelerator\n"
+        "        own = costs_B.chunk(world.num_processes)[world.process_index]\n"
+        "        self.cost.update(own, scores_B, self",
+        "distributed",
+    ),
+    Mutant(
+        51,
+        "a resumed run forgets the multiplier",
+        STATE,
+        '    vars(collector.cost).update(state.get("cost", {}))',
+        "    pass",
+        "resume",
+        keyword="item_48",
+    ),
+]
+MUTANTS = OF_KL + OF_LOGPS + OF_REWARDS + OF_VALUES + OF_BATCHING + OF_SAVING + OF_BRAKE + OF_COST

@@ -29,6 +29,10 @@ def every_fifth(prompts: list[str], completion_ids: list[list[int]], **_: object
     return [sum(token % 5 == 0 for token in ids) / 3 for ids in completion_ids]
 
 
+def even(completion_ids: list[list[int]], **_: object) -> list[float]:
+    return [float(sum(token % 2 == 0 for token in ids)) for ids in completion_ids]
+
+
 def train(model: str, out: Path, critic: str) -> Any:
     """Train with a critic; give the trainer."""
     SEEN.clear()
@@ -47,6 +51,7 @@ def train(model: str, out: Path, critic: str) -> Any:
         target_kl=0.1,
         # the whole mini-batch is beyond it in the second step, neither process's half is
         max_approx_kl=8e-4 if critic == "adapter" else None,
+        cost_limit=1.0 if critic == "model" else None,
         critic=critic,
         gradient_checkpointing=critic == "adapter",  # recomputed in roles, under DDP too
     )
@@ -58,6 +63,7 @@ def train(model: str, out: Path, critic: str) -> Any:
         Dataset.from_list(prompts),
         processing_class=AutoTokenizer.from_pretrained(model),
         peft_config=LoraConfig(r=4, target_modules="all-linear") if critic == "adapter" else None,
+        cost_funcs=even if critic == "model" else None,
     )
     trainer.train()
     rollout = trainer.stream.rollout
@@ -66,6 +72,7 @@ def train(model: str, out: Path, critic: str) -> Any:
         "seen": SEEN,
         "kl_coef": trainer.collector.kl.value,
         "braked": trainer.braked,
+        "cost": vars(trainer.collector.cost),
         "advantages": rollout.advantages.tolist(),
         "mask": rollout.completion_mask.tolist(),
     }
