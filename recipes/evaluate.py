@@ -188,17 +188,6 @@ def ranked(script: EvaluateArguments, said: Said) -> dict[str, Any]:
     return summary
 
 
-def read_keys(config: Config) -> tuple[dict[str, str], dict[str, Any]]:
-    """Check the keys; of `checkpoints` the models by name, the start last, and the run's keys."""
-    from recipes.lib.evaluation.checkpoints import models_of, take_from_run
-
-    script = config.script
-    models, keys = models_of(script.checkpoints) if script.checkpoints else ({}, {})
-    take_from_run(script, keys, config.values)
-    validate(script)
-    return models, keys
-
-
 @guarded
 def run(config: Config) -> dict[str, Any]:
     """Sample, judge, compare.
@@ -213,7 +202,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.checkpoints import course, proxy
+    from recipes.lib.evaluation.checkpoints import course, proxy, take_run
     from recipes.lib.evaluation.contest import SamplingSettings, compare
     from recipes.lib.evaluation.judges import load_judges
     from recipes.lib.evaluation.slices import LENGTH, slices_of
@@ -222,7 +211,8 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.rewards.judge import judge_counts
 
     script: EvaluateArguments = config.script
-    models, keys = read_keys(config)
+    models, keys = take_run(script, config.values)
+    validate(script)
     train, test = load_splits(script, script.seed, ("prompt",))
     columns = (train if test is None else test)[: script.num_prompts]
     prompts = columns.pop("prompt")

@@ -210,14 +210,19 @@ def test_checkpoints_of_a_run_are_judged_over_their_kl_from_its_start(
     assert table["start"]["kl"] == 0.0
     best = max(table, key=lambda name: sum(words[name]))
     assert summary["best_checkpoint"] == best
-    assert summary["gain_over_last"] * 6 == pytest.approx(sum(words[best]) - sum(words["final"]))
+    behind = sum(words[best]) - sum(words["final"])
+    assert table["final"]["behind_best"] * 6 == pytest.approx(behind)
     page = (folder / "out/report.html").read_text()
     assert f"{best} is the best: it scores" in page
     assert "Gain over the start" in page
     assert page.count('<th scope="row">checkpoint-') >= 2
     shown = Console(record=True, width=160, file=io.StringIO())
     print_closing(config, summary, shown)
-    (line,) = [row for row in shown.export_text().splitlines() if "checkpoint-10" in row]
+    lines = shown.export_text().splitlines()
+    assert f"checkpoints, best {best}" in [line.strip() for line in lines]
+    (line,) = [
+        row for row in lines if row.startswith("\N{BOX DRAWINGS LIGHT VERTICAL} checkpoint-10")
+    ]
     assert f"{table['checkpoint-10']['kl']:.4g}" in line
     for values, text in (
         ({"checkpoints": str(folder / "base")}, "checkpoints=.*base: there is no run"),

@@ -72,7 +72,7 @@ def trained(folder: Path, stop: int = 0, resume: str | None = None, **more: Any)
         likes,
         PPOConfig(output_dir=str(folder), **(settings | more)),
         Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
-        Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 64]),
+        Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS * 32]),
         processing_class=tiny.tokenizer(),
         callbacks=[RunCallback(folder)] + ([StopAt(stop)] if stop else []),
         eval_reward_funcs=truth,
@@ -221,17 +221,14 @@ def test_held_out_rewards_are_asked_at_evaluations_alone_and_choose_the_model(
 
 
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("recipe", "change", "text"),
     [
-        (
-            {"eval_strategy": "no", "load_best_model_at_end": False},
-            "nothing is evaluated; set eval",
-        ),
-        ({"metric_for_best_model": "held_out/lon"}, "no such reward; it has long, constant"),
-        ({"eval_reward_funcs": ["gone.py:long"]}, "reward function file gone.py is not there"),
+        ("ppo", {"eval_strategy": "no", "load_best_model_at_end": False}, "nothing is evaluated"),
+        ("ppo", {"metric_for_best_model": "held_out/lon"}, "no such reward; it has long, constant"),
+        ("grpo", {"metric_for_best_model": "held_out/lon"}, "no such reward; it has long, const"),
+        ("grpo", {"eval_reward_funcs": ["gone.py:long"]}, "reward function file gone.py is not"),
     ],
 )
-@pytest.mark.parametrize("recipe", ["ppo", "grpo"])
 def test_mistakes_are_one_sentence_and_leave_no_run(
     recipe: str,
     change: dict[str, Any],

@@ -25,32 +25,38 @@ START, FINAL, PROXY = "start", "final", "reward_funcs"
 NUM_RESAMPLES = 1999
 
 
-def models_of(run: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Folders by name of a run's checkpoints, of final/ and, the last, of its start; its keys.
+def take_run(script: Any, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Read the run that `checkpoints` names; sample as it did, and let its held-out rewards judge.
+
+    Args:
+        script: Keys of the evaluation; changed, but for those that are given.
+        given: What the user set.
+
+    Returns:
+        Folders by name of the run's checkpoints, of final/ and, the last, of its start; and the
+        keys that it was begun with. Nothing where there is no such run to read.
 
     Raises:
         UserError: It is no run, has fewer than two models, or started from another revision.
     """
+    if not (run := script.checkpoints):
+        return {}, {}
     folder = next((path for path in (Path(run), RUNS / run) if is_run(path)), None)
     if folder is None:
         raise UserError(f"checkpoints={run}: there is no run; name the folder of one.")
     keys = stored_values(folder)
     models = {path.name: path for _, path in list_checkpoints(folder)} | {FINAL: folder / FINAL}
     found = {name: str(path) for name, path in models.items() if path.is_dir()}
-    revision = keys.get("model_revision") or "main"
-    if len(found) < 2 or revision != "main":
-        wrong = f"the run has {len(found)} models; keep several with save_steps"
-        if revision != "main":
-            wrong = f"its start is model_revision={revision}; name checkpoints as runs instead"
-        raise UserError(f"checkpoints={run}: {wrong}.")
-    return found | {START: str(keys["model_name_or_path"])}, keys
-
-
-def take_from_run(script: Any, keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Sample as the run did where nothing else is given; its held-out rewards judge, too."""
+    if len(found) < 2:
+        raise UserError(
+            f"checkpoints={run}: the run has {len(found)} models; keep several with save_steps."
+        )
+    if (revision := keys.get("model_revision") or "main") != "main":
+        raise UserError(f"checkpoints={run}: model_revision={revision} of its start is not read.")
     for key in {"max_completion_length", "temperature"} & {*keys} - {*given}:
         setattr(script, key, keys[key])
     script.judge = [*dict.fromkeys([*script.judge, *_listed(keys, "eval_reward_funcs")])]
+    return found | {START: str(keys["model_name_or_path"])}, keys
 
 
 def _listed(keys: Mapping[str, Any], key: str) -> list[str]:
@@ -115,8 +121,7 @@ def course(
         seed: Of the bootstrap.
 
     Returns:
-        best_checkpoint, best_score and gain_over_last, how far the end of the run is behind it,
-        with intervals; and `checkpoints`: by model, the start first, its KL, mean score by judge
+        best_checkpoint, and `checkpoints`: by model, the start first, its KL, mean score by judge
         (of one that compares: share of the win over the start), and the rest of `standing`.
     """
     last, standings = len(names) - 1, {}
@@ -130,12 +135,4 @@ def course(
     for name, kl in zip(rows, [{"kl": 0.0}, *kls], strict=True):
         means = {judge: one[name]["score"] for judge, (_, one) in standings.items()}
         table[name] = kl | means | {k: v for k, v in rows[name].items() if k != "score"}
-    end = rows[names[last - 1]]
-    return {
-        "best_checkpoint": best,
-        "best_score": rows[best]["score"],
-        "best_score_ci95": rows[best]["score_ci95"],
-        "gain_over_last": end["behind_best"],
-        "gain_over_last_ci95": end["behind_best_ci95"],
-        "checkpoints": table,
-    }
+    return {"best_checkpoint": best, "checkpoints": table}

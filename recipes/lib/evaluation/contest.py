@@ -74,8 +74,7 @@ def compare(
 ) -> tuple[list[list[Completion]], list[Pairs], list[dict[str, float]]]:
     """Let models complete the prompts, and judges compare what they wrote.
 
-    One model is in memory at a time. There is no KL where sampling is greedy (the completions are
-    no sample of the distribution), or where models have different vocabularies.
+    One model is in memory at a time. There is no KL of greedy sampling or between vocabularies.
 
     Args:
         names: Models, as in resolve_model; of two the second is the baseline.
@@ -89,32 +88,29 @@ def compare(
 
     Returns:
         The completions of each model; what each judge says of each two, by their places in names;
-        and, where all are compared with the last one, `kl` with `kl_stderr` of KL(model || last),
-        nats per completion, of each other, empty where there is no KL.
+        `kl` with `kl_stderr` of each but the last, KL(model || last) in nats per completion.
 
     Raises:
         UserError: A model or a judge cannot be used.
     """
     tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
-    to_last = to_last or len(names) == 2
-    words = tokenizers[-1].get_vocab()
+    last, words = len(names) - 1, tokenizers[-1].get_vocab()
+    to_last = to_last or last == 1
     has_kl = to_last and sampling.temperature > 0
     has_kl = has_kl and all(one.get_vocab() == words for one in tokenizers)
     sides: list[list[Completion]] = []
-    logps = []
+    logps: list[list[list[Tensor]]] = []
     for name, tokenizer in zip(names, tokenizers, strict=True):
         model = _load(name, dtype, trust_remote_code)
         sides.append(complete(model, tokenizer, prompts, **vars(sampling)))
         if has_kl:  # each of its own completions, the last one of those of all others
-            seen = sides[:-1] if len(sides) == len(names) else sides[-1:]
+            seen = sides[:-1] if len(sides) > last else sides[-1:]
             logps.append([_logps(model, side, sampling) for side in seen])
         del model
-    kls = [kl_estimate(own[0], last) for own, last in zip(logps[:-1], *logps[-1:], strict=True)]
-    kls = kls or [{} for _ in names[1:]]
-    pairs = [*combinations(range(len(sides)), 2)]
-    pairs = [both for both in pairs if both[1] == len(sides) - 1] if to_last else pairs
+    kls = [kl_estimate(own[0], seen) for own, seen in zip(logps[:-1], *logps[-1:], strict=True)]
+    pairs = [both for both in combinations(range(last + 1), 2) if not to_last or both[1] == last]
     said = [judged(judge, names, prompts, columns, sides, pairs) for judge in judges]
-    return sides, said, kls
+    return sides, said, kls or [{}] * last
 
 
 def judged(

@@ -77,7 +77,8 @@ def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> Non
     console.print(_numbers_table(config.recipe, summary))
     for key in TABLES:
         if rows := summary.get(key):
-            console.print(_rows_table(key, rows))
+            best = f", best {summary['best_checkpoint']}" if key == "checkpoints" else ""
+            console.print(_rows_table(f"{key}{best}", rows))
     for warning in summary.get("warnings", []):
         _print_line(console, f"Warning at step {warning['step']}: {warning['message']}")
     for name in WRITTEN:

@@ -27,7 +27,6 @@ RUN_TILES = [
     tile.split()
     for tile in (
         "win_rate win_rate_ci95, length_controlled_win_rate length_controlled_win_rate_ci95, "
-        "best_score best_score_ci95, gain_over_last gain_over_last_ci95, "
         "score score_baseline, scores first_scores, kl, kl_per_token, "
         "rlhf_reward, completion_length, accuracy accuracy_ceiling, accuracy_bag_of_words "
         "accuracy_frozen_features, auc, "

@@ -35,7 +35,12 @@ SAVE_STEPS = 24  # three rollouts of eight steps
 STOP_KL = 8.0  # nats per completion, twice what the quickstart's PPO moves
 STOP_LENGTH = 0.2  # share by which the mean length differs from the first rollout's
 MEMBERS = 5
-TINY = {"total_episodes": 512, "rollout_batch_size": 128, "sampling_batch_size": 128}
+TINY = {
+    "total_episodes": 128,
+    "rollout_batch_size": 64,
+    "per_device_train_batch_size": 16,
+    "save_steps": 8,
+}
 # Keys of each brake beside those of LONG; the reward model is that of the unbraked run, or the
 # ensemble, a model of the same pairs with several outputs.
 BRAKES: dict[str, dict[str, Any]] = {
@@ -255,6 +260,8 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="write the page of the rows there are")
     args = parser.parse_args()
     hush()
+    if args.tiny:
+        task.NUM_PROMPTS = 400
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     if not args.page:
         for seed in args.seeds:
