@@ -217,7 +217,7 @@ def run(config: Config) -> dict[str, Any]:
     columns = (train if test is None else test)[: script.num_prompts]
     prompts = columns.pop("prompt")
     slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
-    trusted = {"trust_remote_code": script.trust_remote_code}
+    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
     named = [script.reward_model(name, script.dtype) for name in script.judge]
     judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
     judges |= proxy(keys, script.batch_size, script.dtype, **trusted)

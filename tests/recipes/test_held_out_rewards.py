@@ -142,6 +142,12 @@ def long(prompts, completions, completion_ids, topic, **columns):
     return [None if about == "none" else float(len(ids))
             for ids, about in zip(completion_ids, topic)]
 
+def colours(completions, **columns):
+    return [sum(word in ("red", "blue") for word in text.split()) / 8 for text in completions]
+
+def dull(completions, **columns):
+    return [1 - share for share in colours(completions)]
+
 async def constant(prompts, **columns):
     return [1.0] * len(prompts)
 """
@@ -218,6 +224,34 @@ def test_held_out_rewards_are_asked_at_evaluations_alone_and_choose_the_model(
     chosen = AutoModelForCausalLM.from_pretrained(tmp_path / "run/final").state_dict()
     of_best = AutoModelForCausalLM.from_pretrained(tmp_path / f"run/checkpoint-{best}").state_dict()
     assert all(torch.equal(chosen[name], of_best[name]) for name in chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["rloo", "grpo"])
+def test_trls_trainers_tell_once_where_the_two_part(
+    recipe: str,
+    tmp_path: Path,
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    values = values_of(tmp_path, tiny_model, tiny_tokenizer, recipe)
+    own = {
+        name: [f"{tmp_path / 'rewards.py'}:{reward}"]
+        for name, reward in (("reward_funcs", "colours"), ("eval_reward_funcs", "dull"))
+    }
+    values |= own | {"max_steps": 32, "eval_steps": 4, "save_strategy": "no", "num_generations": 8}
+    values |= {"load_best_model_at_end": False, "max_completion_length": 8, "beta": 0.0}
+    del values["metric_for_best_model"]
+    summary = RECIPES[recipe].run(parse(recipe, [], values))
+    (warning,) = summary["warnings"]
+    assert warning["kind"] == "held_out"
+    assert warning["episode"] == 16 * warning["step"]
+    assert capfd.readouterr().err.count(warning["message"]) == 1
+    assert warning["message"] in (tmp_path / "run/report.html").read_text()
+    rows = [row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "eval_reward" in row]
+    for row in rows:  # the two add up to 1 on every completion
+        assert row["eval_held_out/dull"] == pytest.approx(1 - row["eval_reward"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

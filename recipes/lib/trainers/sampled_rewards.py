@@ -125,11 +125,10 @@ class SampledRewards:
         said: list[tuple[str, list[float]]] = []
         with agreed_section():
             for given in self.evaluated or []:
-                columns = {**given}
-                sampled = [columns.pop(key) for key in ("prompts", "completions", "completion_ids")]
-                weights = [1.0] * len(self.held_out)
-                _, said_BF = weighted_scores(self.held_out, weights, *sampled, columns)
-                said += zip(map(str, sampled[0]), said_BF.tolist(), strict=True)
+                prompts, answers = given["prompts"], given["completions"]
+                own = [1.0] * len(self.held_out), prompts, answers, given["completion_ids"]
+                _, said_BF = weighted_scores(self.held_out, *own, given)
+                said += zip(map(str, prompts), said_BF.tolist(), strict=True)
         metrics = held_out_metrics(distinct_names(self.held_out), gather_object(said))
         return {f"eval_{name}": value for name, value in metrics.items()}
 
