@@ -171,7 +171,8 @@ def _rows_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     columns = [key for key in [*rows.values()][-1] if not key.endswith("_stderr")]
     for key in ("", *columns):  # of a judge the last part of its name
-        table.add_column(re.split("[/:]", key)[-1], justify="right" if key else "left")
+        name, left = re.split("[/:]", key)[-1].replace("_", " "), not key
+        table.add_column(name, justify="left" if left else "right", no_wrap=left, overflow="fold")
     for name, row in rows.items():
         table.add_row(name, *(format_number(row.get(key)) or "" for key in columns))
     return table

@@ -116,6 +116,7 @@ class Laboratory(task.Seed):
         keys |= {"dataset_name": str(self.data / "ppo_prompts.jsonl"), "skip_check": True}
         keys |= {"reward_funcs": [model, task.GOLD], "critic_model_name_or_path": self.proxy}
         keys |= {"save_strategy": "steps" if name == "none" else "no", "save_steps": SAVE_STEPS}
+        keys |= {"save_total_limit": None, "log_completions": False}
         self.stage("ppo", folder, **(keys | (TINY if self.is_tiny else {})))
         rows = read_jsonl(self.folder / folder / "metrics.jsonl")
         return [row for row in rows if "objective/kl" in row]
