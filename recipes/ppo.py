@@ -55,6 +55,10 @@ class PPOArguments(
         list, "Costs, written as rewards are; their sum is kept within cost_limit."
     )
 
+    def asked(self) -> list[str]:
+        """All that score completions, by name."""
+        return [*super().asked(), *self.cost_funcs]
+
     def costs(self) -> list[Any]:
         """The costs as PPOTrainer takes them; the least of an ensemble is no careful cost."""
         from recipes.lib.rewards.loading import is_function_reference
@@ -95,6 +99,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         processing_class=tokenizer,
         peft_config=None if going_on else lora_config(config.model, "CAUSAL_LM"),
         cost_funcs=config.script.costs(),
+        eval_reward_funcs=script.held_out(config.training, test),
     )
 
 
@@ -131,7 +136,7 @@ def run(config: Config) -> dict[str, Any]:
     spine.train(trainer, folder)
     spine.save_final(trainer, folder)
     summary: dict[str, Any] = {"episodes": training.total_episodes}
-    summary |= judge_counts(trainer.collector.functions + trainer.collector.costs)
+    summary |= judge_counts(trainer.collector.asked)
     facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
     if script.cost_funcs:
         facts["cost_funcs"] = script.cost_funcs

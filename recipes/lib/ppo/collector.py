@@ -36,6 +36,7 @@ from recipes.lib.ppo.rollouts import (
 )
 from recipes.lib.ppo.samplers import Sampler, VLLMSampler
 from recipes.lib.ppo.samples import sample_rows
+from recipes.lib.rewards.held_out import held_out_metrics
 from recipes.lib.rewards.scoring import (
     RewardFunction,
     as_answers,
@@ -57,6 +58,7 @@ class Collector:
         functions: Reward functions.
         prompts: Prompts to train on.
         costs: Functions whose sum is a cost with a limit.
+        held_out: Reward functions that evaluations ask, too.
     """
 
     def __init__(
@@ -65,9 +67,12 @@ class Collector:
         functions: Sequence[RewardFunction],
         prompts: Prompts,
         costs: Sequence[RewardFunction] = (),
+        held_out: Sequence[RewardFunction] = (),
     ) -> None:
         self.trainer = trainer
         self.functions, self.costs = list(functions), list(costs)
+        self.held_out = list(held_out)
+        self.asked = self.functions + self.costs + self.held_out
         self.prompts = prompts
         self.weights = reward_weights(self.functions, trainer.args.reward_weights)
         args, tokenizer = trainer.args, trainer.processing_class
@@ -178,19 +183,29 @@ class Collector:
             return
         tokenizer = self.trainer.processing_class
         ends = self.decoding.other_stop_token_ids
-        texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
-        rows = [e.row for e in episodes]
-        asked = [prompts.data[row]["prompt"] for row in rows]
-        ids = [e.completion_ids for e in episodes]
-        said = (asked, as_answers(asked, texts), ids, prompts.columns(rows))
-        total_B, said_BF = weighted_scores(self.functions, self.weights, *said)
+        for e in episodes:
+            e.text = completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends)
+        total_B, said_BF = self._ask(self.functions, self.weights, prompts, episodes)
         costs_B = torch.zeros(len(episodes))
         if self.costs:
-            costs_B, _ = weighted_scores(self.costs, [1.0] * len(self.costs), *said)
+            costs_B, _ = self._ask(self.costs, [1.0] * len(self.costs), prompts, episodes)
         for i, episode in enumerate(episodes):
-            episode.text, episode.cost = texts[i], costs_B[i].item()
+            episode.cost = costs_B[i].item()
             episode.score = total_B[i].item()
             episode.said = tuple(said_BF[i].tolist())
+
+    @staticmethod
+    def _ask(
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float],
+        prompts: Prompts,
+        episodes: list[Episode],
+    ) -> tuple[Tensor, Tensor]:
+        rows = [e.row for e in episodes]
+        asked = [prompts.data[row]["prompt"] for row in rows]
+        texts, ids = [e.text for e in episodes], [e.completion_ids for e in episodes]
+        answers, columns = as_answers(asked, texts), prompts.columns(rows)
+        return weighted_scores(functions, weights, asked, answers, ids, columns)
 
     def _finish(self, episodes: list[Episode], first: int) -> Rollout:
         """From the episodes of all processes to one rollout; the same on each of them."""
@@ -270,9 +285,10 @@ class Collector:
 
         Returns:
             Mean score, KL (nats per completion) and length at the temperature of training, with a
-            limit the mean cost, and the mean score of the most probable completions.
+            limit the mean cost, the mean score of the most probable completions, and what held-out
+            rewards say.
         """
-        args = self.trainer.args
+        args, said = self.trainer.args, []
         rows = range(args.process_index, len(prompts), args.world_size)
         uniforms_BC = episode_uniforms(seed, rows, args.max_completion_length)
 
@@ -284,11 +300,19 @@ class Collector:
             sampled, greedy = said_before or say()
             self.score(prompts, sampled)
             self._reward(prompts, greedy)
-        sampled, greedy = gather_object(sampled), gather_object(greedy)
+            if self.held_out and sampled:
+                _, said_BF = self._ask(self.held_out, [1.0] * len(self.held_out), prompts, sampled)
+                said = [*zip(rows, said_BF.tolist(), strict=True)]
+        sampled, greedy, said = map(gather_object, (sampled, greedy, said))
         of_cost = {"cost": sum(e.cost for e in sampled) / len(sampled)} if self.costs else {}
-        return of_cost | {
-            "scores": sum(e.score for e in sampled) / len(sampled),
-            "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
-            "completions/mean_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),
-            "greedy_scores": sum(e.score for e in greedy) / len(greedy),
-        }
+        return (
+            of_cost
+            | {
+                "scores": sum(e.score for e in sampled) / len(sampled),
+                "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
+                "completions/mean_length": sum(len(e.completion_ids) for e in sampled)
+                / len(sampled),
+                "greedy_scores": sum(e.score for e in greedy) / len(greedy),
+            }
+            | held_out_metrics(distinct_names(self.held_out), said)
+        )

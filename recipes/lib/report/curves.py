@@ -32,6 +32,7 @@ class Curve:
     lines: tuple[tuple[str, str], ...]
     caption: str
     levels: tuple[tuple[str, str, int], ...] = ()
+    axis: tuple[str, str] | None = None  # key and label; else episodes, or steps without them
 
 
 def draw_curves(
@@ -51,7 +52,9 @@ def draw_curves(
     axis = ("step", "optimizer steps")
     if has_episodes(rows):
         axis, rows = ("episode", "episodes"), with_episodes(rows)
-    return list(filter(None, (_draw(curve, rows, axis, summary, prefix) for curve in curves)))
+    return list(
+        filter(None, (_draw(curve, rows, curve.axis or axis, summary, prefix) for curve in curves))
+    )
 
 
 def has_episodes(rows: list[Row]) -> bool:
