@@ -53,11 +53,12 @@ def show(words: list[str]) -> None:
 
 def tree(paths: list[Path]) -> list[tuple[int, Path]]:
     """Runs, each behind what it began from and one deeper; with models that are none of them."""
+    known = {path.resolve(): path for path in paths}
     below: dict[Path, list[Path]] = {}
     for path in paths:
         start = Path(start_of(path))
-        places = [place.resolve() for place in (start, start.parent, RUNS / start)]
-        start = next((run for run in paths if run.resolve() in places), start)
+        places = (place.resolve() for place in (start, start.parent, RUNS / start))
+        start = next((known[place] for place in places if place in known), start)
         below.setdefault(start, []).append(path)
 
     def walk(path: Path, depth: int) -> list[tuple[int, Path]]:

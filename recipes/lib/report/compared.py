@@ -121,24 +121,24 @@ def wins(rates: dict[str, dict[str, list[float]]]) -> list[list[str]]:
 
 def own_numbers(runs: dict[str, RunFiles]) -> list[list[str]]:
     """The numbers of the runs' own summaries: reward, KL, seconds, memory and energy if any."""
-    table = [["Number", *runs]]
-    for key in dict.fromkeys(key for run in runs.values() for key in run.summary):
-        told = [run.summary.get(key) for run in runs.values()]
-        if any(map(is_number, told)):
-            shown = [number(key, one).text if is_number(one) else NONE for one in told]
-            table.append(
-                [", ".join(filter(None, (number(key, 0).label, number(key, 0).unit))), *shown]
-            )
-    return table
+    told = [
+        {key: number(key, one).text for key, one in run.summary.items() if is_number(one)}
+        for run in runs.values()
+    ]
+    return _table(["Key of summary.json", *runs], told)
 
 
 def other_keys(runs: dict[str, RunFiles]) -> list[list[str]]:
     """What is not the same in all configurations; a dash is the default."""
-    settings = [run.settings for run in runs.values()]
-    keys = dict.fromkeys(key for one in settings for key in one if key != "output_dir")
-    table = [[key, *(str(one.get(key, NONE)) for one in settings)] for key in keys]
-    differing = [row for row in table if len({*row[1:]}) > 1]
-    return [["Key", *runs], *differing] if differing else []
+    settings = [{key: str(one) for key, one in run.settings.items()} for run in runs.values()]
+    head, *rows = _table(["Key", *runs], settings)
+    differing = [row for row in rows if len({*row[1:]}) > 1 and row[0] != "output_dir"]
+    return [head, *differing] if differing else []
+
+
+def _table(head: list[str], columns: list[dict[str, str]]) -> list[list[str]]:
+    keys = dict.fromkeys(key for column in columns for key in column)
+    return [head, *([key, *(column.get(key, NONE) for column in columns)] for key in keys)]
 
 
 def texts(rows: list[Row], count: int = 4) -> SampleTable | None:
