@@ -18,7 +18,6 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,15 +46,24 @@ FOLDER_OF_MANY = "runs/evaluate/<runs>_by_<judge>"
 
 
 @dataclass(kw_only=True)
-class ContestArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
-    """How models complete prompts, and who judges what they wrote."""
+class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
+    """What is compared, on what, and who judges."""
 
+    output_dir: str | None = option(FOLDER, "Run folder.")
+    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
+    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
+    runs: list[str] = option(list, "Three or more to rank, instead of run and baseline.")
     judge: list[str] = option(
         list,
         "Who judges, one or several: a reward function as file.py:name or module:name, asked as in "
         "training, a reward model (run, folder or Hub id), a language model that compares "
         "(judge.yaml), or people's answers (a feedback run that compared these runs, or a .jsonl "
         "file of pairs). The first one's scores are those of the samples.",
+    )
+    slices: list[str] = option(
+        list,
+        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
+        "length is that of the run's completion.",
     )
     reward_weights: list[float] | None = option(
         None, "Weight of each aspect of a reward model that judges; default: 1 each."
@@ -66,21 +74,6 @@ class ContestArguments(EnsembleArguments, FolderArguments, DataArguments, TrustA
     batch_size: int = option(64, "Prompts or completions at a time.")
     dtype: str = option("auto", "Of all models: auto (as saved), float32, bfloat16 or float16.")
     seed: int = option(0, "Of the sampling and of the bootstrap.")
-
-
-@dataclass(kw_only=True)
-class EvaluateArguments(ContestArguments):
-    """What is compared."""
-
-    output_dir: str | None = option(FOLDER, "Run folder.")
-    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
-    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
-    runs: list[str] = option(list, "Three or more to rank, instead of run and baseline.")
-    slices: list[str] = option(
-        list,
-        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
-        "length is that of the run's completion.",
-    )
 
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
@@ -155,12 +148,9 @@ def compared(
 
 
 def ranked(
-    names: Sequence[str], seed: int, prompts: list[Any], said: Said
+    script: EvaluateArguments, prompts: list[Any], columns: dict[str, list[Any]], said: Said
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The ranking of several runs by each judge, and the rows of samples.jsonl.
-
-    The scores of a judge that compares are shares of the win over the last run.
-    """
+    """The ranking of several runs by each judge, and the rows of samples.jsonl."""
     from recipes.lib.evaluation.contest import shares_of
     from recipes.lib.evaluation.judges import agreement
     from recipes.lib.evaluation.logistic import bradley_terry
@@ -169,75 +159,23 @@ def ranked(
         name: {places: shares_of(*both) for places, both in pairs.items()}
         for name, pairs in said.items()
     }
-    rankings = {name: bradley_terry(names, one, seed=seed) for name, one in shares.items()}
+    rankings = {
+        name: bradley_terry(script.runs, one, seed=script.seed) for name, one in shares.items()
+    }
     summary: dict[str, Any] = {"ranking": next(iter(rankings.values()))}
-    summary["win_rates"] = win_matrix(names, next(iter(shares.values())), seed)
     if len(said) > 1:
         every = {
             name: [one for row in each.values() for one in row] for name, each in shares.items()
         }
         summary |= {"rankings": rankings, "agreement": agreement(every)}
-    first, last = next(iter(said.values())), len(names) - 1
-    sides = [*(first[place, last][0] for place in range(last)), first[0, last][1]]
-    texts = {name: side.completions for name, side in zip(names, sides, strict=True)}
-    scores = {name: side.scores for name, side in zip(names, sides, strict=True)}
-    if sides[last].verdicts is not None:
-        scores[names[last]] = [0.5] * len(prompts)
+    first = next(iter(said.values()))
+    sides = [first[0, 1][0], *(first[0, place][1] for place in range(1, len(script.runs)))]
+    texts = {run: side.completions for run, side in zip(script.runs, sides, strict=True)}
     rows = [
         {"prompt": prompt_text(prompt), "completions": {run: c[n].text for run, c in texts.items()}}
-        | {"scores": {run: said[n] for run, said in scores.items()}}
         for n, prompt in enumerate(prompts)
     ]
     return summary, rows
-
-
-def win_matrix(
-    names: Sequence[str], shares: dict[tuple[int, int], list[float | None]], seed: int
-) -> dict[str, dict[str, list[float]]]:
-    """The win rate of each over each other one, followed by its 95 % interval."""
-    from recipes.lib.evaluation.win_rate import win_rate
-
-    made: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-    for (one, other), row in shares.items():
-        kept = [share for share in row if share is not None]
-        rate = win_rate(kept, [0.5] * len(kept), seed=seed)
-        made[names[one]][names[other]] = [rate.value, rate.low, rate.high]
-        made[names[other]][names[one]] = [1 - rate.value, 1 - rate.high, 1 - rate.low]
-    return made
-
-
-def load_prompts(script: ContestArguments) -> tuple[list[Any], dict[str, list[Any]]]:
-    """The held-out prompts, and the other columns of the data."""
-    train, test = load_splits(script, script.seed, ("prompt",))
-    columns = (train if test is None else test)[: script.num_prompts]
-    return columns.pop("prompt"), columns
-
-
-def contest(
-    script: ContestArguments,
-    names: Sequence[str],
-    prompts: list[Any],
-    columns: dict[str, list[Any]],
-    *,
-    has_baseline: bool,
-) -> tuple[Said, list[dict[str, float]], dict[str, Any]]:
-    """Sample and judge: what each judge says, the KL of each but the baseline, other numbers."""
-    from recipes.lib.evaluation.contest import SamplingSettings, compare
-    from recipes.lib.evaluation.judges import load_judges
-    from recipes.lib.evaluation.win_rate import smallest_difference
-
-    more: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
-    named = [script.reward_model(name, script.dtype) for name in script.judge]
-    judges = load_judges(named, script.batch_size, script.reward_weights, **more)
-    gap = smallest_difference(len(prompts))
-    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
-    sampling = SamplingSettings(
-        script.max_completion_length, script.temperature, script.batch_size, script.seed
-    )
-    given = (names, prompts, columns, [*judges.values()], sampling, script.dtype)
-    pairs, kls, counts = compare(*given, has_baseline=has_baseline, **more)
-    numbers = {"num_prompts": len(prompts), "smallest_difference": gap}
-    return dict(zip(judges, pairs, strict=True)), kls, numbers | counts
 
 
 @guarded
@@ -254,25 +192,38 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
+    from recipes.lib.evaluation.contest import SamplingSettings, compare
+    from recipes.lib.evaluation.judges import load_judges
     from recipes.lib.evaluation.slices import LENGTH, slices_of
+    from recipes.lib.evaluation.win_rate import smallest_difference
     from recipes.lib.recipe.spine import finish
 
     script: EvaluateArguments = config.script
     validate(script)
-    prompts, columns = load_prompts(script)
+    train, test = load_splits(script, script.seed, ("prompt",))
+    columns = (train if test is None else test)[: script.num_prompts]
+    prompts = columns.pop("prompt")
     slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
+    trusted = {"trust_remote_code": script.trust_remote_code}
+    named = [script.reward_model(name, script.dtype) for name in script.judge]
+    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
+    gap = smallest_difference(len(prompts))
+    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
     folder = open_run(config)
+    sampling = SamplingSettings(
+        script.max_completion_length, script.temperature, script.batch_size, script.seed
+    )
     names = script.runs or [str(script.run), str(script.baseline)]
-    said, kls, numbers = contest(script, names, prompts, columns, has_baseline=not script.runs)
-    if script.runs:
-        told, rows = ranked(names, script.seed, prompts, said)
-    else:
-        told, rows = compared(script, prompts, columns, said)
+    pairs, numbers = compare(
+        names, prompts, columns, [*judges.values()], sampling, script.dtype, **trusted
+    )
+    said = dict(zip(judges, pairs, strict=True))
+    told, rows = (ranked if script.runs else compared)(script, prompts, columns, said)
     folder.write_samples(rows)
-    facts: dict[str, Any] = {"model": names[0], "data": script.data_names()}
-    facts |= {"judge": script.judge[0], "trust_remote_code": script.trust_remote_code}
+    summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told | numbers
+    facts = {"model": names[0], "data": script.data_names(), "judge": script.judge[0]}
     facts |= {"runs": names} if script.runs else {"baseline": names[1]}
-    return finish(folder, config, numbers | told | (kls[0] if kls else {}), **facts)
+    return finish(folder, config, summary, **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -69,48 +69,44 @@ def compare(
     sampling: SamplingSettings,
     dtype: str,
     *,
-    has_baseline: bool,
     trust_remote_code: bool = False,
-) -> tuple[list[Pairs], list[dict[str, float]], dict[str, float]]:
+) -> tuple[list[Pairs], dict[str, float]]:
     """Let models complete the prompts, and judges compare what they wrote.
 
-    One model is in memory at a time. There is no KL where sampling is greedy (the completions are
-    no sample of the distribution), or where two have different vocabularies.
+    One model is in memory at a time. There is no KL of more than two models, where sampling is
+    greedy (the completions are no sample of the distribution), or where the two have different
+    vocabularies.
 
     Args:
-        names: Models, as in resolve_model.
+        names: Models, as in resolve_model; of two the second is the baseline.
         prompts: Texts or messages.
         columns: Further columns of the data, for the judges.
         judges: Each scores completions, or compares those of two sides.
         sampling: How all sample.
         dtype: Of all models.
-        has_baseline: Whether the last one is the baseline of the others.
         trust_remote_code: Whether code beside the models may run.
 
     Returns:
-        What each judge says of each two models, by their places in names; of each but the baseline
-        `kl` with `kl_stderr`, KL(model || baseline) in nats per completion, where there is one; and
-        what judges counted.
+        What each judge says of each two models, by their places in names; and `kl` with `kl_stderr`
+        where there is a KL(model || baseline), nats per completion.
 
     Raises:
         UserError: A model or a judge cannot be used.
     """
     tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
-    vocabulary, last = tokenizers[-1].get_vocab(), len(names) - 1
-    has_kl = has_baseline and sampling.temperature > 0
-    has_kl = has_kl and all(one.get_vocab() == vocabulary for one in tokenizers)
+    has_kl = sampling.temperature > 0 and len(names) == 2
+    has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     sides: list[list[Completion]] = []
-    logps = []  # each model's of its own completions, then the baseline's of all these
+    logps = []
     for name, tokenizer in zip(names, tokenizers, strict=True):
         model = _load(name, dtype, trust_remote_code)
         sides.append(complete(model, tokenizer, prompts, **vars(sampling)))
         if has_kl:
-            told = sides[-1:] if len(sides) <= last else sides[:last]
-            logps += [_logps(model, side, sampling) for side in told]
+            logps.append(_logps(model, sides[0], sampling))
         del model
-    kls = [kl_estimate(*both) for both in zip(logps[:last], logps[last:], strict=True)]
+    numbers = kl_estimate(*logps) if has_kl else {}
     said = [judged(judge, names, prompts, columns, sides) for judge in judges]
-    return said, kls, judge_counts(judges)
+    return said, numbers | judge_counts(judges)
 
 
 def judged(

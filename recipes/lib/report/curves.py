@@ -51,7 +51,7 @@ def draw_curves(
     axis = ("step", "optimizer steps")
     if has_episodes(rows):
         axis, rows = ("episode", "episodes"), with_episodes(rows)
-    return list(filter(None, (draw_curve(one, rows, axis, summary, prefix) for one in curves)))
+    return list(filter(None, (_draw(curve, rows, axis, summary, prefix) for curve in curves)))
 
 
 def has_episodes(rows: list[Row]) -> bool:
@@ -96,23 +96,19 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     return np.array([np.nanmean(w) if np.isfinite(w).any() else math.nan for w in windows])
 
 
-def draw_curve(
-    curve: Curve, rows: list[Row], axis: tuple[str, str], summary: Row, prefix: str = ""
+def _draw(
+    curve: Curve, rows: list[Row], axis: tuple[str, str], summary: Row, prefix: str
 ) -> Picture | None:
-    """Draws one chart as `draw_curves` does, over a key of the rows that is called `axis[1]`.
-
-    A line has the colour of its place among the chart's lines, drawn or not.
-    """
     found = [(label, *points(rows, axis[0], metric)) for metric, label in curve.lines]
-    lines = [(place, *line) for place, line in enumerate(found) if np.isfinite(line[2]).any()]
-    if not any(np.isfinite(line[3]).sum() >= 2 for line in lines):
+    lines = [line for line in found if np.isfinite(line[2]).any()]
+    if not any(np.isfinite(line[2]).sum() >= 2 for line in lines):
         return None
     name = prefix + curve.name
     keys, said, notes = [], [], []
     with canvas(axis[1], curve.unit) as (figure, axes):
-        for place, label, x, y in lines:
-            notes += _draw_line(axes, place, x, y)
-            keys.append(_key(place, label, y))
+        for number, (label, x, y) in enumerate(lines):
+            notes += _draw_line(axes, number, x, y)
+            keys.append(_key(number, label, y))
             said.append(_description(label, x, y, axis[1]))
         keys += _draw_levels(axes, curve, summary)
         _pad(axes)
