@@ -17,14 +17,17 @@ Writes samples.jsonl, summary.json and report.html to runs/compare/<runs>.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from recipes.evaluate import ContestArguments, contest, load_prompts, ranked
+from recipes.evaluate import ContestArguments, ranked
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config, rebuild
 from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import RUNS
 from recipes.lib.publishing.source import run_of, settings_of
@@ -34,7 +37,7 @@ from recipes.lib.runs.folder import named_folder, open_run
 from recipes.quickstart import CONFIGS, RUNS_ROOT, Stage, carry_out, parsed
 
 POSITIONAL = OPERANDS = "runs"
-INSTEAD = "methods"
+INSTEAD = ("methods",)
 FOLDER = "runs/compare/<runs><methods>"
 METHODS = ("ppo", "rloo", "grpo", "dpo", "kto")
 MOST = 6  # lines that can be told apart, and texts that stand side by side
@@ -129,22 +132,57 @@ def short_names(paths: list[str]) -> dict[str, str]:
     return dict(zip(paths, made, strict=True))
 
 
-def contested(
-    script: CompareArguments, models: dict[str, str], start: str | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the judges say of models, by their short names, and the rows of samples.jsonl."""
-    names, baseline = [*models.values()], models.get(start or "")
-    prompts, columns = load_prompts(script)
-    said, kls, numbers = contest(script, [*models], prompts, columns, has_baseline=bool(start))
-    told, rows = ranked(names, script.seed, prompts, said)
-    scores = {n: [one for row in rows if (one := row["scores"][n]) is not None] for n in names}
-    made: dict[str, Any] = {"score": {name: fmean(one) for name, one in scores.items()}}
-    many = {name: one for name, one in scores.items() if len(one) > 1}
-    made["score_stderr"] = {name: stdev(one) / len(one) ** 0.5 for name, one in many.items()}
-    for key in kls[0] if kls else ():
-        made[key] = {name: kl[key] for name, kl in zip(names, kls, strict=False)}
-    made["win_rate"] = {n: row[baseline] for n, row in told["win_rates"].items() if baseline in row}
-    return made | {"baseline": baseline} | told | numbers, rows
+def contest(
+    script: CompareArguments, models: list[str], *, has_baseline: bool
+) -> tuple[list[Any], list[Any], dict[str, Any], list[dict[str, float]]]:
+    """Prompts, each model's completions, what each judge says of each two, KLs from the last."""
+    from recipes.lib.evaluation.contest import SamplingSettings, compare, judged
+    from recipes.lib.evaluation.judges import load_judges
+
+    train, test = load_splits(script, script.seed, ("prompt",))
+    columns = (train if test is None else test)[: script.num_prompts]
+    asked = (models, prompts := columns.pop("prompt"), columns)
+    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
+    named = [script.reward_model(name, script.dtype) for name in script.judge]
+    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
+    own = (script.max_completion_length, script.temperature, script.batch_size, script.seed)
+    how = (SamplingSettings(*own), script.dtype)
+    sides, _, kls = compare(*asked, [], *how, to_last=has_baseline, **trusted)
+    places = [*combinations(range(len(models)), 2)]
+    said = {key: judged(judge, *asked, sides, places) for key, judge in judges.items()}
+    return prompts, sides, said, kls
+
+
+def judged_numbers(
+    names: list[str], said: dict[str, Any], kls: list[dict[str, float]], seed: int
+) -> tuple[dict[str, Any], list[list[float | None]]]:
+    """What the judges say, by short names, and the first one's scores of each completion.
+
+    Scores of a judge that compares are shares of the win over the last model.
+    """
+    from recipes.lib.evaluation.contest import shares_of
+    from recipes.lib.evaluation.win_rate import win_rate
+
+    first, last = next(iter(said.values())), len(names) - 1
+    wins: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for (one, other), both in first.items():
+        kept = [share for share in shares_of(*both) if share is not None]
+        rate = win_rate(kept, [0.5] * len(kept), seed=seed)
+        wins[names[one]][names[other]] = [rate.value, rate.low, rate.high]
+        wins[names[other]][names[one]] = [1 - rate.value, 1 - rate.high, 1 - rate.low]
+    theirs = first[0, last][1]
+    scores = [first[place, last][0].scores for place in range(last)]
+    scores += [theirs.scores if theirs.verdicts is None else [0.5] * len(theirs.scores)]
+    table = []
+    for some, kl in zip(scores, [*kls, {}], strict=True):
+        kept = [score for score in some if score is not None]
+        error = stdev(kept) / len(kept) ** 0.5 if len(kept) > 1 else 0.0
+        table.append({"score": fmean(kept), "score_stderr": error} | kl)
+    told = {
+        key: {name: row[key] for name, row in zip(names, table, strict=True) if key in row}
+        for key in table[0]
+    }
+    return told | {"win_rates": wins} | ranked(names, seed, said), scores
 
 
 @guarded
@@ -177,10 +215,21 @@ def run(config: Config) -> dict[str, Any]:
     starts = {settings_of(run_of(run)).get("model_name_or_path") for run in runs}
     start = script.baseline or (starts.pop() if len(starts) == 1 else None)
     models = short_names([run for run in runs if run != start] + ([start] if start else []))
-    told, rows = contested(script, models, start) if script.judge else ({}, [])
+    summary: dict[str, Any] = {"runs": {models[run]: str(run_of(run)) for run in runs}}
+    rows = []
+    if script.judge:
+        names, baseline = [*models.values()], models.get(start or "")
+        prompts, sides, said, kls = contest(script, [*models], has_baseline=bool(start))
+        told, scores = judged_numbers(names, said, kls, script.seed)
+        summary |= told | {"num_prompts": len(prompts), "baseline": baseline}
+        wins = told["win_rates"].items()
+        summary["win_rate"] = {name: row[baseline] for name, row in wins if baseline in row}
+        for n, prompt in enumerate(prompts):
+            texts = {name: side[n].text for name, side in zip(names, sides, strict=True)}
+            own = {name: some[n] for name, some in zip(names, scores, strict=True)}
+            rows.append({"prompt": prompt_text(prompt), "completions": texts, "scores": own})
     folder.write_samples(rows)
     facts = {"model": None, "data": script.data_names(), "judge": script.judge, "runs": runs}
-    summary = {"runs": {models[run]: str(run_of(run)) for run in runs}} | told
     return finish(folder, config, summary, **facts)
 
 

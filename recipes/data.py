@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from recipes.lib.data.preview import Page
 
 POSITIONAL = "dataset_name"
-INSTEAD = "datasets"
+INSTEAD = ("datasets",)
 
 
 @dataclass(kw_only=True)

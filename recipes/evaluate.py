@@ -7,7 +7,9 @@ that flips with the order is a tie. On 30 prompts or more also the win rate at e
 KL(run || baseline) = E over the run's own completions of the summed log p_run(token) -
 log p_baseline(token): nats per completion, with its standard error.
 
-`runs` names three or more instead, which are ranked (Bradley-Terry).
+`runs` names three or more instead, which are ranked (Bradley-Terry). `checkpoints` names a run,
+all of whose models are compared with the one that it started from: the rewards that it was trained
+on, those that it held out, and the judges over the KL, and which checkpoint is the best.
 
 Data: a prompt column (text or messages); the test split where there is one.
 Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<baseline>_by_<judge>.
@@ -18,6 +20,7 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,30 +43,22 @@ if TYPE_CHECKING:
     Said = dict[str, Pairs]  # of each judge, by name
 
 POSITIONAL = "run"
-INSTEAD = "runs"
+INSTEAD = ("runs", "checkpoints")
 FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
 FOLDER_OF_MANY = "runs/evaluate/<runs>_by_<judge>"
+FOLDER_OF_CHECKPOINTS = "runs/evaluate/checkpoints_of_<checkpoints>"
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
-    """What is compared, on what, and who judges."""
+class ContestArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
+    """How models complete prompts, and who judges what they wrote."""
 
-    output_dir: str | None = option(FOLDER, "Run folder.")
-    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
-    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
-    runs: list[str] = option(list, "Three or more to rank, instead of run and baseline.")
     judge: list[str] = option(
         list,
         "Who judges, one or several: a reward function as file.py:name or module:name, asked as in "
         "training, a reward model (run, folder or Hub id), a language model that compares "
         "(judge.yaml), or people's answers (a feedback run that compared these runs, or a .jsonl "
         "file of pairs). The first one's scores are those of the samples.",
-    )
-    slices: list[str] = option(
-        list,
-        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
-        "length is that of the run's completion.",
     )
     reward_weights: list[float] | None = option(
         None, "Weight of each aspect of a reward model that judges; default: 1 each."
@@ -75,10 +70,29 @@ class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, Trust
     dtype: str = option("auto", "Of all models: auto (as saved), float32, bfloat16 or float16.")
     seed: int = option(0, "Of the sampling and of the bootstrap.")
 
+
+@dataclass(kw_only=True)
+class EvaluateArguments(ContestArguments):
+    """What is compared."""
+
+    output_dir: str | None = option(FOLDER, "Run folder.")
+    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
+    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
+    runs: list[str] = option(list, "Three or more to rank, instead of run and baseline.")
+    checkpoints: str | None = option(
+        None, "A run whose checkpoints are compared with its start, instead of run and baseline."
+    )
+    slices: list[str] = option(
+        list,
+        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
+        "length is that of the run's completion.",
+    )
+
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
         given = None if self.output_dir == FOLDER else self.output_dir
         default = FOLDER_OF_MANY if self.runs else FOLDER
+        default = FOLDER_OF_CHECKPOINTS if self.checkpoints else default
         self.output_dir = named_folder(given or default, self)
 
 
@@ -93,15 +107,17 @@ def validate(script: EvaluateArguments) -> None:
     Raises:
         UserError: A key is missing, or is none of such a judge.
     """
-    if script.runs:
-        for key in ("run", "baseline", "slices"):
-            if getattr(script, key):
-                raise UserError(
-                    f"{key}={getattr(script, key)}: does not go with runs; leave it out."
-                )
-        if len({*script.runs}) < max(len(script.runs), 3):
-            raise UserError(f"runs={script.runs}: name three or more, each once.")
-    for key in ("judge", "dataset_name") if script.runs else ("baseline", "judge", "dataset_name"):
+    several = "runs" if script.runs else "checkpoints" if script.checkpoints else ""
+    for key in ("run", "baseline", "slices", "checkpoints") if several else ():
+        if key != several and getattr(script, key):
+            raise UserError(
+                f"{key}={getattr(script, key)}: does not go with {several}; leave it out."
+            )
+    if script.checkpoints and script.temperature == 0:
+        raise UserError("temperature=0: checkpoints are told apart by KL, which samples show.")
+    if script.runs and len({*script.runs}) < max(len(script.runs), 3):
+        raise UserError(f"runs={script.runs}: name three or more, each once.")
+    for key in ("judge", "dataset_name") if several else ("baseline", "judge", "dataset_name"):
         if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
             raise UserError(f"{key} is missing; give --{key}.")
     weights, judges = script.reward_weights, script.judge
@@ -110,8 +126,18 @@ def validate(script: EvaluateArguments) -> None:
         raise UserError(f"reward_weights={weights}: {why}, and no scores to weigh; leave it out.")
 
 
-def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, Any]]:
+def sample_rows(
+    prompts: list[Any], names: list[str], sides: list[Any], said: Said
+) -> list[dict[str, Any]]:
     """The rows of samples.jsonl."""
+    if len(names) > 2:
+        every = [
+            {name: completion.text for name, completion in zip(names, row, strict=True)}
+            for row in zip(*sides, strict=True)
+        ]
+        pairs = zip(map(prompt_text, prompts), every, strict=True)
+        return [{"prompt": prompt, "completions": each} for prompt, each in pairs]
+    ours, theirs = next(iter(said.values()))[0, 1]
     return [
         {
             "prompt": prompt_text(prompt),
@@ -126,9 +152,9 @@ def sample_rows(prompts: list[Any], ours: Any, theirs: Any) -> list[dict[str, An
 
 
 def compared(
-    script: EvaluateArguments, prompts: list[Any], columns: dict[str, list[Any]], said: Said
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The numbers of a run and its baseline, and the rows of samples.jsonl."""
+    script: EvaluateArguments, columns: dict[str, list[Any]], said: Said
+) -> dict[str, Any]:
+    """The numbers of a run and its baseline."""
     from recipes.lib.evaluation.contest import rates, shares_of
     from recipes.lib.evaluation.judges import agreement
     from recipes.lib.evaluation.slices import LENGTH, sliced, slices_of
@@ -144,13 +170,11 @@ def compared(
     if script.slices:
         columns = columns | {LENGTH: [len(one.ids) for one in ours.completions]}
         summary["slices"] = sliced(next(iter(shares.values())), slices_of(script.slices, columns))
-    return summary, sample_rows(prompts, ours, theirs)
+    return summary
 
 
-def ranked(
-    script: EvaluateArguments, prompts: list[Any], columns: dict[str, list[Any]], said: Said
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The ranking of several runs by each judge, and the rows of samples.jsonl."""
+def ranked(names: Sequence[str], seed: int, said: Said) -> dict[str, Any]:
+    """The ranking of several runs by each judge."""
     from recipes.lib.evaluation.contest import shares_of
     from recipes.lib.evaluation.judges import agreement
     from recipes.lib.evaluation.logistic import bradley_terry
@@ -159,23 +183,14 @@ def ranked(
         name: {places: shares_of(*both) for places, both in pairs.items()}
         for name, pairs in said.items()
     }
-    rankings = {
-        name: bradley_terry(script.runs, one, seed=script.seed) for name, one in shares.items()
-    }
+    rankings = {name: bradley_terry(names, one, seed=seed) for name, one in shares.items()}
     summary: dict[str, Any] = {"ranking": next(iter(rankings.values()))}
     if len(said) > 1:
         every = {
             name: [one for row in each.values() for one in row] for name, each in shares.items()
         }
         summary |= {"rankings": rankings, "agreement": agreement(every)}
-    first = next(iter(said.values()))
-    sides = [first[0, 1][0], *(first[0, place][1] for place in range(1, len(script.runs)))]
-    texts = {run: side.completions for run, side in zip(script.runs, sides, strict=True)}
-    rows = [
-        {"prompt": prompt_text(prompt), "completions": {run: c[n].text for run, c in texts.items()}}
-        for n, prompt in enumerate(prompts)
-    ]
-    return summary, rows
+    return summary
 
 
 @guarded
@@ -192,37 +207,44 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
+    from recipes.lib.evaluation.checkpoints import course, proxy, take_run
     from recipes.lib.evaluation.contest import SamplingSettings, compare
     from recipes.lib.evaluation.judges import load_judges
     from recipes.lib.evaluation.slices import LENGTH, slices_of
     from recipes.lib.evaluation.win_rate import smallest_difference
     from recipes.lib.recipe.spine import finish
+    from recipes.lib.rewards.judge import judge_counts
 
     script: EvaluateArguments = config.script
+    models, keys = take_run(script, config.values)
     validate(script)
     train, test = load_splits(script, script.seed, ("prompt",))
     columns = (train if test is None else test)[: script.num_prompts]
     prompts = columns.pop("prompt")
     slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
-    trusted = {"trust_remote_code": script.trust_remote_code}
+    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
     named = [script.reward_model(name, script.dtype) for name in script.judge]
     judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
+    judges |= proxy(keys, script.batch_size, script.dtype, **trusted)
     gap = smallest_difference(len(prompts))
     note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
-    folder = open_run(config)
-    sampling = SamplingSettings(
-        script.max_completion_length, script.temperature, script.batch_size, script.seed
-    )
-    names = script.runs or [str(script.run), str(script.baseline)]
-    pairs, numbers = compare(
-        names, prompts, columns, [*judges.values()], sampling, script.dtype, **trusted
-    )
+    folder, own = open_run(config), (script.temperature, script.batch_size, script.seed)
+    sampling = SamplingSettings(script.max_completion_length, *own)
+    names = [*models.values()] or script.runs or [str(script.run), str(script.baseline)]
+    asked = ([*judges.values()], sampling, script.dtype)
+    sides, pairs, kls = compare(names, prompts, columns, *asked, to_last=bool(models), **trusted)
     said = dict(zip(judges, pairs, strict=True))
-    told, rows = (ranked if script.runs else compared)(script, prompts, columns, said)
-    folder.write_samples(rows)
-    summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told | numbers
+    if models:
+        told = course([*models], said, kls, script.seed)
+    elif script.runs:
+        told = ranked(names, script.seed, said)
+    else:
+        told = compared(script, columns, said) | kls[0]
+    folder.write_samples(sample_rows(prompts, [*models] or names, sides, said))
+    told |= judge_counts([*judges.values()])
+    summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told
     facts = {"model": names[0], "data": script.data_names(), "judge": script.judge[0]}
-    facts |= {"runs": names} if script.runs else {"baseline": names[1]}
+    facts |= {"runs": names} if len(names) > 2 else {"baseline": names[1]}
     return finish(folder, config, summary, **facts, **trusted)
 
 

@@ -81,6 +81,7 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         eval_dataset=test,
         processing_class=tokenizer,
         peft_config=None if going_on else lora_config(config.model, "CAUSAL_LM"),
+        eval_reward_funcs=script.held_out(config.training, test),
     )
 
 
@@ -115,7 +116,7 @@ def run(config: Config) -> dict[str, Any]:
     spine.train(trainer, folder)
     spine.save_final(trainer, folder)
     summary: dict[str, Any] = {"episodes": training.total_episodes}
-    summary |= judge_counts(trainer.collector.functions)
+    summary |= judge_counts([*trainer.collector.functions, *trainer.collector.held_out])
     facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
     if is_main_process():
         summary |= spine.last_logs(folder, KEPT)

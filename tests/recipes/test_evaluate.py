@@ -1,10 +1,13 @@
+import io
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import cohen_kappa_score
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -14,7 +17,8 @@ from recipes.lib.evaluation.contest import kl_estimate
 from recipes.lib.feedback.rows import make_row
 from recipes.lib.generation.completions import complete
 from recipes.lib.recipe.main import parse
-from recipes.lib.runs.files import read_jsonl, write_jsonl
+from recipes.lib.recipe.summary import print_closing
+from recipes.lib.runs.files import read_jsonl, write_jsonl, write_text
 
 PROMPTS = [f"the {subject} {verb}" for subject in ("cat", "dog", "sun") for verb in ("is", "was")]
 JUDGE = (
@@ -173,6 +177,67 @@ def test_several_runs_are_ranked_as_their_samples_say(folder: Path, tmp_path: Pa
     ):
         with pytest.raises(UserError, match=text):
             evaluate(folder, **{"run": None, "baseline": None, "output_dir": "x"} | values)
+
+
+def test_checkpoints_of_a_run_are_judged_over_their_kl_from_its_start(
+    folder: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    trained = folder / "trained"
+    for name in ("checkpoint-5", "checkpoint-10", "final"):
+        tiny_model.lm_head.weight.data += 0.2 * torch.randn_like(tiny_model.lm_head.weight)
+        tiny_model.save_pretrained(trained / name)
+        tiny_tokenizer.save_pretrained(trained / name)
+    more = "def chars(prompts, completions, **_):\n    return [len(c) / 4 for c in completions]\n"
+    (folder / "judge.py").write_text(JUDGE + more)
+    held_out, chars = f"{folder / 'judge.py'}:length", f"{folder / 'judge.py'}:chars"
+    keys = {"model_name_or_path": str(folder / "base"), "max_completion_length": 6}
+    keys |= {"reward_funcs": [chars, held_out], "reward_weights": [2.0, 0.5]}
+    write_text(trained / "config.yaml", json.dumps(keys | {"eval_reward_funcs": held_out}))
+    given = {"checkpoints": str(trained), "dataset_name": str(folder / "prompts.jsonl")}
+    config = parse("evaluate", [], given | {"output_dir": str(folder / "out")})
+    summary = run(config)
+    table, rows = summary["checkpoints"], read_jsonl(folder / "out/samples.jsonl")
+    assert [*table] == ["start", "checkpoint-5", "checkpoint-10", "final"]
+    words = {name: [len(row["completions"][name].split()) for row in rows] for name in table}
+    for name, row in table.items():
+        letters = [len(one["completions"][name]) for one in rows]
+        assert row[held_out] == pytest.approx(sum(words[name]) / 6)
+        assert row["reward_funcs"] == pytest.approx(sum(letters) / 12 + sum(words[name]) / 12)
+    # The KL of two models that are evaluated by themselves, with the same noise.
+    alone = evaluate(folder, run=str(trained / "checkpoint-10"), output_dir=str(folder / "alone"))
+    assert table["checkpoint-10"]["kl"] == pytest.approx(alone["kl"], rel=1e-5)
+    assert table["checkpoint-10"]["kl_stderr"] == pytest.approx(alone["kl_stderr"], rel=1e-5)
+    assert table["start"]["kl"] == 0.0
+    best = max(table, key=lambda name: sum(words[name]))
+    assert summary["best_checkpoint"] == best
+    behind = sum(words[best]) - sum(words["final"])
+    assert table["final"]["behind_best"] * 6 == pytest.approx(behind)
+    page = (folder / "out/report.html").read_text()
+    at_end = "The end of the run is as good as the best of its checkpoints."
+    assert (f"{best} is the best: it scores" if behind else at_end) in page
+    assert "Gain over the start" in page
+    assert page.count('<th scope="row">checkpoint-') >= 2
+    shown = Console(record=True, width=160, file=io.StringIO())
+    print_closing(config, summary, shown)
+    lines = shown.export_text().splitlines()
+    assert f"checkpoints, best {best}" in [line.strip() for line in lines]
+    (line,) = [
+        row for row in lines if row.startswith("\N{BOX DRAWINGS LIGHT VERTICAL} checkpoint-10")
+    ]
+    assert f"{table['checkpoint-10']['kl']:.4g}" in line
+    for values, text in (
+        ({"checkpoints": str(folder / "base")}, "checkpoints=.*base: there is no run"),
+        ({"runs": ["a", "b", "c"]}, "checkpoints=.*: does not go with runs"),
+        ({"run": "base"}, "run=base: does not go with checkpoints"),
+        ({"temperature": 0.0}, "temperature=0: checkpoints are told apart by KL"),
+    ):
+        with pytest.raises(UserError, match=text):
+            run(parse("evaluate", [], given | {"output_dir": str(folder / "x")} | values))
+    shutil.rmtree(trained / "checkpoint-5")
+    shutil.rmtree(trained / "checkpoint-10")
+    with pytest.raises(UserError, match="the run has 1 models; keep several with save_steps"):
+        run(parse("evaluate", [], given | {"output_dir": str(folder / "x")}))
+    assert not (folder / "x").exists()
 
 
 def test_slices_follow_from_the_samples(folder: Path) -> None:

@@ -64,6 +64,7 @@ def run(folder: Path, model: Any, tokenizer: Any) -> Path:
     }
     flags = [part for key, value in given.items() for part in (f"--{key}", *str(value).split(" "))]
     file = folder / "rewards.py"
+    flags += ["--eval_reward_funcs", f"{file}:fifth"]
     assert ppo.main([*flags, "--reward_funcs", f"{file}:length", f"{file}:fifth"]) == 0
     return folder / "run"
 
@@ -85,13 +86,15 @@ def test_every_key_that_is_written_is_documented_and_the_other_way_round(
     written = {key for row in rows for key in row}
     assert {"rewards/length", "rewards/fifth"} <= written
     written = {"rewards/<name>" if key.startswith("rewards/") else key for key in written}
+    assert {"eval_held_out/fifth", "eval_held_out/fifth_stderr"} <= written
+    written = {key.replace("held_out/fifth", "held_out/<name>") for key in written}
     logged = "The objective|The policy|The critic|The optimizer|Place and time|Evaluation"
     assert documented(logged) == written | {"skipped_steps"}  # which nothing here calls for
     summary = json.loads((folder / "summary.json").read_text())
     assert documented("The summary") == set(summary)
     samples = read_jsonl(folder / "samples.jsonl")
     assert documented("The samples") == {key for row in samples for key in row}
-    assert documented("Warnings") == set(RULES)
+    assert documented("Warnings") == {*RULES, "held_out"}
     check_times(rows)
     check_the_report(folder, rows, summary)
 

@@ -37,7 +37,7 @@ def check_rewards(config: Config) -> None:
 
     def looked() -> dict[str, Any]:
         resumes = named or (script.resume and is_run(folder_of(config)))
-        names = [] if resumes else script.reward_funcs
+        names = [] if resumes else [*script.reward_funcs, *script.eval_reward_funcs]
         models = (name for name in names if not (is_function_reference(name) or is_judge(name)))
         return {name: examined(config, name) for name in models}
 

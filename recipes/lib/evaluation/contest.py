@@ -22,7 +22,7 @@ from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.models.likelihood import completion_logps
 from recipes.lib.models.policies import evaluation_device, load_policy
 from recipes.lib.models.tokenizers import load_tokenizer
-from recipes.lib.rewards.judge import LanguageModelJudge, judge_counts
+from recipes.lib.rewards.judge import LanguageModelJudge
 from recipes.lib.rewards.scoring import as_answers
 
 
@@ -69,13 +69,12 @@ def compare(
     sampling: SamplingSettings,
     dtype: str,
     *,
+    to_last: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[list[Pairs], dict[str, float]]:
+) -> tuple[list[list[Completion]], list[Pairs], list[dict[str, float]]]:
     """Let models complete the prompts, and judges compare what they wrote.
 
-    One model is in memory at a time. There is no KL of more than two models, where sampling is
-    greedy (the completions are no sample of the distribution), or where the two have different
-    vocabularies.
+    One model is in memory at a time. There is no KL of greedy sampling or between vocabularies.
 
     Args:
         names: Models, as in resolve_model; of two the second is the baseline.
@@ -84,29 +83,34 @@ def compare(
         judges: Each scores completions, or compares those of two sides.
         sampling: How all sample.
         dtype: Of all models.
+        to_last: Whether each is compared with the last one alone, as it is of two.
         trust_remote_code: Whether code beside the models may run.
 
     Returns:
-        What each judge says of each two models, by their places in names; and `kl` with `kl_stderr`
-        where there is a KL(model || baseline), nats per completion.
+        The completions of each model; what each judge says of each two, by their places in names;
+        `kl` with `kl_stderr` of each but the last, KL(model || last) in nats per completion.
 
     Raises:
         UserError: A model or a judge cannot be used.
     """
     tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
-    has_kl = sampling.temperature > 0 and len(names) == 2
-    has_kl = has_kl and tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+    last, words = len(names) - 1, tokenizers[-1].get_vocab()
+    to_last = to_last or last == 1
+    has_kl = to_last and sampling.temperature > 0
+    has_kl = has_kl and all(one.get_vocab() == words for one in tokenizers)
     sides: list[list[Completion]] = []
-    logps = []
+    logps: list[list[list[Tensor]]] = []
     for name, tokenizer in zip(names, tokenizers, strict=True):
         model = _load(name, dtype, trust_remote_code)
         sides.append(complete(model, tokenizer, prompts, **vars(sampling)))
-        if has_kl:
-            logps.append(_logps(model, sides[0], sampling))
+        if has_kl:  # each of its own completions, the last one of those of all others
+            seen = sides[:-1] if len(sides) > last else sides[-1:]
+            logps.append([_logps(model, side, sampling) for side in seen])
         del model
-    numbers = kl_estimate(*logps) if has_kl else {}
-    said = [judged(judge, names, prompts, columns, sides) for judge in judges]
-    return said, numbers | judge_counts(judges)
+    kls = [kl_estimate(own[0], seen) for own, seen in zip(logps[:-1], *logps[-1:], strict=True)]
+    pairs = [both for both in combinations(range(last + 1), 2) if not to_last or both[1] == last]
+    said = [judged(judge, names, prompts, columns, sides, pairs) for judge in judges]
+    return sides, said, kls or [{}] * last
 
 
 def judged(
@@ -115,13 +119,13 @@ def judged(
     prompts: list[Any],
     columns: dict[str, list[Any]],
     sides: Sequence[list[Completion]],
+    pairs: Sequence[tuple[int, int]],
 ) -> Pairs:
-    """What one judge says of each two of the sides.
+    """What one judge says of the pairs of sides.
 
     Raises:
         UserError: There is no verdict at all.
     """
-    pairs = list(combinations(range(len(sides)), 2))
     if isinstance(judge, LanguageModelJudge):
         return {(a, b): compared_sides(judge, prompts, sides[a], sides[b]) for a, b in pairs}
     if not isinstance(judge, PeopleJudge):

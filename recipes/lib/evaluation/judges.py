@@ -85,7 +85,7 @@ def agreement(shares: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
 
 
 def load_judge(
-    name: str | ModelReward,
+    name: str | ModelReward | Sequence[ModelReward],
     batch_size: int = 64,
     weights: Sequence[float] | None = None,
     *,
@@ -95,9 +95,10 @@ def load_judge(
 
     Args:
         name: A reward function as file.py:name or module:name, which may leave arguments of those
-            out; a judge's YAML file; or a reward model: a run, a folder or a Hub id.
+            out; a judge's YAML file; or a reward model: a run, a folder or a Hub id; several
+            judge by their weighted sum.
         batch_size: Texts at a time, of a reward model.
-        weights: One for each aspect of a reward model; None for 1 each.
+        weights: One for each reward function and aspect of a reward model; None for 1 each.
         trust_remote_code: Whether code beside a reward model may run.
 
     Returns:

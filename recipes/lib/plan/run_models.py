@@ -164,7 +164,7 @@ def _add_rewards(models: RunModels, config: Config, configs: Path | None, *, sha
     from recipes.lib.rewards.loading import is_function_reference, is_judge
     from recipes.lib.rewards.shared_base import RewardRole
 
-    for name in config.script.reward_funcs:
+    for name in [*config.script.reward_funcs, *config.script.eval_reward_funcs]:
         if is_function_reference(name):
             continue
         if is_judge(name):

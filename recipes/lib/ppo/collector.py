@@ -30,6 +30,7 @@ from recipes.lib.ppo.rollouts import (
 )
 from recipes.lib.ppo.samplers import Sampler, VLLMSampler
 from recipes.lib.ppo.samples import sample_rows
+from recipes.lib.rewards.held_out import held_out_metrics
 from recipes.lib.rewards.scoring import (
     RewardFunction,
     as_answers,
@@ -50,11 +51,18 @@ class Collector:
         trainer: The trainer: its models, tokenizer, configuration and accelerator are used.
         functions: Reward functions.
         prompts: Prompts to train on.
+        held_out: Reward functions that evaluations ask, too.
     """
 
-    def __init__(self, trainer: Any, functions: Sequence[RewardFunction], prompts: Prompts) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        functions: Sequence[RewardFunction],
+        prompts: Prompts,
+        held_out: Sequence[RewardFunction] = (),
+    ) -> None:
         self.trainer = trainer
-        self.functions = list(functions)
+        self.functions, self.held_out = list(functions), list(held_out)
         self.prompts = prompts
         self.weights = reward_weights(self.functions, trainer.args.reward_weights)
         args, tokenizer = trainer.args, trainer.processing_class
@@ -164,21 +172,25 @@ class Collector:
             return
         tokenizer = self.trainer.processing_class
         ends = self.decoding.other_stop_token_ids
-        texts = [completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends) for e in episodes]
-        rows = [e.row for e in episodes]
-        asked = [prompts.data[row]["prompt"] for row in rows]
-        total_B, said_BF = weighted_scores(
-            self.functions,
-            self.weights,
-            asked,
-            as_answers(asked, texts),
-            [e.completion_ids for e in episodes],
-            prompts.columns(rows),
-        )
+        for e in episodes:
+            e.text = completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends)
+        total_B, said_BF = self._ask(self.functions, self.weights, prompts, episodes)
         for i, episode in enumerate(episodes):
-            episode.text = texts[i]
             episode.score = total_B[i].item()
             episode.said = tuple(said_BF[i].tolist())
+
+    @staticmethod
+    def _ask(
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float],
+        prompts: Prompts,
+        episodes: list[Episode],
+    ) -> tuple[Tensor, Tensor]:
+        rows = [e.row for e in episodes]
+        asked = [prompts.data[row]["prompt"] for row in rows]
+        texts, ids = [e.text for e in episodes], [e.completion_ids for e in episodes]
+        answers, columns = as_answers(asked, texts), prompts.columns(rows)
+        return weighted_scores(functions, weights, asked, answers, ids, columns)
 
     def _finish(self, episodes: list[Episode], first: int) -> Rollout:
         """From the episodes of all processes to one rollout; the same on each of them."""
@@ -246,10 +258,10 @@ class Collector:
             seed: Seed of the noise; with it the same at every evaluation.
 
         Returns:
-            Mean score, KL (nats per completion) and length at the temperature of training, and the
-            mean score of the most probable completions.
+            Mean score, KL (nats per completion) and length at the temperature of training, the
+            mean score of the most probable completions, and what held-out rewards say.
         """
-        args = self.trainer.args
+        args, said = self.trainer.args, []
         rows = range(args.process_index, len(prompts), args.world_size)
         uniforms_BC = episode_uniforms(seed, rows, args.max_completion_length)
 
@@ -261,10 +273,13 @@ class Collector:
             sampled, greedy = said_before or say()
             self.score(prompts, sampled)
             self._reward(prompts, greedy)
-        sampled, greedy = gather_object(sampled), gather_object(greedy)
+            if self.held_out and sampled:
+                _, said_BF = self._ask(self.held_out, [1.0] * len(self.held_out), prompts, sampled)
+                said = [*zip(rows, said_BF.tolist(), strict=True)]
+        sampled, greedy, said = map(gather_object, (sampled, greedy, said))
         return {
             "scores": sum(e.score for e in sampled) / len(sampled),
             "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
             "completions/mean_length": sum(len(e.completion_ids) for e in sampled) / len(sampled),
             "greedy_scores": sum(e.score for e in greedy) / len(greedy),
-        }
+        } | held_out_metrics(distinct_names(self.held_out), said)

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from recipes.lib.ppo.actor_critic import ROUNDING
+from recipes.lib.rewards.held_out import parting
 
 Log = dict[str, float]
 
@@ -215,7 +216,20 @@ def check_health(trainer: Any, logs: Log) -> Log:
     """
     step, args, health = trainer.state.global_step, trainer.args, trainer.health
     rollout = (step - 1) // args.steps_per_rollout
-    new = health.note(logs, rollout, args.rollout_batch_size, step)
+    _tell(trainer, health.note(logs, rollout, args.rollout_batch_size, step))
+    return {"health/warnings": len(health.warnings)}
+
+
+def check_held_out(trainer: Any) -> None:
+    """Look at the evaluations of a PPOTrainer, and tell once where held-out rewards parted."""
+    args, found = trainer.args, parting(trainer.state.log_history)
+    known = {warning["kind"] for warning in trainer.health.warnings}
+    if found and found["kind"] not in known:
+        episode = found["step"] * args.rollout_batch_size // args.steps_per_rollout
+        trainer.health.warnings.append(found | {"episode": episode})
+        _tell(trainer, [found])
+
+
+def _tell(trainer: Any, new: list[dict[str, Any]]) -> None:
     for warning in new if trainer.is_world_process_zero() else ():
         tqdm.write(f"Warning: {warning['message']}", file=sys.stderr)  # around a progress bar
-    return {"health/warnings": len(health.warnings)}

@@ -31,14 +31,16 @@ from recipes.lib.ppo.actor_critic import ActorCritic
 from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.critic import parameter_groups
-from recipes.lib.ppo.health import Health, check_health
+from recipes.lib.ppo.health import Health, check_health, check_held_out
 from recipes.lib.ppo.metrics import Clock
 from recipes.lib.ppo.objective import check_first_ratio, forward_dtype, micro_batch_loss
 from recipes.lib.ppo.roles import load_model_and_tokenizer, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
+from recipes.lib.rewards.held_out import check_best_metric
 from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.rewards.reward_models import load_reward_functions
+from recipes.lib.rewards.scoring import distinct_names
 from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable
 from recipes.lib.trainers.row_fit import check_prompts
@@ -65,6 +67,7 @@ class PPOTrainer(Resumable, Trainer):
         optimizers: Optimizer and scheduler; default: AdamW with a group for the critic.
         quantization_config: For loading a model given by name.
         peft_config: Adapter to train instead of the whole model.
+        eval_reward_funcs: Rewards that evaluations ask and training never sees, as reward_funcs.
 
     Raises:
         UserError: An argument is missing or does not fit the others.
@@ -90,6 +93,7 @@ class PPOTrainer(Resumable, Trainer):
         optimizers: tuple[Any, Any] = (None, None),
         quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
+        eval_reward_funcs: Any = None,
     ) -> None:
         set_seed(args.seed)
         trusted = {"trust_remote_code": args.trust_remote_code}
@@ -115,9 +119,13 @@ class PPOTrainer(Resumable, Trainer):
             functions = load_reward_functions(
                 reward_funcs, reward_processing_classes, size, device, shared, **trusted
             )
+            held_out = eval_reward_funcs and load_reward_functions(
+                eval_reward_funcs, None, size, device, shared, **trusted
+            )
+        check_best_metric(args.metric_for_best_model, distinct_names(held_out or []))
         self.clock, self.health = Clock(), Health()
         check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
-        self.collector = Collector(self, functions, prompts)
+        self.collector = Collector(self, functions, prompts, held_out or [])
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
         self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
@@ -219,7 +227,8 @@ class PPOTrainer(Resumable, Trainer):
         self.state.epoch = episodes / (len(self.train_dataset) * args.num_generations)
         if is_update:
             logs |= self._update_metrics() | self.collector.metrics | {"episode": episodes}
-            logs |= self.clock.take() | judge_counts(self.collector.functions)
+            asked = [*self.collector.functions, *self.collector.held_out]
+            logs |= self.clock.take() | judge_counts(asked)
             if "loss/policy_avg" in logs:  # not where every step was skipped
                 logs["loss"] = logs["loss/policy_avg"] + args.vf_coef * logs["loss/value_avg"]
                 logs |= check_health(self, logs)
@@ -254,8 +263,8 @@ class PPOTrainer(Resumable, Trainer):
             metric_key_prefix: Word before each metric.
 
         Returns:
-            Mean score, KL (nats per completion) and length at the temperature of training, and the
-            mean score of the most probable completions.
+            Mean score, KL (nats per completion) and length at the temperature of training, the
+            mean score of the most probable completions, and what held-out rewards say.
         """
         if (data := eval_dataset if eval_dataset is not None else self.eval_dataset) is None:
             raise UserError("evaluation needs prompts; give eval_dataset.")
@@ -267,6 +276,7 @@ class PPOTrainer(Resumable, Trainer):
             metrics = self.collector.evaluate(self._prompts(data), seed)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(metrics))
+        check_held_out(self)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

@@ -149,8 +149,8 @@ def parse(
 
 def _check_word(module: ModuleType, key: str, recipe: str, values: dict[str, Any]) -> None:
     actions = getattr(module, "ACTIONS", None)
-    instead = getattr(module, "INSTEAD", "")  # a key that does what the word does
-    if not values.get(key) and not values.get(instead):
+    instead = getattr(module, "INSTEAD", ())  # keys that do what the word does
+    if not any(map(values.get, (key, *instead))):
         what = "|".join(actions) if actions else key.upper()
         raise UserError(f"{key} is missing; write rlhf {recipe} {what}.")
     if actions and values[key] not in actions:

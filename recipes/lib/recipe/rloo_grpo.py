@@ -15,6 +15,7 @@ from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe import spine
 from recipes.lib.rewards.arguments import RewardArguments
+from recipes.lib.rewards.held_out import parting
 from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.runs.folder import RunArguments, check_folder
 from recipes.lib.trainers.batch_sizes import num_episodes
@@ -55,7 +56,8 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
     tokenizer = spine.policy_tokenizer(config)
     own = (tokenizer, tokenizer.chat_template, script.label, script.on_bad_rows, ("prompt",))
     train, test = (fit_to_tokenizer(rows, *own) for rows in (train, test))
-    rewards = load_rewards(script.rewards(), training, tokenizer, train[0]["prompt"])
+    held_out = script.held_out(training, test)
+    rewards = load_rewards(script.rewards(), training, tokenizer, train[0]["prompt"], held_out)
     trainer = spine.make_trainer(
         trainer_class, config, tokenizer, train, test, reward_funcs=rewards.functions
     )
@@ -65,8 +67,10 @@ def train_on_samples(config: Config, trainer_class: Any) -> dict[str, Any]:
     log_samples(trainer, rewards, run.path)
     spine.train(trainer, run)
     spine.save_final(trainer, run)
-    summary: dict[str, Any] = judge_counts(rewards.asked)
+    summary: dict[str, Any] = judge_counts([*rewards.asked, *rewards.held_out])
     if is_main_process():
         summary["episodes"] = num_episodes(training, trainer.state.global_step)
         summary |= spine.last_logs(run, KEPT)
+        if found := parting(trainer.state.log_history):
+            summary["warnings"] = [found | {"episode": num_episodes(training, found["step"])}]
     return spine.finish(run, config, summary, reward_funcs=script.reward_funcs)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from typing import Any
 
@@ -15,6 +16,7 @@ WRITTEN = (
     *("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final"),
     *("model.gguf", "adapter.gguf", "Modelfile"),
 )
+TABLES = ("checkpoints", "ranking")  # of a summary, a row for each model
 # What follows from a run of each recipe; of the others a comparison.
 NEXT = {
     "base": ["sft {on_it} --dataset_name {it}/data/sft_train.jsonl"],
@@ -74,6 +76,10 @@ def _print_run(console: Console, config: Config, summary: dict[str, Any]) -> Non
     folder = folder_of(config)
     console.print()
     console.print(_numbers_table(config.recipe, summary))
+    for key in TABLES:
+        if rows := summary.get(key):
+            best = f", best {summary['best_checkpoint']}" if key == "checkpoints" else ""
+            console.print(_rows_table(f"{key}{best}", rows))
     for warning in summary.get("warnings", []):
         _print_line(console, f"Warning at step {warning['step']}: {warning['message']}")
     for name in WRITTEN:
@@ -110,6 +116,7 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
         "start": getattr(config.model or script, "model_name_or_path", None)
         or next(iter(getattr(script, "names", ())), "MODEL"),
         "it": getattr(script, "run", None)
+        or getattr(script, "checkpoints", None)
         or next(iter(getattr(script, "runs", ())), None)
         or ("" if is_data else folder_of(config)),
         "made": "" if is_data else folder_of(config),
@@ -158,6 +165,17 @@ def _numbers_table(recipe: str, summary: dict[str, Any]) -> Table:
         for name, item in items.items():
             if (text := format_number(item)) is not None:
                 table.add_row(name, text)
+    return table
+
+
+def _rows_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = [key for key in [*rows.values()][-1] if not key.endswith("_stderr")]
+    for key in ("", *columns):  # of a judge the last part of its name
+        name, left = re.split("[/:]", key)[-1].replace("_", " "), not key
+        table.add_column(name, justify="left" if left else "right", no_wrap=left, overflow="fold")
+    for name, row in rows.items():
+        table.add_row(name, *(format_number(row.get(key)) or "" for key in columns))
     return table
 
 

@@ -226,6 +226,15 @@ PPO = (
     ),
 )
 
+OVER_KL = Curve(
+    "over-kl",
+    "Gain over the start",
+    "share of the highest gain",
+    (),
+    "All lines should rise together; one that falls while the rewards of the run still rise says "
+    "from which KL on these are fooled.",
+    axis=("kl", "KL from the start, nats per completion"),
+)
 LOSS = Curve(
     "loss",
     "Loss",

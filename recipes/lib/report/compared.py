@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from recipes.lib.report.charts import DPO, GROUPS, KTO, PPO, REWARD, SFT
-from recipes.lib.report.curves import Curve, draw_curve, with_episodes
+from recipes.lib.report.curves import Curve, draw_curves, with_episodes
 from recipes.lib.report.figure import INK, SERIES, Key, Picture, canvas, to_svg
 from recipes.lib.report.numbers import NATS, is_finite, is_number, number, percent, plain
 from recipes.lib.report.run_files import Row, RunFiles, read_run
@@ -61,15 +61,15 @@ def curves(runs: dict[str, RunFiles]) -> list[Picture]:
         logged = {one: m for one, m in metrics.items() if sum(m in row for row in rows[one]) > 1}
         if len(logged) > 1 and curve.name != "time":  # whose first line is a part alone
             has_episodes = all("episode" in row for name in logged for row in rows[name])
-            drawn.append(_over(curve, "episode" if has_episodes else "step", logged, rows))
-            if curve.name == "reward":
-                drawn += [_over(curve, axis, logged, rows) for axis in TITLES]
-    return [picture for picture in drawn if picture is not None]
+            axes = ["episode" if has_episodes else "step"]
+            axes += TITLES if curve.name == "reward" else []
+            drawn += [picture for axis in axes for picture in _over(curve, axis, logged, rows)]
+    return drawn
 
 
 def _over(
     curve: Curve, axis: str, metrics: dict[str, str], rows: dict[str, list[Row]]
-) -> Picture | None:
+) -> list[Picture]:
     merged = [
         {axis: row[axis], name: row[metric]}
         for name, metric in metrics.items()
@@ -79,7 +79,7 @@ def _over(
     lines = tuple((name, name) for name in rows)  # a run has the same colour in all charts
     one = replace(curve, name=f"{curve.name}-{axis}", title=TITLES.get(axis, curve.title))
     one = replace(one, unit=KL if curve.name == "kl" else curve.unit, lines=lines, levels=())
-    return draw_curve(one, merged, (axis, AXES[axis]), {})
+    return draw_curves([replace(one, axis=(axis, AXES[axis]))], merged, {})
 
 
 def judged(summary: Row) -> Picture:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from recipes.lib.feedback.status import COLUMNS, agreement_lines, annotator_table
-from recipes.lib.report.charts import DPO, GROUPS, KTO, LOSS, PPO, REWARD, SFT
+from recipes.lib.report.charts import DPO, GROUPS, KTO, LOSS, OVER_KL, PPO, REWARD, SFT
 from recipes.lib.report.curves import Curve, draw_curves
-from recipes.lib.report.figure import Picture
-from recipes.lib.report.numbers import is_number, number, plain
+from recipes.lib.report.figure import SERIES, Picture
+from recipes.lib.report.numbers import QUANTITIES, is_number, number, plain
 from recipes.lib.report.pairs import (
     check_picture,
     differences,
@@ -61,6 +61,7 @@ def run_sections(run: RunFiles) -> list[Section]:
     elif run.recipe == "evaluate":
         made = [
             judge_section(run),
+            checkpoint_section(run),
             slice_section(run),
             evaluation_section(run, ("Baseline", "Model")),
         ]
@@ -160,6 +161,27 @@ def judge_section(run: RunFiles) -> Section:
         found[f"kappa of {both} on {one['num_prompts']} prompts"] = one["kappa"]
     lines = [f"{name}: {plain(one)}" for name, one in found.items() if is_number(one)]
     return Section("judges", "Ranking" if ranking else "By judge", table=table, lines=lines)
+
+
+def checkpoint_section(run: RunFiles) -> Section:
+    """The models of a run over the KL from its start, by its own rewards and by judges."""
+    rows = run.summary.get("checkpoints") or {}
+    keys = [key for key in next(iter(rows.values()), {}) if not key.endswith("_stderr")]
+    judges = [key for key in keys if not key.startswith(("kl", "score_ci95", "behind_best"))]
+    gains = {key: [row[key] - rows["start"][key] for row in rows.values()] for key in judges}
+    most = {key: max(some) if max(some) > 0 else -min(some) or 1.0 for key, some in gains.items()}
+    shares = [  # because each judge has a unit of its own
+        {"kl": row.get("kl")} | {key: gains[key][place] / most[key] for key in judges}
+        for place, row in enumerate(rows.values())
+    ]
+    names = {key: QUANTITIES[key].label if key in QUANTITIES else key for key in keys}
+    lines = sorted(names.items(), key=lambda line: line[0] != "reward_funcs")
+    lines = [line for line in lines if line[0] in judges][: len(SERIES)]
+    pictures = draw_curves([replace(OVER_KL, lines=tuple(lines))], shares, {})
+    table = [["Model", *names.values()]] if rows else []
+    for name, row in rows.items():
+        table.append([name, *(number(key, row[key]).text if key in row else "" for key in keys)])
+    return Section("checkpoints", "Over the run", pictures, table=table)
 
 
 def slice_section(run: RunFiles) -> Section:

@@ -66,6 +66,13 @@ def _people(run: RunFiles) -> str:
 
 def _evaluate(run: RunFiles) -> str:
     summary = run.summary
+    if best := summary.get("best_checkpoint"):
+        end = [*summary["checkpoints"].values()][-1]
+        if end["behind_best"] == 0:
+            return "The end of the run is as good as the best of its checkpoints."
+        low, high = map(plain, end["behind_best_ci95"])
+        gain = f"{plain(end['behind_best'])} (95\u00a0%\u00a0interval {low} to {high})"
+        return f"{best} is the best: it scores {gain} more than the end of the run."
     if is_finite(summary.get("win_rate")):
         rate, interval = float(summary["win_rate"]), summary.get("win_rate_ci95")
     else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.lib.config.fields import option
+from recipes.lib.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -38,6 +39,11 @@ class RewardArguments(EnsembleArguments):
             "file.py:function, judges as judge.yaml, or names of TRL's such as accuracy_reward."
         }
     )
+    eval_reward_funcs: list[str] = option(
+        list,
+        "Held-out rewards, written as reward_funcs: evaluations ask them, too, and training never "
+        "learns from them; each is eval_held_out/NAME.",
+    )
     reward_timeout: float | None = option(
         None,
         "Seconds that a reward function may take for a batch. With it functions run in processes "
@@ -56,6 +62,19 @@ class RewardArguments(EnsembleArguments):
             UserError: A function is not there.
         """
         return [self._one(reference) for reference in self.reward_funcs]
+
+    def held_out(self, training: Any, test: Any) -> list[Any]:
+        """As `rewards`, of those that evaluations ask, too.
+
+        Raises:
+            UserError: A function is not there, or nothing is evaluated.
+        """
+        if self.eval_reward_funcs and (test is None or training.eval_strategy == "no"):
+            raise UserError(
+                f"eval_reward_funcs={self.eval_reward_funcs}: nothing is evaluated; set "
+                "eval_strategy, and test_fraction or test_dataset_name."
+            )
+        return [self._one(reference) for reference in self.eval_reward_funcs]
 
     def _one(self, reference: str) -> Any:
         # Late, because they import torch.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from trl.trainer.utils import split_tensor_dict
 
+from recipes.lib.errors import note
+from recipes.lib.rewards.held_out import parting
 from recipes.lib.trainers.resumable import Resumable, batch_of
 
 BUFFER = "completions"  # completions_0.pt of the first process, and so on
@@ -40,7 +42,7 @@ def resplit(in_hand: list[dict[str, Any]] | None, number: int) -> list[dict[str,
 class ResumableSampling(Resumable):
     """Mixin for a trainer that uses a batch of completions for several steps."""
 
-    rewards: Any = None  # the SampledRewards, where samples are kept
+    rewards: Any = None  # the SampledRewards, of a recipe
     _sampler: Any = None
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,14 +83,25 @@ class ResumableSampling(Resumable):
             if self.rewards:
                 self.rewards.take_up(state["samples"])
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        # The completions in hand go on to be used, and samples.jsonl has to go on with them.
-        samples = self.rewards.samples() if self.rewards else []
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL does; the completions in hand go on to be used, and samples.jsonl with them."""
+        if not self.rewards:
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        samples, self.rewards.evaluated = self.rewards.samples(), []
         try:
-            return super()._evaluate(*args, **kwargs)
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
         finally:
-            if self.rewards:
-                self.rewards.take_up(samples)
+            self.rewards.evaluated = None
+            self.rewards.take_up(samples)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log; an evaluation with what held-out rewards say, and where they part, once."""
+        is_asked = self.rewards and self.rewards.evaluated is not None and self.rewards.held_out
+        logs |= self.rewards.held_out_metrics() if is_asked else {}
+        super().log(logs, *args, **kwargs)
+        found = parting(self.state.log_history) if is_asked else None
+        if found and found["step"] == self.state.global_step and self.state.is_world_process_zero:
+            note(found["message"])
 
     def _faulty_batches(self) -> Any:
         return self._buffered_inputs or []  # the completions; a batch of TRL's is rows of the data

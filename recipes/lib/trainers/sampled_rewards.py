@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerState
 from trl import GRPOConfig, RLOOConfig
 
 from recipes.lib.data.prompts import completion_text, prompt_token_ids
 from recipes.lib.distributed.agreement import agreed_section
+from recipes.lib.rewards.held_out import check_best_metric, held_out_metrics
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.scoring import (
     RewardFunction,
@@ -30,6 +32,7 @@ from recipes.lib.rewards.scoring import (
     is_async,
     refuse_unrated,
     reward_weights,
+    weighted_scores,
     without_places,
 )
 from recipes.lib.runs.files import append_jsonl
@@ -46,6 +49,7 @@ class SampledRewards:
         tokenizer: The policy's tokenizer.
         template_kwargs: Further arguments of its chat template.
         is_kept: Whether samples.jsonl gets completions.
+        held_out: Reward functions that evaluations ask, too.
     """
 
     def __init__(
@@ -56,7 +60,10 @@ class SampledRewards:
         template_kwargs: dict[str, Any] | None = None,
         *,
         is_kept: bool = False,
+        held_out: Sequence[RewardFunction] = (),
     ) -> None:
+        self.held_out = held_out
+        self.evaluated: list[dict[str, Any]] | None = None  # batches of an evaluation
         self.names, self.asked = distinct_names(functions), functions
         self.weights = reward_weights(functions, weights)
         self.tokenizer = tokenizer
@@ -88,10 +95,13 @@ class SampledRewards:
         return made
 
     def _given(self, given: dict[str, Any]) -> dict[str, Any]:
-        if given["completion_ids"] is not self.completion_ids:
+        if is_new := given["completion_ids"] is not self.completion_ids:
             self._begin(given["prompts"], given["completion_ids"])
+        given["completions"] = as_answers(given["prompts"], self.texts)
+        if is_new and self.evaluated is not None:
+            self.evaluated.append(given)
         given, self.places = without_places(given)
-        return given | {"completions": as_answers(given["prompts"], self.texts)}
+        return given
 
     def _begin(self, prompts: Sequence[Any], completion_ids: Sequence[list[int]]) -> None:
         self.completion_ids, self.said = completion_ids, {}
@@ -109,6 +119,18 @@ class SampledRewards:
         if len(self.said) == len(self.names):
             refuse_unrated(list(zip(*self.said.values(), strict=True)), self.places)
         return [None if math.isnan(value) else value for value in said]
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """What held-out rewards say of all that an evaluation sampled on every process."""
+        said: list[tuple[str, list[float]]] = []
+        with agreed_section():
+            for given in self.evaluated or []:
+                prompts, answers = given["prompts"], given["completions"]
+                own = [1.0] * len(self.held_out), prompts, answers, given["completion_ids"]
+                _, said_BF = weighted_scores(self.held_out, *own, given)
+                said += zip(map(str, prompts), said_BF.tolist(), strict=True)
+        metrics = held_out_metrics(distinct_names(self.held_out), gather_object(said))
+        return {f"eval_{name}": value for name, value in metrics.items()}
 
     def take_up(self, samples: list[dict[str, Any]]) -> None:
         """Count those as the newest that are still in use, after a resume or an evaluation.
@@ -163,7 +185,11 @@ class SampleWriter(TrainerCallback):
 
 
 def load_rewards(
-    reward_funcs: Sequence[Any], training: RLOOConfig | GRPOConfig, tokenizer: Any, prompt: Any
+    reward_funcs: Sequence[Any],
+    training: RLOOConfig | GRPOConfig,
+    tokenizer: Any,
+    prompt: Any,
+    held_out: Sequence[Any] = (),
 ) -> SampledRewards:
     """Load the rewards of a run, before its policy.
 
@@ -172,6 +198,7 @@ def load_rewards(
         training: An RLOOConfig or GRPOConfig.
         tokenizer: The policy's tokenizer.
         prompt: One prompt of the data.
+        held_out: As reward_funcs, those that evaluations ask, too.
 
     Returns:
         The rewards.
@@ -180,26 +207,29 @@ def load_rewards(
         UserError: A reward is not there, or the tokenizer cannot render the prompt.
     """
     prompt_token_ids(tokenizer, prompt, training.chat_template_kwargs)
-    size, trusted = training.per_device_train_batch_size, training.trust_remote_code
-    functions = load_reward_functions(
-        list(reward_funcs), None, size, training.device, trust_remote_code=trusted
-    )
+    own = (None, training.per_device_train_batch_size, training.device)
+    trusted = {"trust_remote_code": training.trust_remote_code}
+    functions = load_reward_functions(list(reward_funcs), *own, **trusted)
+    others = load_reward_functions(list(held_out), *own, **trusted) if held_out else []
+    check_best_metric(training.metric_for_best_model, distinct_names(others))
     # Here it means rows in samples.jsonl, as under PPO. TRL would print every completion over the
     # progress bar, and its GRPO write tables into the run folder before that may be taken.
     is_kept, training.log_completions = training.log_completions, False
     template_kwargs = training.chat_template_kwargs
     weights = training.reward_weights
-    return SampledRewards(functions, weights, tokenizer, template_kwargs, is_kept=is_kept)
+    return SampledRewards(
+        functions, weights, tokenizer, template_kwargs, is_kept=is_kept, held_out=others
+    )
 
 
 def log_samples(trainer: Trainer, rewards: SampledRewards, path: Path) -> None:
-    """Let samples.jsonl have completions of every log, where that is asked for.
+    """Let a trainer know its rewards, and samples.jsonl have completions, if that is asked for.
 
     Args:
         trainer: TRL's trainer.
         rewards: Its rewards.
         path: The run folder.
     """
+    trainer.rewards = rewards
     if rewards.is_kept:
-        trainer.rewards = rewards
         trainer.add_callback(SampleWriter(rewards, path))

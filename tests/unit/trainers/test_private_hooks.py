@@ -61,7 +61,10 @@ RESUMABLE = {
     "training_step": "model inputs num_items_in_batch",
 }
 TRLS_CARD = "model_name dataset_name tags"
-OF_SAMPLING = RESUMABLE | {"_get_train_sampler": "dataset"}
+OF_SAMPLING = RESUMABLE | {
+    "_get_train_sampler": "dataset",
+    "evaluate": "eval_dataset ignore_keys metric_key_prefix",
+}
 OF_ANSWERS = RESUMABLE | {
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "create_optimizer": "model",
