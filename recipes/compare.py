@@ -154,7 +154,7 @@ def contest(
 
 
 def judged_numbers(
-    names: list[str], said: dict[str, Any], kls: list[dict[str, float]], seed: int
+    script: CompareArguments, names: list[str], said: dict[str, Any], kls: list[dict[str, float]]
 ) -> tuple[dict[str, Any], list[list[float | None]]]:
     """What the judges say, by short names, and the first one's scores of each completion.
 
@@ -167,7 +167,7 @@ def judged_numbers(
     wins: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for (one, other), both in first.items():
         kept = [share for share in shares_of(*both) if share is not None]
-        rate = win_rate(kept, [0.5] * len(kept), seed=seed)
+        rate = win_rate(kept, [0.5] * len(kept), seed=script.seed)
         wins[names[one]][names[other]] = [rate.value, rate.low, rate.high]
         wins[names[other]][names[one]] = [1 - rate.value, 1 - rate.high, 1 - rate.low]
     theirs = first[0, last][1]
@@ -182,7 +182,7 @@ def judged_numbers(
         key: {name: row[key] for name, row in zip(names, table, strict=True) if key in row}
         for key in table[0]
     }
-    return told | {"win_rates": wins} | ranked(names, seed, said), scores
+    return told | {"win_rates": wins} | ranked(replace(script, runs=names), said), scores
 
 
 @guarded
@@ -220,7 +220,7 @@ def run(config: Config) -> dict[str, Any]:
     if script.judge:
         names, baseline = [*models.values()], models.get(start or "")
         prompts, sides, said, kls = contest(script, [*models], has_baseline=bool(start))
-        told, scores = judged_numbers(names, said, kls, script.seed)
+        told, scores = judged_numbers(script, names, said, kls)
         summary |= told | {"num_prompts": len(prompts), "baseline": baseline}
         wins = told["win_rates"].items()
         summary["win_rate"] = {name: row[baseline] for name, row in wins if baseline in row}

@@ -20,7 +20,6 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,8 +172,8 @@ def compared(
     return summary
 
 
-def ranked(names: Sequence[str], seed: int, said: Said) -> dict[str, Any]:
-    """The ranking of several runs by each judge."""
+def ranked(script: Any, said: Said) -> dict[str, Any]:
+    """The ranking of the runs of a script by each judge."""
     from recipes.lib.evaluation.contest import shares_of
     from recipes.lib.evaluation.judges import agreement
     from recipes.lib.evaluation.logistic import bradley_terry
@@ -183,7 +182,9 @@ def ranked(names: Sequence[str], seed: int, said: Said) -> dict[str, Any]:
         name: {places: shares_of(*both) for places, both in pairs.items()}
         for name, pairs in said.items()
     }
-    rankings = {name: bradley_terry(names, one, seed=seed) for name, one in shares.items()}
+    rankings = {
+        name: bradley_terry(script.runs, one, seed=script.seed) for name, one in shares.items()
+    }
     summary: dict[str, Any] = {"ranking": next(iter(rankings.values()))}
     if len(said) > 1:
         every = {
@@ -236,10 +237,8 @@ def run(config: Config) -> dict[str, Any]:
     said = dict(zip(judges, pairs, strict=True))
     if models:
         told = course([*models], said, kls, script.seed)
-    elif script.runs:
-        told = ranked(names, script.seed, said)
     else:
-        told = compared(script, columns, said) | kls[0]
+        told = ranked(script, said) if script.runs else compared(script, columns, said) | kls[0]
     folder.write_samples(sample_rows(prompts, [*models] or names, sides, said))
     told |= judge_counts([*judges.values()])
     summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told
