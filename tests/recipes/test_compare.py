@@ -16,6 +16,7 @@ import yaml
 
 from recipes import cli, compare, evaluate, runs
 from recipes.lib.errors import UserError
+from recipes.lib.evaluation.contest import Side
 from recipes.lib.recipe.main import parse
 from recipes.lib.report.compared import aligned, curves
 from recipes.lib.report.run_files import RunFiles
@@ -131,6 +132,21 @@ def test_each_is_judged_as_by_an_evaluation_of_its_own(folder: Path) -> None:
     assert told["kl"]["rloo"] == pytest.approx(alone["kl"], abs=1e-6)
     assert told["kl_stderr"]["rloo"] == pytest.approx(alone["kl_stderr"], abs=1e-6)
     assert told["kl"].keys() == {"ppo", "rloo", "dpo"}
+
+
+def test_scores_of_a_judge_that_compares_are_shares_of_the_win_over_the_last() -> None:
+    def both(*shares: float) -> tuple[Side, Side]:
+        return Side([], [*shares], []), Side([], [1 - share for share in shares], [])
+
+    said = {"judge": {(0, 1): both(1, 1, 0.5), (0, 2): both(1, 0, 0.5), (1, 2): both(0, 0, 1)}}
+    script = parse("compare", ["a", "b", "--seed", "1"]).script
+    told, scores = compare.judged_numbers(script, ["a", "b", "c"], said, [{}, {}])
+    assert scores == [[1, 0, 0.5], [0, 0, 1], [0.5, 0.5, 0.5]]
+    assert told["score"] == {"a": 0.5, "b": pytest.approx(1 / 3), "c": 0.5}
+    assert told["win_rates"]["a"]["b"][0] == pytest.approx(5 / 6)
+    assert told["win_rates"]["c"]["b"][0] == pytest.approx(2 / 3)
+    assert [*told["ranking"]] == ["a", "c", "b"]
+    assert "kl" not in told
 
 
 def test_the_page_shows_them_over_each_other(folder: Path) -> None:
