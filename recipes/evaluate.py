@@ -49,27 +49,15 @@ FOLDER_OF_CHECKPOINTS = "runs/evaluate/checkpoints_of_<checkpoints>"
 
 
 @dataclass(kw_only=True)
-class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
-    """What is compared, on what, and who judges."""
+class ContestArguments(EnsembleArguments, FolderArguments, DataArguments, TrustArguments):
+    """How models complete prompts, and who judges what they wrote."""
 
-    output_dir: str | None = option(FOLDER, "Run folder.")
-    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
-    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
-    runs: list[str] = option(list, "Three or more to rank, instead of run and baseline.")
-    checkpoints: str | None = option(
-        None, "A run whose checkpoints are compared with its start, instead of run and baseline."
-    )
     judge: list[str] = option(
         list,
         "Who judges, one or several: a reward function as file.py:name or module:name, asked as in "
         "training, a reward model (run, folder or Hub id), a language model that compares "
         "(judge.yaml), or people's answers (a feedback run that compared these runs, or a .jsonl "
         "file of pairs). The first one's scores are those of the samples.",
-    )
-    slices: list[str] = option(
-        list,
-        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
-        "length is that of the run's completion.",
     )
     reward_weights: list[float] | None = option(
         None, "Weight of each aspect of a reward model that judges; default: 1 each."
@@ -80,6 +68,24 @@ class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, Trust
     batch_size: int = option(64, "Prompts or completions at a time.")
     dtype: str = option("auto", "Of all models: auto (as saved), float32, bfloat16 or float16.")
     seed: int = option(0, "Of the sampling and of the bootstrap.")
+
+
+@dataclass(kw_only=True)
+class EvaluateArguments(ContestArguments):
+    """What is compared."""
+
+    output_dir: str | None = option(FOLDER, "Run folder.")
+    run: str | None = option(None, "Run, model folder or Hub id to evaluate.")
+    baseline: str | None = option(None, "Run, model folder or Hub id to compare with.")
+    runs: list[str] = option(list, "Three or more to rank, instead of run and baseline.")
+    checkpoints: str | None = option(
+        None, "A run whose checkpoints are compared with its start, instead of run and baseline."
+    )
+    slices: list[str] = option(
+        list,
+        "Also the win rate by these columns of the data (their values, or quarters of numbers); "
+        "length is that of the run's completion.",
+    )
 
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
@@ -166,8 +172,8 @@ def compared(
     return summary
 
 
-def ranked(script: EvaluateArguments, said: Said) -> dict[str, Any]:
-    """The ranking of several runs by each judge."""
+def ranked(script: Any, said: Said) -> dict[str, Any]:
+    """The ranking of the runs of a script by each judge."""
     from recipes.lib.evaluation.contest import shares_of
     from recipes.lib.evaluation.judges import agreement
     from recipes.lib.evaluation.logistic import bradley_terry

@@ -19,7 +19,7 @@ import gc
 import importlib.util
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,12 @@ def arguments() -> tuple[type, ...]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name, its YAML, and the folder it writes to."""
+    """One stage: its name, its YAML, the folder it writes to, and keys that win over the YAML."""
 
     name: str
     config: Path
     root: str
+    keys: dict[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> str:
@@ -75,7 +76,7 @@ class Stage:
     @property
     def folder(self) -> Path:
         """The run folder of the stage."""
-        return Path(self.root) / self.name
+        return Path(self.keys.get("output_dir", Path(self.root) / self.name))
 
     @property
     def purpose(self) -> str:
@@ -85,7 +86,8 @@ class Stage:
 
     def values(self) -> dict[str, Any]:
         """The keys of the YAML, with its folders below the root."""
-        return {key: self._placed(value) for key, value in read_yaml(self.config).values.items()}
+        placed = {key: self._placed(one) for key, one in read_yaml(self.config).values.items()}
+        return placed | self.keys
 
     def _placed(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -122,7 +124,7 @@ def make_stages(script: QuickstartArguments) -> list[Stage]:
 def parsed(stage: Stage, **more: Any) -> Config:
     """The configuration of a stage, with its folders below the root."""
     written = read_yaml(stage.config).values
-    changes = {key: value for key, value in stage.values().items() if value != written[key]}
+    changes = {key: value for key, value in stage.values().items() if value != written.get(key)}
     return parse(stage.recipe, ["--config", str(stage.config)], changes | more)
 
 

@@ -73,7 +73,8 @@ def read_command_line(
         recipe: Name of the recipe, e.g. "ppo".
         argv: `[WORD [MORE ...]] [--config FILE] [--key value ...]`.
         word: Key of the word that stands in front, where the recipe takes one.
-        more: Key of the words behind that one, where the recipe takes some.
+        more: Key of the words behind that one, where the recipe takes some; the same key, where
+            that one is the first of several.
 
     Returns:
         What was given.
@@ -84,8 +85,8 @@ def read_command_line(
     """
     argv = list(argv)
     has_word = word is not None and argv and not argv[0].startswith("-")
-    first: dict[str, Any] = {str(word): argv.pop(0)} if has_word else {}
-    while first and more and argv and not argv[0].startswith("-"):
+    first: dict[str, Any] = {str(word): argv.pop(0)} if has_word and word != more else {}
+    while has_word and more and argv and not argv[0].startswith("-"):
         first.setdefault(more, []).append(argv.pop(0))
     flags, path = take_config(argv)
     file = read_yaml(path) if path else None

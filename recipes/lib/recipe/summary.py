@@ -30,6 +30,7 @@ NEXT = {
     "evaluate": [
         "feedback simulate {on_it} --judge {judge} --dataset_name prompts.jsonl --test_fraction 0.1"
     ],
+    "compare": ["chat {it}", "runs"],
     "quickstart": ["chat {it}/ppo", "configs", "data pairs.jsonl"],
     "merge": ["chat {made}", "push {made} --repo NAME"],
     "merge of a reward model": [

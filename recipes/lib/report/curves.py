@@ -103,13 +103,13 @@ def _draw(
     curve: Curve, rows: list[Row], axis: tuple[str, str], summary: Row, prefix: str
 ) -> Picture | None:
     found = [(label, *points(rows, axis[0], metric)) for metric, label in curve.lines]
-    lines = [line for line in found if np.isfinite(line[2]).any()]
-    if not any(np.isfinite(line[2]).sum() >= 2 for line in lines):
+    lines = [(place, *line) for place, line in enumerate(found) if np.isfinite(line[2]).any()]
+    if not any(np.isfinite(y).sum() >= 2 for *_, y in lines):
         return None
     name = prefix + curve.name
     keys, said, notes = [], [], []
     with canvas(axis[1], curve.unit) as (figure, axes):
-        for number, (label, x, y) in enumerate(lines):
+        for number, label, x, y in lines:
             notes += _draw_line(axes, number, x, y)
             keys.append(_key(number, label, y))
             said.append(_description(label, x, y, axis[1]))

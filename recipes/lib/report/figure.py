@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # Stand-ins that are drawn and then replaced by CSS variables, so that one picture serves the light
 # page, the dark page and the printed one.
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
-SERIES = ("#040404", "#050505", "#060606")
+SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808", "#090909")
 CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
 CSS_VARIABLES |= {color: f"--series-{number}" for number, color in enumerate(SERIES, 1)}
 DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("solid", (0, (5, 2)), (0, (1.2, 1.6)))
@@ -26,7 +26,7 @@ SIZE_INCHES = (5.0, 2.9)  # 360 by 209 points: drawn at about that size in three
 class Key:
     """One entry of a legend.
 
-    `series` is the number of its line, 1 to 3, 0 for a dashed neutral one, None for a mere number.
+    `series` is the number of its line, 1 to 6, 0 for a dashed neutral one, None for a mere number.
     """
 
     series: int | None

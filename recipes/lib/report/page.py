@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from recipes.lib.report.compared import compared_sections
 from recipes.lib.report.numbers import is_number, number, tiles
 from recipes.lib.report.origin import origin
 from recipes.lib.report.run_files import Row, RunFiles, read_run
@@ -21,6 +22,7 @@ RECIPE_TITLES = {
     "feedback": "Feedback",
     "reward": "Reward model",
     "evaluate": "Evaluation",
+    "compare": "Comparison",
 }  # the others are abbreviations
 # Each tile: its key in summary.json, then the keys of the numbers it is compared with.
 RUN_TILES = [
@@ -63,6 +65,7 @@ def write_report(run: Path) -> Path:
         The page, `report.html` in that folder: one file that refers to nothing outside itself.
     """
     files = read_run(Path(run))
+    sections = compared_sections if files.recipe == "compare" else run_sections
     return _write(
         files,
         [files],
@@ -71,7 +74,7 @@ def write_report(run: Path) -> Path:
         verdict=verdict(files),
         tiles=tiles(files.summary, RUN_TILES),
         stages=[],
-        sections=run_sections(files),
+        sections=sections(files),
         facts=origin(files),
         numbers=[number(key, value) for key, value in files.summary.items() if is_number(value)],
         notes=files.notes,

@@ -22,9 +22,8 @@ def verdict(run: RunFiles) -> str:
     }
     if run.recipe in claims:
         return _pairs(run, claims[run.recipe])
-    found = {"kto": _kto, "evaluate": _evaluate, "feedback": _people} | dict.fromkeys(
-        ("ppo", "rloo", "grpo"), _scores
-    )
+    found = {"kto": _kto, "evaluate": _evaluate, "feedback": _people, "compare": _best}
+    found |= dict.fromkeys(("ppo", "rloo", "grpo"), _scores)
     return found.get(run.recipe, _loss)(run)
 
 
@@ -83,6 +82,14 @@ def _evaluate(run: RunFiles) -> str:
         measured = win_rate(gains, [0.0] * len(gains))
         rate, interval = measured.value, [measured.low, measured.high]
     return _contest("The model", "its baseline", rate, interval, "prompts") + "."
+
+
+def _best(run: RunFiles) -> str:
+    if "ranking" not in run.summary:
+        return ""
+    best, second, *_ = run.summary["ranking"]
+    rate, *interval = run.summary["win_rates"][best][second]
+    return _contest(best, second, rate, interval, "prompts") + "."
 
 
 def _pairs(run: RunFiles, claim: str) -> str:

@@ -34,7 +34,7 @@ NAME_RECIPES = {
     "recipes.quickstart",
     "recipes.lib.recipe.main",
 }
-CONDUCTORS = {"recipes.quickstart"}  # they call the `run` of other recipes
+CONDUCTORS = {"recipes.compare", "recipes.quickstart"}  # they call the `run` of other recipes
 
 
 def modules() -> dict[str, Path]:

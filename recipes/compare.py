@@ -1,0 +1,242 @@
+"""Compare: several runs over each other on one page.
+
+Their curves on episodes, seconds and KL, their numbers, and where their configurations differ. With
+`judge` and `dataset_name` all complete the same held-out prompts, too: who beats whom, scores
+against KL with intervals, texts side by side, the largest gains and the largest losses.
+
+`methods` trains them first, each by its YAML in `configs` on equally many completions (`budget`:
+sampled by ppo, rloo and grpo, read by dpo and kto), in runs/<configs>-<budget>/<method>, and judges
+them as evaluate.yaml there says. Finished ones are kept, interrupted ones go on.
+
+Writes samples.jsonl, summary.json and report.html to runs/compare/<runs>.
+
+    rlhf compare runs/ppo/one runs/ppo/other
+    rlhf compare --methods ppo,rloo,grpo,dpo,kto
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from recipes.evaluate import ContestArguments, ranked
+from recipes.lib.config.fields import option
+from recipes.lib.config.parse import Config, rebuild
+from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.data.loading import load_splits
+from recipes.lib.data.prompts import prompt_text
+from recipes.lib.errors import UserError
+from recipes.lib.models.folders import RUNS
+from recipes.lib.publishing.source import run_of, settings_of
+from recipes.lib.recipe.guard import guarded
+from recipes.lib.recipe.main import launch
+from recipes.lib.runs.folder import named_folder, open_run
+from recipes.quickstart import CONFIGS, RUNS_ROOT, Stage, carry_out, parsed
+
+POSITIONAL = OPERANDS = "runs"
+INSTEAD = ("methods",)
+FOLDER = "runs/compare/<runs><methods>"
+METHODS = ("ppo", "rloo", "grpo", "dpo", "kto")
+MOST = 6  # lines that can be told apart, and texts that stand side by side
+
+
+@dataclass(kw_only=True)
+class CompareArguments(ContestArguments):
+    """What is compared, and what is trained for it."""
+
+    output_dir: str | None = option(FOLDER, "Run folder.")
+    runs: list[str] = option(list, f"Runs to compare, two to {MOST}.")
+    baseline: str | None = option(
+        None, "Model to judge them against; default: the one that all began from, if it is one."
+    )
+    methods: list[str] = option(
+        list, f"Train these first, instead of runs: {', '.join(METHODS)}; commas may part them."
+    )
+    configs: str = option(str(CONFIGS), "Folder with one YAML for each method.")
+    budget: int = option(2304, "Completions that each method trains on; a pair is two.")
+
+    def __post_init__(self) -> None:
+        """Name the folder by what is compared."""
+        self.methods = [name for words in self.methods for name in words.split(",") if name]
+        self.output_dir = named_folder(self.output_dir or FOLDER, self)
+
+
+def arguments() -> tuple[type, ...]:
+    """Dataclasses that the configuration is parsed into."""
+    return (CompareArguments,)
+
+
+def completed(config: Config) -> Config:
+    """The configuration with keys of the evaluation beside the methods' YAMLs, checked.
+
+    Raises:
+        UserError: A key is missing or wrong.
+    """
+    script: CompareArguments = config.script
+    names = script.methods or script.runs
+    if (script.methods and script.runs) or not 2 <= len({*names}) == len(names) <= MOST:
+        told = f"runs={script.runs}, methods={script.methods}"
+        raise UserError(f"{told}: name two to {MOST} runs, or methods, each once.")
+    beside = {path.stem: path for path in sorted(Path(script.configs).glob("*.yaml"))}
+    for name in script.methods:
+        if name not in METHODS or name not in beside:
+            known = ", ".join(one for one in METHODS if one in beside) or "none"
+            raise UserError(f"methods={name}: is none of those in {script.configs} ({known}).")
+    if script.methods and "evaluate" in beside:
+        left_out = {"run", "output_dir", *config.values}
+        told_there = read_yaml(beside["evaluate"]).values.items()
+        more = {key: value for key, value in told_there if key not in left_out}
+        config = replace(rebuild(config, more), start=config.start)
+    has_data = bool(config.script.dataset_name or config.script.datasets)
+    if has_data != bool(config.script.judge):
+        raise UserError(f"{'judge' if has_data else 'dataset_name'} is missing; give both or none.")
+    return config
+
+
+def stage_of(name: str, script: CompareArguments) -> Stage:
+    """The run of a method on the budget.
+
+    Raises:
+        UserError: Its YAML is wrong, or its batches do not divide the budget.
+    """
+    path, budget = Path(script.configs) / f"{name}.yaml", script.budget
+    folder = RUNS / f"{path.resolve().parent.name}-{budget}" / name
+    stage = Stage(name, path, RUNS_ROOT, {"output_dir": str(folder)})
+    training = (config := parsed(stage)).training
+    accumulation = training.gradient_accumulation_steps
+    if name == "ppo":
+        unit = steps = training.rollout_batch_size
+    elif name in ("rloo", "grpo"):
+        unit = training.generation_batch_size
+        steps = training.steps_per_generation * training.num_iterations // accumulation
+    else:
+        rows = config.script.global_batch_size or training.train_batch_size * accumulation
+        unit, steps = rows * (2 if name == "dpo" else 1), 1
+    if budget < unit or budget % unit:
+        raise UserError(
+            f"budget={budget}: {name} takes {unit} completions at a time ({path}); give a multiple."
+        )
+    key = "total_episodes" if name == "ppo" else "max_steps"
+    return replace(stage, keys=stage.keys | {key: budget // unit * steps})
+
+
+def short_names(paths: list[str]) -> dict[str, str]:
+    """The last part of each path, or as many as tell them apart."""
+    for depth in (1, 2, 99):
+        made = ["/".join(Path(path).parts[-depth:]) for path in paths]
+        if len({*made}) == len(paths):
+            break
+    return dict(zip(paths, made, strict=True))
+
+
+def contest(
+    script: CompareArguments, models: list[str], *, has_baseline: bool
+) -> tuple[list[Any], list[Any], dict[str, Any], list[dict[str, float]]]:
+    """Prompts, each model's completions, what each judge says of each two, KLs from the last."""
+    from recipes.lib.evaluation.contest import SamplingSettings, compare, judged
+    from recipes.lib.evaluation.judges import load_judges
+
+    train, test = load_splits(script, script.seed, ("prompt",))
+    columns = (train if test is None else test)[: script.num_prompts]
+    asked = (models, prompts := columns.pop("prompt"), columns)
+    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
+    named = [script.reward_model(name, script.dtype) for name in script.judge]
+    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
+    own = (script.max_completion_length, script.temperature, script.batch_size, script.seed)
+    how = (SamplingSettings(*own), script.dtype)
+    sides, _, kls = compare(*asked, [], *how, to_last=has_baseline, **trusted)
+    places = [*combinations(range(len(models)), 2)]
+    said = {key: judged(judge, *asked, sides, places) for key, judge in judges.items()}
+    return prompts, sides, said, kls
+
+
+def judged_numbers(
+    script: CompareArguments, names: list[str], said: dict[str, Any], kls: list[dict[str, float]]
+) -> tuple[dict[str, Any], list[list[float | None]]]:
+    """What the judges say, by short names, and the first one's scores of each completion.
+
+    Scores of a judge that compares are shares of the win over the last model.
+    """
+    from recipes.lib.evaluation.contest import shares_of
+    from recipes.lib.evaluation.win_rate import win_rate
+
+    first, last = next(iter(said.values())), len(names) - 1
+    wins: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for (one, other), both in first.items():
+        kept = [share for share in shares_of(*both) if share is not None]
+        rate = win_rate(kept, [0.5] * len(kept), seed=script.seed)
+        wins[names[one]][names[other]] = [rate.value, rate.low, rate.high]
+        wins[names[other]][names[one]] = [1 - rate.value, 1 - rate.high, 1 - rate.low]
+    theirs = first[0, last][1]
+    scores = [first[place, last][0].scores for place in range(last)]
+    scores += [theirs.scores if theirs.verdicts is None else [0.5] * len(theirs.scores)]
+    table = []
+    for some, kl in zip(scores, [*kls, {}], strict=True):
+        kept = [score for score in some if score is not None]
+        error = stdev(kept) / len(kept) ** 0.5 if len(kept) > 1 else 0.0
+        table.append({"score": fmean(kept), "score_stderr": error} | kl)
+    told = {
+        key: {name: row[key] for name, row in zip(names, table, strict=True) if key in row}
+        for key in table[0]
+    }
+    return told | {"win_rates": wins} | ranked(replace(script, runs=names), said), scores
+
+
+@guarded
+def run(config: Config) -> dict[str, Any]:
+    """Train the methods, where there are any; let the runs complete prompts; write the page.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary, by name of a run: scores with standard errors, KL in nats per completion, win
+        rates in 0..1.
+
+    Raises:
+        UserError: A key is wrong, a run or a judge cannot be used, or a method cannot run.
+    """
+    from recipes.lib.recipe.spine import finish
+
+    asked, config = config.script, completed(config)
+    script: CompareArguments = config.script
+    for name in script.runs:
+        if run_of(name) is None:
+            raise UserError(f"runs={name}: is no finished run of a model; rlhf runs lists them.")
+    stages = [stage_of(name, script) for name in script.methods]
+    folder = open_run(config)
+    for number, stage in enumerate(stages, start=1):
+        carry_out(stage, f"{number}/{len(stages)}", is_stale=False)
+    # The last words name one of them, too.
+    asked.runs = runs = [str(stage.folder) for stage in stages] or script.runs
+    starts = {settings_of(run_of(run)).get("model_name_or_path") for run in runs}
+    start = script.baseline or (starts.pop() if len(starts) == 1 else None)
+    models = short_names([run for run in runs if run != start] + ([start] if start else []))
+    summary: dict[str, Any] = {"runs": {models[run]: str(run_of(run)) for run in runs}}
+    rows = []
+    if script.judge:
+        names, baseline = [*models.values()], models.get(start or "")
+        prompts, sides, said, kls = contest(script, [*models], has_baseline=bool(start))
+        told, scores = judged_numbers(script, names, said, kls)
+        summary |= told | {"num_prompts": len(prompts), "baseline": baseline}
+        wins = told["win_rates"].items()
+        summary["win_rate"] = {name: row[baseline] for name, row in wins if baseline in row}
+        for n, prompt in enumerate(prompts):
+            texts = {name: side[n].text for name, side in zip(names, sides, strict=True)}
+            own = {name: some[n] for name, some in zip(names, scores, strict=True)}
+            rows.append({"prompt": prompt_text(prompt), "completions": texts, "scores": own})
+    folder.write_samples(rows)
+    facts = {"model": None, "data": script.data_names(), "judge": script.judge, "runs": runs}
+    return finish(folder, config, summary, **facts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Launch the recipe from the command line."""
+    return launch("compare", argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
