@@ -9,6 +9,9 @@ log p_baseline(token): nats per completion, with its standard error.
 
 `runs` names three or more instead, which are ranked (Bradley-Terry).
 
+Ability kept: `tasks` of lm-eval and the perplexity of held-out text (`text_dataset_name`), of both,
+with the interval of the difference. They need neither judge nor prompts.
+
 Data: a prompt column (text or messages); the test split where there is one.
 Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<baseline>_by_<judge>.
 
@@ -43,6 +46,8 @@ POSITIONAL = "run"
 INSTEAD = "runs"
 FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
 FOLDER_OF_MANY = "runs/evaluate/<runs>_by_<judge>"
+FOLDER_OF_TASKS = "runs/evaluate/<run>_vs_<baseline>_on_<tasks>"
+FOLDER_OF_TEXTS = "runs/evaluate/<run>_vs_<baseline>_on_<text_dataset_name>"
 
 
 @dataclass(kw_only=True)
@@ -68,6 +73,15 @@ class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, Trust
     reward_weights: list[float] | None = option(
         None, "Weight of each aspect of a reward model that judges; default: 1 each."
     )
+    tasks: list[str] = option(
+        list,
+        "Also what both can do: tasks of lm-eval (extra [eval]), its groups, or YAML files of "
+        "your own.",
+    )
+    tasks_limit: int | None = option(None, "Use the first so many documents of each task only.")
+    text_dataset_name: str | None = option(
+        None, "Also the perplexity of both on these held-out rows, as sft reads them."
+    )
     num_prompts: int | None = option(None, "Use the first so many prompts only.")
     max_completion_length: int = option(64, "Longest completion, in tokens.")
     temperature: float = option(1.0, "Of the sampling; 0 is greedy, and then there is no KL.")
@@ -79,6 +93,8 @@ class EvaluateArguments(EnsembleArguments, FolderArguments, DataArguments, Trust
         """Name the folder by what is compared."""
         given = None if self.output_dir == FOLDER else self.output_dir
         default = FOLDER_OF_MANY if self.runs else FOLDER
+        if not self.judge:
+            default = FOLDER_OF_TASKS if self.tasks else FOLDER_OF_TEXTS
         self.output_dir = named_folder(given or default, self)
 
 
@@ -94,17 +110,21 @@ def validate(script: EvaluateArguments) -> None:
         UserError: A key is missing, or is none of such a judge.
     """
     if script.runs:
-        for key in ("run", "baseline", "slices"):
+        for key in ("run", "baseline", "slices", "tasks", "text_dataset_name"):
             if getattr(script, key):
                 raise UserError(
                     f"{key}={getattr(script, key)}: does not go with runs; leave it out."
                 )
         if len({*script.runs}) < max(len(script.runs), 3):
             raise UserError(f"runs={script.runs}: name three or more, each once.")
-    for key in ("judge", "dataset_name") if script.runs else ("baseline", "judge", "dataset_name"):
-        if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
+    has_prompts = bool(script.dataset_name or script.datasets)
+    judges, weights = script.judge, script.reward_weights
+    asks = has_prompts or judges or weights or script.slices
+    alone = not asks and (script.tasks or script.text_dataset_name)
+    needed = {"baseline": script.runs or script.baseline, "judge": alone or judges}
+    for key, is_there in (needed | {"dataset_name": alone or has_prompts}).items():
+        if not is_there:
             raise UserError(f"{key} is missing; give --{key}.")
-    weights, judges = script.reward_weights, script.judge
     if weights and (len(judges) > 1 or is_judge(judges[0])):
         why = "there are several judges" if judges[1:] else f"{judges[0]} compares completions"
         raise UserError(f"reward_weights={weights}: {why}, and no scores to weigh; leave it out.")
@@ -178,52 +198,109 @@ def ranked(
     return summary, rows
 
 
+def asked(
+    script: EvaluateArguments, trusted: dict[str, bool]
+) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
+    """The prompts, the other columns of the data, and the judges by name; none without a judge."""
+    from recipes.lib.evaluation.judges import load_judges
+    from recipes.lib.evaluation.slices import LENGTH, slices_of
+
+    if not script.judge:
+        return [], {}, {}
+    train, test = load_splits(script, script.seed, ("prompt",))
+    columns = (train if test is None else test)[: script.num_prompts]
+    prompts = columns.pop("prompt")
+    slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
+    named = [script.reward_model(name, script.dtype) for name in script.judge]
+    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
+    return prompts, columns, judges
+
+
+def contest(
+    script: EvaluateArguments,
+    names: list[str],
+    prompts: list[Any],
+    columns: dict[str, list[Any]],
+    judges: dict[str, Any],
+    trusted: dict[str, bool],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Let the models complete and the judges compare: numbers, and the rows of samples.jsonl."""
+    from recipes.lib.evaluation.contest import SamplingSettings, compare
+    from recipes.lib.evaluation.win_rate import smallest_difference
+
+    gap = smallest_difference(len(prompts))
+    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
+    sampling = SamplingSettings(
+        script.max_completion_length, script.temperature, script.batch_size, script.seed
+    )
+    pairs, numbers = compare(
+        names, prompts, columns, [*judges.values()], sampling, script.dtype, **trusted
+    )
+    said = dict(zip(judges, pairs, strict=True))
+    told, rows = (ranked if script.runs else compared)(script, prompts, columns, said)
+    return {"num_prompts": len(prompts), "smallest_difference": gap} | told | numbers, rows
+
+
+def ability(
+    script: EvaluateArguments, names: list[str], tasks: Any, texts: Any, trusted: dict[str, bool]
+) -> dict[str, Any]:
+    """What a run and its baseline can do beside the prompts; one is in memory at a time."""
+    from trl import ModelConfig
+
+    from recipes.lib.evaluation.ability import benchmark, likelihood, task_numbers, text_numbers
+    from recipes.lib.models.policies import load_policy, placed
+    from recipes.lib.models.tokenizers import load_tokenizer
+
+    results, likelihoods, seed = [], [], script.seed
+    for name in names if tasks or texts else []:
+        tokenizer = load_tokenizer(name, **trusted)
+        args = ModelConfig(model_name_or_path=name, dtype=script.dtype)
+        model = placed(load_policy(args, **trusted))
+        if tasks:
+            sizes = script.tasks_limit, script.batch_size
+            results.append(benchmark(model, tokenizer, tasks, *sizes, seed))
+        if texts:
+            likelihoods.append(likelihood(model, tokenizer, texts, script.batch_size))
+        del model
+    numbers = {"tasks": task_numbers(*results, seed=seed)} if tasks else {}
+    return numbers | (text_numbers(*likelihoods, seed=seed) if texts else {})
+
+
 @guarded
 def run(config: Config) -> dict[str, Any]:
-    """Sample, judge, compare.
+    """Sample, judge, compare; measure what both can do beside that.
 
     Args:
         config: The parsed configuration.
 
     Returns:
         The summary: scores of the judge, win rate in 0..1 with its interval, KL in nats per
-        completion, lengths in tokens.
+        completion, lengths in tokens; of tasks and texts both values and their difference.
 
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.contest import SamplingSettings, compare
-    from recipes.lib.evaluation.judges import load_judges
-    from recipes.lib.evaluation.slices import LENGTH, slices_of
-    from recipes.lib.evaluation.win_rate import smallest_difference
+    from recipes.lib.evaluation.ability import load_tasks, load_texts
     from recipes.lib.recipe.spine import finish
 
     script: EvaluateArguments = config.script
     validate(script)
-    train, test = load_splits(script, script.seed, ("prompt",))
-    columns = (train if test is None else test)[: script.num_prompts]
-    prompts = columns.pop("prompt")
-    slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
+    text = script.text_dataset_name
+    texts = load_texts(text, script.seed, script.on_bad_rows) if text else None
+    tasks = load_tasks(script.tasks) if script.tasks else None
     trusted = {"trust_remote_code": script.trust_remote_code}
-    named = [script.reward_model(name, script.dtype) for name in script.judge]
-    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
-    gap = smallest_difference(len(prompts))
-    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
+    prompts, columns, judges = asked(script, trusted)
     folder = open_run(config)
-    sampling = SamplingSettings(
-        script.max_completion_length, script.temperature, script.batch_size, script.seed
-    )
     names = script.runs or [str(script.run), str(script.baseline)]
-    pairs, numbers = compare(
-        names, prompts, columns, [*judges.values()], sampling, script.dtype, **trusted
-    )
-    said = dict(zip(judges, pairs, strict=True))
-    told, rows = (ranked if script.runs else compared)(script, prompts, columns, said)
-    folder.write_samples(rows)
-    summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told | numbers
-    facts = {"model": names[0], "data": script.data_names(), "judge": script.judge[0]}
-    facts |= {"runs": names} if script.runs else {"baseline": names[1]}
-    return finish(folder, config, summary, **facts, **trusted)
+    summary: dict[str, Any] = {}
+    if judges:
+        summary, rows = contest(script, names, prompts, columns, judges, trusted)
+        folder.write_samples(rows)
+    summary |= ability(script, names, tasks, texts, trusted)
+    facts: dict[str, Any] = {"runs": names} if script.runs else {"baseline": names[1]}
+    facts |= {"judge": next(iter(script.judge), None), "tasks": script.tasks}
+    data = script.data_names() + ([text] if text else [])
+    return finish(folder, config, summary, model=names[0], data=data, **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:
