@@ -241,9 +241,7 @@ def contest(
     return {"num_prompts": len(prompts), "smallest_difference": gap} | told | numbers, rows
 
 
-def ability(
-    script: EvaluateArguments, names: list[str], tasks: Any, texts: Any, trusted: dict[str, bool]
-) -> dict[str, Any]:
+def ability(script: EvaluateArguments, names: list[str], tasks: Any, texts: Any) -> dict[str, Any]:
     """What a run and its baseline can do beside the prompts; one is in memory at a time."""
     from trl import ModelConfig
 
@@ -253,9 +251,10 @@ def ability(
 
     results, likelihoods, seed = [], [], script.seed
     for name in names if tasks or texts else []:
-        tokenizer = load_tokenizer(name, **trusted)
+        trusted = script.trust_remote_code
+        tokenizer = load_tokenizer(name, trust_remote_code=trusted)
         args = ModelConfig(model_name_or_path=name, dtype=script.dtype)
-        model = placed(load_policy(args, **trusted))
+        model = placed(load_policy(args, trust_remote_code=trusted))
         if tasks:
             sizes = script.tasks_limit, script.batch_size
             results.append(benchmark(model, tokenizer, tasks, *sizes, seed))
@@ -296,7 +295,7 @@ def run(config: Config) -> dict[str, Any]:
     if judges:
         summary, rows = contest(script, names, prompts, columns, judges, trusted)
         folder.write_samples(rows)
-    summary |= ability(script, names, tasks, texts, trusted)
+    summary |= ability(script, names, tasks, texts)
     facts: dict[str, Any] = {"runs": names} if script.runs else {"baseline": names[1]}
     facts |= {"judge": next(iter(script.judge), None), "tasks": script.tasks}
     data = script.data_names() + ([text] if text else [])

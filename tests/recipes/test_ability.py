@@ -20,7 +20,7 @@ from tests.helpers.tiny_runs import write
 
 WORDS = "cat dog bird child sun moon rain tree house river stone book".split()
 KINDS = "old new small red blue warm cold happy sad kind".split()
-DOCUMENTS = [
+DOCUMENTS: list[dict[str, Any]] = [
     {
         "question": f"the {word} is",
         "choices": [KINDS[n % 10], KINDS[(3 * n + 1) % 10]],
@@ -68,7 +68,7 @@ def folder(
 
 
 def evaluate(folder: Path, **values: Any) -> Any:
-    defaults = {"run": str(folder / "adapter"), "baseline": str(folder / "base")}
+    defaults: dict[str, Any] = {"run": str(folder / "adapter"), "baseline": str(folder / "base")}
     defaults |= {"tasks": [str(folder / "things.yaml")], "output_dir": str(folder / "out")}
     config = parse("evaluate", [], defaults | {"batch_size": 5} | values)
     return config, run(config)
@@ -179,6 +179,10 @@ def test_the_folder_is_named_after_what_is_measured() -> None:
         (
             {"tasks": ["broken.yaml"]},
             r"tasks=broken.yaml: lm-eval cannot load it \(.*nowhere.jsonl",
+        ),
+        (
+            {"text_dataset_name": "gone.jsonl"},
+            "^text_dataset_name=gone.jsonl: there is no such file",
         ),
         ({"text_dataset_name": "pairs.jsonl"}, "text_dataset_name=pairs.jsonl: holds preference"),
     ],

@@ -47,7 +47,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
 
     # The index of its own tasks takes seconds; a file needs it only if it groups others.
     files = [path for path in map(Path, names) if path.is_file()]
-    groups = any("\ngroup:" in f"\n{path.read_text('utf-8')}" for path in files)
+    groups = any("\ngroup:" in f"\n{path.read_text('utf-8', 'replace')}" for path in files)
     manager = TaskManager(include_defaults=len(files) < len(names) or groups)
     found: dict[str, Any] = {"tasks": {}, "groups": {}}
     for name in names:
@@ -72,11 +72,14 @@ def load_texts(name: str, seed: int, on_bad_rows: str) -> Dataset:
     def columns(rows: Dataset) -> Sequence[str]:
         if "sft" not in (shape := format_of(rows)).recipes:
             wanted = "text, messages, or prompt and completion"
-            raise UserError(f"text_dataset_name={name}: holds {shape.name}; it needs {wanted}.")
+            raise UserError(f"dataset_name={name}: holds {shape.name}; it needs {wanted}.")
         return shape.columns
 
     args = DataArguments(dataset_name=name, on_bad_rows=on_bad_rows)
-    train, test = load_splits(args, seed, columns, BESIDE)
+    try:
+        train, test = load_splits(args, seed, columns, BESIDE)
+    except UserError as error:  # which knows no other key for data
+        raise UserError(str(error).replace("dataset_name", "text_dataset_name", 1)) from error
     return train if test is None else test
 
 
@@ -112,7 +115,7 @@ def likelihood(model: Any, tokenizer: Any, texts: Dataset, batch_size: int) -> L
     return labels, [-float(logps_C.double().sum()) for logps_C in logps]
 
 
-def task_numbers(ours: Any, theirs: Any, seed: int = 0) -> dict[str, Any]:
+def task_numbers(ours: Any, theirs: Any, *, seed: int = 0) -> dict[str, Any]:
     """What lm-eval found of a run and its baseline, each as of `benchmark`, and the difference.
 
     Returns:
@@ -159,7 +162,7 @@ def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, Real) for value in values)  # NumPy's, too
 
 
-def text_numbers(ours: Likelihood, theirs: Likelihood, seed: int = 0) -> dict[str, Any]:
+def text_numbers(ours: Likelihood, theirs: Likelihood, *, seed: int = 0) -> dict[str, Any]:
     """Perplexity of a run and its baseline, in which every token has the same weight.
 
     Returns:
