@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from recipes.evaluate import ContestArguments, ranked
+from recipes.evaluate import ContestArguments
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config, rebuild
 from recipes.lib.config.strict_yaml import read_yaml
@@ -161,6 +161,7 @@ def judged_numbers(
     Scores of a judge that compares are shares of the win over the last model.
     """
     from recipes.lib.evaluation.contest import shares_of
+    from recipes.lib.evaluation.results import ranked
     from recipes.lib.evaluation.win_rate import win_rate
 
     first, last = next(iter(said.values())), len(names) - 1
@@ -182,7 +183,7 @@ def judged_numbers(
         key: {name: row[key] for name, row in zip(names, table, strict=True) if key in row}
         for key in table[0]
     }
-    return told | {"win_rates": wins} | ranked(replace(script, runs=names), said), scores
+    return told | {"win_rates": wins} | ranked(names, said, script.seed), scores
 
 
 @guarded

@@ -11,6 +11,9 @@ log p_baseline(token): nats per completion, with its standard error.
 all of whose models are compared with the one that it started from: the rewards that it was trained
 on, those that it held out, and the judges over the KL, and which checkpoint is the best.
 
+Ability kept: `tasks` of lm-eval and the perplexity of held-out text (`text_dataset_name`), of both,
+with the interval of the difference. They need neither judge nor prompts.
+
 Data: a prompt column (text or messages); the test split where there is one.
 Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<baseline>_by_<judge>.
 
@@ -21,13 +24,12 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
-from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError, note
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
@@ -36,16 +38,13 @@ from recipes.lib.rewards.arguments import EnsembleArguments
 from recipes.lib.rewards.loading import is_judge
 from recipes.lib.runs.folder import FolderArguments, named_folder, open_run
 
-if TYPE_CHECKING:
-    from recipes.lib.evaluation.contest import Pairs
-
-    Said = dict[str, Pairs]  # of each judge, by name
-
 POSITIONAL = "run"
 INSTEAD = ("runs", "checkpoints")
 FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
 FOLDER_OF_MANY = "runs/evaluate/<runs>_by_<judge>"
 FOLDER_OF_CHECKPOINTS = "runs/evaluate/checkpoints_of_<checkpoints>"
+FOLDER_OF_TASKS = "runs/evaluate/<run>_vs_<baseline>_on_<tasks>"
+FOLDER_OF_TEXTS = "runs/evaluate/<run>_vs_<baseline>_on_<text_dataset_name>"
 
 
 @dataclass(kw_only=True)
@@ -86,12 +85,24 @@ class EvaluateArguments(ContestArguments):
         "Also the win rate by these columns of the data (their values, or quarters of numbers); "
         "length is that of the run's completion.",
     )
+    tasks: list[str] = option(
+        list,
+        "Also what both can do: tasks of lm-eval (extra [eval]), its groups, or YAML files of "
+        "your own.",
+    )
+    tasks_limit: int | None = option(None, "Use the first so many documents of each task only.")
+    text_dataset_name: str | None = option(
+        None, "Also the perplexity of both on these held-out rows, as sft reads them."
+    )
 
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
         given = None if self.output_dir == FOLDER else self.output_dir
         default = FOLDER_OF_MANY if self.runs else FOLDER
-        default = FOLDER_OF_CHECKPOINTS if self.checkpoints else default
+        if self.checkpoints:
+            default = FOLDER_OF_CHECKPOINTS
+        elif not self.judge:
+            default = FOLDER_OF_TASKS if self.tasks else FOLDER_OF_TEXTS
         self.output_dir = named_folder(given or default, self)
 
 
@@ -107,7 +118,8 @@ def validate(script: EvaluateArguments) -> None:
         UserError: A key is missing, or is none of such a judge.
     """
     several = "runs" if script.runs else "checkpoints" if script.checkpoints else ""
-    for key in ("run", "baseline", "slices", "checkpoints") if several else ():
+    alien = ("run", "baseline", "slices", "checkpoints", "tasks", "text_dataset_name")
+    for key in alien if several else ():
         if key != several and getattr(script, key):
             raise UserError(
                 f"{key}={getattr(script, key)}: does not go with {several}; leave it out."
@@ -116,135 +128,132 @@ def validate(script: EvaluateArguments) -> None:
         raise UserError("temperature=0: checkpoints are told apart by KL, which samples show.")
     if script.runs and len({*script.runs}) < max(len(script.runs), 3):
         raise UserError(f"runs={script.runs}: name three or more, each once.")
-    for key in ("judge", "dataset_name") if several else ("baseline", "judge", "dataset_name"):
-        if not getattr(script, key) and not (key == "dataset_name" and script.datasets):
+    has_prompts = bool(script.dataset_name or script.datasets)
+    judges, weights = script.judge, script.reward_weights
+    asks = has_prompts or judges or weights or script.slices
+    alone = not asks and (script.tasks or script.text_dataset_name)
+    needed = {"baseline": several or script.baseline, "judge": alone or judges}
+    for key, is_there in (needed | {"dataset_name": alone or has_prompts}).items():
+        if not is_there:
             raise UserError(f"{key} is missing; give --{key}.")
-    weights, judges = script.reward_weights, script.judge
     if weights and (len(judges) > 1 or is_judge(judges[0])):
         why = "there are several judges" if judges[1:] else f"{judges[0]} compares completions"
         raise UserError(f"reward_weights={weights}: {why}, and no scores to weigh; leave it out.")
 
 
-def sample_rows(
-    prompts: list[Any], names: list[str], sides: list[Any], said: Said
-) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl."""
-    if len(names) > 2:
-        every = [
-            {name: completion.text for name, completion in zip(names, row, strict=True)}
-            for row in zip(*sides, strict=True)
-        ]
-        pairs = zip(map(prompt_text, prompts), every, strict=True)
-        return [{"prompt": prompt, "completions": each} for prompt, each in pairs]
-    ours, theirs = next(iter(said.values()))[0, 1]
-    return [
-        {
-            "prompt": prompt_text(prompt),
-            "baseline": theirs.completions[row].text,
-            "completion": ours.completions[row].text,
-            "score_baseline": theirs.scores[row],
-            "score": ours.scores[row],
-        }
-        | ({"verdicts": list(ours.verdicts[row])} if ours.verdicts else {})
-        for row, prompt in enumerate(prompts)
-    ]
+def ask(
+    script: EvaluateArguments, keys: dict[str, Any], trusted: dict[str, bool]
+) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
+    """The prompts, the other columns of the data, and the judges by name; none without a judge."""
+    from recipes.lib.evaluation.checkpoints import proxy
+    from recipes.lib.evaluation.judges import load_judges
+    from recipes.lib.evaluation.slices import LENGTH, slices_of
+
+    if not script.judge:
+        return [], {}, {}
+    train, test = load_splits(script, script.seed, ("prompt",))
+    columns = (train if test is None else test)[: script.num_prompts]
+    prompts = columns.pop("prompt")
+    slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
+    named = [script.reward_model(name, script.dtype) for name in script.judge]
+    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
+    return prompts, columns, judges | proxy(keys, script.batch_size, script.dtype, **trusted)
 
 
-def compared(
-    script: EvaluateArguments, columns: dict[str, list[Any]], said: Said
-) -> dict[str, Any]:
-    """The numbers of a run and its baseline."""
-    from recipes.lib.evaluation.contest import rates, shares_of
-    from recipes.lib.evaluation.judges import agreement
-    from recipes.lib.evaluation.slices import LENGTH, sliced, slices_of
+def contest(
+    script: EvaluateArguments,
+    models: dict[str, str],
+    asked: tuple[list[Any], dict[str, list[Any]], dict[str, Any]],
+    trusted: dict[str, bool],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Let the models complete and the judges compare: numbers, and the rows of samples.jsonl."""
+    from recipes.lib.evaluation.checkpoints import course
+    from recipes.lib.evaluation.contest import SamplingSettings, compare
+    from recipes.lib.evaluation.results import compared, ranked, sample_rows
+    from recipes.lib.evaluation.win_rate import smallest_difference
+    from recipes.lib.rewards.judge import judge_counts
 
-    ours, theirs = next(iter(said.values()))[0, 1]
-    shares = {name: shares_of(*pairs[0, 1]) for name, pairs in said.items()}
-    both = (ours.completions, theirs.completions, script.seed)
-    rated = {name: rates(one, *both) for name, one in shares.items()}
-    summary: dict[str, Any] = ours.facts("") | theirs.facts("_baseline")
-    summary |= next(iter(rated.values()))
-    if len(said) > 1:
-        summary |= {"judges": rated, "agreement": agreement(shares)}
-    if script.slices:
-        columns = columns | {LENGTH: [len(one.ids) for one in ours.completions]}
-        summary["slices"] = sliced(next(iter(shares.values())), slices_of(script.slices, columns))
-    return summary
+    prompts, columns, judges = asked
+    gap = smallest_difference(len(prompts))
+    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
+    own, is_course = (script.temperature, script.batch_size, script.seed), bool(script.checkpoints)
+    how = (SamplingSettings(script.max_completion_length, *own), script.dtype)
+    given = ([*models.values()], prompts, columns, [*judges.values()], *how)
+    sides, pairs, kls = compare(*given, to_last=is_course, **trusted)
+    said = dict(zip(judges, pairs, strict=True))
+    if is_course:
+        told = course([*models], said, kls, script.seed)
+    elif script.runs:
+        told = ranked(script.runs, said, script.seed)
+    else:
+        told = compared(columns, script.slices, said, script.seed) | kls[0]
+    told |= judge_counts([*judges.values()])
+    summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told
+    return summary, sample_rows(prompts, [*models], sides, said)
 
 
-def ranked(script: Any, said: Said) -> dict[str, Any]:
-    """The ranking of the runs of a script by each judge."""
-    from recipes.lib.evaluation.contest import shares_of
-    from recipes.lib.evaluation.judges import agreement
-    from recipes.lib.evaluation.logistic import bradley_terry
+def ability(script: EvaluateArguments, names: list[str], tasks: Any, texts: Any) -> dict[str, Any]:
+    """What a run and its baseline can do beside the prompts; one is in memory at a time."""
+    from trl import ModelConfig
 
-    shares = {
-        name: {places: shares_of(*both) for places, both in pairs.items()}
-        for name, pairs in said.items()
-    }
-    rankings = {
-        name: bradley_terry(script.runs, one, seed=script.seed) for name, one in shares.items()
-    }
-    summary: dict[str, Any] = {"ranking": next(iter(rankings.values()))}
-    if len(said) > 1:
-        every = {
-            name: [one for row in each.values() for one in row] for name, each in shares.items()
-        }
-        summary |= {"rankings": rankings, "agreement": agreement(every)}
-    return summary
+    from recipes.lib.evaluation.ability import benchmark, likelihood, task_numbers, text_numbers
+    from recipes.lib.models.policies import load_policy, placed
+    from recipes.lib.models.tokenizers import load_tokenizer
+
+    results, likelihoods, seed = [], [], script.seed
+    for name in names if tasks or texts else []:
+        trusted = script.trust_remote_code
+        tokenizer = load_tokenizer(name, trust_remote_code=trusted)
+        args = ModelConfig(model_name_or_path=name, dtype=script.dtype)
+        model = placed(load_policy(args, trust_remote_code=trusted))
+        if tasks:
+            sizes = script.tasks_limit, script.batch_size
+            results.append(benchmark(model, tokenizer, tasks, *sizes, seed))
+        if texts:
+            likelihoods.append(likelihood(model, tokenizer, texts, script.batch_size))
+        del model
+    numbers = {"tasks": task_numbers(*results, seed=seed)} if tasks else {}
+    return numbers | (text_numbers(*likelihoods, seed=seed) if texts else {})
 
 
 @guarded
 def run(config: Config) -> dict[str, Any]:
-    """Sample, judge, compare.
+    """Sample, judge, compare; measure what both can do beside that.
 
     Args:
         config: The parsed configuration.
 
     Returns:
         The summary: scores of the judge, win rate in 0..1 with its interval, KL in nats per
-        completion, lengths in tokens.
+        completion, lengths in tokens; of tasks and texts both values and their difference.
 
     Raises:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.checkpoints import course, proxy, take_run
-    from recipes.lib.evaluation.contest import SamplingSettings, compare
-    from recipes.lib.evaluation.judges import load_judges
-    from recipes.lib.evaluation.slices import LENGTH, slices_of
-    from recipes.lib.evaluation.win_rate import smallest_difference
+    from recipes.lib.evaluation.ability import load_tasks, load_texts
+    from recipes.lib.evaluation.checkpoints import take_run
     from recipes.lib.recipe.spine import finish
-    from recipes.lib.rewards.judge import judge_counts
 
     script: EvaluateArguments = config.script
     models, keys = take_run(script, config.values)
     validate(script)
-    train, test = load_splits(script, script.seed, ("prompt",))
-    columns = (train if test is None else test)[: script.num_prompts]
-    prompts = columns.pop("prompt")
-    slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
-    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
-    named = [script.reward_model(name, script.dtype) for name in script.judge]
-    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
-    judges |= proxy(keys, script.batch_size, script.dtype, **trusted)
-    gap = smallest_difference(len(prompts))
-    note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
-    folder, own = open_run(config), (script.temperature, script.batch_size, script.seed)
-    sampling = SamplingSettings(script.max_completion_length, *own)
-    names = [*models.values()] or script.runs or [str(script.run), str(script.baseline)]
-    asked = ([*judges.values()], sampling, script.dtype)
-    sides, pairs, kls = compare(names, prompts, columns, *asked, to_last=bool(models), **trusted)
-    said = dict(zip(judges, pairs, strict=True))
-    if models:
-        told = course([*models], said, kls, script.seed)
-    else:
-        told = ranked(script, said) if script.runs else compared(script, columns, said) | kls[0]
-    folder.write_samples(sample_rows(prompts, [*models] or names, sides, said))
-    told |= judge_counts([*judges.values()])
-    summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told
-    facts = {"model": names[0], "data": script.data_names(), "judge": script.judge[0]}
-    facts |= {"runs": names} if len(names) > 2 else {"baseline": names[1]}
-    return finish(folder, config, summary, **facts, **trusted)
+    text = script.text_dataset_name
+    texts = load_texts(text, script.seed, script.on_bad_rows) if text else None
+    tasks = load_tasks(script.tasks) if script.tasks else None
+    trusted = {"trust_remote_code": script.trust_remote_code}
+    asked = ask(script, keys, trusted)
+    folder = open_run(config)
+    names = script.runs or [str(script.run), str(script.baseline)]
+    models = models or {name: name for name in names}
+    names, summary = [*models.values()], {}
+    if script.judge:
+        summary, rows = contest(script, models, asked, trusted)
+        folder.write_samples(rows)
+    summary |= ability(script, names, tasks, texts)
+    facts: dict[str, Any] = {"runs": names} if len(names) > 2 else {"baseline": names[1]}
+    facts |= {"judge": next(iter(script.judge), None), "tasks": script.tasks}
+    data = script.data_names() + ([text] if text else [])
+    return finish(folder, config, summary, model=names[0], data=data, **facts, **trusted)
 
 
 def main(argv: list[str] | None = None) -> int:

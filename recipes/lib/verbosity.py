@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LIBRARIES = ("accelerate", "bitsandbytes", "datasets", "huggingface_hub", "peft", "transformers")
+LIBRARIES = "accelerate bitsandbytes datasets huggingface_hub lm_eval peft transformers".split()
 # Those set their own level on import, from these variables.
 VARIABLES = {
     "datasets": "DATASETS_VERBOSITY",

@@ -24,7 +24,7 @@ torch_empty_cache_steps max_length max_completion_length max_new_tokens
 lora_r num_generations num_generations_eval num_iterations steps_per_generation
 generation_batch_size ref_model_sync_steps sampling_batch_size scoring_batch_size
 batch_size vllm_tensor_parallel_size num_measured num_prompts max_rows max_train_rows
-max_tokens concurrency
+max_tokens concurrency tasks_limit
 vocab_size hidden_size intermediate_size num_layers num_heads context_tokens
 """.split()
 FROM_0 = """

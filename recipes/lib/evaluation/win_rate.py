@@ -55,15 +55,37 @@ def win_rate(
         of equal outcomes is Clopper & Pearson, Biometrika 26, 1934, at its two ends.
     """
     shares = outcomes(scores, baseline_scores)
-    value = float(shares.mean())
-    if np.ptp(shares) == 0:
-        seen = ((1 - confidence) / 2) ** (1 / len(shares))
-        return WinRate(value, value * seen, 1 - seen * (1 - value))
+    interval = mean_interval(shares, (0.0, 1.0), seed, confidence, num_resamples)
+    return WinRate(float(shares.mean()), *interval)
+
+
+def mean_interval(
+    values: NDArray[np.float64],
+    bounds: tuple[float, float],
+    seed: int = 0,
+    confidence: float = 0.95,
+    num_resamples: int = 9999,
+) -> tuple[float, float]:
+    """Interval of a mean, as of `win_rate`.
+
+    Args:
+        values: The numbers.
+        bounds: Smallest and largest that one of them could be; they count where all are equal.
+        seed: of the resampling.
+        confidence: mass of the interval.
+        num_resamples: bootstrap resamples.
+
+    Returns:
+        Its two ends, in the unit of the values.
+    """
+    if np.ptp(values) == 0:
+        value, seen = float(values.mean()), ((1 - confidence) / 2) ** (1 / len(values))
+        return bounds[0] + (value - bounds[0]) * seen, bounds[1] - seen * (bounds[1] - value)
     # SciPy takes a fifth of a second to import, which `rlhf --help` does not have.
     from scipy.stats import bootstrap
 
     interval = bootstrap(
-        (shares,),
+        (values,),
         np.mean,
         confidence_level=confidence,
         n_resamples=num_resamples,
@@ -71,7 +93,7 @@ def win_rate(
         batch=1000,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return WinRate(value, float(interval.low), float(interval.high))
+    return float(interval.low), float(interval.high)
 
 
 def smallest_difference(num_prompts: int) -> float:

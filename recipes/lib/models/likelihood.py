@@ -106,8 +106,13 @@ def perplexity(model: PreTrainedModel, rows: Ids, labels: Ids, batch_size: int =
         The perplexity, 1 or more, no unit.
     """
     logps = torch.cat(label_logps(model, rows, labels, batch_size=batch_size)).double()
+    return perplexity_of(-float(logps.mean()))
+
+
+def perplexity_of(nats: float) -> float:
+    """The perplexity of a mean negative log-probability, nats per token."""
     # A diverged model: what is beyond a float is as bad as the largest one.
-    return math.exp(min(-float(logps.mean()), LARGEST_EXPONENT))
+    return math.exp(min(nats, LARGEST_EXPONENT))
 
 
 def _batch_logps(

@@ -72,6 +72,7 @@ QUANTITIES: dict[str, Quantity] = {
     "sft_perplexity": Quantity("Perplexity after SFT"),
     "perplexity": Quantity("Held-out perplexity"),
     "base_perplexity": Quantity("before"),
+    "perplexity_baseline": Quantity("baseline"),
     "eval_loss": Quantity("Held-out loss", unit="nats per token"),
     "train_loss": Quantity("mean in training"),
     "mean_score": Quantity("Mean score"),

@@ -32,8 +32,8 @@ RUN_TILES = [
         "score score_baseline, scores first_scores, kl, kl_per_token, "
         "rlhf_reward, completion_length, accuracy accuracy_ceiling, accuracy_bag_of_words "
         "accuracy_frozen_features, auc, "
-        "margin, perplexity base_perplexity, eval_loss train_loss, num_pairs num_test, mean_score, "
-        "num_prompts, num_texts, num_parameters, episodes, seconds"
+        "margin, perplexity base_perplexity perplexity_baseline, eval_loss train_loss, "
+        "num_pairs num_test, mean_score, num_prompts, num_texts, num_parameters, episodes, seconds"
     ).split(",")
 ]
 QUICKSTART_TILES = [

@@ -63,6 +63,7 @@ def run_sections(run: RunFiles) -> list[Section]:
             judge_section(run),
             checkpoint_section(run),
             slice_section(run),
+            ability_section(run),
             evaluation_section(run, ("Baseline", "Model")),
         ]
     elif "annotators" in run.summary:
@@ -194,6 +195,20 @@ def slice_section(run: RunFiles) -> Section:
         table.append([name, *shown, "differs" if one["differs"] else ""])
     told = "The intervals hold all at once; one that differs does so from the other prompts."
     return Section("slices", "By slice", table=table, lines=[told] if slices else [])
+
+
+def ability_section(run: RunFiles) -> Section:
+    """What both can do beside the prompts, on benchmarks and held-out text."""
+    texts = ("nats_per_token", "perplexity")
+    found = {key: one for key, one in run.summary.items() if key.startswith(texts)}
+    found = (run.summary.get("tasks") or {}) | found
+    table = [["Measure", "Run", "Baseline", "Difference", "95\u00a0% interval"]]
+    for name in [key for key in found if f"{key}_baseline" in found]:
+        shown = [found.get(f"{name}{suffix}") for suffix in ("", "_baseline", "_difference")]
+        ends = found.get(f"{name}_difference_ci95") or []
+        cells = [plain(one, 3) if is_number(one) else "" for one in shown]
+        table.append([name.replace("_", " "), *cells, " to ".join(plain(one, 3) for one in ends)])
+    return Section("ability", "Ability kept", table=table if table[1:] else [])
 
 
 def evaluation_section(run: RunFiles, names: tuple[str, str]) -> Section:
