@@ -19,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from recipes.evaluate import ContestArguments
@@ -155,11 +154,12 @@ def contest(
 
 def judged_numbers(
     script: CompareArguments, names: list[str], said: dict[str, Any], kls: list[dict[str, float]]
-) -> tuple[dict[str, Any], list[list[float | None]]]:
+) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
     """What the judges say, by short names, and the first one's scores of each completion.
 
     Scores of a judge that compares are shares of the win over the last model.
     """
+    from recipes.lib.evaluation.checkpoints import standing
     from recipes.lib.evaluation.contest import shares_of
     from recipes.lib.evaluation.results import ranked
     from recipes.lib.evaluation.win_rate import win_rate
@@ -172,17 +172,12 @@ def judged_numbers(
         wins[names[one]][names[other]] = [rate.value, rate.low, rate.high]
         wins[names[other]][names[one]] = [1 - rate.value, 1 - rate.high, 1 - rate.low]
     theirs = first[0, last][1]
-    scores = [first[place, last][0].scores for place in range(last)]
-    scores += [theirs.scores if theirs.verdicts is None else [0.5] * len(theirs.scores)]
-    table = []
-    for some, kl in zip(scores, [*kls, {}], strict=True):
-        kept = [score for score in some if score is not None]
-        error = stdev(kept) / len(kept) ** 0.5 if len(kept) > 1 else 0.0
-        table.append({"score": fmean(kept), "score_stderr": error} | kl)
-    told = {
-        key: {name: row[key] for name, row in zip(names, table, strict=True) if key in row}
-        for key in table[0]
-    }
+    scores = {name: first[place, last][0].scores for place, name in enumerate(names[:last])}
+    scores[names[last]] = theirs.scores if theirs.verdicts is None else [0.5] * len(theirs.scores)
+    rows = standing(scores, script.seed)[1]
+    table = {name: rows[name] | kl for name, kl in zip(names, [*kls, {}], strict=True)}
+    keys = ("score", "score_ci95", *kls[0])
+    told = {key: {name: row[key] for name, row in table.items() if key in row} for key in keys}
     return told | {"win_rates": wins} | ranked(names, said, script.seed), scores
 
 
@@ -194,8 +189,8 @@ def run(config: Config) -> dict[str, Any]:
         config: The parsed configuration.
 
     Returns:
-        The summary, by name of a run: scores with standard errors, KL in nats per completion, win
-        rates in 0..1.
+        The summary, by name of a run: scores with intervals, KL in nats per completion with
+        standard errors, win rates in 0..1.
 
     Raises:
         UserError: A key is wrong, a run or a judge cannot be used, or a method cannot run.
@@ -227,7 +222,7 @@ def run(config: Config) -> dict[str, Any]:
         summary["win_rate"] = {name: row[baseline] for name, row in wins if baseline in row}
         for n, prompt in enumerate(prompts):
             texts = {name: side[n].text for name, side in zip(names, sides, strict=True)}
-            own = {name: some[n] for name, some in zip(names, scores, strict=True)}
+            own = {name: some[n] for name, some in scores.items()}
             rows.append({"prompt": prompt_text(prompt), "completions": texts, "scores": own})
     folder.write_samples(rows)
     facts = {"model": None, "data": script.data_names(), "judge": script.judge, "runs": runs}

@@ -142,7 +142,7 @@ def validate(script: EvaluateArguments) -> None:
 
 
 def ask(
-    script: EvaluateArguments, keys: dict[str, Any], trusted: dict[str, bool]
+    script: EvaluateArguments, keys: dict[str, Any], trusted: dict[str, Any]
 ) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
     """The prompts, the other columns of the data, and the judges by name; none without a judge."""
     from recipes.lib.evaluation.checkpoints import proxy
@@ -164,7 +164,7 @@ def contest(
     script: EvaluateArguments,
     models: dict[str, str],
     asked: tuple[list[Any], dict[str, list[Any]], dict[str, Any]],
-    trusted: dict[str, bool],
+    trusted: dict[str, Any],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Let the models complete and the judges compare: numbers, and the rows of samples.jsonl."""
     from recipes.lib.evaluation.checkpoints import course
@@ -178,8 +178,8 @@ def contest(
     note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
     own, is_course = (script.temperature, script.batch_size, script.seed), bool(script.checkpoints)
     how = (SamplingSettings(script.max_completion_length, *own), script.dtype)
-    given = ([*models.values()], prompts, columns, [*judges.values()], *how)
-    sides, pairs, kls = compare(*given, to_last=is_course, **trusted)
+    names, every = [*models.values()], [*judges.values()]
+    sides, pairs, kls = compare(names, prompts, columns, every, *how, to_last=is_course, **trusted)
     said = dict(zip(judges, pairs, strict=True))
     if is_course:
         told = course([*models], said, kls, script.seed)
@@ -240,12 +240,12 @@ def run(config: Config) -> dict[str, Any]:
     text = script.text_dataset_name
     texts = load_texts(text, script.seed, script.on_bad_rows) if text else None
     tasks = load_tasks(script.tasks) if script.tasks else None
-    trusted = {"trust_remote_code": script.trust_remote_code}
+    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
     asked = ask(script, keys, trusted)
     folder = open_run(config)
     names = script.runs or [str(script.run), str(script.baseline)]
     models = models or {name: name for name in names}
-    names, summary = [*models.values()], {}
+    names, summary = [*models.values()], dict[str, Any]()
     if script.judge:
         summary, rows = contest(script, models, asked, trusted)
         folder.write_samples(rows)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
@@ -112,7 +112,10 @@ def test_the_numbers_follow_from_the_samples(folder: Path) -> None:
         ]
         assert [row["scores"][name] for row in rows] == counted
         assert told["score"][name] == pytest.approx(fmean(counted))
-        assert told["score_stderr"][name] == pytest.approx(stdev(counted) / 6**0.5)
+        low, high = told["score_ci95"][name]
+        assert low <= told["score"][name] <= high
+        # The bootstrap's error of a mean has the plug-in variance; its ends lie on a grid of 1/6.
+        assert high - low == pytest.approx(2 * 1.96 * pstdev(counted) / 6**0.5, abs=1 / 3)
     for one, other in permutations(names, 2):
         scores = [(row["scores"][one], row["scores"][other]) for row in rows]
         rate, low, high = told["win_rates"][one][other]
@@ -141,7 +144,7 @@ def test_scores_of_a_judge_that_compares_are_shares_of_the_win_over_the_last() -
     said = {"judge": {(0, 1): both(1, 1, 0.5), (0, 2): both(1, 0, 0.5), (1, 2): both(0, 0, 1)}}
     script = parse("compare", ["a", "b", "--seed", "1"]).script
     told, scores = compare.judged_numbers(script, ["a", "b", "c"], said, [{}, {}])
-    assert scores == [[1, 0, 0.5], [0, 0, 1], [0.5, 0.5, 0.5]]
+    assert scores == {"a": [1, 0, 0.5], "b": [0, 0, 1], "c": [0.5, 0.5, 0.5]}
     assert told["score"] == {"a": 0.5, "b": pytest.approx(1 / 3), "c": 0.5}
     assert told["win_rates"]["a"]["b"][0] == pytest.approx(5 / 6)
     assert told["win_rates"]["c"]["b"][0] == pytest.approx(2 / 3)
@@ -153,7 +156,7 @@ def test_the_page_shows_them_over_each_other(folder: Path) -> None:
     page = Page(FOLDER / "report.html")
     titles = ["Score against KL", "Reward", "Reward over time", "Reward against KL"]
     assert page.figures[:4] == titles
-    assert {"Distance from the start", "Completion length"} <= {*page.figures}
+    assert {"Distance from the reference", "Completion length"} <= {*page.figures}
     cells = [element.text for element in page.all("td") + page.all("th")]
     assert {"kl_coef", "beta", "Ran into"} & {*cells} == {"kl_coef", "beta"}
     assert "output_dir" not in cells

@@ -13,6 +13,7 @@ Source:
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,10 @@ class PPOTrainer(Resumable, Trainer):
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
         size, device = args.scoring_batch_size, args.device
         with load_unsharded(args):
-            functions = load_reward_functions(
-                reward_funcs, reward_processing_classes, size, device, shared, **trusted
-            )
-            given = (None, size, device, shared)
+            load = partial(load_reward_functions, batch_size=size, device=device, shared=shared)
+            functions = load(reward_funcs, reward_processing_classes, **trusted)
             costs, held_out = (
-                load_reward_functions(names, *given, **trusted) if names else []
+                load(names, None, **trusted) if names else []
                 for names in (cost_funcs, eval_reward_funcs)
             )
         check_best_metric(args.metric_for_best_model, distinct_names(held_out))

@@ -16,6 +16,7 @@ KL = f"KL, {NATS}"
 AXES = {"episode": "episodes", "step": "optimizer steps", "seconds": "seconds", "kl": KL}
 TITLES = {"seconds": "Reward over time", "kl": "Reward against KL"}
 NONE = "\u2013"
+PARTS = {"time", "implicit", "logps"}  # charts whose first line says nothing without the others
 
 
 def compared_sections(files: RunFiles) -> list[Section]:
@@ -55,14 +56,15 @@ def curves(runs: dict[str, RunFiles]) -> list[Picture]:
     rows = {name: aligned(run) for name, run in runs.items()}
     charts = {one: {c.name: c for c in CHARTS.get(run.recipe, SFT)} for one, run in runs.items()}
     drawn = []
-    for curve in {key: one for own in charts.values() for key, one in own.items()}.values():
-        having = {name: own[curve.name] for name, own in charts.items() if curve.name in own}
-        metrics = {name: "kl" if c.name == "kl" else c.lines[0][0] for name, c in having.items()}
+    for key in dict.fromkeys(key for own in charts.values() for key in own if key not in PARTS):
+        having = {name: own[key] for name, own in charts.items() if key in own}
+        metrics = {name: "kl" if key == "kl" else c.lines[0][0] for name, c in having.items()}
         logged = {one: m for one, m in metrics.items() if sum(m in row for row in rows[one]) > 1}
-        if len(logged) > 1 and curve.name != "time":  # whose first line is a part alone
+        if len(logged) > 1:
+            curve = having[next(iter(logged))]
             has_episodes = all("episode" in row for name in logged for row in rows[name])
             axes = ["episode" if has_episodes else "step"]
-            axes += TITLES if curve.name == "reward" else []
+            axes += TITLES if key == "reward" else []
             drawn += [picture for axis in axes for picture in _over(curve, axis, logged, rows)]
     return drawn
 
@@ -89,14 +91,12 @@ def judged(summary: Row) -> Picture:
         for place, name in enumerate(summary["runs"]):
             if name not in summary["kl"]:
                 continue
-            score, kl = (summary[key][name] for key in ("score", "kl"))
-            known = [summary.get(f"{key}_stderr", {}) for key in ("score", "kl")]
-            errors = [1.96 * one.get(name, 0.0) for one in known]
-            axes.errorbar(kl, score, *errors, color=SERIES[place], marker="o")
-            told = (score, errors[0], kl, errors[1])
-            keys.append(
-                Key(place + 1, name, "{} \u00b1 {} at {} \u00b1 {}".format(*map(plain, told)))
-            )
+            score, (low, high) = (summary[key][name] for key in ("score", "score_ci95"))
+            kl, error = summary["kl"][name], 1.96 * summary.get("kl_stderr", {}).get(name, 0.0)
+            bars = [[max(score - low, 0.0)], [max(high - score, 0.0)]]  # rounding can pass the end
+            axes.errorbar(kl, score, bars, error, color=SERIES[place], marker="o")
+            told = f"{plain(score)} ({plain(low)} to {plain(high)})"
+            keys.append(Key(place + 1, name, f"{told} at {plain(kl)} \u00b1 {plain(error)}"))
         axes.axhline(summary["score"][start], color=INK, linewidth=1, linestyle=(0, (2, 2)))
         keys.append(Key(0, start, plain(summary["score"][start])))
         svg = to_svg(figure, "judged")
