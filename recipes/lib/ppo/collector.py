@@ -16,7 +16,7 @@ from recipes.lib.distributed.signals import disarm
 from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_stops, pad_left
 from recipes.lib.models.forward import Batch, length_batches, pad_right
 from recipes.lib.ppo.actor_critic import nonzero_std, reference_logps
-from recipes.lib.ppo.cost_controller import CostController
+from recipes.lib.ppo.cost_controller import CostController, refuse_half_a_limit
 from recipes.lib.ppo.kl_controller import KLController
 from recipes.lib.ppo.metrics import (
     describe_costs,
@@ -72,6 +72,7 @@ class Collector:
         self.trainer = trainer
         self.functions, self.costs = list(functions), list(costs)
         self.held_out = list(held_out)
+        refuse_half_a_limit(distinct_names(self.costs), trainer.args.cost_limit)
         self.asked = self.functions + self.costs + self.held_out
         self.prompts = prompts
         self.weights = reward_weights(self.functions, trainer.args.reward_weights)

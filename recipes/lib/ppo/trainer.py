@@ -13,7 +13,6 @@ Source:
 import copy
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from recipes.lib.ppo import state
 from recipes.lib.ppo.actor_critic import ActorCritic
 from recipes.lib.ppo.collector import EVALUATION_SEED, Collector
 from recipes.lib.ppo.config import PPOConfig
-from recipes.lib.ppo.cost_controller import refuse_half_a_limit
 from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check_health, check_held_out
 from recipes.lib.ppo.metrics import Clock
@@ -42,7 +40,7 @@ from recipes.lib.ppo.samples import append_samples
 from recipes.lib.rewards.held_out import check_best_metric
 from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.rewards.reward_models import load_reward_functions
-from recipes.lib.rewards.scoring import distinct_names
+from recipes.lib.rewards.scoring import RewardFunction, distinct_names
 from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable
 from recipes.lib.trainers.row_fit import check_prompts
@@ -99,9 +97,8 @@ class PPOTrainer(Resumable, Trainer):
         cost_funcs: Any = None,
         eval_reward_funcs: Any = None,
     ) -> None:
-        refuse_half_a_limit(cost_funcs, args.cost_limit)
         set_seed(args.seed)
-        trusted = {"trust_remote_code": args.trust_remote_code}
+        trusted: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
         with load_unsharded(args):  # roles are copies of each other
             policy, tokenizer = load_model_and_tokenizer(
                 model, processing_class, quantization_config, **trusted
@@ -119,14 +116,10 @@ class PPOTrainer(Resumable, Trainer):
         cast_like_trained(self, self.reference)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
-        size, device = args.scoring_batch_size, args.device
-        with load_unsharded(args):
-            load = partial(load_reward_functions, batch_size=size, device=device, shared=shared)
-            functions = load(reward_funcs, reward_processing_classes, **trusted)
-            costs, held_out = (
-                load(names, None, **trusted) if names else []
-                for names in (cost_funcs, eval_reward_funcs)
-            )
+        functions = self._load(reward_funcs, shared, reward_processing_classes)
+        costs, held_out = (
+            self._load(some, shared) if some else [] for some in (cost_funcs, eval_reward_funcs)
+        )
         check_best_metric(args.metric_for_best_model, distinct_names(held_out))
         self.clock, self.health = Clock(), Health()
         check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
@@ -135,6 +128,15 @@ class PPOTrainer(Resumable, Trainer):
         self.sums: dict[str, float] = {}  # of the updates since the last log
         self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
         self.braked = -1  # newest rollout whose updates have moved the policy far enough
+
+    def _load(
+        self, names: Any, shared: SharedBase | None, tokenizers: Any = None
+    ) -> list[RewardFunction]:
+        args = self.args
+        trusted: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
+        own = (args.scoring_batch_size, args.device, shared)
+        with load_unsharded(args):
+            return load_reward_functions(names, tokenizers, *own, **trusted)
 
     @property
     def actor_critic(self) -> ActorCritic:
