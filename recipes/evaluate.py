@@ -128,6 +128,8 @@ def validate(script: EvaluateArguments) -> None:
         raise UserError("temperature=0: checkpoints are told apart by KL, which samples show.")
     if script.runs and len({*script.runs}) < max(len(script.runs), 3):
         raise UserError(f"runs={script.runs}: name three or more, each once.")
+    if script.tasks_limit is not None and not script.tasks:
+        raise UserError(f"tasks_limit={script.tasks_limit}: there are no tasks; name some, too.")
     has_prompts = bool(script.dataset_name or script.datasets)
     judges, weights = script.judge, script.reward_weights
     asks = has_prompts or judges or weights or script.slices
@@ -162,7 +164,8 @@ def ask(
 
 def contest(
     script: EvaluateArguments,
-    models: dict[str, str],
+    names: list[str],
+    labels: list[str],
     asked: tuple[list[Any], dict[str, list[Any]], dict[str, Any]],
     trusted: dict[str, Any],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -178,18 +181,18 @@ def contest(
     note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
     own, is_course = (script.temperature, script.batch_size, script.seed), bool(script.checkpoints)
     how = (SamplingSettings(script.max_completion_length, *own), script.dtype)
-    names, every = [*models.values()], [*judges.values()]
+    every = [*judges.values()]
     sides, pairs, kls = compare(names, prompts, columns, every, *how, to_last=is_course, **trusted)
     said = dict(zip(judges, pairs, strict=True))
     if is_course:
-        told = course([*models], said, kls, script.seed)
+        told = course(labels, said, kls, script.seed)
     elif script.runs:
         told = ranked(script.runs, said, script.seed)
     else:
         told = compared(columns, script.slices, said, script.seed) | kls[0]
     told |= judge_counts([*judges.values()])
     summary = {"num_prompts": len(prompts), "smallest_difference": gap} | told
-    return summary, sample_rows(prompts, [*models], sides, said)
+    return summary, sample_rows(prompts, labels, sides, said)
 
 
 def ability(script: EvaluateArguments, names: list[str], tasks: Any, texts: Any) -> dict[str, Any]:
@@ -243,11 +246,10 @@ def run(config: Config) -> dict[str, Any]:
     trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
     asked = ask(script, keys, trusted)
     folder = open_run(config)
-    names = script.runs or [str(script.run), str(script.baseline)]
-    models = models or {name: name for name in names}
-    names, summary = [*models.values()], dict[str, Any]()
+    names = [*models.values()] or script.runs or [str(script.run), str(script.baseline)]
+    summary: dict[str, Any] = {}
     if script.judge:
-        summary, rows = contest(script, models, asked, trusted)
+        summary, rows = contest(script, names, [*models] or names, asked, trusted)
         folder.write_samples(rows)
     summary |= ability(script, names, tasks, texts)
     facts: dict[str, Any] = {"runs": names} if len(names) > 2 else {"baseline": names[1]}
