@@ -8,7 +8,7 @@ from torch import Tensor
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.actor_critic import nonzero_std
 
-# Found on other tasks and seeds than those of docs/benchmarks/cost.md: docs/log.md.
+# Found in simulations and on another seed than those of docs/benchmarks/cost.md: docs/log.md.
 PROPORTIONAL, INTEGRAL = 1.5, 0.5
 HALF = 128  # episodes of a rollout that count for as much as all before them
 WINDING = 0.5  # standard deviations; of a larger error the policy needs time, not more weight

@@ -328,15 +328,15 @@ PAGE_TEXT = f"""# A cost with a limit in PPO
 
 {{conditions}}
 
-`cost_funcs` and `cost_limit`: docs/ppo.md. The constants of the controller were found in a
-simulation and on other seeds (docs/log.md). Costs of a run are means over its last third.
+`cost_funcs` and `cost_limit`: docs/ppo.md. The constants of the controller were found in
+simulations and on another seed (docs/log.md). Costs of a run are means over its last third.
 
 ## Known optima
 
 The first task of [ppo.md](ppo.md) (critic: head, learning rate 2e-3, 8 passes, 10,240 episodes),
-with a cost. The best policy
-within the limit is the reference tilted by (reward - multiplier * cost) / beta, with the multiplier
-at which its mean cost is the limit. Natural: the cost of the best policy without a limit.
+with a cost. The best policy within the limit is the reference tilted by
+(reward - multiplier * cost) / beta, with the multiplier at which its mean cost is the limit.
+Natural: the cost of the best policy without a limit.
 
 | task | cost | of the reference | natural | limit | multiplier | J of the reference | J* |
 |---|---|---|---|---|---|---|---|
