@@ -63,6 +63,10 @@ class Laboratory(task.Seed):
         self.size = 150 if is_tiny else task.QUICK
         self.known = {(row["kind"], row["name"]) for row in self.read()}
 
+    def stage(self, recipe: str, name: str, **changes: Any) -> dict[str, Any]:
+        """As the quickstart's bench; of a stage that was stopped what there is goes aside."""
+        return super().stage(recipe, name, overwrite=True, **changes)
+
     def read(self) -> list[dict[str, Any]]:
         """The rows of this seed."""
         kept = read_jsonl(self.rows) if self.rows.is_file() else []
