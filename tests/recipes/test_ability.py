@@ -184,6 +184,7 @@ def test_the_folder_is_named_after_what_is_measured() -> None:
             {"text_dataset_name": "gone.jsonl"},
             "^text_dataset_name=gone.jsonl: there is no such file",
         ),
+        ({"tasks": [], "tasks_limit": 4}, "tasks_limit=4: there are no tasks"),
         ({"text_dataset_name": "pairs.jsonl"}, "text_dataset_name=pairs.jsonl: holds preference"),
     ],
 )
