@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from recipes.lib.data.answers import aspect_of
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.doctor.findings import Finding, NotCheckedError, finding, limit_of
 from recipes.lib.doctor.statistics import (
@@ -85,21 +86,26 @@ def no_eos(subject: Subject) -> Finding:
         raise NotCheckedError(subject.absent)
     if scorer.tokenizer.eos_token_id == scorer.model.config.get_text_config().pad_token_id:
         raise NotCheckedError("its end token is its padding, which it never reads")
-    prompts, *sides = zip(*(split_pair(rows[place]) for place in spread(len(rows))), strict=True)
+    some = [rows[place] for place in spread(len(rows))]
+    prompts, *sides = zip(*map(split_pair, some), strict=True)
     ids = [subject.token_ids(prompts, side) for side in sides]
-    if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for some in ids for row in some):
+    if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for side in ids for row in side):
         raise NotCheckedError("its rows do not end in the end token")
+    names = scorer.heads.aspects
+    own = [names.index(about) if (about := aspect_of(row)) in names else 0 for row in some]
 
-    def losses(some: list[list[list[int]]]) -> Array:
-        chosen, rejected = (scorer.score_tokens(side).sum(-1).numpy() for side in some)
-        return np.asarray(np.logaddexp(0, rejected - chosen))
+    def margins(read: list[list[list[int]]]) -> Array:
+        scores = [scorer.score_tokens(side)[range(len(own)), own].numpy() for side in read]
+        return np.asarray(scores[0] - scores[1])
 
-    without, limit = losses([[row[:-1] for row in side] for side in ids]), limit_of("no_eos")
-    gain = without - losses(ids)
+    asked, without = margins(ids), margins([[row[:-1] for row in side] for side in ids])
+    gain = np.logaddexp(0, -without) - np.logaddexp(0, -asked)
+    tells_less = outcomes(asked).mean() < outcomes(without).mean()
     # A head that is random tells nothing either way.
-    is_sure = mean_interval(gain)[1] < limit and mean_interval(without)[1] < np.log(2)
-    is_fault = is_sure and len(gain) >= LEAST_PAIRS
-    return finding("no_eos", gain.mean(), is_fault, gain.mean() < limit)
+    is_sure = mean_interval(gain)[1] < 0 and interval(outcomes(without))[0] > GUESS
+    is_fault = is_sure and tells_less and len(gain) >= LEAST_PAIRS
+    is_fault = is_fault and gain.mean() < limit_of("no_eos")
+    return finding("no_eos", gain.mean(), is_fault, gain.mean() < 0 and tells_less)
 
 
 def calibration(subject: Subject) -> Finding:

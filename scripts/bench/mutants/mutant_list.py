@@ -1151,8 +1151,8 @@ OF_COST = [
         51,
         "of several costs the first alone",
         COLLECT,
-        "[1.0] * len(self.costs), *said",
-        "[1.0] + [0.0] * (len(self.costs) - 1), *said",
+        "[1.0] * len(self.costs), prompts",
+        "[1.0] + [0.0] * (len(self.costs) - 1), prompts",
         "cost",
     ),
     Mutant(

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
+from recipes.lib.config.build import HIDDEN, SECRET
 from recipes.lib.config.fields import Field, fields_of, is_enum, members
 from recipes.lib.errors import UserError
 from recipes.lib.recipe.main import parse
@@ -125,6 +126,8 @@ def check_sentence(case: Option, text: str) -> None:
     value = case.value
     shown = words[value] if value is None or isinstance(value, bool) else repr(value)
     plain = str(value)
+    if SECRET.search(case.key):
+        shown = HIDDEN
     is_long = len(case.text) > 20 or "is missing" in text or "too long" in text or "number" in text
     if not any(one[:8] in text for one in (shown, plain, case.text)) and not is_long:
         raise ValueError(f"{case.key}: {case.text} is refused without its value: {text!r}")
