@@ -45,8 +45,11 @@ def show(words: list[str]) -> None:
     for name in ("run", "recipe", "result", "changed", "time", "state"):
         table.add_column(name, overflow="fold", no_wrap=name not in ("run", "result"))
     paths = sorted(file.parent for file in root.rglob("config.yaml"))
+    above: dict[int, Path] = {}
     for depth, path in tree(paths):
         name = str(path.relative_to(root)) if path in paths else str(path)
+        is_beside = depth and above[depth - 1].parent == path.parent
+        name, above[depth] = path.name if is_beside else name, path
         table.add_row("  " * depth + name, *(facts(path) if path in paths else ()))
     Console(highlight=False, markup=False).print(table)
 

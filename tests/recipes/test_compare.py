@@ -255,8 +255,8 @@ def test_runs_are_a_tree_of_what_began_from_what(
         "      kto/again",
         "    reward/mine",
         "rloo/a",
-        "  rloo/b",
-        "    rloo/a",
+        "  b",  # beside the one above it
+        "    a",
     ]
     states = {line.split()[0]: line.split()[-1] for line in shown[2:7]}
     assert states == {
