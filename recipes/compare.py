@@ -131,6 +131,17 @@ def short_names(paths: list[str]) -> dict[str, str]:
     return dict(zip(paths, made, strict=True))
 
 
+def start_of(runs: list[str]) -> str | None:
+    """The model that the others began from, which may be one of the runs; None of several."""
+    own = {place.resolve(): run for run in runs if (place := run_of(run))}
+    begun = {run: settings_of(place).get("model_name_or_path") for place, run in own.items()}
+    places = {start: run_of(str(start)) for start in begun.values()}
+    known = {start: own.get(place.resolve(), start) for start, place in places.items() if place}
+    found = {run: known.get(start, start) for run, start in begun.items()}
+    starts = {start for run, start in found.items() if run not in found.values()}
+    return starts.pop() if len(starts) == 1 else None
+
+
 def contest(
     script: CompareArguments, models: list[str], *, has_baseline: bool
 ) -> tuple[list[Any], list[Any], dict[str, Any], list[dict[str, float]]]:
@@ -149,7 +160,7 @@ def contest(
     sides, _, kls = compare(*asked, [], *how, to_last=has_baseline, **trusted)
     places = [*combinations(range(len(models)), 2)]
     said = {key: judged(judge, *asked, sides, places) for key, judge in judges.items()}
-    return prompts, sides, said, kls
+    return prompts, sides, said, kls if has_baseline else [{}] * len(kls)
 
 
 def judged_numbers(
@@ -208,8 +219,7 @@ def run(config: Config) -> dict[str, Any]:
         carry_out(stage, f"{number}/{len(stages)}", is_stale=False)
     # The last words name one of them, too.
     asked.runs = runs = [str(stage.folder) for stage in stages] or script.runs
-    starts = {settings_of(run_of(run)).get("model_name_or_path") for run in runs}
-    start = script.baseline or (starts.pop() if len(starts) == 1 else None)
+    start = script.baseline or start_of(runs)
     models = short_names([run for run in runs if run != start] + ([start] if start else []))
     summary: dict[str, Any] = {"runs": {models[run]: str(run_of(run)) for run in runs}}
     rows = []

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,6 +201,24 @@ def test_finished_methods_are_kept_and_named_runs_need_no_judge(
     page = Page(Path("runs/compare/task-128-ppo-task-128-rloo/report.html"))
     assert page.figures[0] == "Reward"
     assert page.headings[0] == "Over each other"
+
+
+def test_the_start_is_what_the_others_began_from_or_none(folder: Path) -> None:
+    dpo, others = "runs/task-128/dpo", []
+    for name, start in (("next", f"{dpo}/final"), ("far", "Some/Model")):
+        shutil.copytree(dpo, f"runs/on/{name}")
+        file = Path(f"runs/on/{name}/config.yaml")
+        keys = yaml.safe_load(file.read_text()) | {"model_name_or_path": start}
+        file.write_text(yaml.safe_dump(keys))
+        others.append(f"runs/on/{name}")
+    assert compare.start_of(["runs/task-128/ppo", dpo]) == "sft"
+    assert compare.start_of([dpo, others[0]]) == dpo
+    assert compare.start_of([*others, dpo]) is None
+    judged = {key: YAMLS["evaluate"][key] for key in ("dataset_name", "judge")}
+    told = run(runs=others, output_dir="apart", max_completion_length=4, **judged)
+    assert told["baseline"] is None
+    assert "kl" not in told
+    assert "Score against KL" not in Page(Path("apart/report.html")).figures
 
 
 @pytest.mark.parametrize(
