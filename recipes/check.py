@@ -60,7 +60,13 @@ def run(config: Config) -> dict[str, Any]:
     if script.dataset_name or script.datasets:
         train, test = pairs_of(script, script.seed)
         pairs = (None, train) if test is None else (train, test)
-    report = look(name, pairs, script.batch_size, trusted=script.trust_remote_code)
+    report = look(
+        name,
+        pairs,
+        script.batch_size,
+        trusted=script.trust_remote_code,
+        is_own=pairs is None,
+    )
     folder = run_of(resolve_model(name))
     if folder is not None and (folder / "summary.json").is_file():
         write_report(folder)

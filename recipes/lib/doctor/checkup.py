@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.doctor.findings import FAULT, FINE, NOT_CHECKED, REMARK, Finding, NotCheckedError
+from recipes.lib.doctor.findings import (
+    FAULT,
+    FINE,
+    NOT_CHECKED,
+    REMARK,
+    Finding,
+    NotCheckedError,
+    texts,
+)
 from recipes.lib.errors import FaultError, one_sentence
 from recipes.lib.models.folders import resolve_model
 from recipes.lib.publishing.source import run_of
@@ -26,10 +35,10 @@ def checks() -> dict[str, Callable[[Any], Finding]]:
 
     every = (
         *(saved.head_not_saved, saved.template, saved.outputs_mixed_up, saved.recorded_scores),
-        *(learned.no_eos, saved.random_head),
+        *(learned.no_eos, likes.length_only, saved.random_head),
         *(paths.last_column, paths.left_padding, paths.pipeline, paths.merged_and_shared),
         *(paths.fewer_bits, leakage.leaked_rows, leakage.near_duplicates),
-        *(leakage.prompts_on_both_sides, likes.prompt_ignored, likes.length_only),
+        *(leakage.prompts_on_both_sides, likes.prompt_ignored),
         *(learned.wrong_labels, learned.learned_nothing, learned.calibration),
         *(likes.style, likes.odd_texts, likes.suffix),
     )
@@ -61,8 +70,14 @@ def check_up(subject: Any) -> dict[str, Any]:
 def _report(path: str, findings: list[Finding], seconds: float = 0.0) -> dict[str, Any]:
     found = {finding["status"] for finding in findings}
     status = next((grave for grave in (FAULT, REMARK) if grave in found), FINE)
-    whole = {"status": status, "model": hash_of(path), "seconds": round(seconds, 1)}
+    whole: dict[str, Any] = {"status": status, "model": hash_of(path), "checks": version()}
+    whole |= {"seconds": round(seconds, 1)}
     return whole | {"findings": findings}
+
+
+def version() -> str:
+    """Hash of the limits and words of the checks: an answer of other ones is asked for again."""
+    return hashlib.sha256(json.dumps(texts(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def hash_of(path: str) -> str | None:
@@ -77,7 +92,13 @@ def hash_of(path: str) -> str | None:
 
 
 def look(
-    name: str, rows: Any = None, size: int = 32, *, trusted: bool = False, anew: bool = True
+    name: str,
+    rows: Any = None,
+    size: int = 32,
+    *,
+    trusted: bool = False,
+    anew: bool = True,
+    is_own: bool = True,
 ) -> dict[str, Any]:
     """Check a saved reward model and keep the answer beside its run's summary.
 
@@ -87,6 +108,7 @@ def look(
         size: Texts at a time.
         trusted: Whether code beside the model may run.
         anew: Whether it is asked again where there is an answer of these very weights.
+        is_own: Whether the rows are those of its training.
 
     Returns:
         What check.json holds; where it cannot be written, it is not kept.
@@ -103,7 +125,7 @@ def look(
     if run is not None and not anew:
         with suppress(ValueError):  # it was cut short
             kept = read_json(run / FILE)
-            if kept and kept["model"] == hash_of(path):
+            if kept and (kept["model"], kept.get("checks")) == (hash_of(path), version()):
                 return kept
     if (headless := missing_head(path)) is not None:
         report = _report(path, [headless])
@@ -111,7 +133,7 @@ def look(
         with short_bars_hidden():  # of the loads that the checks compare
             if not anew:
                 _refuse_large(path, trusted)
-            report = check_up(examine(name, rows, size, trusted=trusted))
+            report = check_up(examine(name, rows, size, trusted=trusted, is_own=is_own))
     if run is not None:
         with suppress(OSError):
             write_json(run / FILE, report)

@@ -71,7 +71,7 @@ def wrong_labels(subject: Subject) -> Finding:
     high, agreed = interval(right[wide])[1], right[wide].mean()
     is_fault = high < limit
     if is_fault and (words := _accuracy_of_words(subject)) is not None:
-        is_fault = wilson(round(words * len(right)), len(right))[0] <= max(agreed, SURELY_RIGHT)
+        is_fault = wilson(round(words * len(right)), len(right))[0] <= SURELY_RIGHT
     told = {"agreed": agreed, "pairs": number}
     return finding("wrong_labels", high, is_fault, agreed < limit, limit, **told)
 
@@ -81,14 +81,19 @@ def no_eos(subject: Subject) -> Finding:
 
     Of its own training pairs, where these are there: it has seen each of them where it reads.
     """
-    scorer, rows = subject.scorer, subject.train or subject.test
+    scorer, rows = subject.scorer, subject.train if subject.is_own else None
     if not rows:
-        raise NotCheckedError(subject.absent)
+        raise NotCheckedError("the pairs that it was trained on are not there")
     if scorer.tokenizer.eos_token_id == scorer.model.config.get_text_config().pad_token_id:
         raise NotCheckedError("its end token is its padding, which it never reads")
-    some = [rows[place] for place in spread(len(rows))]
-    prompts, *sides = zip(*map(split_pair, some), strict=True)
-    ids = [subject.token_ids(prompts, side) for side in sides]
+    asked_of = [rows[place] for place in spread(len(rows))]
+    prompts, *sides = zip(*map(split_pair, asked_of), strict=True)
+    pairs = zip(asked_of, *(subject.token_ids(prompts, side) for side in sides), strict=True)
+    room = subject.context or 2**30
+    kept = [one for one in pairs if max(map(len, one[1:])) <= room]  # others no training reads
+    some, ids = [one[0] for one in kept], [[one[side] for one in kept] for side in (1, 2)]
+    if len(kept) < LEAST_PAIRS:
+        raise NotCheckedError(f"{len(kept)} pairs are too few to tell what the end token does")
     if any(row[1:][-1:] != [scorer.tokenizer.eos_token_id] for side in ids for row in side):
         raise NotCheckedError("its rows do not end in the end token")
     names = scorer.heads.aspects
@@ -103,8 +108,7 @@ def no_eos(subject: Subject) -> Finding:
     tells_less = outcomes(asked).mean() < outcomes(without).mean()
     # A head that is random tells nothing either way.
     is_sure = mean_interval(gain)[1] < 0 and interval(outcomes(without))[0] > GUESS
-    is_fault = is_sure and tells_less and len(gain) >= LEAST_PAIRS
-    is_fault = is_fault and gain.mean() < limit_of("no_eos")
+    is_fault = is_sure and tells_less and gain.mean() < limit_of("no_eos")
     return finding("no_eos", gain.mean(), is_fault, gain.mean() < 0 and tells_less)
 
 

@@ -114,7 +114,7 @@ def recorded_scores(subject: Subject) -> Finding:
     # FSDP and ZeRO may compute in 16 bits what is kept in 32: no score then has a longer mantissa.
     bits = before.astype(np.float32).view(np.uint32)
     is_rounded = not (bits % 2**13).any()
-    if is_rounded and dtype == "float32":
+    if is_rounded and dtype not in ("bfloat16", "float16"):
         dtype = "float16" if (bits % 2**16).any() else "bfloat16"
     if dtype != "float32":
         limit = COARSE

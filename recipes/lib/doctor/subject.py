@@ -59,6 +59,7 @@ class Subject:
         test: Rows that it was not trained on; None where they are gone.
         absent: Why there are no rows.
         trusted: Whether code beside the model may run.
+        is_own: Whether the training rows are those that it was trained on.
     """
 
     path: str
@@ -67,6 +68,7 @@ class Subject:
     test: Dataset | None = None
     absent: str = "there are no pairs to ask it about; name some with --dataset_name"
     trusted: bool = False
+    is_own: bool = True
 
     @property
     def run(self) -> Path | None:
@@ -192,6 +194,8 @@ class Subject:
 
         self.refuse_large()
         model, tokenizer = load_reward_model(self.path, dtype, trust_remote_code=self.trusted)
+        if getattr(model, "is_quantized", False):
+            raise NotCheckedError("its weights are rounded in its files")
         if is_whole:
             for weight in model.parameters():  # buffers, as those of positions, stay finer
                 weight.data = weight.data.to(getattr(torch, dtype))
@@ -265,7 +269,12 @@ def edited(said: Any, edit: Callable[[str], str]) -> Any:
 
 
 def examine(
-    name: str, rows: tuple[Any, Any] | None = None, size: int = 32, *, trusted: bool = False
+    name: str,
+    rows: tuple[Any, Any] | None = None,
+    size: int = 32,
+    *,
+    trusted: bool = False,
+    is_own: bool = True,
 ) -> Subject:
     """Load a saved reward model as PPO does, and the rows of its run.
 
@@ -274,6 +283,7 @@ def examine(
         rows: Training and test rows; None for those that the run's configuration names.
         size: Texts at a time.
         trusted: Whether code beside the model may run.
+        is_own: Whether these are the rows of its training.
 
     Returns:
         The subject.
@@ -289,7 +299,7 @@ def examine(
     model, tokenizer = load_reward_model(path, trust_remote_code=trusted)
     subject = Subject(path, RewardModel(placed(model), tokenizer, name, size), trusted=trusted)
     if rows is not None:
-        subject.train, subject.test = rows
+        (subject.train, subject.test), subject.is_own = rows, is_own
         return subject
     known = {key.name for key in fields(AnswerRows) if key.init}
     settings = settings_of(subject.run)

@@ -154,6 +154,10 @@ class Collector:
         args, model = self.trainer.args, self.trainer.actor_critic
         model.eval()
         self._reward(prompts, episodes)
+        if self.costs and episodes:
+            costs_B, _ = self._ask(self.costs, [1.0] * len(self.costs), prompts, episodes)
+            for episode, cost in zip(episodes, costs_B.tolist(), strict=True):
+                episode.cost = cost
         lengths = [len(e.prompt_ids) + len(e.completion_ids) for e in episodes]
         for rows in length_batches(lengths, args.scoring_batch_size):
             batch = [episodes[i] for i in rows]
@@ -187,18 +191,14 @@ class Collector:
         for e in episodes:
             e.text = completion_text(tokenizer, e.prompt_ids, e.completion_ids, ends)
         total_B, said_BF = self._ask(self.functions, self.weights, prompts, episodes)
-        costs_B = torch.zeros(len(episodes))
-        if self.costs:
-            costs_B, _ = self._ask(self.costs, [1.0] * len(self.costs), prompts, episodes)
         for i, episode in enumerate(episodes):
-            episode.cost = costs_B[i].item()
             episode.score = total_B[i].item()
             episode.said = tuple(said_BF[i].tolist())
 
     @staticmethod
     def _ask(
         functions: Sequence[RewardFunction],
-        weights: Sequence[float],
+        weights: Sequence[float] | None,
         prompts: Prompts,
         episodes: list[Episode],
     ) -> tuple[Tensor, Tensor]:
@@ -302,7 +302,7 @@ class Collector:
             self.score(prompts, sampled)
             self._reward(prompts, greedy)
             if self.held_out and sampled:
-                _, said_BF = self._ask(self.held_out, [1.0] * len(self.held_out), prompts, sampled)
+                _, said_BF = self._ask(self.held_out, None, prompts, sampled)
                 said = [*zip(rows, said_BF.tolist(), strict=True)]
         sampled, greedy, said = map(gather_object, (sampled, greedy, said))
         of_cost = {"cost": sum(e.cost for e in sampled) / len(sampled)} if self.costs else {}

@@ -32,7 +32,7 @@ METRICS = (
     "objective/kl objective/kl_std objective/entropy completions/mean_length "
     "objective/distinct_fraction objective/scores objective/scores_std objective/raw_scores "
     "objective/raw_scores_std policy/clipfrac_avg loss/value_avg val/explained_variance "
-    "val/values_mean val/returns_mean val/returns_std".split()
+    "val/values_mean val/returns_mean val/returns_std objective/cost_multiplier".split()
 )
 
 
@@ -101,6 +101,8 @@ def _same_completions(rows: Sequence[Log]) -> str:
 
 def _constant_reward(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
+    if pool[-1].get("objective/cost_multiplier"):  # then there is a cost to learn from
+        return ""
     if not pool[0]["is_full"] or not _is_constant(pool, "objective/scores"):
         return ""
     score = pool[-1]["objective/scores"]
@@ -188,7 +190,8 @@ class Health:
         Returns:
             The warnings that are new, also added to `warnings`.
         """
-        row = {name: metrics[name] for name in METRICS} | {"rollout": rollout, "episodes": episodes}
+        row = {name: metrics.get(name, 0.0) for name in METRICS}
+        row |= {"rollout": rollout, "episodes": episodes}
         if self.rows and self.rows[-1]["rollout"] == rollout:
             self.rows.pop()
         num_kept = max(math.ceil(MIN_EPISODES / episodes), NUM_CLIPPED) - 1

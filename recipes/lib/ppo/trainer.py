@@ -118,7 +118,8 @@ class PPOTrainer(Resumable, Trainer):
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
         functions = self._load(reward_funcs, shared, reward_processing_classes)
         costs, held_out = (
-            self._load(some, shared) if some else [] for some in (cost_funcs, eval_reward_funcs)
+            self._load(some, shared, key=key) if some else []
+            for key, some in (("cost_funcs", cost_funcs), ("eval_reward_funcs", eval_reward_funcs))
         )
         check_best_metric(args.metric_for_best_model, distinct_names(held_out))
         self.clock, self.health = Clock(), Health()
@@ -130,11 +131,15 @@ class PPOTrainer(Resumable, Trainer):
         self.braked = -1  # newest rollout whose updates have moved the policy far enough
 
     def _load(
-        self, names: Any, shared: SharedBase | None, tokenizers: Any = None
+        self,
+        names: Any,
+        shared: SharedBase | None,
+        tokenizers: Any = None,
+        key: str = "reward_funcs",
     ) -> list[RewardFunction]:
         args = self.args
         trusted: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
-        own = (args.scoring_batch_size, args.device, shared)
+        own = (args.scoring_batch_size, args.device, shared, key)
         with load_unsharded(args):
             return load_reward_functions(names, tokenizers, *own, **trusted)
 

@@ -61,10 +61,14 @@ def parting(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     Returns:
         The first such evaluation: kind, step and message; None where there is none.
     """
-    for key in dict.fromkeys(key for row in rows for key in row if f"{key}_stderr" in row):
+    asked_for = (key for row in rows for key in row if HELD_OUT in key)
+    for key in dict.fromkeys(key for key in asked_for if not key.endswith("_stderr")):
         start, _, name = key.partition(HELD_OUT)
-        asked = [row for row in rows if f"{key}_stderr" in row]
-        score = next(key for key in (f"{start}scores", f"{start}reward") if key in asked[0])
+        scores = (f"{start}scores", f"{start}reward")
+        asked = [row for row in rows if f"{key}_stderr" in row and {*scores} & row.keys()]
+        if not asked:
+            continue
+        score = next(one for one in scores if one in asked[0])
         highest, was_low = asked[0], False
         for row in asked:
             error = math.hypot(highest[f"{key}_stderr"], row[f"{key}_stderr"])

@@ -173,6 +173,7 @@ def load_reward_functions(
     batch_size: int,
     device: Any,
     shared: SharedBase | None = None,
+    key: str = "reward_funcs",
     *,
     trust_remote_code: bool = False,
 ) -> list[RewardFunction]:
@@ -186,6 +187,7 @@ def load_reward_functions(
         batch_size: Rows in one forward pass of a reward model.
         device: Where reward models run.
         shared: The policy's base, for reward adapters that are given by name.
+        key: Key that named them, for messages.
         trust_remote_code: Whether code beside a reward model may run.
 
     Returns:
@@ -208,7 +210,7 @@ def load_reward_functions(
             "reward_funcs; give one for each, None for a function."
         )
     loaded = [
-        _load(entry, tokenizer, batch_size, device, shared, trust_remote_code)
+        _load(entry, tokenizer, (batch_size, device, shared), key, trust_remote_code)
         for entry, tokenizer in zip(given, tokenizers, strict=True)
     ]
     models = [one.by_aspect() if isinstance(one, RewardModel) else [one] for one in loaded]
@@ -218,11 +220,11 @@ def load_reward_functions(
 def _load(
     entry: Any,
     tokenizer: Any,
-    batch_size: int,
-    device: Any,
-    shared: SharedBase | None,
+    own: tuple[int, Any, SharedBase | None],
+    key: str,
     trusted: bool,
 ) -> RewardFunction:
+    batch_size, device, shared = own
     aggregation, dtype = MEAN, "float32"
     if isinstance(entry, ModelReward):
         entry, aggregation, dtype = entry.name, entry.aggregation, entry.dtype
@@ -232,7 +234,7 @@ def _load(
         return LanguageModelJudge(str(entry), device, trust_remote_code=trusted)
     if isinstance(entry, (str, Path)):
         if shared is not None and is_adapter(resolve_model(str(entry))):
-            role = shared.reward(str(entry), trust_remote_code=trusted)
+            role = shared.reward(str(entry), key, trust_remote_code=trusted)
             return RewardModel(*role, Path(entry).name, batch_size, aggregation)
         from recipes.lib.models.classifiers import load_reward_model
 
@@ -251,4 +253,4 @@ def _load(
         return RewardModel(entry.to(device), tokenizer, Path(name).name or "reward", batch_size)
     if callable(entry):
         return entry
-    raise UserError(f"reward_funcs={entry!r} is neither a function nor a reward model.")
+    raise UserError(f"{key}={entry!r} is neither a function nor a reward model.")

@@ -73,7 +73,7 @@ def refuse_unrated(values_BF: Sequence[Sequence[float]], places: Sequence[str]) 
 
 def weighted_scores(
     functions: Sequence[RewardFunction],
-    weights: Sequence[float],
+    weights: Sequence[float] | None,
     prompts: Sequence[Any],
     completions: Sequence[Any],
     completion_ids: Sequence[list[int]],
@@ -83,7 +83,7 @@ def weighted_scores(
 
     Args:
         functions: The reward functions.
-        weights: One weight for each.
+        weights: One weight for each; None where nothing is added up, and none has to apply.
         prompts: Prompts.
         completions: Completions.
         completion_ids: Token ids of the completions.
@@ -109,6 +109,8 @@ def weighted_scores(
         for function, answer in zip(functions, said, strict=True)
     ]
     said_BF = torch.tensor(rows_F, dtype=torch.float32).T
+    if weights is None:
+        return said_BF.nansum(1), said_BF
     refuse_unrated(said_BF.tolist(), places)
     weights_F = torch.tensor(list(weights), dtype=said_BF.dtype)
     return (said_BF * weights_F).nansum(1), said_BF

@@ -79,11 +79,14 @@ class SharedBase:
         self.adapters = adapters
         self.tokenizer = tokenizer
 
-    def reward(self, given: str, *, trust_remote_code: bool = False) -> tuple[RewardRole, Any]:
+    def reward(
+        self, given: str, key: str = "reward_funcs", *, trust_remote_code: bool = False
+    ) -> tuple[RewardRole, Any]:
         """Put a reward adapter on the base.
 
         Args:
             given: Its run or folder.
+            key: Key that named it, for messages.
             trust_remote_code: Whether code beside its tokenizer may run.
 
         Returns:
@@ -93,18 +96,18 @@ class SharedBase:
             UserError: It belongs to another base, tokenizer or chat template, or has no head.
         """
         path = resolve_model(given)
-        check_same_base(self.adapters, path, "reward_funcs", given)
+        check_same_base(self.adapters, path, key, given)
         tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-        self._check_tokenizer(tokenizer, given)
+        self._check_tokenizer(tokenizer, key, given)
         number = sum(name.startswith("reward") for name in self.adapters.model.peft_config)
         name = "reward" if not number else f"reward_{number + 1}"
         head = self.adapters.load(name, path, trainable=False)
         heads = adapter_heads(path)
-        check_head(head, path, "reward_funcs", given, len(heads.names()))
+        check_head(head, path, key, given, len(heads.names()))
         role = RewardRole(self.adapters, name, head, tokenizer.pad_token_id, heads)
         return role.to(self.adapters.model.device), tokenizer
 
-    def _check_tokenizer(self, theirs: Any, given: str) -> None:
+    def _check_tokenizer(self, theirs: Any, key: str, given: str) -> None:
         ours = self.tokenizer
         for what, one, other in (
             ("tokenizer", theirs.get_vocab(), ours.get_vocab()),
@@ -112,7 +115,7 @@ class SharedBase:
         ):
             if one != other:
                 raise UserError(
-                    f"reward_funcs={given}: its {what} is not the policy's; train it with the "
+                    f"{key}={given}: its {what} is not the policy's; train it with the "
                     f"policy's, or {SEPARATE}."
                 )
 
@@ -131,7 +134,7 @@ def check_same_base(adapters: Adapters, path: str, key: str, given: str) -> None
     """
     theirs, ours = adapter_base(path)[0], base_model(adapters.model).name_or_path
     if _place(theirs) != _place(ours):
-        remedy = SEPARATE if key == "reward_funcs" else "name one that was trained on it"
+        remedy = SEPARATE if key.endswith("_funcs") else "name one that was trained on it"
         raise UserError(
             f"{key}={given} is an adapter on {theirs}, and the policy's base is {ours}; {remedy}."
         )

@@ -126,8 +126,8 @@ class SampledRewards:
         with agreed_section():
             for given in self.evaluated or []:
                 prompts, answers = given["prompts"], given["completions"]
-                own = [1.0] * len(self.held_out), prompts, answers, given["completion_ids"]
-                _, said_BF = weighted_scores(self.held_out, *own, given)
+                own = (prompts, answers, given["completion_ids"])
+                _, said_BF = weighted_scores(self.held_out, None, *own, given)
                 said += zip(map(str, prompts), said_BF.tolist(), strict=True)
         metrics = held_out_metrics(distinct_names(self.held_out), gather_object(said))
         return {f"eval_{name}": value for name, value in metrics.items()}

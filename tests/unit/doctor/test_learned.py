@@ -87,21 +87,28 @@ def test_noise_that_is_known_is_no_surprise() -> None:
 def test_an_end_token_that_turns_the_order_is_a_fault() -> None:
     # Margins of 2 with the end token and of -2 without, and log(1 + e^2) - log(1 + e^-2) is 2.
     rows = [pair(f"good w{n % 30}", f"bad w{n % 30}") for n in range(40)]
-    assert learned.no_eos(subject(rows, TASTE))["statistic"] == 0.0
-    turned = learned.no_eos(subject(rows, TASTE, way="turned by eos"))
+    backwards = [pair(row["rejected"], row["chosen"]) for row in rows]
+    assert learned.no_eos(subject(backwards, TASTE, rows))["statistic"] == 0.0
+    turned = learned.no_eos(subject(backwards, TASTE, rows, way="turned by eos"))
     assert turned["statistic"] == pytest.approx(-2.0)
     assert turned["status"] == "fault"
-    assert learned.no_eos(subject(rows[1:], TASTE, way="turned by eos"))["status"] == "remark"
-    backwards = [pair(row["rejected"], row["chosen"]) for row in rows]
     trained = learned.no_eos(subject(rows, TASTE, backwards, way="turned by eos"))
-    assert trained["statistic"] == pytest.approx(2.0)  # it is asked about what it was trained on
+    assert trained["statistic"] == pytest.approx(2.0)
+    assert trained["status"] == "fine"
 
 
-def test_an_end_token_that_is_padding_is_not_asked_about() -> None:
-    examined = subject([pair("good w1", "bad w2")] * 40, TASTE)
+def test_an_end_token_is_not_asked_about_where_nothing_tells() -> None:
+    rows = [pair("good w1", "bad w2")] * 40
+    examined = subject(rows, TASTE, rows)
+    examined.is_own = False
+    with pytest.raises(NotCheckedError, match="trained on are not there"):
+        learned.no_eos(examined)
+    examined.is_own = True
     examined.scorer.model.config.pad_token_id = examined.scorer.tokenizer.eos_token_id
     with pytest.raises(NotCheckedError, match="its padding"):
         learned.no_eos(examined)
+    with pytest.raises(NotCheckedError, match="39 pairs are too few"):
+        learned.no_eos(subject(rows, TASTE, rows[1:]))
 
 
 def test_confidence_is_compared_with_outcomes() -> None:
