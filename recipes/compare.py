@@ -21,7 +21,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from recipes.evaluate import ContestArguments
+from recipes.evaluate import ContestArguments, check_weights
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config, rebuild
 from recipes.lib.config.strict_yaml import read_yaml
@@ -92,6 +92,8 @@ def completed(config: Config) -> Config:
     has_data = bool(config.script.dataset_name or config.script.datasets)
     if has_data != bool(config.script.judge):
         raise UserError(f"{'judge' if has_data else 'dataset_name'} is missing; give both or none.")
+    if config.script.judge:
+        check_weights(config.script)
     return config
 
 
@@ -110,7 +112,13 @@ def stage_of(name: str, script: CompareArguments) -> Stage:
         unit = steps = training.rollout_batch_size
     elif name in ("rloo", "grpo"):
         unit = training.generation_batch_size
-        steps = training.steps_per_generation * training.num_iterations // accumulation
+        steps, rest = divmod(training.steps_per_generation * training.num_iterations, accumulation)
+        if rest:
+            raise UserError(
+                f"budget={budget}: {name} ({path}) updates on {accumulation} batches at a time, "
+                "which end within a generation; let gradient_accumulation_steps divide "
+                "steps_per_generation."
+            )
     else:
         rows = config.script.global_batch_size or training.train_batch_size * accumulation
         unit, steps = rows * (2 if name == "dpo" else 1), 1
@@ -142,25 +150,44 @@ def start_of(runs: list[str]) -> str | None:
     return starts.pop() if len(starts) == 1 else None
 
 
-def contest(
-    script: CompareArguments, models: list[str], *, has_baseline: bool
-) -> tuple[list[Any], list[Any], dict[str, Any], list[dict[str, float]]]:
-    """Prompts, each model's completions, what each judge says of each two, KLs from the last."""
-    from recipes.lib.evaluation.contest import SamplingSettings, compare, judged
+def as_named(name: str | None, runs: list[str]) -> str | None:
+    """A model as it is named among the runs, where it is one of them."""
+    place = run_of(name) if name else None
+    same = (run for run in runs if place and (own := run_of(run)) and own.samefile(place))
+    return next(same, name)
+
+
+def load(
+    script: CompareArguments,
+) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
+    """Prompts, the other columns of the data, and the judges by name; nothing without a judge."""
     from recipes.lib.evaluation.judges import load_judges
 
+    if not script.judge:
+        return [], {}, {}
     train, test = load_splits(script, script.seed, ("prompt",))
     columns = (train if test is None else test)[: script.num_prompts]
-    asked = (models, prompts := columns.pop("prompt"), columns)
-    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
+    prompts, trusted = columns.pop("prompt"), {"trust_remote_code": script.trust_remote_code}
     named = [script.reward_model(name, script.dtype) for name in script.judge]
     judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
+    return prompts, columns, judges
+
+
+def contest(
+    script: CompareArguments, models: list[str], loaded: Any, *, has_baseline: bool
+) -> tuple[list[Any], dict[str, Any], list[dict[str, float]]]:
+    """Each model's completions, what each judge says of each two, KLs from the baseline."""
+    from recipes.lib.evaluation.contest import SamplingSettings, compare, judged
+
+    prompts, columns, judges = loaded
+    asked = (models, prompts, columns)
+    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
     own = (script.max_completion_length, script.temperature, script.batch_size, script.seed)
     how = (SamplingSettings(*own), script.dtype)
     sides, _, kls = compare(*asked, [], *how, to_last=has_baseline, **trusted)
     places = [*combinations(range(len(models)), 2)]
     said = {key: judged(judge, *asked, sides, places) for key, judge in judges.items()}
-    return prompts, sides, said, kls if has_baseline else [{}] * len(kls)
+    return sides, said, kls if has_baseline else [{}] * len(kls)
 
 
 def judged_numbers(
@@ -189,6 +216,7 @@ def judged_numbers(
     table = {name: rows[name] | kl for name, kl in zip(names, [*kls, {}], strict=True)}
     keys = ("score", "score_ci95", *kls[0])
     told = {key: {name: row[key] for name, row in table.items() if key in row} for key in keys}
+    told["num_judged"] = rows[names[0]]["num_judged"]
     return told | {"win_rates": wins} | ranked(names, said, script.seed), scores
 
 
@@ -207,27 +235,33 @@ def run(config: Config) -> dict[str, Any]:
         UserError: A key is wrong, a run or a judge cannot be used, or a method cannot run.
     """
     from recipes.lib.recipe.spine import finish
+    from recipes.lib.rewards.judge import judge_counts
 
     asked, config = config.script, completed(config)
     script: CompareArguments = config.script
-    for name in script.runs:
-        if run_of(name) is None:
+    places = {name: run_of(name) for name in script.runs}
+    for name, place in places.items():
+        if place is None:
             raise UserError(f"runs={name}: is no finished run of a model; rlhf runs lists them.")
+    if len({place.resolve() for place in places.values() if place}) < len(places):
+        raise UserError(f"runs={script.runs}: names one run twice.")
+    prompts, _, judges = loaded = load(script)
     stages = [stage_of(name, script) for name in script.methods]
     folder = open_run(config)
     for number, stage in enumerate(stages, start=1):
         carry_out(stage, f"{number}/{len(stages)}", is_stale=False)
     # The last words name one of them, too.
     asked.runs = runs = [str(stage.folder) for stage in stages] or script.runs
-    start = script.baseline or start_of(runs)
+    start = as_named(script.baseline, runs) or start_of(runs)
     models = short_names([run for run in runs if run != start] + ([start] if start else []))
     summary: dict[str, Any] = {"runs": {models[run]: str(run_of(run)) for run in runs}}
     rows = []
     if script.judge:
         names, baseline = [*models.values()], models.get(start or "")
-        prompts, sides, said, kls = contest(script, [*models], has_baseline=bool(start))
+        sides, said, kls = contest(script, [*models], loaded, has_baseline=bool(start))
         told, scores = judged_numbers(script, names, said, kls)
-        summary |= told | {"num_prompts": len(prompts), "baseline": baseline}
+        summary |= told | judge_counts([*judges.values()])
+        summary |= {"num_prompts": len(prompts), "baseline": baseline}
         wins = told["win_rates"].items()
         summary["win_rate"] = {name: row[baseline] for name, row in wins if baseline in row}
         for n, prompt in enumerate(prompts):

@@ -131,13 +131,19 @@ def validate(script: EvaluateArguments) -> None:
     if script.tasks_limit is not None and not script.tasks:
         raise UserError(f"tasks_limit={script.tasks_limit}: there are no tasks; name some, too.")
     has_prompts = bool(script.dataset_name or script.datasets)
-    judges, weights = script.judge, script.reward_weights
-    asks = has_prompts or judges or weights or script.slices
+    judges = script.judge
+    asks = has_prompts or judges or script.reward_weights or script.slices
     alone = not asks and (script.tasks or script.text_dataset_name)
     needed = {"baseline": several or script.baseline, "judge": alone or judges}
     for key, is_there in (needed | {"dataset_name": alone or has_prompts}).items():
         if not is_there:
             raise UserError(f"{key} is missing; give --{key}.")
+    check_weights(script)
+
+
+def check_weights(script: ContestArguments) -> None:
+    """Refuse weights of aspects where no one reward model judges."""
+    judges, weights = script.judge, script.reward_weights
     if weights and (len(judges) > 1 or is_judge(judges[0])):
         why = "there are several judges" if judges[1:] else f"{judges[0]} compares completions"
         raise UserError(f"reward_weights={weights}: {why}, and no scores to weigh; leave it out.")

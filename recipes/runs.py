@@ -8,8 +8,10 @@ stopped (it has a checkpoint, and --resume goes on); failed (it has none).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError
@@ -60,7 +62,8 @@ def tree(paths: list[Path]) -> list[tuple[int, Path]]:
     below: dict[Path, list[Path]] = {}
     for path in paths:
         start = Path(start_of(path))
-        places = (place.resolve() for place in (start, start.parent, RUNS / start))
+        named = (start, start.parent, RUNS / start, (RUNS / start).parent)
+        places = (place.resolve() for place in named)
         start = next((known[place] for place in places if place in known), start)
         below.setdefault(start, []).append(path)
 
@@ -76,8 +79,9 @@ def tree(paths: list[Path]) -> list[tuple[int, Path]]:
 
 def start_of(path: Path) -> str:
     """The model that a run began from; empty where it began from none."""
-    model = read_json(path / "lineage.json").get("model") or {}
-    keys = read_yaml(path / "config.yaml").values
+    model, keys = read_json(path / "lineage.json").get("model") or {}, dict[str, Any]()
+    with suppress(UserError):  # one that cannot be read hides no other
+        keys = read_yaml(path / "config.yaml").values
     return str(model.get("name") or keys.get("model_name_or_path") or keys.get("run") or "")
 
 

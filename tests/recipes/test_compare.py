@@ -97,6 +97,13 @@ def test_each_method_gets_the_same_completions(folder: Path) -> None:
         *(128, 16, 16, 4, 4)
     ]
     assert read_jsonl(Path("runs/task-128/dpo/metrics.jsonl"))[-1]["step"] == 4
+    file = Path("task/grpo.yaml")
+    text = file.read_text()
+    three = text.replace("steps_per_generation: 2", "steps_per_generation: 3")
+    file.write_text(three.replace("global_batch_size: 16", "global_batch_size: 64"))
+    with pytest.raises(UserError, match=r"which end within a generation"):
+        compare.stage_of("grpo", script)
+    file.write_text(text)
     script.budget = 136
     with pytest.raises(UserError, match=r"budget=136: rloo takes 16 completions at a time"):
         compare.stage_of("rloo", script)
@@ -232,6 +239,7 @@ def test_the_start_is_what_the_others_began_from_or_none(folder: Path) -> None:
             r"methods=sft: is none of those in task \(ppo, rloo, grpo,",
         ),
         ({"runs": ["sft", "runs/task-128/ppo"]}, "runs=sft: is no finished run of a model;"),
+        ({"runs": ["runs/task-128/ppo", "task-128/ppo/"]}, "names one run twice."),
         ({"runs": ["a", "b"], "judge": ["x.py:y"]}, "dataset_name is missing; give both or none."),
         ({"runs": ["a", "b"], "dataset_name": "x"}, "judge is missing; give both or none."),
     ],

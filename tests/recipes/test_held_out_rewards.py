@@ -16,6 +16,7 @@ from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.recipe.main import parse
 from recipes.lib.rewards.held_out import check_best_metric, held_out_metrics, parting
+from recipes.lib.rewards.scoring import weighted_scores
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers.progress import RunCallback
 from tests.helpers import tiny
@@ -304,6 +305,18 @@ def test_the_two_part_at_the_second_fall_in_a_row_beyond_three_standard_errors()
     assert "held-out x fell from 10 (step 2) to 5.7 while the reward rose" in found["message"]
     assert parting(rows([0, 10, 5.8, 5.8, 5.8], rising)) is None
     assert parting(rows([0, 10, 0, 0, 0], [0, 1, 1, 0.5, 1])) is None  # they fell together
+
+
+def test_a_held_out_reward_may_say_nothing_and_other_numbers_are_none() -> None:
+    def silent(completions: list[str], **_: Any) -> list[float | None]:
+        return [None] * len(completions)
+
+    given = (["a", "b"], [" c", " d"], [[4], [5]], {})
+    _, said_BF = weighted_scores([silent], None, *given)
+    assert held_out_metrics(["silent"], [*zip("ab", said_BF.tolist(), strict=True)]) == {}
+    with pytest.raises(UserError, match="every reward function returned None"):
+        weighted_scores([silent], [1.0], *given)
+    assert parting([{"step": 1, "reward": 1.0, "acc": 1.0, "acc_stderr": 0.1}]) is None
 
 
 def test_runs_without_a_change_are_seldom_told_of_and_a_slow_fall_is_found() -> None:

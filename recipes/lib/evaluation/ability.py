@@ -107,7 +107,13 @@ def benchmark(
 def likelihood(model: Any, tokenizer: Any, texts: Dataset, batch_size: int) -> Likelihood:
     """Labels of each text as SFT makes them, cut to the model's context, and its nats."""
     shape, context = format_of(texts), context_length(model.config)
-    seen = [token_rows(row, shape, tokenizer, False)[0] for row in texts]
+    try:
+        seen = [token_rows(row, shape, tokenizer, False)[0] for row in texts]
+    except UserError as error:  # it names a key of sft
+        raise UserError(
+            f"text_dataset_name: the tokenizer of {model.name_or_path} has no chat template for "
+            "these messages; take rows of text, or of prompt and completion."
+        ) from error
     pairs = [zip(one.ids, one.has_loss, strict=True) for one in seen]
     labels = [[token if loss else -100 for token, loss in pair][:context] for pair in pairs]
     ids = [one.ids[:context] for one in seen]

@@ -5,12 +5,14 @@ Shapes: B resamples, M models, N prompts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recipes.lib.config.option_table import read_table
 from recipes.lib.errors import UserError
 from recipes.lib.evaluation.contest import Pairs
 from recipes.lib.evaluation.judges import Judge, load_judge
@@ -53,10 +55,24 @@ def take_run(script: Any, given: Mapping[str, Any]) -> tuple[dict[str, str], dic
         )
     if (revision := keys.get("model_revision") or "main") != "main":
         raise UserError(f"checkpoints={run}: model_revision={revision} of its start is not read.")
-    for key in {"max_completion_length", "temperature"} & {*keys} - {*given}:
-        setattr(script, key, keys[key])
+    for key in {"max_completion_length", "temperature"} - {*given}:
+        if (value := _as_sampled(folder, keys, key)) is not None:
+            setattr(script, key, value)
     script.judge = [*dict.fromkeys([*script.judge, *_listed(keys, "eval_reward_funcs")])]
-    return found | {START: str(keys["model_name_or_path"])}, keys
+    if not (start := keys.get("model_name_or_path")):
+        raise UserError(f"checkpoints={run}: the run began from no model.")
+    return found | {START: str(start)}, keys
+
+
+def _as_sampled(folder: Path, keys: Mapping[str, Any], key: str) -> Any:
+    """What a run sampled with: a key of its own, or the default of its recipe."""
+    if keys.get(key) is not None or not (file := folder / "summary.json").is_file():
+        return keys.get(key)
+    table, recipe = read_table(), json.loads(file.read_text(encoding="utf-8")).get("recipe")
+    options = table["recipes"].get(recipe, {"options": []})["options"]
+    known = (table["common"][one] if isinstance(one, str) else one for one in options)
+    default = next((one["default"] for one in known if one["name"] == key), None)
+    return None if default is None else json.loads(default)
 
 
 def _listed(keys: Mapping[str, Any], key: str) -> list[str]:
@@ -96,7 +112,7 @@ def standing(
     table_MN = np.array([list(row) for row in scores.values()], dtype=float)  # None becomes NaN
     table_MN = table_MN[:, ~np.isnan(table_MN).any(0)]
     if not table_MN.size:
-        raise UserError("judge: no prompt was judged for every checkpoint; name another judge.")
+        raise UserError("judge: no prompt was judged for every model; name another judge.")
     number = table_MN.shape[1]
     means_BM = resample(number, NUM_RESAMPLES, seed) @ table_MN.T / number
     best = int(means_BM[0].argmax())
@@ -106,6 +122,8 @@ def standing(
         ends_ME = np.quantile(values_BM[1:], (0.025, 0.975), axis=0).T
         for name, value, ends in zip(scores, values_BM[0], ends_ME, strict=True):
             found[name] |= {key: float(value), f"{key}_ci95": ends.tolist()}
+    for row in found.values():
+        row["num_judged"] = number
     return [*scores][best], found
 
 
@@ -134,5 +152,7 @@ def course(
     table: dict[str, dict[str, Any]] = {}
     for name, kl in zip(rows, [{"kl": 0.0}, *kls], strict=True):
         means = {judge: one[name]["score"] for judge, (_, one) in standings.items()}
-        table[name] = kl | means | {k: v for k, v in rows[name].items() if k != "score"}
-    return {"best_checkpoint": best, "checkpoints": table}
+        others = {key: one for key, one in rows[name].items() if key != "score"}
+        number = others.pop("num_judged")
+        table[name] = kl | means | others
+    return {"num_judged": number, "best_checkpoint": best, "checkpoints": table}

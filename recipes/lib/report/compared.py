@@ -73,12 +73,12 @@ def _over(
     curve: Curve, axis: str, metrics: dict[str, str], rows: dict[str, list[Row]]
 ) -> list[Picture]:
     merged = [
-        {axis: row[axis], name: row[metric]}
+        {axis: row[axis], f"run {name}": row[metric]}  # a run may be called kl
         for name, metric in metrics.items()
         for row in rows[name]
         if {axis, metric} <= row.keys()
     ]
-    lines = tuple((name, name) for name in rows)  # a run has the same colour in all charts
+    lines = tuple((f"run {name}", name) for name in rows)  # a run has the same colour in all charts
     one = replace(curve, name=f"{curve.name}-{axis}", title=TITLES.get(axis, curve.title))
     one = replace(one, unit=KL if curve.name == "kl" else curve.unit, lines=lines, levels=())
     return draw_curves([replace(one, axis=(axis, AXES[axis]))], merged, {})
@@ -158,9 +158,9 @@ def _cell(row: Row, name: str, label: str = "", *, is_best: bool = False) -> Cel
 def extremes(files: RunFiles, sign: int, count: int = 3) -> SampleTable | None:
     """The prompts on which a run gains most (sign 1) or loses most (sign -1).
 
-    That is against the baseline, or against the first run where there is none.
+    That is against the baseline, or against the last run where there is none.
     """
-    start, found = files.summary.get("baseline") or next(iter(files.summary["runs"])), []
+    start, found = files.summary.get("baseline") or [*files.summary["runs"]][-1], []
     for row in files.samples:
         known = {name: sign * score for name, score in row["scores"].items() if is_finite(score)}
         if start in known and max(known.values()) > known[start]:

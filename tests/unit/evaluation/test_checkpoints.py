@@ -1,7 +1,9 @@
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from trl import RLOOConfig
 
 from recipes.evaluate import EvaluateArguments
 from recipes.lib.errors import UserError
@@ -32,8 +34,9 @@ def test_the_best_of_hand_made_scores_has_the_interval_of_a_mean() -> None:
 
 def test_a_prompt_counts_where_every_model_was_judged_and_the_first_of_equals_is_the_best() -> None:
     best, found = standing({"start": [1.0, None, 3.0], "final": [1.0, 9.0, 3.0]})
+    assert found["final"]["num_judged"] == 2
     assert (best, found["final"]["score"], found["final"]["behind_best"]) == ("start", 2.0, 0.0)
-    with pytest.raises(UserError, match="no prompt was judged for every checkpoint"):
+    with pytest.raises(UserError, match="no prompt was judged for every model"):
         standing({"start": [1.0, None], "final": [None, 9.0]})
 
 
@@ -68,6 +71,11 @@ def test_the_models_of_a_run_are_in_order_and_its_keys_are_taken_where_none_are_
     assert (models["start"], models["final"]) == ("base", str(tmp_path / "final"))
     assert (script.judge, script.temperature) == (["mine", "other"], 0.7)
     assert script.max_completion_length == keys["max_completion_length"] == 9
+    write_text(tmp_path / "config.yaml", "model_name_or_path: base\n")
+    write_text(tmp_path / "summary.json", '{"recipe": "rloo"}')
+    take_run(script, {})
+    (default,) = (one.default for one in fields(RLOOConfig) if one.name == "max_completion_length")
+    assert script.max_completion_length == default
     write_text(tmp_path / "config.yaml", "model_name_or_path: base\nmodel_revision: v2\n")
     with pytest.raises(UserError, match="model_revision=v2 of its start is not read"):
         take_run(script, {})
