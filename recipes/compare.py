@@ -25,7 +25,6 @@ from recipes.evaluate import ContestArguments, check_weights
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config, rebuild
 from recipes.lib.config.strict_yaml import read_yaml
-from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import RUNS
@@ -97,6 +96,16 @@ def completed(config: Config) -> Config:
     return config
 
 
+def check_runs(runs: list[str]) -> None:
+    """Refuse what is no run, and a run in two spellings."""
+    places = {name: run_of(name) for name in runs}
+    for name, place in places.items():
+        if place is None:
+            raise UserError(f"runs={name}: is no finished run of a model; rlhf runs lists them.")
+    if len({place.resolve() for place in places.values() if place}) < len(places):
+        raise UserError(f"runs={runs}: names one run twice.")
+
+
 def stage_of(name: str, script: CompareArguments) -> Stage:
     """The run of a method on the budget.
 
@@ -155,22 +164,6 @@ def as_named(name: str | None, runs: list[str]) -> str | None:
     place = run_of(name) if name else None
     same = (run for run in runs if place and (own := run_of(run)) and own.samefile(place))
     return next(same, name)
-
-
-def load(
-    script: CompareArguments,
-) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
-    """Prompts, the other columns of the data, and the judges by name; nothing without a judge."""
-    from recipes.lib.evaluation.judges import load_judges
-
-    if not script.judge:
-        return [], {}, {}
-    train, test = load_splits(script, script.seed, ("prompt",))
-    columns = (train if test is None else test)[: script.num_prompts]
-    prompts, trusted = columns.pop("prompt"), {"trust_remote_code": script.trust_remote_code}
-    named = [script.reward_model(name, script.dtype) for name in script.judge]
-    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
-    return prompts, columns, judges
 
 
 def contest(
@@ -239,13 +232,9 @@ def run(config: Config) -> dict[str, Any]:
 
     asked, config = config.script, completed(config)
     script: CompareArguments = config.script
-    places = {name: run_of(name) for name in script.runs}
-    for name, place in places.items():
-        if place is None:
-            raise UserError(f"runs={name}: is no finished run of a model; rlhf runs lists them.")
-    if len({place.resolve() for place in places.values() if place}) < len(places):
-        raise UserError(f"runs={script.runs}: names one run twice.")
-    prompts, _, judges = loaded = load(script)
+    check_runs(script.runs)
+    prompts, columns = script.prompts() if script.judge else ([], {})
+    judges = script.judges() if script.judge else {}
     stages = [stage_of(name, script) for name in script.methods]
     folder = open_run(config)
     for number, stage in enumerate(stages, start=1):
@@ -258,6 +247,7 @@ def run(config: Config) -> dict[str, Any]:
     rows = []
     if script.judge:
         names, baseline = [*models.values()], models.get(start or "")
+        loaded = (prompts, columns, judges)
         sides, said, kls = contest(script, [*models], loaded, has_baseline=bool(start))
         told, scores = judged_numbers(script, names, said, kls)
         summary |= told | judge_counts([*judges.values()])

@@ -68,6 +68,28 @@ class ContestArguments(EnsembleArguments, FolderArguments, DataArguments, TrustA
     dtype: str = option("auto", "Of all models: auto (as saved), float32, bfloat16 or float16.")
     seed: int = option(0, "Of the sampling and of the bootstrap.")
 
+    def prompts(self) -> tuple[list[Any], dict[str, list[Any]]]:
+        """The prompts, of the test split where there is one, and the other columns of the data.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        train, test = load_splits(self, self.seed, ("prompt",))
+        columns = (train if test is None else test)[: self.num_prompts]
+        return columns.pop("prompt"), columns
+
+    def judges(self) -> dict[str, Any]:
+        """The judges by name.
+
+        Raises:
+            UserError: One cannot be loaded.
+        """
+        from recipes.lib.evaluation.judges import load_judges
+
+        named = [self.reward_model(name, self.dtype) for name in self.judge]
+        trusted = {"trust_remote_code": self.trust_remote_code}
+        return load_judges(named, self.batch_size, self.reward_weights, **trusted)
+
 
 @dataclass(kw_only=True)
 class EvaluateArguments(ContestArguments):
@@ -154,18 +176,14 @@ def ask(
 ) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
     """The prompts, the other columns of the data, and the judges by name; none without a judge."""
     from recipes.lib.evaluation.checkpoints import proxy
-    from recipes.lib.evaluation.judges import load_judges
     from recipes.lib.evaluation.slices import LENGTH, slices_of
 
     if not script.judge:
         return [], {}, {}
-    train, test = load_splits(script, script.seed, ("prompt",))
-    columns = (train if test is None else test)[: script.num_prompts]
-    prompts = columns.pop("prompt")
+    prompts, columns = script.prompts()
     slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
-    named = [script.reward_model(name, script.dtype) for name in script.judge]
-    judges = load_judges(named, script.batch_size, script.reward_weights, **trusted)
-    return prompts, columns, judges | proxy(keys, script.batch_size, script.dtype, **trusted)
+    own = proxy(keys, script.batch_size, script.dtype, **trusted)
+    return prompts, columns, script.judges() | own
 
 
 def contest(

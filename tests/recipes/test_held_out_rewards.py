@@ -311,7 +311,7 @@ def test_a_held_out_reward_may_say_nothing_and_other_numbers_are_none() -> None:
     def silent(completions: list[str], **_: Any) -> list[float | None]:
         return [None] * len(completions)
 
-    given = (["a", "b"], [" c", " d"], [[4], [5]], {})
+    given: tuple[Any, ...] = (["a", "b"], [" c", " d"], [[4], [5]], {})
     _, said_BF = weighted_scores([silent], None, *given)
     assert held_out_metrics(["silent"], [*zip("ab", said_BF.tolist(), strict=True)]) == {}
     with pytest.raises(UserError, match="every reward function returned None"):

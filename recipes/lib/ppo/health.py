@@ -32,8 +32,9 @@ METRICS = (
     "objective/kl objective/kl_std objective/entropy completions/mean_length "
     "objective/distinct_fraction objective/scores objective/scores_std objective/raw_scores "
     "objective/raw_scores_std policy/clipfrac_avg loss/value_avg val/explained_variance "
-    "val/values_mean val/returns_mean val/returns_std objective/cost_multiplier".split()
+    "val/values_mean val/returns_mean val/returns_std".split()
 )
+MULTIPLIER = "objective/cost_multiplier"
 
 
 def find_problems(rows: Sequence[Log]) -> dict[str, str]:
@@ -101,7 +102,7 @@ def _same_completions(rows: Sequence[Log]) -> str:
 
 def _constant_reward(rows: Sequence[Log]) -> str:
     pool = _pool(rows)
-    if pool[-1].get("objective/cost_multiplier"):  # then there is a cost to learn from
+    if pool[-1].get(MULTIPLIER):  # then there is a cost to learn from
         return ""
     if not pool[0]["is_full"] or not _is_constant(pool, "objective/scores"):
         return ""
@@ -190,8 +191,8 @@ class Health:
         Returns:
             The warnings that are new, also added to `warnings`.
         """
-        row = {name: metrics.get(name, 0.0) for name in METRICS}
-        row |= {"rollout": rollout, "episodes": episodes}
+        row = {name: metrics[name] for name in METRICS} | {"rollout": rollout, "episodes": episodes}
+        row[MULTIPLIER] = metrics.get(MULTIPLIER, 0.0)  # none without a cost
         if self.rows and self.rows[-1]["rollout"] == rollout:
             self.rows.pop()
         num_kept = max(math.ceil(MIN_EPISODES / episodes), NUM_CLIPPED) - 1

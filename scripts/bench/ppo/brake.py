@@ -9,9 +9,6 @@ what was run is kept in runs/brake.jsonl, so that a stopped bench goes on. With 
 """
 
 import argparse
-import contextlib
-import io
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,6 +26,7 @@ from recipes.lib.recipe.main import parse  # noqa: E402
 from recipes.lib.runs.files import read_jsonl  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.kept import kept  # noqa: E402
 from scripts.bench.ppo.exact_methods import train  # noqa: E402
 from scripts.bench.ppo.exact_tasks import find  # noqa: E402
 from scripts.bench.quickstart.quickstart_task import CONFIGS, GOLD, LONG, RUN  # noqa: E402
@@ -40,20 +38,6 @@ LONG_SEEDS, QUICK_SEEDS, SEEDS = (1, 2, 3), (1,), (21, 22, 23)
 DEFAULT = PPOConfig.max_approx_kl
 BOUNDS = (None, DEFAULT)
 STEPS = 8  # of a rollout of the quickstart
-
-
-def kept(key: list[Any], work: Any) -> Any:
-    """What was run before under a key, or is run now."""
-    for row in read_jsonl(KEPT) if KEPT.is_file() else []:
-        if row["key"] == key:
-            return row["result"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        result = work()
-    KEPT.parent.mkdir(exist_ok=True)
-    with KEPT.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": key, "result": result}) + "\n")
-    print(*key, flush=True)
-    return result
 
 
 def tales(seed: int, bound: float | None, **changes: Any) -> dict[str, list[float]]:
@@ -87,12 +71,12 @@ def tales(seed: int, bound: float | None, **changes: Any) -> dict[str, list[floa
 def long_run(seed: int, bound: float | None) -> dict[str, list[float]]:
     """Too long, with nothing that holds the policy back: twelve rollouts of LONG."""
     changes = LONG | {"total_episodes": 3072}
-    return kept(["long", seed, bound], lambda: tales(seed, bound, **changes))
+    return kept(KEPT, ["long", seed, bound], lambda: tales(seed, bound, **changes))
 
 
 def quick_run(seed: int, bound: float | None) -> dict[str, list[float]]:
     """PPO of the quickstart as it is."""
-    return kept(["quickstart", seed, bound], lambda: tales(seed, bound))
+    return kept(KEPT, ["quickstart", seed, bound], lambda: tales(seed, bound))
 
 
 def exact_run(task: str, seed: int, bound: float | None) -> dict[str, Any]:
@@ -101,6 +85,7 @@ def exact_run(task: str, seed: int, bound: float | None) -> dict[str, Any]:
     settings |= {"max_approx_kl": bound}
     asked = find(task)
     return kept(
+        KEPT,
         ["exact", asked.name, seed, bound],
         lambda: train(asked, "ppo", asked.episodes, seed, settings),
     )

@@ -9,12 +9,9 @@ far, tales) that part alone is run, and no page is written.
 """
 
 import argparse
-import contextlib
 import copy
 import functools
 import hashlib
-import io
-import json
 import math
 import sys
 import tempfile
@@ -38,6 +35,7 @@ from recipes.lib.runs.files import read_jsonl  # noqa: E402
 from recipes.lib.tasks.tales.words import WARM  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.kept import kept  # noqa: E402
 from scripts.bench.ppo.exact_methods import make_ppo  # noqa: E402
 from scripts.bench.ppo.exact_tasks import (  # noqa: E402
     Task,
@@ -149,20 +147,6 @@ def optimum(name: str) -> dict[str, float]:
     }
 
 
-def kept(key: list[Any], work: Callable[[], Any]) -> Any:
-    """What was run before under a key, or is run now."""
-    for row in read_jsonl(KEPT) if KEPT.is_file() else []:
-        if row["key"] == key:
-            return row["result"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        result = work()
-    KEPT.parent.mkdir(exist_ok=True)
-    with KEPT.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"key": key, "result": result}) + "\n")
-    print(*key, flush=True)
-    return result
-
-
 def digest(model: Any) -> str:
     """Hash of all weights."""
     hashed = hashlib.sha256()
@@ -210,7 +194,7 @@ def exact_run(name: str, seed: int, limit: float | None, controller: str = "") -
     try:
         vars(cost_controller).update(changes)
         key = ["exact", name, seed, limit, controller]
-        found: dict[str, Any] = kept(key, lambda: train(name, seed, limit, controller))
+        found: dict[str, Any] = kept(KEPT, key, lambda: train(name, seed, limit, controller))
     finally:
         vars(cost_controller).update(before)
     return found
@@ -296,7 +280,7 @@ def tales_rows() -> str:
     lines = []
     for seed in SEEDS:
         for limit in (None, TALES_LIMIT):
-            run = kept(["tales", seed, limit], functools.partial(tales, seed, limit))
+            run = kept(KEPT, ["tales", seed, limit], functools.partial(tales, seed, limit))
             cost = last(run["warm_words"])
             share = f"{cost / limit:.3f}" if limit is not None else ""
             cells = [str(seed), str(limit or "none"), f"{cost:.3f}", share]
