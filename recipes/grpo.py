@@ -32,10 +32,10 @@ def arguments() -> tuple[type, ...]:
     """Dataclasses that the configuration is parsed into."""
     from trl import ModelConfig
 
-    from recipes.lib.recipe.rloo_grpo import SamplingArguments
+    from recipes.lib.recipe.rloo_grpo import GRPOArguments
     from recipes.lib.trainers.batch_sizes import GRPOBatchConfig
 
-    return SamplingArguments, GRPOBatchConfig, ModelConfig
+    return GRPOArguments, GRPOBatchConfig, ModelConfig
 
 
 @guarded
@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
 
     from recipes.lib.recipe.rloo_grpo import train_on_samples
 
-    return train_on_samples(config, GRPOTrainer)
+    return train_on_samples(config, GRPOTrainer, **config.script.for_trl())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,8 @@
 by clipped policy gradient with a critic. The KL is a reward of each token and not a loss, and the
 reference is the model that the run started from.
 
-Data: prompt (text or messages); further columns are handed on to the reward functions.
+Data: prompt (text or messages); further columns are handed on to the reward functions. With an
+environment episodes are conversations with it; its rows say what it begins with.
 Writes final/ (the policy), metrics.jsonl, samples.jsonl, summary.json and report.html.
 
     python -m recipes.ppo --config configs/quickstart/ppo.yaml
@@ -23,6 +24,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
+from recipes.lib.data.problems import PLACE
 from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.doctor.gate import CheckArguments, check_rewards
 from recipes.lib.errors import UserError
@@ -41,6 +43,8 @@ KEPT = {
     "objective/kl": "kl",
     "completions/mean_length": "completion_length",
     "objective/cost": "cost",
+    "environment/return": "return",
+    "environment/turns": "turns",
     "objective/cost_multiplier": "cost_multiplier",
 }
 
@@ -51,13 +55,50 @@ class PPOArguments(
 ):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
 
+    reward_funcs: list[str] = option(
+        list,
+        "Rewards: runs, folders or Hub ids of reward models, functions as file.py:function, judges "
+        "as judge.yaml, or names of TRL's such as accuracy_reward; none where an environment pays.",
+    )
     cost_funcs: list[str] = option(
         list, "Costs, written as rewards are; their sum is kept within cost_limit."
+    )
+    environment: str | None = option(
+        None,
+        "Class as file.py:Class with reset(**row) and step(text): episodes are conversations with "
+        "it. reward_timeout and reward_retries count for it, too.",
+    )
+
+    tools: list[str] = option(
+        list,
+        "Functions as file.py:function, with type hints and a docstring, that the policy may call "
+        "in the format of its chat template; a turn that calls none ends the episode.",
     )
 
     def asked(self) -> list[str]:
         """All that score completions, by name."""
         return [*super().asked(), *self.cost_funcs]
+
+    def worlds(self) -> Any:
+        """The environment as PPOTrainer takes it; None where there is none."""
+        if self.environment is None:
+            return None
+        from recipes.lib.environments.worlds import load_worlds
+
+        return load_worlds(self.environment, self.reward_timeout, self.reward_retries)
+
+    def callable_tools(self) -> list[Any]:
+        """The tools as PPOTrainer takes them."""
+        if not self.tools:
+            return []
+        if self.environment is not None:
+            raise UserError(
+                f"environment={self.environment} and tools={self.tools} exclude each other; let "
+                "the environment read the calls, or leave it out."
+            )
+        from recipes.lib.environments.tools import load_tools
+
+        return list(load_tools(self.tools).values())
 
     def costs(self) -> list[Any]:
         """The costs as PPOTrainer takes them; the least of an ensemble is no careful cost."""
@@ -75,6 +116,17 @@ def arguments() -> tuple[type, ...]:
     return PPOArguments, PPOConfig, ModelConfig
 
 
+def load_rows(script: PPOArguments, seed: int) -> tuple[Any, Any]:
+    """Training and test rows; of an environment that needs none, one that says nothing."""
+    if script.environment is None:
+        return load_splits(script, seed, ("prompt",))
+    if script.dataset_name or script.datasets:
+        return load_splits(script, seed, ())
+    from datasets import Dataset
+
+    return Dataset.from_list([{PLACE: "the environment"}]), None
+
+
 def make_trainer(config: Config, train: Any, test: Any) -> Any:
     """The trainer on the policy, with LoRA where it is asked for."""
     from recipes.lib.data.tokenizer_fit import fit_to_tokenizer
@@ -85,7 +137,8 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
 
     tokenizer, script = policy_tokenizer(config), config.script
     own = (tokenizer, tokenizer.chat_template, script.label, script.on_bad_rows, ("prompt",))
-    train, test = (fit_to_tokenizer(rows, *own) for rows in (train, test))
+    if "prompt" in train.column_names:
+        train, test = (fit_to_tokenizer(rows, *own) for rows in (train, test))
     going_on = continues(config.model)
     load = load_adapted_policy if going_on else load_policy
     with load_unsharded(config.training):
@@ -100,6 +153,8 @@ def make_trainer(config: Config, train: Any, test: Any) -> Any:
         peft_config=None if going_on else lora_config(config.model, "CAUSAL_LM"),
         cost_funcs=config.script.costs(),
         eval_reward_funcs=script.held_out(config.training, test),
+        environment=script.worlds(),
+        tools=script.callable_tools(),
     )
 
 
@@ -124,11 +179,14 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.rewards.judge import judge_counts
 
     script, training = config.script, config.training
-    if not script.reward_funcs:
-        raise UserError("reward_funcs=[] names no reward; give a reward model or file.py:function.")
+    if not script.reward_funcs and script.environment is None:
+        raise UserError(
+            "reward_funcs=[] names no reward; give a reward model, file.py:function, or an "
+            "environment that pays."
+        )
     refuse_half_a_limit(script.cost_funcs, training.cost_limit)
     check_folder(config)
-    train, test = load_splits(script, training.seed, ("prompt",))
+    train, test = load_rows(script, training.seed)
     check_plan(config, test is not None)
     check_rewards(config)
     trainer = make_trainer(config, train, test)
@@ -138,6 +196,8 @@ def run(config: Config) -> dict[str, Any]:
     summary: dict[str, Any] = {"episodes": training.total_episodes}
     summary |= judge_counts(trainer.collector.asked)
     facts: dict[str, Any] = {"reward_funcs": script.reward_funcs}
+    if script.environment:
+        facts["environment"] = script.environment
     if script.cost_funcs:
         facts["cost_funcs"] = script.cost_funcs
     if is_main_process():

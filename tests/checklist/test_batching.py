@@ -65,7 +65,7 @@ def test_item_35_steps_are_rollouts_times_epochs_times_mini_batches(tmp_path: Pa
 def numbered_rollout(number: int) -> Rollout:
     """Eight completions of one token whose id is the number of the episode."""
     ids, ones = torch.arange(8)[:, None], torch.ones(8, 1)
-    return Rollout(ids, ones.long(), ids, ones.long(), *[ones] * 5)
+    return Rollout(ids, ones.long(), ids, ones.long(), *[ones] * 6)
 
 
 def test_item_36_every_epoch_has_its_own_order_and_each_episode_once(tmp_path: Path) -> None:

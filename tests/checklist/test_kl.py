@@ -145,7 +145,7 @@ def test_item_05_more_padding_changes_no_loss_and_no_metric() -> None:
             rewards, pad(old_values, 50.0), mask_BC, 1.0, 0.95
         )
         inputs = {
-            "completion_mask": mask_BC,
+            "action_mask": mask_BC,
             "num_tokens": 7.0,
             "old_logps": old_BC,
             "advantages": whiten(advantages, mask_BC),

@@ -21,6 +21,8 @@ def unknown_key(recipe: str, key: str, known: Iterable[str], shown: str) -> User
     Returns:
         The error; its text names the nearest known key where one is near.
     """
+    if recipe == "rloo" and key in ("environment", "tools"):
+        return UserError(f"{shown}: RLOO has one turn; use ppo or grpo for {key}.")
     names = sorted(known)
     renamed = new_name(recipe, key, names)
     if renamed is not None:

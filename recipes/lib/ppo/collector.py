@@ -1,6 +1,7 @@
 """Collecting episodes: sample, score, and turn scores into what the objective needs.
 
-Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded right), F functions.
+Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded right), F functions,
+N turns, one for each episode where there is no environment.
 """
 
 from collections.abc import Sequence
@@ -22,17 +23,28 @@ from recipes.lib.ppo.metrics import (
     describe_costs,
     describe_episodes,
     describe_scores,
+    describe_turns,
     describe_values,
 )
-from recipes.lib.ppo.returns import RunningMoments, advantages_and_returns, token_rewards, whiten
+from recipes.lib.ppo.playing import Player, conversation, conversation_limit
+from recipes.lib.ppo.returns import (
+    RunningMoments,
+    advantages_and_returns,
+    by_episode,
+    returns_to_go,
+    token_rewards,
+    whiten,
+)
 from recipes.lib.ppo.rollouts import (
     Episode,
     Rollout,
+    action_mask,
     check_finite_scores,
     find_stop_token,
     naming_rollout,
     prompt_index,
     stack,
+    turn_places,
 )
 from recipes.lib.ppo.samplers import Sampler, VLLMSampler
 from recipes.lib.ppo.samples import sample_rows
@@ -59,6 +71,7 @@ class Collector:
         prompts: Prompts to train on.
         costs: Functions whose sum is a cost with a limit.
         held_out: Reward functions that evaluations ask, too.
+        worlds: The environment that episodes are played in, as `load_worlds` finds it.
     """
 
     def __init__(
@@ -68,6 +81,7 @@ class Collector:
         prompts: Prompts,
         costs: Sequence[RewardFunction] = (),
         held_out: Sequence[RewardFunction] = (),
+        worlds: Any = None,
     ) -> None:
         self.trainer = trainer
         self.functions, self.costs = list(functions), list(costs)
@@ -88,9 +102,13 @@ class Collector:
         policy = trainer.actor_critic.policy
         others = further_stops(policy, stop) if args.stop_token is None else ()
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
-        longest = max(map(len, prompts.ids))
+        longest = max(map(len, prompts.ids)) or args.max_prompt_length
         sampler = VLLMSampler if args.sampler == "vllm" else Sampler
         self.sampler: Sampler | VLLMSampler = sampler(trainer, self.decoding, longest)
+        self.player = None
+        if worlds is not None:
+            limit = conversation_limit(args, policy.config)
+            self.player = Player(trainer, worlds, self.sampler, self.decoding, limit)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
@@ -112,7 +130,10 @@ class Collector:
                     self.score(self.prompts, mine)
         with clock.measure("scoring"):
             episodes: list[Episode] = gather_object(mine)
+            slots = gather_object(self.player.moved) if self.player else []
             disarm()  # from here on it changes what belongs to the run
+            if self.player:
+                self.player.slots = slots
             rollout = self._finish(episodes, number * args.rollout_batch_size)
         sampled = sum(len(e.completion_ids) for e in episodes)
         clock.count("sampling", sampled)
@@ -125,10 +146,17 @@ class Collector:
         share = args.rollout_batch_size // args.world_size
         begin = number * args.rollout_batch_size + args.process_index * share
         numbers = range(begin, begin + share)
+        if self.player and args.context == "last":
+            slots = args.num_environments // args.world_size
+            mine = range(args.process_index * slots, (args.process_index + 1) * slots)
+            with clock.measure("sampling"):
+                return self.player.share(self.prompts, mine, share // slots)
         rows = [
             prompt_index(args.seed, n // args.num_generations, len(self.prompts)) for n in numbers
         ]
         with clock.measure("sampling"):
+            if self.player:
+                return flat(self.player.whole(self.prompts, rows, numbers, args.seed))
             uniforms_BC = episode_uniforms(args.seed, numbers, args.max_completion_length)
             return self.sample(self.prompts, rows, uniforms_BC)
 
@@ -151,13 +179,24 @@ class Collector:
     @torch.no_grad()
     def score(self, prompts: Prompts, episodes: list[Episode]) -> None:
         """Fill in texts, rewards, log-probabilities and values of episodes."""
-        args, model = self.trainer.args, self.trainer.actor_critic
-        model.eval()
+        self.trainer.actor_critic.eval()
         self._reward(prompts, episodes)
         if self.costs and episodes:
             costs_B, _ = self._ask(self.costs, [1.0] * len(self.costs), prompts, episodes)
             for episode, cost in zip(episodes, costs_B.tolist(), strict=True):
                 episode.cost = cost
+        stop = [self.decoding.stop_token_id]
+        goes_on = [e for e in episodes if e.following_ids]
+        # What follows is a prompt to which anything might be said: its value stands before that.
+        following = [Episode(e.row, e.following_ids, stop) for e in goes_on]
+        self._score_rows([*episodes, *following])
+        for episode, after in zip(goes_on, following, strict=True):
+            assert after.values is not None
+            episode.next_value = after.values[0].item()
+
+    def _score_rows(self, episodes: list[Episode]) -> None:
+        """Fill in log-probabilities and values."""
+        args, model = self.trainer.args, self.trainer.actor_critic
         lengths = [len(e.prompt_ids) + len(e.completion_ids) for e in episodes]
         for rows in length_batches(lengths, args.scoring_batch_size):
             batch = [episodes[i] for i in rows]
@@ -184,7 +223,9 @@ class Collector:
         return *prompts, *pad_right([e.completion_ids for e in episodes], pad, device)
 
     def _reward(self, prompts: Prompts, episodes: list[Episode]) -> None:
-        if not episodes:
+        if self.player:
+            self._reward_conversations(prompts, episodes)
+        if not episodes or self.player:
             return
         tokenizer = self.trainer.processing_class
         ends = self.decoding.other_stop_token_ids
@@ -195,17 +236,34 @@ class Collector:
             episode.score = total_B[i].item()
             episode.said = tuple(said_BF[i].tolist())
 
-    @staticmethod
+    def _reward_conversations(self, prompts: Prompts, episodes: list[Episode]) -> None:
+        """What reward functions say of a conversation belongs to its last turn."""
+        tokenizer = self.trainer.processing_class
+        for e in episodes:
+            e.text = completion_text(tokenizer, e.prompt_ids, e.completion_ids)
+        if self.functions and episodes:
+            total_B, said_BF = self._ask(self.functions, self.weights, prompts, episodes)
+            for i, episode in enumerate(episodes):
+                episode.turns[-1].reward += total_B[i].item()
+                episode.said = tuple(said_BF[i].tolist())
+        for e in episodes:
+            e.score = sum(e.rewards)
+
     def _ask(
+        self,
         functions: Sequence[RewardFunction],
         weights: Sequence[float] | None,
         prompts: Prompts,
         episodes: list[Episode],
     ) -> tuple[Tensor, Tensor]:
-        rows = [e.row for e in episodes]
-        asked = [prompts.data[row]["prompt"] for row in rows]
-        texts, ids = [e.text for e in episodes], [e.completion_ids for e in episodes]
-        answers, columns = as_answers(asked, texts), prompts.columns(rows)
+        rows, ids = [e.row for e in episodes], [e.completion_ids for e in episodes]
+        columns = prompts.columns(rows)
+        if self.player:
+            role = self.player.rendering.role
+            asked, answers = [e.asked for e in episodes], [conversation(e, role) for e in episodes]
+        else:
+            asked = [prompts.data[row]["prompt"] for row in rows]
+            answers = as_answers(asked, [e.text for e in episodes])
         return weighted_scores(functions, weights, asked, answers, ids, columns)
 
     def _finish(self, episodes: list[Episode], first: int) -> Rollout:
@@ -215,24 +273,32 @@ class Collector:
         logps_BC = stack([e.logps for e in episodes])
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
-        scores_B = self.penalised(episodes)
-        charged_B = self.charged(scores_B, episodes)
+        actions_BC = action_mask(episodes, mask_BC)
+        places = rows_N, _ = turn_places(episodes)
+        scores_N = self.penalised(episodes)
+        scores_B = torch.zeros(len(episodes)).index_add(0, rows_N, scores_N)
+        charged_N = self.charged(scores_N, scores_B, episodes)
+        nexts_B = torch.tensor([e.next_value for e in episodes])
         if not self.has_units:
-            values_BC = self.trainer.actor_critic.begin_values(charged_B, values_BC) * mask_BC
-            self.has_units = nonzero_std(charged_B, 0.0) > 0.0
-        rewards_BC, kl_BC = token_rewards(charged_B, logps_BC, ref_logps_BC, mask_BC, self.kl.value)
+            values_BC, nexts_B = self._units(charged_N, rows_N, episodes, values_BC, nexts_B)
+            values_BC = values_BC * actions_BC
+        rewards_BC, kl_BC = token_rewards(
+            charged_N, logps_BC, ref_logps_BC, actions_BC, self.kl.value, places
+        )
         if args.whiten_rewards:
-            rewards_BC = whiten(rewards_BC, mask_BC, shift_mean=False)
-        advantages_BC, returns_BC = advantages_and_returns(
-            rewards_BC, values_BC, mask_BC, args.gamma, args.lam
+            rewards_BC = whiten(rewards_BC, actions_BC, shift_mean=False)
+        advantages_BC, returns_BC = self._advantages(
+            episodes, rewards_BC, values_BC, actions_BC, nexts_B
         )
         least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
-        self.returns_std = max(nonzero_std(returns_BC[mask_BC.bool()]), least)
-        whitened_BC = whiten(advantages_BC, mask_BC)
-        ended_B = self.ended(episodes)
-        self.metrics = describe_scores(scores_B, kl_BC, logps_BC, mask_BC, self.kl.value)
-        self.metrics |= describe_episodes(episodes, ended_B, distinct_names(self.functions))
-        self.metrics |= describe_values(values_BC, returns_BC, mask_BC)
+        self.returns_std = max(nonzero_std(returns_BC[actions_BC.bool()]), least)
+        whitened_BC = whiten(advantages_BC, actions_BC)
+        ended_N = self.ended(episodes)
+        self.metrics = describe_scores(scores_B, kl_BC, logps_BC, actions_BC, self.kl.value)
+        self.metrics |= describe_episodes(episodes, ended_N, distinct_names(self.functions))
+        self.metrics |= describe_values(values_BC, returns_BC, actions_BC)
+        if self.player:
+            self.metrics |= describe_turns(episodes, self.metrics)
         if self.costs:
             self.metrics |= describe_costs(self.metrics, self.cost.cost, self.cost.value)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
@@ -250,32 +316,89 @@ class Collector:
             old_values=values_BC,
             advantages=whitened_BC,
             returns=returns_BC,
+            action_mask=actions_BC,
         )
 
-    def penalised(self, episodes: Sequence[Episode]) -> Tensor:
-        """Scores as the objective sees them: normalised, clipped, cut-off ones penalised."""
-        args = self.trainer.args
-        scores_B = torch.tensor([e.score for e in episodes])
-        if args.normalize_rewards:
-            self.moments.update(scores_B)
-            scores_B = scores_B / self.moments.std
-        if args.reward_clip is not None:
-            scores_B = scores_B.clamp(-args.reward_clip, args.reward_clip)
-        if args.missing_eos_penalty is not None:
-            scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))
-        return scores_B
+    def _units(
+        self,
+        scores_N: Tensor,
+        rows_N: Tensor,
+        episodes: list[Episode],
+        values_BC: Tensor,
+        nexts_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Values, and those of what follows, in the units of the first scores."""
+        sums_B = torch.zeros(len(episodes)).index_add(0, rows_N, scores_N)
+        returns_B = returns_to_go(sums_B, [e.goes_on for e in episodes], self.trainer.args.gamma)
+        both = torch.cat([values_BC, nexts_B.unsqueeze(1)], dim=1)
+        both = self.trainer.actor_critic.begin_values(returns_B, both)
+        self.has_units = nonzero_std(returns_B, 0.0) > 0.0
+        follows_B = torch.tensor([float(bool(e.following_ids)) for e in episodes])
+        return both[:, :-1], both[:, -1] * follows_B
 
-    def charged(self, scores_B: Tensor, episodes: Sequence[Episode]) -> Tensor:
+    def _advantages(
+        self,
+        episodes: list[Episode],
+        rewards_BC: Tensor,
+        values_BC: Tensor,
+        actions_BC: Tensor,
+        nexts_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages and returns over what the policy wrote, whatever rows it stands in."""
+        args, counts = self.trainer.args, actions_BC.sum(1).tolist()
+        gamma_BC = torch.full(rewards_BC.shape, args.gamma, dtype=torch.float64)
+        if self.player and args.gamma_per == "turn":
+            gamma_BC.fill_(1.0)
+            gamma_BC[turn_places(episodes)] = args.gamma
+        lengths_E, lasts_E, length = [], [], 0
+        for row, episode in enumerate(episodes):
+            length += int(counts[row])
+            if not episode.goes_on:
+                lengths_E.append(length)
+                lasts_E.append(row)
+                length = 0
+        rewards_EL, values_EL, gamma_EL, mask_EL = (
+            by_episode(of_tokens, actions_BC, lengths_E)
+            for of_tokens in (rewards_BC, values_BC, gamma_BC, actions_BC)
+        )
+        of_episodes = advantages_and_returns(
+            rewards_EL, values_EL, mask_EL, gamma_EL, args.lam, nexts_B[lasts_E]
+        )
+        nothing_BC = torch.zeros_like(rewards_BC)
+        advantages_BC, returns_BC = (
+            nothing_BC.masked_scatter(actions_BC.bool(), of_tokens[mask_EL.bool()])
+            for of_tokens in of_episodes
+        )
+        return advantages_BC, returns_BC
+
+    def penalised(self, episodes: Sequence[Episode]) -> Tensor:
+        """Scores of turns as the objective sees them: normalised, clipped, penalised if cut off."""
+        args = self.trainer.args
+        scores_N = torch.tensor([reward for e in episodes for reward in e.rewards])
+        if args.normalize_rewards:
+            self.moments.update(torch.tensor([e.score for e in episodes]))
+            scores_N = scores_N / self.moments.std
+        if args.reward_clip is not None:
+            scores_N = scores_N.clamp(-args.reward_clip, args.reward_clip)
+        if args.missing_eos_penalty is not None:
+            scores_N = scores_N - args.missing_eos_penalty * (1.0 - self.ended(episodes))
+        return scores_N
+
+    def charged(self, scores_N: Tensor, scores_B: Tensor, episodes: Sequence[Episode]) -> Tensor:
         """Scores less what the cost weighs; advantages are whitened, so steps do not grow by it."""
         if not self.costs:
-            return scores_B
+            return scores_N
         costs_B = torch.tensor([e.cost for e in episodes])
         self.cost.update(costs_B, scores_B, self.trainer.args.cost_limit)
-        return scores_B - self.cost.value * costs_B
+        lasts_B = torch.tensor([len(e.rewards) for e in episodes]).cumsum(0) - 1
+        charged_N = scores_N.clone()
+        charged_N[lasts_B] -= self.cost.value * costs_B
+        return charged_N
 
     def ended(self, episodes: Sequence[Episode]) -> Tensor:
-        """1 for each episode whose completion ends with a stop token."""
-        return torch.tensor([float(e.completion_ids[-1] in self.decoding.stops) for e in episodes])
+        """1 for each turn that ends with a stop token."""
+        lasts = [e.completion_ids[end - 1] for e in episodes for _, end in e.spans]
+        return torch.tensor([float(token in self.decoding.stops) for token in lasts])
 
     def evaluate(self, prompts: Prompts, seed: int) -> dict[str, float]:
         """Score what the policy says to held-out prompts.
@@ -294,6 +417,10 @@ class Collector:
         uniforms_BC = episode_uniforms(seed, rows, args.max_completion_length)
 
         def say() -> tuple[list[Episode], list[Episode]]:
+            if self.player:
+                how = (prompts, rows, rows, seed)
+                greedy = self.player.whole(*how, is_greedy=True)
+                return flat(self.player.whole(*how)), flat(greedy)
             return self.sample(prompts, rows, uniforms_BC), self.sample(prompts, rows, None)
 
         said_before = say() if self.sampler.is_collective else None
@@ -305,15 +432,20 @@ class Collector:
                 _, said_BF = self._ask(self.held_out, None, prompts, sampled)
                 said = [*zip(rows, said_BF.tolist(), strict=True)]
         sampled, greedy, said = map(gather_object, (sampled, greedy, said))
+        num_episodes = sum(not e.goes_on for e in sampled)
         of_cost = {"cost": sum(e.cost for e in sampled) / len(sampled)} if self.costs else {}
         return (
             of_cost
             | {
-                "scores": sum(e.score for e in sampled) / len(sampled),
-                "kl": sum((e.logps - e.ref_logps).sum().item() for e in sampled) / len(sampled),
-                "completions/mean_length": sum(len(e.completion_ids) for e in sampled)
-                / len(sampled),
-                "greedy_scores": sum(e.score for e in greedy) / len(greedy),
+                "scores": sum(e.score for e in sampled) / num_episodes,
+                "kl": sum(e.kl for e in sampled) / len(sampled),
+                "completions/mean_length": sum(e.num_tokens for e in sampled) / len(sampled),
+                "greedy_scores": sum(e.score for e in greedy) / num_episodes,
             }
             | held_out_metrics(distinct_names(self.held_out), said)
         )
+
+
+def flat(played: Sequence[Sequence[Episode]]) -> list[Episode]:
+    """The rows of all episodes, one after another."""
+    return [row for rows in played for row in rows]

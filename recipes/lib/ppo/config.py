@@ -15,7 +15,9 @@ MULTIPLES = (
     ("total_episodes", "rollout_batch_size"),
     ("rollout_batch_size", "num_mini_batches"),
     ("rollout_batch_size", "num_generations"),
+    ("rollout_batch_size", "num_environments"),
 )
+NUM_ENVIRONMENTS = 32  # side by side, where nothing else is said
 
 
 @dataclass
@@ -85,6 +87,23 @@ class PPOConfig(TrainingArguments):
         None, "Subtracted from the score of a completion that was cut off."
     )
 
+    # Environment.
+    context: str = option(
+        "all",
+        "Of an episode with an environment, all: the whole conversation stays in view; last: each "
+        "turn is a row whose prompt is the newest observation, and batches count turns.",
+        choices=["all", "last"],
+    )
+    max_turns: int = option(16, "Most turns of an episode with an environment.")
+    max_episode_length: int | None = option(
+        None, "Most tokens of a conversation with an environment; default: the model's context."
+    )
+    num_environments: int | None = option(
+        None,
+        "With context=last, episodes that are played side by side; default: 32, or as many as "
+        "divide rollout_batch_size.",
+    )
+
     # Reward.
     reward_weights: list[float] | None = option(
         None, "Weight of each reward function; default: 1 each."
@@ -104,7 +123,12 @@ class PPOConfig(TrainingArguments):
     )
 
     # Objective.
-    gamma: float = option(1.0, "Discount of rewards, per token.")
+    gamma: float = option(1.0, "Discount of rewards, per token; with an environment, per turn.")
+    gamma_per: str = option(
+        "turn",
+        "With an environment, what gamma discounts: each turn, or each token.",
+        choices=["turn", "token"],
+    )
     lam: float = option(0.95, "Lambda of the advantage estimation.")
     # Nearer to known optima than 0.2: docs/log.md.
     cliprange: float = option(0.15, "Clip range of the policy ratio.")
@@ -161,6 +185,8 @@ class PPOConfig(TrainingArguments):
         # The stream knows where it stood; skipping batches would make the rollouts again.
         self.ignore_data_skip = True
         self._refuse_other_lengths()
+        if self.num_environments is None:
+            self.num_environments = math.gcd(self.rollout_batch_size, NUM_ENVIRONMENTS)
         self.max_steps = self.num_rollouts * self.steps_per_rollout
         if self.logging_steps is None:
             self.logging_steps = self.steps_per_rollout
@@ -215,6 +241,8 @@ class PPOConfig(TrainingArguments):
             self._refuse_unless(words is None, field.name, f"must be {words}")
         self._refuse_unless(self.temperature > 0, "temperature", "must be above 0")
         for key, divisor in MULTIPLES:
+            if getattr(self, divisor) is None:
+                continue
             remainder = getattr(self, key) % getattr(self, divisor)
             reason = f"is no multiple of {divisor}={getattr(self, divisor)}; change one of them"
             self._refuse_unless(remainder == 0, key, reason)

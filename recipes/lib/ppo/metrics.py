@@ -96,6 +96,35 @@ def describe_costs(of_scores: dict[str, float], cost: float, multiplier: float) 
     return {"objective/cost": cost, "objective/cost_multiplier": multiplier} | charged
 
 
+def describe_turns(episodes: Sequence[Episode], before: dict[str, float]) -> dict[str, float]:
+    """How episodes in an environment went, of those that ended in a rollout.
+
+    Args:
+        episodes: The rows of the rollout.
+        before: What `describe_scores` and `describe_episodes` told of its rows.
+
+    Returns:
+        Mean return and number of turns, the share that a limit cut off, and where turns are rows
+        the scores of whole episodes in place of theirs. Nothing where none ended.
+    """
+    ended = [(e, *e.outcome) for e in episodes if e.outcome is not None]
+    if not ended:
+        return {}
+    metrics = {
+        "environment/return": sum(total for _, total, _ in ended) / len(ended),
+        "environment/turns": sum(turns for _, _, turns in ended) / len(ended),
+        "environment/cut_fraction": sum(bool(e.following_ids) for e, _, _ in ended) / len(ended),
+    }
+    if len(ended) == len(episodes):
+        return metrics
+    totals = torch.tensor([total for _, total, _ in ended])
+    mean, std = metrics["environment/return"], totals.std(correction=0).item()
+    penalty = before["objective/non_score_reward"]
+    metrics |= {f"objective/{name}": mean for name in ("scores", "raw_scores")}
+    metrics |= {f"objective/{name}_std": std for name in ("scores", "raw_scores")}
+    return metrics | {"objective/rlhf_reward": mean + penalty}
+
+
 def describe_values(values_BC: Tensor, returns_BC: Tensor, mask_BC: Tensor) -> dict[str, float]:
     """Values of the critic before the updates, and what they should have been.
 

@@ -120,7 +120,7 @@ def micro_batch_loss(
     Returns:
         The share of the loss, and shares of the step's metrics (means over its tokens).
     """
-    mask_BC, num_tokens = inputs["completion_mask"], inputs["num_tokens"]
+    mask_BC, num_tokens = inputs["action_mask"], inputs["num_tokens"]
     of_policy, policy_sums = policy_loss(
         logps_BC, inputs["old_logps"], inputs["advantages"], mask_BC, args.cliprange, num_tokens
     )
@@ -151,13 +151,13 @@ def check_first_ratio(logps_BC: Tensor, inputs: dict[str, Any], dtype: torch.dty
 
     Args:
         logps_BC: Log-probabilities of the forward pass of training, nats.
-        inputs: The micro-batch, with `old_logps` and `completion_mask`.
+        inputs: The micro-batch, with `old_logps` and `action_mask`.
         dtype: Number format of the forward pass.
 
     Raises:
         RuntimeError: They differ by more than rounding explains.
     """
-    mask_BC = inputs["completion_mask"]
+    mask_BC = inputs["action_mask"]
     difference_BC = ((logps_BC.detach() - inputs["old_logps"]) * mask_BC).abs()
     if dtype in MEAN_IN_16_BITS:
         off, allowed = (difference_BC.sum() / mask_BC.sum()).item(), MEAN_IN_16_BITS[dtype]

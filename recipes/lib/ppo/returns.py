@@ -1,6 +1,7 @@
 """From scores to advantages: pure functions on a whole rollout.
 
-Shapes: B episodes, C completion tokens. Masks are 1 where a token counts.
+Shapes: B rows, C completion tokens, N turns, E episodes, L tokens of an episode that count. Masks
+are 1 where a token counts.
 """
 
 import torch
@@ -13,15 +14,17 @@ def token_rewards(
     ref_logps_BC: Tensor,
     completion_mask_BC: Tensor,
     kl_coef: float,
+    places: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Reward of each token: the KL penalty everywhere, the score on the last token.
+    """Reward of each token: the KL penalty everywhere, each score on one token.
 
     Args:
-        scores_B: Score of each episode.
+        scores_B: Score of each episode, or of each turn.
         logps_BC: Log-probabilities of the policy that sampled, nats.
         ref_logps_BC: Log-probabilities of the reference, nats.
         completion_mask_BC: 1 up to and including the token that ended the completion.
         kl_coef: Weight of the KL.
+        places: Row and column of each score; default: the last token of each row.
 
     Returns:
         The token rewards and the KL of each token (k1 estimator, nats).
@@ -31,14 +34,20 @@ def token_rewards(
     """
     kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC
     rewards_BC = -kl_coef * kl_BC
-    last_B = completion_mask_BC.sum(1).long() - 1
-    rows_B = torch.arange(len(scores_B), device=scores_B.device)
-    rewards_BC[rows_B, last_B] += scores_B
+    if places is None:
+        last_B = completion_mask_BC.sum(1).long() - 1
+        places = torch.arange(len(scores_B), device=scores_B.device), last_B
+    rewards_BC[places] += scores_B
     return rewards_BC, kl_BC
 
 
 def advantages_and_returns(
-    rewards_BC: Tensor, values_BC: Tensor, completion_mask_BC: Tensor, gamma: float, lam: float
+    rewards_BC: Tensor,
+    values_BC: Tensor,
+    completion_mask_BC: Tensor,
+    gamma: float | Tensor,
+    lam: float,
+    next_values_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation; the end of a completion is terminal.
 
@@ -46,8 +55,9 @@ def advantages_and_returns(
         rewards_BC: Reward of each token.
         values_BC: Value of the state before each token.
         completion_mask_BC: 1 where a token counts; what lies behind has no influence.
-        gamma: Discount per token.
+        gamma: Discount behind each token, or one for all.
         lam: Lambda of the estimator.
+        next_values_B: Value of what follows behind the last token, where the end is none.
 
     Returns:
         Advantages and returns, both 0 behind the end.
@@ -59,14 +69,50 @@ def advantages_and_returns(
     values_BC = torch.where(completion_mask_BC.bool(), values_BC, 0.0)
     rewards_BC = torch.where(completion_mask_BC.bool(), rewards_BC, 0.0)
     advantages_BC = torch.zeros_like(rewards_BC)
-    next_value_B = torch.zeros_like(rewards_BC[:, 0])
+    gamma_BC = torch.as_tensor(gamma, dtype=torch.float64).expand(rewards_BC.shape)
+    gamma_BC, decay_BC = gamma_BC.to(rewards_BC.dtype), (gamma_BC * lam).to(rewards_BC.dtype)
     advantage_B = torch.zeros_like(rewards_BC[:, 0])
+    next_value_B = advantage_B if next_values_B is None else next_values_B
     for t in reversed(range(rewards_BC.shape[1])):
-        delta_B = rewards_BC[:, t] + gamma * next_value_B - values_BC[:, t]
-        advantage_B = (delta_B + gamma * lam * advantage_B) * completion_mask_BC[:, t]
-        advantages_BC[:, t] = advantage_B
-        next_value_B = values_BC[:, t]
+        counts_B = completion_mask_BC[:, t].bool()
+        delta_B = rewards_BC[:, t] + gamma_BC[:, t] * next_value_B - values_BC[:, t]
+        advantage_B = torch.where(counts_B, delta_B + decay_BC[:, t] * advantage_B, advantage_B)
+        advantages_BC[:, t] = advantage_B * completion_mask_BC[:, t]
+        next_value_B = torch.where(counts_B, values_BC[:, t], next_value_B)
     return advantages_BC, (advantages_BC + values_BC) * completion_mask_BC
+
+
+def by_episode(of_tokens_BC: Tensor, mask_BC: Tensor, lengths_E: list[int]) -> Tensor:
+    """The tokens that count, those of an episode in one row with nothing between them.
+
+    Args:
+        of_tokens_BC: Numbers of the tokens.
+        mask_BC: 1 where a token counts.
+        lengths_E: How many of them each episode has; its rows follow each other.
+
+    Returns:
+        (E, L), 0 behind the end.
+    """
+    of_episodes = of_tokens_BC[mask_BC.bool()].split(lengths_E)
+    return torch.nn.utils.rnn.pad_sequence(list(of_episodes), batch_first=True)
+
+
+def returns_to_go(scores_B: Tensor, goes_on: list[bool], gamma: float) -> Tensor:
+    """Discounted sum of a row's score and those of the rows of the same episode behind it.
+
+    Args:
+        scores_B: Score of each row.
+        goes_on: Whether the next row goes on with the same episode.
+        gamma: Discount per row.
+
+    Returns:
+        (B,).
+    """
+    sums, later = [0.0] * len(scores_B), 0.0
+    for row in reversed(range(len(scores_B))):
+        later = scores_B[row].item() + (gamma * later if goes_on[row] else 0.0)
+        sums[row] = later
+    return torch.tensor(sums)
 
 
 def whiten(values_BC: Tensor, mask_BC: Tensor, shift_mean: bool = True) -> Tensor:

@@ -9,9 +9,9 @@ Shapes: B episodes, P prompt tokens (padded left), C completion tokens (padded r
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Rollout:
         old_values: (B, C), of the critic before the updates.
         advantages: (B, C), whitened.
         returns: (B, C).
+        action_mask: (B, C), 1 where a token is the policy's own and not an environment's.
     """
 
     prompt_ids: Tensor
@@ -54,6 +55,7 @@ class Rollout:
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
+    action_mask: Tensor
 
     @property
     def lengths(self) -> Tensor:
@@ -70,7 +72,7 @@ class Rollout:
         return batch
 
 
-NAMES = [field.name for field in fields(Rollout)]
+NAMES = [one.name for one in fields(Rollout)]
 
 
 def prompt_index(seed: int, position: int, num_prompts: int) -> int:
@@ -133,7 +135,7 @@ class RolloutStream:
         )
         size = args.rollout_batch_size // args.num_mini_batches
         chosen = torch.from_numpy(order[mini_batch * size : (mini_batch + 1) * size])
-        num_tokens = float(rollout.completion_mask[chosen].sum())
+        num_tokens = float(rollout.action_mask[chosen].sum())
         share = chosen[args.process_index :: args.world_size]
         # Like lengths together, so that less padding is computed; the step sums up to the same.
         share = share[rollout.lengths[share].argsort(stable=True)]
@@ -165,6 +167,8 @@ class RolloutStream:
         self.first_step = state["global_step"]
         self.number = self.first_step // self.args.steps_per_rollout
         tensors = load_file(folder / "rollout.safetensors") if state["in_hand"] else None
+        if tensors:  # checkpoints from before there were environments have no action mask
+            tensors = {"action_mask": tensors["completion_mask"]} | tensors
         self.rollout = Rollout(**tensors) if tensors else None
 
 
@@ -206,20 +210,47 @@ def naming_rollout(number: int) -> Iterator[None]:
 
 
 @dataclass
+class Turn:
+    """What the policy wrote in one turn, and what an environment answered.
+
+    Args:
+        start: Where its tokens begin in the completion.
+        end: Where they end, the stop token included.
+        text: What was written.
+        reward: What the environment gave for it, and in the last turn what functions did.
+        answer: What the environment said.
+    """
+
+    start: int
+    end: int
+    text: str
+    reward: float = 0.0
+    answer: str = ""
+
+
+@dataclass
 class Episode:
-    """One prompt and what was said to it.
+    """One prompt and what was said to it: a row of a rollout.
 
     Args:
         row: Row of the prompt in its data set.
         prompt_ids: Token ids of the prompt.
-        completion_ids: Token ids of the completion, the stop token included.
+        completion_ids: Token ids of the completion, the stop token included; of a conversation with
+            the environment's between those of the policy.
         text: The completion as text.
-        score: Weighted sum of the rewards.
+        score: Weighted sum of the rewards, and of an environment's.
         said: What each function said, NaN where it does not apply.
         cost: Sum of the costs.
         logps: Log-probabilities of the policy that sampled, nats per token.
         ref_logps: Those of the reference.
         values: Values of the critic.
+        asked: What reward functions get as the prompt, where it is not the row's alone.
+        turns: What was said with an environment.
+        following_ids: Tokens of the state in which it goes on, where it did not end by itself.
+        next_value: Value of that state.
+        goes_on: Whether the next row of the rollout is its next turn.
+        outcome: Sum of an environment's rewards and number of turns, of the row that ends an
+            episode.
     """
 
     row: int
@@ -232,6 +263,34 @@ class Episode:
     logps: Tensor | None = None
     ref_logps: Tensor | None = None
     values: Tensor | None = None
+    asked: Any = None
+    turns: list[Turn] = field(default_factory=list)
+    following_ids: list[int] = field(default_factory=list)
+    next_value: float = 0.0
+    goes_on: bool = False
+    outcome: tuple[float, int] | None = None
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Begin and end of the policy's own tokens in the completion."""
+        return [(t.start, t.end) for t in self.turns] or [(0, len(self.completion_ids))]
+
+    @property
+    def rewards(self) -> list[float]:
+        """The score, by turn."""
+        return [t.reward for t in self.turns] or [self.score]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are the policy's own."""
+        return sum(end - start for start, end in self.spans)
+
+    @property
+    def kl(self) -> float:
+        """KL to the reference (k1 estimator), nats over all of them."""
+        assert self.logps is not None and self.ref_logps is not None
+        kl_C = self.logps - self.ref_logps
+        return sum(kl_C[start:end].sum().item() for start, end in self.spans)
 
 
 def find_stop_token(tokenizer: Any, stop_token: str | None) -> int:
@@ -255,6 +314,22 @@ def find_stop_token(tokenizer: Any, stop_token: str | None) -> int:
     if token_id is None:
         raise UserError(f"stop_token={stop_token!r} is not in the vocabulary of the tokenizer.")
     return int(token_id)
+
+
+def action_mask(episodes: Sequence[Episode], completion_mask_BC: Tensor) -> Tensor:
+    """1 where a token of a completion is the policy's own, (B, C)."""
+    mask_BC = torch.zeros_like(completion_mask_BC)
+    for row, episode in enumerate(episodes):
+        for start, end in episode.spans:
+            mask_BC[row, start:end] = 1
+    return mask_BC
+
+
+def turn_places(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
+    """Row and column of the last token of each turn."""
+    places = [(row, end - 1) for row, e in enumerate(episodes) for _, end in e.spans]
+    rows_N, columns_N = torch.tensor(places).T
+    return rows_N, columns_N
 
 
 def stack(rows: list[Any]) -> Tensor:

@@ -40,8 +40,8 @@ def sample_rows(
             "prompt": tokenizer.decode(e.prompt_ids, skip_special_tokens=True),
             "completion": e.text,
             "score": e.score,
-            "kl": (e.logps - e.ref_logps).sum().item(),  # type: ignore[operator]
-            "num_tokens": len(e.completion_ids),
+            "kl": e.kl,
+            "num_tokens": e.num_tokens,
             "tokens": token_texts(tokenizer, e.prompt_ids, e.completion_ids),
         }
         | {
@@ -50,6 +50,7 @@ def sample_rows(
             ]
             for name, tensor_BC in numbers.items()
         }
+        | ({"turns": [vars(turn) for turn in e.turns]} if e.turns else {})
         for i, e in enumerate(episodes[:NUM_KEPT])
     ]
 

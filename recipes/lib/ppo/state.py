@@ -36,6 +36,7 @@ def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
         "kl_coef": collector.kl.value,
         "cost": vars(collector.cost),
         "moments": vars(collector.moments),
+        "slots": collector.player.slots if collector.player else [],
         **{name: getattr(collector, name) for name in OF_COLLECTOR},
         "sums": sums,
         "braked": trainer.braked,
@@ -55,6 +56,8 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     collector.kl.value = state["kl_coef"]
     vars(collector.cost).update(state.get("cost", {}))
     vars(collector.moments).update(state["moments"])
+    if collector.player:
+        collector.player.slots = state["slots"]
     for name in OF_COLLECTOR:
         setattr(collector, name, state[name])
     trainer.sums, trainer.braked = state["sums"], state.get("braked", -1)

@@ -13,6 +13,7 @@ Source:
 import copy
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.distributed.mixed_precision import cast_like_trained
 from recipes.lib.distributed.shards import load_unsharded, unsharded, unsharded_model
+from recipes.lib.environments.tools import ToolWorld, template_parser, tool_schema
+from recipes.lib.environments.worlds import Worlds, as_worlds
 from recipes.lib.errors import UserError
 from recipes.lib.ppo import state
 from recipes.lib.ppo.actor_critic import ActorCritic
@@ -34,6 +37,7 @@ from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check_health, check_held_out
 from recipes.lib.ppo.metrics import Clock
 from recipes.lib.ppo.objective import check_first_ratio, forward_dtype, micro_batch_loss
+from recipes.lib.ppo.playing import check_environment
 from recipes.lib.ppo.roles import load_model_and_tokenizer, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
@@ -69,6 +73,10 @@ class PPOTrainer(Resumable, Trainer):
         peft_config: Adapter to train instead of the whole model.
         cost_funcs: As reward_funcs; their sum is a cost, kept within `args.cost_limit`.
         eval_reward_funcs: Rewards that evaluations ask and training never sees, as reward_funcs.
+        environment: A class with `reset(**row) -> str` and `step(text) -> (str, reward, done,
+            truncated)`, or `file.py:Class`: episodes are conversations with it. Then a row needs
+            no `prompt`, and there need be no reward_funcs.
+        tools: Functions that the policy may call in the format of its chat template.
 
     Raises:
         UserError: An argument is missing or does not fit the others.
@@ -96,7 +104,12 @@ class PPOTrainer(Resumable, Trainer):
         peft_config: PeftConfig | None = None,
         cost_funcs: Any = None,
         eval_reward_funcs: Any = None,
+        environment: Any = None,
+        tools: Sequence[Callable[..., Any]] = (),
     ) -> None:
+        self.has_environment = environment is not None or bool(tools)
+        if self.has_environment:
+            check_environment(args, reward_funcs or cost_funcs or eval_reward_funcs)
         set_seed(args.seed)
         trusted: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
         with load_unsharded(args):  # roles are copies of each other
@@ -116,15 +129,24 @@ class PPOTrainer(Resumable, Trainer):
         cast_like_trained(self, self.reference)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
-        functions = self._load(reward_funcs, shared, reward_processing_classes)
+        functions = (
+            self._load(reward_funcs, shared, reward_processing_classes) if reward_funcs else []
+        )
         costs, held_out = (
             self._load(some, shared, key=key) if some else []
             for key, some in (("cost_funcs", cost_funcs), ("eval_reward_funcs", eval_reward_funcs))
         )
         check_best_metric(args.metric_for_best_model, distinct_names(held_out))
         self.clock, self.health = Clock(), Health()
-        check_prompts(actor_critic.policy, tokenizer, prompts := self._prompts(train_dataset))
-        self.collector = Collector(self, functions, prompts, costs, held_out)
+        prompts = self._prompts(train_dataset)
+        if not self.has_environment:
+            check_prompts(actor_critic.policy, tokenizer, prompts)
+        worlds = as_worlds(environment) if environment is not None else None
+        self.tool_schemas = [tool_schema(tool) for tool in tools]
+        if tools:
+            parse, by_name = template_parser(tokenizer), {tool.__name__: tool for tool in tools}
+            worlds = Worlds(lambda: ToolWorld(by_name, parse))
+        self.collector = Collector(self, functions, prompts, costs, held_out, worlds)
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
         self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
@@ -294,10 +316,17 @@ class PPOTrainer(Resumable, Trainer):
         )
         return metrics
 
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        """Further arguments of the chat template."""
+        kwargs = self.args.chat_template_kwargs
+        return json.loads(kwargs) if isinstance(kwargs, str) else kwargs
+
     def _prompts(self, data: Dataset) -> Prompts:
-        args, kwargs = self.args, self.args.chat_template_kwargs
-        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-        prompts = tokenize_prompts(data, self.processing_class, args.max_prompt_length, kwargs)
+        if self.has_environment:  # what stands in a row is no prompt until a world has begun
+            return Prompts(data, [[] for _ in range(len(data))])
+        args, own = self.args, (self.processing_class, self.args.max_prompt_length)
+        prompts = tokenize_prompts(data, *own, self.template_kwargs)
         check_context(prompts, self.actor_critic.config, args.max_completion_length)
         return prompts
 

@@ -118,7 +118,7 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
         rows["max_completion_length"] = training.max_completion_length
     texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in rows.items()}
     flags = shlex.join(word for key, one in texts.items() for word in (f"--{key}", one))
-    judge = getattr(script, "judge", None) or getattr(script, "reward_funcs", [REWARD])
+    judge = getattr(script, "judge", None) or getattr(script, "reward_funcs", None) or [REWARD]
     names = {
         "start": getattr(config.model or script, "model_name_or_path", None)
         or next(iter(getattr(script, "names", ())), "MODEL"),

@@ -160,6 +160,22 @@ PPO = (
         "pays for every point with more drift than it is worth.",
     ),
     Curve(
+        "turns",
+        "Turns",
+        "turns per episode",
+        (("environment/turns", "turns"),),
+        "How long episodes in the environment are: shorter where the way to the end is found, "
+        "longer where it pays to stay.",
+    ),
+    Curve(
+        "cut-off",
+        "Episodes that a limit cut off",
+        "share of episodes",
+        (("environment/cut_fraction", "cut off"),),
+        "Episodes that did not end by themselves: should fall where there is an end to be reached, "
+        "and rise towards 1 where staying is the task.",
+    ),
+    Curve(
         "kl",
         "Distance from the reference",
         "KL, nats per completion",

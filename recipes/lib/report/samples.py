@@ -133,6 +133,11 @@ def _rollout(row: Row, colours: Sequence[tokens.Ramp]) -> list[Cell]:
     ]
     episode = row.get("episode")
     place = f"episode {plain(episode, 0)}" if is_number(episode) else ""
+    if turns := row.get("turns"):
+        paid = [turn["reward"] for turn in turns]
+        to_come = [sum(paid[place:]) for place in range(len(paid))]
+        for name, numbers in (("reward by turn", paid), ("return by turn", to_come)):
+            facts.append(f"{name} {', '.join(plain(number) for number in numbers)}")
     said = text_cell(row.get("completion"), " \u00b7 ".join(facts))
     if tokens.has_tokens(row):
         said = replace(said, pieces=tokens.text_pieces(row, colours))

@@ -65,13 +65,14 @@ class Piece:
     """A stretch of text that is drawn as one: a token, or several that share a character.
 
     `strengths` are -1 to 1, one for each of SHADES; `left_out` counts tokens that are not shown
-    in front of this one.
+    in front of this one; `is_heard` of what an environment said.
     """
 
     text: str
     numbers: list[Numbers]
     strengths: list[str]
     left_out: int = 0
+    is_heard: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def scales(rows: Sequence[Row]) -> list[Ramp]:
 def text_pieces(row: Row, with_scales: Sequence[Ramp]) -> list[Piece]:
     """The text of a sample in pieces, cut in the middle where it is long."""
     columns = [row[f"token_{shade.key}"] for shade in SHADES]
+    spans = [range(turn["start"], turn["end"]) for turn in row.get("turns", ())]
     made, left_out = [], 0
     # Of a long text; of a short one it is empty.
     middle = range(MAX_TOKENS - NUM_LAST_TOKENS, len(row["tokens"]) - NUM_LAST_TOKENS)
@@ -125,7 +127,8 @@ def text_pieces(row: Row, with_scales: Sequence[Ramp]) -> list[Piece]:
             max((scale.strength(column[i]) for i in places), key=abs)
             for column, scale in zip(columns, with_scales, strict=True)
         ]
-        made.append(Piece(text, numbers, [f"{s:.2f}" for s in strongest], left_out))
+        is_heard = bool(spans) and not any(places[-1] in span for span in spans)
+        made.append(Piece(text, numbers, [f"{s:.2f}" for s in strongest], left_out, is_heard))
         left_out = 0
     return made
 

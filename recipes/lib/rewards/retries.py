@@ -30,12 +30,15 @@ STARTUP = 60.0  # seconds for the process to import what the function needs
 TRANSIENT_NAMES = ("Connect", "Timeout", "RateLimit", "ServiceUnavailable", "InternalServer")
 
 
-def with_retries(function: Callable[..., Any], retries: int) -> Callable[..., Any]:
+def with_retries(
+    function: Callable[..., Any], retries: int, what: str = "reward function"
+) -> Callable[..., Any]:
     """A reward function that is asked again where its failure may pass.
 
     Args:
         function: The function, async or not.
         retries: How often.
+        what: What a message calls it.
 
     Returns:
         The same function with that patience.
@@ -50,7 +53,7 @@ def with_retries(function: Callable[..., Any], retries: int) -> Callable[..., An
             raise error
         if attempt == retries:
             raise UserError(
-                f"reward function {name} failed {attempt + 1} times, at last with "
+                f"{what} {name} failed {attempt + 1} times, at last with "
                 f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}; mend it, or "
                 "raise reward_retries or reward_timeout."
             ) from error
@@ -93,10 +96,11 @@ class RewardProcess:
         reference: Where the function is, as for `load_function`.
         name: Its name in messages and metrics.
         timeout: Seconds that it may take for a batch.
+        maker: What makes the function of what is at the reference; default: that is the function.
     """
 
-    def __init__(self, reference: str, name: str, timeout: float) -> None:
-        self.reference = reference
+    def __init__(self, reference: str, name: str, timeout: float, maker: str = "") -> None:
+        self.reference, self.maker = reference, maker
         self.__name__ = name
         self.timeout = timeout
         self.process: subprocess.Popen[bytes] | None = None
@@ -136,7 +140,7 @@ class RewardProcess:
         paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
             # -P: nothing of the folder that the user stands in comes before the package.
-            [sys.executable, "-P", "-m", MODULE, self.reference, *map(str, numbers)],
+            [sys.executable, "-P", "-m", MODULE, self.reference, self.maker, *map(str, numbers)],
             pass_fds=numbers,
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
@@ -181,17 +185,19 @@ class RewardProcess:
         self.stop()
 
 
-def serve(reference: str, connection: Connection, watched: int) -> None:
+def serve(reference: str, maker: str, connection: Connection, watched: int) -> None:
     """Answer until the process that asks is gone.
 
     Args:
         reference: Where the function is.
+        maker: What makes it of what is there; empty where it is the function.
         connection: To the process that asks.
         watched: Number of a file that ends when that process does.
     """
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
     try:
         function = load_function(reference)
+        function = load_function(maker)(function) if maker else function
     except UserError as error:
         connection.send(("error", str(error)))
         return
@@ -222,4 +228,4 @@ def _end_with(watched: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], Connection(int(sys.argv[2])), int(sys.argv[3]))
+    serve(sys.argv[1], sys.argv[2], Connection(int(sys.argv[3])), int(sys.argv[4]))

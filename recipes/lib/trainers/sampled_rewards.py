@@ -69,6 +69,7 @@ class SampledRewards:
         self.tokenizer = tokenizer
         self.template_kwargs = template_kwargs
         self.is_kept = is_kept
+        self.are_conversations = False  # with tools, whose messages TRL hands on
         self.completion_ids: Sequence[list[int]] = []
         self.prompt_ids: list[list[int]] = []
         self.ends: Sequence[int] = ()
@@ -97,7 +98,8 @@ class SampledRewards:
     def _given(self, given: dict[str, Any]) -> dict[str, Any]:
         if is_new := given["completion_ids"] is not self.completion_ids:
             self._begin(given["prompts"], given["completion_ids"])
-        given["completions"] = as_answers(given["prompts"], self.texts)
+        if not self.are_conversations:
+            given["completions"] = as_answers(given["prompts"], self.texts)
         if is_new and self.evaluated is not None:
             self.evaluated.append(given)
         given, self.places = without_places(given)

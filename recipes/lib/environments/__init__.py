@@ -1,0 +1,1 @@
+"""Environments: worlds that answer what a policy writes."""

@@ -1,0 +1,233 @@
+"""PPO over several turns with an environment, on tiny models and a game whose optimum is known."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from recipes.lib.errors import UserError
+from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.ppo.trainer import PPOTrainer
+from tests.helpers import tiny
+
+
+class OneTurn:
+    """Asks the row's prompt and pays for the letters a and b."""
+
+    def reset(self, ask: str, seed: int) -> str:
+        return ask
+
+    def step(self, text: str) -> tuple[str, float, bool, bool]:
+        return "", paid(text), True, False
+
+
+def paid(text: str) -> float:
+    return float(sum(word in ("a", "b") for word in text.split()))
+
+
+def paying(completions: list[str], **_: Any) -> list[float]:
+    return [paid(text) for text in completions]
+
+
+class Walk:
+    """A walk of up to five turns over numbers, by what was said, with noise of its own seed."""
+
+    def reset(self, seed: int, **row: Any) -> str:
+        self.random, self.turns, self.place = random.Random(seed), 0, 0
+        return "a" if self.random.random() < 0.5 else "b c"
+
+    def step(self, text: str) -> tuple[str, float, bool, bool]:
+        self.turns += 1
+        self.place += len(text.split()) % 3 - 1
+        heard = " ".join("defgh"[self.random.randrange(5)] for _ in range(1 + self.turns % 3))
+        over = self.place in (-2, 2)
+        return heard, self.place / 2, over, self.turns == 5 and not over
+
+
+def make(folder: Path, environment: Any, rows: Any = None, **more: Any) -> PPOTrainer:
+    model = more.pop("model", None) or tiny.llama(max_position_embeddings=256)
+    own = {
+        name: more.pop(name) for name in ("eval_dataset", "callbacks", "cost_funcs") if name in more
+    }
+    reward = more.pop("reward_funcs", [])
+    return PPOTrainer(
+        model,
+        reward,
+        PPOConfig(output_dir=str(folder), **(tiny.SETTINGS | more)),
+        Dataset.from_list(rows or [{"ask": text} for text in tiny.PROMPTS]),
+        processing_class=more.pop("tokenizer", None) or tiny.tokenizer(),
+        environment=environment,
+        **own,
+    )
+
+
+def logged(trainer: PPOTrainer) -> list[dict[str, Any]]:
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("context", ["all", "last"])
+def test_one_turn_is_ppo_without_an_environment_to_the_bit(tmp_path: Path, context: str) -> None:
+    settings = {"missing_eos_penalty": 0.25, "normalize_rewards": True, "reward_clip": 1.5}
+    plain = tiny.trainer(
+        tmp_path / "plain", tiny.llama(max_position_embeddings=256), reward=paying, **settings
+    )
+    rows = [{"ask": text} for text in tiny.PROMPTS]
+    played = make(tmp_path / "played", OneTurn, rows, context=context, **settings)
+    plain.train()
+    played.train()
+    assert tiny.same(tiny.state(plain.actor_critic), tiny.state(played.actor_critic))
+    for one, other in zip(logged(plain), logged(played), strict=True):
+        assert {name: other[name] for name in one} == one
+
+
+@pytest.mark.parametrize("context", ["all", "last"])
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, context: str, step: int) -> None:
+    class StopAt(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                control.should_save = control.should_training_stop = True
+
+    settings = {"context": context, "num_environments": 2, "total_episodes": 32}
+    whole = make(tmp_path / "whole", Walk, **settings)
+    whole.train()
+    first = make(tmp_path / "first", Walk, callbacks=[StopAt()], save_strategy="steps", **settings)
+    first.train()
+    second = make(tmp_path / "second", Walk, **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / f"first/checkpoint-{step}"))
+    assert tiny.same(tiny.state(whole.actor_critic), tiny.state(second.actor_critic))
+    assert logged(whole)[-1] == logged(second)[-1]
+
+
+@pytest.mark.parametrize("context", ["all", "last"])
+@pytest.mark.parametrize("sampler", ["graph", "transformers"])
+def test_a_rollout_depends_on_no_batch(tmp_path: Path, context: str, sampler: str) -> None:
+    def rollout(size: int, slots: int) -> Any:
+        trainer = make(
+            tmp_path / f"{size}", Walk, context=context, sampler=sampler,
+            sampling_batch_size=size, scoring_batch_size=size, num_environments=slots,
+        )  # fmt: skip
+        return trainer.collector.rollout(0)
+
+    one, other = rollout(1, 8), rollout(8, 8)
+    for name in ("prompt_ids", "completion_ids", "completion_mask", "action_mask"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    for name in ("old_logps", "old_values", "advantages", "returns"):
+        assert torch.allclose(getattr(one, name), getattr(other, name), atol=1e-4), name
+    if context == "all":
+        assert not torch.equal(one.action_mask, one.completion_mask)
+
+
+def test_evaluation_plays_whole_episodes(tmp_path: Path) -> None:
+    rows = Dataset.from_list([{"ask": text} for text in ("a", "b c")])
+    found = {}
+    for context in ("all", "last"):
+        trainer = make(tmp_path / context, Walk, context=context, eval_dataset=rows)
+        found[context] = trainer.evaluate()
+        assert trainer.evaluate() == found[context]
+        seed = trainer.args.seed ^ (1 << 62)
+        played = trainer.collector.player.whole(trainer.collector.prompts, [0, 1], [0, 1], seed)
+        totals = [row.outcome[0] for rows in played for row in rows if row.outcome]
+        assert found[context]["eval_scores"] == pytest.approx(sum(totals) / 2)
+
+
+def test_reward_functions_get_the_conversation(tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def half(prompts: list[Any], completions: list[Any], **row: list[str]) -> list[float]:
+        assert set(row["ask"]) <= set(tiny.PROMPTS)
+        asked.extend(zip(prompts, completions, strict=True))
+        return [0.5] * len(prompts)
+
+    trainer = make(tmp_path, Walk, reward_funcs=half, log_completions=True, total_episodes=8)
+    trainer.train()
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert rows
+    for row, (prompt, completion) in zip(rows, asked, strict=False):
+        turns = row["turns"]
+        assert row["score"] == pytest.approx(sum(turn["reward"] for turn in turns))
+        said = "".join(turn["text"] + turn["answer"] for turn in turns[:-1]) + turns[-1]["text"]
+        assert completion == said
+        assert prompt in ("a", "b c")
+        texts = ["".join(row["tokens"][turn["start"] : turn["end"]]) for turn in turns]
+        heard = [text.replace("<eos>", " ").replace("<pad>", " ").split() for text in texts]
+        assert heard == [turn["text"].split() for turn in turns]
+    walked = make(tmp_path / "alone", Walk, total_episodes=8)
+    one, other = trainer.collector.rollout(0), walked.collector.rollout(0)
+    assert torch.equal(one.completion_ids, other.completion_ids)
+    with_function = trainer.collector.metrics["objective/scores"]
+    assert with_function == pytest.approx(walked.collector.metrics["objective/scores"] + 0.5)
+
+
+class Failing(Walk):
+    turns_left = 40
+
+    def step(self, text: str) -> tuple[str, float, bool, bool]:
+        type(self).turns_left -= 1
+        if type(self).turns_left < 0:
+            raise ValueError("the lamp went out")
+        return super().step(text)
+
+
+def test_a_world_that_fails_stops_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    Failing.turns_left = 60
+    trainer = make(tmp_path, Failing, total_episodes=64)
+    trainer.listens = True  # as the recipe has it
+    with pytest.raises(UserError) as told:
+        trainer.train()
+    assert "environment Failing raised ValueError twice: the lamp went out" in str(told.value)
+    assert "--resume goes on" in str(told.value)
+    (folder,) = tmp_path.glob("checkpoint-*")
+    Failing.turns_left = 10**9
+    again = make(tmp_path, Failing, total_episodes=64)
+    whole = make(tmp_path / "whole", Walk, total_episodes=64)
+    again.train(resume_from_checkpoint=str(folder))
+    whole.train()
+    assert tiny.same(tiny.state(whole.actor_critic), tiny.state(again.actor_critic))
+
+
+class Chatty(Walk):
+    def step(self, text: str) -> tuple[str, float, bool, bool]:
+        heard, reward, over, cut = super().step(text)
+        return " ".join([heard] * 5), reward, over, cut
+
+
+def test_a_conversation_ends_at_its_limit_of_tokens(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Chatty, max_episode_length=30)
+    rollout = trainer.collector.rollout(0)
+    lengths = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
+    assert lengths.max() <= 30
+    assert trainer.collector.metrics["environment/cut_fraction"] > 0
+    for episode in trainer.collector.player.whole(trainer.collector.prompts, [0], [3], 5)[0]:
+        assert len(episode.following_ids) <= 29
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"sampler": "vllm"}, "sampler=vllm does not go on after an environment's answer"),
+        ({"context": "last", "reward_funcs": paying}, "context=last: reward functions are asked"),
+        ({"max_episode_length": 999}, "max_episode_length=999 is more than the model's context"),
+        ({"max_episode_length": 7}, "max_episode_length=7 has no room for a prompt and"),
+        ({"num_environments": 3}, "rollout_batch_size=8 is no multiple of num_environments=3"),
+        ({"max_turns": 0}, "max_turns=0 must be 1 or more"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        make(tmp_path, Walk, **settings)
+    assert str(told.value).startswith(words)
+
+
+def test_an_observation_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    trainer = make(tmp_path, OneTurn, max_prompt_length=3)
+    with pytest.raises(UserError, match="max_prompt_length=3: an observation of the environment"):
+        trainer.collector.rollout(0)
