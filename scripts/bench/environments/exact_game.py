@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.trainer import PPOTrainer  # noqa: E402
 
-EOS, NUM_SYMBOLS, NUM_ANSWERS, BETA, EPISODES = 1, 4, 3, 0.1, 10_240
+EOS, NUM_SYMBOLS, NUM_ANSWERS, BETA, EPISODES = 1, 4, 3, 0.2, 10_240
 NAMES = ["<pad>", "<eos>", "go"]
 NAMES += [f"s{i}" for i in range(NUM_SYMBOLS)] + [f"o{i}" for i in range(NUM_ANSWERS)]
 IDS = {name: number for number, name in enumerate(NAMES)}
