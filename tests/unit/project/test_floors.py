@@ -21,7 +21,7 @@ FLOORS = [
     {"distributed"},
     {"data"},
     {"generation", "rewards", "runs"},
-    {"feedback", "trainers"},
+    {"environments", "feedback", "trainers"},
     {"annotation", "evaluation"},
     {"ppo", "report"},
     {"plan", "publishing"},
