@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from recipes.lib.generation.numerics import check_sampled
 
 
-def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int, turn: int = 0) -> Tensor:
+def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int) -> Tensor:
     """Uniform numbers in [0, 1) of each episode and position.
 
     Args:
@@ -35,9 +35,7 @@ def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int, turn: 
         Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox, NumPy's own).
     """
     rows = [
-        np.random.Generator(
-            np.random.Philox(key=[seed % 2**64, episode], counter=[0, turn, 0, 0])
-        ).random(num_tokens)
+        np.random.Generator(np.random.Philox(key=[seed % 2**64, episode])).random(num_tokens)
         for episode in episodes
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, num_tokens).double()

@@ -68,9 +68,6 @@ class Sampler:
                 said[i] = ids_C[:length]
         return said
 
-    def begin(self, prompts):  # TEMPORARY
-        return Reread(self, prompts)
-
     def _sample(self, prompts: list[list[int]], noise_BC: Tensor | None) -> tuple[Tensor, Tensor]:
         ids_BP, mask_BP = pad_left(prompts, self.decoding.pad_token_id, self.args.device)
         if not self.is_own:
@@ -192,17 +189,3 @@ def cut_after_stop(ids: list[int], decoding: Decoding) -> list[int]:
     """A completion up to and including its first stop token."""
     mask = mask_through_stop(torch.tensor([ids]), *decoding.stops)
     return ids[: int(mask.sum())]
-
-
-class Reread:  # TEMPORARY
-    def __init__(self, sampler, prompts):
-        self.sampler, self.views = sampler, [list(p) for p in prompts]
-
-    def say(self, noise):
-        said = self.sampler.completions(self.views, noise)
-        for view, ids in zip(self.views, said):
-            view += ids
-        return said
-
-    def hear(self, rows, ids):
-        self.views = [self.views[r] + i for r, i in zip(rows, ids)]
