@@ -6,11 +6,31 @@ are taken once; a step sees the first rows and slots of them, and writes where a
 Shapes: B rows, S slots (a prompt's and its completion's tokens), H heads, D units of a head.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, get_layer_types_and_kwargs
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What of a cache a further reading goes on from.
+
+    Args:
+        holder: Whose cache it has to be.
+        rows: Row in the cache of each new row, (B,).
+        slots: Slot in the cache of each of its first tokens, (B, K).
+    """
+
+    holder: object
+    rows: Tensor
+    slots: Tensor
+
+    def of(self, states: Tensor) -> Tensor:
+        """Its part of keys or values, as (B, H, K, D)."""
+        return states.transpose(1, 2)[self.rows.unsqueeze(1), self.slots].transpose(1, 2)
 
 
 class CacheWindow:
@@ -56,7 +76,7 @@ class WindowedLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write keys and values (B, H, tokens, D); of one token behind those that are there.
+        """Write keys and values (B, H, tokens, D) behind those that are there.
 
         Returns:
             Those of all tokens that are seen.
@@ -69,8 +89,11 @@ class WindowedLayer(CacheLayerMixin):
         if window.filled == 0:
             keys[:, :, :width], values[:, :, :width] = key_states, value_states
             return key_states, value_states
-        keys.index_copy_(2, window.slot, key_states)
-        values.index_copy_(2, window.slot, value_states)
+        slots = window.slot
+        if width > 1:
+            slots = slots + torch.arange(width, device=slots.device)
+        keys.index_copy_(2, slots, key_states)
+        values.index_copy_(2, slots, value_states)
         return keys[:, :, : window.seen], values[:, :, : window.seen]
 
     def _fits(self, key_states: Tensor, value_states: Tensor) -> bool:
@@ -98,6 +121,12 @@ class WindowedLayer(CacheLayerMixin):
         for of_rows in (self.keys, self.values):
             kept = of_rows[: self.window.rows, :, :num_slots].index_select(0, rows)
             of_rows[: len(rows), :, :num_slots] = kept
+
+    def carry(self, carried: Carried) -> None:
+        """Move to the front what a further reading goes on from."""
+        for of_rows in (self.keys, self.values):
+            kept = carried.of(of_rows)
+            of_rows[: kept.shape[0], :, : kept.shape[2]] = kept
 
 
 def windowed_cache(config: Any, window: CacheWindow) -> Cache:

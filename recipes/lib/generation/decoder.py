@@ -22,7 +22,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from recipes.lib.errors import UserError
-from recipes.lib.generation.cache import CacheWindow, windowed_cache
+from recipes.lib.generation.cache import CacheWindow, Carried, windowed_cache
 from recipes.lib.generation.cuda_graphs import Graphs
 from recipes.lib.generation.numerics import check_sampled
 from recipes.lib.generation.sampling import Decoding, invert_cdf, mask_through_stop
@@ -114,6 +114,7 @@ class Decoder:
         self.stops = torch.tensor(decoding.stops, device=model.device)
         self.step = torch.zeros(1, dtype=torch.long, device=model.device)
         self.graphs = Graphs(model)
+        self.holder: object = None  # for whom the cache is kept between turns
         self._take(num_rows, num_slots)
 
     def _take(self, num_rows: int, num_slots: int) -> None:
@@ -128,7 +129,11 @@ class Decoder:
 
     @torch.no_grad()
     def sample(
-        self, prompt_ids_BP: Tensor, prompt_mask_BP: Tensor, uniforms_BC: Tensor | None
+        self,
+        prompt_ids_BP: Tensor,
+        prompt_mask_BP: Tensor,
+        uniforms_BC: Tensor | None,
+        carried: Carried | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sample one completion for each prompt.
 
@@ -136,6 +141,8 @@ class Decoder:
             prompt_ids_BP: Prompts, padded left.
             prompt_mask_BP: 1 where a prompt token is.
             uniforms_BC: The episodes' noise; None takes the most probable token.
+            carried: Of one turn of several, whose rows all stay in the cache: what to go on from.
+                All is read where others have sampled since, or the slots do not suffice.
 
         Returns:
             Completion ids of shape (B, C) and their mask, 1 up to and including the stop token.
@@ -146,10 +153,10 @@ class Decoder:
         was_training = self.model.training
         self.model.eval()
         try:
-            self._begin(prompt_ids_BP, prompt_mask_BP, uniforms_BC)
+            self._begin(prompt_ids_BP, prompt_mask_BP, uniforms_BC, carried)
             for step in range(1, self.decoding.max_new_tokens):
                 is_time = not self.is_captured or step % STEPS_PER_CHECK == 0
-                if is_time and not self._drop_finished():
+                if is_time and not self._drop_finished(carried is None):
                     break
                 self._advance(uniforms_BC is not None)
         finally:
@@ -158,16 +165,40 @@ class Decoder:
         if self.faulty.any():  # and so are keys and values, which a mask does not hide
             self._take(self.window.num_rows, self.window.num_slots)
         check_sampled(self.faulty)
+        self.holder = None if carried is None else carried.holder
         ids_BC = self.completions[:, : int(self.step)]
         mask_BC = mask_through_stop(ids_BC, *self.decoding.stops)
         return torch.where(mask_BC.bool(), ids_BC, self.decoding.pad_token_id), mask_BC
 
-    def _begin(self, ids_BP: Tensor, mask_BP: Tensor, uniforms_BC: Tensor | None) -> None:
-        """Read the prompts and choose the first tokens."""
+    def sample_turn(
+        self, ids_BT: Tensor, mask_BT: Tensor, uniforms_BC: Tensor | None, carried: Carried
+    ) -> tuple[Tensor, Tensor, int]:
+        """As `sample`, and how many slots are filled then; rows are filled up to a known size."""
+        rows = size = len(ids_BT)
+        if self.is_static:  # few sizes, because each is captured
+            size = self._rows_to_keep(rows, max(rows, self.window.num_rows))
+        up = [min(row, rows - 1) for row in range(size)]
+        noise_BC = uniforms_BC[up] if uniforms_BC is not None else None
+        carried = Carried(carried.holder, carried.rows[up], carried.slots[up])
+        ids_BC, mask_BC = self.sample(ids_BT[up], mask_BT[up], noise_BC, carried)
+        return ids_BC[:rows], mask_BC[:rows], self.window.filled
+
+    def _begin(
+        self, ids_BP: Tensor, mask_BP: Tensor, uniforms_BC: Tensor | None, carried: Carried | None
+    ) -> None:
+        """Read the prompts, but for what is carried on, and choose the first tokens."""
         rows, width = ids_BP.shape
-        slots = width + self.decoding.max_new_tokens
+        slots, known = width + self.decoding.max_new_tokens, 0
+        if carried is not None and carried.holder is not self.holder:
+            carried = None
+        self.holder = None  # until all is sampled: an error leaves a cache of no use
         if rows > self.window.num_rows or slots > self.window.num_slots:
-            self._take(max(rows, self.window.num_rows), max(slots, self.window.num_slots))
+            wanted = slots if carried is None else 2 * slots  # the next turn needs more
+            self._take(max(rows, self.window.num_rows), max(wanted, self.window.num_slots))
+        elif carried is not None:
+            known = carried.slots.shape[1]
+            for layer in self.cache.layers:
+                layer.carry(carried)
         if self.is_static:
             self.graphs.forget_if_moved()
         state = self.state
@@ -182,16 +213,17 @@ class Decoder:
         self.completions = torch.zeros_like(state.tokens[:rows])
         self.faulty = torch.zeros_like(state.is_faulty[:rows])
         self.step.zero_()
-        self.window.slot.fill_(width - 1)
-        self.window.show(rows, width, 0)
+        self.window.slot.fill_(known)
+        self.window.show(rows, width, known)
         logits_BV = self.model(
-            input_ids=ids_BP,
+            input_ids=ids_BP[:, known:],
             attention_mask=mask_BP,
-            **self._positions(position_ids(mask_BP)),
+            **self._positions(position_ids(mask_BP)[:, known:]),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        self.window.slot.fill_(width - 1)
         self._choose(logits_BV, uniforms_BC is not None)
         self.window.filled = width
         if self.window.takes != self.takes:
@@ -244,14 +276,14 @@ class Decoder:
             self._step(is_sampled)
         window.filled += 1
 
-    def _drop_finished(self) -> bool:
-        """Leave out rows that have ended; whether any goes on."""
+    def _drop_finished(self, may_drop: bool) -> bool:
+        """Leave out rows that have ended, where they may be; whether any goes on."""
         rows = self.window.rows
         has_ended = self.state.has_ended[:rows].tolist()
         going_on = [row for row in range(rows) if not has_ended[row]]
         if not going_on:
             return False
-        kept = self._rows_to_keep(len(going_on), rows)
+        kept = self._rows_to_keep(len(going_on), rows) if may_drop else rows
         if kept < rows:
             ended = [row for row in range(rows) if has_ended[row]]
             self._keep(going_on + ended[: kept - len(going_on)])

@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import Cache
 
 from recipes.lib.generation.numerics import check_sampled
 
 
-def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int) -> Tensor:
+def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int, turn: int = 0) -> Tensor:
     """Uniform numbers in [0, 1) of each episode and position.
 
     Args:
         seed: Seed of the run.
         episodes: Number of each episode in the run.
         num_tokens: Positions.
+        turn: Turn of the episodes, each of which has noise of its own.
 
     Returns:
         float64 of shape (B, C).
@@ -35,7 +37,9 @@ def episode_uniforms(seed: int, episodes: Sequence[int], num_tokens: int) -> Ten
         Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3" (Philox, NumPy's own).
     """
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed % 2**64, episode])).random(num_tokens)
+        np.random.Generator(
+            np.random.Philox(key=[seed % 2**64, episode], counter=[0, turn, 0, 0])
+        ).random(num_tokens)
         for episode in episodes
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, num_tokens).double()
@@ -168,6 +172,8 @@ def generate(
     uniforms_BC: Tensor | None,
     decoding: Decoding,
     streamer: Any = None,
+    *,
+    cache: Cache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample one completion for each prompt with transformers' generate.
 
@@ -178,6 +184,7 @@ def generate(
         uniforms_BC: The episodes' noise; None takes the most probable token.
         decoding: Length, temperature and the tokens at the end.
         streamer: A transformers streamer, which is given the tokens as they come.
+        cache: Keys and values of the first columns; those of the others are added to it.
 
     Returns:
         Completion ids of shape (B, C) and their mask, 1 up to and including the stop token.
@@ -189,8 +196,8 @@ def generate(
     processors = LogitsProcessorList([logits])
     if uniforms_BC is not None:
         uniforms_BC = uniforms_BC.to(prompt_ids_BP.device)
-        width = prompt_ids_BP.shape[1]
-        processors.append(EpisodeNoise(uniforms_BC, width, decoding.temperature))
+        processors.append(EpisodeNoise(uniforms_BC, prompt_ids_BP.shape[1], decoding.temperature))
+    past = {} if cache is None else {"past_key_values": cache}  # a word that some do not take
     was_training = model.training
     model.eval()
     with own_generation_config(model, decoding.generation_config()) as config:
@@ -200,6 +207,7 @@ def generate(
             generation_config=config,
             logits_processor=processors,
             streamer=streamer,
+            **past,
             synced_gpus=False,  # shards are gathered before: recipes.lib.distributed.shards
         )
     model.train(was_training)

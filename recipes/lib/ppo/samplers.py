@@ -19,6 +19,7 @@ from torch import Tensor
 from recipes.lib.errors import UserError
 from recipes.lib.generation.decoder import Decoder, is_faster
 from recipes.lib.generation.sampling import Decoding, generate, mask_through_stop, pad_left
+from recipes.lib.generation.turns import CachedGenerate, Turns
 from recipes.lib.models.forward import base_model, length_batches
 
 
@@ -67,6 +68,21 @@ class Sampler:
             for i, ids_C, length in zip(batch, ids_BC.tolist(), lengths, strict=True):
                 said[i] = ids_C[:length]
         return said
+
+    def begin(self, prompts: Sequence[list[int]]) -> Turns:
+        """Begin episodes of several turns, all of which are sampled together.
+
+        Args:
+            prompts: Token ids of each prompt, at most `sampling_batch_size` of them.
+
+        Returns:
+            The episodes, of which nothing is read yet. Their noise is given turn by turn.
+        """
+        way: Decoder | CachedGenerate = CachedGenerate(self.model, self.decoding)
+        if self.is_own:  # with slots for the last turn too, where it is known how long that is
+            most_before = self.most_tokens - self.decoding.max_new_tokens
+            way = self._decoder(len(prompts), max(most_before, *map(len, prompts)))
+        return Turns(way, prompts, self.decoding, self.args.device, self.accelerator.autocast)
 
     def _sample(self, prompts: list[list[int]], noise_BC: Tensor | None) -> tuple[Tensor, Tensor]:
         ids_BP, mask_BP = pad_left(prompts, self.decoding.pad_token_id, self.args.device)

@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 from recipes.lib.errors import UserError
 from recipes.lib.generation.cuda_graphs import Graphs
 from recipes.lib.generation.decoder import Decoder
-from recipes.lib.generation.sampling import episode_uniforms, generate
-from tests.unit.generation.test_decoder import NUM_PROMPTS, decoding, make, prompts
+from recipes.lib.generation.sampling import Decoding, episode_uniforms, generate, pad_left
+from recipes.lib.generation.turns import Turns
+from tests.unit.generation.test_decoder import NUM_PROMPTS, PAD, STOP, decoding, make, prompts
 
 LOOKS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "aten.equal")
 
@@ -111,6 +112,27 @@ def test_replayed_steps_see_an_adapter_that_learns(recorded: None) -> None:
     assert graphs.items() <= decoder.graphs.captured.items()  # the very same graphs
     with adapted.disable_adapter():
         expect_generate(model, decoder, 0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_turns_go_on_by_replayed_steps(name: str, recorded: None) -> None:
+    model, several = make(name), Decoding(10, 1.0, STOP, PAD, (4, 9))
+    decoder = Decoder(model, several, 5, 70, is_static=True)
+    decoder.is_captured = True
+    turns = Turns(decoder, [[5, 6, 7], [8], [9, 3], [2, 2, 2, 2], [7]], several, "cpu")
+    graphs: dict[Any, Any] = {}
+    for turn, in_hand in enumerate([5, 3, 3, 1]):
+        full = [list(tokens) for tokens in turns.tokens]
+        noise = episode_uniforms(3, range(in_hand), 10, turn)
+        ids, mask = generate(model, *pad_left(full, PAD, "cpu"), noise, several)
+        lengths = mask.sum(1).tolist()
+        assert turns.say(noise) == [row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)]
+        assert graphs.items() <= decoder.graphs.captured.items()  # none was made anew
+        graphs = dict(decoder.graphs.captured)
+        rows = range(in_hand)[: 3 if turn < 2 else 1]
+        turns.hear(rows, [[3] * (1 + row + turn) for row in rows])
+    assert {key[0] for key in graphs} == {5, 4, 1}
+    assert decoder.window.num_slots == 70
 
 
 def test_what_looks_at_what_it_reads_is_refused_with_the_way_out(recorded: None) -> None:
