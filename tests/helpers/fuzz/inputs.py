@@ -225,7 +225,8 @@ def shipped() -> list[tuple[str, list[str]]]:
     for path in sorted(path for folder in folders for path in folder.rglob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         command = text.partition("recipes.")[2].partition(" ")[0]  # in the second line
-        names = {"quickstart": command, "old_configs": path.stem.rpartition("_")[2]}
+        names = {"quickstart": command, "environments": command}
+        names |= {"old_configs": path.stem.rpartition("_")[2]}
         recipe = names.get(path.parent.name, path.parent.name)
         recipe = "sft" if recipe == "mixture" else recipe
         if recipe != "accelerate":

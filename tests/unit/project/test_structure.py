@@ -31,6 +31,8 @@ SHORT_MODULES = {
     "recipes/lib/publishing/verify.py": "after the push, which ends with the commit",
     "recipes/lib/report/origin.py": "lines of a table from lineage.json; page.py is long enough",
     "recipes/lib/report/times.py": "where the time went, from the log to a table",
+    "recipes/lib/tasks/environments/cartpole.py": "a world, found by its name",
+    "recipes/lib/tasks/environments/guessing.py": "a world, found by its name",
     "recipes/lib/tasks/tales/pages.py": "text of the made-up world, by kind of text",
     "recipes/lib/tasks/tales/rows.py": "text of the made-up world, by kind of text",
 }
@@ -164,9 +166,9 @@ def test_pinned_versions_are_plain_and_inside_the_bounds() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     # The tests' environment has those extras.
-    of_itself = f"{project['name']}[deepspeed,eval,feedback,gguf,serve]"
+    of_itself = f"{project['name']}[deepspeed,env,eval,feedback,gguf,serve]"
     lines = [*project["dependencies"], *extras["dev"]]
-    for extra in ("deepspeed", "eval", "feedback", "gguf", "serve"):
+    for extra in ("deepspeed", "env", "eval", "feedback", "gguf", "serve"):
         lines += extras[extra]
     assert of_itself in lines
     for line in filter(lambda line: line != of_itself, lines):
