@@ -89,16 +89,9 @@ class PPOArguments(
 
     def callable_tools(self) -> list[Any]:
         """The tools as PPOTrainer takes them."""
-        if not self.tools:
-            return []
-        if self.environment is not None:
-            raise UserError(
-                f"environment={self.environment} and tools={self.tools} exclude each other; let "
-                "the environment read the calls, or leave it out."
-            )
         from recipes.lib.environments.tools import load_tools
 
-        return list(load_tools(self.tools).values())
+        return load_tools(self.tools)
 
     def costs(self) -> list[Any]:
         """The costs as PPOTrainer takes them; the least of an ensemble is no careful cost."""

@@ -5,6 +5,7 @@ What was said before is never rendered again: the tokens of a turn are those tha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recipes.lib.data.prompts import Prompt, prompt_token_ids
@@ -32,7 +33,7 @@ class Rendering:
         tokenizer: The policy's tokenizer.
         stop_token_id: Token that ends a turn of the policy.
         template_kwargs: Further arguments of the chat template.
-        tools: What it tells of functions that may be called; they are who answers then.
+        tools: Functions that it tells of, which may be called; they are who answers then.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class Rendering:
         tokenizer: Any,
         stop_token_id: int,
         template_kwargs: dict[str, Any] | None,
-        tools: list[dict[str, Any]] | None = None,
+        tools: Sequence[Callable[..., Any]] = (),
     ) -> None:
         self.tokenizer, self.stop = tokenizer, stop_token_id
-        self.kwargs = (template_kwargs or {}) | ({"tools": tools} if tools else {})
+        self.kwargs = (template_kwargs or {}) | ({"tools": list(tools)} if tools else {})
         self.role = "tool" if tools else "user"  # of what is answered
 
     def begin(self, prompt: Prompt | None, observation: str) -> tuple[Prompt, list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipes.lib.environments.worlds import Answer
+from recipes.lib.environments.worlds import Answer, Worlds, as_worlds
 from recipes.lib.errors import UserError, one_sentence
 from recipes.lib.rewards.loading import load_function
 
@@ -53,30 +53,29 @@ class ToolWorld:
             return f"error: {name} raised {type(error).__name__}: {one_sentence(error)}"
 
 
-def load_tools(references: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """Find functions to be called, and look whether a template can tell a model of them.
+def load_tools(references: Sequence[str]) -> list[Callable[..., Any]]:
+    """Find functions to be called.
 
     Args:
         references: Each `file.py:function`, with type hints and a docstring with its arguments.
 
     Returns:
-        The functions by name.
+        The functions.
 
     Raises:
         UserError: One is not there, has no such description, or two have the same name.
     """
-    found: dict[str, Callable[..., Any]] = {}
-    for reference in references:
-        function = load_function(reference)
-        tool_schema(function)
-        if function.__name__ in found:
-            raise UserError(f"tools: two are named {function.__name__}; rename one.")
-        found[function.__name__] = function
+    found = [load_function(reference) for reference in references]
+    names = [str(getattr(function, "__name__", function)) for function in found]
+    for function, name in zip(found, names, strict=True):
+        check_tool(function)
+        if names.count(name) > 1:
+            raise UserError(f"tools: two are named {name}; rename one.")
     return found
 
 
-def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
-    """What a chat template tells of a function.
+def check_tool(function: Callable[..., Any]) -> None:
+    """Look whether a chat template can tell a model of a function.
 
     Raises:
         UserError: It lacks type hints, or a docstring with a line for each argument.
@@ -84,13 +83,12 @@ def tool_schema(function: Callable[..., Any]) -> dict[str, Any]:
     from transformers.utils import get_json_schema
 
     try:
-        schema: dict[str, Any] = get_json_schema(function)
+        get_json_schema(function)
     except Exception as error:
         raise UserError(
             f"tools: {getattr(function, '__name__', function)}: {one_sentence(error)}; give it "
             "type hints and a docstring with Args."
         ) from error
-    return schema
 
 
 def template_parser(tokenizer: Any) -> Callable[[str], dict[str, Any]]:
@@ -116,3 +114,32 @@ def template_parser(tokenizer: Any) -> Callable[[str], dict[str, Any]]:
         return message
 
     return parse
+
+
+def make_worlds(
+    environment: Any, tools: Sequence[Callable[..., Any]], tokenizer: Any
+) -> Callable[..., list[Answer]] | None:
+    """What answers a policy.
+
+    Args:
+        environment: The class of an environment, `file.py:Class`, or what `load_worlds` made.
+        tools: Functions that may be called instead.
+        tokenizer: The policy's, whose template has the format of calls.
+
+    Returns:
+        What `Worlds` is; None where nobody answers.
+
+    Raises:
+        UserError: There are both, or a tool cannot be told to the model.
+    """
+    if not tools:
+        return None if environment is None else as_worlds(environment)
+    if environment is not None:
+        raise UserError(
+            "environment and tools exclude each other; let the environment read the calls, or "
+            "leave it out."
+        )
+    by_name, parse = {tool.__name__: tool for tool in tools}, template_parser(tokenizer)
+    for tool in tools:
+        check_tool(tool)
+    return Worlds(lambda: ToolWorld(by_name, parse))

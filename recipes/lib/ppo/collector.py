@@ -26,7 +26,7 @@ from recipes.lib.ppo.metrics import (
     describe_turns,
     describe_values,
 )
-from recipes.lib.ppo.playing import Player, conversation, conversation_limit
+from recipes.lib.ppo.playing import Player, check_environment, conversation, conversation_limit
 from recipes.lib.ppo.returns import (
     RunningMoments,
     advantages_and_returns,
@@ -48,7 +48,7 @@ from recipes.lib.ppo.rollouts import (
 )
 from recipes.lib.ppo.samplers import Sampler, VLLMSampler
 from recipes.lib.ppo.samples import sample_rows
-from recipes.lib.rewards.held_out import held_out_metrics
+from recipes.lib.rewards.held_out import check_best_metric, held_out_metrics
 from recipes.lib.rewards.scoring import (
     RewardFunction,
     as_answers,
@@ -66,12 +66,11 @@ class Collector:
     """Collects the episodes of a PPOTrainer.
 
     Args:
-        trainer: The trainer: its models, tokenizer, configuration and accelerator are used.
+        trainer: The trainer: its models, tokenizer, configuration, accelerator and environment.
         functions: Reward functions.
         prompts: Prompts to train on.
         costs: Functions whose sum is a cost with a limit.
         held_out: Reward functions that evaluations ask, too.
-        worlds: The environment that episodes are played in, as `load_worlds` finds it.
     """
 
     def __init__(
@@ -81,12 +80,12 @@ class Collector:
         prompts: Prompts,
         costs: Sequence[RewardFunction] = (),
         held_out: Sequence[RewardFunction] = (),
-        worlds: Any = None,
     ) -> None:
         self.trainer = trainer
         self.functions, self.costs = list(functions), list(costs)
         self.held_out = list(held_out)
         refuse_half_a_limit(distinct_names(self.costs), trainer.args.cost_limit)
+        check_best_metric(trainer.args.metric_for_best_model, distinct_names(self.held_out))
         self.asked = self.functions + self.costs + self.held_out
         self.prompts = prompts
         self.weights = reward_weights(self.functions, trainer.args.reward_weights)
@@ -102,13 +101,17 @@ class Collector:
         policy = trainer.actor_critic.policy
         others = further_stops(policy, stop) if args.stop_token is None else ()
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
-        longest = max(map(len, prompts.ids)) or args.max_prompt_length
+        longest = max(map(len, prompts.ids))
+        if trainer.worlds is not None:
+            check_environment(args, self.asked)
+            limit = conversation_limit(args, policy.config)
+            is_whole = args.context == "all"
+            longest = limit - args.max_completion_length if is_whole else args.max_prompt_length
         sampler = VLLMSampler if args.sampler == "vllm" else Sampler
         self.sampler: Sampler | VLLMSampler = sampler(trainer, self.decoding, longest)
         self.player = None
-        if worlds is not None:
-            limit = conversation_limit(args, policy.config)
-            self.player = Player(trainer, worlds, self.sampler, self.decoding, limit)
+        if trainer.worlds is not None:
+            self.player = Player(trainer, self.sampler, self.decoding, limit)
         self.metrics: dict[str, float] = {}
         self.samples: list[dict[str, Any]] = []
 
@@ -274,8 +277,7 @@ class Collector:
         ref_logps_BC = stack([e.ref_logps for e in episodes])
         values_BC = stack([e.values for e in episodes])
         actions_BC = action_mask(episodes, mask_BC)
-        places = rows_N, _ = turn_places(episodes)
-        scores_N = self.penalised(episodes)
+        (rows_N, _), scores_N = (places := turn_places(episodes)), self.penalised(episodes)
         scores_B = torch.zeros(len(episodes)).index_add(0, rows_N, scores_N)
         charged_N = self.charged(scores_N, scores_B, episodes)
         nexts_B = torch.tensor([e.next_value for e in episodes])
@@ -293,12 +295,11 @@ class Collector:
         least = LEAST_SPREAD * self.trainer.actor_critic.value_scale.item()
         self.returns_std = max(nonzero_std(returns_BC[actions_BC.bool()]), least)
         whitened_BC = whiten(advantages_BC, actions_BC)
-        ended_N = self.ended(episodes)
+        names = distinct_names(self.functions)
         self.metrics = describe_scores(scores_B, kl_BC, logps_BC, actions_BC, self.kl.value)
-        self.metrics |= describe_episodes(episodes, ended_N, distinct_names(self.functions))
+        self.metrics |= describe_episodes(episodes, self.ended(episodes), names)
         self.metrics |= describe_values(values_BC, returns_BC, actions_BC)
-        if self.player:
-            self.metrics |= describe_turns(episodes, self.metrics)
+        self.metrics |= describe_turns(episodes, self.metrics)
         if self.costs:
             self.metrics |= describe_costs(self.metrics, self.cost.cost, self.cost.value)
         self.kl.update(self.metrics["objective/kl"], len(episodes))

@@ -55,8 +55,7 @@ class Player:
     """Plays episodes of an environment.
 
     Args:
-        trainer: The PPOTrainer: its configuration and tokenizer are used.
-        worlds: The environment, as `load_worlds` finds it.
+        trainer: The PPOTrainer: its configuration, tokenizer and environment are used.
         sampler: Says what the policy writes.
         decoding: Length, temperature and the tokens at the end.
         limit: Most tokens of a conversation.
@@ -65,14 +64,14 @@ class Player:
     def __init__(
         self,
         trainer: Any,
-        worlds: Callable[..., list[Answer]],
         sampler: Any,
         decoding: Decoding,
         limit: int,
     ) -> None:
         self.args, self.tokenizer = trainer.args, trainer.processing_class
-        self.worlds, self.sampler, self.decoding, self.limit = worlds, sampler, decoding, limit
-        own = (decoding.stop_token_id, trainer.template_kwargs, trainer.tool_schemas)
+        self.worlds: Callable[..., list[Answer]] = trainer.worlds
+        self.sampler, self.decoding, self.limit = sampler, decoding, limit
+        own = (decoding.stop_token_id, trainer.template_kwargs, trainer.tools)
         self.rendering = Rendering(self.tokenizer, *own)
         # With context=last, where the episodes of all slots stand; behind this rollout, of this
         # process's.

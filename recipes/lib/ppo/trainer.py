@@ -26,8 +26,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from recipes.lib.data.prompts import Prompts, check_context, tokenize_prompts
 from recipes.lib.distributed.mixed_precision import cast_like_trained
 from recipes.lib.distributed.shards import load_unsharded, unsharded, unsharded_model
-from recipes.lib.environments.tools import ToolWorld, template_parser, tool_schema
-from recipes.lib.environments.worlds import Worlds, as_worlds
+from recipes.lib.environments.tools import make_worlds
 from recipes.lib.errors import UserError
 from recipes.lib.ppo import state
 from recipes.lib.ppo.actor_critic import ActorCritic
@@ -37,11 +36,9 @@ from recipes.lib.ppo.critic import parameter_groups
 from recipes.lib.ppo.health import Health, check_health, check_held_out
 from recipes.lib.ppo.metrics import Clock
 from recipes.lib.ppo.objective import check_first_ratio, forward_dtype, micro_batch_loss
-from recipes.lib.ppo.playing import check_environment
 from recipes.lib.ppo.roles import load_model_and_tokenizer, make_roles
 from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
-from recipes.lib.rewards.held_out import check_best_metric
 from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.rewards.reward_models import load_reward_functions
 from recipes.lib.rewards.scoring import RewardFunction, distinct_names
@@ -107,9 +104,6 @@ class PPOTrainer(Resumable, Trainer):
         environment: Any = None,
         tools: Sequence[Callable[..., Any]] = (),
     ) -> None:
-        self.has_environment = environment is not None or bool(tools)
-        if self.has_environment:
-            check_environment(args, reward_funcs or cost_funcs or eval_reward_funcs)
         set_seed(args.seed)
         trusted: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
         with load_unsharded(args):  # roles are copies of each other
@@ -129,24 +123,15 @@ class PPOTrainer(Resumable, Trainer):
         cast_like_trained(self, self.reference)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
-        functions = (
-            self._load(reward_funcs, shared, reward_processing_classes) if reward_funcs else []
-        )
-        costs, held_out = (
-            self._load(some, shared, key=key) if some else []
-            for key, some in (("cost_funcs", cost_funcs), ("eval_reward_funcs", eval_reward_funcs))
-        )
-        check_best_metric(args.metric_for_best_model, distinct_names(held_out))
+        functions = self._load(reward_funcs, shared, reward_processing_classes)
+        costs = self._load(cost_funcs, shared, key="cost_funcs")
+        held_out = self._load(eval_reward_funcs, shared, key="eval_reward_funcs")
         self.clock, self.health = Clock(), Health()
+        self.tools, self.worlds = list(tools), make_worlds(environment, tools, tokenizer)
         prompts = self._prompts(train_dataset)
-        if not self.has_environment:
-            check_prompts(actor_critic.policy, tokenizer, prompts)
-        worlds = as_worlds(environment) if environment is not None else None
-        self.tool_schemas = [tool_schema(tool) for tool in tools]
-        if tools:
-            parse, by_name = template_parser(tokenizer), {tool.__name__: tool for tool in tools}
-            worlds = Worlds(lambda: ToolWorld(by_name, parse))
-        self.collector = Collector(self, functions, prompts, costs, held_out, worlds)
+        if self.worlds is None:
+            check_prompts(policy, tokenizer, prompts)
+        self.collector = Collector(self, functions, prompts, costs, held_out)
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
         self.step_kl = 0.0  # nats per completion of the step in hand, this process's share
@@ -159,6 +144,8 @@ class PPOTrainer(Resumable, Trainer):
         tokenizers: Any = None,
         key: str = "reward_funcs",
     ) -> list[RewardFunction]:
+        if not names:
+            return []
         args = self.args
         trusted: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}
         own = (args.scoring_batch_size, args.device, shared, key)
@@ -323,7 +310,7 @@ class PPOTrainer(Resumable, Trainer):
         return json.loads(kwargs) if isinstance(kwargs, str) else kwargs
 
     def _prompts(self, data: Dataset) -> Prompts:
-        if self.has_environment:  # what stands in a row is no prompt until a world has begun
+        if self.worlds is not None:  # what stands in a row is no prompt until a world has begun
             return Prompts(data, [[] for _ in range(len(data))])
         args, own = self.args, (self.processing_class, self.args.max_prompt_length)
         prompts = tokenize_prompts(data, *own, self.template_kwargs)

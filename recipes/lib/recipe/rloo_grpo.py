@@ -56,7 +56,7 @@ class GRPOArguments(SamplingArguments):
         if self.environment is not None:
             given["environment_factory"] = load_function(self.environment)
         if self.tools:
-            given["tools"] = list(load_tools(self.tools).values())
+            given["tools"] = load_tools(self.tools)
         return given
 
 

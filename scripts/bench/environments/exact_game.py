@@ -37,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.trainer import PPOTrainer  # noqa: E402
 
-EOS, NUM_SYMBOLS, NUM_ANSWERS, BETA, EPISODES = 1, 4, 3, 0.2, 10_240
+EOS, NUM_SYMBOLS, NUM_ANSWERS, BETA, EPISODES = 1, 4, 3, 0.2, 40_960
 NAMES = ["<pad>", "<eos>", "go"]
 NAMES += [f"s{i}" for i in range(NUM_SYMBOLS)] + [f"o{i}" for i in range(NUM_ANSWERS)]
 IDS = {name: number for number, name in enumerate(NAMES)}
@@ -200,10 +200,10 @@ def train(seed: int, **changes: Any) -> dict[str, float]:
             "output_dir": folder,
             "seed": seed,
             "total_episodes": EPISODES,
-            "rollout_batch_size": 256,
+            "rollout_batch_size": 1024,
             "num_mini_batches": 4,
             "num_ppo_epochs": 8,
-            "per_device_train_batch_size": 64,
+            "per_device_train_batch_size": 256,
             "sampling_batch_size": 256,
             "scoring_batch_size": 256,
             "max_completion_length": 2,

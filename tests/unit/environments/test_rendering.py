@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import trl
 from transformers import AutoTokenizer
+from transformers.utils import get_json_schema
 
 from recipes.lib.environments.rendering import Rendering
-from recipes.lib.environments.tools import ToolWorld, load_tools, template_parser, tool_schema
+from recipes.lib.environments.tools import ToolWorld, load_tools, template_parser
 from recipes.lib.errors import UserError
 from tests.conftest import ROOT
 from tests.helpers import tiny
@@ -121,8 +122,7 @@ def test_a_call_is_answered_in_the_format_of_the_template(template: str) -> None
     some = tokenizer(template)
     call = CALLS[template] % ("add", '{"a": 12, "b": 30}')
     assert world(some).step(call) == ("42", 0.0, False, False)
-    schemas = [tool_schema(add)]
-    rendering = Rendering(some, some.eos_token_id, None, schemas)
+    rendering = Rendering(some, some.eos_token_id, None, [add])
     asked, ids = rendering.begin(QUESTION, "")
     assert asked == QUESTION
     ids += [*some(call, add_special_tokens=False)["input_ids"], some.eos_token_id]
@@ -133,7 +133,7 @@ def test_a_call_is_answered_in_the_format_of_the_template(template: str) -> None
         {"role": "assistant", "content": "", "tool_calls": [called]},
         {"role": "tool", "content": "42"},
     ]
-    assert some.decode(ids) == some.decode(rendered(some, messages, tools=schemas))
+    assert some.decode(ids) == some.decode(rendered(some, messages, tools=[get_json_schema(add)]))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_turn_without_a_call_is_the_last_one() -> None:
 def test_what_cannot_be_a_tool_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tools.py"
     file.write_text(TOOLS, encoding="utf-8")
-    assert list(load_tools([f"{file}:add"])) == ["add"]
+    assert [tool.__name__ for tool in load_tools([f"{file}:add"])] == ["add"]
     with pytest.raises(UserError, match=r"tools: bare: .*; give it type hints and a docstring"):
         load_tools([f"{file}:bare"])
     with pytest.raises(UserError, match="tools: two are named add; rename one"):
