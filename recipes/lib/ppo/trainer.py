@@ -41,7 +41,7 @@ from recipes.lib.ppo.rollouts import RolloutStream
 from recipes.lib.ppo.samples import append_samples
 from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.rewards.reward_models import load_reward_functions
-from recipes.lib.rewards.scoring import RewardFunction, distinct_names
+from recipes.lib.rewards.scoring import RewardFunction
 from recipes.lib.rewards.shared_base import SharedBase
 from recipes.lib.trainers.resumable import Resumable
 from recipes.lib.trainers.row_fit import check_prompts
