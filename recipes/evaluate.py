@@ -24,6 +24,7 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from recipes.lib.config.fields import option
@@ -89,6 +90,16 @@ class ContestArguments(EnsembleArguments, FolderArguments, DataArguments, TrustA
         named = [self.reward_model(name, self.dtype) for name in self.judge]
         trusted = {"trust_remote_code": self.trust_remote_code}
         return load_judges(named, self.batch_size, self.reward_weights, **trusted)
+
+    def complete_all(
+        self, names: list[str], prompts: list[Any], **how: bool
+    ) -> tuple[list[Any], list[dict[str, float]]]:
+        """Completions of each model, and KLs from the last one, as of contest.complete_all."""
+        from recipes.lib.evaluation.contest import SamplingSettings, complete_all
+
+        own = (self.max_completion_length, self.temperature, self.batch_size, self.seed)
+        how["trust_remote_code"] = self.trust_remote_code
+        return complete_all(names, prompts, SamplingSettings(*own), self.dtype, **how)
 
 
 @dataclass(kw_only=True)
@@ -191,11 +202,10 @@ def contest(
     names: list[str],
     labels: list[str],
     asked: tuple[list[Any], dict[str, list[Any]], dict[str, Any]],
-    trusted: dict[str, Any],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Let the models complete and the judges compare: numbers, and the rows of samples.jsonl."""
     from recipes.lib.evaluation.checkpoints import course
-    from recipes.lib.evaluation.contest import SamplingSettings, compare
+    from recipes.lib.evaluation.contest import judged
     from recipes.lib.evaluation.results import compared, ranked, sample_rows
     from recipes.lib.evaluation.win_rate import smallest_difference
     from recipes.lib.rewards.judge import judge_counts
@@ -203,11 +213,12 @@ def contest(
     prompts, columns, judges = asked
     gap = smallest_difference(len(prompts))
     note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
-    own, is_course = (script.temperature, script.batch_size, script.seed), bool(script.checkpoints)
-    how = (SamplingSettings(script.max_completion_length, *own), script.dtype)
-    every = [*judges.values()]
-    sides, pairs, kls = compare(names, prompts, columns, every, *how, to_last=is_course, **trusted)
-    said = dict(zip(judges, pairs, strict=True))
+    last, is_course = len(names) - 1, bool(script.checkpoints)
+    how = {"has_baseline": not script.runs, "one_template": is_course}
+    sides, kls = script.complete_all(names, prompts, **how)
+    pairs = [both for both in combinations(range(last + 1), 2) if script.runs or both[1] == last]
+    asked_of = (names, prompts, columns, sides, pairs)
+    said = {name: judged(judge, *asked_of) for name, judge in judges.items()}
     if is_course:
         told = course(labels, said, kls, script.seed)
     elif script.runs:
@@ -273,7 +284,7 @@ def run(config: Config) -> dict[str, Any]:
     names = [*models.values()] or script.runs or [str(script.run), str(script.baseline)]
     summary: dict[str, Any] = {}
     if script.judge:
-        summary, rows = contest(script, names, [*models] or names, asked, trusted)
+        summary, rows = contest(script, names, [*models] or names, asked)
         folder.write_samples(rows)
     summary |= ability(script, names, tasks, texts)
     facts: dict[str, Any] = {"runs": names} if len(names) > 2 else {"baseline": names[1]}

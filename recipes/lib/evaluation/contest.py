@@ -1,11 +1,10 @@
-"""Two models complete the same prompts: completions, scores, and the KL between the models."""
+"""Models complete the same prompts: completions, their KL from the last model, and who wins."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
@@ -61,56 +60,54 @@ class Side:
 Pairs = dict[tuple[int, int], tuple[Side, Side]]
 
 
-def compare(
+def complete_all(
     names: Sequence[str],
     prompts: list[Any],
-    columns: dict[str, list[Any]],
-    judges: Sequence[Judge | LanguageModelJudge | PeopleJudge],
     sampling: SamplingSettings,
     dtype: str,
     *,
-    to_last: bool = False,
+    has_baseline: bool,
+    one_template: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[list[list[Completion]], list[Pairs], list[dict[str, float]]]:
-    """Let models complete the prompts, and judges compare what they wrote.
-
-    One model is in memory at a time. There is no KL of greedy sampling or between vocabularies.
+) -> tuple[list[list[Completion]], list[dict[str, float]]]:
+    """Let models complete the same prompts; one is in memory at a time.
 
     Args:
-        names: Models, as in resolve_model; of two the second is the baseline.
+        names: Models, as in resolve_model.
         prompts: Texts or messages.
-        columns: Further columns of the data, for the judges.
-        judges: Each scores completions, or compares those of two sides.
         sampling: How all sample.
         dtype: Of all models.
-        to_last: Whether each is compared with the last one alone, as it is of two.
+        has_baseline: Whether the last one is what the others are compared with.
+        one_template: Whether the last reads messages by the chat template of the others.
         trust_remote_code: Whether code beside the models may run.
 
     Returns:
-        The completions of each model; what each judge says of each two, by their places in names;
-        `kl` with `kl_stderr` of each but the last, KL(model || last) in nats per completion.
+        The completions of each model; of each but the last `kl` with `kl_stderr`, KL(model || last)
+        in nats per completion: none without a baseline, of greedy sampling, or of a model whose
+        vocabulary is not the last one's.
 
     Raises:
-        UserError: A model or a judge cannot be used.
+        UserError: A model cannot be used.
     """
-    tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
-    last, words = len(names) - 1, tokenizers[-1].get_vocab()
-    to_last = to_last or last == 1
-    has_kl = to_last and sampling.temperature > 0
-    has_kl = has_kl and all(one.get_vocab() == words for one in tokenizers)
+    trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    tokenizers = [load_tokenizer(name, **trusted) for name in names]
+    if one_template:
+        tokenizers[-1].chat_template = tokenizers[-2].chat_template
+    words = tokenizers[-1].get_vocab() if has_baseline and sampling.temperature > 0 else None
     sides: list[list[Completion]] = []
-    logps: list[list[list[Tensor]]] = []
-    for name, tokenizer in zip(names, tokenizers, strict=True):
-        model = _load(name, dtype, trust_remote_code)
+    logps: dict[int, list[Tensor]] = {}  # by its place, of a model's own completions
+    kls: list[dict[str, float]] = [{} for _ in names[:-1]]
+    for place, (name, tokenizer) in enumerate(zip(names, tokenizers, strict=True)):
+        args = ModelConfig(model_name_or_path=name, dtype=dtype)
+        model = load_policy(args, **trusted).to(evaluation_device())
         sides.append(complete(model, tokenizer, prompts, **vars(sampling)))
-        if has_kl:  # each of its own completions, the last one of those of all others
-            seen = sides[:-1] if len(sides) > last else sides[-1:]
-            logps.append([_logps(model, side, sampling) for side in seen])
+        if place == len(kls):
+            for other, own in logps.items():
+                kls[other] = kl_estimate(own, _logps(model, sides[other], sampling))
+        elif tokenizer.get_vocab() == words:
+            logps[place] = _logps(model, sides[place], sampling)
         del model
-    kls = [kl_estimate(own[0], seen) for own, seen in zip(logps[:-1], *logps[-1:], strict=True)]
-    pairs = [both for both in combinations(range(last + 1), 2) if not to_last or both[1] == last]
-    said = [judged(judge, names, prompts, columns, sides, pairs) for judge in judges]
-    return sides, said, kls or [{}] * last
+    return sides, kls
 
 
 def judged(
@@ -238,12 +235,6 @@ def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> di
     if len(ratios) > 1:
         numbers["kl_stderr"] = stdev(ratios) / math.sqrt(len(ratios))
     return numbers
-
-
-def _load(name: str, dtype: str, trust_remote_code: bool) -> Any:
-    args = ModelConfig(model_name_or_path=name, dtype=dtype)
-    model = load_policy(args, trust_remote_code=trust_remote_code)
-    return model.to(evaluation_device())
 
 
 def _logps(model: Any, completions: list[Completion], sampling: SamplingSettings) -> list[Tensor]:
