@@ -72,11 +72,7 @@ def arguments() -> tuple[type, ...]:
 
 
 def completed(config: Config) -> Config:
-    """The configuration with keys of the evaluation beside the methods' YAMLs, checked.
-
-    Raises:
-        UserError: A key is missing or wrong.
-    """
+    """The configuration with keys of the evaluation beside the methods' YAMLs, checked."""
     script: CompareArguments = config.script
     names = script.methods or script.runs
     if (script.methods and script.runs) or not 2 <= len({*names}) == len(names) <= MOST:
@@ -88,9 +84,8 @@ def completed(config: Config) -> Config:
             known = ", ".join(one for one in METHODS if one in beside) or "none"
             raise UserError(f"methods={name}: is none of those in {script.configs} ({known}).")
     if script.methods and "evaluate" in beside:
-        left_out = {"run", "output_dir", *config.values}
-        told_there = read_yaml(beside["evaluate"]).values.items()
-        more = {key: value for key, value in told_there if key not in left_out}
+        left_out, file = {"run", "output_dir", *config.values}, read_yaml(beside["evaluate"])
+        more = {key: value for key, value in file.values.items() if key not in left_out}
         try:
             config = replace(rebuild(config, more), start=config.start)
         except UserError as error:
@@ -114,11 +109,7 @@ def check_runs(runs: list[str]) -> None:
 
 
 def stage_of(name: str, script: CompareArguments) -> Stage:
-    """The run of a method on the budget.
-
-    Raises:
-        UserError: Its YAML is wrong, or its batches do not divide the budget.
-    """
+    """The run of a method on the budget, which its batches have to divide."""
     path, budget = Path(script.configs) / f"{name}.yaml", script.budget
     folder = RUNS / f"{path.resolve().parent.name}-{budget}" / name
     stage = Stage(name, path, RUNS_ROOT, {"output_dir": str(folder)})
@@ -149,7 +140,7 @@ def stage_of(name: str, script: CompareArguments) -> Stage:
 def is_outdated(stage: Stage) -> bool:
     """Whether a run or a file that a method's run began from was made anew since it began."""
     begun, keys = stage.folder / "config.yaml", stage.values()
-    given = [keys[key] for key in BEGAN_FROM if key in keys]
+    given = [keys[key] for key in BEGAN_FROM if keys.get(key)]
     names = [name for one in given for name in (one if isinstance(one, list) else [one])]
     runs = [(Path(name), run_of(name)) for name in names]
     marks = [run / "summary.json" if run else path for path, run in runs]
@@ -167,46 +158,42 @@ def short_names(paths: list[str]) -> dict[str, str]:
     return dict(zip(paths, made, strict=True))
 
 
-def start_of(runs: list[str]) -> str | None:
-    """The model that the others began from, which may be one of the runs; None of several."""
+def start_of(runs: list[str], baseline: str | None = None) -> str | None:
+    """What the runs are compared with, by its name among them if it is one of them.
+
+    That is the baseline, or the model that all others began from; None if they began from several.
+    """
     own = {place.resolve(): run for run in runs if (place := run_of(run))}
-    begun = {run: settings_of(place).get("model_name_or_path") for place, run in own.items()}
-    places = {start: run_of(str(start)) for start in begun.values()}
-    known = {start: own.get(place.resolve(), start) for start, place in places.items() if place}
-    found = {run: known.get(start, start) for run, start in begun.items()}
+
+    def known(model: str | None) -> str | None:
+        place = run_of(model) if model else None
+        return own.get(place.resolve(), model) if place else model
+
+    if baseline:
+        return None if baseline == "none" else known(baseline)
+    keys = {run: settings_of(place) for place, run in own.items()}
+    found = {run: known(own_keys.get("model_name_or_path")) for run, own_keys in keys.items()}
     starts = {start for run, start in found.items() if run not in found.values()}
     return starts.pop() if len(starts) == 1 else None
-
-
-def as_named(name: str | None, runs: list[str]) -> str | None:
-    """A model as it is named among the runs, where it is one of them."""
-    place = run_of(name) if name else None
-    same = (run for run in runs if place and (own := run_of(run)) and own.samefile(place))
-    return next(same, name)
 
 
 def judged_numbers(
     script: CompareArguments, names: list[str], said: dict[str, Any], kls: list[dict[str, float]]
 ) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
-    """What the judges say, by short names, and the first one's scores of each completion.
-
-    Scores of a judge that compares are shares of the win over the last model.
-    """
+    """What the judges say, by short names, and the first one's scores as of scores_over_last."""
     from recipes.lib.evaluation.checkpoints import standing
-    from recipes.lib.evaluation.contest import shares_of
+    from recipes.lib.evaluation.contest import scores_over_last, shares_of
     from recipes.lib.evaluation.results import ranked
     from recipes.lib.evaluation.win_rate import win_rate
 
-    first, last = next(iter(said.values())), len(names) - 1
+    first = next(iter(said.values()))
     wins: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for (one, other), both in first.items():
         kept = [share for share in shares_of(*both) if share is not None]
         rate = win_rate(kept, [0.5] * len(kept), seed=script.seed)
         wins[names[one]][names[other]] = [rate.value, rate.low, rate.high]
         wins[names[other]][names[one]] = [1 - rate.value, 1 - rate.high, 1 - rate.low]
-    theirs = first[0, last][1]
-    scores = {name: first[place, last][0].scores for place, name in enumerate(names[:last])}
-    scores[names[last]] = theirs.scores if theirs.verdicts is None else [0.5] * len(theirs.scores)
+    scores = dict(zip(names, scores_over_last(first, len(names)), strict=True))
     rows = standing(scores, script.seed)[1]
     table = {name: rows[name] | kl for name, kl in zip(names, [*kls, {}], strict=True)}
     keys = dict.fromkeys(["score", "score_ci95", *(key for kl in kls for key in kl)])
@@ -244,8 +231,7 @@ def run(config: Config) -> dict[str, Any]:
         carry_out(stage, f"{number}/{len(stages)}", is_outdated(stage))
     # The last words name one of them, too.
     asked.runs = runs = [str(stage.folder) for stage in stages] or script.runs
-    start = as_named(script.baseline, runs) or start_of(runs)
-    start = None if script.baseline == "none" else start
+    start = start_of(runs, script.baseline)
     models = short_names([run for run in runs if run != start] + ([start] if start else []))
     summary: dict[str, Any] = {"runs": {models[run]: str(run_of(run)) for run in runs}}
     rows = []
