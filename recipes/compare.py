@@ -6,7 +6,8 @@ against KL with intervals, texts side by side, the largest gains and the largest
 
 `methods` trains them first, each by its YAML in `configs` on equally many completions (`budget`:
 sampled by ppo, rloo and grpo, read by dpo and kto), in runs/<configs>-<budget>/<method>, and judges
-them as evaluate.yaml there says. Finished ones are kept, interrupted ones go on.
+them as evaluate.yaml there says. Finished ones are kept and interrupted ones go on, unless what
+they began from was made anew since: then they run again.
 
 Writes samples.jsonl, summary.json and report.html to runs/compare/<runs>.
 
@@ -38,6 +39,7 @@ POSITIONAL = OPERANDS = "runs"
 INSTEAD = ("methods",)
 FOLDER = "runs/compare/<runs><methods>"
 METHODS = ("ppo", "rloo", "grpo", "dpo", "kto")
+BEGAN_FROM = "model_name_or_path critic_model_name_or_path reward_funcs dataset_name".split()
 MOST = 6  # lines that can be told apart, and texts that stand side by side
 
 
@@ -48,7 +50,9 @@ class CompareArguments(ContestArguments):
     output_dir: str | None = option(FOLDER, "Run folder.")
     runs: list[str] = option(list, f"Runs to compare, two to {MOST}.")
     baseline: str | None = option(
-        None, "Model to judge them against; default: the one that all began from, if it is one."
+        None,
+        "Model to judge them against; none: no model. Default: the one that all began from, if it "
+        "is one.",
     )
     methods: list[str] = option(
         list, f"Train these first, instead of runs: {', '.join(METHODS)}; commas may part them."
@@ -68,11 +72,7 @@ def arguments() -> tuple[type, ...]:
 
 
 def completed(config: Config) -> Config:
-    """The configuration with keys of the evaluation beside the methods' YAMLs, checked.
-
-    Raises:
-        UserError: A key is missing or wrong.
-    """
+    """The configuration with keys of the evaluation beside the methods' YAMLs, checked."""
     script: CompareArguments = config.script
     names = script.methods or script.runs
     if (script.methods and script.runs) or not 2 <= len({*names}) == len(names) <= MOST:
@@ -84,10 +84,12 @@ def completed(config: Config) -> Config:
             known = ", ".join(one for one in METHODS if one in beside) or "none"
             raise UserError(f"methods={name}: is none of those in {script.configs} ({known}).")
     if script.methods and "evaluate" in beside:
-        left_out = {"run", "output_dir", *config.values}
-        told_there = read_yaml(beside["evaluate"]).values.items()
-        more = {key: value for key, value in told_there if key not in left_out}
-        config = replace(rebuild(config, more), start=config.start)
+        left_out, file = {"run", "output_dir", *config.values}, read_yaml(beside["evaluate"])
+        more = {key: value for key, value in file.values.items() if key not in left_out}
+        try:
+            config = replace(rebuild(config, more), start=config.start)
+        except UserError as error:
+            raise UserError(f"{beside['evaluate']}: {error}") from error
     has_data = bool(config.script.dataset_name or config.script.datasets)
     if has_data != bool(config.script.judge):
         raise UserError(f"{'judge' if has_data else 'dataset_name'} is missing; give both or none.")
@@ -107,11 +109,7 @@ def check_runs(runs: list[str]) -> None:
 
 
 def stage_of(name: str, script: CompareArguments) -> Stage:
-    """The run of a method on the budget.
-
-    Raises:
-        UserError: Its YAML is wrong, or its batches do not divide the budget.
-    """
+    """The run of a method on the budget, which its batches have to divide."""
     path, budget = Path(script.configs) / f"{name}.yaml", script.budget
     folder = RUNS / f"{path.resolve().parent.name}-{budget}" / name
     stage = Stage(name, path, RUNS_ROOT, {"output_dir": str(folder)})
@@ -139,6 +137,18 @@ def stage_of(name: str, script: CompareArguments) -> Stage:
     return replace(stage, keys=stage.keys | {key: budget // unit * steps})
 
 
+def is_outdated(stage: Stage) -> bool:
+    """Whether a run or a file that a method's run began from was made anew since it began."""
+    begun, keys = stage.folder / "config.yaml", stage.values()
+    given = [keys[key] for key in BEGAN_FROM if keys.get(key)]
+    names = [name for one in given for name in (one if isinstance(one, list) else [one])]
+    runs = [(Path(name), run_of(name)) for name in names]
+    marks = [run / "summary.json" if run else path for path, run in runs]
+    # By time: a lineage has no hash of weights, and one that was interrupted has no lineage.
+    times = [mark.stat().st_mtime for mark in marks if mark.is_file()]
+    return begun.is_file() and max(times, default=0.0) > begun.stat().st_mtime
+
+
 def short_names(paths: list[str]) -> dict[str, str]:
     """The last part of each path, or as many as tell them apart."""
     for depth in (1, 2, 99):
@@ -148,66 +158,45 @@ def short_names(paths: list[str]) -> dict[str, str]:
     return dict(zip(paths, made, strict=True))
 
 
-def start_of(runs: list[str]) -> str | None:
-    """The model that the others began from, which may be one of the runs; None of several."""
+def start_of(runs: list[str], baseline: str | None = None) -> str | None:
+    """What the runs are compared with, by its name among them if it is one of them.
+
+    That is the baseline, or the model that all others began from; None if they began from several.
+    """
     own = {place.resolve(): run for run in runs if (place := run_of(run))}
-    begun = {run: settings_of(place).get("model_name_or_path") for place, run in own.items()}
-    places = {start: run_of(str(start)) for start in begun.values()}
-    known = {start: own.get(place.resolve(), start) for start, place in places.items() if place}
-    found = {run: known.get(start, start) for run, start in begun.items()}
+
+    def known(model: str | None) -> str | None:
+        place = run_of(model) if model else None
+        return own.get(place.resolve(), model) if place else model
+
+    if baseline:
+        return None if baseline == "none" else known(baseline)
+    keys = {run: settings_of(place) for place, run in own.items()}
+    found = {run: known(own_keys.get("model_name_or_path")) for run, own_keys in keys.items()}
     starts = {start for run, start in found.items() if run not in found.values()}
     return starts.pop() if len(starts) == 1 else None
-
-
-def as_named(name: str | None, runs: list[str]) -> str | None:
-    """A model as it is named among the runs, where it is one of them."""
-    place = run_of(name) if name else None
-    same = (run for run in runs if place and (own := run_of(run)) and own.samefile(place))
-    return next(same, name)
-
-
-def contest(
-    script: CompareArguments, models: list[str], loaded: Any, *, has_baseline: bool
-) -> tuple[list[Any], dict[str, Any], list[dict[str, float]]]:
-    """Each model's completions, what each judge says of each two, KLs from the baseline."""
-    from recipes.lib.evaluation.contest import SamplingSettings, compare, judged
-
-    prompts, columns, judges = loaded
-    asked = (models, prompts, columns)
-    trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
-    own = (script.max_completion_length, script.temperature, script.batch_size, script.seed)
-    how = (SamplingSettings(*own), script.dtype)
-    sides, _, kls = compare(*asked, [], *how, to_last=has_baseline, **trusted)
-    places = [*combinations(range(len(models)), 2)]
-    said = {key: judged(judge, *asked, sides, places) for key, judge in judges.items()}
-    return sides, said, kls if has_baseline else [{}] * len(kls)
 
 
 def judged_numbers(
     script: CompareArguments, names: list[str], said: dict[str, Any], kls: list[dict[str, float]]
 ) -> tuple[dict[str, Any], dict[str, list[float | None]]]:
-    """What the judges say, by short names, and the first one's scores of each completion.
-
-    Scores of a judge that compares are shares of the win over the last model.
-    """
+    """What the judges say, by short names, and the first one's scores as of scores_over_last."""
     from recipes.lib.evaluation.checkpoints import standing
-    from recipes.lib.evaluation.contest import shares_of
+    from recipes.lib.evaluation.contest import scores_over_last, shares_of
     from recipes.lib.evaluation.results import ranked
     from recipes.lib.evaluation.win_rate import win_rate
 
-    first, last = next(iter(said.values())), len(names) - 1
+    first = next(iter(said.values()))
     wins: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     for (one, other), both in first.items():
         kept = [share for share in shares_of(*both) if share is not None]
         rate = win_rate(kept, [0.5] * len(kept), seed=script.seed)
         wins[names[one]][names[other]] = [rate.value, rate.low, rate.high]
         wins[names[other]][names[one]] = [1 - rate.value, 1 - rate.high, 1 - rate.low]
-    theirs = first[0, last][1]
-    scores = {name: first[place, last][0].scores for place, name in enumerate(names[:last])}
-    scores[names[last]] = theirs.scores if theirs.verdicts is None else [0.5] * len(theirs.scores)
+    scores = dict(zip(names, scores_over_last(first, len(names)), strict=True))
     rows = standing(scores, script.seed)[1]
     table = {name: rows[name] | kl for name, kl in zip(names, [*kls, {}], strict=True)}
-    keys = ("score", "score_ci95", *kls[0])
+    keys = dict.fromkeys(["score", "score_ci95", *(key for kl in kls for key in kl)])
     told = {key: {name: row[key] for name, row in table.items() if key in row} for key in keys}
     told["num_judged"] = rows[names[0]]["num_judged"]
     return told | {"win_rates": wins} | ranked(names, said, script.seed), scores
@@ -227,6 +216,7 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key is wrong, a run or a judge cannot be used, or a method cannot run.
     """
+    from recipes.lib.evaluation.contest import judged
     from recipes.lib.recipe.spine import finish
     from recipes.lib.rewards.judge import judge_counts
 
@@ -238,17 +228,18 @@ def run(config: Config) -> dict[str, Any]:
     stages = [stage_of(name, script) for name in script.methods]
     folder = open_run(config)
     for number, stage in enumerate(stages, start=1):
-        carry_out(stage, f"{number}/{len(stages)}", is_stale=False)
+        carry_out(stage, f"{number}/{len(stages)}", is_outdated(stage))
     # The last words name one of them, too.
     asked.runs = runs = [str(stage.folder) for stage in stages] or script.runs
-    start = as_named(script.baseline, runs) or start_of(runs)
+    start = start_of(runs, script.baseline)
     models = short_names([run for run in runs if run != start] + ([start] if start else []))
     summary: dict[str, Any] = {"runs": {models[run]: str(run_of(run)) for run in runs}}
     rows = []
     if script.judge:
         names, baseline = [*models.values()], models.get(start or "")
-        loaded = (prompts, columns, judges)
-        sides, said, kls = contest(script, [*models], loaded, has_baseline=bool(start))
+        sides, kls = script.complete_all([*models], prompts, has_baseline=bool(start))
+        asked_of = ([*models], prompts, columns, sides, [*combinations(range(len(models)), 2)])
+        said = {name: judged(judge, *asked_of) for name, judge in judges.items()}
         told, scores = judged_numbers(script, names, said, kls)
         summary |= told | judge_counts([*judges.values()])
         summary |= {"num_prompts": len(prompts), "baseline": baseline}

@@ -24,6 +24,7 @@ Writes samples.jsonl, summary.json and report.html to runs/evaluate/<run>_vs_<ba
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from recipes.lib.config.fields import option
@@ -41,10 +42,6 @@ from recipes.lib.runs.folder import FolderArguments, named_folder, open_run
 POSITIONAL = "run"
 INSTEAD = ("runs", "checkpoints")
 FOLDER = "runs/evaluate/<run>_vs_<baseline>_by_<judge>"
-FOLDER_OF_MANY = "runs/evaluate/<runs>_by_<judge>"
-FOLDER_OF_CHECKPOINTS = "runs/evaluate/checkpoints_of_<checkpoints>"
-FOLDER_OF_TASKS = "runs/evaluate/<run>_vs_<baseline>_on_<tasks>"
-FOLDER_OF_TEXTS = "runs/evaluate/<run>_vs_<baseline>_on_<text_dataset_name>"
 
 
 @dataclass(kw_only=True)
@@ -69,26 +66,29 @@ class ContestArguments(EnsembleArguments, FolderArguments, DataArguments, TrustA
     seed: int = option(0, "Of the sampling and of the bootstrap.")
 
     def prompts(self) -> tuple[list[Any], dict[str, list[Any]]]:
-        """The prompts, of the test split where there is one, and the other columns of the data.
-
-        Raises:
-            UserError: They cannot be read.
-        """
+        """The prompts, of the test split where there is one, and the other columns of the data."""
         train, test = load_splits(self, self.seed, ("prompt",))
         columns = (train if test is None else test)[: self.num_prompts]
         return columns.pop("prompt"), columns
 
     def judges(self) -> dict[str, Any]:
-        """The judges by name.
-
-        Raises:
-            UserError: One cannot be loaded.
-        """
+        """The judges by name."""
         from recipes.lib.evaluation.judges import load_judges
 
         named = [self.reward_model(name, self.dtype) for name in self.judge]
         trusted = {"trust_remote_code": self.trust_remote_code}
         return load_judges(named, self.batch_size, self.reward_weights, **trusted)
+
+    def complete_all(
+        self, names: list[str], prompts: list[Any], **how: bool
+    ) -> tuple[list[Any], list[dict[str, float]]]:
+        """Completions of each model, and KLs from the last one, as of contest.complete_all."""
+        from recipes.lib.evaluation.contest import complete_all
+
+        sampling = {key: getattr(self, key) for key in ("temperature", "batch_size", "seed")}
+        sampling["max_new_tokens"] = self.max_completion_length
+        how["trust_remote_code"] = self.trust_remote_code
+        return complete_all(names, prompts, sampling, self.dtype, **how)
 
 
 @dataclass(kw_only=True)
@@ -119,13 +119,15 @@ class EvaluateArguments(ContestArguments):
 
     def __post_init__(self) -> None:
         """Name the folder by what is compared."""
-        given = None if self.output_dir == FOLDER else self.output_dir
-        default = FOLDER_OF_MANY if self.runs else FOLDER
-        if self.checkpoints:
-            default = FOLDER_OF_CHECKPOINTS
-        elif not self.judge:
-            default = FOLDER_OF_TASKS if self.tasks else FOLDER_OF_TEXTS
-        self.output_dir = named_folder(given or default, self)
+        named = self.output_dir or FOLDER
+        if named == FOLDER and self.checkpoints:
+            named = "runs/evaluate/checkpoints_of_<checkpoints>"
+        elif named == FOLDER and not self.judge:
+            measure = "<tasks>" if self.tasks else "<text_dataset_name>"
+            named = FOLDER.replace("by_<judge>", f"on_{measure}")
+        elif named == FOLDER and self.runs:
+            named = "runs/evaluate/<runs>_by_<judge>"
+        self.output_dir = named_folder(named, self)
 
 
 def arguments() -> tuple[type, ...]:
@@ -134,11 +136,7 @@ def arguments() -> tuple[type, ...]:
 
 
 def validate(script: EvaluateArguments) -> None:
-    """Check the keys before anything is loaded.
-
-    Raises:
-        UserError: A key is missing, or is none of such a judge.
-    """
+    """Check the keys before anything is loaded."""
     several = "runs" if script.runs else "checkpoints" if script.checkpoints else ""
     alien = ("run", "baseline", "slices", "checkpoints", "tasks", "text_dataset_name")
     for key in alien if several else ():
@@ -171,31 +169,15 @@ def check_weights(script: ContestArguments) -> None:
         raise UserError(f"reward_weights={weights}: {why}, and no scores to weigh; leave it out.")
 
 
-def ask(
-    script: EvaluateArguments, keys: dict[str, Any], trusted: dict[str, Any]
-) -> tuple[list[Any], dict[str, list[Any]], dict[str, Any]]:
-    """The prompts, the other columns of the data, and the judges by name; none without a judge."""
-    from recipes.lib.evaluation.checkpoints import proxy
-    from recipes.lib.evaluation.slices import LENGTH, slices_of
-
-    if not script.judge:
-        return [], {}, {}
-    prompts, columns = script.prompts()
-    slices_of([name for name in script.slices if name != LENGTH], columns)  # mistakes first
-    own = proxy(keys, script.batch_size, script.dtype, **trusted)
-    return prompts, columns, script.judges() | own
-
-
 def contest(
     script: EvaluateArguments,
     names: list[str],
     labels: list[str],
     asked: tuple[list[Any], dict[str, list[Any]], dict[str, Any]],
-    trusted: dict[str, Any],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Let the models complete and the judges compare: numbers, and the rows of samples.jsonl."""
     from recipes.lib.evaluation.checkpoints import course
-    from recipes.lib.evaluation.contest import SamplingSettings, compare
+    from recipes.lib.evaluation.contest import judged
     from recipes.lib.evaluation.results import compared, ranked, sample_rows
     from recipes.lib.evaluation.win_rate import smallest_difference
     from recipes.lib.rewards.judge import judge_counts
@@ -203,11 +185,12 @@ def contest(
     prompts, columns, judges = asked
     gap = smallest_difference(len(prompts))
     note(f"{len(prompts)} prompts find a win rate of {0.5 + gap:.2f} and more in 80 % of cases.")
-    own, is_course = (script.temperature, script.batch_size, script.seed), bool(script.checkpoints)
-    how = (SamplingSettings(script.max_completion_length, *own), script.dtype)
-    every = [*judges.values()]
-    sides, pairs, kls = compare(names, prompts, columns, every, *how, to_last=is_course, **trusted)
-    said = dict(zip(judges, pairs, strict=True))
+    last, is_course = len(names) - 1, bool(script.checkpoints)
+    how = {"has_baseline": not script.runs, "one_template": is_course}
+    sides, kls = script.complete_all(names, prompts, **how)
+    pairs = [both for both in combinations(range(last + 1), 2) if script.runs or both[1] == last]
+    asked_of = (names, prompts, columns, sides, pairs)
+    said = {name: judged(judge, *asked_of) for name, judge in judges.items()}
     if is_course:
         told = course(labels, said, kls, script.seed)
     elif script.runs:
@@ -258,7 +241,8 @@ def run(config: Config) -> dict[str, Any]:
         UserError: A key, the prompts, a model or the judge cannot be used.
     """
     from recipes.lib.evaluation.ability import load_tasks, load_texts
-    from recipes.lib.evaluation.checkpoints import take_run
+    from recipes.lib.evaluation.checkpoints import proxy, take_run
+    from recipes.lib.evaluation.slices import LENGTH, slices_of
     from recipes.lib.recipe.spine import finish
 
     script: EvaluateArguments = config.script
@@ -268,12 +252,16 @@ def run(config: Config) -> dict[str, Any]:
     texts = load_texts(text, script.seed, script.on_bad_rows) if text else None
     tasks = load_tasks(script.tasks) if script.tasks else None
     trusted: dict[str, Any] = {"trust_remote_code": script.trust_remote_code}
-    asked = ask(script, keys, trusted)
+    if script.judge:  # mistakes first
+        prompts, columns = script.prompts()
+        slices_of([name for name in script.slices if name != LENGTH], columns)
+        own = proxy(keys, script.batch_size, script.dtype, **trusted)
+        asked = prompts, columns, script.judges() | own
     folder = open_run(config)
     names = [*models.values()] or script.runs or [str(script.run), str(script.baseline)]
     summary: dict[str, Any] = {}
     if script.judge:
-        summary, rows = contest(script, names, [*models] or names, asked, trusted)
+        summary, rows = contest(script, names, [*models] or names, asked)
         folder.write_samples(rows)
     summary |= ability(script, names, tasks, texts)
     facts: dict[str, Any] = {"runs": names} if len(names) > 2 else {"baseline": names[1]}

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import cli, compare, evaluate, runs
 from recipes.lib.errors import UserError
 from recipes.lib.evaluation.contest import Side
+from recipes.lib.feedback.rows import make_row
 from recipes.lib.recipe.main import parse
 from recipes.lib.report.compared import aligned, curves
 from recipes.lib.report.run_files import RunFiles
-from recipes.lib.runs.files import read_jsonl
+from recipes.lib.runs.files import read_jsonl, write_jsonl
 from tests.conftest import word_tokenizer
 from tests.helpers.report_html import Page
 from tests.helpers.report_runs import write_run
@@ -226,6 +228,86 @@ def test_the_start_is_what_the_others_began_from_or_none(folder: Path) -> None:
     assert told["baseline"] is None
     assert "kl" not in told
     assert "Score against KL" not in Page(Path("apart/report.html")).figures
+
+
+def test_methods_whose_start_was_made_anew_run_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below, pairs = write_run(tmp_path / "below", {}, config={"seed": 1}), tmp_path / "pairs.jsonl"
+    save_model(below / "final", word_tokenizer())
+    shutil.copy("pairs.jsonl", pairs)
+    configs = tmp_path / "anew"
+    configs.mkdir()
+    for name, data in (("dpo", "pairs.jsonl"), ("kto", str(pairs))):
+        keys = YAMLS[name] | {"model_name_or_path": str(below), "dataset_name": data}
+        (configs / f"{name}.yaml").write_text(f"# A {name}: tiny.\n{yaml.safe_dump(keys)}")
+
+    def ran() -> list[bool]:
+        capsys.readouterr()
+        values = {"methods": ["dpo", "kto"], "configs": str(configs), "output_dir": "of-anew"}
+        run(budget=32, overwrite=True, **values)
+        said = capsys.readouterr().out.splitlines()
+        return [any(f"{name}: tiny." in line for line in said) for name in ("dpo", "kto")]
+
+    assert ran() == [True, True]
+    assert ran() == [False, False]
+    trained = Path("runs/anew-32/dpo/final/model.safetensors")
+    before = trained.read_bytes()
+    save_model(below / "final", word_tokenizer(), initializer_range=0.5)
+    (below / "summary.json").write_text('{"seconds": 2.0}')
+    assert ran() == [True, True]
+    assert trained.read_bytes() != before
+    assert Path("runs/anew-32/dpo.old-1/final/model.safetensors").read_bytes() == before
+    pairs.touch()  # what KTO alone reads
+    assert ran() == [False, True]
+    Path("runs/anew-32/dpo/summary.json").unlink()  # as one that was interrupted
+    (below / "summary.json").write_text('{"seconds": 3.0}')
+    assert ran() == [True, True]
+    assert Path("runs/anew-32/dpo.old-2").is_dir()
+
+
+def test_people_who_compared_the_runs_alone_judge_without_a_baseline(folder: Path) -> None:
+    names = ["runs/task-128/ppo", "runs/task-128/dpo"]
+    rows = []
+    for prompt, value in zip(PROMPTS, (0, 0, 0, 1), strict=False):
+        said = [{"content": f"{name} said", "run": name} for name in names]
+        item = {"id": prompt, "prompt": prompt, "completions": said}
+        rows.append(make_row(item, kind="pair", value=value, annotator="ann", source="human"))
+    write_jsonl(Path("answers.jsonl"), rows)
+    values: dict[str, Any] = {"runs": names, "judge": "answers.jsonl"}
+    values |= {"dataset_name": "prompts.jsonl", "max_completion_length": 6}
+    with pytest.raises(UserError, match="has no answers to these prompts that compare"):
+        run(output_dir="asked", **values)
+    told = run(output_dir="asked-alone", baseline="none", **values)
+    assert told["win_rates"]["ppo"]["dpo"][0] == 0.75
+    assert (told["baseline"], [*told["win_rates"]]) == (None, ["ppo", "dpo"])
+    assert "kl" not in told
+
+
+def test_one_with_another_vocabulary_has_no_kl_and_the_others_theirs(folder: Path) -> None:
+    other = Path("runs/words/dpo")
+    shutil.copytree("runs/task-128/dpo", other)
+    tokenizer = AutoTokenizer.from_pretrained(other / "final")
+    tokenizer.add_tokens(["purple"])
+    model = AutoModelForCausalLM.from_pretrained(other / "final")
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(other / "final")
+    judged = {key: one for key, one in YAMLS["evaluate"].items() if key != "run"}
+    told = run(runs=[str(other), "runs/task-128/rloo"], output_dir="apart-by-words", **judged)
+    for key in ("kl", "kl_stderr"):
+        assert told[key] == {"rloo": pytest.approx(summary_of(FOLDER)[key]["rloo"], abs=1e-6)}
+    assert told["score"].keys() == {"dpo", "rloo", "sft"}
+    assert Page(Path("apart-by-words/report.html")).figures[0] == "Score against KL"
+
+
+def test_a_key_of_evaluate_yaml_that_is_none_here_is_refused_by_the_name_of_its_file(
+    folder: Path,
+) -> None:
+    shutil.copytree("task", "sliced")
+    Path("sliced/evaluate.yaml").write_text(yaml.safe_dump(YAMLS["evaluate"] | {"slices": ["x"]}))
+    with pytest.raises(UserError, match=r"^sliced/evaluate.yaml: slices: compare has no such key"):
+        run(methods=["ppo", "dpo"], configs="sliced", output_dir="new")
 
 
 @pytest.mark.parametrize(

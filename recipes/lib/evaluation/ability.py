@@ -33,10 +33,7 @@ Likelihood = tuple[list[list[int]], list[float]]  # labels and nats of each text
 
 
 def load_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """Load tasks, groups and tags of lm-eval, or YAML files, with their documents.
-
-    Returns:
-        Tasks and groups by name, as of lm-eval's TaskManager.
+    """Load tasks, groups and tags of lm-eval, or YAML files, as its TaskManager does.
 
     Raises:
         UserError: lm-eval is not installed, or a task cannot be loaded.
@@ -63,11 +60,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
 
 
 def load_texts(name: str, seed: int, on_bad_rows: str) -> Dataset:
-    """Load rows as of SFT, those of the test split where there is one.
-
-    Raises:
-        UserError: As `load_splits`, or SFT does not read such rows.
-    """
+    """Load rows as of SFT, those of the test split where there is one."""
 
     def columns(rows: Dataset) -> Sequence[str]:
         if "sft" not in (shape := format_of(rows)).recipes:
@@ -86,11 +79,7 @@ def load_texts(name: str, seed: int, on_bad_rows: str) -> Dataset:
 def benchmark(
     model: Any, tokenizer: Any, tasks: dict[str, Any], limit: int | None, batch_size: int, seed: int
 ) -> Any:
-    """Let lm-eval run tasks on a loaded model: its results, with what it has of each document.
-
-    Raises:
-        UserError: It refuses to.
-    """
+    """Let lm-eval run tasks on a loaded model: its results, with what it has of each document."""
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
 

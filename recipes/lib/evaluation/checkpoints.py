@@ -14,7 +14,7 @@ import numpy as np
 
 from recipes.lib.config.option_table import read_table
 from recipes.lib.errors import UserError
-from recipes.lib.evaluation.contest import Pairs
+from recipes.lib.evaluation.contest import Pairs, scores_over_last
 from recipes.lib.evaluation.judges import Judge, load_judge
 from recipes.lib.evaluation.logistic import resample
 from recipes.lib.models.folders import RUNS
@@ -30,13 +30,11 @@ NUM_RESAMPLES = 1999
 def take_run(script: Any, given: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
     """Read the run that `checkpoints` names; sample as it did, and let its held-out rewards judge.
 
-    Args:
-        script: Keys of the evaluation; changed, but for those that are given.
-        given: What the user set.
+    So the keys of `script` change, but for those that the user has given.
 
     Returns:
         Folders by name of the run's checkpoints, of final/ and, the last, of its start; and the
-        keys that it was begun with. Nothing where there is no such run to read.
+        keys that it was begun with. Nothing where no run is named.
 
     Raises:
         UserError: It is no run, has fewer than two models, or started from another revision.
@@ -68,11 +66,10 @@ def _as_sampled(folder: Path, keys: Mapping[str, Any], key: str) -> Any:
     """What a run sampled with: a key of its own, or the default of its recipe."""
     if keys.get(key) is not None or not (file := folder / "summary.json").is_file():
         return keys.get(key)
-    table, recipe = read_table(), json.loads(file.read_text(encoding="utf-8")).get("recipe")
-    options = table["recipes"].get(recipe, {"options": []})["options"]
-    known = (table["common"][one] if isinstance(one, str) else one for one in options)
-    default = next((one["default"] for one in known if one["name"] == key), None)
-    return None if default is None else json.loads(default)
+    recipe = json.loads(file.read_text(encoding="utf-8")).get("recipe")
+    options = read_table()["recipes"].get(recipe, {"options": []})["options"]
+    own = {one["name"]: one["default"] for one in options if isinstance(one, dict)}
+    return json.loads(own.get(key) or "null")
 
 
 def _listed(keys: Mapping[str, Any], key: str) -> list[str]:
@@ -95,10 +92,7 @@ def standing(
 ) -> tuple[str, dict[str, dict[str, Any]]]:
     """Which model scores highest, and how far the others are behind it.
 
-    Args:
-        scores: By model its score on each prompt, None where it has none; a prompt counts where all
-            have one.
-        seed: Of the bootstrap over prompts, the same prompts for all models.
+    A prompt counts where all have a score. The bootstrap draws the same prompts for all models.
 
     Returns:
         The best model (the first of equal ones), and by model its mean `score`, how far it is
@@ -130,29 +124,23 @@ def standing(
 def course(
     names: Sequence[str], said: Mapping[str, Pairs], kls: Sequence[dict[str, float]], seed: int
 ) -> dict[str, Any]:
-    """What judges say of the models of a run; the first one names the best.
-
-    Args:
-        names: The models, the start as the last.
-        said: Of each judge what it says of each model beside the start.
-        kls: `kl` with `kl_stderr` of each but the start, nats per completion.
-        seed: Of the bootstrap.
+    """What judges say of the models of a run, whose start is the last; the first names the best.
 
     Returns:
-        best_checkpoint, and `checkpoints`: by model, the start first, its KL, mean score by judge
-        (of one that compares: share of the win over the start), and the rest of `standing`.
+        best_checkpoint, and `checkpoints`: by model, the start first, its KL (nats per completion),
+        mean score by judge (of one that compares: share of the win over the start), and the rest of
+        `standing`.
     """
-    last, standings = len(names) - 1, {}
+    standings = {}
     for judge, pairs in said.items():
-        start = pairs[0, last][1]
-        own = start.scores if start.verdicts is None else [0.5] * len(start.scores)
-        scores = {START: own} | {names[i]: pairs[i, last][0].scores for i in range(last)}
-        standings[judge] = standing(scores, seed)
+        *others, start = scores_over_last(pairs, len(names))
+        of_each = zip([START, *names[:-1]], [start, *others], strict=True)
+        standings[judge] = standing(dict(of_each), seed)
     best, rows = next(iter(standings.values()))
     table: dict[str, dict[str, Any]] = {}
     for name, kl in zip(rows, [{"kl": 0.0}, *kls], strict=True):
         means = {judge: one[name]["score"] for judge, (_, one) in standings.items()}
-        others = {key: one for key, one in rows[name].items() if key != "score"}
-        number = others.pop("num_judged")
-        table[name] = kl | means | others
+        own = {key: one for key, one in rows[name].items() if key != "score"}
+        number = own.pop("num_judged")
+        table[name] = kl | means | own
     return {"num_judged": number, "best_checkpoint": best, "checkpoints": table}

@@ -1,11 +1,10 @@
-"""Two models complete the same prompts: completions, scores, and the KL between the models."""
+"""Models complete the same prompts: completions, their KL from the last model, and who wins."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
@@ -20,20 +19,10 @@ from recipes.lib.evaluation.people import PeopleJudge
 from recipes.lib.evaluation.win_rate import outcomes, win_rate
 from recipes.lib.generation.completions import Completion, complete
 from recipes.lib.models.likelihood import completion_logps
-from recipes.lib.models.policies import evaluation_device, load_policy
+from recipes.lib.models.policies import load_policy, placed
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.rewards.judge import LanguageModelJudge
 from recipes.lib.rewards.scoring import as_answers
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How both sides sample: tokens, temperature (0 is greedy), batch and seed."""
-
-    max_new_tokens: int
-    temperature: float
-    batch_size: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -61,56 +50,47 @@ class Side:
 Pairs = dict[tuple[int, int], tuple[Side, Side]]
 
 
-def compare(
+def complete_all(
     names: Sequence[str],
     prompts: list[Any],
-    columns: dict[str, list[Any]],
-    judges: Sequence[Judge | LanguageModelJudge | PeopleJudge],
-    sampling: SamplingSettings,
+    sampling: dict[str, Any],
     dtype: str,
     *,
-    to_last: bool = False,
+    has_baseline: bool,
+    one_template: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[list[list[Completion]], list[Pairs], list[dict[str, float]]]:
-    """Let models complete the prompts, and judges compare what they wrote.
+) -> tuple[list[list[Completion]], list[dict[str, float]]]:
+    """Let models complete the same prompts, with keys of `complete`; one is in memory at a time.
 
-    One model is in memory at a time. There is no KL of greedy sampling or between vocabularies.
-
-    Args:
-        names: Models, as in resolve_model; of two the second is the baseline.
-        prompts: Texts or messages.
-        columns: Further columns of the data, for the judges.
-        judges: Each scores completions, or compares those of two sides.
-        sampling: How all sample.
-        dtype: Of all models.
-        to_last: Whether each is compared with the last one alone, as it is of two.
-        trust_remote_code: Whether code beside the models may run.
+    A baseline is the last one; with one_template it reads messages by the others' chat template.
 
     Returns:
-        The completions of each model; what each judge says of each two, by their places in names;
-        `kl` with `kl_stderr` of each but the last, KL(model || last) in nats per completion.
+        The completions of each model; of each but the last `kl` with `kl_stderr`, KL(model || last)
+        in nats per completion: none without a baseline, of greedy sampling, or of a model whose
+        vocabulary is not the last one's.
 
     Raises:
-        UserError: A model or a judge cannot be used.
+        UserError: A model cannot be used.
     """
-    tokenizers = [load_tokenizer(name, trust_remote_code=trust_remote_code) for name in names]
-    last, words = len(names) - 1, tokenizers[-1].get_vocab()
-    to_last = to_last or last == 1
-    has_kl = to_last and sampling.temperature > 0
-    has_kl = has_kl and all(one.get_vocab() == words for one in tokenizers)
+    trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    tokenizers = [load_tokenizer(name, **trusted) for name in names]
+    if one_template:
+        tokenizers[-1].chat_template = tokenizers[-2].chat_template
+    words = tokenizers[-1].get_vocab() if has_baseline and sampling["temperature"] > 0 else None
     sides: list[list[Completion]] = []
-    logps: list[list[list[Tensor]]] = []
-    for name, tokenizer in zip(names, tokenizers, strict=True):
-        model = _load(name, dtype, trust_remote_code)
-        sides.append(complete(model, tokenizer, prompts, **vars(sampling)))
-        if has_kl:  # each of its own completions, the last one of those of all others
-            seen = sides[:-1] if len(sides) > last else sides[-1:]
-            logps.append([_logps(model, side, sampling) for side in seen])
+    logps: dict[int, list[Tensor]] = {}  # by its place, of a model's own completions
+    kls: list[dict[str, float]] = [{} for _ in names[:-1]]
+    for place, (name, tokenizer) in enumerate(zip(names, tokenizers, strict=True)):
+        args = ModelConfig(model_name_or_path=name, dtype=dtype)
+        model = placed(load_policy(args, **trusted))
+        sides.append(complete(model, tokenizer, prompts, **sampling))
+        if place == len(kls):
+            for other, own in logps.items():
+                kls[other] = kl_estimate(own, _logps(model, sides[other], sampling))
+        elif tokenizer.get_vocab() == words:
+            logps[place] = _logps(model, sides[place], sampling)
         del model
-    kls = [kl_estimate(own[0], seen) for own, seen in zip(logps[:-1], *logps[-1:], strict=True)]
-    pairs = [both for both in combinations(range(last + 1), 2) if not to_last or both[1] == last]
-    said = [judged(judge, names, prompts, columns, sides, pairs) for judge in judges]
-    return sides, said, kls or [{}] * last
+    return sides, kls
 
 
 def judged(
@@ -126,51 +106,39 @@ def judged(
     Raises:
         UserError: There is no verdict at all.
     """
-    if isinstance(judge, LanguageModelJudge):
-        return {(a, b): compared_sides(judge, prompts, sides[a], sides[b]) for a, b in pairs}
-    if not isinstance(judge, PeopleJudge):
+    if not isinstance(judge, LanguageModelJudge | PeopleJudge):
         scored = [Side(side, [*judge(prompts, side, columns)]) for side in sides]
         return {(a, b): (scored[a], scored[b]) for a, b in pairs}
-    texts = [[one.text for one in side] for side in sides]
-    said = {
-        (a, b): judge.shares(prompts, (names[a], names[b]), (texts[a], texts[b])) for a, b in pairs
-    }
-    if any(all(share is None for share in shares) for shares in said.values()):
-        raise UserError(
-            f"judge={judge.name}: has no answers to these prompts that compare "
-            f"{' and '.join(names)}; let people compare these runs on them (rlhf feedback serve)."
-        )
-    return {
-        (a, b): (Side(sides[a], shares, []), Side(sides[b], [_rest(one) for one in shares], []))
-        for (a, b), shares in said.items()
-    }
+    texts, made = [[one.text for one in side] for side in sides], {}
+    for a, b in pairs:
+        verdicts: list[tuple[str | None, str | None]] = []
+        if isinstance(judge, PeopleJudge):
+            shares = judge.shares(prompts, (names[a], names[b]), (texts[a], texts[b]))
+            told = f"has no answers to these prompts that compare {' and '.join(names)}; "
+            told += "let people compare these runs on them (rlhf feedback serve)."
+        else:
+            verdicts = judge.compare(prompts, *(as_answers(prompts, texts[n]) for n in (a, b)))
+            shares = [_share(*both) for both in verdicts]
+            told = "no pair got a verdict; name another model."
+        if all(share is None for share in shares):
+            raise UserError(f"judge={judge.name}: {told}")
+        rest = [None if share is None else 1.0 - share for share in shares]
+        made[a, b] = Side(sides[a], shares, verdicts), Side(sides[b], rest, verdicts)
+    return made
 
 
-def _rest(share: float | None) -> float | None:
-    return None if share is None else 1.0 - share
+def _share(one: str | None, other: str | None) -> float | None:
+    """The share of the win by verdicts in both orders; one that the order decides is a tie."""
+    if one is None or other is None:
+        return None
+    return {"one": 1.0, "other": 0.0}.get(one, 0.5) if one == other else 0.5
 
 
-def compared_sides(
-    judge: LanguageModelJudge,
-    prompts: list[Any],
-    ours: list[Completion],
-    theirs: list[Completion],
-) -> tuple[Side, Side]:
-    """Let a language model compare two sides; a verdict that the order decides is a tie.
-
-    Raises:
-        UserError: There is no verdict at all.
-    """
-    texts = [as_answers(prompts, [one.text for one in side]) for side in (ours, theirs)]
-    verdicts = judge.compare(prompts, *texts)
-    shares = {"one": 1.0, "other": 0.0}
-    scores: list[float | None] = [
-        None if None in both else shares.get(str(both[0]), 0.5) if both[0] == both[1] else 0.5
-        for both in verdicts
-    ]
-    if all(score is None for score in scores):
-        raise UserError(f"judge={judge.name}: no pair got a verdict; name another model.")
-    return Side(ours, scores, verdicts), Side(theirs, [*map(_rest, scores)], verdicts)
+def scores_over_last(pairs: Pairs, number: int) -> list[list[float | None]]:
+    """Scores of each contestant; by a judge that compares, shares of the win over the last one."""
+    theirs = pairs[0, number - 1][1]
+    own = theirs.scores if theirs.verdicts is None else [0.5 for _ in theirs.scores]
+    return [*(pairs[place, number - 1][0].scores for place in range(number - 1)), [*own]]
 
 
 def shares_of(ours: Side, theirs: Side) -> list[float | None]:
@@ -188,13 +156,7 @@ def rates(
     theirs: Sequence[Completion],
     seed: int,
 ) -> dict[str, Any]:
-    """What the shares of one judge say of two sides.
-
-    Args:
-        shares: The model's share of the win on each prompt, as of `shares_of`.
-        ours: The model's completions.
-        theirs: The baseline's.
-        seed: Of the bootstrap.
+    """What one judge's shares of the win, as of `shares_of`, say of two sides.
 
     Returns:
         win_rate and, of enough prompts, length_controlled_win_rate (lengths in tokens), each with
@@ -218,11 +180,7 @@ def rates(
 
 
 def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> dict[str, float]:
-    """KL of a model from a baseline, from the model's own samples.
-
-    Args:
-        logps: The model's log-probabilities of its completions' tokens, one tensor each, nats.
-        baseline_logps: The baseline's of the same tokens.
+    """KL of a model from a baseline, from log-probabilities of the model's own tokens in nats.
 
     Returns:
         `kl`, the mean over completions of the summed log-ratio (k1), in nats per completion, and
@@ -240,13 +198,7 @@ def kl_estimate(logps: Sequence[Tensor], baseline_logps: Sequence[Tensor]) -> di
     return numbers
 
 
-def _load(name: str, dtype: str, trust_remote_code: bool) -> Any:
-    args = ModelConfig(model_name_or_path=name, dtype=dtype)
-    model = load_policy(args, trust_remote_code=trust_remote_code)
-    return model.to(evaluation_device())
-
-
-def _logps(model: Any, completions: list[Completion], sampling: SamplingSettings) -> list[Tensor]:
+def _logps(model: Any, completions: list[Completion], sampling: dict[str, Any]) -> list[Tensor]:
     prompts, ids = [c.prompt_ids for c in completions], [c.ids for c in completions]
-    size = sampling.batch_size
-    return completion_logps(model, prompts, ids, temperature=sampling.temperature, batch_size=size)
+    how = {key: sampling[key] for key in ("temperature", "batch_size")}
+    return completion_logps(model, prompts, ids, **how)

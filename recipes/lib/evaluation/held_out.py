@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.prompts import prompt_text
@@ -23,26 +24,14 @@ def held_out_samples(
     max_new_tokens: int,
     temperature: float,
 ) -> list[dict[str, str]]:
-    """Complete the first test prompts that leave room in the model's context.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        test: Rows in one of TRL's SFT formats.
-        num_samples: How many.
-        max_new_tokens: Longest completion, tokens.
-        temperature: Of the sampling; 0 is greedy.
+    """Complete the first test prompts, of rows as of SFT, that leave room in the model's context.
 
     Returns:
         Rows of prompt, reference and completion, as plain text.
     """
-    kept: list[tuple[Any, str]] = []
-    for row in test:
-        if len(kept) == num_samples:
-            break
-        prompt, reference = prompt_and_reference(row)
-        if prompt and fits(model, tokenizer, prompt, max_new_tokens):
-            kept.append((prompt, reference))
+    pairs = map(prompt_and_reference, test)
+    fitting = (one for one in pairs if one[0] and fits(model, tokenizer, one[0], max_new_tokens))
+    kept = [*islice(fitting, num_samples)]
     prompts, length = [prompt for prompt, _ in kept], max_new_tokens
     made = complete(model, tokenizer, prompts, max_new_tokens=length, temperature=temperature)
     return [
@@ -52,14 +41,9 @@ def held_out_samples(
 
 
 def prompt_and_reference(row: dict[str, Any]) -> tuple[Any, str]:
-    """What of a row is given to the model, and how the row itself goes on.
+    """What of a row is given to the model, and how the row itself goes on, as text.
 
-    Args:
-        row: prompt and completion, or messages (the last is the reference), or text (the first
-            words are the prompt).
-
-    Returns:
-        The prompt, text or messages, and the reference as text.
+    Of messages the last is the reference; of text the first words are the prompt.
     """
     if "prompt" in row:
         return row["prompt"], prompt_text(row["completion"])

@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 
 def sequence_logps(trainer: Trainer, column: str) -> list[float]:
-    """Log-probability of each test completion under the trainer's model as it is now.
+    """Log-probability of each test completion under the model of a DPO or KTO trainer, as it is.
 
     Called before and after training, it gives both halves of the implicit reward, whether or not
-    the trainer keeps a reference in memory.
-
-    Args:
-        trainer: TRL's DPOTrainer or KTOTrainer.
-        column: Its token ids of the completions, such as `chosen_ids`.
+    the trainer keeps a reference in memory. The column has the completions' ids, as `chosen_ids`.
 
     Returns:
         Nats for each row, cut to max_length as in training; nothing without test rows.
@@ -49,15 +45,6 @@ def sequence_logps(trainer: Trainer, column: str) -> list[float]:
 
 
 def implicit_rewards(trainer: Trainer, column: str, before: list[float]) -> list[float]:
-    """The rewards of the test completions.
-
-    Args:
-        trainer: The trainer, with the trained model.
-        column: As of `sequence_logps`.
-        before: What `sequence_logps` said of the model that the run began from.
-
-    Returns:
-        One reward for each completion.
-    """
+    """The rewards of the test completions; `before` is what `sequence_logps` said of the start."""
     beta, after = trainer.args.beta, sequence_logps(trainer, column)
     return [beta * (one - other) for one, other in zip(after, before, strict=True)]

@@ -35,17 +35,10 @@ def load_judges(
     *,
     trust_remote_code: bool = False,
 ) -> dict[str, Judge | LanguageModelJudge | PeopleJudge]:
-    """Find those who judge two completions: as in `load_judge`, or people's answers.
+    """Find those who judge two completions, by name.
 
-    Args:
-        named: As of `load_judge`; a language model compares; a feedback run or a .jsonl file of
-            pairs are people's answers.
-        batch_size: Texts at a time, of reward models.
-        weights: One for each aspect of a reward model; None for 1 each.
-        trust_remote_code: Whether code beside a model may run.
-
-    Returns:
-        The judges by name.
+    As `load_judge`, but a language model compares, and a feedback run or a .jsonl file of pairs are
+    people's answers.
 
     Raises:
         UserError: One cannot be used.
@@ -66,16 +59,11 @@ def load_judges(
 def agreement(shares: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
     """How far judges agree on who wins a prompt, or that it is a tie.
 
-    Args:
-        shares: Of each judge the share of the win on each prompt; None where it said nothing.
-
     Returns:
         Krippendorff's alpha of all, and for each two the prompts that both judged and Cohen's
         kappa; None where they are not defined.
     """
-    table_JN = np.array(
-        [[np.nan if one is None else one for one in row] for row in shares.values()]
-    )
+    table_JN = np.array([*shares.values()], dtype=float)  # None becomes NaN
     kappas = {}
     for one, other in combinations(range(len(shares)), 2):
         number, kappa = cohen_kappa(table_JN[[one, other]], "nominal")
@@ -101,16 +89,14 @@ def load_judge(
         weights: One for each reward function and aspect of a reward model; None for 1 each.
         trust_remote_code: Whether code beside a reward model may run.
 
-    Returns:
-        The judge. It reads texts, or messages where the prompts are messages.
-
     Raises:
         UserError: There is no such function or reward model, or there are not as many weights; or,
             when it is called, it does not return one finite number for each completion.
     """
     given = ModelReward(name, MEAN, "auto") if isinstance(name, str) else name
-    more: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    found = load_reward_functions(given, None, batch_size, evaluation_device(), **more)
+    found = load_reward_functions(
+        given, None, batch_size, evaluation_device(), trust_remote_code=trust_remote_code
+    )
     functions = [*map(_with_fewer_arguments, found)]
     mix = reward_weights(functions, weights)
 

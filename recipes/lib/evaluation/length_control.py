@@ -29,17 +29,18 @@ def length_controlled(
 ) -> list[WinRate] | None:
     """Length-controlled win rates of contestants against one baseline, on the same prompts.
 
+    The bootstrap over prompts keeps the difficulties and the scale of length.
+
     Args:
         shares_CN: Share of the win over the baseline, 0..1, by contestant and prompt.
         lengths_CN: Lengths of their completions, in any unit.
         baseline_lengths_N: Lengths of the baseline's, in the same unit.
-        seed: Of the bootstrap over prompts; the difficulties and the scale of length are kept.
-        num_resamples: Bootstrap resamples.
+        seed: Of the bootstrap.
+        num_resamples: Of the bootstrap.
 
     Returns:
-        Win rates with 95 % intervals, fractions in 0..1; None of fewer than 30 prompts. Where all
-        prompts end alike, or no length differs, there is nothing to control for, and it is the
-        win rate.
+        Win rates with 95 % intervals, in 0..1; None of fewer than 30 prompts. Where all prompts end
+        alike, or no length differs, there is nothing to control for, and it is the win rate.
     """
     num_prompts = shares_CN.shape[1]
     if num_prompts < LEAST:

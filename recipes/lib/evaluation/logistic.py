@@ -64,12 +64,8 @@ def bradley_terry(
 ) -> dict[str, dict[str, Any]]:
     """Rank contestants by their comparisons; a tie is half a win.
 
-    Args:
-        names: The contestants.
-        shares: For each two, by their places, the first one's share of the win on each prompt; None
-            where nobody judged.
-        seed: Of the bootstrap over prompts, which keeps together what was said of one prompt.
-        num_resamples: Bootstrap resamples.
+    `shares` are, for each two by their places, the first one's of the win on each prompt; None
+    where nobody judged. The bootstrap over prompts keeps together what was said of one prompt.
 
     Returns:
         By name, the best first: strength, log-odds against an average one (one beats another with

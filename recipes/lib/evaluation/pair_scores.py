@@ -35,13 +35,7 @@ CHUNK = 512  # pairs that are batched by length together, between two steps of t
 def score_shares(
     trainer: Trainer, model: PreTrainedModel, test: Dataset, batch_size: int = 64
 ) -> list[dict[str, Any]]:
-    """Score both sides of every pair, each process its share; all of them call it.
-
-    Args:
-        trainer: A transformers Trainer behind its training.
-        model: Its reward model, whole.
-        test: Rows with chosen and rejected, with or without a prompt.
-        batch_size: Texts at a time.
+    """Score both sides of every pair with a trainer's model, each process its share.
 
     Returns:
         Rows of prompt, chosen, rejected as plain text, score_chosen and score_rejected, on every
@@ -95,10 +89,6 @@ def bag_of_words_accuracy(train: Dataset, test: Dataset) -> float:
     the training rows. Each pair is shown both ways round, so no side is favoured and no intercept
     is needed.
 
-    Args:
-        train: Rows with chosen and rejected, text or messages.
-        test: The rows to judge.
-
     Returns:
         Share of test pairs ordered rightly, in 0..1; ties count half.
     """
@@ -134,16 +124,8 @@ def frozen_features_accuracy(
 
     Features of a pair are the last hidden state of chosen less that of rejected, each divided by
     its root mean square; ridge, without an intercept. What is saved is the base with the weights
-    of the regression as its score head: a reward model like any other.
-
-    Args:
-        model_args: The model that training started from.
-        template: Chat template of the training, for messages.
-        train: Rows with chosen and rejected.
-        test: The rows to judge.
-        folder: Where the reward model is saved.
-        batch_size: Texts at a time.
-        trust_remote_code: Whether code beside the model may run.
+    of the regression as its score head, in `folder`: a reward model like any other. The base is the
+    model that training started from, the template that of the training.
 
     Returns:
         Share of test pairs ordered rightly, in 0..1; ties count half.
@@ -185,12 +167,7 @@ def _differences(model: Any, tokenizer: Any, rows: Dataset, batch_size: int) -> 
 def fit_weights(differences_NH: np.ndarray) -> np.ndarray:
     """Weights of a ridge logistic regression by which every difference is to be above 0.
 
-    Args:
-        differences_NH: Features of the better less those of the worse, shape (N, H).
-
-    Returns:
-        Weights of shape (H,), for features as they are; the strength is that with the least log
-        loss on every fifth row, and then all rows are fitted.
+    The strength is that with the least log loss on every fifth row; then all rows are fitted.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -201,17 +178,11 @@ def fit_weights(differences_NH: np.ndarray) -> np.ndarray:
 
     def fit(rows: np.ndarray, inverse: float) -> np.ndarray:
         model = LogisticRegression(C=inverse, fit_intercept=False, max_iter=10_000, tol=1e-9)
-        fitted: np.ndarray = model.fit(scaled_NH[rows] * signs_N[rows, None], signs_N[rows]).coef_[
-            0
-        ]
-        return fitted
+        model.fit(scaled_NH[rows] * signs_N[rows, None], signs_N[rows])
+        return np.asarray(model.coef_[0])
 
-    held_out = np.arange(len(scaled_NH)) % HELD_OUT == HELD_OUT - 1
+    held_out, best = np.arange(len(scaled_NH)) % HELD_OUT == HELD_OUT - 1, 1.0
     if held_out.any():
-        losses = [
-            np.logaddexp(0.0, -scaled_NH[held_out] @ fit(~held_out, one)).mean() for one in RIDGES
-        ]
-        best = RIDGES[int(np.argmin(losses))]
-    else:
-        best = 1.0
+        margins = (scaled_NH[held_out] @ fit(~held_out, one) for one in RIDGES)
+        best = RIDGES[int(np.argmin([np.logaddexp(0.0, -some).mean() for some in margins]))]
     return fit(np.ones(len(scaled_NH), dtype=bool), best) / scale_H

@@ -57,11 +57,6 @@ class PeopleJudge:
 
         An answer counts where it is about these very texts, or about completions of these two runs.
 
-        Args:
-            prompts: Texts or messages.
-            names: The two runs.
-            texts: Their completions.
-
         Returns:
             1 where most prefer the first run, 0 the second, 0.5 where they are even, None where
             nobody answered.

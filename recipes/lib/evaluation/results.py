@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from recipes.lib.data.prompts import prompt_text
@@ -16,24 +17,15 @@ Said = dict[str, Pairs]  # of each judge, by name
 def sample_rows(
     prompts: list[Any], names: list[str], sides: list[Any], said: Said
 ) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl.
-
-    Args:
-        prompts: The prompts.
-        names: Of the models.
-        sides: Completions of each model.
-        said: Of each judge what it says of each two; of two models the first one's is in the rows.
-
-    Returns:
-        A row for each prompt.
-    """
+    """The rows of samples.jsonl; of two models with what the first judge says."""
     if len(names) > 2:
-        every = [
-            {name: completion.text for name, completion in zip(names, row, strict=True)}
-            for row in zip(*sides, strict=True)
+        return [
+            {
+                "prompt": prompt_text(prompt),
+                "completions": {name: one.text for name, one in zip(names, row, strict=True)},
+            }
+            for prompt, *row in zip(prompts, *sides, strict=True)
         ]
-        pairs = zip(map(prompt_text, prompts), every, strict=True)
-        return [{"prompt": prompt, "completions": each} for prompt, each in pairs]
     ours, theirs = next(iter(said.values()))[0, 1]
     return [
         {
@@ -51,17 +43,7 @@ def sample_rows(
 def compared(
     columns: dict[str, list[Any]], slices: list[str], said: Said, seed: int
 ) -> dict[str, Any]:
-    """The numbers of a run and its baseline.
-
-    Args:
-        columns: Of the data, beside the prompts.
-        slices: Those whose values part the prompts.
-        said: Of each judge what it says of both.
-        seed: Of the bootstrap.
-
-    Returns:
-        Keys of the summary.
-    """
+    """What judges say of a run and its baseline, also on slices, as keys of the summary."""
     ours, theirs = next(iter(said.values()))[0, 1]
     shares = {name: shares_of(*pairs[0, 1]) for name, pairs in said.items()}
     both = (ours.completions, theirs.completions, seed)
@@ -77,16 +59,7 @@ def compared(
 
 
 def ranked(runs: list[str], said: Said, seed: int) -> dict[str, Any]:
-    """The ranking of several runs by each judge.
-
-    Args:
-        runs: Their names.
-        said: Of each judge what it says of each two.
-        seed: Of the bootstrap.
-
-    Returns:
-        Keys of the summary.
-    """
+    """The ranking of several runs by each judge, as keys of the summary."""
     shares = {
         name: {places: shares_of(*both) for places, both in pairs.items()}
         for name, pairs in said.items()
@@ -94,8 +67,6 @@ def ranked(runs: list[str], said: Said, seed: int) -> dict[str, Any]:
     rankings = {name: bradley_terry(runs, one, seed=seed) for name, one in shares.items()}
     summary: dict[str, Any] = {"ranking": next(iter(rankings.values()))}
     if len(said) > 1:
-        every = {
-            name: [one for row in each.values() for one in row] for name, each in shares.items()
-        }
+        every = {name: [*chain(*each.values())] for name, each in shares.items()}
         summary |= {"rankings": rankings, "agreement": agreement(every)}
     return summary

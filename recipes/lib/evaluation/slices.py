@@ -19,11 +19,7 @@ NUM_DRAWS = 1999  # permutations
 
 
 def slices_of(names: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> dict[str, list[int]]:
-    """Which prompts belong to which slice.
-
-    Args:
-        names: Columns; a prompt without a value is in no slice of that column.
-        columns: Values of each, by prompt.
+    """Which prompts belong to which slice of the named columns; without a value, to none.
 
     Returns:
         Places of prompts by the name of their slice, `column: value` or `column: low to high`.
@@ -40,10 +36,9 @@ def slices_of(names: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> dic
         numbers = [one for one in values.values() if type(one) in (int, float)]
         if len(numbers) == len(values) and len({*numbers}) > PARTS:
             edges = np.quantile(numbers, np.arange(1, PARTS) / PARTS)
-            parts: dict[int, list[int]] = {}
-            for row, one in values.items():
-                parts.setdefault(int(np.searchsorted(edges, one)), []).append(row)
-            for _, rows in sorted(parts.items()):
+            places = np.searchsorted(edges, numbers)
+            for place in np.unique(places):
+                rows = [row for row, own in zip(values, places, strict=True) if own == place]
                 kept = [values[row] for row in rows]
                 found[f"{name}: {min(kept):g} to {max(kept):g}"] = rows
             continue
@@ -71,11 +66,11 @@ def sliced(
 
     Args:
         shares: Share of the win on each prompt, 0..1; None where nobody judged.
-        slices: Places of prompts by name; a slice without a judged prompt is left out.
+        slices: Places of prompts by name.
         seed: Of the permutations.
 
     Returns:
-        By slice num_prompts, win_rate, its interval win_rate_ci95, and differs.
+        By slice with a judged prompt num_prompts, win_rate, win_rate_ci95 and differs.
 
     Source: Wilson, Journal of the American Statistical Association 22, 1927; Westfall and Young,
         Resampling-based multiple testing, 1993 (the largest statistic of a permutation).

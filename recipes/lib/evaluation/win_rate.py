@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CONFIDENCE = 0.95  # mass of an interval
+
 
 @dataclass(frozen=True)
 class WinRate:
@@ -27,7 +29,6 @@ def win_rate(
     baseline_scores: Sequence[float],
     *,
     seed: int = 0,
-    confidence: float = 0.95,
     num_resamples: int = 9999,
 ) -> WinRate:
     """Share of pairs in which the score beats the baseline's score on the same prompt.
@@ -35,18 +36,11 @@ def win_rate(
     A win counts 1, a tie 0.5, a loss 0. The interval is a seeded percentile bootstrap over pairs.
     Where all pairs end alike the bootstrap has nothing to resample and would claim certainty;
     there the interval assumes that the unseen share of other outcomes is as large as the data
-    still allow: with n equal outcomes at least a share q = ((1 - confidence) / 2)^(1/n) of all
-    pairs ends so, and the rest is taken to be losses (low) or wins (high).
-
-    Args:
-        scores: one score per prompt.
-        baseline_scores: scores of the other contestant, same order.
-        seed: of the resampling.
-        confidence: mass of the interval.
-        num_resamples: bootstrap resamples.
+    still allow: with n equal outcomes at least a share q = 0.025^(1/n) of all pairs ends so, and
+    the rest is taken to be losses (low) or wins (high).
 
     Returns:
-        The win rate and its interval, fractions in 0..1.
+        The win rate and its 95 % interval, fractions in 0..1.
 
     Raises:
         ValueError: no pairs, different lengths, or a score that is not finite.
@@ -55,7 +49,7 @@ def win_rate(
         of equal outcomes is Clopper & Pearson, Biometrika 26, 1934, at its two ends.
     """
     shares = outcomes(scores, baseline_scores)
-    interval = mean_interval(shares, (0.0, 1.0), seed, confidence, num_resamples)
+    interval = mean_interval(shares, (0.0, 1.0), seed, num_resamples)
     return WinRate(float(shares.mean()), *interval)
 
 
@@ -63,23 +57,14 @@ def mean_interval(
     values: NDArray[np.float64],
     bounds: tuple[float, float],
     seed: int = 0,
-    confidence: float = 0.95,
     num_resamples: int = 9999,
 ) -> tuple[float, float]:
-    """Interval of a mean, as of `win_rate`.
+    """Ends of the interval of a mean, as of `win_rate`.
 
-    Args:
-        values: The numbers.
-        bounds: Smallest and largest that one of them could be; they count where all are equal.
-        seed: of the resampling.
-        confidence: mass of the interval.
-        num_resamples: bootstrap resamples.
-
-    Returns:
-        Its two ends, in the unit of the values.
+    `bounds` are the smallest and largest that a value could be; they count where all are equal.
     """
     if np.ptp(values) == 0:
-        value, seen = float(values.mean()), ((1 - confidence) / 2) ** (1 / len(values))
+        value, seen = float(values.mean()), ((1 - CONFIDENCE) / 2) ** (1 / len(values))
         return bounds[0] + (value - bounds[0]) * seen, bounds[1] - seen * (bounds[1] - value)
     # SciPy takes a fifth of a second to import, which `rlhf --help` does not have.
     from scipy.stats import bootstrap
@@ -87,7 +72,7 @@ def mean_interval(
     interval = bootstrap(
         (values,),
         np.mean,
-        confidence_level=confidence,
+        confidence_level=CONFIDENCE,
         n_resamples=num_resamples,
         method="percentile",
         batch=1000,
@@ -99,12 +84,9 @@ def mean_interval(
 def smallest_difference(num_prompts: int) -> float:
     """How far from 0.5 a win rate has to be for so many prompts to find it in 80 % of cases.
 
-    Args:
-        num_prompts: Number of prompts, none of which ties.
-
     Returns:
-        The difference at which a two-sided test at 5 % has a power of 0.8; at most 0.5, which it
-        says, too, of prompts that are too few for any.
+        The difference at which a two-sided test at 5 % has a power of 0.8, without ties; at most
+        0.5, which it says, too, of prompts that are too few for any.
 
     Source: Fleiss, Statistical Methods for Rates and Proportions, 1981, chapter 1: the difference d
         solves d sqrt(n) = 1.96 sqrt(1/4) + 0.84 sqrt(1/4 - d^2).
@@ -116,14 +98,7 @@ def smallest_difference(num_prompts: int) -> float:
 
 
 def pair_accuracy(chosen_scores: Sequence[float], rejected_scores: Sequence[float]) -> float:
-    """Share of pairs whose chosen side scores higher; ties count half.
-
-    Args:
-        chosen_scores: scores of the chosen completions.
-        rejected_scores: scores of the rejected ones, same order.
-
-    Returns:
-        A fraction in 0..1.
+    """Share of pairs whose chosen side scores higher, in 0..1; ties count half.
 
     Raises:
         ValueError: no pairs, different lengths, or a score that is not finite.
@@ -133,13 +108,6 @@ def pair_accuracy(chosen_scores: Sequence[float], rejected_scores: Sequence[floa
 
 def outcomes(scores: Sequence[float], baseline_scores: Sequence[float]) -> NDArray[np.float64]:
     """1 where a score is the higher one, 0.5 where both are equal, 0 where it is the lower one.
-
-    Args:
-        scores: scores of one contestant.
-        baseline_scores: scores of the other, same order.
-
-    Returns:
-        The share of the win in each pair.
 
     Raises:
         ValueError: no pairs, different lengths, or a score that is not finite.

@@ -46,10 +46,7 @@ class CostController:
     def update(self, costs_B: Tensor, scores_B: Tensor, limit: float) -> None:
         """Take note of a rollout, and set the multiplier that it is scored with.
 
-        Args:
-            costs_B: Cost of each episode.
-            scores_B: Scores as the objective sees them, without the cost.
-            limit: What the mean cost may be.
+        The scores are those of the objective without the cost; the limit is of the mean cost.
         """
         self.cost = costs_B.double().mean().item()
         if not self.cost_std:

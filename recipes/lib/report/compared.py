@@ -104,8 +104,8 @@ def judged(summary: Row) -> Picture:
         "On prompts that none trained on, with 95\u00a0% intervals of both: up and to the left is "
         "better; the dashed line is what they are compared with, at a distance of 0."
     )
-    told_all = "; ".join(f"{key.label} {key.value}" for key in keys)
-    return Picture("judged", "Score against KL", svg, caption, f"By the judge: {told_all}.", keys)
+    told = "; ".join(f"{key.label} {key.value}" for key in keys)
+    return Picture("judged", "Score against KL", svg, caption, f"By the judge: {told}.", keys)
 
 
 def wins(rates: dict[str, dict[str, list[float]]]) -> list[list[str]]:
@@ -167,14 +167,10 @@ def extremes(files: RunFiles, sign: int, count: int = 3) -> SampleTable | None:
             best = max(known, key=known.__getitem__)
             found.append((known[start] - known[best], best, row))
     found = sorted(found, key=lambda one: one[0])[:count]
-    cells = [
-        [
-            text_cell(row["prompt"]),
-            _cell(row, start, is_best=sign < 0),
-            _cell(row, name, f"{name},", is_best=sign > 0),
-        ]
-        for _, name, row in found
-    ]
+    cells = []
+    for _, name, row in found:
+        two = _cell(row, start, is_best=sign < 0), _cell(row, name, f"{name},", is_best=sign > 0)
+        cells.append([text_cell(row["prompt"]), *two])
     rule = f"{len(cells)} of {len(files.samples)} prompts, each with the run furthest "
     rule += f"{'above' if sign > 0 else 'below'} {start} on it."
     return SampleTable(["Prompt", start, "Run"], cells, rule) if cells else None

@@ -23,8 +23,7 @@ def held_out_metrics(
         said: Of each completion its prompt and what each function said, NaN where it said None.
 
     Returns:
-        Of each function that said anything held_out/<name>, the mean, and of two prompts or more
-        held_out/<name>_stderr.
+        Of each function that said anything the mean, and of two prompts or more its ..._stderr.
     """
     metrics: dict[str, float] = {}
     for place, name in enumerate(names):
@@ -55,11 +54,8 @@ def parting(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     Of evaluations without any change, with noise of their own each, 2 % of runs with 40 of them are
     told of.
 
-    Args:
-        rows: What a run logged, in order.
-
     Returns:
-        The first such evaluation: kind, step and message; None where there is none.
+        The first such evaluation of a run's logs: kind, step and message; None without any.
     """
     asked_for = (key for row in rows for key in row if HELD_OUT in key)
     for key in dict.fromkeys(key for key in asked_for if not key.endswith("_stderr")):
@@ -71,9 +67,8 @@ def parting(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         score = next(one for one in scores if one in asked[0])
         highest, was_low = asked[0], False
         for row in asked:
-            error = math.hypot(highest[f"{key}_stderr"], row[f"{key}_stderr"])
-            is_low = row[score] > highest[score]
-            is_low = is_low and row[key] < highest[key] - NUM_ERRORS * error
+            error = NUM_ERRORS * math.hypot(highest[f"{key}_stderr"], row[f"{key}_stderr"])
+            is_low = row[score] > highest[score] and row[key] < highest[key] - error
             if is_low and was_low:
                 message = (
                     f"held-out {name} fell from {highest[key]:.3g} (step {highest['step']}) to "
