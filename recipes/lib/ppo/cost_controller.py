@@ -10,6 +10,7 @@ from recipes.lib.ppo.actor_critic import nonzero_std
 
 # Found in simulations and on another seed than those of docs/benchmarks/cost.md: docs/log.md.
 PROPORTIONAL, INTEGRAL = 1.5, 0.5
+AHEAD = 3.0  # rollouts; a policy that falls fast towards the limit passes it if nobody looks ahead
 HALF = 128  # episodes of a rollout that count for as much as all before them
 WINDING = 0.5  # standard deviations; of a larger error the policy needs time, not more weight
 MOST = 10.0  # a cost of ten times the spread of the scores leaves these 1 % of the variance
@@ -17,10 +18,11 @@ MOST = 10.0  # a cost of ten times the spread of the scores leaves these 1 % of 
 
 @dataclass
 class CostController:
-    """Multiplier of a cost: proportional to the error, plus its integral.
+    """Multiplier of a cost: proportional to the error where it is heading, plus its integral.
 
     An integral alone, which is plain dual ascent, winds up: it goes on growing while the policy is
-    still on its way, and then holds it far below the limit.
+    still on its way, and then holds it far below the limit. So does the proportional term of a
+    policy that comes down fast; what it has unlearned then, no multiplier of 0 brings back.
 
     Args:
         value: The multiplier, in reward per cost.
@@ -32,7 +34,7 @@ class CostController:
 
     Source:
         Stooke et al. 2020, "Responsive Safety in Reinforcement Learning by PID Lagrangian Methods",
-        equation 6; without the derivative, with units, and with a bound on how fast and how far
+        equation 6; with units, a derivative in both directions, and a bound on how fast and how far
         the integral grows.
     """
 
@@ -54,10 +56,12 @@ class CostController:
         if not self.cost_std:  # nothing to choose from yet
             return
         error, share = (self.cost - limit) / self.cost_std, len(costs_B) / (len(costs_B) + HALF)
-        self.error = error if self.error is None else self.error + share * (error - self.error)
-        step = INTEGRAL * share * min(max(self.error, -WINDING), WINDING)
+        before = error if self.error is None else self.error
+        self.error = before + share * (error - before)
+        ahead = self.error + AHEAD * (self.error - before)
+        step = INTEGRAL * share * min(max(ahead, -WINDING), WINDING)
         self.integral = min(max(self.integral + step, 0.0), MOST)
-        weight = min(max(PROPORTIONAL * self.error + self.integral, 0.0), MOST)
+        weight = min(max(PROPORTIONAL * ahead + self.integral, 0.0), MOST)
         self.value = weight * self.score_std / self.cost_std
 
 

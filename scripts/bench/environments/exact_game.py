@@ -6,11 +6,14 @@
     best first turn:   J* = beta * log E_reference[exp((r1 + E_answer[V2]) / beta)]
     optimality = (J - J_ref) / (J* - J_ref): 0 is no learning, 1 the optimum
 
-A turn is at most two tokens; between the turns the world draws one of three answers, whose chances
-depend on the first turn, and what pays in the second turn depends on both. So the first turn has to
-be chosen for the answers that it brings.
+A turn is one token; between the turns the world draws one of three answers, whose chances depend on
+the first turn, and what pays in the second turn depends on both. So the first turn has to be chosen
+for the answers that it brings.
 
-    .venv/bin/python scripts/bench/environments/exact_game.py --seeds 1 2 3 4 5
+    .venv/bin/python scripts/bench/environments/exact_game.py --page docs/benchmarks/environments.md
+
+prints a row a seed and writes the section "A game whose best policy is known" of the page. Three
+minutes on one core.
 
 Shapes: S sequences, T tokens, V vocabulary, N first turns, A answers, M second turns.
 """
@@ -36,13 +39,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 
 from recipes.lib.ppo.config import PPOConfig  # noqa: E402
 from recipes.lib.ppo.trainer import PPOTrainer  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402
+from scripts.bench.environments.classical import table, with_section  # noqa: E402
 
-EOS, NUM_SYMBOLS, NUM_ANSWERS, BETA, EPISODES = 1, 4, 3, 0.2, 40_960
+EOS, NUM_SYMBOLS, NUM_ANSWERS, BETA, EPISODES = 1, 4, 3, 0.2, 10_240
 NAMES = ["<pad>", "<eos>", "go"]
 NAMES += [f"s{i}" for i in range(NUM_SYMBOLS)] + [f"o{i}" for i in range(NUM_ANSWERS)]
 IDS = {name: number for number, name in enumerate(NAMES)}
-TURNS = [(EOS,)] + [(a, b) for a in range(len(NAMES)) for b in range(len(NAMES)) if a != EOS]
+TURNS = [(token,) for token in range(len(NAMES))]
 GO = IDS["go"]
+COMMAND = ".venv/bin/python scripts/bench/environments/exact_game.py --page FILE"
+HEADING, NUMBERS = "## A game whose best policy is known", ("optimality", "J_ref", "J", "J*")
+NOTE = f"""Two turns of one token; between them the world draws one of {NUM_ANSWERS} answers,
+whose chances depend on the first turn, and the second turn pays by both. {EPISODES:,} episodes,
+kl_coef {BETA}, learning rate 2e-3, 8 passes; J is enumerated. Of these settings only seed 101 was
+looked at before.
+"""
 
 
 def drawn(*what: Any) -> random.Random:
@@ -52,7 +64,7 @@ def drawn(*what: Any) -> random.Random:
 
 def chances(first: tuple[int, ...]) -> list[float]:
     """How probable each answer to a first turn is."""
-    weights = [2.0 ** (4 * paid(words(first), "answer", a)) for a in range(NUM_ANSWERS)]
+    weights = [2.0 ** (2 * paid(words(first), "answer", a)) for a in range(NUM_ANSWERS)]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -64,7 +76,7 @@ def words(turn: tuple[int, ...]) -> str:
 def paid(text: str, *what: Any) -> float:
     """What the words of a turn pay, each by its place."""
     words_of = text.split()
-    return sum(drawn(*what, place, word).uniform(-0.5, 0.5) for place, word in enumerate(words_of))
+    return sum(drawn(*what, place, word).uniform(-1.0, 1.0) for place, word in enumerate(words_of))
 
 
 def first_reward(text: str) -> float:
@@ -127,31 +139,24 @@ def build(seed: int = 0) -> tuple[Any, Any]:
 def turn_logps(model: Any) -> tuple[Tensor, Tensor]:
     """Log-probability of each first turn (N), and of each second one behind it (N, A, M)."""
     model.eval()
-    firsts = torch.stack([log_probs(model, [GO], turn) for turn in TURNS])
-    seconds = torch.zeros(len(TURNS), NUM_ANSWERS, len(TURNS))
-    for n, first in enumerate(TURNS):
-        closing = [] if first[-1] == EOS else [EOS]
-        for answer in range(NUM_ANSWERS):
-            before = [GO, *first, *closing, IDS[f"o{answer}"]]
-            seconds[n, answer] = all_log_probs(model, before)
-    return firsts.double(), seconds.double()
+    firsts = next_logps(model, [GO])
+    seconds = [
+        torch.stack(
+            [next_logps(model, [GO, *heard(turn, answer)]) for answer in range(NUM_ANSWERS)]
+        )
+        for turn in TURNS
+    ]
+    return firsts, torch.stack(seconds)
 
 
-def log_probs(model: Any, before: list[int], turn: tuple[int, ...]) -> Tensor:
-    """Log-probability of one turn behind some tokens."""
-    ids = torch.tensor([[*before, *turn]])
-    logps = model(input_ids=ids).logits[0].double().log_softmax(-1)
-    return sum(logps[len(before) - 1 + place, token] for place, token in enumerate(turn))  # type: ignore[return-value]
+def heard(turn: tuple[int, ...], answer: int) -> list[int]:
+    """A first turn, its end and an answer, as tokens."""
+    return [*turn, *([] if turn[-1] == EOS else [EOS]), IDS[f"o{answer}"]]
 
 
-def all_log_probs(model: Any, before: list[int]) -> Tensor:
-    """Log-probabilities of all turns behind some tokens, (M,)."""
-    tokens = range(len(NAMES))
-    ids = torch.tensor([[*before, token] for token in tokens])
-    logps = model(input_ids=ids).logits[:, -2:].double().log_softmax(-1)
-    of_first, of_second = logps[0, 0], logps[:, 1]
-    both = [of_first[t[0]] + (of_second[t[0], t[1]] if len(t) > 1 else 0.0) for t in TURNS]
-    return torch.stack(both)
+def next_logps(model: Any, before: list[int]) -> Tensor:
+    """Log-probability of each token behind others."""
+    return model(input_ids=torch.tensor([before])).logits[0, -1].double().log_softmax(-1)  # type: ignore[no-any-return]
 
 
 def tables() -> tuple[Tensor, Tensor, Tensor]:
@@ -200,13 +205,13 @@ def train(seed: int, **changes: Any) -> dict[str, float]:
             "output_dir": folder,
             "seed": seed,
             "total_episodes": EPISODES,
-            "rollout_batch_size": 1024,
+            "rollout_batch_size": 256,
             "num_mini_batches": 4,
             "num_ppo_epochs": 8,
-            "per_device_train_batch_size": 256,
+            "per_device_train_batch_size": 64,
             "sampling_batch_size": 256,
             "scoring_batch_size": 256,
-            "max_completion_length": 2,
+            "max_completion_length": 1,
             "kl_coef": BETA,
             "critic": "head",
             "learning_rate": 2e-3,
@@ -234,12 +239,21 @@ def train(seed: int, **changes: Any) -> dict[str, float]:
 
 
 def main() -> int:
-    """Train with each seed and print a row of it."""
+    """Train with each seed, print a row of it, and write the section where a page is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    for seed in parser.parse_args().seeds:
+    parser.add_argument("--page", type=Path)
+    args = parser.parse_args()
+    rows = []
+    for seed in args.seeds:
         row = train(seed)
-        print(seed, {name: round(value, 4) for name, value in row.items()}, flush=True)
+        rows.append([str(seed), *(f"{row[name]:.4f}" for name in NUMBERS)])
+        print(*rows[-1], flush=True)
+    if args.page is not None:
+        section = (
+            f"{HEADING}\n\n{conditions(COMMAND)}\n\n{NOTE}\n{table(['seed', *NUMBERS], rows)}\n"
+        )
+        args.page.write_text(with_section(args.page.read_text(encoding="utf-8"), section))
     return 0
 
 

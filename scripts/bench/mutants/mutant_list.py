@@ -16,6 +16,7 @@ MODULES = {
     "batching": "tests/checklist/test_batching.py",
     "brake": "tests/checklist/test_brake.py",
     "cost": "tests/checklist/test_cost.py",
+    "turns": "tests/checklist/test_turns.py",
     "saving": "tests/checklist/test_saving.py",
     "objective": "tests/unit/ppo/test_objective.py",
     "returns": "tests/unit/ppo/test_returns.py",
@@ -52,7 +53,8 @@ ROLLOUTS, ROLES, DESCRIBE = f"{PPO}/rollouts.py", f"{PPO}/roles.py", f"{LIB}/ppo
 BACKBONE, SAMPLING = f"{LIB}/ppo/actor_critic.py", f"{LIB}/generation/sampling.py"
 DECODE = f"{LIB}/generation/decoder.py"
 ADAPTERS, FORWARD = f"{LIB}/models/adapters.py", f"{LIB}/models/forward.py"
-STATE = f"{PPO}/state.py"
+STATE, PLAYING = f"{PPO}/state.py", f"{PPO}/playing.py"
+RENDERING = f"{LIB}/environments/rendering.py"
 REWARD_MODELS, MODELS = f"{LIB}/rewards/reward_models.py", f"{LIB}/models/classifiers.py"
 
 K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
@@ -61,8 +63,8 @@ OLD_LOGPS = "                logps_BC, _, values_BC = model(ids, mask, width, ar
 REF_LOGPS = "model, self.trainer.reference, Batch(ids, mask, width), args.temperature"
 PROBS = "probs_BV = (logits_BV.double() / temperature).softmax(-1)"
 RETURNED = "return log_probs_BCV.gather(-1, ids_BC.unsqueeze(-1)).squeeze(-1), entropy_BC"
-ENDED = "float(e.completion_ids[-1] in self.decoding.stops)"
-PENALTY = "scores_B = scores_B - args.missing_eos_penalty * (1.0 - self.ended(episodes))"
+ENDED = "float(token in self.decoding.stops) for token in lasts"
+PENALTY = "scores_N = scores_N - args.missing_eos_penalty * (1.0 - self.ended(episodes))"
 REF_LORA = "    with adapters.role(REFERENCE if REFERENCE in adapters.model.peft_config else None):"
 PLAIN = "hidden = batch.before(trunk_of(model)(**batch.inputs).last_hidden_state)"
 POSITIONS = '"position_ids": position_ids(attention_mask),'
@@ -182,8 +184,8 @@ OF_LOGPS = [
         6,
         "sampler without temperature",
         SAMPLING,
-        "EpisodeNoise(uniforms_BC, width, decoding.temperature)",
-        "EpisodeNoise(uniforms_BC, width, 1.0)",
+        "EpisodeNoise(uniforms_BC, prompt_ids_BP.shape[1], decoding.temperature)",
+        "EpisodeNoise(uniforms_BC, prompt_ids_BP.shape[1], 1.0)",
         "logps",
     ),
     Mutant(
@@ -412,8 +414,8 @@ OF_REWARDS = [
         18,
         "score on the last column",
         RETURNS,
-        "rewards_BC[rows_B, last_B] += scores_B",
-        "rewards_BC[:, -1] += scores_B",
+        "rewards_BC[places] += scores_B",
+        "rewards_BC[places[0], -1] += scores_B",
         "rewards",
     ),
     Mutant(
@@ -432,7 +434,7 @@ OF_REWARDS = [
         "penalty in the score's place",
         COLLECT,
         PENALTY,
-        "scores_B = torch.where(self.ended(episodes) > 0, scores_B, -args.missing_eos_penalty)",
+        "scores_N = torch.where(self.ended(episodes) > 0, scores_N, -args.missing_eos_penalty)",
         "rewards",
     ),
     Mutant(
@@ -440,7 +442,7 @@ OF_REWARDS = [
         "the tokenizer's end token asked for",
         COLLECT,
         ENDED,
-        "float(e.completion_ids[-1] == self.trainer.processing_class.eos_token_id)",
+        "float(token == self.trainer.processing_class.eos_token_id) for token in lasts",
         "rewards",
     ),
     Mutant(
@@ -448,7 +450,7 @@ OF_REWARDS = [
         "the end looked for in the prompt too",
         COLLECT,
         ENDED,
-        "float(self.decoding.stop_token_id in e.prompt_ids + e.completion_ids)",
+        "float(self.decoding.stop_token_id in e.prompt_ids + e.completion_ids) for e in episodes",
         "rewards",
     ),
     Mutant(
@@ -456,7 +458,7 @@ OF_REWARDS = [
         "one of several end tokens asked for",
         COLLECT,
         ENDED,
-        "float(e.completion_ids[-1] == self.decoding.stop_token_id)",
+        "float(token == self.decoding.stop_token_id) for token in lasts",
         "rewards",
     ),
     Mutant(
@@ -479,7 +481,7 @@ OF_REWARDS = [
         20,
         "the last value as a bootstrap",
         RETURNS,
-        "next_value_B = torch.zeros_like(rewards_BC[:, 0])",
+        "next_value_B = advantage_B if next_values_B is None else next_values_B",
         "next_value_B = values_BC[:, -1]",
         "rewards",
     ),
@@ -567,24 +569,24 @@ OF_REWARDS = [
         24,
         "scores clipped above only",
         COLLECT,
-        "scores_B.clamp(-args.reward_clip, args.reward_clip)",
-        "scores_B.clamp(max=args.reward_clip)",
+        "scores_N.clamp(-args.reward_clip, args.reward_clip)",
+        "scores_N.clamp(max=args.reward_clip)",
         "trainer",
     ),
     Mutant(
         24,
         "the mean of the scores subtracted",
         COLLECT,
-        "scores_B = scores_B / self.moments.std",
-        "scores_B = (scores_B - self.moments.mean) / self.moments.std",
+        "scores_N = scores_N / self.moments.std",
+        "scores_N = (scores_N - self.moments.mean) / self.moments.std",
         "rewards",
     ),
     Mutant(
         25,
         "whitened rewards lose their mean",
         COLLECT,
-        "whiten(rewards_BC, mask_BC, shift_mean=False)",
-        "whiten(rewards_BC, mask_BC)",
+        "whiten(rewards_BC, actions_BC, shift_mean=False)",
+        "whiten(rewards_BC, actions_BC)",
         "rewards",
     ),
     Mutant(
@@ -609,15 +611,15 @@ OF_VALUES = [
         27,
         "no lambda in the recursion",
         RETURNS,
-        "gamma * lam * advantage_B",
-        "gamma * advantage_B",
+        "(gamma_BC * lam).to(rewards_BC.dtype)",
+        "gamma_BC.to(rewards_BC.dtype)",
         "returns",
     ),
     Mutant(
         27,
         "no discount of the next value",
         RETURNS,
-        "gamma * next_value_B",
+        "gamma_BC[:, t] * next_value_B",
         "next_value_B",
         "returns",
     ),
@@ -625,8 +627,8 @@ OF_VALUES = [
         27,
         "the next token's value, one too far",
         RETURNS,
-        "        next_value_B = values_BC[:, t]\n",
-        "        next_value_B = values_BC[:, min(t + 1, values_BC.shape[1] - 1)]\n",
+        "torch.where(counts_B, values_BC[:, t], next_value_B)",
+        "torch.where(counts_B, values_BC[:, min(t + 1, values_BC.shape[1] - 1)], next_value_B)",
         "returns",
     ),
     Mutant(
@@ -681,9 +683,9 @@ OF_VALUES = [
         30,
         "each process whitens its own episodes",
         COLLECT,
-        "whitened_BC = whiten(advantages_BC, mask_BC)",
+        "whitened_BC = whiten(advantages_BC, actions_BC)",
         "whitened_BC = torch.cat([whiten(a, m) for a, m in zip(advantages_BC.chunk("
-        "args.world_size), mask_BC.chunk(args.world_size))])",
+        "args.world_size), actions_BC.chunk(args.world_size))])",
         "distributed",
     ),
     Mutant(
@@ -717,8 +719,8 @@ OF_VALUES = [
         31,
         "a fresh critic begins at zero",
         COLLECT,
-        "self.trainer.actor_critic.begin_values(charged_B, values_BC) * mask_BC",
-        "values_BC",
+        "self.trainer.actor_critic.begin_values(returns_B, both)",
+        "both",
         "values",
     ),
     Mutant(
@@ -1127,16 +1129,16 @@ OF_COST = [
         51,
         "nothing is charged",
         COLLECT,
-        "        return scores_B - self.cost.value * costs_B",
-        "        return scores_B",
+        "        charged_N[lasts_B] -= self.cost.value * costs_B\n",
+        "",
         "cost",
     ),
     Mutant(
         51,
         "a cost is paid for",
         COLLECT,
-        "return scores_B - self.cost.value * costs_B",
-        "return scores_B + self.cost.value * costs_B",
+        "charged_N[lasts_B] -= self.cost.value * costs_B",
+        "charged_N[lasts_B] += self.cost.value * costs_B",
         "cost",
     ),
     Mutant(
@@ -1157,9 +1159,17 @@ OF_COST = [
     ),
     Mutant(
         51,
+        "no look ahead",
+        COST,
+        "ahead = self.error + AHEAD * (self.error - before)",
+        "ahead = self.error",
+        "cost",
+    ),
+    Mutant(
+        51,
         "no proportional term",
         COST,
-        "PROPORTIONAL * self.error + self.integral",
+        "PROPORTIONAL * ahead + self.integral",
         "self.integral",
         "cost",
     ),
@@ -1167,16 +1177,16 @@ OF_COST = [
         51,
         "no integral",
         COST,
-        "PROPORTIONAL * self.error + self.integral",
-        "PROPORTIONAL * self.error",
+        "PROPORTIONAL * ahead + self.integral",
+        "PROPORTIONAL * ahead",
         "cost",
     ),
     Mutant(
         51,
         "a negative multiplier",
         COST,
-        "weight = min(max(PROPORTIONAL * self.error + self.integral, 0.0), MOST)",
-        "weight = min(PROPORTIONAL * self.error + self.integral, MOST)",
+        "weight = min(max(PROPORTIONAL * ahead + self.integral, 0.0), MOST)",
+        "weight = min(PROPORTIONAL * ahead + self.integral, MOST)",
         "cost",
     ),
     Mutant(
@@ -1199,16 +1209,16 @@ OF_COST = [
         51,
         "the integral winds up with a large error",
         COST,
-        "min(max(self.error, -WINDING), WINDING)",
-        "self.error",
+        "min(max(ahead, -WINDING), WINDING)",
+        "ahead",
         "cost",
     ),
     Mutant(
         51,
         "the error is not smoothed",
         COST,
-        "share * (error - self.error)",
-        "(error - self.error)",
+        "self.error = before + share * (error - before)",
+        "self.error = error",
         "cost",
     ),
     Mutant(
@@ -1255,4 +1265,120 @@ OF_COST = [
         keyword="item_48",
     ),
 ]
-MUTANTS = OF_KL + OF_LOGPS + OF_REWARDS + OF_VALUES + OF_BATCHING + OF_SAVING + OF_BRAKE + OF_COST
+OF_TURNS = [
+    Mutant(
+        52,
+        "what the environment said is learned",
+        ROLLOUTS,
+        "            mask_BC[row, start:end] = 1",
+        "            mask_BC[row, : episode.spans[-1][1]] = 1",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "losses over what the environment said",
+        OBJECTIVE,
+        'mask_BC, num_tokens = inputs["action_mask"], inputs["num_tokens"]',
+        'mask_BC, num_tokens = inputs["completion_mask"], inputs["num_tokens"]',
+        "turns",
+    ),
+    Mutant(
+        52,
+        "the reward of a turn at its beginning",
+        ROLLOUTS,
+        "(row, end - 1) for row, e in enumerate(episodes) for _, end in e.spans",
+        "(row, start) for row, e in enumerate(episodes) for start, _ in e.spans",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "a turn's discount at every token",
+        COLLECT,
+        'if self.player and args.gamma_per == "turn":',
+        "if False:",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "no discount between turns",
+        COLLECT,
+        "gamma_BC[turn_places(episodes)] = args.gamma",
+        "gamma_BC[turn_places(episodes)] = 1.0",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "advantages end with a row",
+        COLLECT,
+        "            if not episode.goes_on:\n                lengths_E",
+        "            if True:\n                lengths_E",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "a limit is an end",
+        COLLECT,
+        "args.lam, nexts_B[lasts_E]",
+        "args.lam, 0.0 * nexts_B[lasts_E]",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "the value of the last token behind a limit",
+        COLLECT,
+        "episode.next_value = after.values[0].item()",
+        "episode.next_value = episode.values[-1].item()",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "what follows the last row follows all",
+        COLLECT,
+        "lasts_E.append(row)",
+        "lasts_E.append(len(episodes) - 1)",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "noise of the first turn in all of them",
+        SAMPLING,
+        "counter=[0, turn, 0, 0]",
+        "counter=[0, 0, 0, 0]",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "one world for all episodes",
+        PLAYING,
+        '{"seed": world_seed(seed, number)}',
+        '{"seed": world_seed(seed, 0)}',
+        "turns",
+    ),
+    Mutant(
+        52,
+        "a turn that was cut off stays open",
+        RENDERING,
+        "closing = [] if has_ended else [self.stop]",
+        "closing: list[int] = []",
+        "turns",
+    ),
+    Mutant(
+        52,
+        "the KL of what the environment said",
+        ROLLOUTS,
+        "return sum(kl_C[start:end].sum().item() for start, end in self.spans)",
+        "return kl_C.sum().item()",
+        "turns",
+    ),
+]
+MUTANTS = (
+    OF_KL
+    + OF_LOGPS
+    + OF_REWARDS
+    + OF_VALUES
+    + OF_BATCHING
+    + OF_SAVING
+    + OF_BRAKE
+    + OF_COST
+    + OF_TURNS
+)

@@ -53,10 +53,10 @@ KEPT = ROOT / "runs/cost.jsonl"
 SEEDS, FAR = (21, 22, 23, 24, 25), 1e6
 SETTINGS = {"critic": "head", "learning_rate": 2e-3, "num_ppo_epochs": 8}  # docs/benchmarks/ppo.md
 STEPS = 32  # of a rollout: eight epochs of four mini-batches
-HELD = "held at the right one"
+HELD, OURS = "held at the right one", "proportional ahead, integral"
 CONTROLLERS: dict[str, dict[str, float]] = {
-    "proportional and integral": {},
-    "integral alone": {"PROPORTIONAL": 0.0, "WINDING": math.inf},
+    OURS: {},
+    "integral alone": {"PROPORTIONAL": 0.0, "AHEAD": 0.0, "WINDING": math.inf},
     HELD: {},
 }
 LIMIT = 0.5
@@ -280,7 +280,11 @@ def tales_rows() -> str:
     lines = []
     for seed in SEEDS:
         for limit in (None, TALES_LIMIT):
-            run = kept(KEPT, ["tales", seed, limit], functools.partial(tales, seed, limit))
+            run = kept(
+                KEPT,
+                ["tales", seed, limit, *([OURS] if limit else [])],
+                functools.partial(tales, seed, limit),
+            )
             cost = last(run["warm_words"])
             share = f"{cost / limit:.3f}" if limit is not None else ""
             cells = [str(seed), str(limit or "none"), f"{cost:.3f}", share]

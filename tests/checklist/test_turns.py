@@ -1,5 +1,6 @@
 """Episodes of several turns: which tokens count, discounts, limits, and the gradient."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from recipes.lib.environments.worlds import world_seed
+from recipes.lib.generation.sampling import episode_uniforms
 from recipes.lib.ppo.collector import Collector
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.returns import advantages_and_returns
@@ -79,7 +82,7 @@ def own(of_tokens: Tensor, rollout: Any, row: int) -> list[float]:
 
 
 @pytest.mark.parametrize("per", ["turn", "token"])
-def test_advantages_pass_over_what_the_environment_said(tmp_path: Path, per: str) -> None:
+def test_item_52_advantages_pass_over_what_the_environment_said(tmp_path: Path, per: str) -> None:
     some = collector(tmp_path, gamma_per=per)
     episodes = [
         episode([(3, 2), (1, 4), (2, 0)], [0.5, -1.0, 2.0], 1),
@@ -101,7 +104,7 @@ def test_advantages_pass_over_what_the_environment_said(tmp_path: Path, per: str
     assert not rollout.returns[outside].any()
 
 
-def test_advantages_go_on_over_rows_of_one_episode(tmp_path: Path) -> None:
+def test_item_52_advantages_go_on_over_rows_of_one_episode(tmp_path: Path) -> None:
     some = collector(tmp_path, context="last")
     first = [
         episode([(2, 0)], [1.0], 1, goes_on=True),
@@ -118,7 +121,7 @@ def test_advantages_go_on_over_rows_of_one_episode(tmp_path: Path) -> None:
     assert got == pytest.approx(expected, abs=1e-5)
 
 
-def test_by_hand() -> None:
+def test_item_52_by_hand() -> None:
     """Two turns of two tokens, gamma 1/2 a turn, lambda 1, a limit behind them worth 4."""
     rewards, gammas = torch.tensor([[0.0, 1.0, 0.0, 2.0]]), torch.tensor([[1.0, 0.5, 1.0, 0.5]])
     ones = torch.ones(1, 4)
@@ -134,7 +137,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("per", ["turn", "token"])
-def test_the_gradient_is_that_of_float64_code(tmp_path: Path, per: str) -> None:
+def test_item_52_the_gradient_is_that_of_float64_code(tmp_path: Path, per: str) -> None:
     some = collector(tmp_path, gamma_per=per, cliprange=0.1, vf_coef=0.7, entropy_coef=0.2)
     episodes = [
         episode([(3, 2), (2, 0)], [0.5, -1.0], 1),
@@ -171,7 +174,7 @@ def test_the_gradient_is_that_of_float64_code(tmp_path: Path, per: str) -> None:
         assert not got[~rollout.action_mask.bool()].any()
 
 
-def test_what_follows_is_valued_by_the_critic(tmp_path: Path) -> None:
+def test_item_52_what_follows_is_valued_by_the_critic(tmp_path: Path) -> None:
     trainer = make(tmp_path, Walk, max_turns=1, critic="head", total_episodes=8)
     tiny.shake(trainer.actor_critic.value_head)
     episodes = [row for rows in trainer.collector.player.whole(
@@ -189,10 +192,54 @@ def test_what_follows_is_valued_by_the_critic(tmp_path: Path) -> None:
     assert all(e.next_value == 0.0 for e in episodes if not e.following_ids)
 
 
-def test_places_of_turns() -> None:
+def test_item_52_places_of_turns() -> None:
     episodes = [episode([(3, 2), (2, 0)], [0, 0], 1), Episode(0, [4], [5, 6, EOS])]
     rows, columns = turn_places(episodes)
     assert (rows.tolist(), columns.tolist()) == ([0, 0, 1], [2, 6, 2])
     mask = torch.tensor([[1] * 7, [1, 1, 1, 0, 0, 0, 0]])
     assert action_mask(episodes, mask).tolist() == [[1, 1, 1, 0, 0, 1, 1], [1, 1, 1, 0, 0, 0, 0]]
     assert [e.num_tokens for e in episodes] == [5, 3]
+
+
+def test_item_52_kl_is_of_the_policys_own_tokens(tmp_path: Path) -> None:
+    one = episode([(3, 2), (2, 0)], [0.5, -1.0], 1)
+    assert one.logps is not None
+    assert one.ref_logps is not None
+    difference = (one.logps - one.ref_logps).tolist()
+    assert one.kl == pytest.approx(sum(difference[:3]) + sum(difference[5:]), abs=1e-6)
+    some = collector(tmp_path)
+    some._finish([one], 0)
+    assert some.metrics["objective/kl"] == pytest.approx(one.kl, abs=1e-6)
+
+
+def test_item_52_each_turn_has_noise_and_each_episode_a_world_of_its_own(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    class Noted(Walk):
+        def reset(self, seed: int, **row: Any) -> str:
+            begun.append(seed)
+            return super().reset(seed, **row)
+
+    trainer = make(tmp_path, Noted)
+    player = trainer.collector.player
+    games = player._begun(trainer.collector.prompts, [0, 0], [3, 4], 7)
+    assert begun == [world_seed(7, 3), world_seed(7, 4)]
+    assert begun[0] != begun[1]
+    first = player._noise(games, 7)
+    assert torch.equal(first, episode_uniforms(7, [3, 4], trainer.args.max_completion_length))
+    for game in games:
+        game.texts.append("a")
+    assert not torch.isclose(player._noise(games, 7), first).any()
+
+
+def test_item_52_a_turn_that_was_cut_off_is_closed_by_the_environment(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Walk, max_completion_length=1)
+    seen = 0
+    for row in trainer.collector.player.whole(trainer.collector.prompts, [0] * 8, range(8), 7):
+        for turn, later in itertools.pairwise(row[0].turns):
+            between = row[0].completion_ids[turn.end : later.start]
+            said = row[0].completion_ids[turn.end - 1]
+            heard = trainer.processing_class(turn.answer)["input_ids"]
+            assert between == (heard if said == EOS else [EOS, *heard])
+            seen += said != EOS
+    assert seen
