@@ -30,7 +30,7 @@ def test_item_51_the_multiplier_is_proportional_to_the_error_plus_its_bounded_in
     assert controller.value == pytest.approx((1.5 * 0.2 + 0.5 * share * 0.2) * 1 / 2)
     update(controller, [8.0, 8.0], 1.6)  # an error of 3.2, smoothed, and the unit stays
     step = share * (3.2 - 0.2)
-    ahead = 0.2 + step + 3 * step  # where it is in three more rollouts like this one
+    ahead = 0.2 + step + 2 * step  # where it is in two more rollouts like this one
     integral = 0.5 * share * (0.2 + ahead)
     assert controller.integral == pytest.approx(integral)
     assert controller.value == pytest.approx((1.5 * ahead + integral) / 2)
