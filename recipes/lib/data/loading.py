@@ -56,7 +56,7 @@ def load_splits(
         args: What to load.
         seed: Of the split that `test_fraction` makes, and of the choice of a mixture's rows.
         required_columns: Columns that every row must fill, or a function that tells them from the
-            data.
+            data; none of an environment, whose rows are the same only if all columns are.
         beside: Further columns that are kept; None for all, which functions are given.
 
     Returns:
@@ -77,17 +77,18 @@ def load_splits(
     train, test = splits["train"], splits.get("test")
     # What is said of single completions orders those of one prompt, if they stay together.
     by_prompt = args.reads_answers and "completion" in train.column_names
+    whole = required_columns == ()  # of an environment, to which all columns are told
     if test is None and args.holds_out:
         args.test_fraction = default_test_rows(train, args.max_train_rows, by_prompt)
     if test is None and args.test_fraction > 0:
-        train, test = split_rows(train, args.test_fraction, seed, by_prompt)
+        train, test = split_rows(train, args.test_fraction, seed, by_prompt, whole)
         if args.holds_out:
             note(
                 f"{name}: {len(test)} of {len(train) + len(test)} rows are held out to test on; "
                 "test_fraction=0 trains on all."
             )
     elif test is not None:
-        train = remove_overlap(train, test, args.on_bad_rows)
+        train = remove_overlap(train, test, args.on_bad_rows, whole)
     if args.max_train_rows is not None:
         train = train.select(range(min(args.max_train_rows, len(train))))
     return train, test

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from recipes.lib.data.problems import places_of
+from recipes.lib.data.problems import PLACE, places_of
 from recipes.lib.data.row_checks import iterate_rows
 from recipes.lib.errors import UserError, note
 
@@ -22,7 +22,7 @@ DEFAULT_SHARE, LEAST_TEST_ROWS, LEAST_ROWS = 0.05, 8, 80
 
 
 def split_rows(
-    dataset: Dataset, fraction: float, seed: int, by_prompt: bool = False
+    dataset: Dataset, fraction: float, seed: int, by_prompt: bool = False, whole: bool = False
 ) -> tuple[Dataset, Dataset]:
     """Hold out a share or a number of the rows; equal rows go to the same side.
 
@@ -31,6 +31,7 @@ def split_rows(
         fraction: Share of the distinct rows that become test rows, or from 1 on their number.
         seed: Of the choice.
         by_prompt: Whether rows of one prompt go to the same side, too.
+        whole: As of `content_keys`.
 
     Returns:
         Training rows and test rows, each in the order of the data.
@@ -41,7 +42,7 @@ def split_rows(
     import numpy as np
 
     rows: dict[str, list[int]] = {}
-    for row, key in enumerate(_keys(dataset, by_prompt)):
+    for row, key in enumerate(_keys(dataset, by_prompt, whole)):
         rows.setdefault(key, []).append(row)
     groups = list(rows.values())
     order = np.random.default_rng(seed).permutation(len(groups))
@@ -56,8 +57,8 @@ def split_rows(
     return dataset.select(train), dataset.select(test)
 
 
-def _keys(dataset: Dataset, by_prompt: bool) -> Iterator[str]:
-    return map(_text, dataset["prompt"]) if by_prompt else content_keys(dataset)
+def _keys(dataset: Dataset, by_prompt: bool, whole: bool = False) -> Iterator[str]:
+    return map(_text, dataset["prompt"]) if by_prompt else content_keys(dataset, whole)
 
 
 def default_test_rows(dataset: Dataset, max_train_rows: int | None, by_prompt: bool = False) -> int:
@@ -75,7 +76,9 @@ def default_test_rows(dataset: Dataset, max_train_rows: int | None, by_prompt: b
     return 0 if number < LEAST_ROWS else max(LEAST_TEST_ROWS, round(DEFAULT_SHARE * number))
 
 
-def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -> Dataset:
+def remove_overlap(
+    train: Dataset, test: Dataset, on_bad_rows: str = "refuse", whole: bool = False
+) -> Dataset:
     """Refuse test rows that are also training rows, or drop those from the training rows.
 
     Two rows are the same if prompt, completion, messages, text and the set of chosen and rejected
@@ -85,6 +88,7 @@ def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -
         train: Training rows.
         test: Test rows.
         on_bad_rows: "refuse", or "drop" the training rows in question.
+        whole: As of `content_keys`.
 
     Returns:
         The training rows, none of which is a test row.
@@ -93,8 +97,8 @@ def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -
         UserError: At least one test row is a training row, and none is to be dropped, or none
             would be left.
     """
-    known = set(content_keys(train))
-    tests = list(content_keys(test))
+    known = set(content_keys(train, whole))
+    tests = list(content_keys(test, whole))
     seen = [row for row, key in enumerate(tests) if key in known]
     if not seen:
         return train
@@ -105,7 +109,7 @@ def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -
             "leave them out of training."
         )
     held_out = set(tests)
-    kept = [row for row, key in enumerate(content_keys(train)) if key not in held_out]
+    kept = [row for row, key in enumerate(content_keys(train, whole)) if key not in held_out]
     if not kept:
         raise UserError(
             "test_dataset_name: every training row is also a test row; give other test rows."
@@ -114,15 +118,20 @@ def remove_overlap(train: Dataset, test: Dataset, on_bad_rows: str = "refuse") -
     return train.select(kept)
 
 
-def content_keys(dataset: Dataset) -> Iterator[str]:
+def content_keys(dataset: Dataset, whole: bool = False) -> Iterator[str]:
     """Go through what makes each row that row.
 
     Args:
         dataset: The rows.
+        whole: Whether all columns do, as of what a world is begun with.
 
     Yields:
         A text for each row; equal rows have equal texts.
     """
+    if whole:
+        names = [name for name in dataset.column_names if name != PLACE]
+        yield from map(_text, iterate_rows(dataset, names))
+        return
     known = (*CONTENT_COLUMNS, *PAIR_COLUMNS, "completions")
     names = [name for name in known if name in dataset.column_names]
     yield from map(content_key, iterate_rows(dataset, names))
