@@ -25,7 +25,8 @@ def episode(
 ) -> Episode:
     """Turns of so many tokens, each with so many of the environment behind it."""
     drawn = torch.Generator().manual_seed(seed)
-    turns, ids = [], []
+    turns: list[Turn] = []
+    ids: list[int] = []
     for (own, heard), reward in zip(lengths, rewards, strict=True):
         turns.append(Turn(len(ids), len(ids) + own, "a", reward, "b"))
         ids += [*torch.randint(4, 9, (own - 1,), generator=drawn).tolist(), EOS, *[9] * heard]
@@ -176,17 +177,18 @@ def test_item_52_the_gradient_is_that_of_float64_code(tmp_path: Path, per: str) 
 
 def test_item_52_what_follows_is_valued_by_the_critic(tmp_path: Path) -> None:
     trainer = make(tmp_path, Walk, max_turns=1, critic="head", total_episodes=8)
-    tiny.shake(trainer.actor_critic.value_head)
+    tiny.shake(trainer.actor_critic.critic_module)
     episodes = [row for rows in trainer.collector.player.whole(
         trainer.collector.prompts, [0, 1, 2, 3], range(4), 3) for row in rows]  # fmt: skip
     trainer.collector.score(trainer.collector.prompts, episodes)
     cut = [e for e in episodes if e.following_ids]
     assert cut
+    head = trainer.actor_critic.critic_module
     for e in cut:
         assert e.following_ids[: len(e.prompt_ids)] == e.prompt_ids
         ids = torch.tensor([e.following_ids])
         hidden = trainer.actor_critic.policy.model(input_ids=ids).last_hidden_state[0, -1]
-        value = trainer.actor_critic.value_head(hidden.float()).item()
+        value = head(hidden.float()).item()
         assert e.next_value == pytest.approx(value, abs=1e-5)
         assert e.next_value != 0.0
     assert all(e.next_value == 0.0 for e in episodes if not e.following_ids)

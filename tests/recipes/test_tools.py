@@ -102,7 +102,8 @@ def values(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def seen(folder: Path) -> list[list[dict[str, Any]]]:
-    return [said for line in read_jsonl(folder / "seen.jsonl") for said in line]
+    lines: list[Any] = read_jsonl(folder / "seen.jsonl")
+    return [said for line in lines for said in line]
 
 
 def test_ppo_answers_the_calls_of_its_policy(folder: Path) -> None:

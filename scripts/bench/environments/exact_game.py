@@ -94,13 +94,15 @@ class Game:
 
     def reset(self, seed: int, **row: Any) -> str:
         """Begin."""
-        self.drawn, self.first = random.Random(seed).random(), None
+        self.drawn, self.first = random.Random(seed).random(), ""
+        self.turn = 0
         return "go"
 
     def step(self, text: str) -> tuple[str, float, bool, bool]:
         """Answer the first turn by chance, and end with the second."""
         text = " ".join(text.split())
-        if self.first is not None:
+        self.turn += 1
+        if self.turn == 2:
             return "", second_reward(self.first, self.answer, text), True, False
         self.first = text
         ids = tuple(IDS[word] for word in text.split())
@@ -156,7 +158,7 @@ def heard(turn: tuple[int, ...], answer: int) -> list[int]:
 
 def next_logps(model: Any, before: list[int]) -> Tensor:
     """Log-probability of each token behind others."""
-    return model(input_ids=torch.tensor([before])).logits[0, -1].double().log_softmax(-1)  # type: ignore[no-any-return]
+    return model(input_ids=torch.tensor([before])).logits[0, -1].double().log_softmax(-1)
 
 
 def tables() -> tuple[Tensor, Tensor, Tensor]:
