@@ -376,7 +376,7 @@ def page(work: Path) -> str:
         f"Seeds below {FIRST_SEED} were looked at while limits were set, and are left out.",
         "",
         conditions("python scripts/bench/doctor/planted.py --work WORK --task TASK --seeds ..."),
-        f"- seeds that ran: {ran}; rows without a seed have not been run yet",
+        f"- seeds that ran: {ran}",
         "",
         "## Faults",
         "",
