@@ -95,7 +95,7 @@ class Game:
     def reset(self, seed: int, **row: Any) -> str:
         """Begin."""
         self.drawn, self.first = random.Random(seed).random(), ""
-        self.turn = 0
+        self.turn = self.answer = 0
         return "go"
 
     def step(self, text: str) -> tuple[str, float, bool, bool]:

@@ -427,7 +427,7 @@ OF_REWARDS = [
         "rewards",
     ),
     Mutant(
-        19, "penalty added", COLLECT, PENALTY, PENALTY.replace("B - args", "B + args"), "rewards"
+        19, "penalty added", COLLECT, PENALTY, PENALTY.replace("N - args", "N + args"), "rewards"
     ),
     Mutant(
         19,
