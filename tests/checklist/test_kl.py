@@ -12,6 +12,7 @@ from recipes.lib.ppo.metrics import describe_scores, explained_variance
 from recipes.lib.ppo.objective import micro_batch_loss
 from recipes.lib.ppo.returns import advantages_and_returns, token_rewards, whiten
 from tests.helpers import tiny
+from tests.helpers.tiny import last
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])
@@ -57,7 +58,12 @@ def test_item_02_k1_as_a_reward_has_the_gradient_of_the_kl_and_k3_has_not() -> N
     (true_gradient,) = torch.autograd.grad(exact, logits, retain_graph=True)
     # all six tokens as six completions of one token, weighted by their probability
     _, kl = token_rewards(
-        torch.zeros(6), logps.detach()[:, None], ref_logps[:, None], torch.ones(6, 1), 1.0
+        torch.zeros(6),
+        last(torch.ones(6, 1)),
+        logps.detach()[:, None],
+        ref_logps[:, None],
+        torch.ones(6, 1),
+        1.0,
     )
     k1, k3 = kl[:, 0], torch.expm1(ref_logps - logps) - (ref_logps - logps)
     weights = logps.exp().detach()
@@ -140,7 +146,7 @@ def test_item_05_more_padding_changes_no_loss_and_no_metric() -> None:
 
         mask_BC = widened(mask, 0) if wide else mask
         logps_BC, old_BC, ref_BC = pad(logps, 1.0), pad(old, 2.0), pad(ref, -3.0)
-        rewards, kl = token_rewards(scores, old_BC, ref_BC, mask_BC, 0.1)
+        rewards, kl = token_rewards(scores, last(mask_BC), old_BC, ref_BC, mask_BC, 0.1)
         advantages, returns = advantages_and_returns(
             rewards, pad(old_values, 50.0), mask_BC, 1.0, 0.95
         )

@@ -115,6 +115,11 @@ def trainer(folder: Path, model: Any = None, **more: Any) -> PPOTrainer:
     )
 
 
+def last(mask_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of the last token of each row."""
+    return torch.arange(len(mask_BC)), mask_BC.sum(1).long() - 1
+
+
 def shake(module: Any, scale: float = 0.1, seed: int = 1) -> None:
     """Move every trainable weight a little, as training would."""
     generator = torch.Generator().manual_seed(seed)

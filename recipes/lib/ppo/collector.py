@@ -285,7 +285,7 @@ class Collector:
             values_BC, nexts_B = self._units(charged_N, rows_N, episodes, values_BC, nexts_B)
             values_BC = values_BC * actions_BC
         rewards_BC, kl_BC = token_rewards(
-            charged_N, logps_BC, ref_logps_BC, actions_BC, self.kl.value, places
+            charged_N, places, logps_BC, ref_logps_BC, actions_BC, self.kl.value
         )
         if args.whiten_rewards:
             rewards_BC = whiten(rewards_BC, actions_BC, shift_mean=False)

@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 def token_rewards(
-    scores_B: Tensor,
+    scores_N: Tensor,
+    places: tuple[Tensor, Tensor],
     logps_BC: Tensor,
     ref_logps_BC: Tensor,
-    completion_mask_BC: Tensor,
+    mask_BC: Tensor,
     kl_coef: float,
-    places: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Reward of each token: the KL penalty everywhere, each score on one token.
 
     Args:
-        scores_B: Score of each episode, or of each turn.
+        scores_N: Score of each turn.
+        places: Row and column of the token that each stands on.
         logps_BC: Log-probabilities of the policy that sampled, nats.
         ref_logps_BC: Log-probabilities of the reference, nats.
-        completion_mask_BC: 1 up to and including the token that ended the completion.
+        mask_BC: 1 where a token counts.
         kl_coef: Weight of the KL.
-        places: Row and column of each score; default: the last token of each row.
 
     Returns:
         The token rewards and the KL of each token (k1 estimator, nats).
@@ -32,12 +32,9 @@ def token_rewards(
     Source:
         Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", equation 2.
     """
-    kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC
+    kl_BC = (logps_BC - ref_logps_BC) * mask_BC
     rewards_BC = -kl_coef * kl_BC
-    if places is None:
-        last_B = completion_mask_BC.sum(1).long() - 1
-        places = torch.arange(len(scores_B), device=scores_B.device), last_B
-    rewards_BC[places] += scores_B
+    rewards_BC[places] += scores_N
     return rewards_BC, kl_BC
 
 

@@ -57,7 +57,7 @@ STATE, PLAYING = f"{PPO}/state.py", f"{PPO}/playing.py"
 RENDERING = f"{LIB}/environments/rendering.py"
 REWARD_MODELS, MODELS = f"{LIB}/rewards/reward_models.py", f"{LIB}/models/classifiers.py"
 
-K1 = "kl_BC = (logps_BC - ref_logps_BC) * completion_mask_BC"
+K1 = "kl_BC = (logps_BC - ref_logps_BC) * mask_BC"
 LOSS = "    return of_policy + args.vf_coef * of_value, shares"
 OLD_LOGPS = "                logps_BC, _, values_BC = model(ids, mask, width, args.temperature)"
 REF_LOGPS = "model, self.trainer.reference, Batch(ids, mask, width), args.temperature"
@@ -93,8 +93,7 @@ OF_KL = [
         "k3 instead of k1 in the reward",
         RETURNS,
         K1,
-        "kl_BC = (torch.expm1(ref_logps_BC - logps_BC) - ref_logps_BC + logps_BC) "
-        "* completion_mask_BC",
+        "kl_BC = (torch.expm1(ref_logps_BC - logps_BC) - ref_logps_BC + logps_BC) * mask_BC",
         "kl",
     ),
     Mutant(
@@ -110,7 +109,7 @@ OF_KL = [
         "KL with the other sign",
         RETURNS,
         K1,
-        "kl_BC = (ref_logps_BC - logps_BC) * completion_mask_BC",
+        "kl_BC = (ref_logps_BC - logps_BC) * mask_BC",
         "kl",
     ),
     Mutant(
@@ -118,7 +117,7 @@ OF_KL = [
         "negative KL clamped away",
         RETURNS,
         K1,
-        "kl_BC = (logps_BC - ref_logps_BC).clamp(min=0) * completion_mask_BC",
+        "kl_BC = (logps_BC - ref_logps_BC).clamp(min=0) * mask_BC",
         "kl",
     ),
     Mutant(
@@ -414,16 +413,16 @@ OF_REWARDS = [
         18,
         "score on the last column",
         RETURNS,
-        "rewards_BC[places] += scores_B",
-        "rewards_BC[places[0], -1] += scores_B",
+        "rewards_BC[places] += scores_N",
+        "rewards_BC[places[0], -1] += scores_N",
         "rewards",
     ),
     Mutant(
         18,
-        "score on the token behind the end",
-        RETURNS,
-        "last_B = completion_mask_BC.sum(1).long() - 1",
-        "last_B = completion_mask_BC.sum(1).long().clamp(max=rewards_BC.shape[1] - 1)",
+        "score on the token before the end",
+        ROLLOUTS,
+        "(row, end - 1) for row",
+        "(row, max(end - 2, 0)) for row",
         "rewards",
     ),
     Mutant(

@@ -7,6 +7,7 @@ import torch
 
 from recipes.lib.ppo.kl_controller import KLController
 from recipes.lib.ppo.returns import RunningMoments, advantages_and_returns, token_rewards, whiten
+from tests.helpers.tiny import last
 
 
 def advantage_by_definition(
@@ -57,7 +58,7 @@ def test_item_26_what_lies_behind_the_end_has_no_influence() -> None:
 def test_item_18_without_kl_every_token_gets_the_score_minus_its_value() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
     logps = torch.full((2, 4), -1.0)
-    rewards, kl = token_rewards(torch.tensor([2.0, -3.0]), logps, logps, mask, kl_coef=0.1)
+    rewards, kl = token_rewards(torch.tensor([2.0, -3.0]), last(mask), logps, logps, mask, 0.1)
     assert torch.equal(kl, torch.zeros(2, 4))
     # the score stands on the last token of each completion and nowhere else
     assert torch.equal(rewards, torch.tensor([[0.0, 0.0, 2.0, 0.0], [-3.0, 0.0, 0.0, 0.0]]))
@@ -70,7 +71,7 @@ def test_item_18_without_kl_every_token_gets_the_score_minus_its_value() -> None
 def test_item_01_the_kl_enters_once_with_its_coefficient() -> None:
     mask = torch.tensor([[1, 1, 0]])
     logps, ref_logps = torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[-1.5, -1.0, -1.0]])
-    rewards, kl = token_rewards(torch.tensor([0.0]), logps, ref_logps, mask, kl_coef=0.2)
+    rewards, kl = token_rewards(torch.tensor([0.0]), last(mask), logps, ref_logps, mask, 0.2)
     # -1 + 1.5 = 0.5 and -2 + 1 = -1 nats; times -0.2
     assert torch.allclose(kl, torch.tensor([[0.5, -1.0, 0.0]]))
     assert torch.allclose(rewards, torch.tensor([[-0.1, 0.2, 0.0]]))
