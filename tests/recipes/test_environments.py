@@ -211,8 +211,13 @@ def test_a_conversation_ends_at_its_limit_of_tokens(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         ({"sampler": "vllm"}, "sampler=vllm does not go on after an environment's answer"),
-        ({"context": "last", "reward_funcs": paying}, "context=last: reward functions are asked"),
+        ({"context": "last", "reward_funcs": paying}, "context=last: reward functions and tools"),
         ({"max_episode_length": 999}, "max_episode_length=999 is more than the model's context"),
+        (
+            {"context": "last", "max_episode_length": 99},
+            "max_episode_length=99: with context=last no",
+        ),
+        ({"rows": [{"ask": "a", "seed": 7}]}, "the data set has a column seed"),
         ({"max_episode_length": 7}, "max_episode_length=7 has no room for a prompt and"),
         ({"num_environments": 3}, "rollout_batch_size=8 is no multiple of num_environments=3"),
         ({"max_turns": 0}, "max_turns=0 must be 1 or more"),
@@ -222,7 +227,7 @@ def test_what_does_not_go_together_is_refused(
     tmp_path: Path, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError) as told:
-        make(tmp_path, Walk, **settings)
+        make(tmp_path, Walk, **settings).collector.rollout(0)
     assert str(told.value).startswith(words)
 
 
@@ -230,3 +235,49 @@ def test_an_observation_that_is_too_long_is_refused(tmp_path: Path) -> None:
     trainer = make(tmp_path, OneTurn, max_prompt_length=3)
     with pytest.raises(UserError, match="max_prompt_length=3: an observation of the environment"):
         trainer.collector.rollout(0)
+
+
+class Steady:
+    """Pays one a turn and is cut off after ten."""
+
+    def reset(self, **row: Any) -> str:
+        self.turns = 0
+        return "a b"
+
+    def step(self, text: str) -> tuple[str, float, bool, bool]:
+        self.turns += 1
+        return "" if self.turns == 10 else "c", 1.0, False, self.turns == 10
+
+
+def test_scores_are_of_whole_episodes_where_turns_are_rows(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Steady, context="last", num_environments=2, total_episodes=64)
+    trainer.train()  # four turns of each slot a rollout, and ten an episode
+    told = [(row["objective/scores"], row.get("environment/return")) for row in logged(trainer)]
+    assert [score for score, _ in told[2:]] == [10.0] * 6
+    assert [total for _, total in told] == [None, None, 10.0, None, 10.0, None, None, 10.0]
+    assert logged(trainer)[2]["environment/cut_fraction"] == 1.0
+
+
+def test_a_limit_may_leave_nothing_to_read(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Steady)
+    trainer.collector.rollout(0)
+    assert trainer.collector.metrics["environment/turns"] == 10
+
+
+def test_memory_is_taken_as_conversations_grow(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Walk, model=tiny.llama(max_position_embeddings=100_000))
+    session = trainer.collector.sampler.begin([[4, 5, 6]])
+    assert session.way.window.num_slots < 50
+
+
+def test_an_observation_beyond_the_context_is_refused(tmp_path: Path) -> None:
+    for context in ("all", "last"):
+        model = tiny.gpt2(n_positions=10)
+        trainer = make(tmp_path / context, OneTurn, model=model, context=context)
+        with pytest.raises(UserError, match="more than the 10 that are read; lower it, or let"):
+            trainer.collector.rollout(0)
+
+
+def test_who_pays_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names no reward"):
+        make(tmp_path, None, rows=[{"prompt": "a"}])

@@ -134,7 +134,7 @@ def test_grpo_hands_both_to_trls_trainer(folder: Path, key: dict[str, Any]) -> N
 
 def test_ppo_refuses_both_at_once(folder: Path) -> None:
     given = values(folder, tools=["tools.py:add"], environment="tools.py:Desk", total_episodes=64)
-    with pytest.raises(UserError, match=r"environment=tools\.py:Desk has no reset and step"):
+    with pytest.raises(UserError, match="environment Desk: give a class that has reset and step"):
         ppo.run(parse("ppo", [], given))
     (folder / "worlds.py").write_text(
         "class W:\n    def reset(self): ...\n    def step(self): ...\n"

@@ -153,7 +153,7 @@ def content_key(row: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(_without_none(value), sort_keys=True)
+    return json.dumps(_without_none(value), sort_keys=True, default=str)
 
 
 def _without_none(value: Any) -> Any:

@@ -71,13 +71,16 @@ class Rendering:
             raise UserError("an episode begins with an empty prompt; let reset return a text.")
         return asked, ids
 
-    def answer_ids(self, answer: str, *, as_text: bool, has_ended: bool) -> list[int]:
+    def answer_ids(
+        self, answer: str, *, as_text: bool, has_ended: bool, is_last: bool = False
+    ) -> list[int]:
         """Tokens between a turn of the policy and its next one.
 
         Args:
             answer: What the environment said.
             as_text: Whether the conversation is plain text and not messages.
             has_ended: Whether the turn ended with its stop token; else that stands first here.
+            is_last: Whether no turn follows; then there may be nothing to read.
 
         Returns:
             The token ids.
@@ -90,7 +93,7 @@ class Rendering:
             ids = list(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
         else:
             ids = self._between(answer)
-        if not ids:
+        if not ids and not is_last:
             raise UserError("an environment answered an empty text; let step return what to read.")
         return closing + ids
 

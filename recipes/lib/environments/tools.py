@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recipes.lib.environments.worlds import Answer, Worlds, as_worlds
+from recipes.lib.environments.worlds import Answer, as_worlds
 from recipes.lib.errors import UserError, one_sentence
 from recipes.lib.rewards.loading import load_function
 
@@ -142,4 +142,4 @@ def make_worlds(
     by_name, parse = {tool.__name__: tool for tool in tools}, template_parser(tokenizer)
     for tool in tools:
         check_tool(tool)
-    return Worlds(lambda: ToolWorld(by_name, parse))
+    return as_worlds(lambda: ToolWorld(by_name, parse))

@@ -118,8 +118,9 @@ def load_worlds(reference: str, timeout: float | None, retries: int) -> Callable
 
     Args:
         reference: `file.py:Class` or `package.module:Class`.
-        timeout: Seconds for the answers to a turn; with it, worlds live in a process of their own,
-            which is killed and started anew. None for no limit.
+        timeout: Seconds for the answers to a turn, and as many for each that has to be played
+            again; with it, worlds live in a process of their own, which is killed and started
+            anew. None for no limit.
         retries: How often they are asked again where time ran out or the process died.
 
     Returns:
@@ -129,22 +130,49 @@ def load_worlds(reference: str, timeout: float | None, retries: int) -> Callable
         UserError: It is not there, or no environment.
     """
     found = load_function(reference)
-    if not all(callable(getattr(found, name, None)) for name in ("reset", "step")):
-        raise UserError(
-            f"environment={reference} has no reset and step; give a class that has both."
-        )
-    worlds: Any = Worlds(found)
-    if timeout is not None:
-        maker = f"{Worlds.__module__}:{Worlds.__name__}"
-        worlds = RewardProcess(reference, worlds.__name__, timeout, maker)
-    return with_retries(worlds, retries, "environment")
+    if timeout is None:
+        return as_worlds(found, retries)
+    check_world(found)
+    maker = f"{Worlds.__module__}:{Worlds.__name__}"
+    process = RewardProcess(reference, Worlds(found).__name__, timeout, maker)
+    return _patient(process, retries)
 
 
-def as_worlds(environment: Any) -> Callable[..., list[Answer]]:
-    """An environment as it is asked: of its class, its reference, or what `load_worlds` made."""
+def as_worlds(environment: Any, retries: int = 1) -> Callable[..., list[Answer]]:
+    """An environment as it is asked.
+
+    Args:
+        environment: Its class, what else makes one without arguments, its reference, or what this
+            function or `load_worlds` returned.
+        retries: As of `load_worlds`.
+
+    Returns:
+        What `Worlds` is.
+
+    Raises:
+        UserError: It is no environment.
+    """
     if isinstance(environment, str):
-        return load_worlds(environment, None, 0)
-    return Worlds(environment) if inspect.isclass(environment) else environment
+        return load_worlds(environment, None, retries)
+    if hasattr(environment, "plays_worlds"):
+        return environment
+    check_world(environment)
+    return _patient(Worlds(environment), retries)
+
+
+def check_world(environment: Any) -> None:
+    """Refuse what makes no environment, as far as that can be seen."""
+    is_class = inspect.isclass(environment)
+    has_both = all(callable(getattr(environment, name, None)) for name in ("reset", "step"))
+    if not callable(environment) or (is_class and not has_both):
+        name = getattr(environment, "__name__", repr(environment))
+        raise UserError(f"environment {name}: give a class that has reset and step.")
+
+
+def _patient(worlds: Any, retries: int) -> Any:
+    made = with_retries(worlds, retries, "environment")
+    made.plays_worlds = True  # type: ignore[attr-defined]
+    return made
 
 
 def world_seed(seed: int, episode: int) -> int:

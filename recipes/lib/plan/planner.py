@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.lib.config.parse import Config
+from recipes.lib.data.prompts import context_length
 from recipes.lib.plan import meta_models, passes
 from recipes.lib.plan.breakdown import (
     ADAPTERS,
@@ -50,6 +53,7 @@ def plan_of(config: Config, target: Target) -> Plan:
 
     hush()
     models = make_run_models(config, target.autocast, target.configs)
+    config = _with_conversations(config, models)
     fakes = FakeModels(models, target.autocast, on_card=target.on_card)
     trained = [p for p in models.trained.parameters() if p.requires_grad]
     with fakes.mode, MemoryMeasure():
@@ -77,6 +81,19 @@ def longest_row(config: Config, models: RunModels) -> int:
     limit = getattr(config.training, "max_length", None)
     context = getattr(models.policy.config.get_text_config(), "max_position_embeddings", None)
     return int(min(limit or 2048, context or limit or 2048))
+
+
+def _with_conversations(config: Config, models: RunModels) -> Config:
+    """With an environment or tools, completions as long as a conversation may become."""
+    script, training = config.script, copy.copy(config.training)
+    plays = getattr(script, "environment", None) or getattr(script, "tools", None)
+    if config.recipe != "ppo" or not plays or training.context != "all":
+        return config
+    limit = training.max_episode_length or context_length(models.policy.config)
+    if limit is not None:
+        rest = limit - training.max_prompt_length
+        training.max_completion_length = max(training.max_completion_length, rest)
+    return replace(config, training=training)
 
 
 def _phases(

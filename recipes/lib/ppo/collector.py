@@ -87,6 +87,8 @@ class Collector:
         refuse_half_a_limit(distinct_names(self.costs), trainer.args.cost_limit)
         check_best_metric(trainer.args.metric_for_best_model, distinct_names(self.held_out))
         self.asked = self.functions + self.costs + self.held_out
+        if trainer.worlds is not None:
+            check_environment(trainer, self.asked)
         self.prompts = prompts
         self.weights = reward_weights(self.functions, trainer.args.reward_weights)
         args, tokenizer = trainer.args, trainer.processing_class
@@ -101,18 +103,15 @@ class Collector:
         policy = trainer.actor_critic.policy
         others = further_stops(policy, stop) if args.stop_token is None else ()
         self.decoding = Decoding(args.max_completion_length, args.temperature, stop, pad, others)
-        longest = max(map(len, prompts.ids))
-        if trainer.worlds is not None:
-            check_environment(args, self.asked)
-            limit = conversation_limit(args, policy.config)
-            is_whole = args.context == "all"
-            longest = limit - args.max_completion_length if is_whole else args.max_prompt_length
+        longest = max(map(len, prompts.ids)) or args.max_prompt_length
         sampler = VLLMSampler if args.sampler == "vllm" else Sampler
         self.sampler: Sampler | VLLMSampler = sampler(trainer, self.decoding, longest)
         self.player = None
         if trainer.worlds is not None:
+            limit = conversation_limit(args, policy.config)
             self.player = Player(trainer, self.sampler, self.decoding, limit)
         self.metrics: dict[str, float] = {}
+        self.recent: list[tuple[float, int]] = []  # return and turns of episodes that ended
         self.samples: list[dict[str, Any]] = []
 
     def rollout(self, number: int) -> Rollout:
@@ -299,7 +298,7 @@ class Collector:
         self.metrics = describe_scores(scores_B, kl_BC, logps_BC, actions_BC, self.kl.value)
         self.metrics |= describe_episodes(episodes, self.ended(episodes), names)
         self.metrics |= describe_values(values_BC, returns_BC, actions_BC)
-        self.metrics |= describe_turns(episodes, self.metrics)
+        self.metrics |= describe_turns(episodes, self.metrics, self.recent)
         if self.costs:
             self.metrics |= describe_costs(self.metrics, self.cost.cost, self.cost.value)
         self.kl.update(self.metrics["objective/kl"], len(episodes))

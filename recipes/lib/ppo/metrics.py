@@ -16,6 +16,7 @@ from recipes.lib.ppo.rollouts import Episode
 # Phases that process tokens and are in every log; the others are logged when they took place.
 COUNTED = ("sampling", "scoring", "training")
 OTHERS = ("evaluation", "saving")
+NUM_RECENT = 100  # episodes whose mean return is told where turns are rows
 
 
 def describe_scores(
@@ -96,33 +97,40 @@ def describe_costs(of_scores: dict[str, float], cost: float, multiplier: float) 
     return {"objective/cost": cost, "objective/cost_multiplier": multiplier} | charged
 
 
-def describe_turns(episodes: Sequence[Episode], before: dict[str, float]) -> dict[str, float]:
-    """How episodes in an environment went, of those that ended in a rollout.
+def describe_turns(
+    episodes: Sequence[Episode], before: dict[str, float], recent: list[tuple[float, int]]
+) -> dict[str, float]:
+    """How episodes in an environment went.
 
     Args:
         episodes: The rows of the rollout.
         before: What `describe_scores` and `describe_episodes` told of its rows.
+        recent: Return and turns of the newest episodes that ended; those of this rollout come to
+            them.
 
     Returns:
-        Mean return and number of turns, the share that a limit cut off, and where turns are rows
-        the scores of whole episodes in place of theirs. Nothing where none ended.
+        Mean return and number of turns, and the share that a limit cut off, of those that ended in
+        this rollout; where turns are rows, the scores of the newest episodes in place of theirs.
     """
-    ended = [(e, *e.outcome) for e in episodes if e.outcome is not None]
-    if not ended:
-        return {}
-    metrics = {
-        "environment/return": sum(total for _, total, _ in ended) / len(ended),
-        "environment/turns": sum(turns for _, _, turns in ended) / len(ended),
-        "environment/cut_fraction": sum(bool(e.following_ids) for e, _, _ in ended) / len(ended),
-    }
-    if len(ended) == len(episodes):
+    ended = [e for e in episodes if e.outcome is not None]
+    outcomes = [e.outcome for e in ended if e.outcome is not None]
+    recent[:] = [*recent, *outcomes][-NUM_RECENT:]
+    metrics = {}
+    if ended:
+        cut = sum(bool(e.following_ids) for e in ended)
+        metrics = _outcome(outcomes) | {"environment/cut_fraction": cut / len(ended)}
+    if len(ended) == len(episodes) or not recent:
         return metrics
-    totals = torch.tensor([total for _, total, _ in ended])
-    mean, std = metrics["environment/return"], totals.std(correction=0).item()
-    penalty = before["objective/non_score_reward"]
+    mean, turns = _outcome(recent).values()
+    std = torch.tensor([total for total, _ in recent]).std(correction=0).item()
     metrics |= {f"objective/{name}": mean for name in ("scores", "raw_scores")}
     metrics |= {f"objective/{name}_std": std for name in ("scores", "raw_scores")}
-    return metrics | {"objective/rlhf_reward": mean + penalty}
+    return metrics | {"objective/rlhf_reward": mean + turns * before["objective/non_score_reward"]}
+
+
+def _outcome(outcomes: Sequence[tuple[float, int]]) -> dict[str, float]:
+    totals, turns = (sum(column) / len(outcomes) for column in zip(*outcomes, strict=True))
+    return {"environment/return": totals, "environment/turns": turns}
 
 
 def describe_values(values_BC: Tensor, returns_BC: Tensor, mask_BC: Tensor) -> dict[str, float]:

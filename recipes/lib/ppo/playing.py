@@ -8,6 +8,7 @@ one episode after another, and a rollout is as many turns of each, wherever an e
 Shapes: B episodes, C completion tokens of a turn.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,7 +59,7 @@ class Player:
         trainer: The PPOTrainer: its configuration, tokenizer and environment are used.
         sampler: Says what the policy writes.
         decoding: Length, temperature and the tokens at the end.
-        limit: Most tokens of a conversation.
+        limit: Most tokens that are read at once.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Player:
         trainer: Any,
         sampler: Any,
         decoding: Decoding,
-        limit: int,
+        limit: float,
     ) -> None:
         self.args, self.tokenizer = trainer.args, trainer.processing_class
         self.worlds: Callable[..., list[Answer]] = trainer.worlds
@@ -146,6 +147,10 @@ class Player:
     @staticmethod
     def _told(prompts: Prompts, row: int, number: int, seed: int) -> dict[str, Any]:
         columns = {name: value for name, value in prompts.data[row].items() if name != PLACE}
+        if "seed" in columns:
+            raise UserError(
+                "the data set has a column seed, which is the episode's own; name it otherwise."
+            )
         return columns | {"seed": world_seed(seed, number)}
 
     def _begun(
@@ -170,6 +175,14 @@ class Player:
                 f"max_prompt_length={self.args.max_prompt_length}: an observation of the "
                 f"environment makes a prompt of {len(ids)} tokens; raise the limit."
             )
+        if len(ids) + self.args.max_completion_length > self.limit:
+            raise UserError(
+                f"max_completion_length={self.args.max_completion_length}: with an observation of "
+                f"{len(ids)} tokens that is more than the {self.limit:g} that are read; lower it, "
+                "or let the environment say less."
+            )
+        if self.rendering.role == "tool" and isinstance(asked, str):
+            raise UserError("tools: a prompt is plain text; give prompts as messages.")
         return asked, ids
 
     def _noise(self, games: Sequence[Game], seed: int | None) -> Tensor | None:
@@ -218,14 +231,20 @@ class Player:
                 row.goes_on = not (is_over or is_cut or len(game.texts) >= self.args.max_turns)
                 if not row.goes_on:
                     row.outcome = (game.total, len(game.texts))
-                    row.following_ids = [] if is_over else self._prompt(game)[1]
+                    row.following_ids = [] if is_over else self._following(game, row)
                     games[place] = renew(game)
                 played[place].append(row)
         for game, rows in zip(games, played, strict=True):
             if rows and rows[-1].goes_on:  # the rollout ends and the episode does not
                 rows[-1].goes_on = False
-                rows[-1].following_ids = self._prompt(game)[1]
+                rows[-1].following_ids = self._following(game, rows[-1])
         return played
+
+    def _following(self, game: Game, row: Episode) -> list[int]:
+        """The next prompt; where a limit left nothing to read, what was read and said last."""
+        if game.observation:
+            return self._prompt(game)[1]
+        return [*row.prompt_ids, *row.completion_ids]
 
     def _converse(self, games: Sequence[Game], seed: int | None) -> list[Episode]:
         """Play games as conversations in view of all that was said, side by side."""
@@ -262,15 +281,17 @@ class Player:
         if is_over:
             episode.outcome = (game.total, len(game.texts))
             return []
+        is_last = is_cut or len(game.texts) >= self.args.max_turns
         ids = self.rendering.answer_ids(
             observation,
             as_text=isinstance(episode.asked, str),
             has_ended=said[-1] in self.decoding.stops,
+            is_last=is_last,
         )
         longest = len(_view(game)) + len(ids) + self.args.max_completion_length
-        if is_cut or len(game.texts) >= self.args.max_turns or longest > self.limit:
+        if is_last or longest > self.limit:
             episode.outcome = (game.total, len(game.texts))
-            episode.following_ids = [*_view(game), *ids][: self.limit - 1]
+            episode.following_ids = [*_view(game), *ids][: int(self.limit) - 1]
             return []
         episode.completion_ids = [*episode.completion_ids, *ids]
         return ids
@@ -303,22 +324,28 @@ def conversation(episode: Episode, role: str) -> Any:
     return messages[:-1]
 
 
-def conversation_limit(args: Any, config: Any) -> int:
-    """Most tokens of a conversation: what is asked for, or what the model reads.
+def conversation_limit(args: Any, config: Any) -> float:
+    """Most tokens that are read at once: what is asked for, or what the model reads.
 
     Raises:
-        UserError: Neither is known, or it is no more than the model reads.
+        UserError: It is not known of conversations, is more than the model reads, or has no room.
     """
     context, asked = context_length(config), args.max_episode_length
     limit = asked or context
+    if args.context == "last":
+        if asked is not None:
+            raise UserError(
+                f"max_episode_length={asked}: with context=last no conversation is in view; leave "
+                "it out, and set max_turns."
+            )
+        return math.inf if context is None else context
     if limit is None:
         raise UserError("the model does not say how much it reads; set max_episode_length.")
     if context is not None and limit > context:
         raise UserError(
             f"max_episode_length={asked} is more than the model's context of {context}; lower it."
         )
-    least = 2 + args.max_completion_length
-    if limit < least:
+    if limit < 2 + args.max_completion_length:
         raise UserError(
             f"max_episode_length={limit} has no room for a prompt and "
             f"max_completion_length={args.max_completion_length}; raise it."
@@ -326,24 +353,26 @@ def conversation_limit(args: Any, config: Any) -> int:
     return int(limit)
 
 
-def check_environment(args: Any, functions: Any) -> None:
+def check_environment(trainer: Any, functions: Any) -> None:
     """Refuse what does not go with an environment or with tools.
 
     Args:
-        args: The configuration.
-        functions: Reward, cost or held-out functions, if there are any.
+        trainer: The PPOTrainer.
+        functions: Reward, cost and held-out functions.
 
     Raises:
-        UserError: vLLM samples, or functions are asked about conversations that are never in view.
+        UserError: vLLM samples, functions or tools need a conversation that is never in view, or
+            slots do not divide among processes.
     """
+    args = trainer.args
     if args.sampler == "vllm":
         raise UserError(
             "sampler=vllm does not go on after an environment's answer; use sampler=graph or "
             "transformers."
         )
-    if args.context == "last" and functions:
+    if args.context == "last" and (functions or trainer.tools):
         raise UserError(
-            "context=last: reward functions are asked about whole conversations, and here each "
+            "context=last: reward functions and tools are about whole conversations, and here each "
             "turn is a row; let the environment's step give the reward, or use context=all."
         )
     if args.context == "last" and args.num_environments % args.world_size:

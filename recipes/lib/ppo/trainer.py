@@ -123,11 +123,11 @@ class PPOTrainer(Resumable, Trainer):
         cast_like_trained(self, self.reference)
         adapters = actor_critic.adapters if args.share_backbone else None
         shared = SharedBase(adapters, tokenizer) if adapters is not None else None
+        self.tools, self.worlds = list(tools), make_worlds(environment, tools, tokenizer)
         functions = self._load(reward_funcs, shared, reward_processing_classes)
         costs = self._load(cost_funcs, shared, key="cost_funcs")
         held_out = self._load(eval_reward_funcs, shared, key="eval_reward_funcs")
         self.clock, self.health = Clock(), Health()
-        self.tools, self.worlds = list(tools), make_worlds(environment, tools, tokenizer)
         prompts = self._prompts(train_dataset)
         if self.worlds is None:
             check_prompts(policy, tokenizer, prompts)
@@ -144,7 +144,8 @@ class PPOTrainer(Resumable, Trainer):
         tokenizers: Any = None,
         key: str = "reward_funcs",
     ) -> list[RewardFunction]:
-        if not names:
+        pays = self.worlds is not None and not self.tools
+        if not names and (pays or key != "reward_funcs"):
             return []
         args = self.args
         trusted: dict[str, Any] = {"trust_remote_code": args.trust_remote_code}

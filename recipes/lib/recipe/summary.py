@@ -132,6 +132,8 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
     quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
     quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}
     own = "merge of a reward model" if "scores_spread" in summary else config.recipe
+    if getattr(script, "environment", None) or getattr(script, "tools", None):
+        return [f"rlhf chat {quoted['it']}"]  # no other command plays turns
     made = []
     for recipe in summary["recipes"][:3] if is_data else [""]:
         asked = f" --reward_funcs {REWARD}" if recipe in ("ppo", "rloo", "grpo") else ""

@@ -24,6 +24,7 @@ from recipes.lib.rewards.loading import load_function
 from recipes.lib.rewards.scoring import await_rewards, call_reward, function_name, is_async
 
 MODULE = "recipes.lib.rewards.retries"
+UNSENT = ("trainer_state", "environments")  # of TRL's trainers
 BACKOFF = 1.0  # seconds before it is asked again, doubled each time
 STARTUP = 60.0  # seconds for the process to import what the function needs
 # Libraries for endpoints have exceptions of their own that are no OSError.
@@ -118,10 +119,13 @@ class RewardProcess:
             self._start()
         assert self.connection is not None
         # TRL's trainers hand on themselves and functions of theirs, which cannot leave the process.
-        sent = {k: v for k, v in given.items() if k != "trainer_state" and not callable(v)}
+        sent = {k: v for k, v in given.items() if k not in UNSENT and not callable(v)}
+        # A world that was lost plays all its turns again.
+        turns = max(map(len, given["texts"]), default=1) if self.maker else 1
+        seconds = self.timeout * max(1, turns)
         try:
             self.connection.send(sent)
-            kind, said = self._answer(self.timeout, f"did not answer within {self.timeout:g} s")
+            kind, said = self._answer(seconds, f"did not answer within {seconds:g} s")
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._died() from error
         except (KeyboardInterrupt, Stop):

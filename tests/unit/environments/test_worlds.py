@@ -160,8 +160,10 @@ def test_an_answer_of_another_form_is_refused(world: Wrong, words: str) -> None:
 def test_what_is_no_environment_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "none.py"
     file.write_text("class Half:\n    def reset(self): ...\n", encoding="utf-8")
-    with pytest.raises(UserError, match="has no reset and step; give a class that has both"):
+    with pytest.raises(UserError, match="environment Half: give a class that has reset and step"):
         load_worlds(f"{file}:Half", None, 0)
+    with pytest.raises(UserError, match="give a class that has reset and step"):
+        as_worlds(Wrong())
 
 
 def test_seeds_of_worlds_are_all_different_and_fixed() -> None:
@@ -169,3 +171,15 @@ def test_seeds_of_worlds_are_all_different_and_fixed() -> None:
     assert len(set(seeds)) == 1500
     assert all(0 <= seed < 2**53 for seed in seeds)
     assert world_seed(7, 11) == world_seed(7, 11)
+
+
+def test_a_world_in_a_process_has_time_to_be_played_again(tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import time\n\nclass Slow:\n    def reset(self, **row):\n        return 'a'\n\n"
+        "    def step(self, text):\n        time.sleep(0.3)\n        return text, 0.0, False, False\n",
+        encoding="utf-8",
+    )
+    worlds = load_worlds(f"{file}:Slow", 0.6, 0)
+    said = list("abcdef")  # 1.8 seconds
+    assert worlds(rows=[{"seed": 1}], texts=[said]) == [("f", 0.0, False, False)]
