@@ -177,7 +177,8 @@ def test_a_world_in_a_process_has_time_to_be_played_again(tmp_path: Path) -> Non
     file = tmp_path / "slow.py"
     file.write_text(
         "import time\n\nclass Slow:\n    def reset(self, **row):\n        return 'a'\n\n"
-        "    def step(self, text):\n        time.sleep(0.3)\n        return text, 0.0, False, False\n",
+        "    def step(self, text):\n        time.sleep(0.3)\n"
+        "        return text, 0.0, False, False\n",
         encoding="utf-8",
     )
     worlds = load_worlds(f"{file}:Slow", 0.6, 0)
