@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 from recipes.lib.errors import UserError
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
+from tests.conftest import ROOT
 from tests.helpers import tiny
 
 
@@ -258,6 +260,15 @@ def test_scores_are_of_whole_episodes_where_turns_are_rows(tmp_path: Path) -> No
     assert logged(trainer)[2]["environment/cut_fraction"] == 1.0
 
 
+def test_what_is_logged_of_an_environment_is_documented(tmp_path: Path) -> None:
+    trainer = make(tmp_path, Walk, total_episodes=8)
+    trainer.train()
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    section = page.partition("## With an environment")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(environment/\w+)`", section))
+    assert named == {key for key in logged(trainer)[0] if key.startswith("environment/")}
+
+
 def test_a_limit_may_leave_nothing_to_read(tmp_path: Path) -> None:
     trainer = make(tmp_path, Steady)
     trainer.collector.rollout(0)
@@ -267,7 +278,8 @@ def test_a_limit_may_leave_nothing_to_read(tmp_path: Path) -> None:
 def test_memory_is_taken_as_conversations_grow(tmp_path: Path) -> None:
     trainer = make(tmp_path, Walk, model=tiny.llama(max_position_embeddings=100_000))
     session = trainer.collector.sampler.begin([[4, 5, 6]])
-    assert session.way.window.num_slots < 50
+    expected = trainer.args.max_prompt_length + trainer.args.max_completion_length
+    assert session.way.window.num_slots == expected
 
 
 def test_an_observation_beyond_the_context_is_refused(tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ class Sampler:
             The episodes, of which nothing is read yet. Their noise is given turn by turn.
         """
         way: Decoder | CachedGenerate = CachedGenerate(self.model, self.decoding)
-        if self.is_own:  # it takes slots for more turns as they come
-            way = self._decoder(len(prompts), max(map(len, prompts)))
+        if self.is_own:  # with slots for some turns; it takes more as they come
+            most_before = self.most_tokens - self.decoding.max_new_tokens
+            way = self._decoder(len(prompts), max(most_before, *map(len, prompts)))
         return Turns(way, prompts, self.decoding, self.args.device, self.accelerator.autocast)
 
     def _sample(self, prompts: list[list[int]], noise_BC: Tensor | None) -> tuple[Tensor, Tensor]:

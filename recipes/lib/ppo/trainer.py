@@ -130,7 +130,7 @@ class PPOTrainer(Resumable, Trainer):
         self.clock, self.health = Clock(), Health()
         prompts = self._prompts(train_dataset)
         if self.worlds is None:
-            check_prompts(policy, tokenizer, prompts)
+            check_prompts(actor_critic.policy, tokenizer, prompts)
         self.collector = Collector(self, functions, prompts, costs, held_out)
         self.stream = RolloutStream(args, unsharded(self, self.collector.rollout))
         self.sums: dict[str, float] = {}  # of the updates since the last log
