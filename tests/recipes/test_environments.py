@@ -293,3 +293,10 @@ def test_an_observation_beyond_the_context_is_refused(tmp_path: Path) -> None:
 def test_who_pays_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no reward"):
         make(tmp_path, None, rows=[{"prompt": "a"}])
+
+
+@pytest.mark.slow
+def test_it_comes_close_to_the_best_policy_of_a_stochastic_game() -> None:
+    from scripts.bench.environments.exact_game import train
+
+    assert train(1)["optimality"] >= 0.985

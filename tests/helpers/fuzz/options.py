@@ -68,12 +68,16 @@ def fitting(field: Field) -> SearchStrategy[Any]:
     return st.one_of(pools)
 
 
+# Keys of files of before, which are told and read as others: tests/unit/config has them.
+READ_AS_OTHERS = {"ppo": {"gradient_accumulation_steps"}}
+
+
 @st.composite
 def options(draw: DrawFn) -> Option:
     """An option with a value of its type, or one that is odd."""
     recipe = draw(st.sampled_from(RECIPES))
     known = fields_of(types_of(recipe))
-    key = draw(st.sampled_from(sorted(known)))
+    key = draw(st.sampled_from(sorted(known.keys() - READ_AS_OTHERS.get(recipe, set()))))
     if draw(st.integers(0, 2)) == 0:
         text, value = draw(st.sampled_from(ODD))
     else:
