@@ -63,8 +63,6 @@ def advantages_and_returns(
         Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage
         Estimation", equation 16.
     """
-    values_BC = torch.where(completion_mask_BC.bool(), values_BC, 0.0)
-    rewards_BC = torch.where(completion_mask_BC.bool(), rewards_BC, 0.0)
     advantages_BC = torch.zeros_like(rewards_BC)
     gamma_BC = torch.as_tensor(gamma, dtype=torch.float64).expand(rewards_BC.shape)
     gamma_BC, decay_BC = gamma_BC.to(rewards_BC.dtype), (gamma_BC * lam).to(rewards_BC.dtype)
@@ -74,9 +72,9 @@ def advantages_and_returns(
         counts_B = completion_mask_BC[:, t].bool()
         delta_B = rewards_BC[:, t] + gamma_BC[:, t] * next_value_B - values_BC[:, t]
         advantage_B = torch.where(counts_B, delta_B + decay_BC[:, t] * advantage_B, advantage_B)
-        advantages_BC[:, t] = advantage_B * completion_mask_BC[:, t]
+        advantages_BC[:, t] = torch.where(counts_B, advantage_B, 0.0)
         next_value_B = torch.where(counts_B, values_BC[:, t], next_value_B)
-    return advantages_BC, (advantages_BC + values_BC) * completion_mask_BC
+    return advantages_BC, torch.where(completion_mask_BC.bool(), advantages_BC + values_BC, 0.0)
 
 
 def by_episode(of_tokens_BC: Tensor, mask_BC: Tensor, lengths_E: list[int]) -> Tensor:

@@ -602,8 +602,8 @@ OF_VALUES = [
         26,
         "values behind the end in the recursion",
         RETURNS,
-        "values_BC = torch.where(completion_mask_BC.bool(), values_BC, 0.0)",
-        "values_BC = values_BC.clone()",
+        "delta_B + decay_BC[:, t] * advantage_B, advantage_B)",
+        "delta_B + decay_BC[:, t] * advantage_B, delta_B)",
         "values",
     ),
     Mutant(
