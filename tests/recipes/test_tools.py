@@ -52,10 +52,11 @@ def right(completions, **columns):
 '''
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned one conversation with one call by heart, mostly."""
-    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    start = tmp_path_factory.mktemp("start")
     words = tokenizer("qwen2_5")
     rendering = Rendering(words, words.eos_token_id, None, [add])
     model = tiny.llama(
@@ -74,8 +75,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.save_pretrained(tmp_path / "start")
-    words.save_pretrained(tmp_path / "start")
+    model.save_pretrained(start)
+    words.save_pretrained(start)
+    return start
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: Path) -> Path:
+    """Where a run is, with what it needs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start").symlink_to(learned)
     (tmp_path / "tools.py").write_text(FILE, encoding="utf-8")
     row = json.dumps({"prompt": QUESTION})
     (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 4, encoding="utf-8")

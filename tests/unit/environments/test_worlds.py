@@ -93,7 +93,7 @@ def test_where_others_go_on_a_world_that_is_not_asked_is_forgotten(
     assert begun(tmp_path) == [1, 2, 3, 4, 3]
 
 
-@pytest.mark.parametrize("text", ["raise", "die", "hang"])
+@pytest.mark.parametrize("text", ["raise", pytest.param("die", marks=pytest.mark.slow), "hang"])
 def test_what_fails_once_is_played_again(tmp_path: Path, counter: str, text: str) -> None:
     worlds = load_worlds(counter, None if text == "raise" else 1.0, 2)
     rows = [row(tmp_path, 5), row(tmp_path, 6)]
@@ -111,7 +111,11 @@ def test_what_fails_once_is_played_again(tmp_path: Path, counter: str, text: str
     [
         ("raise", "environment Counter raised ValueError twice: the die is on its edge (worlds.py"),
         ("die", "environment Counter failed 2 times, at last with ConnectionError: the process of"),
-        ("hang", "environment Counter failed 2 times, at last with TimeoutError: Counter did not"),
+        pytest.param(
+            "hang",
+            "environment Counter failed 2 times, at last with TimeoutError: Counter did not",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_fails_again_and_again_is_told(
