@@ -300,3 +300,15 @@ def test_it_comes_close_to_the_best_policy_of_a_stochastic_game() -> None:
     from scripts.bench.environments.exact_game import train
 
     assert train(1)["optimality"] >= 0.985
+
+
+def test_a_state_behind_a_limit_leaves_room_for_the_token_that_is_not_there(
+    tmp_path: Path,
+) -> None:
+    """Positions of a GPT-2 end with its context, and a value stands before a token."""
+    trainer = make(tmp_path, Steady, model=tiny.gpt2(n_positions=8), context="last", max_turns=10)
+    played = trainer.collector.player.whole(trainer.collector.prompts, range(4), range(4), 3)
+    rows = [row for episode in played for row in episode]
+    assert {len(row.prompt_ids) + len(row.completion_ids) for row in rows} >= {8}
+    trainer.collector.score(trainer.collector.prompts, rows)
+    assert all(len(row.following_ids) < 8 for row in rows)

@@ -135,7 +135,7 @@ def load_worlds(reference: str, timeout: float | None, retries: int) -> Callable
     check_world(found)
     maker = f"{Worlds.__module__}:{Worlds.__name__}"
     process = RewardProcess(reference, Worlds(found).__name__, timeout, maker)
-    return _patient(process, retries)
+    return _asked_again(process, retries)
 
 
 def as_worlds(environment: Any, retries: int = 1) -> Callable[..., list[Answer]]:
@@ -157,7 +157,7 @@ def as_worlds(environment: Any, retries: int = 1) -> Callable[..., list[Answer]]
     if hasattr(environment, "plays_worlds"):
         return environment
     check_world(environment)
-    return _patient(Worlds(environment), retries)
+    return _asked_again(Worlds(environment), retries)
 
 
 def check_world(environment: Any) -> None:
@@ -169,7 +169,7 @@ def check_world(environment: Any) -> None:
         raise UserError(f"environment {name}: give a class that has reset and step.")
 
 
-def _patient(worlds: Any, retries: int) -> Any:
+def _asked_again(worlds: Any, retries: int) -> Any:
     made = with_retries(worlds, retries, "environment")
     made.plays_worlds = True  # type: ignore[attr-defined]
     return made

@@ -26,7 +26,13 @@ from recipes.lib.ppo.metrics import (
     describe_turns,
     describe_values,
 )
-from recipes.lib.ppo.playing import Player, check_environment, conversation, conversation_limit
+from recipes.lib.ppo.playing import (
+    Player,
+    check_environment,
+    conversation,
+    conversation_limit,
+    flat,
+)
 from recipes.lib.ppo.returns import (
     RunningMoments,
     advantages_and_returns,
@@ -444,8 +450,3 @@ class Collector:
             }
             | held_out_metrics(distinct_names(self.held_out), said)
         )
-
-
-def flat(played: Sequence[Sequence[Episode]]) -> list[Episode]:
-    """The rows of all episodes, one after another."""
-    return [row for rows in played for row in rows]

@@ -62,13 +62,7 @@ class Player:
         limit: Most tokens that are read at once.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        sampler: Any,
-        decoding: Decoding,
-        limit: float,
-    ) -> None:
+    def __init__(self, trainer: Any, sampler: Any, decoding: Decoding, limit: float) -> None:
         self.args, self.tokenizer = trainer.args, trainer.processing_class
         self.worlds: Callable[..., list[Answer]] = trainer.worlds
         self.sampler, self.decoding, self.limit = sampler, decoding, limit
@@ -136,7 +130,7 @@ class Player:
         step = args.num_environments
         played = self._turns(games, num_turns, args.seed, lambda g: begun([g.number + step])[0])
         self.moved = [game.state() for game in games]
-        return [row for rows in played for row in rows]
+        return flat(played)
 
     def _restored(self, prompts: Prompts, state: dict[str, Any]) -> Game:
         place = state["number"] // self.args.num_generations
@@ -194,7 +188,7 @@ class Player:
 
     def _answered(
         self, games: Sequence[Game], asked: list[list[int]], said: list[list[int]]
-    ) -> Any:
+    ) -> list[Answer]:
         """Let the worlds read what was written, and note it."""
         ends = self.decoding.other_stop_token_ids
         for game, before, ids in zip(games, asked, said, strict=True):
@@ -244,7 +238,11 @@ class Player:
         """The next prompt; where a limit left nothing to read, what was read and said last."""
         if game.observation:
             return self._prompt(game)[1]
-        return [*row.prompt_ids, *row.completion_ids]
+        return self._valued([*row.prompt_ids, *row.completion_ids])
+
+    def _valued(self, ids: list[int]) -> list[int]:
+        """What the critic reads of a state: there has to be room for one token behind it."""
+        return ids if len(ids) < self.limit else ids[: int(self.limit) - 1]
 
     def _converse(self, games: Sequence[Game], seed: int | None) -> list[Episode]:
         """Play games as conversations in view of all that was said, side by side."""
@@ -291,7 +289,7 @@ class Player:
         longest = len(_view(game)) + len(ids) + self.args.max_completion_length
         if is_last or longest > self.limit:
             episode.outcome = (game.total, len(game.texts))
-            episode.following_ids = [*_view(game), *ids][: int(self.limit) - 1]
+            episode.following_ids = self._valued([*_view(game), *ids])
             return []
         episode.completion_ids = [*episode.completion_ids, *ids]
         return ids
@@ -301,6 +299,11 @@ def _view(game: Game) -> list[int]:
     """All tokens of a conversation until now."""
     assert game.episode is not None
     return [*game.episode.prompt_ids, *game.episode.completion_ids]
+
+
+def flat(played: Sequence[Sequence[Episode]]) -> list[Episode]:
+    """The rows of all episodes, one after another."""
+    return [row for rows in played for row in rows]
 
 
 def conversation(episode: Episode, role: str) -> Any:

@@ -17,13 +17,8 @@ from recipes.lib.ppo.roles import load_policy_weights, save_policy_weights
 from recipes.lib.runs.files import write_json
 
 FILE = "ppo_state.json"
-OF_COLLECTOR = (
-    "returns_std",
-    "has_units",
-    "metrics",
-    "samples",
-    "recent",
-)  # kept under their own names
+# Kept under their own names; the last is not in checkpoints from before there were environments.
+OF_COLLECTOR = ("returns_std", "has_units", "metrics", "samples", "recent")
 OLD_NAME = ('"objective/completion_length"', '"completions/mean_length"')  # of a metric
 
 
@@ -65,7 +60,7 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     if collector.player:
         collector.player.slots = state["slots"]
     for name in OF_COLLECTOR:
-        setattr(collector, name, state.get(name, []))  # the last of earlier ones has none
+        setattr(collector, name, state.get(name, []))
     trainer.sums, trainer.braked = state["sums"], state.get("braked", -1)
     trainer.clock.load(state["clock"])
     trainer.health = Health(**state["health"])
