@@ -40,8 +40,9 @@ def test_two_processes_play_as_one(of_two: Path, tmp_path: Path, context: str) -
         assert torch.equal(one[name], two[name]), name
     assert one["slots"] == two["slots"]
     assert len(one["slots"]) == (4 if context == "last" else 0)
+    # Sums over tokens in another order: fp32 rounding, carried through twelve Adam steps.
     for name, weight in one["weights"].items():
         assert torch.allclose(weight, two["weights"][name], atol=1e-4), name
     for of_one, of_other in zip(one["logs"], two["logs"], strict=True):
         for key in of_one:
-            assert of_other[key] == pytest.approx(of_one[key], rel=2e-3, abs=1e-3), key
+            assert of_other[key] == pytest.approx(of_one[key], rel=1e-3, abs=1e-4), key

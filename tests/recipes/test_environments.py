@@ -12,8 +12,11 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from recipes.lib.errors import UserError
+from recipes.lib.plan.planner import plan_of
+from recipes.lib.plan.target import Target
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
+from recipes.lib.recipe.main import parse
 from tests.conftest import ROOT
 from tests.helpers import tiny
 
@@ -120,7 +123,7 @@ def test_a_rollout_depends_on_no_batch(tmp_path: Path, context: str, sampler: st
     one, other = rollout(1, 8), rollout(8, 8)
     for name in ("prompt_ids", "completion_ids", "completion_mask", "action_mask"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
-    for name in ("old_logps", "old_values", "advantages", "returns"):
+    for name in ("old_logps", "old_values", "advantages", "returns"):  # but for rounding
         assert torch.allclose(getattr(one, name), getattr(other, name), atol=1e-4), name
     if context == "all":
         assert not torch.equal(one.action_mask, one.completion_mask)
@@ -312,3 +315,13 @@ def test_a_state_behind_a_limit_leaves_room_for_the_token_that_is_not_there(
     assert {len(row.prompt_ids) + len(row.completion_ids) for row in rows} >= {8}
     trainer.collector.score(trainer.collector.prompts, rows)
     assert all(len(row.following_ids) < 8 for row in rows)
+
+
+@pytest.mark.parametrize(("context", "tokens"), [("all", 224), ("last", 6)])
+def test_a_plan_counts_whole_conversations(tmp_path: Path, context: str, tokens: int) -> None:
+    tiny.llama(max_position_embeddings=256).save_pretrained(tmp_path / "start")
+    tiny.tokenizer().save_pretrained(tmp_path / "start")
+    given = {"model_name_or_path": str(tmp_path / "start"), "environment": "worlds.py:Walk"}
+    given |= {"max_prompt_length": 32, "max_completion_length": 6, "use_cpu": True}
+    made = plan_of(parse("ppo", [], given | {"context": context, "bf16": False}), Target())
+    assert made.facts["lengths"] == f"prompts of 32 tokens, completions of {tokens}"
