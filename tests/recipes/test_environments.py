@@ -321,7 +321,8 @@ def test_a_state_behind_a_limit_leaves_room_for_the_token_that_is_not_there(
 def test_a_plan_counts_whole_conversations(tmp_path: Path, context: str, tokens: int) -> None:
     tiny.llama(max_position_embeddings=256).save_pretrained(tmp_path / "start")
     tiny.tokenizer().save_pretrained(tmp_path / "start")
-    given = {"model_name_or_path": str(tmp_path / "start"), "environment": "worlds.py:Walk"}
+    given: dict[str, Any] = {"environment": "worlds.py:Walk"}
+    given |= {"model_name_or_path": str(tmp_path / "start")}
     given |= {"max_prompt_length": 32, "max_completion_length": 6, "use_cpu": True}
     made = plan_of(parse("ppo", [], given | {"context": context, "bf16": False}), Target())
     assert made.facts["lengths"] == f"prompts of 32 tokens, completions of {tokens}"
