@@ -52,8 +52,8 @@ def run(config: Config) -> dict[str, Any]:
         UserError: The model or the pairs cannot be read.
         FaultError: There is a fault.
     """
-    from recipes.lib.publishing.source import run_of
     from recipes.lib.report.page import write_report
+    from recipes.lib.runs.settings import run_of
 
     script: RewardCheckArguments = config.script
     name, pairs = str(script.run), None

@@ -29,10 +29,10 @@ from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError
 from recipes.lib.models.folders import RUNS
-from recipes.lib.publishing.source import run_of, settings_of
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.runs.folder import named_folder, open_run
+from recipes.lib.runs.settings import run_of, settings_of
 from recipes.quickstart import CONFIGS, RUNS_ROOT, Stage, carry_out, parsed
 
 POSITIONAL = OPERANDS = "runs"
@@ -237,7 +237,8 @@ def run(config: Config) -> dict[str, Any]:
     rows = []
     if script.judge:
         names, baseline = [*models.values()], models.get(start or "")
-        sides, kls = script.complete_all([*models], prompts, has_baseline=bool(start))
+        how = {"has_baseline": bool(start), "one_template": not script.baseline}
+        sides, kls = script.complete_all([*models], prompts, **how)
         asked_of = ([*models], prompts, columns, sides, [*combinations(range(len(models)), 2)])
         said = {name: judged(judge, *asked_of) for name, judge in judges.items()}
         told, scores = judged_numbers(script, names, said, kls)

@@ -146,8 +146,8 @@ def run(config: Config) -> dict[str, Any]:
 
     from recipes.lib.models.folders import fetch_adapter, resolve_model
     from recipes.lib.models.tokenizers import load_tokenizer
-    from recipes.lib.publishing.source import run_of, trained_dtype
     from recipes.lib.recipe.spine import finish
+    from recipes.lib.runs.settings import run_of, trained_dtype
 
     script: ExportArguments = config.script
     if script.to != "gguf" and "outtype" in config.values:

@@ -72,8 +72,9 @@ def run(config: Config) -> dict[str, Any]:
         UserError: There is nothing to merge, or the two models say different things.
     """
     from recipes.lib.publishing.merge import Merge, adapter_of
-    from recipes.lib.publishing.source import own_prompts, run_of, trained_dtype
+    from recipes.lib.publishing.source import own_prompts
     from recipes.lib.recipe.spine import finish
+    from recipes.lib.runs.settings import run_of, trained_dtype
 
     script: MergeArguments = config.script
     name = str(script.run)

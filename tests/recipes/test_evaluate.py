@@ -179,10 +179,11 @@ def test_several_runs_are_ranked_as_their_samples_say(folder: Path, tmp_path: Pa
             evaluate(folder, **{"run": None, "baseline": None, "output_dir": "x"} | values)
 
 
-def test_the_start_reads_messages_by_the_template_that_its_run_was_trained_with(
+def test_the_models_of_a_run_read_messages_as_it_was_trained(
     folder: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    trained, own = folder / "trained", tiny_tokenizer.chat_template
+    trained, own = folder / "trained", "{% if loud %}the {% endif %}" + tiny_tokenizer.chat_template
+    tiny_tokenizer.chat_template, loud = own, {"loud": True}
     for name in ("checkpoint-5", "final"):
         tiny_model.save_pretrained(trained / name)
         tiny_tokenizer.save_pretrained(trained / name)
@@ -190,7 +191,8 @@ def test_the_start_reads_messages_by_the_template_that_its_run_was_trained_with(
         tiny_tokenizer.chat_template = template
         LlamaForCausalLM.from_pretrained(folder / "base").save_pretrained(folder / name)
         tiny_tokenizer.save_pretrained(folder / name)
-        write_text(trained / "config.yaml", f"model_name_or_path: {folder / name}\n")
+        keys = f"model_name_or_path: {folder / name}\nchat_template_kwargs: {json.dumps(loud)}\n"
+        write_text(trained / "config.yaml", keys)
         spoken = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
         write_jsonl(folder / "spoken.jsonl", [{"prompt": prompt} for prompt in spoken])
         (folder / "judge.py").write_text("def even(prompts, completions): return [0.0] * 6\n")
@@ -200,9 +202,11 @@ def test_the_start_reads_messages_by_the_template_that_its_run_was_trained_with(
         run(parse("evaluate", [], values | {"output_dir": str(folder / f"of-{name}")}))
         rows = read_jsonl(folder / f"of-{name}/samples.jsonl")
         tiny_tokenizer.chat_template = own
-        model = LlamaForCausalLM.from_pretrained(folder / "base")
-        expected = complete(model, tiny_tokenizer, spoken, max_new_tokens=6)
-        assert [row["completions"]["start"] for row in rows] == [one.text for one in expected]
+        for side, weights in (("start", folder / "base"), ("final", trained / "final")):
+            model = LlamaForCausalLM.from_pretrained(weights)
+            more = {"max_new_tokens": 6, "template_kwargs": loud}
+            expected = complete(model, tiny_tokenizer, spoken, **more)
+            assert [row["completions"][side] for row in rows] == [one.text for one in expected]
 
 
 def test_checkpoints_of_a_run_are_judged_over_their_kl_from_its_start(

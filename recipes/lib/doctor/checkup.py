@@ -21,9 +21,9 @@ from recipes.lib.doctor.findings import (
 )
 from recipes.lib.errors import FaultError, one_sentence
 from recipes.lib.models.folders import resolve_model
-from recipes.lib.publishing.source import run_of
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import write_json
+from recipes.lib.runs.settings import run_of
 from recipes.lib.verbosity import short_bars_hidden
 
 FILE = "check.json"

@@ -16,10 +16,10 @@ from recipes.lib.doctor.statistics import LEAST_PAIRS, Array, interval, mean_int
 from recipes.lib.doctor.subject import Subject
 from recipes.lib.models.forward import base_model
 from recipes.lib.models.reward_heads import RewardHeads
-from recipes.lib.publishing.source import trained_dtype
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.lineage import TEMPLATE_FILE, sha256
+from recipes.lib.runs.settings import trained_dtype
 
 HEAD = ("score.weight", "classifier.weight")
 NUM_FOLDS = 4

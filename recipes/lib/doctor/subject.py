@@ -20,7 +20,7 @@ from recipes.lib.doctor.statistics import Array
 from recipes.lib.errors import UserError
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
 from recipes.lib.models.folders import is_adapter, resolve_model
-from recipes.lib.publishing.source import run_of, settings_of
+from recipes.lib.runs.settings import run_of, settings_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -23,6 +23,7 @@ from recipes.lib.models.policies import load_policy, placed
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.rewards.judge import LanguageModelJudge
 from recipes.lib.rewards.scoring import as_answers
+from recipes.lib.runs.settings import run_of, template_kwargs
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def complete_all(
 ) -> tuple[list[list[Completion]], list[dict[str, float]]]:
     """Let models complete the same prompts, with keys of `complete`; one is in memory at a time.
 
-    A baseline is the last one; with one_template it reads messages by the others' chat template.
+    Each reads messages as its run did. A baseline is the last one; where the others read alike it
+    gives its template what they do, unless it has been trained with something else, and with
+    one_template that is their template, too.
 
     Returns:
         The completions of each model; of each but the last `kl` with `kl_stderr`, KL(model || last)
@@ -74,16 +77,21 @@ def complete_all(
     """
     trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     tokenizers = [load_tokenizer(name, **trusted) for name in names]
-    if one_template:
-        tokenizers[-1].chat_template = tokenizers[-2].chat_template
+    given = [template_kwargs(run_of(name)) for name in names]
+    ways = [*zip([tokenizer.chat_template for tokenizer in tokenizers], given, strict=True)][:-1]
+    if has_baseline and ways.count(ways[0]) == len(ways):
+        if one_template:
+            tokenizers[-1].chat_template = tokenizers[0].chat_template
+        given[-1] = given[-1] or given[0]
     words = tokenizers[-1].get_vocab() if has_baseline and sampling["temperature"] > 0 else None
     sides: list[list[Completion]] = []
     logps: dict[int, list[Tensor]] = {}  # by its place, of a model's own completions
     kls: list[dict[str, float]] = [{} for _ in names[:-1]]
     for place, (name, tokenizer) in enumerate(zip(names, tokenizers, strict=True)):
+        how = sampling | {"template_kwargs": given[place]}
         args = ModelConfig(model_name_or_path=name, dtype=dtype)
         model = placed(load_policy(args, **trusted))
-        sides.append(complete(model, tokenizer, prompts, **sampling))
+        sides.append(complete(model, tokenizer, prompts, **how))
         if place == len(kls):
             for other, own in logps.items():
                 kls[other] = kl_estimate(own, _logps(model, sides[other], sampling))

@@ -11,11 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
 from recipes.lib.models.folders import RUNS, is_adapter, is_local
-from recipes.lib.publishing.source import run_of
 from recipes.lib.report.numbers import duration, is_number, number
 from recipes.lib.report.run_files import RunFiles, read_json, read_run
 from recipes.lib.report.verdict import verdict
 from recipes.lib.rewards.loading import is_function_reference, is_judge
+from recipes.lib.runs.settings import run_of
 
 NUM_HASH_DIGITS = 12
 MODEL = "a reward model"

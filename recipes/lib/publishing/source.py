@@ -1,4 +1,4 @@
-"""The run behind a model: its folder, its configuration, the prompts of its data."""
+"""The run behind a model: what it trained, as it trained it, and the prompts of its data."""
 
 from __future__ import annotations
 
@@ -6,41 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import read_rows
 from recipes.lib.errors import UserError, note
 from recipes.lib.models.folders import fetch_adapter, resolve_model
+from recipes.lib.runs.settings import run_of, settings_of, template_kwargs, trained_dtype
 
 # Of a run that took a slice of its rows; which slice does not matter here.
 NOT_OF_ROWS = {"test_fraction", "max_train_rows"}
-
-
-def run_of(name: str) -> Path | None:
-    """The run that a model comes from.
-
-    Args:
-        name: A run, its final/, one of its checkpoints, a model folder, or a Hub id.
-
-    Returns:
-        The run folder; None where the model lies in none.
-    """
-    try:
-        path = Path(resolve_model(name))
-    except UserError:  # a place where nothing lies any more
-        return None
-    path = path.parent if path.name == "final" or path.name.startswith("checkpoint-") else path
-    return path if (path / "config.yaml").is_file() else None
-
-
-def settings_of(run: Path | None) -> dict[str, Any]:
-    """The keys that a run was configured with; none where there is no run."""
-    return {} if run is None else dict(read_yaml(run / "config.yaml").values)
-
-
-def trained_dtype(run: Path | None) -> str:
-    """The number format that a run was trained in; as stored, where there is no run."""
-    return "auto" if run is None else str(settings_of(run).get("dtype", "float32"))
 
 
 def load_as_trained(
@@ -71,8 +44,7 @@ def load_as_trained(
     trusted = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(fetch_adapter(path, revision), revision=revision, **trusted)
     args = ModelConfig(model_name_or_path=path, model_revision=revision, dtype=dtype)
-    kwargs = settings_of(run).get("chat_template_kwargs")
-    return placed(load_trained(args, **trusted)), tokenizer, kwargs
+    return placed(load_trained(args, **trusted)), tokenizer, template_kwargs(run)
 
 
 def own_prompts(run: Path | None, args: DataArguments, number: int) -> list[Any]:

@@ -1,0 +1,315 @@
+#!/usr/bin/env python3
+"""PPO of a small language model in the worlds of text, over seeds.
+
+    .venv/bin/python scripts/bench/environments/worlds.py maze-3x3 --seeds 1 2 3 4 5
+    .venv/bin/python scripts/bench/environments/worlds.py --page docs/benchmarks/environments.md
+
+Of each seed SFT on play at random and PPO have the keys of configs/environments with the changes
+below. Then both models play the rows, held-out ones too, outside of the recipes: the whole
+conversation is read anew at every turn. A stage that is done is kept in runs/worlds and its result
+in rows.jsonl there, so that it goes on after a stop. --page writes a section and a curve for each
+case that is there. The tables say how long a seed takes.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from recipes.lib.environments.worlds import world_seed  # noqa: E402
+from recipes.lib.runs.files import read_jsonl  # noqa: E402
+from recipes.lib.tasks.environments.cartpole import CartPole  # noqa: E402
+from recipes.lib.tasks.environments.guessing import Guessing  # noqa: E402
+from recipes.lib.tasks.environments.maze import MOVES, STEP, Maze, draw  # noqa: E402
+from recipes.lib.tasks.environments.sums import Sums  # noqa: E402
+from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
+from scripts.bench.environments.classical import table, with_section  # noqa: E402
+from scripts.bench.environments.tabular import optimal_values, q_learning  # noqa: E402
+from scripts.bench.kept import kept  # noqa: E402
+
+COMMAND = ".venv/bin/python scripts/bench/environments/worlds.py {} --seeds {}"
+RUNS, CONFIGS = ROOT / "runs/worlds", ROOT / "configs/environments"
+PICTURES = ROOT / "docs/pictures"
+BATCH = 64  # episodes that are played at a time
+
+
+@dataclass(frozen=True)
+class Case:
+    """A world with its settings.
+
+    Args:
+        make: Its class.
+        world: Its name in scripts/environment_rows and configs/environments.
+        rows: Flags of scripts/environment_rows.
+        base: Configuration of the model that SFT begins with, "drawn" or "quickstart".
+        ppo: Keys of PPO beside those of the configuration.
+        changed: Columns of the rows that are changed, by a name for such play.
+        processes: Of PPO.
+        note: What its section says above the table.
+    """
+
+    make: Callable[[], Any]
+    world: str
+    rows: Sequence[str] = ()
+    base: str = "drawn"
+    ppo: dict[str, Any] = field(default_factory=dict)
+    changed: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    processes: int = 1
+    note: str = ""
+
+
+CASES = {
+    "maze-3x3": Case(
+        Maze,
+        "maze",
+        rows=("--size", "3", "--num_train", "100"),
+        ppo={"max_turns": 12, "total_episodes": 20480},
+    ),
+    "maze-5x5": Case(Maze, "maze", processes=2),
+    "guessing": Case(Guessing, "guessing", base="quickstart"),
+    "sums": Case(Sums, "sums", changed={"": {}, "no calculator": {"calculator": False}}),
+    "cartpole": Case(CartPole, "cartpole"),
+}
+
+
+def command(*words: Any) -> None:
+    """Run a command of the project; what it says is kept beside the runs."""
+    with (RUNS / "log.txt").open("a", encoding="utf-8") as log:
+        told = [sys.executable, *map(str, words)]
+        subprocess.run(told, cwd=ROOT, check=True, stdout=log, stderr=log)
+
+
+def stage(recipe: str, config: Path, folder: Path, launch: Sequence[Any] = (), **keys: Any) -> None:
+    """Run a recipe by a configuration with changes, unless it has been run."""
+    if (folder / "summary.json").is_file():
+        return
+    flags = [word for key, value in keys.items() for word in (f"--{key}", value)]
+    own = ["--config", config, "--output_dir", folder, "--overwrite", "true"]
+    command("-m", "recipes.cli", recipe, *own, *launch, *flags)
+
+
+def train(name: str, seed: int) -> dict[str, Any]:
+    """Rows, SFT and PPO of one seed, and what both models then play."""
+    case, folder = CASES[name], RUNS / name
+    rows = folder / "rows"
+    if not rows.is_dir():
+        command("scripts/environment_rows", case.world, "--target", rows, *case.rows)
+    base = RUNS / f"base-{case.base}"
+    which = CONFIGS if case.base == "drawn" else ROOT / "configs/quickstart"
+    stage("base", which / "base.yaml", base)
+    mine = folder / f"seed-{seed}"
+    own = {"model_name_or_path": base, "dataset_name": rows / "sft", "seed": seed}
+    stage("sft", CONFIGS / f"{case.world}_sft.yaml", mine / "sft", **own)
+    own |= {"model_name_or_path": mine / "sft", "dataset_name": rows / "ppo", **case.ppo}
+    launch = (
+        ["--accelerate_config", "ddp", "--num_processes", case.processes]
+        if case.processes > 1
+        else []
+    )
+    stage("ppo", CONFIGS / f"{case.world}_ppo.yaml", mine / "ppo", launch, **own)
+    return told(name, seed)
+
+
+def told(name: str, seed: int) -> dict[str, Any]:
+    """The curve of a seed, its seconds, and a line for each kind of play."""
+    case, mine = CASES[name], RUNS / name / f"seed-{seed}"
+    summaries = {stage: read(mine / stage / "summary.json") for stage in ("sft", "ppo")}
+    rollouts = read_jsonl(mine / "ppo/metrics.jsonl")
+    lines = []
+    for stage, split in (("sft", "test"), ("ppo", "train"), ("ppo", "test")):
+        rows = read_jsonl(RUNS / name / f"rows/ppo/{split}.jsonl")
+        for change, columns in case.changed.items():
+            asked = [row | columns for row in rows]
+            played = [play(mine, stage, case, asked, seed, is_greedy=g) for g in (True, False)]
+            where = ("own" if split == "train" else "held out") + (change and f", {change}")
+            lines.append([stage, where, *measured(case, asked, *played)])
+    return {
+        "curve": [[r["episode"], r["objective/scores"]] for r in rollouts if "episode" in r],
+        "held_out": [[r["step"], r["eval_scores"]] for r in rollouts if "eval_scores" in r],
+        "seconds": [summaries["sft"]["seconds"], summaries["ppo"]["seconds"]],
+        "lines": lines,
+    }
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A JSON object."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+@torch.inference_mode()
+def play(
+    mine: Path, stage: str, case: Case, rows: list[dict[str, Any]], seed: int, *, is_greedy: bool
+) -> list[list[float]]:
+    """The rewards of an episode of each row."""
+    keys = yaml.safe_load((mine / "ppo/config.yaml").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(mine / stage / "final", padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(mine / stage / "final").eval()
+    torch.manual_seed(seed)
+    rewards: list[list[float]] = [[] for _ in rows]
+    for start in range(0, len(rows), BATCH):
+        games = []
+        for number in range(start, min(start + BATCH, len(rows))):
+            world = case.make()
+            first = world.reset(**rows[number], seed=world_seed(seed, number))
+            games.append((number, world, [{"role": "user", "content": first}]))
+        for _ in range(keys["max_turns"]):
+            read = [said[-1:] if keys["context"] == "last" else said for *_, said in games]
+            asked = tokenizer.apply_chat_template(
+                read,
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+                padding=True,
+            )
+            how = {"do_sample": False} if is_greedy else {"do_sample": True, "top_k": 0}
+            answers = model.generate(**asked, max_new_tokens=keys["max_completion_length"], **how)
+            written = tokenizer.batch_decode(
+                answers[:, asked["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            going = []
+            for (number, world, said), text in zip(games, written, strict=True):
+                observation, reward, done, truncated = world.step(text)
+                rewards[number].append(reward)
+                said += [
+                    {"role": "assistant", "content": text},
+                    {"role": "user", "content": observation},
+                ]
+                if not (done or truncated):
+                    going.append((number, world, said))
+            games = going
+            if not games:
+                break
+    return rewards
+
+
+def measured(
+    case: Case, rows: list[dict[str, Any]], greedy: list[list[float]], sampled: list[list[float]]
+) -> list[float | None]:
+    """Returns of greedy and sampled play; of greedy play what ends well, and in how many turns.
+
+    In mazes behind them: those turns by the shortest, and the return by the best.
+    """
+    solved = [number for number, rewards in enumerate(greedy) if rewards[-1] > 0]
+    numbers: list[float | None] = [mean(map(sum, greedy)), mean(map(sum, sampled))]
+    numbers += [len(solved) / len(rows), mean(len(greedy[n]) for n in solved) if solved else None]
+    if case.make is not Maze:
+        return numbers
+    best = [optimal_values(layout := draw(r["maze"], r["size"]))[layout.start] for r in rows]
+    longer = [len(greedy[n]) / round((1 - best[n]) / STEP) for n in solved]
+    return [*numbers, mean(longer) if longer else None, mean(map(sum, greedy)) / mean(best)]
+
+
+HEADS = ["seed", "model", "rows", "return", "as sampled", "success", "turns"]
+
+
+def section(name: str, results: dict[int, dict[str, Any]]) -> str:
+    """The section of a case."""
+    case = CASES[name]
+    heads = HEADS + (["by the shortest", "of the best"] if case.make is Maze else [])
+    rows = [[s, *line] for s, result in results.items() for line in result["lines"]]
+    kinds = dict.fromkeys((model, where) for _, model, where, *_ in rows)
+    for kind in kinds if len(results) > 1 else ():
+        columns = zip(*(row[3:] for row in rows if (row[1], row[2]) == kind), strict=True)
+        means = [mean(known) if None not in known else None for known in columns]
+        rows.append(["mean", *kind, *means])
+    shown = [["-" if cell is None else cell for cell in row] for row in rows]
+    sft, ppo = (mean(r["seconds"][i] for r in results.values()) for i in (0, 1))
+    spent = f"Seconds of a seed: SFT {sft:.0f}, PPO {ppo:.0f}."
+    seeds = " ".join(map(str, results))
+    head = f"## {case.world.capitalize()}{name.removeprefix(case.world).replace('-', ' ')}"
+    picture = f"![Return over episodes](../pictures/world-{name}.svg)"
+    told = conditions(COMMAND.format(name, seeds))
+    return "\n\n".join([head, told, f"{case.note}{spent}", table(heads, shown), picture]) + "\n"
+
+
+def draw_curve(name: str, results: dict[int, dict[str, Any]]) -> None:
+    """The curve of a case, a line a seed, and in mazes Q-learning's and the optimum beside them."""
+    import matplotlib.pyplot as plt
+
+    case = CASES[name]
+    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    for number, result in enumerate(results.values()):
+        label = "PPO, as it samples" if number == 0 else None
+        axes.plot(*zip(*result["curve"], strict=True), color="tab:blue", lw=0.9, label=label)
+        if result["held_out"]:
+            label = "held out" if number == 0 else None
+            axes.plot(
+                *zip(*result["held_out"], strict=True), "o", ms=3, c="tab:orange", label=label
+            )
+    if case.make is Maze:
+        rows = read_jsonl(RUNS / name / "rows/ppo/train.jsonl")
+        layouts = [draw(row["maze"], row["size"]) for row in rows]
+        best = mean(optimal_values(layout)[layout.start] for layout in layouts)
+        axes.axhline(best, color="black", lw=0.8, ls="--", label="optimum")
+        last = max(result["curve"][-1][0] for result in results.values())
+        times = range(1, 1 + round(last / len(rows)))
+        label = "Q-learning, a table for each maze"
+        axes.plot(
+            [n * len(rows) for n in times], learned(rows, len(times)), c="tab:green", label=label
+        )
+        axes.set_ylim(-1, 1)
+    axes.set(xlabel="turns" if case.world == "cartpole" else "episodes", ylabel="return")
+    axes.legend(frameon=False, fontsize="small")
+    plt.rcParams["svg.hashsalt"] = name
+    figure.savefig(PICTURES / f"world-{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def learned(rows: list[dict[str, Any]], times: int) -> list[float]:
+    """Mean return of Q-learning in each maze, by the number of episodes it has had there."""
+    total = [0.0] * times
+    for row in rows:
+        learning = q_learning(
+            Maze, row | {"map_again": True}, list(MOVES), random.Random(row["maze"])
+        )
+        for place, (_, turns) in zip(range(times), learning, strict=False):
+            total[place] += (1 - STEP * turns) / len(rows)
+    return total
+
+
+def main() -> int:
+    """Train the seeds of a case, or write the page of what is there."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("case", choices=CASES, nargs="?")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--page", type=Path)
+    given = parser.parse_args()
+    logging.set_verbosity_error()
+    file = RUNS / "rows.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for seed in given.seeds if given.case else ():
+        print(
+            *kept(file, [given.case, seed], lambda s=seed: train(given.case, s))["lines"], sep="\n"
+        )
+    if given.page is not None:
+        page = given.page.read_text(encoding="utf-8")
+        found = [(*row["key"], row["result"]) for row in read_jsonl(file)]
+        for name in CASES:
+            if results := {
+                seed: result
+                for case, seed, result in sorted(found, key=lambda f: f[1])
+                if case == name
+            }:
+                draw_curve(name, results)
+                page = with_section(page, section(name, results))
+        given.page.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
