@@ -167,6 +167,7 @@ def run(config: Config) -> dict[str, Any]:
         FaultError: A reward model is at fault.
     """
     from recipes.lib.ppo.cost_controller import refuse_half_a_limit
+    from recipes.lib.ppo.playing import refuse_turns_alone
     from recipes.lib.ppo.roles import describe_roles
     from recipes.lib.recipe import spine
     from recipes.lib.rewards.judge import judge_counts
@@ -178,6 +179,7 @@ def run(config: Config) -> dict[str, Any]:
             "environment that pays."
         )
     refuse_half_a_limit(script.cost_funcs, training.cost_limit)
+    refuse_turns_alone(config.values, bool(script.environment or script.tools))
     check_folder(config)
     train, test = load_rows(script, training.seed)
     check_plan(config, test is not None)

@@ -17,6 +17,7 @@ from recipes.lib.plan.target import Target
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.recipe.main import parse
+from recipes.ppo import run
 from tests.conftest import ROOT
 from tests.helpers import tiny
 
@@ -157,8 +158,7 @@ def test_reward_functions_get_the_conversation(tmp_path: Path) -> None:
     for row, (prompt, completion) in zip(rows, asked, strict=False):
         turns = row["turns"]
         assert row["score"] == pytest.approx(sum(turn["reward"] for turn in turns))
-        said = "".join(turn["text"] + turn["answer"] for turn in turns[:-1]) + turns[-1]["text"]
-        assert completion == said
+        assert completion == "".join(turn["text"] + turn["answer"] for turn in turns)
         assert prompt in ("a", "b c")
         texts = ["".join(row["tokens"][turn["start"] : turn["end"]]) for turn in turns]
         heard = [text.replace("<eos>", " ").replace("<pad>", " ").split() for text in texts]
@@ -296,6 +296,28 @@ def test_an_observation_beyond_the_context_is_refused(tmp_path: Path) -> None:
 def test_who_pays_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="names no reward"):
         make(tmp_path, None, rows=[{"prompt": "a"}])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"max_turns": 4}, "max_turns=4 has no effect here; name an environment or tools"),
+        ({"gamma_per": "turn"}, "gamma_per=turn has no effect here"),
+        (
+            {"environment": "worlds.py:Walk", "num_environments": 4},
+            "num_environments=4 has no effect here; use context=last",
+        ),
+    ],
+)
+def test_keys_of_turns_without_turns_are_refused(
+    tmp_path: Path, given: dict[str, Any], told: str
+) -> None:
+    given |= {"model_name_or_path": "none", "dataset_name": "none", "reward_funcs": "x.py:f"}
+    given |= {"output_dir": str(tmp_path / "run"), "use_cpu": True, "bf16": False}
+    with pytest.raises(UserError) as error:
+        run(parse("ppo", [], given))
+    assert str(error.value).startswith(told)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ Shapes: B episodes, C completion tokens of a turn.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from recipes.lib.environments.worlds import Answer, world_seed
 from recipes.lib.errors import UserError
 from recipes.lib.generation.sampling import Decoding, episode_uniforms
 from recipes.lib.ppo.rollouts import Episode, Turn, prompt_index
+
+OF_TURNS = ("context", "max_turns", "max_episode_length", "num_environments", "gamma_per")
 
 
 @dataclass
@@ -314,17 +316,16 @@ def conversation(episode: Episode, role: str) -> Any:
         role: Who answers.
 
     Returns:
-        The turns of the policy, with what it heard between them.
+        The turns of the policy, each with what was answered; the last answer, which the policy
+        does not read, too, if there is one.
     """
     if isinstance(episode.asked, str):
-        return "".join(f"{turn.text}{turn.answer}" for turn in episode.turns[:-1]) + (
-            episode.turns[-1].text
-        )
+        return "".join(f"{turn.text}{turn.answer}" for turn in episode.turns)
     messages = []
     for turn in episode.turns:
         messages.append({"role": "assistant", "content": turn.text})
         messages.append({"role": role, "content": turn.answer})
-    return messages[:-1]
+    return messages if episode.turns[-1].answer else messages[:-1]
 
 
 def conversation_limit(args: Any, config: Any) -> float:
@@ -354,6 +355,15 @@ def conversation_limit(args: Any, config: Any) -> float:
             f"max_completion_length={args.max_completion_length}; raise it."
         )
     return int(limit)
+
+
+def refuse_turns_alone(values: Mapping[str, Any], has_turns: bool) -> None:
+    """Refuse keys of several turns where nothing answers, or where turns are no rows."""
+    needed = dict.fromkeys(OF_TURNS, (has_turns, "name an environment or tools"))
+    needed["num_environments"] = (values.get("context") == "last", "use context=last")
+    for key, (is_used, remedy) in needed.items():
+        if values.get(key) is not None and not is_used:
+            raise UserError(f"{key}={values[key]} has no effect here; {remedy}, or leave it out.")
 
 
 def check_environment(trainer: Any, functions: Any) -> None:

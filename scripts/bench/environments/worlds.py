@@ -31,7 +31,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from recipes.lib.environments.worlds import world_seed  # noqa: E402
-from recipes.lib.runs.files import read_jsonl  # noqa: E402
+from recipes.lib.feedback.exchange import write_answers  # noqa: E402
+from recipes.lib.feedback.rows import item_id, make_row  # noqa: E402
+from recipes.lib.runs.files import read_jsonl, write_jsonl  # noqa: E402
 from recipes.lib.tasks.environments.cartpole import CartPole  # noqa: E402
 from recipes.lib.tasks.environments.guessing import Guessing  # noqa: E402
 from recipes.lib.tasks.environments.maze import MOVES, STEP, Maze, draw  # noqa: E402
@@ -58,6 +60,7 @@ class Case:
         base: Configuration of the model that SFT begins with, "drawn" or "quickstart".
         ppo: Keys of PPO beside those of the configuration.
         changed: Columns of the rows that are changed, by a name for such play.
+        is_judged: Whether a reward model of conversations that people compared is the reward.
         processes: Of PPO.
         note: What its section says above the table.
     """
@@ -68,6 +71,7 @@ class Case:
     base: str = "drawn"
     ppo: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, dict[str, Any]] = field(default_factory=lambda: {"": {}})
+    is_judged: bool = False
     processes: int = 1
     note: str = ""
 
@@ -81,6 +85,7 @@ CASES = {
     ),
     "maze-5x5": Case(Maze, "maze", processes=2),
     "guessing": Case(Guessing, "guessing", base="quickstart"),
+    "guessing-judged": Case(Guessing, "guessing", base="quickstart", is_judged=True),
     "sums": Case(Sums, "sums", changed={"": {}, "no calculator": {"calculator": False}}),
     "cartpole": Case(CartPole, "cartpole"),
 }
@@ -115,6 +120,8 @@ def train(name: str, seed: int) -> dict[str, Any]:
     own = {"model_name_or_path": base, "dataset_name": rows / "sft", "seed": seed}
     stage("sft", CONFIGS / f"{case.world}_sft.yaml", mine / "sft", **own)
     own |= {"model_name_or_path": mine / "sft", "dataset_name": rows / "ppo", **case.ppo}
+    if case.is_judged:
+        own |= judged(mine, case, read_jsonl(rows / "ppo/train.jsonl"), seed)
     launch = (
         ["--accelerate_config", "ddp", "--num_processes", case.processes]
         if case.processes > 1
@@ -122,6 +129,38 @@ def train(name: str, seed: int) -> dict[str, Any]:
     )
     stage("ppo", CONFIGS / f"{case.world}_ppo.yaml", mine / "ppo", launch, **own)
     return told(name, seed)
+
+
+def judged(mine: Path, case: Case, rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Keys of PPO for a reward model of conversations, which a simulated person compares in pairs.
+
+    That person likes what the game would have rewarded better, and of ten answers gives one at
+    random. The game itself rewards nothing then.
+    """
+    path, rng = mine / "rows/train.jsonl", random.Random(seed)
+    if not path.is_file():
+        sides = [play(mine, "sft", case, rows, seed + n * 1000, is_greedy=False) for n in range(4)]
+        answers = []
+        for (one, first), (two, second) in [
+            *zip(*sides[:2], strict=True),
+            *zip(*sides[2:], strict=True),
+        ]:
+            item = {
+                "prompt": first[:1],
+                "completions": [{"content": c[1:]} for c in (first, second)],
+            }
+            item["id"] = item_id(item["prompt"], [c["content"] for c in item["completions"]])
+            value = None if sum(one) == sum(two) else int(sum(two) > sum(one))
+            value = rng.choice([0, 1]) if rng.random() < 0.1 else value
+            told = {"kind": "pair", "value": value, "annotator": "simulated", "source": "simulated"}
+            answers.append(make_row(item, **told))
+        write_answers(answers, mine / "feedback")
+        path.parent.mkdir()
+        write_jsonl(path, [row | {"scored": False} for row in rows])
+    reward = {"model_name_or_path": mine / "sft", "test_fraction": 0.1, "max_length": 256}
+    reward |= {"dataset_name": mine / "feedback/final/train.jsonl", "seed": seed}
+    stage("reward", ROOT / "configs/quickstart/reward.yaml", mine / "reward", **reward)
+    return {"dataset_name": path, "reward_funcs": mine / "reward"}
 
 
 def told(name: str, seed: int) -> dict[str, Any]:
@@ -136,7 +175,9 @@ def told(name: str, seed: int) -> dict[str, Any]:
             asked = [row | columns for row in rows]
             played = [play(mine, stage, case, asked, seed, is_greedy=g) for g in (True, False)]
             where = ("own" if split == "train" else "held out") + (change and f", {change}")
-            lines.append([stage, where, *measured(case, asked, *played)])
+            lines.append(
+                [stage, where, *measured(case, asked, *([r for r, _ in p] for p in played))]
+            )
     return {
         "curve": [[r["episode"], r["objective/scores"]] for r in rollouts if "episode" in r],
         "held_out": [[r["step"], r["eval_scores"]] for r in rollouts if "eval_scores" in r],
@@ -154,19 +195,20 @@ def read(file: Path) -> dict[str, Any]:
 @torch.inference_mode()
 def play(
     mine: Path, stage: str, case: Case, rows: list[dict[str, Any]], seed: int, *, is_greedy: bool
-) -> list[list[float]]:
-    """The rewards of an episode of each row."""
+) -> list[tuple[list[float], list[dict[str, str]]]]:
+    """The rewards and the messages of an episode of each row."""
     keys = yaml.safe_load((mine / "ppo/config.yaml").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(mine / stage / "final", padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(mine / stage / "final").eval()
     torch.manual_seed(seed)
-    rewards: list[list[float]] = [[] for _ in rows]
+    played: list[tuple[list[float], list[dict[str, str]]]] = [([], []) for _ in rows]
     for start in range(0, len(rows), BATCH):
         games = []
         for number in range(start, min(start + BATCH, len(rows))):
             world = case.make()
             first = world.reset(**rows[number], seed=world_seed(seed, number))
-            games.append((number, world, [{"role": "user", "content": first}]))
+            played[number][1].append({"role": "user", "content": first})
+            games.append((world, *played[number]))
         for _ in range(keys["max_turns"]):
             read = [said[-1:] if keys["context"] == "last" else said for *_, said in games]
             asked = tokenizer.apply_chat_template(
@@ -182,19 +224,19 @@ def play(
                 answers[:, asked["input_ids"].shape[1] :], skip_special_tokens=True
             )
             going = []
-            for (number, world, said), text in zip(games, written, strict=True):
+            for (world, rewards, said), text in zip(games, written, strict=True):
                 observation, reward, done, truncated = world.step(text)
-                rewards[number].append(reward)
+                rewards.append(reward)
                 said += [
                     {"role": "assistant", "content": text},
                     {"role": "user", "content": observation},
                 ]
                 if not (done or truncated):
-                    going.append((number, world, said))
+                    going.append((world, rewards, said))
             games = going
             if not games:
                 break
-    return rewards
+    return played
 
 
 def measured(

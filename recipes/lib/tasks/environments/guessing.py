@@ -28,13 +28,14 @@ TRAITS = {
 class Guessing:
     """The user of the game."""
 
-    def reset(self, seed: int, animals: str, turns: int = 6, **_: Any) -> str:
+    def reset(self, seed: int, animals: str, turns: int = 6, scored: bool = True, **_: Any) -> str:
         """Think of an animal.
 
         Args:
             seed: Which one it is is drawn from it.
             animals: The animals that it may be, as words.
             turns: How many turns there are, the guess among them.
+            scored: Whether the game rewards; otherwise somebody else says how good it was.
 
         Returns:
             What may be guessed, and in how many turns.
@@ -46,14 +47,14 @@ class Guessing:
         if not known or not set(known) <= set(ANIMALS):
             raise UserError(f"animals={animals}: write some of {' '.join(ANIMALS)}.")
         self.secret = random.Random(f"guessing {seed}").choice(known)
-        self.turns, self.turn = turns, 0
+        self.turns, self.turn, self.scored = turns, 0, scored
         return f"One of {' '.join(known)}. {turns} turns."
 
     def step(self, text: str) -> tuple[str, float, bool, bool]:
         """Answer a question such as "Is it small?", or judge a guess such as "The fox."."""
         words = re.findall(r"[a-z]+", text.lower())
         named = next((word for word in words if word in TRAITS or word in ANIMALS), None)
-        worth = 1 - QUESTION * self.turn
+        worth = (1 - QUESTION * self.turn) * self.scored
         self.turn += 1
         if named in ANIMALS:
             right = named == self.secret
