@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from recipes.lib.feedback.exchange import write_answers
 from recipes.lib.feedback.rows import current
 from recipes.lib.feedback.store import Store
+from recipes.lib.runs.files import read_jsonl
 from tests.helpers.devtools import Browser
 from tests.helpers.feedback_page import (
     ASKED,
@@ -293,3 +295,31 @@ def test_the_page_is_small_and_asks_nobody_else(
     assert sum(loaded) < 15_000
     folder = Path("recipes/lib/annotation")
     assert sum((folder / url.rpartition("/")[2]).stat().st_size for url in urls[1:4]) < 22_000
+
+
+def test_whole_conversations_are_compared_and_become_pairs_of_messages(
+    browser: Browser, server: Server, store: Store, tmp_path: Path
+) -> None:
+    asked = [{"role": "user", "content": "One of fox owl. 2 turns."}]
+    said = [
+        [("assistant", "Is it quick?"), ("user", "Yes."), ("assistant", "Fox."), ("user", "Yes!")],
+        [("assistant", "The owl."), ("user", "No, the fox.")],
+    ]
+    sides = [[{"role": role, "content": text} for role, text in one] for one in said]
+    completions = [{"content": one, "run": None} for one in sides]
+    sit_down(browser, server, store, item(1) | {"prompt": asked, "completions": completions})
+    columns = "[...document.querySelectorAll('#completions article')].map(e => e.innerText)"
+    better = 0
+    for side, column in enumerate(browser.ask(columns)):
+        number = 0 if "Yes!" in column else 1
+        better = side if number == 0 else better
+        lines = [line.strip() for line in column.splitlines()]
+        heard = [lines.index(text) for _, text in said[number]]
+        assert heard == sorted(heard)
+        assert [lines[line - 1].lower() for line in heard] == [role for role, _ in said[number]]
+    press(browser, "12"[better])
+    wait_until_saved(browser)
+    write_answers(store.rows(), tmp_path)
+    assert read_jsonl(tmp_path / "final/preference.jsonl") == [
+        {"prompt": asked, "chosen": sides[0], "rejected": sides[1]}
+    ]
