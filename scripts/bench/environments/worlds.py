@@ -5,8 +5,8 @@
     .venv/bin/python scripts/bench/environments/worlds.py --page docs/benchmarks/environments.md
 
 Of each seed SFT on play at random and PPO have the keys of configs/environments with the changes
-below. Then both models play the rows, held-out ones too, outside of the recipes: the whole
-conversation is read anew at every turn. A stage that is done is kept in runs/worlds and its result
+below. Then both models play 200 rows, and 200 held-out ones, outside of the recipes: the
+whole conversation is read anew at every turn. A stage that is done is kept in runs/worlds and its result
 in rows.jsonl there, so that it goes on after a stop. --page writes a section and a curve for each
 case that is there. The tables say how long a seed takes.
 """
@@ -46,7 +46,7 @@ from scripts.bench.kept import kept  # noqa: E402
 COMMAND = ".venv/bin/python scripts/bench/environments/worlds.py {} --seeds {}"
 RUNS, CONFIGS = ROOT / "runs/worlds", ROOT / "configs/environments"
 PICTURES = ROOT / "docs/pictures"
-BATCH = 64  # episodes that are played at a time
+PLAYED, BATCH = 200, 64  # rows of a split, and episodes at a time
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,19 @@ CASES = {
         Maze,
         "maze",
         rows=("--size", "3", "--num_train", "100"),
-        ppo={"max_turns": 12, "total_episodes": 20480},
+        ppo={"max_turns": 12},
     ),
     "maze-5x5": Case(Maze, "maze", processes=2),
-    "guessing": Case(Guessing, "guessing", base="quickstart"),
-    "guessing-judged": Case(Guessing, "guessing", base="quickstart", is_judged=True),
-    "sums": Case(Sums, "sums", changed={"": {}, "no calculator": {"calculator": False}}),
+    "guessing": Case(Guessing, "guessing", ("--num_sft", "4000"), base="quickstart"),
+    "guessing-judged": Case(
+        Guessing, "guessing", ("--num_sft", "4000"), base="quickstart", is_judged=True
+    ),
+    "sums": Case(
+        Sums,
+        "sums",
+        ("--num_sft", "8000"),
+        changed={"": {}, "no calculator": {"calculator": False}},
+    ),
     "cartpole": Case(CartPole, "cartpole"),
 }
 
@@ -170,7 +177,7 @@ def told(name: str, seed: int) -> dict[str, Any]:
     rollouts = read_jsonl(mine / "ppo/metrics.jsonl")
     lines = []
     for stage, split in (("sft", "test"), ("ppo", "train"), ("ppo", "test")):
-        rows = read_jsonl(RUNS / name / f"rows/ppo/{split}.jsonl")
+        rows = read_jsonl(RUNS / name / f"rows/ppo/{split}.jsonl")[:PLAYED]
         for change, columns in case.changed.items():
             asked = [row | columns for row in rows]
             played = [play(mine, stage, case, asked, seed, is_greedy=g) for g in (True, False)]
