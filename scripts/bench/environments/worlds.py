@@ -12,6 +12,7 @@ case that is there. The tables say how long a seed takes.
 """
 
 import argparse
+import functools
 import json
 import random
 import subprocess
@@ -124,7 +125,7 @@ def train(name: str, seed: int) -> dict[str, Any]:
     which = CONFIGS if case.base == "drawn" else ROOT / "configs/quickstart"
     stage("base", which / "base.yaml", base)
     mine = folder / f"seed-{seed}"
-    own = {"model_name_or_path": base, "dataset_name": rows / "sft", "seed": seed}
+    own: dict[str, Any] = {"model_name_or_path": base, "dataset_name": rows / "sft", "seed": seed}
     stage("sft", CONFIGS / f"{case.world}_sft.yaml", mine / "sft", **own)
     own |= {"model_name_or_path": mine / "sft", "dataset_name": rows / "ppo", **case.ppo}
     if case.is_judged:
@@ -159,12 +160,21 @@ def judged(mine: Path, case: Case, rows: list[dict[str, Any]], seed: int) -> dic
             item["id"] = item_id(item["prompt"], [c["content"] for c in item["completions"]])
             value = None if sum(one) == sum(two) else int(sum(two) > sum(one))
             value = rng.choice([0, 1]) if rng.random() < 0.1 else value
-            told = {"kind": "pair", "value": value, "annotator": "simulated", "source": "simulated"}
+            told: dict[str, Any] = {
+                "kind": "pair",
+                "value": value,
+                "annotator": "simulated",
+                "source": "simulated",
+            }
             answers.append(make_row(item, **told))
         write_answers(answers, mine / "feedback")
         path.parent.mkdir()
         write_jsonl(path, [row | {"scored": False} for row in rows])
-    reward = {"model_name_or_path": mine / "sft", "test_fraction": 0.1, "max_length": 256}
+    reward: dict[str, Any] = {
+        "model_name_or_path": mine / "sft",
+        "test_fraction": 0.1,
+        "max_length": 256,
+    }
     reward |= {"dataset_name": mine / "feedback/final/train.jsonl", "seed": seed}
     stage("reward", ROOT / "configs/quickstart/reward.yaml", mine / "reward", **reward)
     return {"dataset_name": path, "reward_funcs": mine / "reward"}
@@ -342,18 +352,14 @@ def main() -> int:
     file = RUNS / "rows.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds if given.case else ():
-        print(
-            *kept(file, [given.case, seed], lambda s=seed: train(given.case, s))["lines"], sep="\n"
-        )
+        result = kept(file, [given.case, seed], functools.partial(train, given.case, seed))
+        print(*result["lines"], sep="\n", flush=True)
     if given.page is not None:
         page = given.page.read_text(encoding="utf-8")
-        found = [(*row["key"], row["result"]) for row in read_jsonl(file)]
+        found = {tuple(row["key"]): row["result"] for row in read_jsonl(file)}
         for name in CASES:
-            if results := {
-                seed: result
-                for case, seed, result in sorted(found, key=lambda f: f[1])
-                if case == name
-            }:
+            results = {seed: found[key, seed] for key, seed in sorted(found) if key == name}
+            if results:
                 draw_curve(name, results)
                 page = with_section(page, section(name, results))
         given.page.write_text(page, encoding="utf-8")
