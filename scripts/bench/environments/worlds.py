@@ -5,8 +5,8 @@
     .venv/bin/python scripts/bench/environments/worlds.py --page docs/benchmarks/environments.md
 
 Of each seed SFT on play at random and PPO have the keys of configs/environments with the changes
-below. Then both models play 200 rows, and 200 held-out ones, outside of the recipes: the
-whole conversation is read anew at every turn. A stage that is done is kept in runs/worlds and its result
+below. Then both models play 200 rows, and 200 held-out ones, outside of the recipes: the whole
+conversation is read anew at every turn. A stage that is done is kept in runs/worlds and its result
 in rows.jsonl there, so that it goes on after a stop. --page writes a section and a curve for each
 case that is there. The tables say how long a seed takes.
 """
