@@ -83,8 +83,10 @@ CASES = {
         "maze",
         rows=("--size", "3", "--num_train", "100"),
         ppo={"max_turns": 12},
+        note="A hundred mazes, at most 12 turns; `by the shortest`: turns by those of the shortest "
+        "way. Q-learning\nhas a table for each maze. ",
     ),
-    "maze-5x5": Case(Maze, "maze", processes=2),
+    "maze-5x5": Case(Maze, "maze", processes=2, note="500 mazes, at most 32 turns. "),
     "guessing": Case(Guessing, "guessing", ("--num_sft", "4000"), base="quickstart"),
     "guessing-judged": Case(
         Guessing, "guessing", ("--num_sft", "4000"), base="quickstart", is_judged=True
@@ -273,6 +275,9 @@ def measured(
     return [*numbers, mean(longer) if longer else None, mean(map(sum, greedy)) / mean(best)]
 
 
+NOTE = """`own` are rows that PPO trained on, `held out` others that no stage has seen. Return, success
+(a reward at the end) and turns (of what succeeds) are of the most probable words; then the return
+as the model samples. """
 HEADS = ["seed", "model", "rows", "return", "as sampled", "success", "turns"]
 
 
@@ -293,7 +298,8 @@ def section(name: str, results: dict[int, dict[str, Any]]) -> str:
     head = f"## {case.world.capitalize()}{name.removeprefix(case.world).replace('-', ' ')}"
     picture = f"![Return over episodes](../pictures/world-{name}.svg)"
     told = conditions(COMMAND.format(name, seeds))
-    return "\n\n".join([head, told, f"{case.note}{spent}", table(heads, shown), picture]) + "\n"
+    note = f"{NOTE}{case.note}{spent}"
+    return "\n\n".join([head, told, note, table(heads, shown), picture]) + "\n"
 
 
 def draw_curve(name: str, results: dict[int, dict[str, Any]]) -> None:

@@ -269,9 +269,7 @@ def main() -> int:
     """Measure, and write the page where that is asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[6, 7, 8, 9, 10])
-    parser.add_argument(
-        "--braked", type=int, nargs="*", default=[6, 7], help="seeds of the brakes"
-    )
+    parser.add_argument("--braked", type=int, nargs="*", default=[6, 7], help="seeds of the brakes")
     parser.add_argument("--root", type=Path, default=ROOT / "runs/quickstart-seeds")
     parser.add_argument("--rows", type=Path, default=ROOT / "runs/overoptimisation/rows.jsonl")
     parser.add_argument("--tiny", action="store_true", help="try it in little time")
