@@ -275,9 +275,9 @@ def measured(
     return [*numbers, mean(longer) if longer else None, mean(map(sum, greedy)) / mean(best)]
 
 
-NOTE = """`own` are rows that PPO trained on, `held out` others that no stage has seen. Return, success
-(a reward at the end) and turns (of what succeeds) are of the most probable words; then the return
-as the model samples. """
+NOTE = """`own` are rows that PPO trained on, `held out` others. Return, success
+(a reward at the end) and turns (of what succeeds) are of the most probable words; the other return
+is of words as the model samples them. """
 HEADS = ["seed", "model", "rows", "return", "as sampled", "success", "turns"]
 
 
