@@ -247,8 +247,8 @@ SECTION = f"""{TITLE}
 {{conditions}}
 
 PPO by the quickstart's reward model, {task.LONG["total_episodes"]:,} episodes without a KL penalty
-at a constant learning rate; seeds {{seeds}}. Gold is the hidden true score, on 512 prompts that no
-stage trained on. Each witness takes the checkpoint that it scores highest and never sees gold;
+at a constant learning rate; seeds {{seeds}}.
+Gold is the hidden true score, on 512 prompts that no stage trained on. Each witness takes the checkpoint that it scores highest and never sees gold;
 share is that checkpoint's gold by the highest of all checkpoints.
 
 | witness | gold | KL | share | by seed |
@@ -256,8 +256,7 @@ share is that checkpoint's gold by the highest of all checkpoints.
 {{witnesses}}
 
 The same number of episodes with a brake, seeds {{braked}}: gold of the rollouts at the end (mean of
-{task.PEAK_WINDOW}), and its share of the highest such mean of the same run; of the early stops, as
-above.
+{task.PEAK_WINDOW}), and its share of the highest such mean of the same run; early stops as above.
 
 | brake | gold | KL | share | by seed |
 |---|---|---|---|---|
