@@ -248,8 +248,9 @@ SECTION = f"""{TITLE}
 
 PPO by the quickstart's reward model, {task.LONG["total_episodes"]:,} episodes without a KL penalty
 at a constant learning rate; seeds {{seeds}}.
-Gold is the hidden true score, on 512 prompts that no stage trained on. Each witness takes the checkpoint that it scores highest and never sees gold;
-share is that checkpoint's gold by the highest of all checkpoints.
+Gold is the hidden true score, on 512 prompts that no stage trained on. Each witness takes the
+checkpoint that it scores highest and never sees gold; share is that checkpoint's gold by the
+highest of all checkpoints.
 
 | witness | gold | KL | share | by seed |
 |---|---|---|---|---|
