@@ -358,7 +358,15 @@ def conversation_limit(args: Any, config: Any) -> float:
 
 
 def refuse_turns_alone(values: Mapping[str, Any], has_turns: bool) -> None:
-    """Refuse keys of several turns where nothing answers, or where turns are no rows."""
+    """Refuse keys that have no effect: of turns where nobody answers, of slots where there are none.
+
+    Args:
+        values: The keys that were given.
+        has_turns: Whether there is an environment, or tools.
+
+    Raises:
+        UserError: One has none.
+    """
     needed = dict.fromkeys(OF_TURNS, (has_turns, "name an environment or tools"))
     needed["num_environments"] = (values.get("context") == "last", "use context=last")
     for key, (is_used, remedy) in needed.items():

@@ -151,24 +151,15 @@ def judged(mine: Path, case: Case, rows: list[dict[str, Any]], seed: int) -> dic
     if not path.is_file():
         sides = [play(mine, "sft", case, rows, seed + n * 1000, is_greedy=False) for n in range(4)]
         answers = []
-        for (one, first), (two, second) in [
-            *zip(*sides[:2], strict=True),
-            *zip(*sides[2:], strict=True),
-        ]:
-            item = {
-                "prompt": first[:1],
-                "completions": [{"content": c[1:]} for c in (first, second)],
-            }
-            item["id"] = item_id(item["prompt"], [c["content"] for c in item["completions"]])
+        pairs = [*zip(*sides[:2], strict=True), *zip(*sides[2:], strict=True)]
+        for (one, first), (two, second) in pairs:
+            contents = [first[1:], second[1:]]
+            item = {"id": item_id(first[:1], contents), "prompt": first[:1]}
+            item["completions"] = [{"content": content} for content in contents]
             value = None if sum(one) == sum(two) else int(sum(two) > sum(one))
             value = rng.choice([0, 1]) if rng.random() < 0.1 else value
-            told: dict[str, Any] = {
-                "kind": "pair",
-                "value": value,
-                "annotator": "simulated",
-                "source": "simulated",
-            }
-            answers.append(make_row(item, **told))
+            who = {"annotator": "simulated", "source": "simulated"}
+            answers.append(make_row(item, kind="pair", value=value, **who))
         write_answers(answers, mine / "feedback")
         path.parent.mkdir()
         write_jsonl(path, [row | {"scored": False} for row in rows])
@@ -186,7 +177,9 @@ def told(name: str, seed: int) -> dict[str, Any]:
     """The curve of a seed, its seconds, and a line for each kind of play."""
     case, mine = CASES[name], RUNS / name / f"seed-{seed}"
     summaries = {stage: read(mine / stage / "summary.json") for stage in ("sft", "ppo")}
-    rollouts = read_jsonl(mine / "ppo/metrics.jsonl")
+    logged = read_jsonl(mine / "ppo/metrics.jsonl")
+    rollouts = [row for row in logged if "objective/scores" in row]
+    a_step = rollouts[-1]["episode"] / rollouts[-1]["step"]  # episodes of an optimizer step
     lines = []
     for stage, split in (("sft", "test"), ("ppo", "train"), ("ppo", "test")):
         rows = read_jsonl(RUNS / name / f"rows/ppo/{split}.jsonl")[:PLAYED]
@@ -198,8 +191,8 @@ def told(name: str, seed: int) -> dict[str, Any]:
                 [stage, where, *measured(case, asked, *([r for r, _ in p] for p in played))]
             )
     return {
-        "curve": [[r["episode"], r["objective/scores"]] for r in rollouts if "episode" in r],
-        "held_out": [[r["step"], r["eval_scores"]] for r in rollouts if "eval_scores" in r],
+        "curve": [[row["episode"], row["objective/scores"]] for row in rollouts],
+        "held_out": [[r["step"] * a_step, r["eval_scores"]] for r in logged if "eval_scores" in r],
         "seconds": [summaries["sft"]["seconds"], summaries["ppo"]["seconds"]],
         "lines": lines,
     }
@@ -229,9 +222,9 @@ def play(
             played[number][1].append({"role": "user", "content": first})
             games.append((world, *played[number]))
         for _ in range(keys["max_turns"]):
-            read = [said[-1:] if keys["context"] == "last" else said for *_, said in games]
+            views = [said[-1:] if keys["context"] == "last" else said for *_, said in games]
             asked = tokenizer.apply_chat_template(
-                read,
+                views,
                 add_generation_prompt=True,
                 return_dict=True,
                 return_tensors="pt",
@@ -328,7 +321,10 @@ def draw_curve(name: str, results: dict[int, dict[str, Any]]) -> None:
             [n * len(rows) for n in times], learned(rows, len(times)), c="tab:green", label=label
         )
         axes.set_ylim(-1, 1)
-    axes.set(xlabel="turns" if case.world == "cartpole" else "episodes", ylabel="return")
+    axes.set(
+        xlabel="turns" if case.world == "cartpole" else "episodes",
+        ylabel="score" if case.is_judged else "return",
+    )
     axes.legend(frameon=False, fontsize="small")
     plt.rcParams["svg.hashsalt"] = name
     figure.savefig(PICTURES / f"world-{name}.svg", metadata={"Date": None})
