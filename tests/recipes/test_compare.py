@@ -20,6 +20,7 @@ from recipes import cli, compare, evaluate, runs
 from recipes.lib.errors import UserError
 from recipes.lib.evaluation.contest import Side
 from recipes.lib.feedback.rows import make_row
+from recipes.lib.generation.completions import complete
 from recipes.lib.recipe.main import parse
 from recipes.lib.report.compared import aligned, curves
 from recipes.lib.report.run_files import RunFiles
@@ -228,6 +229,34 @@ def test_the_start_is_what_the_others_began_from_or_none(folder: Path) -> None:
     assert told["baseline"] is None
     assert "kl" not in told
     assert "Score against KL" not in Page(Path("apart/report.html")).figures
+
+
+def test_an_automatic_baseline_is_asked_by_the_template_of_the_runs(folder: Path) -> None:
+    places = json.loads((FOLDER / "summary.json").read_text())["runs"]
+    for name in ("ppo", "rloo"):
+        shutil.copytree(places[name], f"spoken/{name}")
+        tokenizer = AutoTokenizer.from_pretrained(f"spoken/{name}/final")
+        tokenizer.chat_template = "{{ messages[0].content }}"
+        tokenizer.save_pretrained(f"spoken/{name}/final")
+    write(Path("spoken.jsonl"), [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS])
+    given: dict[str, Any] = {"runs": ["spoken/ppo", "spoken/rloo"], "max_completion_length": 6}
+    given |= {"dataset_name": "spoken.jsonl", "judge": "judge.py:letters"}
+    Path("judge.py").write_text(
+        "def letters(prompts, completions):\n"
+        "    return [float(len(said[0]['content'])) for said in completions]\n"
+    )
+    said = []
+    # a baseline that the user names is asked by its own template
+    for place, more in (("spoken/ppo/final", {}), ("sft", {"baseline": "sft"})):
+        assert run(**given, **more, output_dir="of-spoken", overwrite=True)["baseline"] == "sft"
+        asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained("sft")
+        expected = complete(model, tokenizer, asked, max_new_tokens=6)
+        rows = read_jsonl(Path("of-spoken/samples.jsonl"))
+        said.append([row["completions"]["sft"] for row in rows])
+        assert said[-1] == [one.text for one in expected]
+    assert said[0] != said[1]
 
 
 def test_methods_whose_start_was_made_anew_run_again(

@@ -15,6 +15,8 @@ from recipes.lib.errors import UserError
 from recipes.lib.plan.planner import plan_of
 from recipes.lib.plan.target import Target
 from recipes.lib.ppo.config import PPOConfig
+from recipes.lib.ppo.playing import conversation
+from recipes.lib.ppo.rollouts import Episode, Turn
 from recipes.lib.ppo.trainer import PPOTrainer
 from recipes.lib.recipe.main import parse
 from recipes.ppo import run
@@ -167,6 +169,18 @@ def test_reward_functions_get_the_conversation(tmp_path: Path) -> None:
     walked.collector.rollout(0)
     with_function = trainer.collector.metrics["objective/scores"]
     assert with_function == pytest.approx(walked.collector.metrics["objective/scores"] + 0.5)
+
+
+@pytest.mark.parametrize(("last", "length"), [("No, the fox.", 4), ("", 3)])
+def test_a_conversation_in_messages_ends_with_the_last_answer_if_there_is_one(
+    last: str, length: int
+) -> None:
+    turns = [Turn(0, 1, "Is it quick?", 0.0, "Yes."), Turn(2, 3, "The owl.", 0.0, last)]
+    episode = Episode(0, [1], [1, 2, 3], asked=[{"role": "user", "content": "Go."}], turns=turns)
+    texts = ["Is it quick?", "Yes.", "The owl.", last]
+    roles = ["assistant", "user"] * 2
+    expected = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
+    assert conversation(episode, "user") == expected[:length]
 
 
 class Failing(Walk):

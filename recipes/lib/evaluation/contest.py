@@ -63,9 +63,9 @@ def complete_all(
 ) -> tuple[list[list[Completion]], list[dict[str, float]]]:
     """Let models complete the same prompts, with keys of `complete`; one is in memory at a time.
 
-    Each model is asked by its own chat template, with the arguments that its run gave it. A baseline
-    is the last one. Where all others are asked alike it takes their arguments if it has none, and
-    with one_template their template.
+    Each model is asked by its own chat template, with the arguments that its run gave it. A
+    baseline is the last one. Where all others are asked alike it takes their arguments if it has
+    none, and with one_template their template.
 
     Returns:
         The completions of each model; of each but the last `kl` with `kl_stderr`, KL(model || last)

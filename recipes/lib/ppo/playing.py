@@ -358,7 +358,7 @@ def conversation_limit(args: Any, config: Any) -> float:
 
 
 def refuse_turns_alone(values: Mapping[str, Any], has_turns: bool) -> None:
-    """Refuse keys that have no effect: of turns where nobody answers, of slots where there are none.
+    """Refuse keys without effect: of turns where nobody answers, of slots where there are none.
 
     Args:
         values: The keys that were given.
