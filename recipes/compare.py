@@ -228,7 +228,7 @@ def run(config: Config) -> dict[str, Any]:
     stages = [stage_of(name, script) for name in script.methods]
     folder = open_run(config)
     for number, stage in enumerate(stages, start=1):
-        carry_out(stage, f"{number}/{len(stages)}", is_outdated(stage))
+        carry_out(stage, f"{number}/{len(stages)}", is_stale=is_outdated(stage))
     # The last words name one of them, too.
     asked.runs = runs = [str(stage.folder) for stage in stages] or script.runs
     start = start_of(runs, script.baseline)

@@ -4,6 +4,7 @@ serve RUN... samples completions for prompts, or takes ready ones (items), and o
 people compare, rank, rate and rewrite them, or chat with a run; sample is what fills its queue.
 import FILE... takes answers from elsewhere, export writes what training reads, status says how far
 it is and how much people agree, forget NAME... erases an annotator.
+select RUN chooses what is asked: of many sampled pairs those that tell most, as items.
 simulate lets a simulated rater choose instead, with the Bradley-Terry probability on the scores of
 a judge: a Python function of plain texts, f(prompts, completions) -> scores.
 
@@ -36,33 +37,38 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
+from recipes.lib.data.arguments import DataArguments
 from recipes.lib.data.loading import load_splits
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.errors import UserError, first_line, visible
-from recipes.lib.feedback.arguments import AskArguments, ExchangeArguments, ServeArguments
-from recipes.lib.feedback.rows import Row, item_id
-from recipes.lib.feedback.simulation import Rater, check_raters
+from recipes.lib.feedback.arguments import (
+    AskArguments,
+    ExchangeArguments,
+    SelectArguments,
+    ServeArguments,
+)
+from recipes.lib.feedback.rows import Row
+from recipes.lib.feedback.simulation import PAIRS, Rater
 from recipes.lib.models.folders import TrustArguments
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
+from recipes.lib.rewards.loading import is_judge
 from recipes.lib.runs.files import write_jsonl
 from recipes.lib.runs.folder import FolderArguments, Run, folder_of, is_run, open_run
 from recipes.lib.runs.lock import acquire, release
 
 if TYPE_CHECKING:
-    from recipes.lib.evaluation.judges import Judge
     from recipes.lib.feedback.queue import Talker
     from recipes.lib.feedback.sampling import Sampler
     from recipes.lib.generation.completions import Completion
 
-ACTIONS = ("serve", "simulate", "sample", "import", "export", "status", "forget")
+ACTIONS = ("serve", "simulate", "select", "sample", "import", "export", "status", "forget")
 OPERANDS = "names"
-PAIRS = ["pair"]
 EXTRA = {"nh3", "markdown_it", "sqlalchemy", "starlette", "uvicorn"}  # what a page and a store take
 
 
 @dataclass(kw_only=True)
-class FeedbackArguments(AskArguments, ExchangeArguments, FolderArguments):
+class FeedbackArguments(SelectArguments, AskArguments, ExchangeArguments, FolderArguments):
     """Keys of the recipe."""
 
     action: str | None = option(None, f"What to do: {', '.join(ACTIONS)}.")
@@ -95,43 +101,19 @@ def _keys(*types: type) -> set[str]:
 EVERY = _keys(FolderArguments, TrustArguments) | {"action"}
 READS = {
     "serve": _keys(AskArguments) | {"database"},
-    "simulate": _keys(FeedbackArguments) - _keys(ServeArguments, ExchangeArguments) - {"names"}
-    | {"kinds", "num_completions"},
+    "simulate": _keys(FeedbackArguments)
+    - _keys(SelectArguments, ServeArguments, ExchangeArguments)
+    - {"names"}
+    | {"kinds", "num_completions", "items"},
+    "select": _keys(SelectArguments, DataArguments)
+    | {"names", "num_completions", "repeat", "temperature", "max_completion_length", "seed"}
+    | {"sampling_batch_size"},
     "sample": {"database", "sampling_batch_size"},
     "import": {"names", "mapping", "database"},
     "export": {"format", "implicit_weight", "database"},
     "status": {"database"},
     "forget": {"names", "database"},
 }
-
-
-def validate(script: FeedbackArguments) -> None:
-    """Check the keys before anything is loaded.
-
-    Raises:
-        UserError: The judge or the model is missing, there would be no test pairs, or nothing
-            would be drawn.
-    """
-    if not script.judge:
-        raise UserError("judge is missing: name a function as module:function or file.py:function.")
-    if not script.model_name_or_path:
-        raise UserError("model_name_or_path is missing: name a run or a model folder.")
-    check_raters(raters_of(script), script.kinds)
-    if script.num_completions < 2:
-        raise UserError(f"num_completions={script.num_completions}: must be 2 or more.")
-    if script.kinds == PAIRS and script.test_fraction == 0 and not script.test_dataset_name:
-        raise UserError(
-            "test_fraction=0.0: no prompts are left for test pairs; set it to 0.2 or so, or name a "
-            "test_dataset_name."
-        )
-    if script.temperature == 0:
-        raise UserError("temperature=0.0: must be above 0; 1.0 is usual.")
-
-
-def raters_of(script: FeedbackArguments) -> list[Rater]:
-    """The simulated annotators; one without a name of its own where none are given."""
-    given = [Rater(**one) if isinstance(one, dict) else one for one in script.annotators]
-    return given or [Rater(temperature=script.rater_temperature)]
 
 
 def make_samplers(
@@ -160,51 +142,46 @@ def make_samplers(
     return sample, talk
 
 
-def judge_sets(
-    judge: Judge, rows: Sequence[dict[str, Any]], sets: Sequence[Sequence[Completion]]
-) -> list[tuple[float, ...]]:
-    """The judge's scores of the completions of each row."""
-    prompts = [row["prompt"] for row in rows]
-    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    scores = (judge(prompts, said, columns) for said in zip(*sets, strict=True))
-    return list(zip(*scores, strict=True))
+# The run, rows with what a judge may read, what is judged of each, its completions, and numbers.
+Asked = tuple["Run", list[Row], list[Row], "list[list[Completion]]", dict[str, Any]]
 
 
-def item_of(prompt: Any, said: Sequence[Completion], run: str) -> dict[str, Any]:
-    """What is judged, for `make_row`; `run` wrote the completions."""
-    texts = [one.text for one in said]
-    completions = [{"content": text, "run": run} for text in texts]
-    return {"id": item_id(prompt, texts), "prompt": prompt, "completions": completions}
+def sampled_sets(config: Config) -> Asked:
+    """Rows of the data whose completions differ."""
+    from recipes.lib.feedback.sampling import sample_sets, sampled_item
 
-
-def write_pairs(folder: Run, rows: Sequence[Row], tests: set[str], *, may_tie: bool) -> Row:
-    """Write final/train.jsonl, or for raters who tie an export, and test.jsonl; also numbers."""
-    from recipes.lib.feedback.exchange import training_rows
-
-    split: dict[bool, list[Row]] = {False: [], True: []}
-    for row in rows:
-        split[prompt_text(row["prompt"]) in tests].append(row)
-    made = training_rows(split[False])
-    files = made if may_tie else {"train": made.get("preference", [])}
-    test = [
-        pair | {"noise": row["noise"]}
-        for row in split[True]
-        for pair in training_rows([row]).get("preference", [])
+    script = config.script
+    train, test = load_splits(script, script.seed, ("prompt",))
+    folder = open_run(config)
+    rows = train.to_list() + (test.to_list() if test else [])
+    tests = {*map(prompt_text, test["prompt"])} if test else set()
+    models = [script.model_name_or_path] * (2 if script.kinds == PAIRS else script.num_completions)
+    jobs = [{"prompt": row["prompt"], "models": models} for row in rows]
+    found = sample_sets(jobs, make_samplers(script, vars(script), script.dtype)[0], script.seed)
+    kept = [rows[place] for place in found]
+    items = [
+        sampled_item(row["prompt"], said, models, held_out=prompt_text(row["prompt"]) in tests)
+        for row, said in zip(kept, found.values(), strict=True)
     ]
-    if not test:
-        raise UserError("annotators: every test pair is a tie; lower tie, or raise test_fraction.")
-    folder.final.mkdir(exist_ok=True)
-    for name, found in (files | {"test": test}).items():
-        write_jsonl(folder.final / f"{name}.jsonl", found)
-    num_train = max(map(len, files.values()), default=0)
-    numbers = {"num_pairs": len(rows), "num_train": num_train, "num_test": len(test)}
-    return numbers | {"accuracy_ceiling": 1 - sum(pair["noise"] for pair in test) / len(test)}
+    lengths = [len(one.ids) for said in found.values() for one in said]
+    numbers = {"num_left_out": len(rows) - len(kept), "completion_length": fmean(lengths)}
+    return folder, kept, items, [*found.values()], numbers
+
+
+def ready_sets(config: Config) -> Asked:
+    """Rows of a file of items; which tokens their completions had nobody knows."""
+    from recipes.lib.feedback.queue import read_items
+    from recipes.lib.generation.completions import Completion
+
+    items = list(read_items(config.script))
+    texts = [[prompt_text(one["content"]) for one in item["completions"]] for item in items]
+    sets = [[Completion([], [], text, True) for text in some] for some in texts]
+    return open_run(config), [{"prompt": item["prompt"]} for item in items], items, sets, {}
 
 
 @guarded
 def simulate(config: Config) -> dict[str, Any]:
-    """Sample completions, let simulated annotators answer, write the rows.
+    """Sample completions, or take ready ones, let simulated annotators answer, write the rows.
 
     Args:
         config: The parsed configuration.
@@ -215,43 +192,72 @@ def simulate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the data, the model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.judges import load_judge
-    from recipes.lib.feedback.exchange import write_answers
-    from recipes.lib.feedback.sampling import sample_sets
-    from recipes.lib.feedback.simulation import simulate_answers
+    from recipes.lib.evaluation.judges import load_judges
+    from recipes.lib.feedback.exchange import write_answers, write_pairs
+    from recipes.lib.feedback.simulation import (
+        check_simulation,
+        compared,
+        raters_of,
+        score_sets,
+        simulate_answers,
+    )
     from recipes.lib.recipe.spine import finish
+    from recipes.lib.rewards.judge import judge_counts
+    from recipes.lib.rewards.reward_models import MEAN, ModelReward
 
     script = config.script
-    validate(script)
-    trusted = script.trust_remote_code
-    judge = load_judge(script.judge, trust_remote_code=trusted)
-    train, test = load_splits(script, script.seed, ("prompt",))
-    folder = open_run(config)
-    rows = train.to_list() + (test.to_list() if test else [])
-    held_out = test["prompt"] if test else ()
-    models = [script.model_name_or_path] * (2 if script.kinds == PAIRS else script.num_completions)
-    jobs = [{"prompt": row["prompt"], "models": models} for row in rows]
-    found = sample_sets(jobs, make_samplers(script, vars(script), script.dtype)[0], script.seed)
-    kept, sets = [rows[place] for place in found], list(found.values())
-    scores = judge_sets(judge, kept, sets)
-    items = [item_of(row["prompt"], said, models[0]) for row, said in zip(kept, sets, strict=True)]
-    drawn = {"kinds": script.kinds, "raters": raters_of(script), "seed": script.seed}
+    check_simulation(script)
+    trusted = {"trust_remote_code": script.trust_remote_code}
+    judge: Any = load_judges([ModelReward(script.judge, MEAN, "auto")], 64, **trusted)[script.judge]
+    folder, rows, items, sets, summary = (ready_sets if script.items else sampled_sets)(config)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    answers = simulate_answers(items, scores, created_at=now, **drawn)
-    write_jsonl(folder.path / "feedback.jsonl", answers)
-    if script.kinds == PAIRS:
-        may_tie = any(rater.tie for rater in drawn["raters"])
-        numbers = write_pairs(folder, answers, set(map(prompt_text, held_out)), may_tie=may_tie)
+    if is_judge(script.judge):
+        answers = compared(judge, items, now)
     else:
-        numbers = {f"num_{name}": n for name, n in write_answers(answers, folder.path).items()}
-    lengths = [len(one.ids) for said in sets for one in said]
-    summary = numbers | {
-        "num_left_out": len(rows) - len(sets),
-        "mean_score": fmean(map(fmean, scores)),
-        "completion_length": fmean(lengths),
-    }
-    facts = {"model": script.model_name_or_path, "data": script.data_names()}
-    facts |= {"judge": script.judge, "trust_remote_code": trusted}
+        scores = score_sets(judge, rows, sets)
+        drawn = {"kinds": script.kinds, "raters": raters_of(script), "seed": script.seed}
+        answers = simulate_answers(items, scores, created_at=now, **drawn)
+        summary["mean_score"] = fmean(map(fmean, scores))
+    write_jsonl(folder.path / "feedback.jsonl", answers)
+    held_out = {item["id"] for item in items if item.get("held_out")}
+    if script.kinds == PAIRS and not script.items:
+        may_tie = is_judge(script.judge) or any(rater.tie for rater in raters_of(script))
+        summary = write_pairs(folder.final, answers, held_out, may_tie=may_tie) | summary
+    else:
+        made = write_answers(answers, folder.path, held_out=held_out)
+        summary = {f"num_{name}": number for name, number in made.items()} | summary
+    facts = {"model": script.model_name_or_path, "judge": script.judge} | trusted
+    facts["data"] = script.data_names() or [script.items]
+    return finish(folder, config, summary | judge_counts([judge]), **facts)
+
+
+@guarded
+def select(config: Config) -> dict[str, Any]:
+    """Sample completions of many prompts, and choose the pairs that are asked.
+
+    Args:
+        config: The parsed configuration.
+
+    Returns:
+        The summary: numbers of items, of those drawn at random, and of those that come again.
+
+    Raises:
+        UserError: A key, the data or a model cannot be used.
+    """
+    from recipes.lib.feedback.selection import ITEMS, Chooser, check_selection
+    from recipes.lib.recipe.spine import finish
+
+    script: FeedbackArguments = config.script
+    check_selection(script)
+    rows, _ = load_splits(script, script.seed, ("prompt",))
+    chooser = Chooser(script)
+    folder = open_run(config)
+    sample = make_samplers(script, vars(script), "trained")[0]
+    items, summary = chooser.choose(rows["prompt"], sample)
+    folder.final.mkdir(exist_ok=True)
+    write_jsonl(folder.final / ITEMS, items)
+    facts: dict[str, Any] = {"model": script.names[0], "data": script.data_names()}
+    facts |= {"reward_model": script.reward_model_name_or_path, "asked": script.asked}
     return finish(folder, config, summary, **facts)
 
 
@@ -448,7 +454,13 @@ def run(config: Config) -> dict[str, Any]:
         if key not in READS[action] | EVERY:
             others = ", ".join(name for name, keys in READS.items() if key in keys)
             raise UserError(f"{key}={value}: is a key of {others}, not of {action}; leave it out.")
-    actions = {"serve": serve, "simulate": simulate, "sample": sample, "import": import_answers}
+    actions = {
+        "serve": serve,
+        "simulate": simulate,
+        "select": select,
+        "sample": sample,
+        "import": import_answers,
+    }
     actions |= {"export": export, "status": status, "forget": forget}
     try:
         return actions[action](replace(config, start=time.monotonic()))

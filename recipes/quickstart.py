@@ -19,6 +19,7 @@ import gc
 import importlib.util
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.config.shipped_configs import FOLDER
 from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError, visible
+from recipes.lib.feedback.arguments import NAMES
 from recipes.lib.recipe.main import launch, parse
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl, write_json
@@ -70,8 +72,8 @@ class Stage:
 
     @property
     def recipe(self) -> str:
-        """The recipe that it runs."""
-        return "feedback" if self.name in ("people", "blind") else self.name
+        """The recipe that it runs; that with an action is feedback."""
+        return "feedback" if "action" in read_yaml(self.config).values else self.name
 
     @property
     def folder(self) -> Path:
@@ -133,19 +135,23 @@ def is_of(stage: Stage) -> bool:
     stored = read_yaml(stage.folder / "config.yaml").values
     if stored == stage.values():
         return True
-    now = redacted(parsed(stage).values)
+    now = {key: one for key, one in redacted(parsed(stage).values).items() if key not in NAMES}
     if "test_fraction" not in now:  # test rows were held out by default
         stored = {key: one for key, one in stored.items() if key not in HELD_OUT or key in now}
     return bool(stored == now)
 
 
-def carry_out(stage: Stage, place: str, is_stale: bool) -> bool:
+def carry_out(
+    stage: Stage, place: str, after: Sequence[Path] = (), *, is_stale: bool = False
+) -> bool:
     """Run a stage unless it is finished and still holds.
 
     Args:
         stage: The stage.
         place: Its number, and that of all.
-        is_stale: Whether a stage before it ran again.
+        after: Folders of what begins from it; where it does not hold, they are moved aside before
+            it runs, so that a kill leaves nothing of before behind it.
+        is_stale: Whether what it began from was made anew.
 
     Returns:
         Whether it ran.
@@ -157,8 +163,9 @@ def carry_out(stage: Stage, place: str, is_stale: bool) -> bool:
             print(f"{title}: finished before, in {stage.summary()['seconds']:.0f} s", flush=True)
             return False
         if is_stale or not is_same:
-            reason = "its YAML changed" if not is_same else "a stage before it ran again"
-            print(f"{title}: {reason}; the old run is now {move_aside(stage.folder)}", flush=True)
+            reason = "its YAML changed" if not is_same else "what it began from was made anew"
+            for folder in (*(one for one in after[::-1] if one.exists()), stage.folder):
+                print(f"{title}: {reason}; what was there is now {move_aside(folder)}", flush=True)
         else:
             print(f"{title}: goes on where it was interrupted", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
@@ -252,7 +259,8 @@ def run(config: Config) -> dict[str, Any]:
         print(f"--fresh: what was there is now {move_aside(root)}", flush=True)
     ran: list[bool] = []
     for number, stage in enumerate(stages, start=1):
-        ran.append(carry_out(stage, f"{number}/{len(stages)}", any(ran)))
+        after = [later.folder for later in stages[number:]]
+        ran.append(carry_out(stage, f"{number}/{len(stages)}", after))
     summary = summarise(stages, peak_memory(root, has_skipped=not all(ran)))
     write_json(root / "summary.json", summary)
     write_quickstart_report(root)

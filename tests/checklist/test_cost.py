@@ -26,18 +26,18 @@ def test_item_51_the_multiplier_is_proportional_to_the_error_plus_its_bounded_in
     update(controller, [0.0, 4.0], 1.6)  # mean 2, deviation 2: an error of 0.2; scores deviate by 1
     share = 2 / 130
     assert controller.cost == 2.0
-    assert controller.integral == pytest.approx(0.5 * share * 0.2)
-    assert controller.value == pytest.approx((1.5 * 0.2 + 0.5 * share * 0.2) * 1 / 2)
+    assert controller.integral == pytest.approx(share * 0.2)
+    assert controller.value == pytest.approx((1.5 * 0.2 + share * 0.2) * 1 / 2)
     update(controller, [8.0, 8.0], 1.6)  # an error of 3.2, smoothed, and the unit stays
     step = share * (3.2 - 0.2)
     ahead = 0.2 + step + 2 * step  # where it is in two more rollouts like this one
-    integral = 0.5 * share * (0.2 + ahead)
+    integral = share * (0.2 + min(ahead, 0.25))
     assert controller.integral == pytest.approx(integral)
     assert controller.value == pytest.approx((1.5 * ahead + integral) / 2)
     far = CostController()
     update(far, [0.0, 4.0], 0.0)  # an error of 1: that much needs time, not a larger integral
-    assert far.integral == pytest.approx(0.5 * share * 0.5)
-    assert far.value == pytest.approx((1.5 * 1.0 + 0.5 * share * 0.5) / 2)
+    assert far.integral == pytest.approx(share * 0.25)
+    assert far.value == pytest.approx((1.5 * 1.0 + share * 0.25) / 2)
 
 
 def test_item_51_below_the_limit_nothing_is_charged_and_nothing_is_saved_up() -> None:

@@ -10,6 +10,8 @@ from recipes.lib.feedback.rows import KINDS
 from recipes.lib.models.folders import TrustArguments
 
 FORMATS = ("trl", "argilla", "label-studio", "csv", "parquet")
+NAMES = {"share", "revoke", "annotator"}  # keys that no file keeps: people may be forgotten
+STRATEGIES = ("random", "disagreement", "closest", "widest", "diversity")
 
 
 @dataclass(kw_only=True)
@@ -57,6 +59,33 @@ class ExchangeArguments:
     format: str = option("trl", "What files hold.", choices=FORMATS)
     mapping: str | None = option(
         None, "Makes feedback rows of a record of any other file: file.py:function."
+    )
+
+
+@dataclass(kw_only=True)
+class SelectArguments:
+    """Which of many completions are asked about."""
+
+    strategy: str = option(
+        "random",
+        "Which pairs: random; those on which the outputs of an ensemble disagree; with the closest "
+        "or the widest scores; diversity on the model's hidden states.",
+        choices=STRATEGIES,
+    )
+    num_items: int | None = option(None, "How many are asked.")
+    candidates_per_item: int = option(
+        4, "Prompts that are sampled for each item, of which one is chosen; 1 where that is random."
+    )
+    random_share: float = option(
+        0.2, "Share of the items that is drawn at random and held out from training, 0.2 or more."
+    )
+    reward_model_name_or_path: str | None = option(
+        None, "Reward model (run, folder or Hub id) whose scores the strategy reads."
+    )
+    asked: list[str] = option(
+        list,
+        "Selections of before, whose prompts are not asked again; but for `repeat` of the items, "
+        "which show whether people still answer as they did.",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,37 @@ def _as_answer(prompt: Any, content: Any) -> Any:
     return [{"role": "assistant", "content": content}]
 
 
-def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dict[str, int]:
+def write_pairs(
+    folder: Path, rows: Sequence[Row], held_out: Container[str], *, may_tie: bool
+) -> dict[str, Any]:
+    """Write train.jsonl, or for raters who tie an export, and test.jsonl; also numbers."""
+    made = training_rows(row for row in rows if row["item"] not in held_out)
+    files = made if may_tie else {"train": made.get("preference", [])}
+    test = test_rows(rows, held_out)
+    if not test:
+        raise UserError("annotators: every test pair is a tie; lower tie, or raise test_fraction.")
+    folder.mkdir(exist_ok=True)
+    for name, found in (files | {"test": test}).items():
+        write_jsonl(folder / f"{name}.jsonl", found)
+    num_train = max(map(len, files.values()), default=0)
+    numbers = {"num_pairs": len(rows), "num_train": num_train, "num_test": len(test)}
+    known = [pair["noise"] for pair in test if "noise" in pair]
+    return numbers | ({"accuracy_ceiling": 1 - sum(known) / len(test)} if known else {})
+
+
+def test_rows(rows: Iterable[Row], held_out: Container[str]) -> list[dict[str, Any]]:
+    """Pairs of the items that are held out, with the noise of their labels where it is known."""
+    return [
+        pair | ({} if row["noise"] is None else {"noise": row["noise"]})
+        for row in rows
+        if row["item"] in held_out
+        for pair in training_rows([row]).get("preference", [])
+    ]
+
+
+def write_answers(
+    rows: Iterable[Row], folder: Path, format: str = "trl", held_out: Container[str] = ()
+) -> dict[str, int]:
     """Write the answers that hold.
 
     Args:
@@ -112,6 +142,7 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
         folder: Where; trl deletes the files of earlier exports, in all formats.
         format: trl (answers.jsonl, and in final/ what recipes train on), argilla, label-studio, csv
             or parquet.
+        held_out: Items that nothing trains on; their pairs are final/test.jsonl.
 
     Returns:
         Number of rows by file.
@@ -119,12 +150,14 @@ def write_answers(rows: Iterable[Row], folder: Path, format: str = "trl") -> dic
     held = current(rows)
     path = folder / f"answers.{format}{'' if format in ENDINGS else '.json'}"
     if format == "trl":
-        made = training_rows(held)
+        made = training_rows(row for row in held if row["item"] not in held_out)
+        if test := test_rows(held, held_out):
+            made["test"] = test
         (folder / "final").mkdir(parents=True, exist_ok=True)
         for name, found in made.items():
             write_jsonl(folder / "final" / f"{name}.jsonl", found)
         write_jsonl(folder / ANSWERS, held)
-        gone = [f"final/{name}.jsonl" for name in FEEDBACK_FILES if name not in made]
+        gone = [f"final/{name}.jsonl" for name in (*FEEDBACK_FILES, "test") if name not in made]
         gone += [f"answers.{ending}" for ending in ENDINGS]
         left = [*folder.glob(".answers.*.tmp"), *folder.glob("final/.*.tmp")]  # of a kill
         for old in (*map(folder.joinpath, gone), *left):  # which may hold what was forgotten

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 
 from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.arguments import AskArguments
+from recipes.lib.feedback.arguments import NAMES, AskArguments
 from recipes.lib.feedback.queue import make_jobs, with_repeats
 from recipes.lib.feedback.rows import KINDS, Row
 from recipes.lib.feedback.status import preferred
@@ -25,7 +25,6 @@ from recipes.lib.runs.folder import config_text, is_run
 
 # Keys that the page and the process that samples read from the store.
 KEPT = "temperature max_completion_length seed overlap repeat compare_every implicit".split()
-NAMES = {"share", "revoke", "annotator"}  # keys that no file keeps: people may be forgotten
 
 
 @dataclass
@@ -84,7 +83,8 @@ class Project:
             for row in self.store.rows()
         ]
         try:
-            written = write_answers(rows, self.path, format)
+            held_out = {item["id"] for item in self.store.items() if item.get("held_out")}
+            written = write_answers(rows, self.path, format, held_out)
         except OSError as error:
             raise UserError(f"output_dir={self.path} cannot be written: {error}.") from error
         numbers = {f"num_{name}": number for name, number in written.items()}

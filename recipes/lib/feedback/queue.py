@@ -31,7 +31,7 @@ Talker = Callable[[str, Any, int, Callable[[str], None]], str]
 
 
 def read_items(script: ServeArguments) -> Iterator[Item]:
-    """Ready items of a file: {prompt, completions, kind?, aspects?, gold?} a line.
+    """Ready items of a file: {prompt, completions, kind?, aspects?, gold?, held_out?} a line.
 
     Args:
         script: Names the file, the kinds of answers, in turns where a line says nothing, and the
@@ -70,7 +70,8 @@ def read_items(script: ServeArguments) -> Iterator[Item]:
             _check(item, row.get("gold"))
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-        yield item | {"aspects": aspects} | ({"gold": row["gold"]} if "gold" in row else {})
+        known = {key: row[key] for key in ("gold", "held_out") if key in row}
+        yield item | {"aspects": aspects} | known
 
 
 def _check(item: Item, gold: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from recipes.lib.feedback.rows import item_id
+
 if TYPE_CHECKING:
     from recipes.lib.generation.completions import Completion
 
@@ -40,3 +42,14 @@ def sample_sets(
             if len({one.text.strip() for one in drawn} - {""}) == len(drawn):
                 found[number] = drawn
     return dict(sorted(found.items()))
+
+
+def sampled_item(
+    prompt: Any, said: Sequence[Completion], models: Sequence[str], *, held_out: bool
+) -> dict[str, Any]:
+    """What is asked of sampled completions; nothing trains on answers to what is held out."""
+    texts = [one.text for one in said]
+    pairs = zip(texts, models, strict=True)
+    completions = [{"content": text, "run": name} for text, name in pairs]
+    item = {"id": item_id(prompt, texts), "prompt": prompt, "completions": completions}
+    return item | ({"held_out": True} if held_out else {})

@@ -20,12 +20,19 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.rows import KINDS, Row, make_row
+from recipes.lib.rewards.loading import is_judge
+
+if TYPE_CHECKING:
+    from recipes.lib.generation.completions import Completion
+    from recipes.lib.rewards.judge import LanguageModelJudge
 
 RATER = "simulated rater"
+PREFERRED: dict[Any, int] = {("one", "one"): 0, ("other", "other"): 1}  # by verdicts in both orders
+PAIRS = ["pair"]
 THRESHOLDS = (-1.5, -0.5, 0.5, 1.5)  # between the ratings from 1 to 5, in spreads of the scores
 
 
@@ -80,6 +87,71 @@ def check_raters(raters: Sequence[Rater], kinds: Sequence[str]) -> None:
     for kind in kinds or [""]:
         if kind not in KINDS:
             raise UserError(f"kinds={kind}: must be one of {', '.join(KINDS)}.")
+
+
+def check_simulation(script: Any) -> None:
+    """Check the keys of `rlhf feedback simulate` before anything is loaded.
+
+    Raises:
+        UserError: The judge or the model is missing, there would be no test pairs, or nothing
+            would be drawn.
+    """
+    if not script.judge:
+        raise UserError("judge is missing: name a function as module:function or file.py:function.")
+    _check_source(script)
+    check_raters(raters_of(script), script.kinds)
+    if script.num_completions < 2:
+        raise UserError(f"num_completions={script.num_completions}: must be 2 or more.")
+    if script.items:
+        return
+    if script.kinds == PAIRS and script.test_fraction == 0 and not script.test_dataset_name:
+        raise UserError(
+            "test_fraction=0.0: no prompts are left for test pairs; set it to 0.2 or so, or name a "
+            "test_dataset_name."
+        )
+    if script.temperature == 0:
+        raise UserError("temperature=0.0: must be above 0; 1.0 is usual.")
+
+
+def _check_source(script: Any) -> None:
+    """Refuse a model without a use, none where one is needed, and what a judge cannot tell."""
+    model, items = script.model_name_or_path, script.items
+    if bool(model) == bool(items):
+        told = f"items={items}: its completions are ready; leave model_name_or_path out."
+        raise UserError(told if items else "model_name_or_path is missing: name a run or a model.")
+    if items and (script.dataset_name or script.datasets):
+        raise UserError(f"items={items}: stands for the data, too; leave dataset_name out.")
+    if is_judge(str(script.judge)) and (script.kinds != PAIRS or script.annotators):
+        raise UserError(f"judge={script.judge}: compares pairs by itself; leave the others out.")
+
+
+def raters_of(script: Any) -> list[Rater]:
+    """The simulated annotators; one without a name of its own where none are given."""
+    given = [Rater(**one) if isinstance(one, dict) else one for one in script.annotators]
+    return given or [Rater(temperature=script.rater_temperature)]
+
+
+def score_sets(
+    judge: Any, rows: Sequence[Row], sets: Sequence[Sequence[Completion]]
+) -> list[tuple[float, ...]]:
+    """A judge's scores of the completions of each row, with its further columns."""
+    prompts = [row["prompt"] for row in rows]
+    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    scores = (judge(prompts, said, columns) for said in zip(*sets, strict=True))
+    return list(zip(*scores, strict=True))
+
+
+def compared(judge: LanguageModelJudge, items: Sequence[Row], created_at: str) -> list[Row]:
+    """The answers of a language model; one that the order decides is a tie, no verdict none."""
+    prompts = [item["prompt"] for item in items]
+    ones, others = ([item["completions"][n]["content"] for item in items] for n in (0, 1))
+    who = {"annotator": judge.__name__, "source": "model", "created_at": created_at}
+    return [
+        make_row(item, kind="pair", value=PREFERRED.get(verdicts), **who)
+        for item, verdicts in zip(items, judge.compare(prompts, ones, others), strict=True)
+        if None not in verdicts
+    ]
 
 
 def simulate_answers(

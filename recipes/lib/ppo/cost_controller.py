@@ -9,10 +9,10 @@ from recipes.lib.errors import UserError
 from recipes.lib.ppo.actor_critic import nonzero_std
 
 # Found in simulations and on another seed than those of docs/benchmarks/cost.md: docs/log.md.
-PROPORTIONAL, INTEGRAL = 1.5, 0.5
+PROPORTIONAL, INTEGRAL = 1.5, 1.0
 AHEAD = 2.0  # rollouts; a policy that falls fast towards the limit passes it if nobody looks ahead
 HALF = 128  # episodes of a rollout that count for as much as all before them
-WINDING = 0.5  # standard deviations; of a larger error the policy needs time, not more weight
+WINDING = 0.25  # standard deviations; of a larger error the policy needs time, not more weight
 MOST = 10.0  # a cost of ten times the spread of the scores leaves these 1 % of the variance
 
 

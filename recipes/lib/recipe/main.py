@@ -60,9 +60,10 @@ def _launch(recipe: str, argv: list[str]) -> int:
             print(f"rlhf {recipe}: error: {error}", file=sys.stderr)
         return 3 if isinstance(error, FaultError) else 2
     except Stopped as stopped:
-        way = "run it again" if recipe == "quickstart" else "go on with --resume"
+        goes_on = recipe in ("quickstart", "rounds")  # by themselves
+        way = "run it again" if goes_on else "go on with --resume"
         _say(f"rlhf {recipe}: {stopped}; {way}.")
-        again = [] if recipe == "quickstart" or "--resume" in argv else ["--resume"]
+        again = [] if goes_on or "--resume" in argv else ["--resume"]
         names = [word.partition("=")[0].replace("-", "_") for word in argv]
         if num_processes() == 1 and not any(map(SECRET.search, names)):
             _say(f"  {shlex.join(['rlhf', recipe, *argv, *again])}")

@@ -16,7 +16,7 @@ WRITTEN = (
     *("report.html", "summary.json", "metrics.jsonl", "config.yaml", "final"),
     *("model.gguf", "adapter.gguf", "Modelfile"),
 )
-TABLES = ("checkpoints", "ranking")  # of a summary, a row for each model
+TABLES = ("checkpoints", "ranking", "rounds")  # of a summary, a row for each model
 # What follows from a run of each recipe; of the others a comparison.
 NEXT = {
     "base": ["sft {on_it} --dataset_name {it}/data/sft_train.jsonl"],
@@ -32,6 +32,7 @@ NEXT = {
     ],
     "compare": ["chat {it}", "runs"],
     "quickstart": ["chat {it}/ppo", "configs", "data pairs.jsonl"],
+    "rounds": ["chat {promoted}", "push {promoted} --repo NAME"],
     "merge": ["chat {made}", "push {made} --repo NAME"],
     "merge of a reward model": [
         "ppo {on_start} --reward_funcs {made} --dataset_name prompts.jsonl",
@@ -60,7 +61,11 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         console: Where to print; standard output by default.
     """
     asks = getattr(config.script, "action", None) in ("sample", "import", "status", "forget")
-    if config.recipe in ("chat", "push", "check") or asks:
+    if (
+        config.recipe in ("chat", "push", "check")
+        or asks
+        or getattr(config.script, "status", False)
+    ):
         return
     console = console or Console(highlight=False)
     if config.recipe != "data":
@@ -128,6 +133,7 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
         or ("" if is_data else folder_of(config)),
         "made": "" if is_data else folder_of(config),
         "judge": judge if isinstance(judge, str) else judge[0],
+        "promoted": summary.get("promoted"),
     }
     quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
     quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}
@@ -184,8 +190,12 @@ def _rows_table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
         name, left = re.split("[/:]", key)[-1].replace("_", " "), not key
         table.add_column(name, justify="left" if left else "right", no_wrap=left, overflow="fold")
     for name, row in rows.items():
-        table.add_row(name, *(format_number(row.get(key)) or "" for key in columns))
+        table.add_row(name, *(_cell(row.get(key)) for key in columns))
     return table
+
+
+def _cell(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else format_number(value) or ""
 
 
 def _print_line(console: Console, text: str) -> None:

@@ -76,6 +76,8 @@ QUANTITIES: dict[str, Quantity] = {
     "eval_loss": Quantity("Held-out loss", unit="nats per token"),
     "train_loss": Quantity("mean in training"),
     "mean_score": Quantity("Mean score"),
+    "num_items": Quantity("Items", "count"),
+    "num_answers": Quantity("Answers", "count"),
     "num_pairs": Quantity("Pairs", "count"),
     "num_test": Quantity("of them for testing", "count"),
     "num_prompts": Quantity("Prompts", "count"),

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from recipes.lib.report.compared import compared_sections
 from recipes.lib.report.numbers import is_number, number, tiles
 from recipes.lib.report.origin import origin
+from recipes.lib.report.rounds import round_sections, round_steps, rounds_verdict
 from recipes.lib.report.run_files import Row, RunFiles, read_run
 from recipes.lib.report.sections import quickstart_sections, run_sections
 from recipes.lib.report.verdict import quickstart_verdict, verdict
@@ -110,6 +111,32 @@ def write_quickstart_report(root: Path) -> Path:
         facts=origin(stages.get("ppo", whole)),
         numbers=[],
         notes=[*whole.notes, *notes],
+    )
+
+
+def write_rounds_report(root: Path, rounds: dict[str, Row]) -> Path:
+    """Writes the page of rounds.
+
+    Args:
+        root: Their folder.
+        rounds: By name what each wrote into its summary.json.
+
+    Returns:
+        The page, `report.html` in that folder.
+    """
+    whole = read_run(Path(root))
+    return _write(
+        whole,
+        [],
+        eyebrow="Rounds",
+        title=whole.path.resolve().name,
+        verdict=rounds_verdict(rounds),
+        tiles=[],
+        stages=round_steps(whole.path),
+        sections=round_sections(rounds),
+        facts=[],
+        numbers=[],
+        notes=whole.notes,
     )
 
 

@@ -18,7 +18,7 @@ MAX_LINES = 70
 
 def recipe_of(path: Path) -> str:
     """The folder names the recipe; of what runs in stages the command in the second line does."""
-    if path.parent.name not in {"quickstart", "environments"}:
+    if path.parent.name not in {"quickstart", "environments", "rounds"}:
         return path.parent.name
     return path.read_text(encoding="utf-8").partition("recipes.")[2].partition(" ")[0]
 

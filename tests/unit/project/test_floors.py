@@ -34,7 +34,8 @@ NAME_RECIPES = {
     "recipes.quickstart",
     "recipes.lib.recipe.main",
 }
-CONDUCTORS = {"recipes.compare", "recipes.quickstart"}  # they call the `run` of other recipes
+# They call the `run` of other recipes.
+CONDUCTORS = {"recipes.compare", "recipes.quickstart", "recipes.rounds"}
 
 
 def modules() -> dict[str, Path]:
