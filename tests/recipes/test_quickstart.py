@@ -191,17 +191,27 @@ def test_finished_stages_are_skipped(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_changed_yaml_runs_its_stage_and_those_after_it(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = finished_at(folder)
     write(folder, "reward", SMALL["reward"] | {"max_steps": 5})
+
+    def killed(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.ppo.run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+    # What followed from the old one is gone by then, or the next time would take it for finished.
+    assert not (folder / "runs/evaluate").exists()
     run(folder)
     after = finished_at(folder)
     assert [name for name in after if after[name] != before[name]] == ["reward", "ppo", "evaluate"]
     shown = capsys.readouterr().out
-    assert "reward: its YAML changed; the old run is now" in shown
-    assert "ppo: a stage before it ran again; the old run is now" in shown
-    assert (folder / "runs/reward.old-1/summary.json").is_file()
+    for stage in ("reward", "ppo", "evaluate"):
+        assert f"what was there is now {folder}/runs/{stage}.old-1" in shown
+        assert (folder / f"runs/{stage}.old-1/summary.json").is_file()
 
 
 def test_an_interrupted_stage_goes_on_and_ends_as_if_it_had_not_been(
