@@ -25,7 +25,7 @@ torch_empty_cache_steps max_length max_completion_length max_new_tokens
 lora_r num_generations num_generations_eval num_iterations steps_per_generation
 generation_batch_size ref_model_sync_steps sampling_batch_size scoring_batch_size
 batch_size vllm_tensor_parallel_size num_measured num_prompts max_rows max_train_rows
-max_tokens concurrency tasks_limit
+max_tokens concurrency tasks_limit feedback_episodes
 vocab_size hidden_size intermediate_size num_layers num_heads context_tokens
 """.split()
 FROM_0 = """
@@ -34,7 +34,7 @@ eval_delay num_samples dataloader_num_workers temperature top_k beta epsilon eps
 neftune_noise_alpha desirable_weight undesirable_weight center_rewards_coefficient reward_retries
 retries reasks price_in price_out
 kl_coef vf_coef entropy_coef critic_warmup_rollouts
-num_feedback_prompts num_ppo_prompts num_eval_prompts
+num_feedback_prompts num_ppo_prompts num_eval_prompts feedback_timeout
 """.split()
 ABOVE_0 = """
 logging_steps eval_steps save_steps num_train_epochs lora_alpha repetition_penalty

@@ -18,6 +18,7 @@ from recipes.lib.generation.sampling import Decoding, episode_uniforms, further_
 from recipes.lib.models.forward import Batch, length_batches, pad_right
 from recipes.lib.ppo.actor_critic import nonzero_std, reference_logps
 from recipes.lib.ppo.cost_controller import CostController, refuse_half_a_limit
+from recipes.lib.ppo.direct_feedback import DirectFeedback
 from recipes.lib.ppo.kl_controller import KLController
 from recipes.lib.ppo.metrics import (
     describe_costs,
@@ -93,6 +94,7 @@ class Collector:
         refuse_half_a_limit(distinct_names(self.costs), trainer.args.cost_limit)
         check_best_metric(trainer.args.metric_for_best_model, distinct_names(self.held_out))
         self.asked = self.functions + self.costs + self.held_out
+        self.people = DirectFeedback(trainer, self.functions) if trainer.args.feedback else None
         if trainer.worlds is not None:
             check_environment(trainer, self.asked)
         self.prompts = prompts
@@ -116,6 +118,7 @@ class Collector:
         if trainer.worlds is not None:
             limit = conversation_limit(args, policy.config)
             self.player = Player(trainer, self.sampler, self.decoding, limit)
+        self.rated = 0  # episodes of the rollout that have people's scores
         self.metrics: dict[str, float] = {}
         self.recent: list[tuple[float, int]] = []  # return and turns of episodes that ended
         self.samples: list[dict[str, Any]] = []
@@ -134,8 +137,14 @@ class Collector:
             sampled_before = self._sample_share(number) if self.sampler.is_collective else None
             with agreed_section():
                 mine = sampled_before if sampled_before is not None else self._sample_share(number)
+                if self.people:
+                    self.people.prepare(number)
                 with clock.measure("scoring"):
                     self.score(self.prompts, mine)
+                if self.people:
+                    with clock.measure("people"):
+                        asked = [self.prompts.data[e.row]["prompt"] for e in mine]
+                        self.rated = self.people.rate(number, asked, mine)
         with clock.measure("scoring"):
             episodes: list[Episode] = gather_object(mine)
             slots = gather_object(self.player.moved) if self.player else []
@@ -305,6 +314,8 @@ class Collector:
         self.metrics |= describe_episodes(episodes, self.ended(episodes), names)
         self.metrics |= describe_values(values_BC, returns_BC, actions_BC)
         self.metrics |= describe_turns(episodes, self.metrics, self.recent)
+        if self.people:
+            self.metrics["feedback/rated"] = self.rated / len(episodes)
         if self.costs:
             self.metrics |= describe_costs(self.metrics, self.cost.cost, self.cost.value)
         self.kl.update(self.metrics["objective/kl"], len(episodes))

@@ -122,6 +122,15 @@ class PPOConfig(TrainingArguments):
         None, "What the mean cost of a completion may be, by cost_funcs: a weight is steered to it."
     )
 
+    # People.
+    feedback: str | None = option(
+        None,
+        "Feedback project in which people rate completions while the policy learns; their ratings "
+        "are the rewards of these, and teach the reward model.",
+    )
+    feedback_episodes: int = option(16, "Completions of a rollout that are put before people.")
+    feedback_timeout: float = option(600.0, "Seconds that a rollout waits for their ratings.")
+
     # Objective.
     gamma: float = option(1.0, "Discount of rewards, per token; with an environment, per turn.")
     gamma_per: str = option(

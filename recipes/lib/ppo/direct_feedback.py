@@ -1,0 +1,236 @@
+"""Scores that people give to the policy's own completions, as rewards of those very episodes.
+
+Of each rollout the first episodes are put into a feedback project, to be rated from 1 to 5 on the
+page of `rlhf feedback serve`. A rating is brought to the units of the reward model, by mean and
+spread of what both have scored, for each annotator; the reward model speaks for the other episodes,
+and its score head learns from all ratings so far before the next rollout.
+
+What a rollout took is written down before it is used: a run that is resumed takes the same again,
+whatever people have said since.
+
+Shapes: N ratings, H hidden size.
+
+Source: Christiano et al., Deep Reinforcement Learning from Human Preferences, 2017 (feedback while
+the policy learns); Bishop, Pattern Recognition and Machine Learning, 2006, equation 3.28 (ridge).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recipes.lib.errors import UserError, note
+from recipes.lib.feedback.rows import current, item_id
+from recipes.lib.models.forward import length_batches
+from recipes.lib.ppo.rollouts import Episode
+from recipes.lib.rewards.reward_models import RewardModel
+from recipes.lib.rewards.scoring import RewardFunction, as_answers
+from recipes.lib.runs.files import read_jsonl, write_jsonl
+
+LOG = "direct_feedback.jsonl"  # in the run folder: what each rollout took
+PAUSE = 0.3  # seconds between looks at the answers
+Table = NDArray[np.float64]
+
+
+class DirectFeedback:
+    """The people who rate some episodes of every rollout.
+
+    Args:
+        trainer: The PPOTrainer.
+        functions: The rewards: one reward model of one output.
+
+    Raises:
+        UserError: It is not that one, there is an environment or are several processes, or the
+            project cannot be opened.
+    """
+
+    def __init__(self, trainer: Any, functions: Sequence[RewardFunction]) -> None:
+        args = trainer.args
+        if trainer.worlds is not None:
+            raise UserError(
+                f"feedback={args.feedback}: a rating is of one completion, and with an environment "
+                "or tools there are several turns; leave one of them out."
+            )
+        reward = functions[0] if len(functions) == 1 else None
+        if not isinstance(reward, RewardModel) or len(reward.heads.names()) > 1:
+            raise UserError(
+                f"feedback={args.feedback}: wants one reward model of one output as reward_funcs, "
+                "which speaks where nobody does; name that alone."
+            )
+        if args.world_size > 1:
+            raise UserError(
+                f"feedback={args.feedback}: people are asked by one process, and there are "
+                f"{args.world_size}; start it on one."
+            )
+        try:
+            from recipes.lib.feedback.project import open_project
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"feedback={args.feedback}: the package {error.name} is not installed; pip "
+                "install 'rlhf-recipes[feedback]'."
+            ) from error
+        self.reward, self.args = reward, args
+        self.project = open_project(Path(args.feedback), {"action": "serve"}, may_begin=True)
+        self.log = Path(args.output_dir) / LOG
+        self.lines: list[dict[str, Any]] = []  # rollout, and what it took
+        self.head = head_of(reward.model)
+        self.first_H = self.head.weight.detach().double().cpu().numpy()[0]
+        self.hidden: dict[int, Table] = {}  # hidden states of what a rollout took
+
+    def prepare(self, number: int) -> None:
+        """Let the score head learn from what the rollouts before this one took."""
+        self.lines = read_jsonl(self.log) if self.log.is_file() else []
+        before = [line for line in self.lines if line["rollout"] < number]
+        for line in before:
+            if line["rollout"] not in self.hidden and line["taken"]:
+                # Line by line, so that a run that is resumed has the same batches.
+                self.hidden[line["rollout"]] = self._hidden([r["tokens"] for r in line["taken"]])
+        told = [
+            (self.hidden[line["rollout"]][place], target)
+            for line, found in zip(before, targets(before), strict=True)
+            for place, target in enumerate(found)
+            if target is not None
+        ]
+        weight_H = self.first_H
+        if told:
+            hidden_NH, targets_N = (
+                np.stack([one for one, _ in told]),
+                np.array([t for _, t in told]),
+            )
+            weight_H = weight_H + ridge(hidden_NH, targets_N - hidden_NH @ weight_H)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(weight_H)[None])
+
+    def rate(self, number: int, asked: Sequence[Any], episodes: Sequence[Episode]) -> int:
+        """Put people's scores in place of the reward model's, where there are some.
+
+        Args:
+            number: Of the rollout.
+            asked: Prompts of the episodes.
+            episodes: Scored by the reward model.
+
+        Returns:
+            How many have people's.
+        """
+        if not any(line["rollout"] == number for line in self.lines):
+            first = slice(self.args.feedback_episodes)
+            taken = self._ask(number, asked[first], episodes[first])
+            self.lines.append({"rollout": number, "taken": taken})
+            write_jsonl(self.log, self.lines)  # before it is used
+        until = [line for line in self.lines if line["rollout"] <= number]
+        scores = defaultdict[int, list[float]](list)
+        for line, found in zip(until, targets(until), strict=True):
+            for row, target in zip(line["taken"], found, strict=True):
+                if line["rollout"] == number and target is not None:
+                    scores[row["episode"]].append(target)
+        for place, of_people in scores.items():
+            episodes[place].score = fmean(of_people)
+        return len(scores)
+
+    def _ask(
+        self, number: int, asked: Sequence[Any], episodes: Sequence[Episode]
+    ) -> list[dict[str, Any]]:
+        """Wait for ratings of some episodes, feedback_timeout seconds at most."""
+        store, items = self.project.store, dict[str, tuple[int, Any]]()
+        for place, (prompt, episode) in enumerate(zip(asked, episodes, strict=True)):
+            name = item_id([prompt, "rating"], [episode.text])
+            said = [{"content": episode.text, "run": self.args.output_dir}]
+            item = {"id": name, "prompt": prompt, "completions": said, "kind": "rating"}
+            items.setdefault(name, (place, item | {"aspects": ["overall"]}))
+        store.add_items(item for _, item in items.values())
+        note(
+            f"rollout {number}: {len(items)} completions wait for ratings, "
+            f"{self.args.feedback_timeout:g} s at most; rlhf feedback serve --output_dir "
+            f"{self.args.feedback} shows them."
+        )
+        deadline = time.monotonic() + self.args.feedback_timeout
+        while True:
+            rows = [row for row in current(store.rows()) if row["item"] in items and row["weight"]]
+            rows = [row for row in rows if row["kind"] == "rating" and row["value"] is not None]
+            if len({row["item"] for row in rows}) == len(items) or time.monotonic() > deadline:
+                break
+            time.sleep(PAUSE)
+        taken = []
+        for row in sorted(rows, key=lambda row: (items[row["item"]][0], row["annotator"])):
+            place, item = items[row["item"]]
+            answers = as_answers([item["prompt"]], [episodes[place].text])
+            texts = self.reward.texts([item["prompt"]], answers)
+            is_plain = isinstance(item["prompt"], str)
+            tokens = self.reward.tokenizer(texts, add_special_tokens=is_plain)["input_ids"][0]
+            who = {"episode": place, "annotator": row["annotator"], "rating": row["value"]}
+            taken.append(who | {"tokens": tokens})
+        if taken:
+            hidden_NH = self._hidden([row["tokens"] for row in taken])
+            for row, score in zip(taken, (hidden_NH @ self.first_H).tolist(), strict=True):
+                row["score"] = score
+        return taken
+
+    @torch.no_grad()
+    def _hidden(self, rows: list[list[int]]) -> Table:
+        """What the score head reads of each row, shape (N, H)."""
+        found: list[torch.Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        hidden_NH = np.zeros((len(rows), len(self.first_H)))
+        try:
+            for chosen in length_batches([*map(len, rows)], self.reward.batch_size):
+                self.reward.outputs([rows[n] for n in chosen])
+                states = found.pop().double().cpu()
+                for place, row in enumerate(chosen):  # a classifier scores every token
+                    own = states[place] if states.ndim == 2 else states[place, len(rows[row]) - 1]
+                    hidden_NH[row] = own.numpy()
+        finally:
+            handle.remove()
+        return hidden_NH
+
+
+def head_of(model: Any) -> torch.nn.Linear:
+    """The score head of a classifier, of one with an adapter, or of a role on a shared base."""
+    heads = [
+        part
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear)
+        and (name.split(".")[-1] == "score" or name.endswith("score.modules_to_save.default"))
+    ]
+    return heads[-1]
+
+
+def targets(lines: Sequence[dict[str, Any]]) -> list[list[float | None]]:
+    """What ratings mean in units of the reward model.
+
+    Of each annotator the ratings get the mean and the spread that the reward model's own scores of
+    the same completions have; None of one who has given fewer than two different ratings.
+    """
+    given = defaultdict[str, list[tuple[float, float]]](list)
+    for line in lines:
+        for row in line["taken"]:
+            given[row["annotator"]].append((row["rating"], row["score"]))
+    units = {}
+    for name, both in given.items():
+        ratings, scores = zip(*both, strict=True)
+        units[name] = fmean(ratings), pstdev(ratings), fmean(scores), pstdev(scores)
+
+    def target(row: dict[str, Any]) -> float | None:
+        mean, spread, own_mean, own_spread = units[row["annotator"]]
+        return own_mean + own_spread * (row["rating"] - mean) / spread if spread else None
+
+    return [[target(row) for row in line["taken"]] for line in lines]
+
+
+def ridge(hidden_NH: Table, errors_N: Table) -> Table:
+    """What is to be added to the weights of the head, for errors that it still makes.
+
+    The penalty is the mean squared length of the rows: n ratings of one text move its score by
+    n / (n + 1) of the way.
+    """
+    penalty = (hidden_NH**2).sum(1).mean()
+    inner_HH = hidden_NH.T @ hidden_NH + penalty * np.eye(hidden_NH.shape[1])
+    found: Table = np.linalg.solve(inner_HH, hidden_NH.T @ errors_N)
+    return found
