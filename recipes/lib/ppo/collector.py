@@ -152,6 +152,8 @@ class Collector:
             if self.player:
                 self.player.slots = slots
             rollout = self._finish(episodes, number * args.rollout_batch_size)
+        if self.people:
+            self.metrics["feedback/rated"] = self.rated / len(episodes)
         sampled = sum(len(e.completion_ids) for e in episodes)
         clock.count("sampling", sampled)
         clock.count("scoring", sampled + sum(len(e.prompt_ids) for e in episodes))
@@ -314,8 +316,6 @@ class Collector:
         self.metrics |= describe_episodes(episodes, self.ended(episodes), names)
         self.metrics |= describe_values(values_BC, returns_BC, actions_BC)
         self.metrics |= describe_turns(episodes, self.metrics, self.recent)
-        if self.people:
-            self.metrics["feedback/rated"] = self.rated / len(episodes)
         if self.costs:
             self.metrics |= describe_costs(self.metrics, self.cost.cost, self.cost.value)
         self.kl.update(self.metrics["objective/kl"], len(episodes))
