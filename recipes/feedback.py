@@ -292,7 +292,7 @@ def serve(config: Config) -> dict[str, Any]:
         host(project, script)
     finally:
         release(path)
-    if script.num_answers and project.store.counts()["answers"] < script.num_answers:
+    if script.num_answers and not project.store.is_over(script.num_answers):
         raise KeyboardInterrupt  # what was answered is kept, and the next time goes on from there
     return export(config)
 

@@ -195,6 +195,8 @@ def run(config: Config) -> dict[str, Any]:
         facts["environment"] = script.environment
     if script.cost_funcs:
         facts["cost_funcs"] = script.cost_funcs
+    if training.feedback:
+        facts["feedback"] = training.feedback
     if is_main_process():
         summary |= spine.last_logs(folder, KEPT)
         summary["warnings"] = trainer.health.warnings

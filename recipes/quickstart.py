@@ -30,7 +30,7 @@ from recipes.lib.config.parse import Config
 from recipes.lib.config.shipped_configs import FOLDER
 from recipes.lib.config.strict_yaml import read_yaml
 from recipes.lib.errors import UserError, visible
-from recipes.lib.feedback.arguments import NAMES
+from recipes.lib.feedback.arguments import NAMES, PAGE
 from recipes.lib.recipe.main import launch, parse
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl, write_json
@@ -103,6 +103,18 @@ class Stage:
         """What the finished run wrote."""
         return read_json(self.folder / "summary.json")
 
+    def is_finished(self) -> bool:
+        """Whether its run has ended; an export while people still answer ends none."""
+        if not (self.folder / "summary.json").is_file():
+            return False
+        keys = self.values()
+        if keys.get("action") != "serve" or not keys.get("num_answers"):
+            return True
+        from recipes.lib.feedback.project import open_project
+
+        project = open_project(self.folder, {}, may_begin=False)
+        return project.store.is_over(keys["num_answers"])
+
 
 def make_stages(script: QuickstartArguments) -> list[Stage]:
     """Find the YAML of every stage.
@@ -135,7 +147,12 @@ def is_of(stage: Stage) -> bool:
     stored = read_yaml(stage.folder / "config.yaml").values
     if stored == stage.values():
         return True
-    now = {key: one for key, one in redacted(parsed(stage).values).items() if key not in NAMES}
+    now = redacted(parsed(stage).values)
+    if now.get("action") == "serve":
+        stored, now = (
+            {key: one for key, one in some.items() if key not in NAMES | PAGE}
+            for some in (stored, now)
+        )
     if "test_fraction" not in now:  # test rows were held out by default
         stored = {key: one for key, one in stored.items() if key not in HELD_OUT or key in now}
     return bool(stored == now)
@@ -159,7 +176,7 @@ def carry_out(
     title = f"[{place}] {stage.name}"
     if is_run(stage.folder):
         is_same = is_of(stage)
-        if (stage.folder / "summary.json").is_file() and is_same and not is_stale:
+        if is_same and not is_stale and stage.is_finished():
             print(f"{title}: finished before, in {stage.summary()['seconds']:.0f} s", flush=True)
             return False
         if is_stale or not is_same:

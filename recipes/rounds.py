@@ -19,8 +19,10 @@ Writes <output_dir>/round-<n>/<step>/, and summary.json and report.html there an
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
 from recipes.lib.config.shipped_configs import FOLDER
 from recipes.lib.config.strict_yaml import read_yaml
+from recipes.lib.data.reading import FEEDBACK_FILES
 from recipes.lib.errors import FaultError, UserError
 from recipes.lib.feedback.agreement import describe
 from recipes.lib.feedback.exchange import ANSWERS
@@ -78,18 +81,43 @@ def validate(script: RoundsArguments) -> None:
     shares = [*script.raters.values()]
     if not shares or min(shares) <= 0:
         raise UserError(f"raters={script.raters}: give each rater a share above 0.")
-    if script.num_rounds < 1 or not 0 <= script.gate_answers < script.num_answers:
+    gate, rest = script.gate_answers, script.num_answers - script.gate_answers
+    if script.num_rounds < 1 or gate < 0 or gate == 1 or rest < 2:
         told = f"num_rounds={script.num_rounds}, num_answers={script.num_answers}, "
-        told += f"gate_answers={script.gate_answers}"
-        raise UserError(f"{told}: take 1 round or more, and leave answers to learn from.")
+        told += f"gate_answers={gate}"
+        raise UserError(
+            f"{told}: take 1 round or more, no gate or one of 2 answers or more, and leave 2 or "
+            "more to learn from."
+        )
     learns = ["reward", script.method] if script.method in ONLINE else [script.method]
     for name in ("select", *script.raters, *learns, "evaluate"):
         if not (Path(script.configs) / f"{name}.yaml").is_file():
             raise UserError(f"configs={script.configs}: {name}.yaml is not there.")
-    judged = read_yaml(Path(script.configs) / "evaluate.yaml").values
-    if bool(script.gate_answers) == bool(judged.get("judge")):
-        told = f"gate_answers={script.gate_answers}, judge={judged.get('judge')} in evaluate.yaml"
+    _check_steps(script, {name: keys_of(script, name) for name in ("select", *script.raters)})
+    judge = keys_of(script, "evaluate").get("judge")
+    if bool(gate) == bool(judge):
+        told = f"gate_answers={gate}, judge={judge} in evaluate.yaml"
         raise UserError(f"{told}: who decides? Give one of them, so many answers or a judge.")
+
+
+def _check_steps(script: RoundsArguments, steps: dict[str, dict[str, Any]]) -> None:
+    for name, keys in steps.items():
+        wanted = ("select",) if name == "select" else ("serve", "simulate")
+        if keys.get("action") not in wanted:
+            told = f"{script.configs}/{name}.yaml: action={keys.get('action')}"
+            raise UserError(f"{told}: must be {' or '.join(wanted)}.")
+    strategy = steps["select"].get("strategy", "random")
+    if strategy in READS_SCORES:
+        told = f"strategy={strategy} in select.yaml"
+        if script.method in OFFLINE:
+            raise UserError(f"{told}: method={script.method} trains no reward model to read.")
+        if strategy == "disagreement" and keys_of(script, "reward").get("ensemble", 1) < 2:
+            raise UserError(f"{told}: set ensemble: 5 or so in reward.yaml, or nothing disagrees.")
+
+
+def keys_of(script: RoundsArguments, name: str) -> dict[str, Any]:
+    """The keys of a step's YAML."""
+    return read_yaml(Path(script.configs) / f"{name}.yaml").values
 
 
 @dataclass
@@ -118,15 +146,11 @@ class Loop:
         """The folder of the round."""
         return Path(self.script.output_dir) / f"round-{self.number}"
 
-    def keys_of(self, name: str) -> dict[str, Any]:
-        """The keys of a step's YAML."""
-        return read_yaml(Path(self.script.configs) / f"{name}.yaml").values
-
     def step(self, config: str, label: str = "", **keys: Any) -> Stage:
         """Carry a step out, or keep it where it is finished and holds."""
         label = label or config
         keys["output_dir"] = str(self.folder / label)
-        if "seed" in (own := self.keys_of(config)):
+        if "seed" in (own := keys_of(self.script, config)):
             keys["seed"] = own["seed"] + self.number - 1
         stage = Stage(label, Path(self.script.configs) / f"{config}.yaml", RUNS_ROOT, keys)
         self.done.add(stage.folder)
@@ -148,10 +172,11 @@ class Loop:
             of_rater[draw.choices(names, shares)[0]].append(item)
         answers = []
         for name, items in of_rater.items():
-            if items:
-                path = self.folder / f"{prefix}{name}.jsonl"
+            if items:  # other ones are another file, so that answers to these no longer hold
+                word = sha256(json.dumps(items).encode()).hexdigest()[:8]
+                path = self.folder / f"{prefix}{name}-{word}.jsonl"
                 write_jsonl(path, items)
-                own = self.keys_of(name).get("action") == "serve"
+                own = keys_of(self.script, name).get("action") == "serve"
                 counted = {"num_answers": len(items)} if own else {}
                 stage = self.step(name, f"{prefix}{name}", items=str(path), **counted)
                 answers.append(str(stage.folder))
@@ -165,13 +190,19 @@ class Loop:
         Raises:
             FaultError: The reward model is at fault.
         """
-        method, data = self.script.method, [{"path": name} for name in self.answers]
+        method, data = (
+            self.script.method,
+            [{"path": one} for one in self.answers if is_learned(one)],
+        )
+        if not data:
+            raise UserError(f"{self.folder}: no answer is left to learn from; ask for more.")
         keys: dict[str, Any] = {"model_name_or_path": self.promoted}
         if method in OFFLINE:
             return self.step(method, **keys, datasets=data)
         reward = str(self.step("reward", datasets=data).folder)
-        given = self.keys_of(method)
-        keys["reward_funcs"] = [reward, *given.get("reward_funcs", [])]
+        given = keys_of(self.script, method)
+        others = given.get("reward_funcs", [])
+        keys["reward_funcs"] = [reward, *([others] if isinstance(others, str) else others)]
         if given.get("critic") == "model":
             keys["critic_model_name_or_path"] = reward
         policy = self.step(method, **keys)
@@ -184,8 +215,9 @@ class Loop:
         if number := self.script.gate_answers:
             how = {"strategy": "random", "repeat": 0.0}  # what comes again compares others
             answers = self.ask([policy, self.promoted], number, "gate-", **how)
-            path = self.folder / "gate.jsonl"
-            write_jsonl(path, rows_of(answers))
+            path, nobody = self.folder / "gate.jsonl", dict.fromkeys(("reason", "seconds"))
+            rows = [row | nobody | {"annotator": "a rater"} for row in rows_of(answers)]
+            write_jsonl(path, rows)
             keys |= {
                 "judge": [str(path)],
                 "dataset_name": f"{self.selections[-1]}/final/items.jsonl",
@@ -196,11 +228,11 @@ class Loop:
         """One round: its numbers, whether the policy is promoted, and the reasons if it is not."""
         self.number, start, before = self.number + 1, self.promoted, len(self.answers)
         keys: dict[str, Any] = {}
-        if self.keys_of("select").get("strategy") in READS_SCORES:
-            is_first = self.reward is None  # there are no scores yet
-            keys = (
-                {"strategy": "random"} if is_first else {"reward_model_name_or_path": self.reward}
-            )
+        own = keys_of(self.script, "select")
+        if own.get("strategy") in READS_SCORES and self.reward:
+            keys = {"reward_model_name_or_path": self.reward}
+        elif own.get("strategy") in READS_SCORES and "reward_model_name_or_path" not in own:
+            keys = {"strategy": "random"}  # there are no scores yet
         self.ask([start], self.script.num_answers - self.script.gate_answers, **keys)
         told: dict[str, Any] = {"start": start}
         try:
@@ -212,7 +244,9 @@ class Loop:
             evaluated, reasons = {}, [str(fault)]
         if not reasons:
             self.promoted = told["policy"]
-        numbers = read_json(self.folder / "reward/summary.json") | evaluated
+        has_reward = self.script.method in ONLINE
+        numbers = read_json(self.folder / "reward/summary.json") if has_reward else {}
+        numbers |= evaluated
         told |= {key: numbers[key] for key in SHOWN if key in numbers}
         rows, earlier = rows_of(self.answers[before:]), rows_of(self.answers[:before])
         asked = {row["item"] for row in rows}
@@ -228,10 +262,21 @@ def rows_of(answers: list[str]) -> list[dict[str, Any]]:
     return [row for name in answers for row in read_jsonl(Path(name) / ANSWERS)]
 
 
+def is_learned(answers: str) -> bool:
+    """Whether a feedback run has rows to train on; a few answers may all be held out, or ties."""
+    return any(file.stem in FEEDBACK_FILES for file in (Path(answers) / "final").glob("*.jsonl"))
+
+
 def steps_of(script: RoundsArguments) -> list[Path]:
-    """Folders of all steps that have begun, in the order of their rounds."""
+    """Folders of all steps that have begun, in their order."""
     found = Path(script.output_dir).glob("round-*/*/config.yaml")
-    return sorted(file.parent for file in found if ".old-" not in file.parent.name)
+    begun = [file for file in found if ".old-" not in file.parent.name]
+    return [file.parent for file in sorted(begun, key=lambda file: file.stat().st_mtime)]
+
+
+def verdict(told: dict[str, Any]) -> str:
+    """What became of a round's policy."""
+    return "promoted" if told["promoted"] else f"not promoted: {'; '.join(told['reasons'])}"
 
 
 def reasons_against(evaluated: dict[str, Any], policy: Stage) -> list[str]:
@@ -273,8 +318,7 @@ def run(config: Config) -> dict[str, Any]:
     loop, rounds = Loop(script, str(script.model_name_or_path)), {}
     for number in range(1, script.num_rounds + 1):
         rounds[f"round {number}"] = told = loop.play()
-        verdict = "promoted" if told["promoted"] else f"not promoted: {'; '.join(told['reasons'])}"
-        print("\n".join([f"[round {number}] {verdict}", *told["hints"]]), flush=True)
+        print("\n".join([f"[round {number}] {verdict(told)}", *told["hints"]]), flush=True)
         shown = {name: {key: row.get(key) for key in SHOWN} for name, row in rounds.items()}
         summary = {"promoted": loop.promoted, "num_rounds": number, "rounds": shown}
         write_json(root / "summary.json", summary)
@@ -291,22 +335,18 @@ def print_status(script: RoundsArguments) -> None:
     waiting = []
     for path in steps_of(script):
         _, result, _, time, state = facts(path)
-        if state != "done" and (path / "feedback.db").is_file():
-            from recipes.lib.feedback.store import Store
+        keys = read_yaml(path / "config.yaml").values
+        if state != "done" and keys.get("action") == "serve":
+            from recipes.lib.feedback.project import open_project
 
-            counts, wanted = (
-                Store(path / "feedback.db").counts(),
-                read_yaml(path / "config.yaml").values.get("num_answers"),
-            )
-            state = f"{counts['answers']} of {wanted} answers"
+            counts = open_project(path, {}, may_begin=False).store.counts()
+            state = f"{counts['answers']} of {keys['num_answers']} answers"
             waiting.append(f"Waits for people: {path} has {state}.")
         table.add_row(f"{path.parent.name}/{path.name}", state, result, time)
     console = Console(highlight=False, markup=False)
     console.print(table)
     for path in sorted(Path(script.output_dir).glob("round-*/summary.json")):
-        told = read_json(path)
-        verdict = "promoted" if told["promoted"] else f"not promoted: {'; '.join(told['reasons'])}"
-        console.print(f"{path.parent.name}: {verdict}", soft_wrap=True)
+        console.print(f"{path.parent.name}: {verdict(read_json(path))}", soft_wrap=True)
     for line in waiting:
         console.print(line, soft_wrap=True)
 

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from sklearn.linear_model import Ridge
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from recipes.lib.errors import UserError
-from recipes.lib.feedback.rows import make_row
+from recipes.lib.feedback.rows import item_id, make_row
 from recipes.lib.feedback.store import Store
 from recipes.lib.ppo.config import PPOConfig
 from recipes.lib.ppo.direct_feedback import LOG, DirectFeedback, head_of, ridge, targets
 from recipes.lib.ppo.trainer import PPOTrainer
+from recipes.lib.rewards.reward_models import RewardModel
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.trainers.progress import RunCallback
 from tests.recipes.test_ppo_resume import StopAt, metrics, weights
@@ -50,6 +51,7 @@ def make(folder: Path, tokenizer: Any, *callbacks: Any, rewards: Any = None, **m
     torch.manual_seed(0)
     policy = LlamaForCausalLM(shape(tokenizer))
     reward = LlamaForSequenceClassification(shape(tokenizer))
+    rate: dict[str, Any] = {"learning_rate": 1e-2}
     args = PPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -61,9 +63,8 @@ def make(folder: Path, tokenizer: Any, *callbacks: Any, rewards: Any = None, **m
         num_mini_batches=4,
         per_device_train_batch_size=4,
         max_completion_length=6,
-        learning_rate=1e-2,
         critic="head",
-        **({"feedback": str(folder.parent / "live"), "feedback_episodes": 5} | more),
+        **({"feedback": str(folder.parent / "live"), "feedback_episodes": 5} | rate | more),
     )
     words = "the cat sat on door".split()
     prompts = Dataset.from_list([{"prompt": " ".join(words[: 1 + i % 5])} for i in range(10)])
@@ -79,8 +80,8 @@ def make(folder: Path, tokenizer: Any, *callbacks: Any, rewards: Any = None, **m
 
 
 @contextmanager
-def person(project: Path, name: str = "anna", by: int = 1) -> Iterator[None]:
-    """Somebody who rates whatever is asked by its number of words."""
+def person(project: Path, name: str = "anna", by: int = 1, passes: bool = False) -> Iterator[None]:
+    """Somebody who rates whatever is asked by its number of words, or cannot judge any of it."""
     done = threading.Event()
 
     def answer() -> None:
@@ -93,7 +94,9 @@ def person(project: Path, name: str = "anna", by: int = 1) -> Iterator[None]:
             for asked in store.claim(name, 4):
                 words = len(asked["item"]["completions"][0]["content"].split())
                 told = {"annotator": name, "source": "human"}
-                row = make_row(asked["item"], kind="rating", value=1 + (by * words) % 5, **told)
+                given: Any = {"value": 1 + (by * words) % 5}
+                given = {"value": None, "weight": 0.0} if passes else given
+                row = make_row(asked["item"], kind="rating", **given, **told)
                 store.answer(asked["claim"], name, [row])
 
     thread = threading.Thread(target=answer)
@@ -107,7 +110,7 @@ def person(project: Path, name: str = "anna", by: int = 1) -> Iterator[None]:
 
 def test_ratings_get_mean_and_spread_of_the_reward_models_scores_of_the_same() -> None:
     def row(who: str, rating: int, score: float) -> dict[str, Any]:
-        return {"annotator": who, "rating": rating, "score": score}
+        return {"who": who, "rating": rating, "score": score}
 
     lines = [
         {"taken": [row("anna", 1, 0.0), row("anna", 3, 4.0), row("ben", 2, 9.0)]},
@@ -140,7 +143,8 @@ def test_the_rated_have_peoples_scores_and_the_others_those_of_what_learned_from
     whole = trainer.collector._finish
 
     def watched(episodes: list[Any], first: int) -> Any:
-        seen.append([(e.score, e.said[0], e.text) for e in episodes])
+        asked = [trainer.collector.prompts.data[e.row]["prompt"] for e in episodes]
+        seen.append([(e.score, e.said[0], p, e.text) for e, p in zip(episodes, asked, strict=True)])
         return whole(episodes, first)
 
     trainer.collector._finish = watched
@@ -150,24 +154,32 @@ def test_the_rated_have_peoples_scores_and_the_others_those_of_what_learned_from
     lines = read_jsonl(tmp_path / "run" / LOG)
     assert [line["rollout"] for line in lines] == [0, 1, 2]
     for number, line in enumerate(lines):
-        rated = {row["episode"] for row in line["taken"]}
-        known = targets(lines[: number + 1])[number]
-        wanted: dict[int, list[float]] = {}
-        for row, target in zip(line["taken"], known, strict=True):
-            wanted.setdefault(row["episode"], []).append(target)
-        for place, (score, said, _) in enumerate(seen[number]):
-            expected = fmean(wanted[place]) if place in wanted else said
+        assert sorted(row["item"] for row in line["taken"]) == sorted(line["asked"])
+        wanted = dict(
+            zip(
+                [r["item"] for r in line["taken"]],
+                targets(lines[: number + 1])[number],
+                strict=True,
+            )
+        )
+        asked = [item_id([prompt, "rating"], [text]) for *_, prompt, text in seen[number][:5]]
+        assert [*dict.fromkeys(asked)] == [*line["asked"]]
+        for place, (score, said, *_) in enumerate(seen[number]):
+            expected = wanted[asked[place]] if place < 5 else said
             assert score == pytest.approx(expected, abs=1e-6)
-        assert rated <= set(range(5))
-    assert [row["feedback/rated"] for row in metrics(tmp_path / "run")] == [
-        len({row["episode"] for row in line["taken"]}) / ROLLOUT for line in lines
-    ]
+    assert [row["feedback/rated"] for row in metrics(tmp_path / "run")] == [5 / ROLLOUT] * 3
+    assert all(row["time/people"] > 0 for row in read_jsonl(tmp_path / "run/metrics.jsonl"))
+    assert "anna" not in (tmp_path / "run" / LOG).read_text()  # she may be forgotten
     # The head of the last rollout, from hidden states that transformers itself tells.
     model, rows = trainer.collector.people.reward.model, [r for x in lines[:2] for r in x["taken"]]
+    tokens = lines[0]["asked"] | lines[1]["asked"]
     with torch.no_grad():
         hidden_NH = np.stack(
             [
-                model.model(torch.tensor([row["tokens"]])).last_hidden_state[0, -1].double().numpy()
+                model.model(torch.tensor([tokens[row["item"]]]))
+                .last_hidden_state[0, -1]
+                .double()
+                .numpy()
                 for row in rows
             ]
         )
@@ -199,6 +211,59 @@ def test_where_nobody_answers_the_reward_model_speaks_for_all(
         assert torch.equal(weight, weights(plain)[name])
 
 
+def test_who_cannot_judge_is_not_waited_for(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    trainer = make(tmp_path / "run", tiny_tokenizer, feedback_timeout=60.0)
+    begun = time.monotonic()
+    with person(tmp_path / "live", passes=True):
+        trainer.train()
+    assert time.monotonic() - begun < 30
+    assert [row["feedback/rated"] for row in metrics(tmp_path / "run")] == [0.0, 0.0, 0.0]
+
+
+def test_late_ratings_teach_the_head_and_what_is_old_is_asked_no_more(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    trainer = make(tmp_path / "run", tiny_tokenizer, feedback_timeout=0.0)
+    people = trainer.collector.people
+    items: dict[str, Any] = {}
+    for number in (0, 1):
+        items = {
+            f"item {number} {n}": {
+                "id": f"item {number} {n}",
+                "prompt": "the cat",
+                "completions": [{"content": text, "run": "run"}],
+                "kind": "rating",
+                "aspects": ["overall"],
+            }
+            for n, text in enumerate((" sat", " the dog", " on red door"))
+        }
+        people.lines.append(people._ask(number, items))
+        claimed = people.project.store.claim("anna", 9)
+        assert {asked["item"]["id"] for asked in claimed} == {*items}
+        if number == 0:  # in hand, and answered after the rollout had gone on
+            late = claimed
+    for asked, value in zip(late, (1, 3, 5), strict=True):
+        told: Any = {"kind": "rating", "value": value, "annotator": "anna", "source": "human"}
+        people.project.store.answer(asked["claim"], "anna", [make_row(asked["item"], **told)])
+    people.lines.append(people._ask(2, items))
+    assert [row["rating"] for row in people.lines[2]["taken"]] == [1, 3, 5]
+    assert people._ask(3, items)["taken"] == []  # once
+    people.prepare(3)
+    assert not np.array_equal(people.head.weight.detach()[0].numpy(), people.first_H)
+    with people.as_it_began():
+        assert people.head.weight.detach()[0].double().numpy() == pytest.approx(people.first_H)
+
+
+def test_ratings_weigh_as_much_as_the_reward_model(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    trainer = make(tmp_path / "run", tiny_tokenizer, reward_weights=[10.0], learning_rate=0.0)
+    with person(tmp_path / "live"):
+        trainer.train()
+    lines = read_jsonl(tmp_path / "run" / LOG)
+    scale = fmean(row["score"] for line in lines for row in line["taken"])
+    scores = [row["objective/scores"] for row in metrics(tmp_path / "run")]
+    assert scores == pytest.approx([10 * scale] * 3, rel=0.3)
+
+
 @pytest.mark.parametrize("stop", [2, 5, 8])
 def test_a_resumed_run_takes_the_same_ratings_again_whatever_was_said_since(
     tmp_path: Path, tiny_tokenizer: Any, stop: int
@@ -208,37 +273,50 @@ def test_a_resumed_run_takes_the_same_ratings_again_whatever_was_said_since(
         whole.train()
     (tmp_path / "again").mkdir()
     with person(tmp_path / "again" / "live"):
-        first = make(tmp_path / "again/run", tiny_tokenizer, StopAt(stop))
-        first.train()
+        make(tmp_path / "again/run", tiny_tokenizer, StopAt(stop)).train()
+    place = "run"
     if stop == 5:  # killed after it had taken the next rollout's: nobody need answer again
-        (lines,) = [read_jsonl(tmp_path / "whole" / LOG)]
         shutil.copy(tmp_path / "whole" / LOG, tmp_path / "again/run" / LOG)
-        assert len(lines) == 3
-    # Somebody else sees the same completions differently; what was taken stays.
+    if stop == 8:  # somewhere else, where no log lies
+        place = "elsewhere"
     with person(tmp_path / "again" / "live", "anna" if stop != 5 else "nobody", by=1):
-        second = make(tmp_path / "again/run", tiny_tokenizer)
+        second = make(tmp_path / "again" / place, tiny_tokenizer)
         second.train(resume_from_checkpoint=str(tmp_path / f"again/run/checkpoint-{stop}"))
     for name, weight in weights(second).items():
         assert torch.equal(weight, weights(whole)[name]), name
-    assert read_jsonl(tmp_path / "again/run" / LOG) == read_jsonl(tmp_path / "whole" / LOG)
+    assert read_jsonl(tmp_path / "again" / place / LOG) == read_jsonl(tmp_path / "whole" / LOG)
 
 
-def test_the_head_is_found_under_lora_and_on_a_shared_base(
-    tmp_path: Path, tiny_tokenizer: Any
+def test_ratings_of_other_completions_are_not_taken(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """A run that is begun anew in the folder of another one asks anew."""
+    with person(tmp_path / "live"):
+        make(tmp_path / "run", tiny_tokenizer).train()
+        before = read_jsonl(tmp_path / "run" / LOG)
+        make(tmp_path / "run", tiny_tokenizer, learning_rate=3e-2).train()
+    after = read_jsonl(tmp_path / "run" / LOG)
+    assert after[0] == before[0]  # the same completions, which have their ratings
+    assert after[2]["asked"].keys() != before[2]["asked"].keys()
+    for line in after:
+        assert {row["item"] for row in line["taken"]} == {*line["asked"]}
+
+
+@pytest.mark.parametrize("pad", [0, 1])  # 1 also ends a text, as where a tokenizer has no padding
+def test_what_the_head_reads_is_what_scores_are_made_of(
+    tmp_path: Path, tiny_tokenizer: Any, pad: int
 ) -> None:
-    from peft import get_peft_model
-
     torch.manual_seed(1)
     reward = LlamaForSequenceClassification(shape(tiny_tokenizer))
     adapted = get_peft_model(reward, LoraConfig(task_type="SEQ_CLS", r=2))
     trainer = SimpleNamespace(
         worlds=None,
         args=SimpleNamespace(
-            feedback=str(tmp_path / "live"), world_size=1, output_dir=str(tmp_path)
+            feedback=str(tmp_path / "live"),
+            world_size=1,
+            output_dir=str(tmp_path),
+            reward_weights=None,
         ),
     )
-    from recipes.lib.rewards.reward_models import RewardModel
-
+    adapted.config.pad_token_id = pad
     model = RewardModel(adapted, tiny_tokenizer, "reward", 3)
     people = DirectFeedback(trainer, [model])
     rows = [[4, 5, 6, 1], [7, 8, 1], [9, 1], [4, 4, 4, 4, 1]]

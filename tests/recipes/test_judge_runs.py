@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from recipes import feedback
 from recipes.evaluate import main as evaluate
-from recipes.lib.recipe.main import launch
+from recipes.lib.errors import UserError
+from recipes.lib.recipe.main import launch, parse
 from recipes.lib.rewards import judge_models
 from recipes.lib.runs.files import read_jsonl
 from tests.helpers.judge_server import Call, JudgeServer, serving, words
@@ -115,3 +117,50 @@ def test_a_policy_learns_from_a_judge_and_nothing_is_asked_twice(recipe: str, fo
     assert [row[name] for row in again] == [row[name] for row in rows]
     assert all(1 <= row[name] <= 10 for row in rows)
     assert json.loads((folder / "run/summary.json").read_text())["judge_asked"] == 0
+
+
+def test_a_judge_answers_items_and_sampled_pairs_as_a_rater(folder: Path) -> None:
+    items: list[dict[str, Any]] = [
+        {"prompt": row["prompt"], "completions": [" a b", f" a b c d e f g h {n}"]}
+        for n, row in enumerate(PROMPTS)
+    ]
+    items += [{"prompt": "Once", "completions": [" one day", " one way"], "held_out": True}]
+    write(folder / "items.jsonl", items)
+    with serving(longer) as server:
+        keys: dict[str, Any] = {"judge": judge(server, folder)}
+        ready = {"items": str(folder / "items.jsonl"), "output_dir": str(folder / "ready")}
+        summary = feedback.run(parse("feedback", ["simulate"], keys | ready))
+        sampled = {"dataset_name": str(folder / "prompts.jsonl"), "test_fraction": 0.5, "seed": 1}
+        sampled |= {"model_name_or_path": str(BASE), "output_dir": str(folder / "sampled")}
+        sampled["max_completion_length"] = 24
+        of_sampled = feedback.run(parse("feedback", ["simulate"], keys | sampled))
+    rows = read_jsonl(folder / "ready/answers.jsonl")
+    assert [row["value"] for row in rows] == [1, 1, 1, 1, None]  # whichever stands first: a tie
+    assert {(row["source"], row["annotator"]) for row in rows} == {("model", "judge")}
+    trained = read_jsonl(folder / "ready/final/preference.jsonl")
+    assert [row["chosen"] for row in trained] == [item["completions"][1] for item in items[:4]]
+    assert not (folder / "ready/final/test.jsonl").exists()  # a tie orders nothing
+    assert summary["judge_questions"] == 10
+    assert of_sampled["num_pairs"] + of_sampled["num_left_out"] == 4
+    tests = {row["prompt"] for row in read_jsonl(folder / "sampled/final/test.jsonl")}
+    ranks = {row["prompt"] for row in read_jsonl(folder / "sampled/final/ranks.jsonl")}
+    assert tests
+    assert not tests & ranks
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"kinds": ["rating"]}, "compares pairs by itself"),
+        ({"annotators": [{"name": "anna"}]}, "compares pairs by itself"),
+        ({"model_name_or_path": str(BASE)}, "leave model_name_or_path out"),
+        ({"dataset_name": "prompts.jsonl"}, "leave dataset_name out"),
+    ],
+)
+def test_a_judge_as_a_rater_refuses_what_it_does_not_read(
+    folder: Path, keys: dict[str, Any], told: str
+) -> None:
+    write(folder / "items.jsonl", [{"prompt": "Once", "completions": [" a", " b"]}])
+    values = {"judge": str(folder / "judge.yaml"), "items": str(folder / "items.jsonl")} | keys
+    with pytest.raises(UserError, match=told):
+        feedback.run(parse("feedback", ["simulate"], values | {"output_dir": str(folder / "out")}))

@@ -13,8 +13,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes import quickstart, rounds
+from recipes import feedback, quickstart, rounds
 from recipes.lib.errors import UserError
+from recipes.lib.feedback.rows import make_row
+from recipes.lib.feedback.store import Store
 from recipes.lib.recipe.main import parse
 from recipes.lib.report.run_files import read_json
 from recipes.lib.runs.files import read_jsonl, write_json
@@ -206,6 +208,37 @@ def test_people_and_a_simulated_rater_share_what_is_asked(
     assert read_json(folder / "rounds/round-1/summary.json") == told
 
 
+def test_other_raters_or_shares_are_asked_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"action": "simulate", "judge": f"{folder / 'judge.py'}:judge", "seed": 1}
+    values = write_configs(folder, other=other) | {"num_rounds": 1}
+    for raters in ({"simulated": 1}, {"simulated": 1, "other": 1}, {"other": 1}):
+        decide(monkeypatch, False)
+        play(values | {"raters": raters})
+        told = read_json(folder / "rounds/round-1/summary.json")
+        assert told["num_answers"] == 20
+        keys = yaml.safe_load((folder / "rounds/round-1/reward/config.yaml").read_text())
+        assert {Path(part["path"]).name for part in keys["datasets"]} <= {*raters}
+
+
+def test_a_rater_all_of_whose_items_are_held_out_is_left_out_of_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select = {"random_share": 1.0}
+    values = write_configs(folder, select=select, reward={"test_fraction": None}) | {
+        "num_rounds": 1
+    }
+    with pytest.raises(UserError, match="no answer is left to learn from"):
+        play(values)
+    write_configs(folder, other={"action": "simulate", "judge": f"{folder / 'judge.py'}:judge"})
+    decide(monkeypatch, False)
+    play(values | {"raters": {"simulated": 20, "other": 1}})
+    keys = yaml.safe_load((folder / "rounds/round-1/reward/config.yaml").read_text())
+    for part in keys["datasets"]:
+        assert list((Path(part["path"]) / "final").glob("ranks.jsonl"))
+
+
 RATE = {"win_rate": 0.6, "win_rate_ci95": [0.52, 0.7]}
 
 
@@ -260,7 +293,9 @@ def test_a_rater_whose_taste_changes_is_told_of_within_a_round(
         ({"model_name_or_path": None}, "model_name_or_path is missing"),
         ({"raters": {"simulated": 0.0}}, "give each rater a share above 0"),
         ({"raters": {"nobody": 1.0}}, "nobody.yaml is not there"),
-        ({"gate_answers": 20}, "leave answers to learn from"),
+        ({"gate_answers": 19}, "leave 2 or more to learn from"),
+        ({"gate_answers": 1}, "no gate or one of 2 answers"),
+        ({"raters": {"evaluate": 1.0}}, "action=None: must be serve or simulate"),
         ({"gate_answers": 0}, "who decides?"),
     ],
 )
@@ -271,6 +306,63 @@ def test_mistakes_are_told_before_anything_runs(
     with pytest.raises(UserError, match=told.replace("?", r"\?")):
         play({key: value for key, value in values.items() if value is not None})
     assert not (folder / "rounds").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "method", "told"),
+    [
+        ({"strategy": "widest"}, "dpo", "method=dpo trains no reward model"),
+        ({"strategy": "disagreement"}, "ppo", "set ensemble: 5"),
+    ],
+)
+def test_a_strategy_that_has_nothing_to_read_is_refused(
+    folder: Path, changes: dict[str, Any], method: str, told: str
+) -> None:
+    values = write_configs(folder, select=changes, dpo={}) | {"method": method}
+    with pytest.raises(UserError, match=told):
+        play(values)
+
+
+def person(project: Path, number: int, passes: int = 0) -> None:
+    """Answer items of a project, and pass some."""
+    store = Store(project / "feedback.db")
+    store.add_annotator("anna")
+    for place, asked in enumerate(store.claim("anna", number)):
+        value: dict[str, Any] = {"value": 0}
+        given = {"value": None, "weight": 0.0} if place < passes else value
+        row = make_row(asked["item"], kind="pair", annotator="anna", source="human", **given)
+        store.answer(asked["claim"], "anna", [row])
+
+
+def test_people_who_pass_and_exports_meanwhile_neither_stop_a_step_nor_end_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = write_configs(folder, people={"action": "serve", "port": 0})
+    values |= {"num_rounds": 1, "num_answers": 12, "gate_answers": 2, "raters": {"people": 1}}
+    asked: list[int] = []
+
+    def page(project: Any, script: Any) -> None:
+        asked.append(len(asked))
+        person(project.path, 3 if len(asked) == 1 else 99, passes=1)
+
+    monkeypatch.setattr("recipes.lib.annotation.hosting.host", page)
+    with pytest.raises(KeyboardInterrupt):
+        play(values)
+    project = folder / "rounds/round-1/people"
+    feedback.run(parse("feedback", ["export"], {"output_dir": str(project)}))
+    assert (project / "summary.json").is_file()
+    rounds.run(parse("rounds", [], values | {"status": True}))
+    decide(monkeypatch, True)
+    play(values)  # goes on with the page, though there is an export; two are passed in the end
+    told = read_json(folder / "rounds/round-1/summary.json")
+    assert (len(asked), told["num_answers"]) == (3, 12 - 3)
+    assert "anna" not in (folder / "rounds/round-1/gate.jsonl").read_text()
+    # Another address of the page is no other question.
+    write_configs(folder, people={"action": "serve", "port": 8123})
+    decide(monkeypatch, True)
+    play(values)
+    assert len(asked) == 3
+    assert not [*folder.glob("rounds/round-1/*.old-*")]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from recipes.lib.models.folders import TrustArguments
 
 FORMATS = ("trl", "argilla", "label-studio", "csv", "parquet")
 NAMES = {"share", "revoke", "annotator"}  # keys that no file keeps: people may be forgotten
+PAGE = {"host", "port", "open_browser"}  # keys that say where the page is, and nothing of answers
 STRATEGIES = ("random", "disagreement", "closest", "widest", "diversity")
 
 

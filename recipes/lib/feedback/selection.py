@@ -13,6 +13,7 @@ Sources: Houlsby et al., Bayesian Active Learning for Classification and Prefere
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.lib.data.prompts import prompt_text
-from recipes.lib.errors import UserError
+from recipes.lib.errors import UserError, note
 from recipes.lib.feedback.sampling import Sampler, sample_sets, sampled_item
 from recipes.lib.rewards.reward_models import RewardModel
 from recipes.lib.rewards.scoring import as_answers
@@ -64,6 +65,9 @@ def check_selection(script: Any) -> None:
         told = f"num_completions={script.num_completions}, "
         told += f"candidates_per_item={script.candidates_per_item}"
         raise UserError(f"{told}: must be 2 and 1 or more.")
+    if not 0 <= script.repeat < 1 or script.temperature <= 0:
+        told = f"repeat={script.repeat}, temperature={script.temperature}"
+        raise UserError(f"{told}: repeat is a share below 1, and at temperature 0 texts are equal.")
     if script.num_items is None or script.num_items < 2:
         raise UserError(f"num_items={script.num_items}: give how many are asked, 2 or more.")
 
@@ -108,7 +112,8 @@ class Chooser:
         again = min(round(script.repeat * script.num_items), len(self.before))
         wanted, reads = script.num_items - again, bool(self.outputs or self.features)
         known = {prompt_text(item["prompt"]) for item in self.before}
-        fresh = [prompt for prompt in prompts if prompt_text(prompt) not in known]
+        by_text = {prompt_text(prompt): prompt for prompt in prompts}  # each is asked once
+        fresh = [prompt for text, prompt in by_text.items() if text not in known]
         if not fresh:
             raise UserError(f"asked={script.asked}: all prompts were asked before; name others.")
         number = min(wanted * (script.candidates_per_item if reads else 1), len(fresh))
@@ -119,6 +124,12 @@ class Chooser:
         found = [*sample_sets(jobs, sample, script.seed).items()]
         prompts = [drawn[place] for place, _ in found]
         sets = [said for _, said in found]
+        if not sets:
+            raise UserError(
+                f"names={script.names}: all completions of a prompt were equal or empty."
+            )
+        if len(sets) < wanted:
+            note(f"num_items={script.num_items}: only {len(sets)} prompts are left with two texts.")
         items = []
         for place, (one, other), held_out in self._places(prompts, sets, wanted):
             two, names = [sets[place][n] for n in (one, other)], [models[n] for n in (one, other)]
@@ -135,7 +146,7 @@ class Chooser:
         The prompts come in random order, and the first ones are those drawn at random.
         """
         share, asked = self.script.random_share, (0, 1)
-        num_random = max(1, round(share * min(wanted, len(sets))))
+        num_random = min(math.ceil(share * self.script.num_items), len(sets))
         yield from ((place, asked, True) for place in range(num_random))
         rest = range(num_random, len(sets))
         texts = [[one.text for one in sets[place]] for place in rest]

@@ -97,8 +97,7 @@ class Store:
         order = (JOBS.c.annotator.is_(None), JOBS.c.number)
         query = sa.select(JOBS).where(JOBS.c.state == "waiting").order_by(*order).limit(number)
         found = self._read(query)
-        kept = [row for row in found if row.annotator is not None][:1] or found
-        return [row.content for row in kept]
+        return [row.content for row in [r for r in found if r.annotator is not None][:1] or found]
 
     def tell_job(self, item: str, **changes: Any) -> None:
         """Note how far a job is: what was written so far, or its state."""
@@ -144,16 +143,20 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """How many items; done; that nobody had; answers; prompts that wait to be sampled."""
-        number = sa.func.count()
+        of_items = sa.select(sa.func.count(ITEMS.c.id))
         return self._numbers(
-            items=sa.select(number).select_from(ITEMS),
-            answered=sa.select(number).select_from(ITEMS).where(~ITEMS.c.is_open),
-            fresh=sa.select(number)
-            .select_from(ITEMS)
-            .where(ITEMS.c.is_open, ITEMS.c.id.not_in(sa.select(CLAIMS.c.item))),
+            items=of_items,
+            answered=of_items.where(ITEMS.c.num_answered >= ITEMS.c.num_wanted),
+            fresh=of_items.where(ITEMS.c.is_open, ITEMS.c.id.not_in(sa.select(CLAIMS.c.item))),
             answers=sa.select(sa.func.coalesce(sa.func.sum(ITEMS.c.num_answered), 0)),
-            waiting=sa.select(number).where(JOBS.c.state == "waiting"),
+            waiting=sa.select(sa.func.count()).where(JOBS.c.state == "waiting"),
         )
+
+    def close_items(self, kept: Sequence[str]) -> None:
+        """Ask nobody any more about other items than these."""
+        with self._writing() as connection:
+            at = sa.update(ITEMS).where(ITEMS.c.is_open, ITEMS.c.id.not_in(kept))
+            connection.execute(at.values(is_open=False))
 
     def is_over(self, num_answers: int) -> bool:
         """Whether so many answers are there, or nobody has anything left to answer."""
@@ -324,9 +327,7 @@ class Store:
         # The open ones are many: an index counts them, and only those answered are looked up.
         numbers = self._numbers(
             answered=sa.select(number).where(own),
-            left=sa.select(sa.func.count())
-            .select_from(ITEMS)
-            .where(ITEMS.c.is_open, _is_for(annotator)),
+            left=sa.select(sa.func.count(ITEMS.c.id)).where(ITEMS.c.is_open, _is_for(annotator)),
             done=sa.select(number)
             .join(ITEMS, ITEMS.c.id == CLAIMS.c.item)
             .where(own, ITEMS.c.is_open),
@@ -393,7 +394,7 @@ class Store:
         return [row.content for row in self._read(query)]
 
     def _numbers(self, **queries: Any) -> dict[str, int]:
-        labelled = [query.scalar_subquery().label(name) for name, query in queries.items()]
+        labelled = (query.scalar_subquery().label(name) for name, query in queries.items())
         return dict(self._read(sa.select(*labelled))[0]._mapping)
 
     def _get(self, key: str) -> Any:
@@ -495,6 +496,5 @@ def _is_for(annotator: str) -> Any:
 
 def _withdrawal(row: Row) -> Row:
     emptied = dict.fromkeys(("value", "strength", "reason", "seconds"))
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    names = {"id": f"{row['id']}-withdrawn", "supersedes": row["id"], "created_at": now}
-    return row | emptied | names | {"weight": 0.0}
+    names = {"id": f"{row['id']}-withdrawn", "supersedes": row["id"], "weight": 0.0}
+    return row | emptied | names | {"created_at": datetime.now(UTC).isoformat("T", "milliseconds")}

@@ -5,6 +5,7 @@ N turns, one for each episode where there is no environment.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -441,7 +442,7 @@ class Collector:
             return self.sample(prompts, rows, uniforms_BC), self.sample(prompts, rows, None)
 
         said_before = say() if self.sampler.is_collective else None
-        with agreed_section():
+        with agreed_section(), self.people.as_it_began() if self.people else nullcontext():
             sampled, greedy = said_before or say()
             self.score(prompts, sampled)
             self._reward(prompts, greedy)

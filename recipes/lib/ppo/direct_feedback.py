@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -78,36 +80,49 @@ class DirectFeedback:
                 "install 'rlhf-recipes[feedback]'."
             ) from error
         self.reward, self.args = reward, args
+        self.weight = (args.reward_weights or [1.0])[0]
         self.project = open_project(Path(args.feedback), {"action": "serve"}, may_begin=True)
         self.log = Path(args.output_dir) / LOG
-        self.lines: list[dict[str, Any]] = []  # rollout, and what it took
+        self.lines: list[dict[str, Any]] = []  # of each rollout what was asked, and what was taken
         self.head = head_of(reward.model)
         self.first_H = self.head.weight.detach().double().cpu().numpy()[0]
-        self.hidden: dict[int, Table] = {}  # hidden states of what a rollout took
+        self.hidden: dict[int, Table] = {}  # of what a rollout took
 
     def prepare(self, number: int) -> None:
         """Let the score head learn from what the rollouts before this one took."""
-        self.lines = read_jsonl(self.log) if self.log.is_file() else []
+        known = {line["rollout"] for line in self.lines}
+        written = read_jsonl(self.log) if self.log.is_file() else []
+        self.lines += [line for line in written if line["rollout"] not in known]
         before = [line for line in self.lines if line["rollout"] < number]
-        for line in before:
-            if line["rollout"] not in self.hidden and line["taken"]:
+        tokens = {name: ids for line in before for name, ids in line["asked"].items()}
+        told = []
+        for line, found in zip(before, targets(before), strict=True):
+            if line["taken"] and line["rollout"] not in self.hidden:
                 # Line by line, so that a run that is resumed has the same batches.
-                self.hidden[line["rollout"]] = self._hidden([r["tokens"] for r in line["taken"]])
-        told = [
-            (self.hidden[line["rollout"]][place], target)
-            for line, found in zip(before, targets(before), strict=True)
-            for place, target in enumerate(found)
-            if target is not None
-        ]
+                rows = [tokens[row["item"]] for row in line["taken"]]
+                self.hidden[line["rollout"]] = self._hidden(rows)
+            both = zip(found, self.hidden.get(line["rollout"], ()), strict=True)
+            told += [(target, hidden_H) for target, hidden_H in both if target is not None]
         weight_H = self.first_H
         if told:
-            hidden_NH, targets_N = (
-                np.stack([one for one, _ in told]),
-                np.array([t for _, t in told]),
-            )
-            weight_H = weight_H + ridge(hidden_NH, targets_N - hidden_NH @ weight_H)
+            hidden_NH = np.stack([hidden_H for _, hidden_H in told])
+            errors_N = np.array([target for target, _ in told]) - hidden_NH @ weight_H
+            weight_H = weight_H + ridge(hidden_NH, errors_N)
+        self._set_head(weight_H)
+
+    def _set_head(self, weight_H: Table) -> None:
         with torch.no_grad():
             self.head.weight.copy_(torch.from_numpy(weight_H)[None])
+
+    @contextmanager
+    def as_it_began(self) -> Iterator[None]:
+        """Evaluations are by the reward model as it began: one yardstick for the whole run."""
+        now_H = self.head.weight.detach().double().cpu().numpy()[0]
+        self._set_head(self.first_H)
+        try:
+            yield
+        finally:
+            self._set_head(now_H)
 
     def rate(self, number: int, asked: Sequence[Any], episodes: Sequence[Episode]) -> int:
         """Put people's scores in place of the reward model's, where there are some.
@@ -120,58 +135,73 @@ class DirectFeedback:
         Returns:
             How many have people's.
         """
-        if not any(line["rollout"] == number for line in self.lines):
-            first = slice(self.args.feedback_episodes)
-            taken = self._ask(number, asked[first], episodes[first])
-            self.lines.append({"rollout": number, "taken": taken})
+        items, places = dict[str, Any](), defaultdict[str, list[int]](list)
+        for place, episode in enumerate(episodes[: self.args.feedback_episodes]):
+            prompt, said = asked[place], [{"content": episode.text, "run": self.args.output_dir}]
+            name = item_id([prompt, "rating"], [episode.text])
+            item = {"id": name, "prompt": prompt, "completions": said, "kind": "rating"}
+            items[name] = item | {"aspects": ["overall"]}
+            places[name].append(place)
+        line = next((line for line in self.lines if line["rollout"] == number), None)
+        if line is None or [*line["asked"]] != [*items]:  # of none, or of another run
+            self.lines = [line for line in self.lines if line["rollout"] < number]
+            self.lines.append(self._ask(number, items))
             write_jsonl(self.log, self.lines)  # before it is used
         until = [line for line in self.lines if line["rollout"] <= number]
-        scores = defaultdict[int, list[float]](list)
+        scores = defaultdict[str, list[float]](list)
         for line, found in zip(until, targets(until), strict=True):
             for row, target in zip(line["taken"], found, strict=True):
-                if line["rollout"] == number and target is not None:
-                    scores[row["episode"]].append(target)
-        for place, of_people in scores.items():
-            episodes[place].score = fmean(of_people)
-        return len(scores)
+                if target is not None:
+                    scores[row["item"]].append(target)
+        rated = {place: scores[name] for name in scores for place in places.get(name, ())}
+        for place, of_people in rated.items():
+            episodes[place].score = self.weight * fmean(of_people)
+        return len(rated)
 
-    def _ask(
-        self, number: int, asked: Sequence[Any], episodes: Sequence[Episode]
-    ) -> list[dict[str, Any]]:
-        """Wait for ratings of some episodes, feedback_timeout seconds at most."""
-        store, items = self.project.store, dict[str, tuple[int, Any]]()
-        for place, (prompt, episode) in enumerate(zip(asked, episodes, strict=True)):
-            name = item_id([prompt, "rating"], [episode.text])
-            said = [{"content": episode.text, "run": self.args.output_dir}]
-            item = {"id": name, "prompt": prompt, "completions": said, "kind": "rating"}
-            items.setdefault(name, (place, item | {"aspects": ["overall"]}))
-        store.add_items(item for _, item in items.values())
+    def _ask(self, number: int, items: dict[str, Any]) -> dict[str, Any]:
+        """Wait for ratings, feedback_timeout seconds at most; late ones of before come along."""
+        store, args = self.project.store, self.args
+        store.close_items([*items])  # nobody is asked about the policy of before
+        store.add_items(items.values())
         note(
             f"rollout {number}: {len(items)} completions wait for ratings, "
-            f"{self.args.feedback_timeout:g} s at most; rlhf feedback serve --output_dir "
-            f"{self.args.feedback} shows them."
+            f"{args.feedback_timeout:g} s at most; rlhf feedback serve --output_dir "
+            f"{args.feedback} shows them."
         )
-        deadline = time.monotonic() + self.args.feedback_timeout
+        deadline = time.monotonic() + args.feedback_timeout
         while True:
-            rows = [row for row in current(store.rows()) if row["item"] in items and row["weight"]]
-            rows = [row for row in rows if row["kind"] == "rating" and row["value"] is not None]
-            if len({row["item"] for row in rows}) == len(items) or time.monotonic() > deadline:
+            rows = store.rows()
+            gone = {row["supersedes"] for row in rows}
+            # Who cannot judge has answered, too.
+            said = {r["item"] for r in rows if r["id"] not in gone and not r["supersedes"]}
+            if items.keys() <= said or time.monotonic() > deadline:
                 break
             time.sleep(PAUSE)
-        taken = []
-        for row in sorted(rows, key=lambda row: (items[row["item"]][0], row["annotator"])):
-            place, item = items[row["item"]]
-            answers = as_answers([item["prompt"]], [episodes[place].text])
-            texts = self.reward.texts([item["prompt"]], answers)
-            is_plain = isinstance(item["prompt"], str)
-            tokens = self.reward.tokenizer(texts, add_special_tokens=is_plain)["input_ids"][0]
-            who = {"episode": place, "annotator": row["annotator"], "rating": row["value"]}
-            taken.append(who | {"tokens": tokens})
-        if taken:
-            hidden_NH = self._hidden([row["tokens"] for row in taken])
-            for row, score in zip(taken, (hidden_NH @ self.first_H).tolist(), strict=True):
+        line: dict[str, Any] = {"rollout": number, "asked": {}, "taken": []}
+        line["asked"] = {name: self._tokens(item) for name, item in items.items()}
+        tokens = {name: ids for one in [*self.lines, line] for name, ids in one["asked"].items()}
+        known = {(row["item"], row["who"]) for one in self.lines for row in one["taken"]}
+        for row in current(rows):
+            who = sha256(row["annotator"].encode()).hexdigest()[:8]  # a name may be forgotten
+            is_new = row["item"] in tokens and (row["item"], who) not in known
+            if is_new and row["kind"] == "rating" and row["weight"]:
+                taken = {"item": row["item"], "who": who, "rating": row["value"]}
+                line["taken"].append(taken)
+        line["taken"].sort(key=lambda row: (row["item"], row["who"]))
+        if line["taken"]:
+            hidden_NH = self._hidden([tokens[row["item"]] for row in line["taken"]])
+            for row, score in zip(line["taken"], (hidden_NH @ self.first_H).tolist(), strict=True):
                 row["score"] = score
-        return taken
+        return line
+
+    def _tokens(self, item: dict[str, Any]) -> list[int]:
+        answers = as_answers([item["prompt"]], [item["completions"][0]["content"]])
+        texts, is_plain = (
+            self.reward.texts([item["prompt"]], answers),
+            isinstance(item["prompt"], str),
+        )
+        ids: list[int] = self.reward.tokenizer(texts, add_special_tokens=is_plain)["input_ids"][0]
+        return ids
 
     @torch.no_grad()
     def _hidden(self, rows: list[list[int]]) -> Table:
@@ -179,12 +209,15 @@ class DirectFeedback:
         found: list[torch.Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, given: found.append(given[0]))
         hidden_NH = np.zeros((len(rows), len(self.first_H)))
+        pad = self.reward.model.config.get_text_config().pad_token_id
         try:
             for chosen in length_batches([*map(len, rows)], self.reward.batch_size):
                 self.reward.outputs([rows[n] for n in chosen])
                 states = found.pop().double().cpu()
-                for place, row in enumerate(chosen):  # a classifier scores every token
-                    own = states[place] if states.ndim == 2 else states[place, len(rows[row]) - 1]
+                for place, row in enumerate(chosen):
+                    # A classifier scores every token, and reads the last that is no padding by id.
+                    words = [n for n, token in enumerate(rows[row]) if token != pad] or [-1]
+                    own = states[place] if states.ndim == 2 else states[place, words[-1]]
                     hidden_NH[row] = own.numpy()
         finally:
             handle.remove()
@@ -211,14 +244,14 @@ def targets(lines: Sequence[dict[str, Any]]) -> list[list[float | None]]:
     given = defaultdict[str, list[tuple[float, float]]](list)
     for line in lines:
         for row in line["taken"]:
-            given[row["annotator"]].append((row["rating"], row["score"]))
+            given[row["who"]].append((row["rating"], row["score"]))
     units = {}
     for name, both in given.items():
         ratings, scores = zip(*both, strict=True)
         units[name] = fmean(ratings), pstdev(ratings), fmean(scores), pstdev(scores)
 
     def target(row: dict[str, Any]) -> float | None:
-        mean, spread, own_mean, own_spread = units[row["annotator"]]
+        mean, spread, own_mean, own_spread = units[row["who"]]
         return own_mean + own_spread * (row["rating"] - mean) / spread if spread else None
 
     return [[target(row) for row in line["taken"]] for line in lines]

@@ -15,7 +15,7 @@ from recipes.lib.ppo.rollouts import Episode
 
 # Phases that process tokens and are in every log; the others are logged when they took place.
 COUNTED = ("sampling", "scoring", "training")
-OTHERS = ("evaluation", "saving")
+OTHERS = ("people", "evaluation", "saving")
 NUM_RECENT = 100  # episodes whose mean return is told where turns are rows
 
 

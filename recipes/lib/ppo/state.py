@@ -38,6 +38,7 @@ def trainer_state(trainer: Any, sums: dict[str, float]) -> dict[str, Any]:
         "cost": vars(collector.cost),
         "moments": vars(collector.moments),
         "slots": collector.player.slots if collector.player else [],
+        "people": collector.people.lines if collector.people else [],
         **{name: getattr(collector, name) for name in OF_COLLECTOR},
         "sums": sums,
         "braked": trainer.braked,
@@ -59,6 +60,8 @@ def restore_state(trainer: Any, state: dict[str, Any]) -> None:
     vars(collector.moments).update(state["moments"])
     if collector.player:
         collector.player.slots = state["slots"]
+    if collector.people:
+        collector.people.lines = state.get("people", [])
     for name in OF_COLLECTOR:
         setattr(collector, name, state.get(name, []))
     trainer.sums, trainer.braked = state["sums"], state.get("braked", -1)

@@ -60,7 +60,11 @@ def timeline(rounds: dict[str, Row]) -> Picture:
 def _cells(row: Row) -> list[str]:
     rate, kl, accuracy = row.get("win_rate"), row.get("kl"), row.get("accuracy")
     low, high = row.get("win_rate_ci95", (0.0, 0.0))
-    won = f"{percent(rate)} ({plain(100 * low, 0)} to {plain(100 * high, 0)})" if rate else NONE
+    won = (
+        f"{percent(rate)} ({plain(100 * low, 0)} to {plain(100 * high, 0)})"
+        if is_finite(rate)
+        else NONE
+    )
     return [
         plain(row["num_answers"], 0),
         percent(accuracy, 1) if is_finite(accuracy) else NONE,

@@ -20,11 +20,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from recipes.lib.runs.files import write_jsonl  # noqa: E402
 from recipes.lib.tasks.environments.cartpole import LETTERS, four_letters  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 from scripts.bench.environments.classical import table, with_section  # noqa: E402
 
 COMMAND = ".venv/bin/python scripts/bench/environments/cartpole.py --page FILE"
+KEPT = ROOT / "runs/worlds/stable-baselines3.jsonl"  # for the picture of worlds.py
 STEPS, EVERY, SEEDS = 40_000, 5000, (1, 2, 3)
 NOTE = """Its default settings, and the mean return of the episodes that ended within the last 5,000
 steps, as it samples. 500 is the most. `letters`: the number of each letter, from -1 to 1.
@@ -73,6 +75,8 @@ def main() -> int:
     title = "## CartPole by stable-baselines3"
     section = f"{title}\n\n{conditions(COMMAND)}\n\n{NOTE}\n{table(heads, rows)}\n"
     print(section)
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(KEPT, [{"seen": seen, "returns": returns} for seen, _, *returns in rows])
     if page is not None:
         old = page.read_text(encoding="utf-8")
         page.write_text(with_section(old, section), encoding="utf-8")

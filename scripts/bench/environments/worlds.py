@@ -86,7 +86,13 @@ CASES = {
         note="A hundred mazes, at most 12 turns; `by the shortest`: turns by those of the shortest "
         "way. Q-learning\nhas a table for each maze. ",
     ),
-    "maze-5x5": Case(Maze, "maze", processes=2, note="500 mazes, at most 32 turns. "),
+    "maze-5x5": Case(
+        Maze,
+        "maze",
+        ppo={"per_device_train_batch_size": 32},
+        processes=2,
+        note="500 mazes, at most 32 turns. ",
+    ),
     "guessing": Case(Guessing, "guessing", ("--num_sft", "4000"), base="quickstart"),
     "guessing-judged": Case(
         Guessing, "guessing", ("--num_sft", "4000"), base="quickstart", is_judged=True
@@ -321,6 +327,14 @@ def draw_curve(name: str, results: dict[int, dict[str, Any]]) -> None:
             [n * len(rows) for n in times], learned(rows, len(times)), c="tab:green", label=label
         )
         axes.set_ylim(-1, 1)
+    if case.make is CartPole:
+        from scripts.bench.environments.cartpole import EVERY, KEPT
+
+        for number, row in enumerate(read_jsonl(KEPT) if KEPT.is_file() else ()):
+            label = "stable-baselines3, from the numbers" if number == 0 else None
+            if row["seen"] == "numbers":
+                turns = [EVERY * (n + 1) for n in range(len(row["returns"]))]
+                axes.plot(turns, row["returns"], color="tab:green", lw=0.9, label=label)
     axes.set(
         xlabel="turns" if case.world == "cartpole" else "episodes",
         ylabel="score" if case.is_judged else "return",

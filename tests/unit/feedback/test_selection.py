@@ -1,5 +1,6 @@
 """What is asked: gains against closed forms, the farthest first by hand, who is held out."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.selection import Chooser, check_selection, farthest_first, pair_gains
 from recipes.lib.generation.completions import Completion
+from recipes.lib.runs.files import write_jsonl
 
 KEYS: dict[str, Any] = {
     "strategy": "random",
@@ -21,6 +23,7 @@ KEYS: dict[str, Any] = {
     "num_completions": 2,
     "repeat": 0.0,
     "seed": 1,
+    "temperature": 1.0,
     "trust_remote_code": False,
 }
 
@@ -106,9 +109,41 @@ def test_half_of_the_items_can_be_random_and_all_of_them() -> None:
     assert numbers["num_held_out"] == len(items) == 10
 
 
+def test_a_prompt_that_comes_again_in_the_data_is_asked_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    chooser = Chooser(SimpleNamespace(**KEYS))
+    items, numbers = chooser.choose([f"prompt {n % 7}" for n in range(70)], sample)
+    prompts = [item["prompt"] for item in items]
+    assert sorted(prompts) == sorted({*prompts})
+    assert numbers["num_items"] == len(items) == 7
+    assert "only 7 prompts are left" in capsys.readouterr().err
+
+
+def test_the_share_that_is_held_out_is_never_less_than_asked(tmp_path: Path) -> None:
+    assert choose(num_items=12)[1]["num_held_out"] == 3  # 2.4 of 12
+    (tmp_path / "final").mkdir()
+    before = [{"id": str(n), "prompt": f"old {n}", "completions": []} for n in range(9)]
+    write_jsonl(tmp_path / "final/items.jsonl", before)
+    chooser = Chooser(SimpleNamespace(**KEYS | {"asked": [str(tmp_path)], "repeat": 0.5}))
+    items, numbers = chooser.choose([f"prompt {n}" for n in range(100)], sample)
+    assert (numbers["num_repeated"], numbers["num_items"]) == (5, 10)
+    assert sum("held_out" in item for item in items) == 2
+
+
+def test_where_all_texts_are_equal_there_is_nothing_to_ask() -> None:
+    def same(name: str, prompts: Any, seed: int) -> list[Completion]:
+        return [Completion([], [], "text", True) for _ in prompts]
+
+    with pytest.raises(UserError, match="were equal or empty"):
+        Chooser(SimpleNamespace(**KEYS)).choose(["a", "b"], same)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"repeat": 1.0}, "a share below 1"),
+        ({"temperature": 0.0}, "at temperature 0 texts are equal"),
         ({"strategy": "widest"}, "give reward_model_name_or_path"),
         ({"reward_model_name_or_path": "reward"}, "reads no scores"),
         ({"random_share": 0.1}, "from 0.2 to 1"),
