@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -369,11 +370,14 @@ def test_people_who_pass_and_exports_meanwhile_neither_stop_a_step_nor_end_it(
 def test_rounds_that_are_killed_twenty_times_end_as_unbroken_ones(folder: Path) -> None:
     values, log = write_configs(folder), folder / "log.txt"
     import_libraries()
+    begun = time.monotonic()
     assert run_in_fork(functools.partial(play, values), log) == 0, log.read_text()[-3000:]
+    seconds = time.monotonic() - begun
     killed = values | {"output_dir": str(folder / "killed")}
     kills, draw = 0, random.Random(0)
     while True:
-        after = draw.uniform(0.2, 2.0) if kills < 20 else None
+        # So soon that it is not done after fewer.
+        after = seconds * draw.uniform(0.02, 0.12) if kills < 20 else None
         code = run_in_fork(functools.partial(play, killed), log, after)
         if code != -signal.SIGKILL:
             break
