@@ -179,6 +179,18 @@ def ready_sets(config: Config) -> Asked:
     return open_run(config), [{"prompt": item["prompt"]} for item in items], items, sets, {}
 
 
+def load_rater_judge(name: str, *, trust_remote_code: bool) -> Any:
+    """What scores completions, or a language model that compares them."""
+    from recipes.lib.evaluation.judges import load_judge
+    from recipes.lib.models.policies import evaluation_device
+    from recipes.lib.rewards.judge import LanguageModelJudge
+
+    if is_judge(name):
+        device = evaluation_device()
+        return LanguageModelJudge(name, device, trust_remote_code=trust_remote_code)
+    return load_judge(name, trust_remote_code=trust_remote_code)
+
+
 @guarded
 def simulate(config: Config) -> dict[str, Any]:
     """Sample completions, or take ready ones, let simulated annotators answer, write the rows.
@@ -192,7 +204,6 @@ def simulate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A key, the data, the model or the judge cannot be used.
     """
-    from recipes.lib.evaluation.judges import load_judges
     from recipes.lib.feedback.exchange import write_answers, write_pairs
     from recipes.lib.feedback.simulation import (
         check_simulation,
@@ -203,12 +214,11 @@ def simulate(config: Config) -> dict[str, Any]:
     )
     from recipes.lib.recipe.spine import finish
     from recipes.lib.rewards.judge import judge_counts
-    from recipes.lib.rewards.reward_models import MEAN, ModelReward
 
     script = config.script
     check_simulation(script)
     trusted = {"trust_remote_code": script.trust_remote_code}
-    judge: Any = load_judges([ModelReward(script.judge, MEAN, "auto")], 64, **trusted)[script.judge]
+    judge = load_rater_judge(script.judge, **trusted)
     folder, rows, items, sets, summary = (ready_sets if script.items else sampled_sets)(config)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     if is_judge(script.judge):

@@ -166,14 +166,14 @@ def carry_out(
     Args:
         stage: The stage.
         place: Its number, and that of all.
-        after: Folders of what begins from it; where it does not hold, they are moved aside before
-            it runs, so that a kill leaves nothing of before behind it.
+        after: Folders of what begins from it; where it runs, they are moved aside before that, so
+            that a kill leaves nothing of before behind it.
         is_stale: Whether what it began from was made anew.
 
     Returns:
         Whether it ran.
     """
-    title = f"[{place}] {stage.name}"
+    title, reason = f"[{place}] {stage.name}", "runs anew"
     if is_run(stage.folder):
         is_same = is_of(stage)
         if is_same and not is_stale and stage.is_finished():
@@ -181,10 +181,13 @@ def carry_out(
             return False
         if is_stale or not is_same:
             reason = "its YAML changed" if not is_same else "what it began from was made anew"
-            for folder in (*(one for one in after[::-1] if one.exists()), stage.folder):
-                print(f"{title}: {reason}; what was there is now {move_aside(folder)}", flush=True)
+            after = (stage.folder, *after)
         else:
-            print(f"{title}: goes on where it was interrupted", flush=True)
+            reason = "goes on where it was interrupted"
+            print(f"{title}: {reason}", flush=True)
+    for folder in after[::-1]:
+        if folder.exists():
+            print(f"{title}: {reason}; what was there is now {move_aside(folder)}", flush=True)
     print(f"{title}: {stage.purpose}", flush=True)
     with short_bars_hidden():
         config = parsed(stage, **({"resume": True} if is_run(stage.folder) else {}))

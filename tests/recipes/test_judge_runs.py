@@ -164,3 +164,13 @@ def test_a_judge_as_a_rater_refuses_what_it_does_not_read(
     values = {"judge": str(folder / "judge.yaml"), "items": str(folder / "items.jsonl")} | keys
     with pytest.raises(UserError, match=told):
         feedback.run(parse("feedback", ["simulate"], values | {"output_dir": str(folder / "out")}))
+
+
+def test_a_function_of_tokens_does_not_judge_items_which_have_none(folder: Path) -> None:
+    write(folder / "items.jsonl", [{"prompt": "Once", "completions": [" a", " b"]}])
+    (folder / "tokens.py").write_text(
+        "def count(completion_ids, **_):\n    return [float(len(ids)) for ids in completion_ids]\n"
+    )
+    values = {"judge": f"{folder / 'tokens.py'}:count", "items": str(folder / "items.jsonl")}
+    with pytest.raises(UserError, match="reads completion_ids"):
+        feedback.run(parse("feedback", ["simulate"], values | {"output_dir": str(folder / "out")}))

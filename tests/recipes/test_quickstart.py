@@ -214,6 +214,15 @@ def test_a_changed_yaml_runs_its_stage_and_those_after_it(
         assert (folder / f"runs/{stage}.old-1/summary.json").is_file()
 
 
+def test_what_followed_from_a_stage_that_is_gone_runs_again(folder: Path) -> None:
+    before = finished_at(folder)
+    shutil.rmtree(folder / "runs/ppo")
+    run(folder)
+    after = finished_at(folder)
+    assert [name for name in after if after[name] != before[name]] == ["ppo", "evaluate"]
+    shutil.rmtree(folder / "runs/evaluate.old-2")
+
+
 def test_an_interrupted_stage_goes_on_and_ends_as_if_it_had_not_been(
     folder: Path, tmp_path: Path
 ) -> None:

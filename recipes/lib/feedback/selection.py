@@ -146,7 +146,7 @@ class Chooser:
         The prompts come in random order, and the first ones are those drawn at random.
         """
         share, asked = self.script.random_share, (0, 1)
-        num_random = min(math.ceil(share * self.script.num_items), len(sets))
+        num_random = min(math.ceil(share * self.script.num_items), wanted, len(sets))
         yield from ((place, asked, True) for place in range(num_random))
         rest = range(num_random, len(sets))
         texts = [[one.text for one in sets[place]] for place in rest]
@@ -211,6 +211,10 @@ def pair_gains(strategy: str, outputs_NCK: Table) -> tuple[Table, list[tuple[int
     the entropy of the mean probability less the mean of the entropies. closest and widest are of
     the gap of the mean scores.
 
+    Args:
+        strategy: One of the three.
+        outputs_NCK: Scores by each output of the ensemble, shape (N, C, K).
+
     Returns:
         Gains of shape (N, P), and the places of the two completions of each of the P pairs.
     """
@@ -233,6 +237,13 @@ def farthest_first(features_NCH: Table, count: int) -> list[int]:
     """Pairs far from each other, the longest first; a pair and its reverse are the same.
 
     A pair is the difference of its two hidden states, each divided by its root mean square.
+
+    Args:
+        features_NCH: Hidden states of two completions of each prompt, shape (N, 2, H).
+        count: How many are wanted.
+
+    Returns:
+        Places of the prompts, fewer where there are fewer.
     """
     pairs_NH = features_NCH[:, 0] - features_NCH[:, 1]
     pairs_NH = pairs_NH / (np.sqrt((pairs_NH**2).mean(0)) + 1e-12)

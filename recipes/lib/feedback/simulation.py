@@ -14,6 +14,7 @@ Statistical Society B 42, 1980.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import random
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.errors import UserError
 from recipes.lib.feedback.rows import KINDS, Row, make_row
-from recipes.lib.rewards.loading import is_judge
+from recipes.lib.rewards.loading import is_function_reference, is_judge, load_function
 
 if TYPE_CHECKING:
     from recipes.lib.generation.completions import Completion
@@ -121,6 +122,13 @@ def _check_source(script: Any) -> None:
         raise UserError(told if items else "model_name_or_path is missing: name a run or a model.")
     if items and (script.dataset_name or script.datasets):
         raise UserError(f"items={items}: stands for the data, too; leave dataset_name out.")
+    if items and is_function_reference(script.judge):
+        asked = inspect.signature(load_function(script.judge)).parameters
+        if "completion_ids" in asked:
+            raise UserError(
+                f"judge={script.judge}: reads completion_ids, and items={items} has texts alone; "
+                "name one that reads completions."
+            )
     if is_judge(str(script.judge)) and (script.kinds != PAIRS or script.annotators):
         raise UserError(f"judge={script.judge}: compares pairs by itself; leave the others out.")
 

@@ -240,6 +240,12 @@ def targets(lines: Sequence[dict[str, Any]]) -> list[list[float | None]]:
 
     Of each annotator the ratings get the mean and the spread that the reward model's own scores of
     the same completions have; None of one who has given fewer than two different ratings.
+
+    Args:
+        lines: Of the log; each row that was taken has who, rating and score.
+
+    Returns:
+        Of each line the targets of its rows, in units of the reward model's score.
     """
     given = defaultdict[str, list[tuple[float, float]]](list)
     for line in lines:
@@ -262,6 +268,13 @@ def ridge(hidden_NH: Table, errors_N: Table) -> Table:
 
     The penalty is the mean squared length of the rows: n ratings of one text move its score by
     n / (n + 1) of the way.
+
+    Args:
+        hidden_NH: What the head reads, shape (N, H).
+        errors_N: Targets less its scores, in units of the score.
+
+    Returns:
+        Shape (H,).
     """
     penalty = (hidden_NH**2).sum(1).mean()
     inner_HH = hidden_NH.T @ hidden_NH + penalty * np.eye(hidden_NH.shape[1])

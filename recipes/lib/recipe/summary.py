@@ -61,11 +61,8 @@ def print_closing(config: Config, summary: dict[str, Any], console: Console | No
         console: Where to print; standard output by default.
     """
     asks = getattr(config.script, "action", None) in ("sample", "import", "status", "forget")
-    if (
-        config.recipe in ("chat", "push", "check")
-        or asks
-        or getattr(config.script, "status", False)
-    ):
+    asks = asks or getattr(config.script, "status", False)
+    if config.recipe in ("chat", "push", "check") or asks:
         return
     console = console or Console(highlight=False)
     if config.recipe != "data":

@@ -191,14 +191,19 @@ def train(pool: Pool, rows: list[dict[str, Any]], folder: Path, seed: int) -> fl
         return float(reward.run(parse("reward", [], values))["accuracy"])
 
 
+def first_answers(pool: Pool, folder: Path, seed: int) -> list[dict[str, Any]]:
+    """Training rows of the first items, which lie in folder/asked."""
+    asked = choose(pool, folder, "random", seed, is_first=True)
+    (folder / "asked/final").mkdir(parents=True)
+    write_jsonl(folder / "asked/final/items.jsonl", asked)
+    return pool.answered(asked, seed)
+
+
 def measure(make: Any, seed: int) -> dict[str, float]:
     """Accuracy after the first answers, and after the second ones of each strategy."""
     with tempfile.TemporaryDirectory() as place:
         folder, pool = Path(place), make(seed)
-        asked = choose(pool, folder, "random", seed, is_first=True)
-        (folder / "asked/final").mkdir(parents=True)
-        write_jsonl(folder / "asked/final/items.jsonl", asked)
-        rows = pool.answered(asked, seed)
+        rows = first_answers(pool, folder, seed)
         found = {"first": train(pool, rows, folder / "first", seed)}
         for strategy in STRATEGIES:
             chosen = choose(pool, folder, strategy, seed)
@@ -211,10 +216,7 @@ def gold_after_ppo(strategy: str, seed: int) -> float:
     """Mean hidden score of the last third of PPO's rollouts against a strategy's reward model."""
     with tempfile.TemporaryDirectory() as place:
         folder, pool = Path(place), tales_pool(seed)
-        asked = choose(pool, folder, "random", seed, is_first=True)
-        (folder / "asked/final").mkdir(parents=True)
-        write_jsonl(folder / "asked/final/items.jsonl", asked)
-        rows = pool.answered(asked, seed)
+        rows = first_answers(pool, folder, seed)
         train(pool, rows, folder / "first", seed)
         chosen = choose(pool, folder, strategy, seed)
         train(pool, rows + pool.answered(chosen, seed), folder / "reward", seed)

@@ -131,6 +131,20 @@ def test_the_share_that_is_held_out_is_never_less_than_asked(tmp_path: Path) -> 
     assert sum("held_out" in item for item in items) == 2
 
 
+def test_no_more_is_asked_than_wanted_where_most_is_random_and_half_comes_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "final").mkdir()
+    before = [{"id": str(n), "prompt": f"old {n}", "completions": []} for n in range(9)]
+    write_jsonl(tmp_path / "final/items.jsonl", before)
+    chooser = Chooser(SimpleNamespace(**KEYS))
+    keys = {"asked": [str(tmp_path)], "repeat": 0.5, "random_share": 0.8, "strategy": "widest"}
+    chooser.before, chooser.script = before, SimpleNamespace(**KEYS | keys)
+    chooser.outputs = lambda prompts, texts: np.zeros((len(texts), 2, 1))
+    items, numbers = chooser.choose([f"prompt {n}" for n in range(100)], sample)
+    assert len(items) == numbers["num_items"] == 10
+
+
 def test_where_all_texts_are_equal_there_is_nothing_to_ask() -> None:
     def same(name: str, prompts: Any, seed: int) -> list[Completion]:
         return [Completion([], [], "text", True) for _ in prompts]
