@@ -7,9 +7,11 @@ and seeds, which grow by one a round. Finished steps are kept, interrupted ones 
 follows from a step that changed runs again. Each round learns from the answers of all.
 
 A policy is promoted where the reward model passed its check, the win rate over the last promoted
-one lies above 0.5 with its 95 % interval, and the mean cost is at most 10 % above cost_limit; the
-next round begins from the last promoted policy. `gate_answers` lets the raters decide: they compare
-the two policies, whose names they do not see. Otherwise the judge of evaluate.yaml does.
+one lies above 0.5 with its 95 % interval, and the mean cost is at most 10 % above cost_limit. The
+next round goes on from the newest policy, promoted or not: few answers seldom show what a round has
+brought. Where that interval lies below 0.5 or the cost is too high, it goes back to the last
+promoted one. `gate_answers` lets the raters decide: they compare the two policies, whose names they
+do not see. Otherwise the judge of evaluate.yaml does.
 
 Writes <output_dir>/round-<n>/<step>/, and summary.json and report.html there and in output_dir.
 
@@ -127,6 +129,7 @@ class Loop:
     Args:
         script: The keys.
         promoted: The policy that was promoted last.
+        newest: The policy that the next round begins from.
         reward: The newest reward model that passed its check.
         selections: What was asked.
         answers: Feedback runs with the answers.
@@ -135,6 +138,7 @@ class Loop:
 
     script: RoundsArguments
     promoted: str
+    newest: str
     number: int = 0
     reward: str | None = None
     selections: list[str] = field(default_factory=list)
@@ -196,7 +200,7 @@ class Loop:
         )
         if not data:
             raise UserError(f"{self.folder}: no answer is left to learn from; ask for more.")
-        keys: dict[str, Any] = {"model_name_or_path": self.promoted}
+        keys: dict[str, Any] = {"model_name_or_path": self.newest}
         if method in OFFLINE:
             return self.step(method, **keys, datasets=data)
         reward = str(self.step("reward", datasets=data).folder)
@@ -226,7 +230,7 @@ class Loop:
 
     def play(self) -> dict[str, Any]:
         """One round: its numbers, whether the policy is promoted, and the reasons if it is not."""
-        self.number, start, before = self.number + 1, self.promoted, len(self.answers)
+        self.number, start, before = self.number + 1, self.newest, len(self.answers)
         keys: dict[str, Any] = {}
         own = keys_of(self.script, "select")
         if own.get("strategy") in READS_SCORES and self.reward:
@@ -240,6 +244,7 @@ class Loop:
             told["policy"] = str(policy.folder)
             evaluated = self.evaluate(told["policy"]).summary()
             reasons = reasons_against(evaluated, policy)
+            self.newest = self.promoted if is_worse(evaluated, policy) else told["policy"]
         except FaultError as fault:
             evaluated, reasons = {}, [str(fault)]
         if not reasons:
@@ -287,10 +292,21 @@ def reasons_against(evaluated: dict[str, Any], policy: Stage) -> list[str]:
             f"its win rate over the last promoted policy is {evaluated['win_rate']:.3f} (95 %: "
             f"{low:.3f} to {high:.3f}), which does not lie above 0.5"
         )
-    limit, cost = policy.values().get("cost_limit"), policy.summary().get("cost")
-    if limit is not None and cost > limit + COST_MARGIN * abs(limit):
+    if is_too_costly(policy):
+        cost, limit = policy.summary()["cost"], policy.values()["cost_limit"]
         reasons.append(f"its mean cost is {cost:.4g}, and cost_limit={limit:g}")
     return reasons
+
+
+def is_worse(evaluated: dict[str, Any], policy: Stage) -> bool:
+    """Whether the next round goes back to the last promoted policy."""
+    return evaluated["win_rate_ci95"][1] < 0.5 or is_too_costly(policy)
+
+
+def is_too_costly(policy: Stage) -> bool:
+    """Whether a policy's mean cost is above its limit and the margin."""
+    limit = policy.values().get("cost_limit")
+    return limit is not None and policy.summary()["cost"] > limit + COST_MARGIN * abs(limit)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -315,7 +331,8 @@ def run(config: Config) -> dict[str, Any]:
         return read_json(root / "summary.json")
     from recipes.lib.report.page import write_rounds_report
 
-    loop, rounds = Loop(script, str(script.model_name_or_path)), {}
+    first = str(script.model_name_or_path)
+    loop, rounds = Loop(script, promoted=first, newest=first), {}
     for number in range(1, script.num_rounds + 1):
         rounds[f"round {number}"] = told = loop.play()
         print("\n".join([f"[round {number}] {verdict(told)}", *told["hints"]]), flush=True)

@@ -42,9 +42,10 @@ def decide(monkeypatch: pytest.MonkeyPatch, *verdicts: bool) -> None:
     """Promote as is said, whatever the win rates of two updates of a tiny model."""
     said = iter(verdicts)
     monkeypatch.setattr(rounds, "reasons_against", lambda *_: [] if next(said) else ["a reason"])
+    monkeypatch.setattr(rounds, "is_worse", lambda *_: False)
 
 
-def test_each_round_learns_from_all_answers_and_begins_from_the_last_promoted(
+def test_each_round_learns_from_all_answers_and_goes_on_from_the_newest_policy(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = write_configs(folder)
@@ -54,9 +55,10 @@ def test_each_round_learns_from_all_answers_and_begins_from_the_last_promoted(
     told = [read_json(root / f"round-{n}/summary.json") for n in (1, 2, 3)]
     assert [one["promoted"] for one in told] == [False, True, False]
     assert summary["promoted"] == str(root / "round-2/ppo")
-    assert [one["start"] for one in told] == [values["model_name_or_path"]] * 2 + [
-        str(root / "round-2/ppo")
-    ]
+    begun = [values["model_name_or_path"], *(str(root / f"round-{n}/ppo") for n in (1, 2))]
+    assert [one["start"] for one in told] == begun
+    gates = [yaml.safe_load((root / f"round-{n}/evaluate/config.yaml").read_text()) for n in (2, 3)]
+    assert [one["baseline"] for one in gates] == [begun[0], str(root / "round-2/ppo")]
     assert [one["num_answers"] for one in told] == [20, 20, 20]
     keys = [yaml.safe_load((root / f"round-{n}/reward/config.yaml").read_text()) for n in (1, 2, 3)]
     learned = [[Path(part["path"]) for part in one["datasets"]] for one in keys]
@@ -262,6 +264,30 @@ def test_a_policy_is_promoted_that_wins_and_keeps_its_costs(
     found = rounds.reasons_against(evaluated, stage)
     assert len(found) == bool(reason)
     assert reason in "".join(found)
+
+
+def test_a_round_after_a_worse_policy_begins_from_the_last_promoted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = write_configs(folder)
+    decide(monkeypatch, False, False)
+    monkeypatch.setattr(rounds, "is_worse", lambda *_: True)
+    play(values | {"num_rounds": 2})
+    told = [read_json(folder / f"rounds/round-{n}/summary.json") for n in (1, 2)]
+    assert [one["start"] for one in told] == [values["model_name_or_path"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("interval", "cost", "worse"),
+    [([0.3, 0.5], 2.0, False), ([0.3, 0.49], 2.0, True), ([0.52, 0.7], 2.3, True)],
+)
+def test_a_policy_is_worse_that_surely_loses_or_costs_too_much(
+    tmp_path: Path, interval: list[float], cost: float, worse: bool
+) -> None:
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump({"cost_limit": 2.0}))
+    write_json(tmp_path / "summary.json", {"cost": cost})
+    stage = quickstart.Stage("ppo", tmp_path / "ppo.yaml", "runs", {"output_dir": str(tmp_path)})
+    assert rounds.is_worse({"win_rate_ci95": interval}, stage) == worse
 
 
 def test_a_rater_whose_taste_changes_is_told_of_within_a_round(

@@ -3,11 +3,13 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/feedback/rounds.py --seeds 1 2 3 4 5
 
-First run ./scripts/quickstart, from whose SFT model all begin. Each side has 300 answers of the
-simulated rater and 6,912 episodes: `rlhf rounds` three times 100 and 2,304, with 30 answers of each
-round for the gate, which sees the rater's answers and never the hidden score; `one` all at once,
-without a gate. Nothing else differs. Some ten minutes a seed on one core; a step that is done is
-kept in runs/bench-rounds. --page writes docs/benchmarks/rounds.md of what is there.
+First run ./scripts/quickstart, from whose SFT model all begin. Each side has 900 answers of the
+simulated rater. `three` is `rlhf rounds` as configs/rounds has it: three times 300 answers and
+2,304 episodes, with 60 answers of each round for the gate, which sees the rater's answers and never
+the hidden score. `one` asks all at once, without a gate, and has as many episodes as one of the
+three rounds; `one, longer` as many as all three, by the same reward model. Nothing else differs.
+Some ten minutes a seed on one core; a step that is done is kept in runs/bench-rounds. --page writes
+docs/benchmarks/rounds.md of what is there.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from recipes import rounds  # noqa: E402
+from recipes import ppo, rounds  # noqa: E402
 from recipes.lib.config.strict_yaml import read_yaml  # noqa: E402
 from recipes.lib.data.prompts import prompt_text  # noqa: E402
 from recipes.lib.evaluation.win_rate import pair_accuracy  # noqa: E402
@@ -43,11 +45,12 @@ from scripts.bench.kept import kept  # noqa: E402
 COMMAND = "OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/feedback/rounds.py --seeds {}"
 PAGE, RUNS = ROOT / "docs/benchmarks/rounds.md", ROOT / "runs/bench-rounds"
 START, DATA = ROOT / "runs/quickstart/sft", ROOT / "runs/quickstart/base/data"
-ANSWERS, GATE, EPISODES = 300, 30, 6912
+ANSWERS, GATE, EPISODES = 900, 60, 2304
 SIDES: dict[str, dict[str, int]] = {
     "three": {"num_rounds": 3, "num_answers": ANSWERS // 3, "gate_answers": GATE},
     "one": {"num_rounds": 1, "num_answers": ANSWERS, "gate_answers": 0},
 }
+LONGER = "longer"  # PPO of `one`, with the episodes of three rounds
 
 
 def play(side: str, seed: int) -> Path:
@@ -59,8 +62,7 @@ def play(side: str, seed: int) -> Path:
         own = dict(read_yaml(file).values)
         own |= {"seed": 100 * seed} if "seed" in own else {}
         own |= {"disable_tqdm": True} if file.stem in ("reward", "ppo") else {}
-        if file.stem == "ppo":
-            own["total_episodes"] = EPISODES // keys["num_rounds"]
+        own |= {"total_episodes": EPISODES} if file.stem == "ppo" else {}
         if file.stem == "evaluate" and not keys["gate_answers"]:  # nobody is asked: a formality
             own |= {"judge": ["recipes.lib.tasks.tales:gold_scores"]}
             own |= {"dataset_name": str(DATA / "eval_prompts.jsonl"), "num_prompts": 32}
@@ -68,6 +70,16 @@ def play(side: str, seed: int) -> Path:
         (configs / file.name).write_text(f"# Step: {file.stem}.\n{text}", encoding="utf-8")
     values = keys | {"model_name_or_path": str(START), "output_dir": str(folder)}
     rounds.run(parse("rounds", [], values | {"configs": str(configs)}))
+    return folder
+
+
+def play_longer(one: Path) -> Path:
+    """PPO of `one` with the episodes of three rounds."""
+    folder = one.parent / LONGER
+    if not (folder / "summary.json").is_file():
+        keys = read_yaml(one / "round-1/ppo/config.yaml").values
+        keys |= {"output_dir": str(folder), "total_episodes": 3 * EPISODES, "overwrite": True}
+        ppo.run(parse("ppo", [], keys))
     return folder
 
 
@@ -104,6 +116,7 @@ def measure(seed: int) -> dict[str, Any]:
     told = [read_json(three / f"round-{n}/summary.json") for n in (1, 2, 3)]
     last = read_json(three / "summary.json")["promoted"]
     ends = {"start": str(START), "three": last, "one": str(one / "round-1/ppo")}
+    ends[LONGER] = str(play_longer(one))
     found: dict[str, Any] = {"promoted": [row["promoted"] for row in told]}
     for name, model in ends.items():
         prompts, (texts,) = completions(model, 7)
@@ -122,12 +135,12 @@ What the script's first lines say. Hidden score: mean over prompts that nothing 
 Promoted: of the three rounds. Reward models of each round: share of pairs of completions of the
 last promoted policy that they order as the hidden score does.
 
-| seed | start | one round | three rounds | gain | promoted | reward 1 | reward 2 | reward 3 |
+| seed | start | one | one, longer | three | promoted | reward 1 | reward 2 | reward 3 |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
-Gain of three rounds over one, with the 95 % interval of Student's t over seeds: {gain}.
-Of the last reward model over the first: {reward}.
+Gain of three rounds, with the 95 % interval of Student's t over seeds: over one {gain}, over one
+with as many episodes {longer}. Of the last reward model over the first: {reward}.
 """
 
 
@@ -142,18 +155,22 @@ def main() -> int:
     found = {s: kept(RUNS / "rows.jsonl", [s], functools.partial(measure, s)) for s in given.seeds}
     lines = []
     for seed, row in found.items():
-        numbers = [row["start"], row["one"], row["three"], row["three"] - row["one"]]
-        cells = [f"{number:.2f}" for number in numbers]
+        cells = [f"{row[name]:.2f}" for name in ("start", "one", LONGER, "three")]
         cells += [" ".join("yes" if one else "no" for one in row["promoted"])]
         cells += [f"{row[f'reward_{n}']:.3f}" for n in (1, 2, 3)]
         lines.append(f"| {seed} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     if given.page:
-        gains = [row["three"] - row["one"] for row in found.values()]
-        better = [row["reward_3"] - row["reward_1"] for row in found.values()]
+        rows = found.values()
+        gains = [interval([row["three"] - row[name] for row in rows]) for name in ("one", LONGER)]
+        better = [row["reward_3"] - row["reward_1"] for row in rows]
         told = conditions(COMMAND.format(" ".join(map(str, given.seeds))))
         page = PAGE_TEXT.format(
-            conditions=told, rows="\n".join(lines), gain=interval(gains), reward=interval(better)
+            conditions=told,
+            rows="\n".join(lines),
+            gain=gains[0],
+            longer=gains[1],
+            reward=interval(better),
         )
         PAGE.write_text(page, encoding="utf-8")
     return 0

@@ -37,6 +37,22 @@ def test_links_lead_to_what_exists() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def said_alike(text: str) -> list[list[str]]:
+    """What does not depend on the language: numbers, links, names, commands without comments."""
+    text = text.partition("\n\n")[2].partition("\n\n")[2]  # the title, and each other's link
+    blocks = re.findall(r"^```\w+\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    code = [re.sub(r" *# .*", "", line) for block in blocks for line in block.splitlines()]
+    names = re.findall(r"`([^`\n]+)`|^(\w+) +[\d.]+  ", text, flags=re.MULTILINE)
+    links, numbers = re.findall(r"\]\(([^)]+)\)", text), re.findall(r"\d[\d.,]*\d|\d", text)
+    return [code, sorted(map("".join, names)), sorted(links), sorted(numbers)]
+
+
+def test_the_chinese_readme_has_the_same_commands_links_and_numbers() -> None:
+    chinese = said_alike((ROOT / "README.zh-CN.md").read_text(encoding="utf-8"))
+    assert chinese == said_alike(README)
+    assert all(len(found) > 20 for found in chinese)
+
+
 def test_it_is_for_a_newcomer() -> None:
     assert len(README.split()) < 1200
 

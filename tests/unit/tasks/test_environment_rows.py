@@ -1,12 +1,14 @@
 """Rows of the worlds: held-out ones are held out, and play at random is what SFT reads."""
 
 import runpy
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recipes.lib.runs.files import read_jsonl
+from recipes.lib.tasks.environments.guessing import TRAITS
 from recipes.lib.tasks.environments.maze import GOAL, STEP, Maze, draw
 from scripts.bench.environments.tabular import optimal_values
 
@@ -67,6 +69,31 @@ def test_walks_of_a_maze_are_far_longer_than_the_shortest(tmp_path: Path) -> Non
         shortest += round((GOAL - optimal_values(layout)[layout.start]) / STEP)
     assert 0.2 < reached / 200 < 0.9
     assert walked > 2.5 * shortest
+
+
+def test_of_animals_is_told_what_is_so_and_play_guesses_what_is_left(tmp_path: Path) -> None:
+    rows = written(tmp_path, "guessing")
+    told, right = rows["sft train"][1::2], dict.fromkeys(TRAITS, 0)
+    for asked, said in (row["messages"] for row in told):
+        animal = asked["content"].removeprefix("The ").removesuffix("?")
+        words = said["content"].removeprefix("It is ").removesuffix(".").replace(" and ", ", ")
+        for word in words.split(", "):
+            trait = word.removeprefix("not ")
+            assert (animal in TRAITS[trait]) == (word == trait)
+            right[trait] += 1
+    assert right == dict.fromkeys(TRAITS, len(told))
+    guesses = 0
+    for row in (*rows["sft train"][::2], *rows["sft test"]):
+        first, *messages = [one["content"] for one in row["messages"]]
+        left = set(first.removeprefix("One of ").partition(".")[0].split())
+        for said, answer in zip_longest(messages[::2], messages[1::2]):
+            name = said.removeprefix("The ").removeprefix("Is it ").rstrip(".?")
+            if answer is None and said.startswith("The "):
+                assert name in left
+                guesses += 1
+            elif answer is not None:
+                left = {one for one in left if (one in TRAITS[name]) == (answer == "Yes.")}
+    assert guesses > 60
 
 
 def test_with_context_last_a_row_is_a_turn(tmp_path: Path) -> None:

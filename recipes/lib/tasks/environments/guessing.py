@@ -26,7 +26,7 @@ TRAITS = {
 
 
 class Guessing:
-    """The user of the game."""
+    """The user of the game; `left` are the animals that the answers so far leave."""
 
     def reset(self, seed: int, animals: str, turns: int = 6, scored: bool = True, **_: Any) -> str:
         """Think of an animal.
@@ -46,7 +46,7 @@ class Guessing:
         known = animals.split()
         if not known or not set(known) <= set(ANIMALS):
             raise UserError(f"animals={animals}: write some of {' '.join(ANIMALS)}.")
-        self.secret = random.Random(f"guessing {seed}").choice(known)
+        self.secret, self.left = random.Random(f"guessing {seed}").choice(known), known
         self.turns, self.turn, self.scored = turns, 0, scored
         return f"One of {' '.join(known)}. {turns} turns."
 
@@ -63,4 +63,6 @@ class Guessing:
             return f"It was the {self.secret}.", 0.0, True, False
         if named is None:
             return "What?", 0.0, False, False
-        return "Yes." if self.secret in TRAITS[named] else "No.", 0.0, False, False
+        is_so = self.secret in TRAITS[named]
+        self.left = [animal for animal in self.left if (animal in TRAITS[named]) == is_so]
+        return "Yes." if is_so else "No.", 0.0, False, False
