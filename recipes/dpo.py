@@ -31,6 +31,7 @@ from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
+from recipes.lib.runs.energy import EnergyArguments
 from recipes.lib.runs.folder import RunArguments
 
 SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
@@ -38,7 +39,7 @@ SIDES = ("chosen", "rejected")
 
 
 @dataclass(kw_only=True)
-class DPOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
+class DPOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments, EnergyArguments):
     """Keys of the recipe beside those of DPOConfig and ModelConfig."""
 
     FEEDBACK: ClassVar[tuple[str, ...]] = ("preference",)

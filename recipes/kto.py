@@ -36,6 +36,7 @@ from recipes.lib.models.chat_template import TemplateArguments
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
+from recipes.lib.runs.energy import EnergyArguments
 from recipes.lib.runs.folder import RunArguments
 
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "kl": "kl"}
@@ -44,7 +45,7 @@ COLUMNS = ("prompt", "completion", "label")
 
 
 @dataclass(kw_only=True)
-class KTOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
+class KTOArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments, EnergyArguments):
     """Keys of the recipe beside those of KTOConfig and ModelConfig."""
 
     FEEDBACK: ClassVar[tuple[str, ...]] = ("unpaired_preference", "preference")

@@ -33,6 +33,7 @@ from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
 from recipes.lib.rewards.arguments import RewardArguments
+from recipes.lib.runs.energy import EnergyArguments
 from recipes.lib.runs.folder import RunArguments, check_folder
 
 SHOWN = {"objective/scores": "score", "objective/kl": "kl", "completions/mean_length": "tokens"}
@@ -51,7 +52,13 @@ KEPT = {
 
 @dataclass(kw_only=True)
 class PPOArguments(
-    RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments, CheckArguments
+    RunArguments,
+    DataArguments,
+    RewardArguments,
+    TemplateArguments,
+    PlanArguments,
+    EnergyArguments,
+    CheckArguments,
 ):
     """Keys of the recipe beside those of PPOConfig and ModelConfig."""
 

@@ -47,6 +47,7 @@ from recipes.lib.models.chat_template import TemplateArguments, check_template, 
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
+from recipes.lib.runs.energy import EnergyArguments
 from recipes.lib.runs.folder import Run, RunArguments
 from recipes.lib.trainers.answer_survey import AnswerArguments, check_answers
 
@@ -55,7 +56,13 @@ FROZEN = "frozen_features"  # folder of the reward model that is a regression on
 
 @dataclass(kw_only=True)
 class RewardModelArguments(
-    RunArguments, DataArguments, AnswerArguments, TemplateArguments, PlanArguments, CheckArguments
+    RunArguments,
+    DataArguments,
+    AnswerArguments,
+    TemplateArguments,
+    PlanArguments,
+    EnergyArguments,
+    CheckArguments,
 ):
     """Keys of the recipe beside those of RewardConfig and ModelConfig."""
 

@@ -31,6 +31,7 @@ from recipes.lib.models.chat_template import TemplateArguments, check_template
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe.guard import guarded
 from recipes.lib.recipe.main import launch
+from recipes.lib.runs.energy import EnergyArguments
 from recipes.lib.runs.folder import RunArguments
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ COLUMN_SETS = (("prompt", "completion"), ("messages",), ("text",))
 
 
 @dataclass(kw_only=True)
-class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments):
+class SFTArguments(RunArguments, DataArguments, TemplateArguments, PlanArguments, EnergyArguments):
     """Keys of the recipe beside those of SFTConfig and ModelConfig."""
 
     FEEDBACK: ClassVar[tuple[str, ...]] = ("prompt_completion",)

@@ -181,7 +181,7 @@ def test_text_rows_are_continued_after_their_first_words(folder: Path) -> None:
 def test_without_test_rows_there_is_no_perplexity(folder: Path) -> None:
     summary = train(folder, "run", test_fraction=0.0)
     assert set(summary) - {"num_rows_cut", "num_rows_left_out"} == {
-        *("recipe", "train_loss", "seconds")
+        *("recipe", "train_loss", "seconds", "energy")
     }
 
 

@@ -34,12 +34,12 @@ eval_delay num_samples dataloader_num_workers temperature top_k beta epsilon eps
 neftune_noise_alpha desirable_weight undesirable_weight center_rewards_coefficient reward_retries
 retries reasks price_in price_out
 kl_coef vf_coef entropy_coef critic_warmup_rollouts
-num_feedback_prompts num_ppo_prompts num_eval_prompts feedback_timeout
+num_feedback_prompts num_ppo_prompts num_eval_prompts feedback_timeout grid_intensity
 """.split()
 ABOVE_0 = """
 logging_steps eval_steps save_steps num_train_epochs lora_alpha repetition_penalty
 cliprange cliprange_value max_approx_kl target_kl reward_clip
-ddp_timeout reward_timeout rater_temperature num_texts num_sft_train timeout
+ddp_timeout reward_timeout rater_temperature num_texts num_sft_train timeout power_watts
 """.split()
 SHARES = """
 label_smoothing_factor label_smoothing max_unparsable min_p top_p top_entropy_quantile gamma lam

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from recipes.lib.models.adapter_folders import BASE_QUANTIZATION
 from recipes.lib.models.folders import RUNS, is_adapter, is_local
 from recipes.lib.report.numbers import duration, is_number, number
+from recipes.lib.report.origin import spelled_energy
 from recipes.lib.report.run_files import RunFiles, read_json, read_run
 from recipes.lib.report.verdict import verdict
 from recipes.lib.rewards.loading import is_function_reference, is_judge
@@ -19,6 +20,8 @@ from recipes.lib.runs.settings import run_of
 
 NUM_HASH_DIGITS = 12
 MODEL = "a reward model"
+# Numbers that the facts at the top tell.
+OF_FACTS = ("seconds", "energy_kwh_measured", "energy_kwh_estimated", "co2_grams")
 SIMULATED = "simulated: a function of the text, and no person"
 
 
@@ -183,6 +186,8 @@ def _facts(
         yield "reward", shown(reward) + (f" ({kind})" if kind != MODEL else "")
     if is_number(files.summary.get("seconds")):
         yield "time", duration(float(files.summary["seconds"])).replace("\u00a0", " ")
+    if "energy" in files.summary:
+        yield "energy", spelled_energy(files.summary)
     versions = files.lineage.get("versions") or {}
     yield "versions", ", ".join(f"{name} {text}" for name, text in versions.items())
 
@@ -202,7 +207,7 @@ def _of_feedback(name: str) -> str:
 
 def _results(files: RunFiles) -> Iterator[tuple[str, str]]:
     for key, value in files.summary.items():
-        if key != "seconds" and is_number(value) and not key.startswith("num_rows"):
+        if key not in OF_FACTS and is_number(value) and not key.startswith("num_rows"):
             told = number(key, value)
             label = f"{told.label}, {told.unit}" if told.unit else told.label
             yield label, told.text.replace("\u00a0", " ")

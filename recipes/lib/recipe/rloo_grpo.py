@@ -20,6 +20,7 @@ from recipes.lib.rewards.arguments import RewardArguments
 from recipes.lib.rewards.held_out import parting
 from recipes.lib.rewards.judge import judge_counts
 from recipes.lib.rewards.loading import load_function
+from recipes.lib.runs.energy import EnergyArguments
 from recipes.lib.runs.folder import RunArguments, check_folder
 from recipes.lib.trainers.batch_sizes import num_episodes
 from recipes.lib.trainers.row_fit import check_sampling
@@ -32,7 +33,13 @@ KEPT = {"reward": "scores", "kl": "kl_per_token", "completions/mean_length": "co
 
 @dataclass(kw_only=True)
 class SamplingArguments(
-    RunArguments, DataArguments, RewardArguments, TemplateArguments, PlanArguments, CheckArguments
+    RunArguments,
+    DataArguments,
+    RewardArguments,
+    TemplateArguments,
+    PlanArguments,
+    EnergyArguments,
+    CheckArguments,
 ):
     """Keys of RLOO and GRPO beside those of TRL's configurations."""
 

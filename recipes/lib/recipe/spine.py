@@ -36,6 +36,7 @@ from recipes.lib.runs.pickles import check_checkpoint
 from recipes.lib.runs.resume import stored_values
 from recipes.lib.trainers import progress
 from recipes.lib.trainers.batch_sizes import set_accumulation
+from recipes.lib.trainers.energy import card_meter, told_energy
 from recipes.lib.trainers.row_fit import account_for_rows, check_fit, with_row_numbers
 from recipes.lib.trainers.trl import make_trl_trainer
 
@@ -194,6 +195,8 @@ def start_run(config: Config, trainer: Any, shown: dict[str, str]) -> Run:
     trainer.start = config.start
     is_asked = config.recipe == "ppo" or "logging_steps" in config.values
     progress.add_run_callbacks(trainer, run.path, config.recipe, shown, is_asked)
+    run.meter = trainer.meter = card_meter()
+    trainer.add_callback(run.meter)
     return run
 
 
@@ -311,6 +314,9 @@ def finish(
     """
     summary = {"recipe": config.recipe} | summary
     summary["seconds"] = round(run.seconds_before + time.monotonic() - config.start, 1)
+    if run.meter is not None:
+        processes = config.training.world_size
+        summary |= told_energy(run.meter, config.script, summary["seconds"], processes)
     if is_main_process():
         # Late, because it imports matplotlib.
         from recipes.lib.report.page import write_report

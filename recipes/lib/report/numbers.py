@@ -85,6 +85,9 @@ QUANTITIES: dict[str, Quantity] = {
     "num_parameters": Quantity("Parameters", "count"),
     "episodes": Quantity("Episodes", "count"),
     "seconds": Quantity("Time", "seconds"),
+    "energy_kwh_measured": Quantity("Energy, measured on the card", unit="kWh", digits=3),
+    "energy_kwh_estimated": Quantity("Energy, estimated", unit="kWh", digits=3),
+    "co2_grams": Quantity("CO2 by the stated grid", unit="g"),
     "total_seconds": Quantity("All stages together", "seconds"),
     "peak_rss_mb": Quantity("Peak memory", "count", unit="MB"),
 }

@@ -15,9 +15,20 @@ def origin(run: RunFiles) -> list[tuple[str, str]]:
     facts = [("seed", str(run.settings["seed"]))] if "seed" in run.settings else []
     for key, value in lineage.items():
         facts += _lines(key, value)
+    facts += [("energy", spelled_energy(run.summary))] if "energy" in run.summary else []
     if isinstance(versions, dict):
         facts.append(("versions", ", ".join(f"{name} {text}" for name, text in versions.items())))
     return facts
+
+
+def spelled_energy(summary: Row) -> str:
+    """Energy with how it is known, as "0.12 kWh, estimated at 250 W"; or that it is not."""
+    found = [summary.get(f"energy_kwh_{kind}") for kind in ("measured", "estimated")]
+    known = next((f"{kwh:.3g} kWh, " for kwh in found if kwh is not None), "")
+    grams = (
+        f", {summary['co2_grams']:.3g} g CO2 by the stated grid" if "co2_grams" in summary else ""
+    )
+    return f"{known}{summary['energy']}{grams}"
 
 
 def ancestry(model: Row) -> str:

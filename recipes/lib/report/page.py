@@ -34,7 +34,8 @@ RUN_TILES = [
         "rlhf_reward, completion_length, accuracy accuracy_ceiling, accuracy_bag_of_words "
         "accuracy_frozen_features, auc, "
         "margin, perplexity base_perplexity perplexity_baseline, eval_loss train_loss, "
-        "num_pairs num_test, mean_score, num_prompts, num_texts, num_parameters, episodes, seconds"
+        "num_pairs num_test, mean_score, num_prompts, num_texts, num_parameters, episodes, "
+        "seconds, energy_kwh_measured co2_grams, energy_kwh_estimated co2_grams"
     ).split(",")
 ]
 QUICKSTART_TILES = [

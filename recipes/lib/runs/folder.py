@@ -53,12 +53,14 @@ class Run:
         checkpoint: The checkpoint to go on from, or None for a fresh start.
         seconds_before: What earlier processes took for the run, up to that checkpoint.
         is_trusted: Whether the checkpoint may run code.
+        meter: Of the energy that a training uses.
     """
 
     path: Path
     checkpoint: Path | None = None
     seconds_before: float = 0.0
     is_trusted: bool = False
+    meter: Any = None
 
     @property
     def final(self) -> Path:

@@ -25,6 +25,7 @@ from recipes.lib.models.reward_heads import save_heads
 from recipes.lib.runs.checkpoints import PARTIAL, PREFIX, keep_newest, make_empty, publish, seal
 from recipes.lib.runs.files import write_json
 from recipes.lib.runs.lock import refuse_if_locked
+from recipes.lib.trainers.energy import EnergyMeter
 from recipes.lib.trainers.interruption import OF_TRL, Stoppable
 
 REMEDY = "set it, gradient_accumulation_steps and the number of processes so that it does"
@@ -41,6 +42,7 @@ class Resumable(Stoppable):
     sums_in_fp32 = False
     start: float | None = None  # when this process began the run, by time.monotonic
     seconds_before = 0.0  # that earlier processes took
+    meter: EnergyMeter | None = None
     _writes_into: Path | None = None
     # Trainer's own; here for one that is saved before it has trained.
     _globalstep_last_logged, _total_loss_scalar = 0, 0.0
@@ -114,6 +116,7 @@ class Resumable(Stoppable):
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "seconds": self.seconds_before + time.monotonic() - (self.start or time.monotonic()),
+            "joules": self.meter.joules() if self.meter is not None else None,
             "last_logged": self._globalstep_last_logged,
             "owes_evaluation": self._owes_evaluation,
             "skipped": [self._skipped, self._in_a_row],
@@ -148,6 +151,8 @@ class Resumable(Stoppable):
             return
         carried = json.loads(paths[1].read_text(encoding="utf-8"))
         self._tr_loss = self._tr_loss + carried["loss"]
+        if self.meter is not None:
+            self.meter.before = carried.get("joules")
         if "_metrics" in carried:
             self._metrics["train"].update(carried["_metrics"])  # type: ignore[attr-defined]
             self._total_train_tokens = carried["_total_train_tokens"]

@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def used_by_process() -> float | None:
     """GiB that this process uses on the card, as nvidia-smi tells it; None where it does not."""
     with suppress(Exception):  # whatever NVML raises, where it knows no processes
-        import pynvml  # type: ignore[import-not-found]
+        import pynvml
 
         pynvml.nvmlInit()
         card = pynvml.nvmlDeviceGetHandleByIndex(0)
