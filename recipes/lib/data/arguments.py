@@ -124,8 +124,8 @@ class DataArguments:
     test_fraction: float = option(
         0.0,
         "Share of the rows held out as test rows where no test data is given; a whole "
-        "number such as 1 or 500 is their number. Left out, sft, reward, dpo and kto hold out 5 %, "
-        "at least 8, none of fewer than 80, of a stream, or with eval_strategy=no.",
+        "number such as 1 or 500 is their number. Left out, sft, reward, classify, dpo and kto "
+        "hold out 5 %, at least 8, none of fewer than 80, of a stream, or with eval_strategy=no.",
     )
     max_train_rows: int | None = option(None, "Train on the first so many rows only.")
     on_bad_rows: str = option(

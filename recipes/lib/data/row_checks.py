@@ -57,7 +57,11 @@ def check_rows(
         return dataset
     kept = dataset.select([row for row in range(len(dataset)) if row not in bad])
     # Made anew: what was of mixed types with the bad rows is of one type without them.
-    return to_dataset(kept.to_list())
+    made = to_dataset(kept.to_list())
+    for column, feature in dataset.features.items():
+        if hasattr(feature, "names"):  # of classes, whose numbers alone a list has
+            made = made.cast_column(column, feature)
+    return made
 
 
 def find_problems(dataset: Dataset, required_columns: Sequence[str]) -> list[Problem]:

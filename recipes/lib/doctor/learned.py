@@ -19,8 +19,8 @@ from recipes.lib.doctor.statistics import (
     outcomes,
 )
 from recipes.lib.doctor.subject import Subject, split_pair, spread
+from recipes.lib.evaluation.calibration import calibration_error, reliability, suitable_bins, wilson
 from recipes.lib.evaluation.pair_scores import bag_of_words_accuracy
-from recipes.lib.report.calibration import calibration_error, reliability, suitable_bins, wilson
 
 GUESS = 0.5
 SURELY_RIGHT = 0.7  # an accuracy that labels do not allow of which 30 % are wrong

@@ -17,7 +17,7 @@ def outcomes(margins: Array) -> Array:
 
 def interval(outcome: Array) -> tuple[float, float]:
     """95 % Wilson interval of a mean of outcomes; of two ties one counts."""
-    from recipes.lib.report.calibration import wilson
+    from recipes.lib.evaluation.calibration import wilson
 
     return wilson(math.floor(outcome.sum()), len(outcome))
 

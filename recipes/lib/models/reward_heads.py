@@ -64,8 +64,7 @@ def adapter_heads(path: str | Path) -> RewardHeads:
 
 def save_heads(model: Any, folder: str | Path) -> None:
     """Write the outputs of a reward model beside its adapter, if it is one that has several."""
-    known = getattr(model.config, KEY, None)
-    if hasattr(model, "peft_config") and known:
+    if hasattr(model, "peft_config") and (known := getattr(model.config, KEY, None)):
         (Path(folder) / FILE).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 

@@ -104,19 +104,23 @@ def _has_tokenizer(path: str) -> bool:
 
 
 def load_tokenizer(
-    name_or_path: str, *, revision: str = "main", trust_remote_code: bool = False
+    name_or_path: str,
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    keeps_end: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer and see that it can pad.
 
-    A missing pad token becomes the EOS token; no id changes and nothing is added. The padding side
-    stays as it is: this project pads by attention mask where it batches by itself. One that ends
-    every text with EOS no longer does, here and where it is saved: a prompt does not end there,
-    and trainers put one behind every row.
+    A missing pad token becomes the EOS token; no id changes and nothing is added, and the padding
+    side stays. One that ends every text with EOS no longer does, here and where it is saved: a
+    prompt does not end there, and trainers put one behind every row.
 
     Args:
         name_or_path: As in `resolve_model`; an adapter folder without one has its base's.
         revision: Of a Hub model.
         trust_remote_code: Whether code from the Hub may run.
+        keeps_end: Whether one that ends texts with EOS goes on to, as encoders are used to.
 
     Returns:
         The tokenizer.
@@ -138,7 +142,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
-    _leave_end_to_rows(tokenizer)
+    if not keeps_end:
+        _leave_end_to_rows(tokenizer)
     _refuse_templates(tokenizer, name_or_path)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

@@ -15,7 +15,7 @@ from recipes.lib.report.numbers import duration, is_number, number
 from recipes.lib.report.origin import spelled_energy
 from recipes.lib.report.run_files import RunFiles, read_json, read_run
 from recipes.lib.report.verdict import verdict
-from recipes.lib.rewards.loading import is_function_reference, is_judge
+from recipes.lib.rewards.loading import classifier_of, is_function_reference, is_judge
 from recipes.lib.runs.settings import run_of
 
 NUM_HASH_DIGITS = 12
@@ -97,7 +97,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         datasets=[str(one["name"]) for one in _data(trained) if not _is_file(one)] or None,
         library_name="peft" if is_adapter(final) else "transformers",
         license=licence,
-        pipeline_tag="text-classification" if "reward" in kind else "text-generation",
+        pipeline_tag="text-generation" if "language" in kind else "text-classification",
         tags=["rlhf", *([trained.recipe] if trained.recipe else [])],
         model_name=title,
         eval_results=[_result(one) for one in contests] or None,
@@ -112,6 +112,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         name=repo or str(final),
         is_adapter=is_adapter(final),
         is_reward="reward" in kind,
+        is_classifier="classifier" in kind,
         is_text=not (final / "chat_template.jinja").is_file(),
         bits=_bits(read_json(final / BASE_QUANTIZATION)),
         results=list(_results(trained)),
@@ -148,6 +149,8 @@ def _kind(final: Path) -> str:
     named = str((read_json(final / "config.json").get("architectures") or [""])[0])
     is_reward = "SEQ_CLS" in str(adapter.get("task_type")) or "SequenceClassification" in named
     model = "reward model" if is_reward else "language model"
+    kind = str(read_json(final / "config.json").get("problem_type"))
+    model = "classifier" if kind.endswith("label_classification") else model
     return f"a {adapter.get('peft_type', 'PEFT')} adapter of a {model}" if adapter else f"a {model}"
 
 
@@ -233,6 +236,8 @@ def _judge(files: RunFiles) -> str:
 def _sort_of_judge(judge: str) -> str:
     if is_judge(judge):
         return "a language model"
+    if classifier_of(judge) is not None:
+        return "the probability of a classifier's label"
     return SIMULATED if is_function_reference(judge) else MODEL
 
 

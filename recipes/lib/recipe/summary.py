@@ -30,6 +30,10 @@ NEXT = {
     "evaluate": [
         "feedback simulate {on_it} --judge {judge} --dataset_name prompts.jsonl --test_fraction 0.1"
     ],
+    "classify": [
+        "ppo --model_name_or_path MODEL --reward_funcs {it}:{label} --dataset_name prompts.jsonl",
+        "push {it} --repo NAME",
+    ],
     "compare": ["chat {it}", "runs"],
     "quickstart": ["chat {it}/ppo", "configs", "data pairs.jsonl"],
     "rounds": ["chat {promoted}", "push {promoted} --repo NAME"],
@@ -131,6 +135,7 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
         "made": "" if is_data else folder_of(config),
         "judge": judge if isinstance(judge, str) else judge[0],
         "promoted": summary.get("promoted"),
+        "label": (summary.get("labels") or [""])[-1],
     }
     quoted = {name: shlex.quote(str(value)) for name, value in names.items()}
     quoted |= {f"on_{name}": f"--model_name_or_path {quoted[name]}" for name in ("start", "it")}

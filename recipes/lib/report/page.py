@@ -22,6 +22,7 @@ RECIPE_TITLES = {
     "sft": "Supervised fine-tuning",
     "feedback": "Feedback",
     "reward": "Reward model",
+    "classify": "Classifier",
     "evaluate": "Evaluation",
     "compare": "Comparison",
 }  # the others are abbreviations
@@ -32,7 +33,8 @@ RUN_TILES = [
         "win_rate win_rate_ci95, length_controlled_win_rate length_controlled_win_rate_ci95, "
         "score score_baseline, scores first_scores, kl, kl_per_token, "
         "rlhf_reward, completion_length, accuracy accuracy_ceiling, accuracy_bag_of_words "
-        "accuracy_frozen_features, auc, "
+        "accuracy_frozen_features, accuracy_tfidf accuracy_frozen_features, "
+        "f1_macro log_loss, calibration_error, auc, "
         "margin, perplexity base_perplexity perplexity_baseline, eval_loss train_loss, "
         "num_pairs num_test, mean_score, num_prompts, num_texts, num_parameters, episodes, "
         "seconds, energy_kwh_measured co2_grams, energy_kwh_estimated co2_grams"

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from recipes.lib.report.calibration import Forecasts, calibration_error, reliability, suitable_bins
+from recipes.lib.evaluation.calibration import (
+    Forecasts,
+    binned,
+    calibration_error,
+    reliability,
+    suitable_bins,
+)
 from recipes.lib.report.figure import INK, MUTED, SERIES, Key, Picture, canvas, to_svg
 from recipes.lib.report.numbers import is_finite, percent, plain
 from recipes.lib.report.run_files import Row
@@ -52,7 +58,7 @@ def reliability_diagram(margins: Sequence[float]) -> Picture | None:
     return Picture(
         "calibration",
         "Calibration",
-        _diagram(bins, "calibration"),
+        _diagram(bins, "confidence, sigmoid(|margin|)", "share of pairs foreseen", 0.5),
         "Points on the dashed line mean that confidence can be taken at its word; below it the "
         "model is surer than it may be, above it too timid.",
         f"Reliability diagram with {num_bins} points: {'; '.join(pieces)}.",
@@ -64,16 +70,40 @@ def reliability_diagram(margins: Sequence[float]) -> Picture | None:
     )
 
 
-def _diagram(bins: Sequence[Forecasts], name: str) -> str:
+def label_reliability(rows: Sequence[Row]) -> Picture | None:
+    """Confidence of predicted labels against how often they are right; None of too few, or lists.
+
+    Args:
+        rows: With label, predicted and probability.
+    """
+    rows = [row for row in rows if isinstance(row.get("label"), str)]
+    if not (num_bins := suitable_bins(len(rows))):
+        return None
+    right = np.array([row["label"] == row["predicted"] for row in rows])
+    bins = binned(np.array([row["probability"] for row in rows]), right, num_bins)
+    pieces = [f"{percent(e.confidence)} sure, {percent(e.observed)} right" for e in bins]
+    return Picture(
+        "calibration",
+        "Calibration",
+        _diagram(bins, "probability of the predicted label", "share that is right", 0.0),
+        "Points on the dashed line mean that probabilities can be taken at their word; below it "
+        "the classifier is surer than it may be.",
+        f"Reliability diagram with {num_bins} points: {'; '.join(pieces)}.",
+        [Key(1, "classifier", f"ECE {plain(calibration_error(bins), 3)}"), Key(0, "perfect")],
+        f"{num_bins} bins of equal count; vertical bars: 95\u00a0% Wilson interval of the share.",
+    )
+
+
+def _diagram(bins: Sequence[Forecasts], sure: str, came_true: str, least: float) -> str:
     x, y, low, high = np.array([(e.confidence, e.observed, e.low, e.high) for e in bins]).T
-    with canvas("confidence, sigmoid(|margin|)", "share of pairs foreseen") as (figure, axes):
-        axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, linestyle=(0, (2, 2)))
+    with canvas(sure, came_true) as (figure, axes):
+        axes.plot([least, 1], [least, 1], color=INK, linewidth=1, linestyle=(0, (2, 2)))
         # Rounding can put an end of an interval 1e-17 beyond its point, which errorbar refuses.
         bars = np.clip([y - low, high - y], 0, None)
         axes.errorbar(x, y, yerr=bars, color=SERIES[0], marker="o", markersize=4.5, linewidth=1.6)
-        axes.set_xlim(0.485, 1.015)
+        axes.set_xlim(least - 0.015, 1.015)
         axes.set_ylim(max(0.0, low.min() - 0.05), 1.03)
-        return to_svg(figure, name)
+        return to_svg(figure, "calibration")
 
 
 def check_picture(findings: Sequence[Row]) -> Picture | None:

@@ -70,9 +70,14 @@ def _cells(row: Row) -> list[str]:
         percent(accuracy, 1) if is_finite(accuracy) else NONE,
         won,
         plain(kl, 1) if is_finite(kl) else NONE,
-        row["start"],
+        _short(row["start"]),
         "yes" if row["promoted"] else "no",
     ]
+
+
+def _short(policy: str) -> str:
+    """A policy by the last two parts of its path, such as round-1/ppo."""
+    return "/".join(Path(policy).parts[-2:])
 
 
 def round_steps(root: Path) -> list[dict[str, Any]]:
@@ -97,4 +102,4 @@ def rounds_verdict(rounds: dict[str, Row]) -> str:
     if not won:
         return "No policy was promoted."
     told = f"{', '.join(won)} of {len(rounds)} brought a better policy"
-    return f"{told.capitalize()}; the last one is {rounds[won[-1]]['policy']}."
+    return f"{told.capitalize()}; the last one is {_short(rounds[won[-1]]['policy'])}."

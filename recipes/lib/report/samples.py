@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from recipes.lib.report import tokens
 from recipes.lib.report.numbers import is_finite, is_number, plain
@@ -49,6 +50,26 @@ def comparison(rows: Sequence[Row], names: tuple[str, str], count: int = 6) -> S
     texts = {"baseline": "score_baseline", "completion": "score"}
     order = "prompts, evenly spaced from the largest win down to the largest loss."
     return _pairs(rows, texts, ("score", "score_baseline"), names, order, count)
+
+
+def errors(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
+    """Texts whose label a classifier gets wrong, those of which it is surest first."""
+    wrong = [row for row in rows if row.get("label") != row.get("predicted")]
+    wrong = sorted(wrong, key=lambda row: -row["probability"])[:count]
+
+    def named(label: Any) -> str:
+        return ", ".join(label) or "none" if isinstance(label, list) else str(label)
+
+    cells = [
+        [
+            text_cell(row["text"]),
+            text_cell(named(row["label"])),
+            text_cell(named(row["predicted"]), f"probability {plain(row['probability'])}"),
+        ]
+        for row in wrong
+    ]
+    rule = f"The {len(cells)} errors with the highest probability."
+    return SampleTable(["Text", "Label", "Predicted"], cells, rule) if cells else None
 
 
 def preferences(rows: Sequence[Row]) -> SampleTable | None:

@@ -1,5 +1,6 @@
 """What stands on a page, in order: one section for each subject a run has data for."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from recipes.lib.report.numbers import QUANTITIES, is_number, number, plain
 from recipes.lib.report.pairs import (
     check_picture,
     differences,
+    label_reliability,
     margin_histogram,
     reliability_diagram,
     win_histogram,
@@ -19,6 +21,7 @@ from recipes.lib.report.run_files import RunFiles
 from recipes.lib.report.samples import (
     SampleTable,
     comparison,
+    errors,
     preferences,
     progress,
     rated,
@@ -26,6 +29,7 @@ from recipes.lib.report.samples import (
 )
 from recipes.lib.report.times import Spent, phase_times
 
+MOST_LABELS = 12  # whose confusion is a table
 NUMBERS = ("statistic", "limit")
 
 
@@ -54,6 +58,8 @@ def run_sections(run: RunFiles) -> list[Section]:
         made = [_training(run, GROUPS, title), replace(samples, samples=progress(run.samples))]
     elif run.recipe == "reward":
         made = reward_sections(run)
+    elif run.recipe == "classify":
+        made = label_sections(run)
     elif run.recipe == "dpo":
         made = reward_sections(run, DPO, "How the policy tells chosen from rejected")
     elif run.recipe == "kto":
@@ -125,6 +131,23 @@ def reward_sections(
         Section("reward", title, pictures),
         check_section(run),
         Section("pairs", "Pairs it scored", samples=preferences(run.samples)),
+    ]
+
+
+def label_sections(run: RunFiles) -> list[Section]:
+    """The loss, how sure a classifier may be, which labels it takes for which, and its errors."""
+    names = run.summary.get("labels") or []
+    single = [row for row in run.samples if isinstance(row.get("label"), str)]
+    pairs = Counter((row["label"], row["predicted"]) for row in single)
+    table = [["Label \\ predicted", *names]] if single and len(names) <= MOST_LABELS else []
+    table += [[one, *(plain(pairs[one, two], 0) for two in names)] for one in names if table]
+    loss = replace(LOSS, unit="nats per row")
+    pictures = draw_curves([loss], run.metrics, run.summary)
+    pictures += [picture] if (picture := label_reliability(run.samples)) else []
+    return [
+        Section("training", "Training", pictures),
+        Section("confusion", "What is taken for what, in test rows", table=table),
+        Section("samples", "Its surest errors", samples=errors(run.samples)),
     ]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from recipes.lib.evaluation.calibration import wilson
 from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
-from recipes.lib.report.calibration import wilson
 from recipes.lib.report.curves import has_episodes, points
 from recipes.lib.report.numbers import is_finite, percent, plain
 from recipes.lib.report.pairs import differences
@@ -23,6 +23,7 @@ def verdict(run: RunFiles) -> str:
     if run.recipe in claims:
         return _pairs(run, claims[run.recipe])
     found = {"kto": _kto, "evaluate": _evaluate, "feedback": _people, "compare": _best}
+    found |= {"classify": _classes}
     found |= dict.fromkeys(("ppo", "rloo", "grpo"), _scores)
     return found.get(run.recipe, _loss)(run)
 
@@ -105,6 +106,22 @@ def _pairs(run: RunFiles, claim: str) -> str:
     ceiling = run.summary.get("reward_accuracy_ceiling", run.summary.get("accuracy_ceiling"))
     noise = "; noise in the labels allows no more than"
     return f"{said}{noise} {percent(float(ceiling), 1)}." if is_finite(ceiling) else f"{said}."
+
+
+def _classes(run: RunFiles) -> str:
+    summary = run.summary
+    right = sum(row["label"] == row["predicted"] for row in run.samples)
+    if not run.samples or not is_finite(summary.get("accuracy")):
+        return ""
+    low, high = wilson(right, len(run.samples))
+    beside = {"frozen_features": "a regression on frozen features", "tfidf": "one on TF-IDF"}
+    known = {name: summary.get(f"accuracy_{key}") for key, name in beside.items()}
+    others = [f"{name} {percent(one, 1)}" for name, one in known.items() if is_finite(one)]
+    said = (
+        f"The classifier is right in {percent(summary['accuracy'], 1)} of {len(run.samples):,} "
+        f"test rows (95\u00a0%\u00a0interval {plain(100 * low, 1)} to {plain(100 * high, 1)})"
+    )
+    return f"{said}; {', '.join(others)}." if others else f"{said}."
 
 
 def _kto(run: RunFiles) -> str:

@@ -35,8 +35,8 @@ def load_function(reference: str) -> Callable[..., Any]:
     """Find a function by where it is.
 
     Args:
-        reference: `file.py:name`, `package.module:name`, `package.module.name`, or a name that
-            TRL's scripts know, such as `accuracy_reward`.
+        reference: `file.py:name`, `package.module:name`, `package.module.name`, a name that TRL's
+            scripts know, such as `accuracy_reward`, or `RUN:label` of a classifier.
 
     Returns:
         The function.
@@ -46,6 +46,10 @@ def load_function(reference: str) -> Callable[..., Any]:
     """
     if (reward := find_trl_reward(reference)) is not None:
         return reward
+    if (classifier := classifier_of(reference)) is not None:
+        from recipes.lib.rewards.labels import LabelReward
+
+        return LabelReward(*classifier)
     place, _, name = reference.rpartition(":" if ":" in reference else ".")
     if not place or not name:
         raise UserError(f"{reference!r} names no function; write file.py:function.")
@@ -57,6 +61,16 @@ def load_function(reference: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{reference!r}: {place} has no function {name}.")
     return function
+
+
+def classifier_of(name: str) -> tuple[Path, str] | None:
+    """The folder and the label that `RUN:label` stands for, or None where it is something else."""
+    place, colon, label = name.rpartition(":")
+    for path in (Path(place), RUNS / place) if colon else ():
+        for folder in (path / "final", path):
+            if (folder / "config.json").is_file():
+                return folder, label
+    return None
 
 
 def _load_file(path: Path) -> Any:

@@ -17,7 +17,7 @@ FREE_ON_RESUME = frozenset(
     "per_device_eval_batch_size sampling_batch_size scoring_batch_size logging_steps save_steps "
     "save_strategy save_total_limit report_to run_name log_level disable_tqdm log_completions "
     "reward_timeout reward_retries dataloader_num_workers dataset_num_proc push_to_hub "
-    "hub_model_id hub_token skip_plan skip_check".split()
+    "hub_model_id hub_token skip_plan skip_check power_watts grid_intensity".split()
 )
 
 

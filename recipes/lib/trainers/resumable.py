@@ -116,7 +116,7 @@ class Resumable(Stoppable):
             "loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "seconds": self.seconds_before + time.monotonic() - (self.start or time.monotonic()),
-            "joules": self.meter.joules() if self.meter is not None else None,
+            "energy": [self.meter.card, self.meter.joules()] if self.meter else ["", None],
             "last_logged": self._globalstep_last_logged,
             "owes_evaluation": self._owes_evaluation,
             "skipped": [self._skipped, self._in_a_row],
@@ -138,6 +138,10 @@ class Resumable(Stoppable):
         paths = [folder / f"{CARRIED}_{n}.json" for n in (0, self.args.process_index)]
         if not paths[0].is_file():
             return
+        if self.meter is not None and self.args.process_index == 0:  # for all, of however many
+            texts = [path.read_text(encoding="utf-8") for path in folder.glob(f"{CARRIED}_*.json")]
+            used = dict(json.loads(text).get("energy", ["", None]) for text in texts)
+            self.meter.before = None if None in used.values() else sum(used.values())
         # What all processes have to agree on is read from the first one's.
         shared = json.loads(paths[0].read_text(encoding="utf-8"))
         refuse_other_batch(self, shared.get("batch") or batch_of(self))
@@ -151,8 +155,6 @@ class Resumable(Stoppable):
             return
         carried = json.loads(paths[1].read_text(encoding="utf-8"))
         self._tr_loss = self._tr_loss + carried["loss"]
-        if self.meter is not None:
-            self.meter.before = carried.get("joules")
         if "_metrics" in carried:
             self._metrics["train"].update(carried["_metrics"])  # type: ignore[attr-defined]
             self._total_train_tokens = carried["_total_train_tokens"]

@@ -31,8 +31,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from recipes.lib.doctor.checkup import check_up, look  # noqa: E402
 from recipes.lib.doctor.subject import Subject, examine  # noqa: E402
+from recipes.lib.evaluation.calibration import wilson  # noqa: E402
 from recipes.lib.recipe.main import parse  # noqa: E402
-from recipes.lib.report.calibration import wilson  # noqa: E402
 from recipes.lib.runs.files import append_jsonl, read_jsonl, write_jsonl  # noqa: E402
 from recipes.lib.tasks.tales.gold import gold_score  # noqa: E402
 from recipes.lib.tasks.tales.prompts import draw_facts, request  # noqa: E402

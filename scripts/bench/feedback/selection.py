@@ -8,10 +8,11 @@ First run ./scripts/quickstart. FILE is ../shared/data/preference/sentence_polar
 runs/selection.jsonl, so that a stopped bench goes on. --seeds runs these alone and writes no page.
 
 tales: the quickstart's SFT model writes four completions of each of 1,500 prompts, a simulated
-rater answers with noise, and accuracy is the share of 1,000 held-out pairs that are ordered as the
-hidden score orders them. reviews: FILE's pairs without noise, and 1,000 held-out ones. Every
-strategy chooses as `rlhf feedback select` does, a fifth of it at random and held out from training;
-all share the first 300, their reward model (five outputs) and the held-out pairs of a seed.
+rater answers with noise, and accuracy is the share of held-out pairs that are ordered as the hidden
+score orders them: two completions of each of 1,000 other prompts, where these scores differ (some
+500 pairs). reviews: FILE's pairs without noise, and 1,000 held-out ones. Every strategy chooses as
+`rlhf feedback select` does, a fifth of it at random and held out from training; all share the first
+300, their reward model (five outputs) and the held-out pairs of a seed.
 """
 
 import argparse

@@ -96,7 +96,7 @@ def test_a_resumed_run_adds_up_what_was_measured(
     for step in (3, 4):
         checkpoint = tmp_path / f"run/checkpoint-{step}"
         checkpoint.rename(tmp_path / f"away-{step}")
-    carried = read_json(tmp_path / "run/checkpoint-2/carried_0.json")["joules"]
-    assert carried == 4 * 2000
+    carried = read_json(tmp_path / "run/checkpoint-2/carried_0.json")["energy"]
+    assert carried == ["card", 4 * 2000]
     resumed = sft.run(parse("sft", [], keys | {"resume": True}))
-    assert resumed["energy_kwh_measured"] == pytest.approx((carried + 5 * 2000) / 3.6e6)
+    assert resumed["energy_kwh_measured"] == pytest.approx(9 * 2000 / 3.6e6)

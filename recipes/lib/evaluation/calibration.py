@@ -1,4 +1,4 @@
-"""Does a reward model know how sure it may be? Margins, reliability, calibration error.
+"""Does a model know how sure it may be? Margins, reliability, calibration error.
 
 The difference of two scores is the log-odds of a preference, so each test pair is a forecast: the
 side with the higher score is preferred, with probability sigmoid(|margin|). A model is calibrated
@@ -61,8 +61,11 @@ def reliability(margins: Sequence[float], num_bins: int) -> list[Forecasts]:
     """
     if not 1 <= num_bins <= len(margins):
         raise ValueError(f"num_bins={num_bins} with {len(margins)} pairs; use 1 to that many.")
-    forecast = confidences(margins)
-    came_true = np.asarray(margins, dtype=float) > 0
+    return binned(confidences(margins), np.asarray(margins, dtype=float) > 0, num_bins)
+
+
+def binned(forecast: np.ndarray, came_true: np.ndarray, num_bins: int) -> list[Forecasts]:
+    """Forecasts in bins as of `reliability`, from their confidence and what became of them."""
     order = np.argsort(forecast, kind="stable")
     return [_bin(forecast[part], came_true[part]) for part in np.array_split(order, num_bins)]
 

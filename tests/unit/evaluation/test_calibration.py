@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from recipes.lib.report.calibration import (
+from recipes.lib.evaluation.calibration import (
     calibration_error,
     confidences,
     reliability,
