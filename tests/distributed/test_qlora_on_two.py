@@ -62,5 +62,5 @@ def test_the_adapters_are_those_of_one_process(name: str, folders: tuple[Path, P
     for key, tensor in of_one.items():
         assert torch.allclose(tensor, of_two[key], rtol=1e-5, atol=1e-6), key
     summaries = [json.loads((f / name / "summary.json").read_text()) for f in folders]
-    for key in summaries[0].keys() - {"seconds", "warnings", "recipe"}:
+    for key in summaries[0].keys() - {"seconds", "energy", "warnings", "recipe"}:
         assert summaries[1][key] == pytest.approx(summaries[0][key], rel=1e-4, abs=1e-5), key

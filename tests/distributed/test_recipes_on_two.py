@@ -124,7 +124,7 @@ def test_summaries_and_samples_are_those_of_one_process(folders: tuple[Path, Pat
     one, two = folders
     for name in RUNS:
         of_one, of_two = (json.loads((f / name / "summary.json").read_text()) for f in folders)
-        for key in of_one.keys() - {"seconds", "warnings", "recipe"}:
+        for key in of_one.keys() - {"seconds", "energy", "warnings", "recipe"}:
             if (name, key) == ("grpo", "kl_per_token"):
                 continue
             assert of_two[key] == pytest.approx(of_one[key], rel=1e-4, abs=1e-5), (name, key)
