@@ -78,6 +78,11 @@ def _path(model_args: ModelConfig) -> str:
     for key in ("load_in_4bit", "load_in_8bit"):
         if getattr(model_args, key):
             raise UserError(f"{key}=true: classifiers are trained and saved whole; leave it out.")
+    if model_args.dtype == "float16":
+        raise UserError(
+            "dtype=float16: steps of a classifier vanish in 16-bit floats of that kind; choose "
+            "float32 or bfloat16."
+        )
     return path
 
 

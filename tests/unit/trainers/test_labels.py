@@ -41,6 +41,7 @@ def test_a_head_reads_features_as_they_are_when_it_has_learned(bias: bool) -> No
     learner = HeadOnFeatures(head, features)
     learned = learner(features).logits
     learner.finish()
+    # In fp32 a weight over 0.1 times features near 5 leaves a few 1e-5 of what cancels.
     torch.testing.assert_close(head(features), learned, rtol=1e-3, atol=1e-3)
 
 
