@@ -6,6 +6,7 @@ machine draws it does not know.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,10 @@ def told_energy(meter: EnergyMeter, script: Any, seconds: float, processes: int)
         their number.
     """
     own = [(meter.card, meter.joules())]
-    cards: dict[str, float | None] = dict(gather_object(own) if processes > 1 else own)
+    found = gather_object(own) if processes > 1 else own
+    # Of those that share a card the first also knows what was used before; unknown stays unknown.
+    by_use = sorted(found, key=lambda one: math.inf if one[1] is None else one[1])
+    cards: dict[str, float | None] = dict(by_use)
     joules = [one for one in cards.values() if one is not None]
     if len(joules) == len(cards):
         kwh, how, kind = sum(joules) / JOULES, "measured on the card", "measured"
