@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
@@ -191,6 +192,28 @@ def test_classes_of_the_datasets_library_have_their_names(folder: Path) -> None:
     unknown.save_to_disk(str(folder / "unknown"))
     with pytest.raises(UserError, match="column 'label' has -1, which is no label"):
         train(folder, "llama", "other", **keys | {"dataset_name": str(folder / "unknown")})
+
+
+def test_the_mean_of_all_tokens_is_read_by_a_plain_model(folder: Path) -> None:
+    source = masked(folder)["model_name_or_path"]  # whose files have no pooler
+    keys = {"pooling": "mean", "freeze_backbone": True, "num_train_epochs": 30}
+    summary = train(folder, "masked", **keys)
+    assert summary["accuracy"] > summary["accuracy_frozen_features"] - 0.02
+    words = PreTrainedTokenizerFast.from_pretrained(source)
+    rows = words(["a red house .", "the dog saw the blue house ."], padding=True)
+    rows = {key: torch.tensor(rows[key]) for key in ("input_ids", "attention_mask")}
+    plain = BertForSequenceClassification.from_pretrained(folder / "run/final").eval()
+    with torch.no_grad():
+        states = BertModel.from_pretrained(source).eval()(**rows).last_hidden_state
+        mask = rows["attention_mask"][..., None]
+        means = torch.nn.functional.layer_norm((states * mask).sum(1) / mask.sum(1), (32,))
+        read = plain.bert(**rows).pooler_output * 100
+    torch.testing.assert_close(read, means, rtol=1e-3, atol=2e-3)
+    assert train(folder, "run", "again", pooling="mean", max_steps=1)["labels"] == ["blue", "red"]
+    again = BertForSequenceClassification.from_pretrained(folder / "again/final")
+    assert again.config.num_hidden_layers == plain.config.num_hidden_layers == 3
+    with pytest.raises(UserError, match="pooling=mean: BERT has that, and llama does not"):
+        train(folder, "llama", "other", pooling="mean")
 
 
 def masked(folder: Path) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from recipes.lib.data.formats import (
     with_template_kwargs,
 )
 from recipes.lib.data.mixtures import Part, join_datasets, mix_datasets
-from recipes.lib.data.problems import PLACE, named_columns
+from recipes.lib.data.problems import PLACE, named_columns, places_of
 from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import TEXT_COLUMNS, check_rows
 from recipes.lib.data.splitting import default_test_rows, remove_overlap, split_rows
 from recipes.lib.errors import UserError, note
+from recipes.lib.pictures.files import COLUMN, undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -204,6 +205,8 @@ def check_format(
     if "chosen" in columns and "prompt" in rows.column_names and "prompt" not in columns:
         columns.append("prompt")
     rows = _own_columns(rows, columns, name, beside)
+    if COLUMN in columns and COLUMN in rows.column_names:
+        rows = undecoded(rows, places_of(rows))
     return check_rows(rows, columns, name, on_bad_rows), columns
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from recipes.lib.data.file_rows import SUFFIXES, plain_name, read_file
+from recipes.lib.data.file_rows import SUFFIXES, plain_name, read_file, readable
 from recipes.lib.errors import UserError, first_line, note
+from recipes.lib.pictures.files import has_pictures
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,6 +99,8 @@ def find_splits(
     # A text beside files of rows tells of them.
     files = [one for one in every if plain_name(one).suffix != ".txt"] or every
     names = [plain_name(one).stem for one in files]
+    if {*names} <= {"metadata"} and has_pictures(folder):
+        return {key: saved(rows) for key, rows in _read_pictures(folder).items()}
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"dataset_name={name}: several files are the split {twice}; name the file.")
@@ -187,6 +190,15 @@ def _read_saved(folder: Path, split: str) -> dict[str, Dataset]:
             "it again."
         ) from error
     return {split: saved} if isinstance(saved, Dataset) else dict(saved)
+
+
+def _read_pictures(folder: Path) -> dict[str, Dataset]:
+    """What the datasets library makes of a folder of pictures, whose folders are labels."""
+    from datasets import load_dataset
+
+    with readable(str(folder)):
+        found: dict[str, Dataset] = load_dataset("imagefolder", data_dir=str(folder.resolve()))
+    return found
 
 
 def open_hub_dataset(name: str, config: str | None, revision: str | None, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Classifiers with names for their labels: a pretrained backbone under a head, new or trained.
+"""Classifiers of texts or pictures: a pretrained backbone under a head, new or trained.
 
 What pretraining left has to be in the files: a backbone whose weights come up random is refused.
 """
@@ -18,54 +18,91 @@ if TYPE_CHECKING:
     import torch
     from trl import ModelConfig
 
+KINDS = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
+MUCH, LITTLE = 1e4, 100.0  # of a mean beside one state; and to keep tanh straight
+
+
+def what_it_reads(model_args: ModelConfig, *, trust_remote_code: bool = False) -> str:
+    """The column that a classifier of this model reads: text, or image.
+
+    Args:
+        model_args: As of `load_label_model`.
+        trust_remote_code: As there.
+
+    Raises:
+        UserError: There is no such model, or no classifier on it.
+    """
+    import transformers
+
+    path = _path(model_args)
+    own = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
+    with load_errors(path, "classifier"):
+        config = transformers.AutoConfig.from_pretrained(path, **own)
+    named = getattr(config, "auto_map", None) or {}
+    for column, kind in KINDS.items():
+        if type(config) in getattr(transformers, kind)._model_mapping or kind in named:
+            return column
+    raise UserError(
+        f"model_name_or_path={path}: transformers has no classifier of texts or pictures on "
+        f"{config.model_type}; name another model."
+    )
+
 
 def load_label_model(
     model_args: ModelConfig,
     names: Sequence[str],
     *,
+    read: str = "text",
     is_multi: bool = False,
+    pooling: str = "default",
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any, list[str]]:
-    """Load a backbone with a head for labels, and its tokenizer.
+    """Load a backbone with a head for labels, and what makes its inputs.
 
     Args:
         model_args: TRL's model keys; the name is that of a run, a folder or a Hub id.
         names: Of the labels. A head for the same ones goes on, any other is drawn anew.
+        read: Of `what_it_reads`.
         is_multi: Whether a row may have several.
+        pooling: "mean" has BERT's class read the mean of all tokens.
         trust_remote_code: Whether code beside the model may run.
 
     Returns:
-        A sequence classifier in evaluation mode, its tokenizer, and the names in the order of its
-        outputs.
+        A classifier in evaluation mode, what makes its inputs, and the names of its outputs.
 
     Raises:
-        UserError: There is none, weights of the backbone would come up random, or they are asked
-            for in a format that cannot be learned in and merged.
+        UserError: It cannot be loaded, would come up random in part, or cannot be learned in.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
 
-    path = _path(model_args)
+    path, kind = _path(model_args), getattr(transformers, KINDS[read])
     own = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
     with load_errors(path, "classifier"):
-        config = AutoConfig.from_pretrained(path, **own)
-        labels = [str(config.id2label[number]) for number in range(config.num_labels)]
-        if is_same := {*labels} == {*names}:
-            names = labels
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        known = label_names(transformers.AutoConfig.from_pretrained(path, **own))
+        names = known if {*known} == {*names} else names
+        model, info = kind.from_pretrained(
             path,
             num_labels=len(names),
             id2label=dict(enumerate(names)),
-            label2id={name: number for number, name in enumerate(names)},
+            label2id=dict(zip(names, range(len(names)), strict=True)),
             problem_type=f"{'multi' if is_multi else 'single'}_label_classification",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **own,
             **pretrained_options(model_args),
         )
+    if pooling == "mean":
+        pool_by_mean(model)
     _refuse_random(path, model, info)
-    if not is_same:
+    if names is not known:
         _draw_heads(model)
-    return model.eval(), _tokenizer(model, path, **own), [*names]
+    reader = (_tokenizer if read == "text" else _image_processor)(model, path, **own)
+    return model.eval(), reader, [*names]
+
+
+def label_names(config: Any) -> list[str]:
+    """Names of a classifier's labels, in the order of its outputs."""
+    return [str(config.id2label[number]) for number in range(config.num_labels)]
 
 
 def _path(model_args: ModelConfig) -> str:
@@ -93,17 +130,68 @@ def _tokenizer(model: Any, path: str, **own: Any) -> Any:
     return tokenizer
 
 
+def _image_processor(model: Any, path: str, **own: Any) -> Any:
+    from transformers import AutoImageProcessor
+
+    if getattr(model.config, "num_channels", 3) != 3:
+        raise UserError(
+            f"model_name_or_path={path}: its pictures have {model.config.num_channels} channels, "
+            "and pipelines give it three; name another model."
+        )
+    with load_errors(path, "image processor"):
+        return AutoImageProcessor.from_pretrained(path, backend="pil", **own)
+
+
 def _refuse_random(path: str, model: Any, info: dict[str, Any]) -> None:
     # Of other shapes are those of a head for other labels, as (name, shape, shape) or a name.
     other = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     inside = f"{model.base_model_prefix}."
-    random = [key for key in sorted({*info["missing_keys"], *other}) if key.startswith(inside)]
+    random = {key for key in (*info["missing_keys"], *other) if key.startswith(inside)}
+    if getattr(model.config, "pooling", "") == "mean":
+        random -= {f"{inside}pooler.dense.weight", f"{inside}pooler.dense.bias"}  # which were set
     if random:
         more = f" and {len(random) - 3} more" if len(random) > 3 else ""
         raise UserError(
-            f"model_name_or_path={path}: its files do not hold {', '.join(random[:3])}{more} of "
-            "the backbone, which would come up random; name a model whose files hold every weight."
+            f"model_name_or_path={path}: its files do not hold {', '.join(sorted(random)[:3])}"
+            f"{more} of the backbone, which would come up random; name a model whose files hold "
+            "every weight."
         )
+
+
+def pool_by_mean(model: Any) -> None:
+    """Have BERT's class for sequences read the mean of all tokens, by one more layer.
+
+    That layer attends to all tokens alike and adds so much of their mean to the first token that
+    only the mean is left, normalised; the pooler makes it so small that its tanh leaves it as it
+    is. So the model stays a plain one.
+
+    Raises:
+        UserError: The model is another.
+    """
+    import copy
+
+    import torch
+
+    config = model.config
+    if config.model_type != "bert":
+        raise UserError(
+            f"pooling=mean: BERT has that, and {config.model_type} does not; leave it out."
+        )
+    if getattr(config, "pooling", "") == "mean":
+        return
+    layer = copy.deepcopy(model.bert.encoder.layer[-1])
+    same = torch.eye(config.hidden_size)
+    with torch.no_grad():
+        for one in layer.parameters():
+            one.zero_()
+        layer.attention.self.value.weight.copy_(same)
+        layer.attention.output.dense.weight.copy_(MUCH * same)
+        layer.attention.output.LayerNorm.weight.fill_(1.0)
+        layer.output.LayerNorm.weight.fill_(1.0)
+        model.bert.pooler.dense.weight.copy_(same / LITTLE)
+        model.bert.pooler.dense.bias.zero_()
+    model.bert.encoder.layer.append(layer)
+    config.num_hidden_layers, config.pooling = config.num_hidden_layers + 1, "mean"
 
 
 def _draw_heads(model: Any) -> None:
@@ -135,7 +223,9 @@ def headless(model: Any) -> Iterator[bool]:
 
     heads = heads_of(model)
     name, head = next(iter(heads.items()))
-    setattr(model, name, torch.nn.Identity())
+    # Such a head is given (width, 1, 1), and nothing else comes behind it.
+    is_flat = any(isinstance(part, torch.nn.Flatten) for part in head.modules())
+    setattr(model, name, torch.nn.Flatten() if is_flat else torch.nn.Identity())
     try:
         yield len(heads) == 1
     finally:
@@ -152,7 +242,8 @@ def adapt(model: Any, model_args: ModelConfig) -> Any:
     from trl import get_peft_config
 
     saved = [*(model_args.lora_modules_to_save or ()), *heads_of(model)]
-    own = {"lora_task_type": "SEQ_CLS", "lora_modules_to_save": saved}
+    kind = None if type(model).__name__.endswith("ForImageClassification") else "SEQ_CLS"
+    own = {"lora_task_type": kind, "lora_modules_to_save": saved}
     try:
         return get_peft_model(model, get_peft_config(replace(model_args, **own)))
     except ValueError as error:

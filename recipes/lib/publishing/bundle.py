@@ -115,7 +115,8 @@ def _faults(run: Path, final: Path, names: set[str]) -> Iterator[str]:
     if not {"config.json", "adapter_config.json"} & names:
         yield "it holds no model; name a run that trained one"
     has_words = names & VOCABULARIES or any(one.endswith(".model") for one in names)
-    if "tokenizer_config.json" not in names or not has_words:
+    has_words = has_words and "tokenizer_config.json" in names
+    if not (has_words or "preprocessor_config.json" in names):  # of pictures
         yield "it has no tokenizer (tokenizer_config.json); put that of its training beside it"
     if not any(one.endswith(".safetensors") for one in names):
         yield "it has no weights (*.safetensors)"

@@ -97,7 +97,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         datasets=[str(one["name"]) for one in _data(trained) if not _is_file(one)] or None,
         library_name="peft" if is_adapter(final) else "transformers",
         license=licence,
-        pipeline_tag="text-generation" if "language" in kind else "text-classification",
+        pipeline_tag=_task(kind),
         tags=["rlhf", *([trained.recipe] if trained.recipe else [])],
         model_name=title,
         eval_results=[_result(one) for one in contests] or None,
@@ -112,7 +112,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         name=repo or str(final),
         is_adapter=is_adapter(final),
         is_reward="reward" in kind,
-        is_classifier="classifier" in kind,
+        task=_task(kind) if "classifier" in kind else "",
         is_text=not (final / "chat_template.jinja").is_file(),
         bits=_bits(read_json(final / BASE_QUANTIZATION)),
         results=list(_results(trained)),
@@ -144,6 +144,11 @@ def _bits(known: dict[str, Any]) -> str:
     return f"load_in_4bit=True, bnb_4bit_quant_type={known['bnb_4bit_quant_type']!r}{nested}"
 
 
+def _task(kind: str) -> str:
+    of_pictures = "image-classification" if "pictures" in kind else "text-classification"
+    return "text-generation" if "language" in kind else of_pictures
+
+
 def _kind(final: Path) -> str:
     adapter = read_json(final / "adapter_config.json")
     named = str((read_json(final / "config.json").get("architectures") or [""])[0])
@@ -151,6 +156,7 @@ def _kind(final: Path) -> str:
     model = "reward model" if is_reward else "language model"
     kind = str(read_json(final / "config.json").get("problem_type"))
     model = "classifier" if kind.endswith("label_classification") else model
+    model = "classifier of pictures" if "ImageClassification" in named else model
     return f"a {adapter.get('peft_type', 'PEFT')} adapter of a {model}" if adapter else f"a {model}"
 
 

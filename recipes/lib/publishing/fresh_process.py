@@ -43,7 +43,7 @@ def compare(asked: dict[str, Any]) -> list[str]:
 
 
 def answers(asked: dict[str, Any], name: str, **place: str) -> tuple[Any, list[Any]]:
-    """What model and tokenizer make of fixed input: logits in float32, and texts."""
+    """What a model and what is beside it make of fixed input: logits in float32, and texts."""
     import peft
     import torch
     import transformers
@@ -51,6 +51,8 @@ def answers(asked: dict[str, Any], name: str, **place: str) -> tuple[Any, list[A
     adapter = Path(asked["folder"]) / "adapter_config.json"
     library, kind, config = transformers, "AutoModelFor", adapter.with_name("config.json")
     options: dict[str, Any] = {"trust_remote_code": asked["trust_remote_code"], **place}
+    if not adapter.is_file() and "ForImageClassification" in config.read_text(encoding="utf-8"):
+        return picture_answers(name, options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
     if adapter.is_file():
         library, kind, config = peft, "AutoPeftModelFor", adapter
@@ -71,6 +73,20 @@ def answers(asked: dict[str, Any], name: str, **place: str) -> tuple[Any, list[A
             said = model.generate(input_ids=ids, do_sample=False, max_new_tokens=NEW_TOKENS)
             texts.append(tokenizer.decode(said[0]))
     return logits, texts
+
+
+def picture_answers(name: str, options: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """The same of a classifier of pictures."""
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **options)
+    seen = AutoImageProcessor.from_pretrained(name, backend="pil", **options)(
+        Image.radial_gradient("L").convert("RGB"), return_tensors="pt"
+    )
+    with torch.inference_mode():
+        return model.eval()(**seen).logits, [model.config.id2label]
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ QUANTITIES: dict[str, Quantity] = {
     "accuracy_bag_of_words": Quantity("Accuracy of bag of words", "percent", digits=1),
     "accuracy_frozen_features": Quantity("of frozen features", "percent", digits=1),
     "accuracy_tfidf": Quantity("Accuracy of a regression on TF-IDF", "percent", digits=1),
+    "accuracy_pixels": Quantity("Accuracy of a regression on pixels", "percent", digits=1),
     "f1_macro": Quantity("F1, mean over labels", "percent", digits=1),
     "log_loss": Quantity("log loss, nats", digits=3),
     "calibration_error": Quantity("Calibration error", "percent", digits=1),

@@ -34,6 +34,7 @@ RUN_TILES = [
         "score score_baseline, scores first_scores, kl, kl_per_token, "
         "rlhf_reward, completion_length, accuracy accuracy_ceiling, accuracy_bag_of_words "
         "accuracy_frozen_features, accuracy_tfidf accuracy_frozen_features, "
+        "accuracy_pixels accuracy_frozen_features, "
         "f1_macro log_loss, calibration_error, auc, "
         "margin, perplexity base_perplexity perplexity_baseline, eval_loss train_loss, "
         "num_pairs num_test, mean_score, num_prompts, num_texts, num_parameters, episodes, "

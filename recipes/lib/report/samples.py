@@ -16,7 +16,7 @@ MAX_CHARACTERS = 1500
 class Cell:
     """A text with the facts about it; `cut` counts the characters that were left out.
 
-    `pieces` are the text token by token, where it is known that way.
+    `pieces` are the text token by token, where it is known that way; `picture` stands in its place.
     """
 
     text: str
@@ -24,6 +24,7 @@ class Cell:
     is_best: bool = False
     cut: int = 0
     pieces: list[tokens.Piece] = field(default_factory=list)
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ def comparison(rows: Sequence[Row], names: tuple[str, str], count: int = 6) -> S
 
 
 def errors(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
-    """Texts whose label a classifier gets wrong, those of which it is surest first."""
+    """Rows whose label a classifier gets wrong, those of which it is surest first."""
     wrong = [row for row in rows if row.get("label") != row.get("predicted")]
+    what = "Text" if any("text" in row for row in rows) else "Picture"
     wrong = sorted(wrong, key=lambda row: -row["probability"])[:count]
 
     def named(label: Any) -> str:
@@ -62,14 +64,14 @@ def errors(rows: Sequence[Row], count: int = 6) -> SampleTable | None:
 
     cells = [
         [
-            text_cell(row["text"]),
+            replace(text_cell(row.get("text", f"Row {row['row']}")), picture=row.get("image", "")),
             text_cell(named(row["label"])),
             text_cell(named(row["predicted"]), f"probability {plain(row['probability'])}"),
         ]
         for row in wrong
     ]
     rule = f"The {len(cells)} errors with the highest probability."
-    return SampleTable(["Text", "Label", "Predicted"], cells, rule) if cells else None
+    return SampleTable([what, "Label", "Predicted"], cells, rule) if cells else None
 
 
 def preferences(rows: Sequence[Row]) -> SampleTable | None:

@@ -115,6 +115,7 @@ def _classes(run: RunFiles) -> str:
         return ""
     low, high = wilson(right, len(run.samples))
     beside = {"frozen_features": "a regression on frozen features", "tfidf": "one on TF-IDF"}
+    beside["pixels"] = "one on pixels"
     known = {name: summary.get(f"accuracy_{key}") for key, name in beside.items()}
     others = [f"{name} {percent(one, 1)}" for name, one in known.items() if is_finite(one)]
     said = (

@@ -30,15 +30,21 @@ class LabelReward:
         from transformers import AutoConfig
         from trl import ModelConfig
 
-        from recipes.lib.models.label_models import load_label_model
+        from recipes.lib.models.label_models import (
+            label_names,
+            load_label_model,
+            what_it_reads,
+        )
         from recipes.lib.models.policies import placed
 
         config = AutoConfig.from_pretrained(folder)
-        names = [config.id2label[number] for number in range(config.num_labels)]
+        args = ModelConfig(model_name_or_path=str(folder), dtype="float32")
+        if what_it_reads(args) == "image":
+            raise UserError(f"{folder}:{label}: it reads pictures, and completions are texts.")
+        names = label_names(config)
         if label not in names:
             raise UserError(f"{folder}:{label}: its labels are {', '.join(names)}; name one.")
         self.is_multi = str(config.problem_type).startswith("multi")
-        args = ModelConfig(model_name_or_path=str(folder), dtype="float32")
         model, self.tokenizer, _ = load_label_model(args, names, is_multi=self.is_multi)
         self.model, self.place = placed(model), names.index(label)
         run = folder.parent if folder.name == "final" else folder

@@ -1,5 +1,7 @@
 """Learning labels: rows, trainer, and heads that learn from features computed once.
 
+A row is a text or a picture.
+
 Shapes: B rows of a batch, C classes.
 """
 
@@ -45,6 +47,12 @@ class ClassifyConfig(TrainingArguments):
         "Weights of the classes in the loss: none, or balanced by how often they come.",
         choices=("none", "balanced"),
     )
+    pooling: str = option(
+        "default",
+        "What the head of a classifier of texts reads: what its class reads, or, on BERT, the "
+        "mean of all tokens, by which sentence encoders were trained.",
+        choices=("default", "mean"),
+    )
     max_length: int = option(256, "Longest text in tokens; longer ones are cut at their end.")
     trust_remote_code: bool = option(False, "Whether code beside a model may run.")
 
@@ -67,6 +75,8 @@ class LabelTrainer(Resumable, Trainer):
     ) -> Any:
         """The loss of a batch."""
         labels = inputs.pop("labels")
+        if self.args.freeze_backbone and hasattr(model, "base_model"):
+            model.base_model.eval()  # nothing moves there, neither dropout nor running means
         outputs = model(**inputs)
         weights = None if self.weights is None else self.weights.to(outputs.logits.device)
         loss = label_loss(outputs.logits.float(), labels, weights)
@@ -128,8 +138,8 @@ class HeadOnFeatures(torch.nn.Module):
         self.dtype = next(head.parameters()).dtype
         self.head = head.float()
         mean, scale = torch.zeros(1), torch.ones(1)
-        if isinstance(head, torch.nn.Linear):
-            mean = features.mean(0) * (head.bias is not None)
+        if (layer := linear_layer(head)) is not None:
+            mean = features.mean(0) * (layer.bias is not None)
             scale = ((features - mean) ** 2).mean(0).sqrt()
             scale = torch.where(scale > 1e-6, scale, 1.0)  # what never varies
         self.register_buffer("mean", mean)
@@ -142,11 +152,19 @@ class HeadOnFeatures(torch.nn.Module):
     @torch.no_grad()
     def finish(self) -> None:
         """Have the head read features as they are."""
-        if isinstance(self.head, torch.nn.Linear):
-            self.head.weight /= self.scale
-            if self.head.bias is not None:
-                self.head.bias.sub_(self.head.weight @ self.mean)
+        if (layer := linear_layer(self.head)) is not None:
+            layer.weight /= self.scale
+            if layer.bias is not None:
+                layer.bias.sub_(layer.weight @ self.mean)
         self.head.to(self.dtype)
+
+
+def linear_layer(head: torch.nn.Module) -> Any:
+    """The layer that a head consists of; None where it is more than linear."""
+    parts = [head] if isinstance(head, torch.nn.Linear) else [*head.children()]
+    layer, before = parts[-1] if parts else None, parts[:-1]
+    is_plain = all(isinstance(one, torch.nn.Flatten) for one in before)
+    return layer if is_plain and isinstance(layer, torch.nn.Linear) else None
 
 
 @torch.no_grad()
@@ -165,7 +183,8 @@ def logits_of(
     model.eval()
     device = next(model.parameters()).device
     found: list[Any] = [None] * len(rows)
-    lengths = [len(row.get("input_ids", ())) for row in rows]
+    is_text = len(rows) and "input_ids" in rows[0]
+    lengths = [len(row["input_ids"]) for row in rows] if is_text else [1] * len(rows)
     with tqdm(total=len(rows), desc=label, unit="row", leave=False, disable=not label) as bar:
         for chosen in length_batches(lengths, size):
             batch = collate([rows[n] for n in chosen])
@@ -179,14 +198,14 @@ def logits_of(
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts with names of labels.
+    """Texts or pictures with names of labels.
 
     Args:
-        texts: The texts.
-        labels: Of each its label, or where a text may have several a list of them.
+        rows: The column of either, and no other.
+        labels: Of each its label, or where a row may have several a list of them.
     """
 
-    texts: list[str]
+    rows: Dataset
     labels: list[Any]
 
     def numbers(self, names: Sequence[str]) -> list[Any]:
@@ -202,13 +221,16 @@ class Labelled:
         return {name for one in self.labels for name in ([one] if isinstance(one, str) else one)}
 
 
-def load_labelled(args: DataArguments, seed: int) -> tuple[Labelled, Labelled, list[str]]:
+def load_labelled(
+    args: DataArguments, seed: int, read: str
+) -> tuple[Labelled, Labelled, list[str]]:
     """Load training and test rows.
 
     Args:
         args: What to load; `columns` names other columns than text and label, or than labels where
             a row has several.
         seed: Of the split that `test_fraction` makes.
+        read: The column that the model reads: text, or image.
 
     Returns:
         Training rows, test rows, and all labels: numbers in their order, names by the alphabet.
@@ -217,7 +239,7 @@ def load_labelled(args: DataArguments, seed: int) -> tuple[Labelled, Labelled, l
         UserError: There are no test rows, no labels, one alone, or in a test row one that no
             training row has.
     """
-    train, test = load_splits(args, seed, ("text",), (ONE, SEVERAL))
+    train, test = load_splits(args, seed, (read,), (ONE, SEVERAL))
     if test is None:
         raise UserError(
             "test_fraction=0.0: a classifier is worth its accuracy on rows it has not seen; set "
@@ -229,10 +251,10 @@ def load_labelled(args: DataArguments, seed: int) -> tuple[Labelled, Labelled, l
             raise UserError(
                 f"{args.label} ({key}): column {column!r} is missing; the columns are "
                 f"{', '.join(named_columns(rows))}. Say which it is with columns: "
-                f"{{text: TEXT, {column}: ...}}."
+                f"{{{read}: ..., {column}: ...}}."
             )
-    known = _labelled(train, column, f"{args.label} (train)", args.on_bad_rows)
-    held_out = _labelled(test, column, f"{args.label} (test)", args.on_bad_rows)
+    known = _labelled(train, read, column, f"{args.label} (train)", args.on_bad_rows)
+    held_out = _labelled(test, read, column, f"{args.label} (test)", args.on_bad_rows)
     names = sorted(known.names(), key=_in_order)
     if len(names) < 2:
         raise UserError(f"{args.label}: the labels are {names}; there is nothing to tell apart.")
@@ -249,13 +271,13 @@ def _in_order(name: str) -> tuple[bool, float, str]:
     return not is_number, float(name) if is_number else 0.0, name
 
 
-def _labelled(rows: Dataset, column: str, source: str, on_bad_rows: str) -> Labelled:
-    named, texts = _namer(rows.features[column]), rows["text"][:]
+def _labelled(rows: Dataset, read: str, column: str, source: str, on_bad_rows: str) -> Labelled:
+    named, texts = _namer(rows.features[column]), rows["text"][:] if read == "text" else None
     found, bad = [], Problem("")
     for number, value in enumerate(rows[column]):
         values = value if isinstance(value, list) else [value]
         names = [named(one) for one in values]
-        if not isinstance(texts[number], str):
+        if texts is not None and not isinstance(texts[number], str):
             bad.what = bad.what or f"column 'text' has {brief(texts[number])}, which is no text,"
             bad.rows.append(number)
         elif isinstance(value, list) != (column == SEVERAL) or "" in names:
@@ -265,7 +287,7 @@ def _labelled(rows: Dataset, column: str, source: str, on_bad_rows: str) -> Labe
         found.append(names if column == SEVERAL else names[0] if names else "")
     left_out = refuse_or_drop(source, [bad] if bad.rows else [], places_of(rows), on_bad_rows)
     kept = [number for number in range(len(rows)) if number not in left_out]
-    return Labelled([texts[number] for number in kept], [found[number] for number in kept])
+    return Labelled(rows.select(kept).select_columns([read]), [found[number] for number in kept])
 
 
 def _namer(feature: Any) -> Callable[[Any], str]:

@@ -314,19 +314,20 @@ def main() -> int:
         "",
     ]
     lines += ["| strategy | hidden score | over random |", "|---|---|---|"]
-    for name, values in golds.items():
+    for name, values in golds.items() if not given.seeds else ():
         gains = [a - b for a, b in zip(values, golds["random"], strict=True)]
         told = interval(gains) if name != "random" else ""
         lines.append(f"| {name} | {mean(values):.3f} +- {stdev(values):.3f} | {told} |")
     if given.seeds:
         print(tables)
         return 0
+    asked = f" --ppo {' '.join(golds)}" if golds else ""
     page = PAGE_TEXT.format(
         first=FIRST,
         second=SECOND,
         candidates=f"{CANDIDATES:,}",
         seeds=len(seeds),
-        conditions=conditions(COMMAND),
+        conditions=conditions(f"{COMMAND}{asked}"),
         ppo="\n".join([*lines, ""]) if golds else "",
         **tables,
     )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 FLOORS = [
     {"errors", "verbosity"},
     {"config", "models", "tasks"},
-    {"distributed"},
+    {"distributed", "pictures"},
     {"data"},
     {"generation", "rewards", "runs"},
     {"environments", "feedback", "trainers"},

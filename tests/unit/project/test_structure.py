@@ -27,7 +27,6 @@ SHORT_MODULES = {
     "recipes/lib/config/foreign_files.py": "files that are none of ours, whoever reads files",
     "recipes/lib/ppo/kl_controller.py": "found by its name; returns.py is arithmetic alone",
     "recipes/lib/distributed/process_exit.py": "why a process of several is not taken down",
-    "recipes/lib/publishing/fresh_process.py": "a program of its own, without this project",
     "recipes/lib/publishing/verify.py": "after the push, which ends with the commit",
     "recipes/lib/rewards/labels.py": "a label as a reward, which brings torch; loading.py does not",
     "recipes/lib/report/times.py": "where the time went, from the log to a table",

@@ -1,0 +1,1 @@
+"""Pictures of rows: opened, looked at, made small."""
