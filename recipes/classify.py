@@ -143,6 +143,9 @@ def yardsticks(known: Labelled, held_out: Labelled, names: list[str], features: 
     found = {}
     if "image" in known.rows.column_names:
         seen = [np.stack([pixels(row["image"]) for row in rows.rows]) for rows in both]
+        if all((one == one[..., :1]).all() for one in seen):  # grey
+            seen = [one[..., :1] for one in seen]
+        seen = [one.reshape(len(one), -1).astype(np.float32) for one in seen]
         found["accuracy_pixels"] = regression_accuracy(seen[0], labels[0], seen[1], labels[1])
     else:
         texts = [rows.rows["text"][:] for rows in both]

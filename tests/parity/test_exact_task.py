@@ -75,7 +75,13 @@ def make(task: ModuleType, model: Any, tokenizer: Any, folder: Path, **more: Any
     return PPOTrainer(model, reward, args, prompts, processing_class=tokenizer, callbacks=callbacks)
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["head", "model"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(SETTINGS[0], id="head"),
+        pytest.param(SETTINGS[1], id="model", marks=pytest.mark.slow),  # docs/benchmarks/ppo.md
+    ],
+)
 def test_ppo_comes_close_to_the_known_optimum(
     task: ModuleType, tmp_path: Path, settings: dict[str, Any]
 ) -> None:

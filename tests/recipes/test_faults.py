@@ -124,7 +124,10 @@ def test_a_reward_that_fails_in_the_middle_costs_no_step(
     assert_same_runs(folder / "whole", folder / "broken")
 
 
-@pytest.mark.parametrize(("recipe", "calls"), [("ppo", "6"), ("grpo", "8")])
+@pytest.mark.parametrize(
+    ("recipe", "calls"),
+    [("ppo", "6"), pytest.param("grpo", "8", marks=pytest.mark.slow)],  # the same code
+)
 def test_a_reward_that_hangs_is_killed_and_the_run_is_the_same(
     folder: Path, recipe: str, calls: str
 ) -> None:

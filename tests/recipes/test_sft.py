@@ -213,6 +213,7 @@ def test_mistakes_are_told_and_leave_no_folder(
     assert not (folder / "run").exists()
 
 
+@pytest.mark.slow  # test_reward.py begins with SFT of the same model
 def test_sft_of_a_real_story_model_lowers_its_perplexity(shared: Path, tmp_path: Path) -> None:
     summary = run(
         parse(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import binomtest
 
 PAIRS_PER_BIN = 20  # fewer give intervals too wide to read
 MAX_BINS = 10
@@ -87,6 +86,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
     Source: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
+    from scipy.stats import binomtest  # takes most of a second, and most runs have no use for it
+
     interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 

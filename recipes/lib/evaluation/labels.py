@@ -14,6 +14,7 @@ Table = NDArray[Any]
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # inverse ones of the regularisation, that are tried
 HELD_OUT = 5  # one of so many training rows decides between them
 MOST_ROWS = 20_000  # training rows that a regression learns from
+MOST_NUMBERS = 10_000_000  # of them where they are dense
 
 
 def probabilities(logits: Table, is_multi: bool) -> Table:
@@ -80,7 +81,8 @@ def regression_accuracy(train: Any, labels: Table, test: Any, expected: Table) -
         whole = OneVsRestClassifier(scaled) if labels.ndim == 2 else scaled
         return whole.fit(train[rows], labels[rows])
 
-    every = np.random.default_rng(0).permutation(len(labels))[:MOST_ROWS]
+    most = MOST_NUMBERS // train.shape[1] if isinstance(train, np.ndarray) else MOST_ROWS
+    every = np.random.default_rng(0).permutation(len(labels))[: min(MOST_ROWS, most)]
     apart, rest = np.split(every, [len(every) // HELD_OUT])
     if len(apart) and (labels.ndim == 2 or len(np.unique(labels[rest])) > 1):
         tried = {c: fitted(c, rest).score(train[apart], labels[apart]) for c in STRENGTHS}

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from recipes.lib.evaluation.calibration import wilson
 from recipes.lib.evaluation.win_rate import pair_accuracy, win_rate
@@ -210,4 +210,4 @@ def beyond_noise(values: np.ndarray) -> float | None:
     size = max(1, len(kept) // 5)
     drift = float(kept[-size:].mean() - kept[:size].mean())
     error = np.sqrt(np.mean(np.diff(kept, 2) ** 2) / 6 * 2 / size)
-    return drift if abs(drift) > error * student.ppf(0.975, max(1, len(kept) // 2 - 1)) else 0.0
+    return drift if abs(drift) > error * stdtrit(max(1, len(kept) // 2 - 1), 0.975) else 0.0

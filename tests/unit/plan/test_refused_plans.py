@@ -114,6 +114,7 @@ def test_advice_names_nothing_that_would_be_refused(place: Path) -> None:
     assert "load_in_4bit" not in keys
 
 
+@pytest.mark.slow  # the advice is that of the test above
 def test_advice_at_the_start_of_a_run_names_nothing_that_would_be_refused(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_it_lists_and_copies_its_configurations(site: Path, tmp_path: Path) -> N
     ).read_bytes()
 
 
+@pytest.mark.slow  # the plan above is of the same wheel
 def test_it_plans_with_an_accelerate_configuration(site: Path, tmp_path: Path) -> None:
     model = ROOT / "recipes/lib/tasks/tales/trained"
     shutil.copytree(model, tmp_path / "model")

@@ -354,6 +354,7 @@ def ask_in_a_process(file: str, start: int, out: Any) -> None:
     out.put((dict(zip(prompts, said, strict=True)), dict(judge.counts)))
 
 
+@pytest.mark.slow  # test_judge_on_two.py has two processes, too
 def test_two_processes_share_the_verdicts(tmp_path: Path) -> None:
     """The judge says something else each time, and both processes get the same verdict."""
     with serving(slowly(0.01, lambda call: call.verdict(1 + call.number % 9))) as server:
