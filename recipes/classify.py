@@ -161,7 +161,7 @@ def judged(held_out: Labelled, names: list[str], logits: Any) -> Any:
     import numpy as np
 
     from recipes.lib.evaluation.labels import label_numbers, probabilities
-    from recipes.lib.pictures.files import data_uri
+    from recipes.lib.pictures.files import data_uri, open_picture
 
     labels = np.array(held_out.numbers(names)).astype(int)
     is_multi = labels.ndim == 2
@@ -179,7 +179,7 @@ def judged(held_out: Labelled, names: list[str], logits: Any) -> Any:
         return label_numbers(chances, labels), [{"text": text} | line for text, line in told]
     wrong = [line for line in lines if line["label"] != line["predicted"]]
     for line in sorted(wrong, key=lambda line: -line["probability"])[:MOST_SHOWN]:
-        line["image"] = data_uri(held_out.rows[line["row"]]["image"])
+        line["image"] = data_uri(open_picture(held_out.rows[line["row"]]["image"]))
     return label_numbers(chances, labels), lines
 
 

@@ -105,11 +105,39 @@ def tokenizer_of(script: DataPageArguments) -> Any:
     return tokenizer
 
 
+def shown_pictures(script: DataPageArguments, rows: Any) -> Any:
+    """The rows with their pictures, undecoded, where the model reads them."""
+    from recipes.lib.models.vision import reads_pictures
+    from recipes.lib.pictures.files import COLUMN, SEVERAL, with_pictures
+
+    if script.model_name_or_path is None or rows is None:
+        return rows
+    if not {COLUMN, SEVERAL} & {*rows.column_names}:
+        return rows
+    is_seen = reads_pictures(script, trust_remote_code=script.trust_remote_code)
+    return with_pictures(rows, places_of(rows)) if is_seen else rows
+
+
+def picture_facts(rows: Dataset) -> dict[str, list[str]]:
+    """In words: how many pictures there are, and how large."""
+    from recipes.lib.pictures.files import SEVERAL, open_picture, pictured
+
+    if not pictured(rows):
+        return {}
+    every = [one for some in rows[SEVERAL] for one in some]
+    sizes = sorted(open_picture(one).size for one in every)
+    told = f"{len(every):,} in {len(rows):,} rows"
+    smallest, largest = ("{} by {}".format(*size) for size in (sizes[0], sizes[-1]))
+    return {"pictures": [f"{told}, {smallest} to {largest} pixels; their tokens are not counted"]}
+
+
 def usable_rows(train: Dataset, shape: Format) -> tuple[Dataset, list[str]]:
     """The rows that training could use, and in words what is wrong with the others."""
     from recipes.lib.data.row_checks import find_problems
+    from recipes.lib.pictures.files import SEVERAL, pictured
 
-    problems, places = find_problems(train, shape.columns), places_of(train)
+    seen = [SEVERAL] if pictured(train) else []
+    problems, places = find_problems(train, [*shape.columns, *seen]), places_of(train)
     bad = {row for problem in problems for row in problem.rows}
     told = [
         f"{problem.what.rstrip(',')}: {len(problem.rows):,}, first in {places[problem.rows[0]]}"
@@ -203,7 +231,7 @@ def run(config: Config) -> dict[str, Any]:
     from recipes.lib.data.splitting import split_rows
 
     check_keys(script := config.script)
-    train, test = unchecked_rows(script)
+    train, test = (shown_pictures(script, rows) for rows in unchecked_rows(script))
     shape = format_of(train)
     rows, faults = usable_rows(train, shape)
     if test is None and script.test_fraction > 0:
@@ -226,7 +254,7 @@ def run(config: Config) -> dict[str, Any]:
         "repeated": describe_repeated(rows, test),
     }
     if tokenizer is not None:
-        page.facts |= lost_facts(rows, tokenizer, shape)
+        page.facts |= lost_facts(rows, tokenizer, shape) | picture_facts(rows)
     lengths = measure(script, rows, shape, tokenizer)
     if lengths:
         length_facts(page, lengths, shape, script.model_name_or_path, places_of(rows))

@@ -89,15 +89,21 @@ def run(config: Config) -> dict[str, Any]:
 
     script, training = config.script, config.training
     spine.check_start(config)
+    spine.look_for_pictures(config)
     rows = load_rows(script, training, lambda _: SIDES)
     check_plan(config, rows.test is not None)
     trainer = spine.make_preference_trainer(DPOTrainer, config, rows)
     folder = spine.start_run(config, trainer, SHOWN)
-    before = {side: sequence_logps(trainer, f"{side}_ids") for side in SIDES}
+    pictured = script.reads_pictures  # whose tokens are made as they are read
+    before = {} if pictured else {s: sequence_logps(trainer, f"{s}_ids") for s in SIDES}
     rows.begin()
     summary = spine.train(trainer, folder)
     spine.save_final(trainer, folder)
-    scored = scored_rows(trainer, before) if rows.test is not None else []
+    if pictured and rows.test is not None:
+        found = trainer.evaluate()
+        summary |= {"accuracy": found["eval_rewards/accuracies"]}
+        summary |= {"margin": found["eval_rewards/margins"]}
+    scored = scored_rows(trainer, before) if rows.test is not None and not pictured else []
     if scored and is_main_process():
         folder.write_samples(scored)
         summary |= spine.pair_numbers(scored, trainer.eval_dataset)

@@ -125,7 +125,7 @@ def test_perplexity(trainer: Any) -> float | None:
     from recipes.lib.models.likelihood import perplexity
 
     rows = trainer.eval_dataset
-    if rows is None:
+    if rows is None or "input_ids" not in rows.column_names:  # made as it is read, with pictures
         return None
     batch_size = trainer.args.per_device_eval_batch_size
     with unsharded_model(trainer) as model:
@@ -168,6 +168,7 @@ def run(config: Config) -> dict[str, Any]:
 
     script, training = config.script, config.training
     spine.check_start(config)
+    spine.look_for_pictures(config)
     rows = load_text_rows(script, training)
     check_plan(config, rows.test is not None)
     trainer = make_trainer(config, checked_tokenizer(config, rows.known), rows)

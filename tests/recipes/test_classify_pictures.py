@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     ResNetConfig,
@@ -28,25 +28,10 @@ from recipes.lib.publishing.fresh_process import answers
 from recipes.lib.recipe.main import parse
 from recipes.lib.rewards.loading import load_function
 from recipes.lib.runs.files import read_jsonl
+from tests.helpers.shapes import COLOURS, SHAPES, SIDE, picture
 from tests.helpers.tiny_runs import FAST, write
 
-SHAPES, SIDE = ("circle", "square", "triangle"), 24
 OWN = {"learning_rate": 1e-2, "num_train_epochs": 8, "per_device_train_batch_size": 16}
-
-
-def picture(shape: str, draw: random.Random) -> Image.Image:
-    """A shape somewhere, in any colour, on any other."""
-    made = Image.new("RGB", (SIDE, SIDE), tuple(draw.randrange(60) for _ in range(3)))
-    pen, size = ImageDraw.Draw(made), draw.randrange(10, 14)
-    left, top = draw.randrange(SIDE - size), draw.randrange(SIDE - size)
-    box, fill = (left, top, left + size, top + size), tuple(draw.randrange(120, 256) for _ in "rgb")
-    if shape == "circle":
-        pen.ellipse(box, fill)
-    elif shape == "square":
-        pen.rectangle(box, fill)
-    else:
-        pen.polygon([(left, top + size), (left + size, top + size), (left, top)], fill)
-    return made
 
 
 @pytest.fixture
@@ -67,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
         shape = SHAPES[number % 3]
         file = tmp_path / "shapes" / shape / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture(shape, draw).save(file)
+        picture(shape, draw.choice([*COLOURS]), draw).save(file)
         rows.append({"image": f"shapes/{shape}/{number}.png", "label": shape})
     write(tmp_path / "rows.jsonl", rows)
     return tmp_path
@@ -121,7 +106,7 @@ def test_what_is_saved_is_what_was_judged(folder: Path, model: str, keys: dict[s
     final = str(folder / "run/final")
     judge = pipeline("image-classification", final, top_k=1)
     draw = random.Random(1)
-    files = [(shape, picture(shape, draw)) for shape in SHAPES * 10]
+    files = [(shape, picture(shape, draw.choice([*COLOURS]), draw)) for shape in SHAPES * 10]
     found = [one[0]["label"] for one in judge([one for _, one in files])]
     if not keys:
         assert sum(one == shape for one, (shape, _) in zip(found, files, strict=True)) >= 24

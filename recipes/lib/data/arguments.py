@@ -143,6 +143,7 @@ class DataArguments:
     text_field: str | None = field(default=None, init=False)  # set by recipes whose trainer has it
     holds_out: bool = field(default=False, init=False)  # set by recipes that test by default
     reads_answers: bool = field(default=False, init=False)  # set by what learns from all kinds
+    reads_pictures: bool = field(default=False, init=False)  # set for models that do
     splits_labelled: bool = field(default=False, init=False)  # set by what learns from labels
 
     @property

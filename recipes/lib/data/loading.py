@@ -26,7 +26,7 @@ from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import TEXT_COLUMNS, check_rows
 from recipes.lib.data.splitting import default_test_rows, remove_overlap, split_rows
 from recipes.lib.errors import UserError, note
-from recipes.lib.pictures.files import COLUMN, undecoded
+from recipes.lib.pictures.files import COLUMN, SEVERAL, opened, pictured, undecoded, with_pictures
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +73,8 @@ def load_splits(
     name = args.label
     for key, rows in splits.items():
         named = f"{name} ({key})"
+        if args.reads_pictures:
+            rows = with_pictures(rows, places_of(rows))
         checked, _ = check_format(rows, required_columns, named, args.on_bad_rows, beside)
         splits[key] = with_template_kwargs(checked)
     train, test = splits["train"], splits.get("test")
@@ -92,7 +94,7 @@ def load_splits(
         train = remove_overlap(train, test, args.on_bad_rows, whole)
     if args.max_train_rows is not None:
         train = train.select(range(min(args.max_train_rows, len(train))))
-    return train, test
+    return (opened(train), opened(test)) if args.reads_pictures else (train, test)
 
 
 def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -202,6 +204,8 @@ def check_format(
         UserError: As `check_rows`.
     """
     columns = list(required(rows) if callable(required) else required)
+    if pictured(rows):
+        columns.append(SEVERAL)
     if "chosen" in columns and "prompt" in rows.column_names and "prompt" not in columns:
         columns.append("prompt")
     rows = _own_columns(rows, columns, name, beside)

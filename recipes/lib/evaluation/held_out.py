@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.generation.completions import complete, fits
+from recipes.lib.pictures.files import SEVERAL, data_uri
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +30,9 @@ def held_out_samples(
     Returns:
         Rows of prompt, reference and completion, as plain text.
     """
+    if SEVERAL in test.column_names:
+        rows = islice(test, num_samples)
+        return [_pictured(model, tokenizer, row, max_new_tokens, temperature) for row in rows]
     pairs = map(prompt_and_reference, test)
     fitting = (one for one in pairs if one[0] and fits(model, tokenizer, one[0], max_new_tokens))
     kept = [*islice(fitting, num_samples)]
@@ -38,6 +42,28 @@ def held_out_samples(
         {"prompt": prompt_text(prompt), "reference": reference, "completion": completion.text}
         for (prompt, reference), completion in zip(kept, made, strict=True)
     ]
+
+
+def _pictured(
+    model: Any, processor: Any, row: dict[str, Any], max_new_tokens: int, temperature: float
+) -> dict[str, str]:
+    from trl.data_utils import prepare_multimodal_messages
+
+    prompt, reference = prompt_and_reference(row)
+    text = prompt
+    if isinstance(prompt, list):
+        spoken = prepare_multimodal_messages(prompt, images=row[SEVERAL])
+        text = processor.apply_chat_template(spoken, add_generation_prompt=True, tokenize=False)
+    batch = processor(images=row[SEVERAL], text=[text], return_tensors="pt").to(model.device)
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    said = model.generate(**batch, max_new_tokens=max_new_tokens, **how)
+    told = processor.tokenizer.decode(
+        said[0, batch["input_ids"].shape[1] :], skip_special_tokens=True
+    )
+    shown = {"prompt": prompt_text(prompt), "reference": reference, "completion": told}
+    return shown | {"image": data_uri(row[SEVERAL][0])} if row[SEVERAL] else shown
 
 
 def prompt_and_reference(row: dict[str, Any]) -> tuple[Any, str]:

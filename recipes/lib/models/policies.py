@@ -29,6 +29,7 @@ from recipes.lib.models.folders import (
 )
 from recipes.lib.models.merging import merge_adapter, refuse_prompt
 from recipes.lib.models.tokenizers import refuse_vocabulary
+from recipes.lib.models.vision import language_class
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 SHAPE_KEYS = {"lora_r": "r"} | {key: key for key in ("lora_alpha", "use_dora", "use_rslora")}
 
 
-def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_policy(
+    model_args: ModelConfig, *, trust_remote_code: bool = False, shows_pictures: bool = False
+) -> PreTrainedModel:
     """Load a causal language model.
 
     An adapter is loaded on its base (which may be an adapter in turn) and merged, so that a run
@@ -50,29 +53,30 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     Args:
         model_args: TRL's model keys: name, revision, dtype, attention, quantization.
         trust_remote_code: Whether code beside a model may run.
+        shows_pictures: Whether it may be a model that needs to be shown pictures.
 
     Returns:
         The model, in evaluation mode, on the CPU or where quantization put it.
 
     Raises:
         UserError: Nothing is found, weights are missing, the adapter has another base or one that
-            is stored quantized, or the tokenizer has tokens that the model lacks.
+            is stored quantized, the tokenizer has tokens that the model lacks, or it is a model
+            of pictures and is shown none.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     path = resolve_model(model_args.model_name_or_path)
     folder = fetch_adapter(path, model_args.model_revision)
     if is_adapter(folder):
-        model = _merged(folder, model_args, trust_remote_code)
+        model = _merged(folder, model_args, trust_remote_code, shows_pictures)
         model.name_or_path = path  # the Hub id of an adapter, and not where it was downloaded to
     else:
         with load_errors(path, "causal language model"):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path,
-                revision=model_args.model_revision,
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-                **pretrained_options(model_args),
+            own = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
+            config = AutoConfig.from_pretrained(path, **own)
+            kind = language_class(config, path, shows_pictures=shows_pictures)
+            model, info = kind.from_pretrained(
+                path, output_loading_info=True, **own, **pretrained_options(model_args)
             )
         if "SequenceClassification" in str(model.config.architectures):
             raise _no_language_model(path)  # a tied one would load without a missing weight
@@ -81,12 +85,12 @@ def load_policy(model_args: ModelConfig, *, trust_remote_code: bool = False) -> 
     return prepare_for_gradients(model)
 
 
-def load_trained(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:
+def load_trained(model_args: ModelConfig, **own: bool) -> Any:
     """A policy as its training saw it: an adapter unmerged, on a base rounded as it was then.
 
     Args:
         model_args: TRL's model keys; only the name, its revision, dtype and attention count.
-        trust_remote_code: Whether code beside a model may run.
+        own: Further arguments of `load_policy`.
 
     Returns:
         A PeftModel, or a full model where there is no adapter; in evaluation mode.
@@ -97,14 +101,12 @@ def load_trained(model_args: ModelConfig, *, trust_remote_code: bool = False) ->
     name = resolve_model(model_args.model_name_or_path)
     path = fetch_adapter(name, model_args.model_revision)
     if not is_adapter(path):
-        return load_policy(model_args, trust_remote_code=trust_remote_code)
+        return load_policy(model_args, **own)
     if adapter_task(path) == "SEQ_CLS":
         raise _no_language_model(name)
     of_base = base_args(path, model_args)
     with naming_adapter(path):
-        base = load_policy(
-            quantized_args(path, of_base) or of_base, trust_remote_code=trust_remote_code
-        )
+        base = load_policy(quantized_args(path, of_base) or of_base, **own)
     model = load_adapter(base, path).eval()
     refuse_prompt(model.active_peft_config, path)
     return model
@@ -145,13 +147,15 @@ def _no_language_model(name: str) -> UserError:
     return UserError(f"model_name_or_path={name} is a reward model; name a language model.")
 
 
-def _merged(path: str, model_args: ModelConfig, trust_remote_code: bool) -> PreTrainedModel:
+def _merged(
+    path: str, model_args: ModelConfig, trust_remote_code: bool, shows_pictures: bool
+) -> PreTrainedModel:
     if adapter_task(path) == "SEQ_CLS":
         raise _no_language_model(path)
     plain = base_args(path, model_args, load_in_4bit=False, load_in_8bit=False)
-    load = partial(load_policy, trust_remote_code=trust_remote_code)
+    own = {"trust_remote_code": trust_remote_code, "shows_pictures": shows_pictures}
     with naming_adapter(path):
-        base = load_rounded(path, plain, load)
+        base = load_rounded(path, plain, partial(load_policy, **own))
     refuse_stored_quantized(base, path)
     merged = merge_adapter(load_adapter(base, path), path)
     if not is_quantized(model_args):

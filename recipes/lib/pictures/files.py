@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others would start programs
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-COLUMN = "image"
+COLUMN, SEVERAL = "image", "images"
+SHOWN = 128  # pixels of a side on a page
 SMALL = 28  # pixels of a side that a yardstick sees
 Picture = dict[str, Any]  # bytes, path
 OPEN_ERRORS = (OSError, ValueError, SyntaxError, TypeError, KeyError)
@@ -34,22 +35,60 @@ def has_pictures(folder: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path in every)
 
 
-def undecoded(rows: Dataset, places: Sequence[str]) -> Dataset:
+def undecoded(rows: Dataset, places: Sequence[str], column: str = COLUMN) -> Dataset:
     """Rows whose pictures are bytes or paths, and stay that until they are opened.
 
     Args:
-        rows: With a column of pictures, or of their paths.
+        rows: With a column of pictures or of their paths: one each, or where it is `images` a list.
         places: Where each row stands, such as "line 3 of rows.jsonl": paths begin beside it.
+        column: Its name.
     """
-    from datasets import Image, Value
+    from datasets import Image, List, Value
 
-    if isinstance(rows.features[COLUMN], Value):
+    feature = rows.features[column]
+    if isinstance(getattr(feature, "feature", feature), Value):
         files = (Path(place.partition(" of ")[2]) for place in places)
         folders = (file if file.is_dir() else file.parent for file in files)
-        named = zip(rows[COLUMN], folders, strict=True)
-        paths = [None if name is None else str(folder / str(name)) for name, folder in named]
-        rows = rows.remove_columns(COLUMN).add_column(COLUMN, paths)
-    return rows.cast_column(COLUMN, Image(decode=False))
+        paths = [_placed(one, at) for one, at in zip(rows[column], folders, strict=True)]
+        rows = rows.remove_columns(column).add_column(column, paths)
+    kind = Image(decode=False)
+    return rows.cast_column(column, kind if column == COLUMN else List(kind))
+
+
+def _placed(named: Any, folder: Path) -> Any:
+    if isinstance(named, list):
+        return [_placed(one, folder) for one in named]
+    return None if named is None else str(folder / str(named))
+
+
+def with_pictures(rows: Dataset, places: Sequence[str]) -> Dataset:
+    """Rows with a column `images`, undecoded, where they have that or `image`; others as they are.
+
+    Args:
+        rows: The rows.
+        places: As of `undecoded`.
+    """
+    if COLUMN in rows.column_names and SEVERAL not in rows.column_names:
+        alone = [None if one is None else [one] for one in undecoded(rows, places)[COLUMN]]
+        rows = rows.remove_columns(COLUMN).add_column(SEVERAL, alone)
+    return undecoded(rows, places, SEVERAL) if SEVERAL in rows.column_names else rows
+
+
+def pictured(rows: Dataset) -> bool:
+    """Whether rows have passed `with_pictures`, and have some."""
+    from datasets import Image
+
+    kind = getattr(rows.features.get(SEVERAL), "feature", None)
+    return isinstance(kind, Image) and not kind.decode
+
+
+def opened(rows: Dataset | None) -> Dataset | None:
+    """Rows whose pictures are opened as they are read, as TRL's trainers want them."""
+    from datasets import Image, List
+
+    if rows is None or SEVERAL not in rows.column_names:
+        return rows
+    return rows.cast_column(SEVERAL, List(Image()))
 
 
 def open_picture(picture: Picture, least: int | None = None) -> Image:
@@ -80,6 +119,8 @@ def open_picture(picture: Picture, least: int | None = None) -> Image:
 
 def picture_fault(picture: Any) -> tuple[str, str] | None:
     """Say why a value cannot be opened: the kind of fault, and a predicate with the value."""
+    if isinstance(picture, list):
+        return next(filter(None, map(picture_fault, picture)), None)
     if picture is None or not (picture.get("bytes") or picture.get("path")):
         return "empty", "is empty"
     try:
@@ -97,16 +138,19 @@ def pixels(picture: Picture) -> NDArray[Any]:
     return np.asarray(open_picture(picture, least=SMALL).resize((SMALL, SMALL)))
 
 
-def content(picture: Picture) -> str:
-    """What makes a picture that picture: the hash of its file."""
+def content(picture: Any) -> Any:
+    """What makes a picture that picture, the hash of its file; of several, those of each."""
+    if isinstance(picture, list):
+        return [content(one) for one in picture]
+    if not isinstance(picture, dict):
+        return picture  # a name, of rows whose pictures are not looked at
     found = picture["bytes"] or Path(picture["path"]).read_bytes()
     return hashlib.sha256(found).hexdigest()
 
 
-def data_uri(picture: Picture, most: int = 128) -> str:
-    """A picture for a page, of at most so many pixels on a side."""
-    small = open_picture(picture, least=most)
-    small.thumbnail((most, most))
-    file = io.BytesIO()
+def data_uri(picture: Image) -> str:
+    """A picture for a page, made smaller where it is large."""
+    small, file = picture.convert("RGB"), io.BytesIO()
+    small.thumbnail((SHOWN, SHOWN))
     small.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

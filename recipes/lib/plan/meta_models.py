@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recipes.lib.models.classifiers import with_outputs
 from recipes.lib.models.reward_heads import ONE
+from recipes.lib.models.vision import language_class
 
 BLOCK_4BIT = 64  # weights that share a scale, in bitsandbytes
 BLOCK_NESTED = 256  # scales that share a scale under double quantization
@@ -33,9 +34,7 @@ def causal_model(config: Any, model_args: Any, trust_remote_code: bool = False) 
     Returns:
         The model on the meta device.
     """
-    from transformers import AutoModelForCausalLM
-
-    return _built(AutoModelForCausalLM, config, model_args, trust_remote_code)
+    return _built(language_class(config), config, model_args, trust_remote_code)
 
 
 def classifier(config: Any, model_args: Any, trust_remote_code: bool = False) -> Any:

@@ -112,7 +112,7 @@ def write_card(run: Path, final: Path, repo: str | None = None) -> str:
         name=repo or str(final),
         is_adapter=is_adapter(final),
         is_reward="reward" in kind,
-        task=_task(kind) if "classifier" in kind else "",
+        task=_task(kind) if {"classifier", "pictures"} & {*kind.split()} else "",
         is_text=not (final / "chat_template.jinja").is_file(),
         bits=_bits(read_json(final / BASE_QUANTIZATION)),
         results=list(_results(trained)),
@@ -145,6 +145,8 @@ def _bits(known: dict[str, Any]) -> str:
 
 
 def _task(kind: str) -> str:
+    if "pictures and text" in kind:
+        return "image-text-to-text"
     of_pictures = "image-classification" if "pictures" in kind else "text-classification"
     return "text-generation" if "language" in kind else of_pictures
 
@@ -154,6 +156,8 @@ def _kind(final: Path) -> str:
     named = str((read_json(final / "config.json").get("architectures") or [""])[0])
     is_reward = "SEQ_CLS" in str(adapter.get("task_type")) or "SequenceClassification" in named
     model = "reward model" if is_reward else "language model"
+    if not is_reward and (final / "processor_config.json").is_file():
+        model = "language model of pictures and text"
     kind = str(read_json(final / "config.json").get("problem_type"))
     model = "classifier" if kind.endswith("label_classification") else model
     model = "classifier of pictures" if "ImageClassification" in named else model

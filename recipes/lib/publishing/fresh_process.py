@@ -63,6 +63,8 @@ def answers(asked: dict[str, Any], name: str, **place: str) -> tuple[Any, list[A
         known = json.loads(heads.read_text(encoding="utf-8")) if heads.is_file() else {}
         options["num_labels"] = len(known.get("aspects", [""])) * known.get("ensemble", 1)
     kind += "SequenceClassification" if is_reward else "CausalLM"
+    if adapter.with_name("processor_config.json").is_file():  # of a model that reads pictures
+        library, kind = transformers, "AutoModelForImageTextToText"
     model = getattr(library, kind).from_pretrained(name, dtype=torch.float32, **options)
     ids = torch.arange(1, NUM_TOKENS + 1)[None] % model.config.get_text_config().vocab_size
     texts = [tokenizer("What is it?")["input_ids"], tokenizer.chat_template]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ OF_BASE = {"": 1e-6, "4-bit": 1e-4, "8-bit": 5e-3}
 # ... and what the coarser number format of the two adds; beyond that, twice what storing costs.
 OF_FORMAT = {torch.float32: 0.0, torch.float16: 1e-4, torch.bfloat16: 1e-3}
 LARGEST_LOGITS = 1e-3  # difference in 32 bits, where nothing is rounded; of larger logits a share
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 LARGEST_FILE = "500MB"  # of weights; one at a time lies in memory
 ARRIVED = 0.1  # how far from whole a layer's adapter may be
 
@@ -89,6 +91,9 @@ class Merge:
         self.recording = comparison.record(model, self.tokenizer, self.prompts, room)
         self.format = model.dtype
 
+    def _sees(self) -> bool:
+        return any((Path(self.path) / name).is_file() for name in PROCESSORS)
+
     def _args(self, dtype: str) -> ModelConfig:
         return ModelConfig(model_name_or_path=self.path, dtype=dtype)
 
@@ -111,11 +116,14 @@ class Merge:
         refuse_prompt(adapted.active_peft_config, self.path)
         save_merged(adapted, target, LARGEST_FILE)
         self.tokenizer.save_pretrained(target)
+        for name in PROCESSORS:  # of a model that reads pictures
+            if (file := Path(self.path) / name).is_file():
+                shutil.copy(file, target)
 
     def _trained(self, dtype: str) -> Any:
         if self.is_reward:
             return load_reward_model(self.path, dtype, **self.trusted)[0]
-        return load_trained(self._args(dtype), **self.trusted)
+        return load_trained(self._args(dtype), **self.trusted, shows_pictures=self._sees())
 
     def whole(self) -> Any:
         """The trained model, merged in 32 bits in memory."""
@@ -125,7 +133,7 @@ class Merge:
 
     def _load(self, args: ModelConfig, *, new_head: bool) -> Any:
         if not self.is_reward:
-            return load_policy(args, **self.trusted)
+            return load_policy(args, **self.trusted, shows_pictures=self._sees())
         keys: dict[str, Any] = {"new_head": new_head, "model_args": args, **self.trusted}
         keys["heads"] = adapter_heads(self.path)
         return load_reward_model(str(args.model_name_or_path), str(args.dtype), **keys)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from recipes.lib.config.fields import option
 from recipes.lib.config.parse import Config
@@ -14,6 +14,7 @@ from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.doctor.gate import CheckArguments, check_rewards
 from recipes.lib.environments.tools import load_tools
 from recipes.lib.models.chat_template import TemplateArguments
+from recipes.lib.pictures.files import SEVERAL
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe import spine
 from recipes.lib.rewards.arguments import RewardArguments
@@ -43,10 +44,14 @@ class SamplingArguments(
 ):
     """Keys of RLOO and GRPO beside those of TRL's configurations."""
 
+    SHOWS_PICTURES: ClassVar[bool] = False
+
 
 @dataclass(kw_only=True)
 class GRPOArguments(SamplingArguments):
     """Keys of GRPO, whose trainer plays with environments and tools by itself."""
+
+    SHOWS_PICTURES: ClassVar[bool] = True
 
     environment: str | None = option(
         None,
@@ -84,7 +89,10 @@ def train_on_samples(config: Config, trainer_class: Any, **more: Any) -> dict[st
     """
     script, training = config.script, config.training
     check_folder(config)
+    if script.SHOWS_PICTURES:
+        spine.look_for_pictures(config)
     train, test = load_splits(script, training.seed, ("prompt",))
+    script.reads_pictures &= SEVERAL in train.column_names
     check_plan(config, test is not None)
     check_rewards(config)
     tokenizer = spine.policy_tokenizer(config)

@@ -27,6 +27,8 @@ from recipes.lib.models.chat_template import (
 from recipes.lib.models.folders import is_local
 from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
+from recipes.lib.models.vision import adapt_language_alone, load_processor, reads_pictures
+from recipes.lib.pictures.files import SEVERAL
 from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.folder import Run, check_folder, folder_of, is_run, open_run
@@ -60,6 +62,19 @@ def policy_tokenizer(config: Config, template_path: str | None = None) -> Any:
     return tokenizer
 
 
+def look_for_pictures(config: Config) -> None:
+    """Have the rows keep their pictures, where the model is of a class that reads them.
+
+    Raises:
+        UserError: The rows come as a stream.
+    """
+    script = config.script
+    trusted = config.training.trust_remote_code
+    script.reads_pictures = reads_pictures(config.model, trust_remote_code=trusted)
+    if script.reads_pictures and script.streaming:
+        raise UserError("streaming=true: pictures are not streamed; leave it out.")
+
+
 def make_trainer(
     trainer_class: Any, config: Config, tokenizer: Any, train: Any, test: Any, **arguments: Any
 ) -> Any:
@@ -68,10 +83,15 @@ def make_trainer(
     Raises:
         UserError: The model cannot be loaded, or TRL refuses an argument.
     """
+    trusted = config.training.trust_remote_code
     if "model" not in arguments:
-        trusted = config.training.trust_remote_code
         arguments["peft_config"] = lora_config(config.model, "CAUSAL_LM")
-        arguments["model"] = load_policy(config.model, trust_remote_code=trusted)
+        arguments["model"] = load_policy(
+            config.model, trust_remote_code=trusted, shows_pictures=config.script.reads_pictures
+        )
+    if config.script.reads_pictures:
+        adapt_language_alone(arguments["model"], arguments.get("peft_config"))
+        tokenizer = load_processor(config.model, tokenizer, trust_remote_code=trusted)
     return make_trl_trainer(
         trainer_class,
         model_args=config.model,
@@ -110,6 +130,7 @@ def make_row_trainer(
         trusted = config.training.trust_remote_code
         refuse_new_tokens(config.model, tokenizer, path, trust_remote_code=trusted)
     fit_rows(rows, tokenizer, template, config.script)
+    config.script.reads_pictures &= SEVERAL in rows.known.column_names
     if rows.stream is not None or getattr(config.training, "packing", False):
         watch = RowWatch(rows, tokenizer, template, config.training, config.script)
         rows.known = rows.known.select([n for n, row in enumerate(rows.known) if watch.sees(row)])

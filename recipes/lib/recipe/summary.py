@@ -142,6 +142,8 @@ def next_commands(config: Config, summary: dict[str, Any]) -> list[str]:
     own = "merge of a reward model" if "scores_spread" in summary else config.recipe
     if getattr(script, "environment", None) or getattr(script, "tools", None):
         return [f"rlhf chat {quoted['it']}"]  # no other command plays turns
+    if getattr(script, "reads_pictures", False) and training is not None:
+        return [f"rlhf push {quoted['it']} --repo NAME"]  # others ask without pictures
     made = []
     for recipe in summary["recipes"][:3] if is_data else [""]:
         asked = f" --reward_funcs {REWARD}" if recipe in ("ppo", "rloo", "grpo") else ""

@@ -16,7 +16,7 @@ MAX_CHARACTERS = 1500
 class Cell:
     """A text with the facts about it; `cut` counts the characters that were left out.
 
-    `pieces` are the text token by token, where it is known that way; `picture` stands in its place.
+    `pieces` are the text token by token, where it is known that way; a `picture` stands above.
     """
 
     text: str
@@ -95,10 +95,13 @@ def rated(rows: Sequence[Row]) -> SampleTable | None:
 
 def references(rows: Sequence[Row]) -> SampleTable | None:
     """What a fine-tuned model writes, beside what the data has."""
+    kept = [row for row in _distinct(rows)[:5] if row.get("completion") is not None]
     made = [
-        [text_cell(row.get(name)) for name in ("prompt", "reference", "completion")]
-        for row in _distinct(rows)[:5]
-        if row.get("completion") is not None
+        [
+            replace(text_cell(row.get("prompt")), picture=row.get("image", "")),
+            *(text_cell(row.get(name)) for name in ("reference", "completion")),
+        ]
+        for row in kept
     ]
     rule = f"The first {len(made)} prompts of the held-out data."
     return SampleTable(["Prompt", "Reference", "Model"], made, rule) if made else None
@@ -179,7 +182,7 @@ def _score(row: Row) -> float:
 def _distinct(rows: Sequence[Row]) -> list[Row]:
     first: dict[str, Row] = {}
     for row in rows:
-        first.setdefault(str(row.get("prompt")), row)
+        first.setdefault(f"{row.get('prompt')} {row.get('image', '')}", row)
     return list(first.values())
 
 

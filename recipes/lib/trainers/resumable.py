@@ -44,6 +44,7 @@ class Resumable(Stoppable):
     seconds_before = 0.0  # that earlier processes took
     meter: EnergyMeter | None = None
     _writes_into: Path | None = None
+    _loads_from: str | None = None
     # Trainer's own; here for one that is saved before it has trained.
     _globalstep_last_logged, _total_loss_scalar = 0, 0.0
 
@@ -174,6 +175,23 @@ class Resumable(Stoppable):
             metrics = self._evaluate(None, None)
             if self._determine_best_metric(metrics=metrics, trial=None):  # type: ignore[attr-defined]
                 self.state.best_model_checkpoint = str(checkpoint)
+
+    def _load_from_checkpoint(self, folder: str, *args: Any, **kwargs: Any) -> None:
+        self._loads_from = folder
+        super()._load_from_checkpoint(folder, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        self._loads_from = self.state.best_model_checkpoint
+        super()._load_best_model()  # type: ignore[misc]
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Classes such as LLaVA save weights under older names. Trainer leaves those out, with no
+        # more than a warning, and would go on from the first model.
+        if load_result.unexpected_keys and self._loads_from:
+            kind, dtype = type(self.model), self.model.dtype
+            stored = kind.from_pretrained(self._loads_from, dtype=dtype)
+            load_result = self.model.load_state_dict(stored.state_dict())
+        super()._issue_warnings_after_load(load_result)  # type: ignore[misc]
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         keep_outputs_fp32(self, getattr(self.model, "value_head", None))

@@ -20,6 +20,7 @@ from recipes.lib.data.tokenization import Tokens, tokenize_row
 from recipes.lib.errors import UserError, note
 from recipes.lib.models.chat_template import TEMPLATE_KEY, check_bos, check_conversation
 from recipes.lib.models.tokenizers import untrained_tokens
+from recipes.lib.pictures.files import SEVERAL
 
 ROW_NUMBER = "row_number"  # a column that stays with a row through TRL's preparation
 BATCH_SIZE = 1000  # rows at a time
@@ -49,6 +50,9 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
             f"max_length={trainer.args.max_length}: every training row is longer and dropped; "
             "raise it."
         )
+    if SEVERAL in first:
+        _check_pictured(trainer, first)
+        return
     before = [PROMPT] if PROMPT in first else []
     sides = [name for name in SIDE_COLUMNS if name in first]
     _check_context(trainer, before, sides)
@@ -63,6 +67,25 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
         check_conversation(tokenizer, messages, template, kwargs, model_name)
     if isinstance(trainer.model, PeftModel):
         _check_tokens(trainer.model, tokenizer, _used_tokens(rows, [*before, *sides]))
+
+
+def _check_pictured(trainer: Trainer, row: dict[str, Any]) -> None:
+    """Whether a row has room with its pictures, whose tokens are not cut; others are as long."""
+    from dataclasses import replace
+
+    collate, context = trainer.data_collator, context_length(trainer.model.config)
+    limit = getattr(trainer.args, "max_length", None)
+    batch = replace(collate, max_length=None)([dict(row)])
+    longest = batch["input_ids"].shape[-1]
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"max_length={limit}: the first row has {longest} tokens with its pictures; raise it."
+        )
+    if context is not None and longest > context:
+        raise UserError(
+            f"dataset_name: the first row has {longest} tokens with its pictures and the model's "
+            f"context {context}; make them smaller."
+        )
 
 
 def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
@@ -92,7 +115,8 @@ def check_sampling(trainer: Trainer) -> None:
         UserError: As `check_prompts`; or a prompt leaves no room for a completion in the model's
             context.
     """
-    args, tokenizer = trainer.args, trainer.processing_class
+    args, reader = trainer.args, trainer.processing_class
+    tokenizer = getattr(reader, "tokenizer", reader)
     for rows in (trainer.train_dataset, trainer.eval_dataset):
         if rows is not None:
             _refuse_open_prompts(rows)

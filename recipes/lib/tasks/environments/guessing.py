@@ -15,7 +15,7 @@ from typing import Any
 from recipes.lib.errors import UserError
 from recipes.lib.tasks.tales.words import ANIMALS
 
-QUESTION = 0.1
+QUESTION = 0.05
 # No two animals have the same traits.
 TRAITS = {
     "small": "mouse hare otter frog cat badger hen duck".split(),
@@ -26,7 +26,10 @@ TRAITS = {
 
 
 class Guessing:
-    """The user of the game; `left` are the animals that the answers so far leave."""
+    """The user of the game; `left` are the animals that the answers so far leave.
+
+    `asked` are the traits that were asked for.
+    """
 
     def reset(self, seed: int, animals: str, turns: int = 6, scored: bool = True, **_: Any) -> str:
         """Think of an animal.
@@ -46,6 +49,7 @@ class Guessing:
         known = animals.split()
         if not known or not set(known) <= set(ANIMALS):
             raise UserError(f"animals={animals}: write some of {' '.join(ANIMALS)}.")
+        self.asked: list[str] = []
         self.secret, self.left = random.Random(f"guessing {seed}").choice(known), known
         self.turns, self.turn, self.scored = turns, 0, scored
         return f"One of {' '.join(known)}. {turns} turns."
@@ -63,6 +67,7 @@ class Guessing:
             return f"It was the {self.secret}.", 0.0, True, False
         if named is None:
             return "What?", 0.0, False, False
+        self.asked.append(named)
         is_so = self.secret in TRAITS[named]
         self.left = [animal for animal in self.left if (animal in TRAITS[named]) == is_so]
         return "Yes." if is_so else "No.", 0.0, False, False
