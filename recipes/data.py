@@ -125,6 +125,8 @@ def picture_facts(rows: Dataset) -> dict[str, list[str]]:
     if not pictured(rows):
         return {}
     every = [one for some in rows[SEVERAL] for one in some]
+    if not every:
+        return {"pictures": ["none"]}
     sizes = sorted(open_picture(one).size for one in every)
     told = f"{len(every):,} in {len(rows):,} rows"
     smallest, largest = ("{} by {}".format(*size) for size in (sizes[0], sizes[-1]))

@@ -38,10 +38,11 @@ RUNS = ROOT / "runs/pictures"
 SEEDS, ROWS, HELD_OUT = (1, 2, 3), 4000, 200
 REWARD = '''
 def score(prompts, completions, answer, **columns):
-    """Half for the colour, half for the shape."""
+    """Half for the colour, half for the shape, nothing for what is no such sentence."""
     said = [one[-1]["content"].split() for one in completions]
-    right = [text.split()[1:3] for text in answer]
-    return [sum(a == b for a, b in zip(s[1:3], r)) / 2 for s, r in zip(said, right)]
+    right = [text.split() for text in answer]
+    shares = [sum(a == b for a, b in zip(s[1:3], r[1:3])) / 2 for s, r in zip(said, right)]
+    return [share * (len(s) == 4) for share, s in zip(shares, said)]
 '''
 QUIET: dict[str, Any] = {
     "bf16": False,
@@ -57,11 +58,11 @@ SFT: dict[str, Any] = {
     "per_device_train_batch_size": 32,
     "lr_scheduler_type": "linear",
     "warmup_steps": 10,
-    "num_train_epochs": 6,
+    "num_train_epochs": 10,
     "test_fraction": 0,
     "num_samples": 0,
 }
-HALF: dict[str, Any] = {"num_train_epochs": 1.5}
+HALF: dict[str, Any] = {"num_train_epochs": 1.0}
 GRPO: dict[str, Any] = {
     "learning_rate": 3e-4,
     "lr_scheduler_type": "linear",

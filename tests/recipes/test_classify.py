@@ -207,8 +207,8 @@ def test_the_mean_of_all_tokens_is_read_by_a_plain_model(folder: Path) -> None:
         states = BertModel.from_pretrained(source).eval()(**rows).last_hidden_state
         mask = rows["attention_mask"][..., None]
         means = torch.nn.functional.layer_norm((states * mask).sum(1) / mask.sum(1), (32,))
-        read = plain.bert(**rows).pooler_output * 100
-    torch.testing.assert_close(read, means, rtol=1e-3, atol=2e-3)
+        read = plain.bert(**rows).pooler_output.atanh() * 3
+    torch.testing.assert_close(read, means, rtol=1e-2, atol=2e-2)
     assert train(folder, "run", "again", pooling="mean", max_steps=1)["labels"] == ["blue", "red"]
     again = BertForSequenceClassification.from_pretrained(folder / "again/final")
     assert again.config.num_hidden_layers == plain.config.num_hidden_layers == 3

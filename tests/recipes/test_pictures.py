@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -18,7 +19,7 @@ from recipes.lib.publishing.card import write_card
 from recipes.lib.publishing.fresh_process import answers
 from recipes.lib.recipe.main import parse
 from recipes.lib.runs.files import read_jsonl
-from tests.helpers.shapes import COLOURS, make_llava, write_pictures
+from tests.helpers.shapes import COLOURS, TEMPLATE, make_llava, write_pictures
 from tests.helpers.tiny_runs import FAST, LORA, write
 
 RUNS: dict[str, Callable[..., Any]] = {"sft": sft.run, "dpo": dpo.run, "grpo": grpo.run}
@@ -66,8 +67,6 @@ def train(recipe: str, name: str, rows: str, **values: Any) -> dict[str, Any]:
 
 def logits(folder: str) -> torch.Tensor:
     """What a model says of the first picture."""
-    from PIL import Image
-
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     asked = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
     text = processor.apply_chat_template(
@@ -153,8 +152,18 @@ def small_context(folder: Path) -> None:
         ("kto", "pairs", {}, "it reads pictures, and is shown none here; sft, dpo and grpo"),
         ("ppo", "prompts", {}, "it reads pictures, and is shown none here"),
         ("sft", "texts", {}, "it reads pictures, and is shown none here"),
-        ("sft", "sft", {"streaming": True}, "streaming=true: pictures are not streamed"),
-        ("sft", "sft", {"max_length": 16}, "max_length=16: the first row has 47 tokens with its"),
+        ("sft", "sft", {"streaming": True}, "it reads pictures, and is shown none here"),
+        ("sft", "sft", {"max_length": 16}, "max_length or the model's context (16), in 88 of 88"),
+        ("sft", "long", {"max_length": 50}, "(50), in 19 of 20 rows, first in line 2"),
+        ("dpo", "whole", {}, "have to be messages, in prompt and completion"),
+        ("sft", "plain", {}, "have to be messages, in prompt and completion"),
+        ("grpo", "some", GROUPS, "line 2 of some.jsonl has no picture, and others do"),
+        ("grpo", "prompts", GROUPS | {"max_completion_length": 100}, "has 142 tokens with its"),
+        ("sft", "sft", {"test_dataset_name": "texts.jsonl"}, "only one side has pictures"),
+        ("sft", "paths", {}, "column 'images' holds Value('string'), and not a list of pictures"),
+        ("sft", "deep", {}, "which cannot be opened as a picture, in 1 of 20 rows"),
+        ("sft", "sft", {"use_peft": True, "lora_target_modules": ["fc1"]}, "it stands outside of"),
+        ("sft", "sft", {"chat_template_path": "open.jinja"}, "does not end an answer with it"),
         ("sft", "sft", {"packing": True}, "Packing is not supported for vision datasets"),
         ("sft", "broken", {}, "which cannot be opened as a picture, in 1 of 20 rows"),
     ],
@@ -165,6 +174,21 @@ def test_what_is_not_shown_is_refused_in_a_sentence(
     made = read_jsonl(folder / "sft.jsonl")[:20]
     write(folder / "texts.jsonl", [{k: r[k] for k in ("prompt", "completion")} for r in made])
     write(folder / "broken.jsonl", [*made[:19], made[0] | {"images": ["pictures/none.png"]}])
+    both = [{"images": r["images"], "chosen": r["prompt"] + r["completion"]} for r in made]
+    other = [{"role": "assistant", "content": "a ."}]
+    write(folder / "whole.jsonl", [r | {"rejected": made[0]["prompt"] + other} for r in both])
+    texts = {"prompt": "what is this ?", "completion": "a red square ."}
+    write(folder / "plain.jsonl", [r | texts for r in made])
+    asked = [{"role": "user", "content": "what is this ? " * 10}]
+    write(folder / "long.jsonl", [made[0], *(r | {"prompt": asked} for r in made[1:])])
+    prompts = read_jsonl(folder / "prompts.jsonl")[:20]
+    write(folder / "some.jsonl", [prompts[0], prompts[1] | {"image": None}, *prompts[2:]])
+    write(folder / "paths.jsonl", [r | {"images": r["images"][0]} for r in made])
+    Image.new("I;16", (24, 24), 40_000).save(folder / "pictures/deep.png")
+    write(folder / "deep.jsonl", [made[0] | {"images": ["pictures/deep.png"]}, *made[1:]])
+    (folder / "open.jinja").write_text(TEMPLATE.replace(" <eos>", ""))
+    if recipe in ("grpo", "ppo"):
+        keys = keys | {"reward_funcs": ["rewards.py:colour"]}
     if recipe == "ppo":
         keys = {"reward_funcs": ["rewards.py:colour"], "total_episodes": 16, "max_steps": -1}
         keys |= {"rollout_batch_size": 16, "num_mini_batches": 1}
@@ -176,7 +200,7 @@ def test_what_is_not_shown_is_refused_in_a_sentence(
 
 def test_a_context_without_room_for_pictures_is_refused(folder: Path) -> None:
     small_context(folder)
-    with pytest.raises(UserError, match="has 47 tokens with its pictures and the model's context"):
+    with pytest.raises(UserError, match=r"max_length or the model's context \(32\), in 88 of 88"):
         train("sft", "run", "sft")
 
 

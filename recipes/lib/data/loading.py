@@ -69,15 +69,10 @@ def load_splits(
     """
     check_data(args)
     train, test = read_rows(args, seed)
-    splits = {"train": train} if test is None else {"train": train, "test": test}
-    name = args.label
-    for key, rows in splits.items():
-        named = f"{name} ({key})"
-        if args.reads_pictures:
-            rows = with_pictures(rows, places_of(rows))
-        checked, _ = check_format(rows, required_columns, named, args.on_bad_rows, beside)
-        splits[key] = with_template_kwargs(checked)
-    train, test = splits["train"], splits.get("test")
+    name, own = args.label, (args, required_columns, beside)
+    train = _checked(train, "train", *own)
+    test = None if test is None else _checked(test, "test", *own)
+    args.reads_pictures = args.reads_pictures and _both_pictured(train, test, name)
     # What is said of single completions orders those of one prompt, if they stay together.
     by_prompt = args.reads_answers and "completion" in train.column_names
     whole = required_columns == ()  # of an environment, to which all columns are told
@@ -95,6 +90,28 @@ def load_splits(
     if args.max_train_rows is not None:
         train = train.select(range(min(args.max_train_rows, len(train))))
     return (opened(train), opened(test)) if args.reads_pictures else (train, test)
+
+
+def _checked(
+    rows: Dataset,
+    key: str,
+    args: DataArguments,
+    required: RequiredColumns,
+    beside: Sequence[str] | None,
+) -> Dataset:
+    if args.reads_pictures:
+        rows = with_pictures(rows, places_of(rows))
+    label = f"{args.label} ({key})"
+    return with_template_kwargs(check_format(rows, required, label, args.on_bad_rows, beside)[0])
+
+
+def _both_pictured(train: Dataset, test: Dataset | None, name: str) -> bool:
+    is_there = SEVERAL in train.column_names
+    if test is not None and is_there != (SEVERAL in test.column_names):
+        raise UserError(
+            f"{name}: of training and test rows only one side has pictures; give both some."
+        )
+    return is_there
 
 
 def read_rows(args: DataArguments, seed: int) -> tuple[Dataset, Dataset | None]:

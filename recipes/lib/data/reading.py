@@ -97,10 +97,11 @@ def find_splits(
         return {key: saved(rows) for key, rows in _read_saved(folder, split).items()}
     every = sorted(one for one in folder.iterdir() if one.name.endswith(SUFFIXES))
     # A text beside files of rows tells of them.
-    files = [one for one in every if plain_name(one).suffix != ".txt"] or every
-    names = [plain_name(one).stem for one in files]
-    if {*names} <= {"metadata"} and has_pictures(folder):
+    files = [one for one in every if plain_name(one).suffix != ".txt"]
+    if {plain_name(one).stem for one in files} <= {"metadata"} and has_pictures(folder):
         return {key: saved(rows) for key, rows in _read_pictures(folder).items()}
+    files = files or every
+    names = [plain_name(one).stem for one in files]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"dataset_name={name}: several files are the split {twice}; name the file.")

@@ -151,7 +151,7 @@ def content_key(row: dict[str, Any]) -> str:
     sides = sorted(map(_text, (*said, *(row.get("completions") or ()))))
     others = {name: row[name] for name in CONTENT_COLUMNS if row.get(name) is not None}
     for name in (COLUMN, SEVERAL):
-        if isinstance(row.get(name), dict | list):  # undecoded
+        if isinstance(row.get(name), dict | list | str):  # undecoded
             others[name] = content(row[name])
     return json.dumps([_text(others), sides])
 

@@ -54,7 +54,9 @@ def _pictured(
     if isinstance(prompt, list):
         spoken = prepare_multimodal_messages(prompt, images=row[SEVERAL])
         text = processor.apply_chat_template(spoken, add_generation_prompt=True, tokenize=False)
-    batch = processor(images=row[SEVERAL], text=[text], return_tensors="pt").to(model.device)
+    batch = processor(images=row[SEVERAL] or None, text=[text], return_tensors="pt").to(
+        model.device
+    )
     how: dict[str, Any] = {"do_sample": False}
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

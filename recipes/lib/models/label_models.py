@@ -18,8 +18,13 @@ if TYPE_CHECKING:
     import torch
     from trl import ModelConfig
 
-KINDS = {"text": "AutoModelForSequenceClassification", "image": "AutoModelForImageClassification"}
-MUCH, LITTLE = 1e4, 100.0  # of a mean beside one state; and to keep tanh straight
+KINDS = {  # transformers' class and its models, by the column that they read
+    "text": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+    "image": ("AutoModelForImageClassification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
+}
+# Of a mean beside one state, in what float16 holds; and to keep tanh nearly straight, where a head
+# still learns at the rates that are usual.
+MUCH, LITTLE = 1e3, 3.0
 
 
 def what_it_reads(model_args: ModelConfig, *, trust_remote_code: bool = False) -> str:
@@ -39,8 +44,8 @@ def what_it_reads(model_args: ModelConfig, *, trust_remote_code: bool = False) -
     with load_errors(path, "classifier"):
         config = transformers.AutoConfig.from_pretrained(path, **own)
     named = getattr(config, "auto_map", None) or {}
-    for column, kind in KINDS.items():
-        if type(config) in getattr(transformers, kind)._model_mapping or kind in named:
+    for column, (kind, mapping) in KINDS.items():
+        if type(config) in getattr(transformers, mapping) or kind in named:
             return column
     raise UserError(
         f"model_name_or_path={path}: transformers has no classifier of texts or pictures on "
@@ -75,10 +80,10 @@ def load_label_model(
     """
     import transformers
 
-    path, kind = _path(model_args), getattr(transformers, KINDS[read])
+    path, kind = _path(model_args), getattr(transformers, KINDS[read][0])
     own = {"revision": model_args.model_revision, "trust_remote_code": trust_remote_code}
     with load_errors(path, "classifier"):
-        known = label_names(transformers.AutoConfig.from_pretrained(path, **own))
+        known = known_names(transformers.AutoConfig.from_pretrained(path, **own), pooling)
         names = known if {*known} == {*names} else names
         model, info = kind.from_pretrained(
             path,
@@ -98,6 +103,12 @@ def load_label_model(
         _draw_heads(model)
     reader = (_tokenizer if read == "text" else _image_processor)(model, path, **own)
     return model.eval(), reader, [*names]
+
+
+def known_names(config: Any, pooling: str) -> list[str]:
+    """Names of the labels that a head can go on with: none where it has read something else."""
+    is_same = pooling == "default" or getattr(config, "pooling", "") == pooling
+    return label_names(config) if is_same else []
 
 
 def label_names(config: Any) -> list[str]:
@@ -162,8 +173,8 @@ def pool_by_mean(model: Any) -> None:
     """Have BERT's class for sequences read the mean of all tokens, by one more layer.
 
     That layer attends to all tokens alike and adds so much of their mean to the first token that
-    only the mean is left, normalised; the pooler makes it so small that its tanh leaves it as it
-    is. So the model stays a plain one.
+    only the mean is left, normalised; the pooler is a tanh of a third of it. So the model stays a
+    plain one. A head that has read something else is drawn anew.
 
     Raises:
         UserError: The model is another.

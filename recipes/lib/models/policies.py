@@ -42,7 +42,7 @@ SHAPE_KEYS = {"lora_r": "r"} | {key: key for key in ("lora_alpha", "use_dora", "
 
 
 def load_policy(
-    model_args: ModelConfig, *, trust_remote_code: bool = False, shows_pictures: bool = False
+    model_args: ModelConfig, *, trust_remote_code: bool = False, shows_pictures: bool | None = False
 ) -> PreTrainedModel:
     """Load a causal language model.
 
@@ -53,7 +53,7 @@ def load_policy(
     Args:
         model_args: TRL's model keys: name, revision, dtype, attention, quantization.
         trust_remote_code: Whether code beside a model may run.
-        shows_pictures: Whether it may be a model that needs to be shown pictures.
+        shows_pictures: As of `language_class`.
 
     Returns:
         The model, in evaluation mode, on the CPU or where quantization put it.
@@ -85,7 +85,7 @@ def load_policy(
     return prepare_for_gradients(model)
 
 
-def load_trained(model_args: ModelConfig, **own: bool) -> Any:
+def load_trained(model_args: ModelConfig, **own: Any) -> Any:
     """A policy as its training saw it: an adapter unmerged, on a base rounded as it was then.
 
     Args:
@@ -148,12 +148,13 @@ def _no_language_model(name: str) -> UserError:
 
 
 def _merged(
-    path: str, model_args: ModelConfig, trust_remote_code: bool, shows_pictures: bool
+    path: str, model_args: ModelConfig, trust_remote_code: bool, shows_pictures: bool | None
 ) -> PreTrainedModel:
     if adapter_task(path) == "SEQ_CLS":
         raise _no_language_model(path)
     plain = base_args(path, model_args, load_in_4bit=False, load_in_8bit=False)
-    own = {"trust_remote_code": trust_remote_code, "shows_pictures": shows_pictures}
+    own: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    own["shows_pictures"] = shows_pictures
     with naming_adapter(path):
         base = load_rounded(path, plain, partial(load_policy, **own))
     refuse_stored_quantized(base, path)

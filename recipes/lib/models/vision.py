@@ -28,9 +28,13 @@ def language_class(config: Any, name: str = "", *, shows_pictures: bool | None =
     Raises:
         UserError: It is shown none, and has no class for text alone.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
 
-    is_of_text = not _reads(config) or type(config) in AutoModelForCausalLM._model_mapping
+    is_of_text = not _reads(config) or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if shows_pictures is False and not is_of_text:
         raise UserError(
             f"model_name_or_path={name}: it reads pictures, and is shown none here; sft, dpo and "
@@ -41,9 +45,9 @@ def language_class(config: Any, name: str = "", *, shows_pictures: bool | None =
 
 
 def _reads(config: Any) -> bool:
-    from transformers import AutoModelForImageTextToText
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    return type(config) in AutoModelForImageTextToText._model_mapping
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def _base(model_args: ModelConfig) -> tuple[str, str]:
@@ -79,7 +83,7 @@ def load_processor(model_args: ModelConfig, tokenizer: Any, *, trust_remote_code
 
     Args:
         model_args: TRL's model keys; the name and its revision count.
-        tokenizer: The model's, with the chat template that is to be used.
+        tokenizer: The model's, with the chat template that is to be used; None for its own.
         trust_remote_code: Whether code beside a model may run.
 
     Returns:
@@ -95,13 +99,28 @@ def load_processor(model_args: ModelConfig, tokenizer: Any, *, trust_remote_code
         processor = AutoProcessor.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code, backend="pil"
         )
-    processor.tokenizer = tokenizer
-    processor.chat_template = tokenizer.chat_template or processor.chat_template
+    if tokenizer is not None:
+        processor.tokenizer, processor.chat_template = tokenizer, tokenizer.chat_template
     return processor
 
 
 def adapt_language_alone(model: Any, peft_config: Any) -> None:
     """Have new adapters stand in a model's language half: what sees stays as it was trained."""
-    names = [name for name, part in model.named_modules() if part is model.get_decoder()]
-    if peft_config is not None and names and names[0]:
-        peft_config.exclude_modules = rf"(?!{re.escape(names[0])}\.).*"
+    if peft_config is None:
+        return
+    names = [name for name, _ in model.named_modules()]
+    inside = next((n for n, part in model.named_modules() if part is model.get_decoder()), "")
+    if not inside:
+        raise UserError(
+            f"use_peft=true: {type(model).__name__} does not tell where its language half is; "
+            "leave it out."
+        )
+    asked = peft_config.target_modules or ()
+    for layer in [asked] if isinstance(asked, str) else asked:
+        found = [one for one in names if one == layer or one.endswith(f".{layer}")]
+        if found and not any(one.startswith(f"{inside}.") for one in found):
+            raise UserError(
+                f"lora_target_modules={layer}: it stands outside of {inside}, where adapters of "
+                "models that read pictures stand; leave it out."
+            )
+    peft_config.exclude_modules = rf"(?!{re.escape(inside)}\.).*"

@@ -46,32 +46,69 @@ def undecoded(rows: Dataset, places: Sequence[str], column: str = COLUMN) -> Dat
     from datasets import Image, List, Value
 
     feature = rows.features[column]
-    if isinstance(getattr(feature, "feature", feature), Value):
+    inside = getattr(feature, "feature", feature)
+    if isinstance(inside, Value) and inside.dtype in ("binary", "large_binary"):
+        rows = _replaced(rows, column, rows[column], lambda one, _: {"bytes": one, "path": None})
+    elif isinstance(inside, Value):
         files = (Path(place.partition(" of ")[2]) for place in places)
-        folders = (file if file.is_dir() else file.parent for file in files)
-        paths = [_placed(one, at) for one, at in zip(rows[column], folders, strict=True)]
-        rows = rows.remove_columns(column).add_column(column, paths)
+        folders = [file if file.is_dir() else file.parent for file in files]
+        rows = _replaced(rows, column, folders, lambda one, at: str(at / str(one)))
     kind = Image(decode=False)
-    return rows.cast_column(column, kind if column == COLUMN else List(kind))
+    try:
+        return rows.cast_column(column, kind if column == COLUMN else List(kind))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        what = "a picture" if column == COLUMN else "a list of pictures"
+        raise UserError(
+            f"column {column!r} holds {feature}, and not {what}; give paths, or what the datasets "
+            f"library makes of them{'' if column == COLUMN else ', in a list for each row'}."
+        ) from error
 
 
-def _placed(named: Any, folder: Path) -> Any:
-    if isinstance(named, list):
-        return [_placed(one, folder) for one in named]
-    return None if named is None else str(folder / str(named))
+def _replaced(rows: Dataset, column: str, beside: Sequence[Any], make: Any) -> Dataset:
+    def of(value: Any, other: Any) -> Any:
+        if isinstance(value, list):
+            return [of(one, other) for one in value]
+        return None if value is None else make(value, other)
+
+    made = [of(value, other) for value, other in zip(rows[column], beside, strict=True)]
+    return (
+        rows.add_column(f"_{column}", made)
+        .remove_columns(column)
+        .rename_column(f"_{column}", column)
+    )
 
 
 def with_pictures(rows: Dataset, places: Sequence[str]) -> Dataset:
     """Rows with a column `images`, undecoded, where they have that or `image`; others as they are.
 
     Args:
-        rows: The rows.
+        rows: The rows; one without a picture has an empty list.
         places: As of `undecoded`.
     """
-    if COLUMN in rows.column_names and SEVERAL not in rows.column_names:
-        alone = [None if one is None else [one] for one in undecoded(rows, places)[COLUMN]]
-        rows = rows.remove_columns(COLUMN).add_column(SEVERAL, alone)
-    return undecoded(rows, places, SEVERAL) if SEVERAL in rows.column_names else rows
+    from datasets import Features, Image, List
+
+    if not {COLUMN, SEVERAL} & {*rows.column_names}:
+        return rows
+    names = [name for name in (COLUMN, SEVERAL) if name in rows.column_names]
+    for name in names:
+        rows = undecoded(rows, places, name)
+    others = {name: kind for name, kind in rows.features.items() if name != COLUMN}
+    features = Features(others | {SEVERAL: List(Image(decode=False))})
+
+    def gather(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        alone = batch.get(COLUMN) or [None] * len(batch[names[0]])
+        many = batch.get(SEVERAL) or [None] * len(alone)
+        both = zip(many, alone, strict=True)
+        return {SEVERAL: [some or ([] if one is None else [one]) for some, one in both]}
+
+    # In batches, and not in memory where the rows are not.
+    return rows.map(
+        gather,
+        batched=True,
+        batch_size=100,
+        features=features,
+        remove_columns=[COLUMN] if COLUMN in names else None,
+    )
 
 
 def pictured(rows: Dataset) -> bool:
@@ -88,7 +125,7 @@ def opened(rows: Dataset | None) -> Dataset | None:
 
     if rows is None or SEVERAL not in rows.column_names:
         return rows
-    return rows.cast_column(SEVERAL, List(Image()))
+    return rows.cast_column(SEVERAL, List(Image(mode="RGB")))
 
 
 def open_picture(picture: Picture, least: int | None = None) -> Image:
@@ -107,6 +144,8 @@ def open_picture(picture: Picture, least: int | None = None) -> Image:
     try:
         source = io.BytesIO(picture["bytes"]) if picture["bytes"] else picture["path"]
         with PIL.Image.open(source, formats=FORMATS) as found:
+            if found.mode[0] in "IF":
+                raise ValueError(f"mode {found.mode}, whose brightness would be cut off at 255")
             if least is not None:
                 found.draft("RGB", (least, least))
             return load_image(found)
@@ -121,12 +160,12 @@ def picture_fault(picture: Any) -> tuple[str, str] | None:
     """Say why a value cannot be opened: the kind of fault, and a predicate with the value."""
     if isinstance(picture, list):
         return next(filter(None, map(picture_fault, picture)), None)
-    if picture is None or not (picture.get("bytes") or picture.get("path")):
+    if not isinstance(picture, dict) or not (picture.get("bytes") or picture.get("path")):
         return "empty", "is empty"
     try:
         open_picture(picture, least=SMALL)
     except UserError:
-        named = repr(picture["path"]) if picture["path"] else "bytes"
+        named = repr(picture["path"])[:200] if picture["path"] else "bytes"
         return "picture", f"holds {named}, which cannot be opened as a picture,"
     return None
 

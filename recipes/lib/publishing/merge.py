@@ -91,8 +91,9 @@ class Merge:
         self.recording = comparison.record(model, self.tokenizer, self.prompts, room)
         self.format = model.dtype
 
-    def _sees(self) -> bool:
-        return any((Path(self.path) / name).is_file() for name in PROCESSORS)
+    def _sees(self) -> bool | None:
+        # Without a processor beside it the adapter is one of the class for text, if there is one.
+        return any((Path(self.path) / name).is_file() for name in PROCESSORS) or None
 
     def _args(self, dtype: str) -> ModelConfig:
         return ModelConfig(model_name_or_path=self.path, dtype=dtype)

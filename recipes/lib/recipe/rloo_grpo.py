@@ -14,7 +14,6 @@ from recipes.lib.distributed.processes import is_main_process
 from recipes.lib.doctor.gate import CheckArguments, check_rewards
 from recipes.lib.environments.tools import load_tools
 from recipes.lib.models.chat_template import TemplateArguments
-from recipes.lib.pictures.files import SEVERAL
 from recipes.lib.plan.check import PlanArguments, check_plan
 from recipes.lib.recipe import spine
 from recipes.lib.rewards.arguments import RewardArguments
@@ -92,7 +91,6 @@ def train_on_samples(config: Config, trainer_class: Any, **more: Any) -> dict[st
     if script.SHOWS_PICTURES:
         spine.look_for_pictures(config)
     train, test = load_splits(script, training.seed, ("prompt",))
-    script.reads_pictures &= SEVERAL in train.column_names
     check_plan(config, test is not None)
     check_rewards(config)
     tokenizer = spine.policy_tokenizer(config)

@@ -28,7 +28,6 @@ from recipes.lib.models.folders import is_local
 from recipes.lib.models.policies import load_policy, lora_config
 from recipes.lib.models.tokenizers import load_tokenizer
 from recipes.lib.models.vision import adapt_language_alone, load_processor, reads_pictures
-from recipes.lib.pictures.files import SEVERAL
 from recipes.lib.runs.checkpoints import refuse_broken, refuse_stateless
 from recipes.lib.runs.files import read_jsonl
 from recipes.lib.runs.folder import Run, check_folder, folder_of, is_run, open_run
@@ -59,20 +58,19 @@ def policy_tokenizer(config: Config, template_path: str | None = None) -> Any:
         trust_remote_code=config.training.trust_remote_code,
     )
     set_chat_template(tokenizer, config.script.chat_template, template_path)
+    if config.script.reads_pictures and not (config.script.chat_template or template_path):
+        trusted = config.training.trust_remote_code
+        own = load_processor(model, None, trust_remote_code=trusted).chat_template
+        tokenizer.chat_template = own or tokenizer.chat_template
     return tokenizer
 
 
 def look_for_pictures(config: Config) -> None:
-    """Have the rows keep their pictures, where the model is of a class that reads them.
-
-    Raises:
-        UserError: The rows come as a stream.
-    """
+    """Have the rows keep their pictures, where the model reads them and they are no stream."""
     script = config.script
     trusted = config.training.trust_remote_code
-    script.reads_pictures = reads_pictures(config.model, trust_remote_code=trusted)
-    if script.reads_pictures and script.streaming:
-        raise UserError("streaming=true: pictures are not streamed; leave it out.")
+    is_seen = reads_pictures(config.model, trust_remote_code=trusted)
+    script.reads_pictures = is_seen and not script.streaming
 
 
 def make_trainer(
@@ -129,8 +127,8 @@ def make_row_trainer(
     if path is not None:
         trusted = config.training.trust_remote_code
         refuse_new_tokens(config.model, tokenizer, path, trust_remote_code=trusted)
-    fit_rows(rows, tokenizer, template, config.script)
-    config.script.reads_pictures &= SEVERAL in rows.known.column_names
+    pictured = config.script.reads_pictures  # whose template wants contents in parts
+    fit_rows(rows, tokenizer, None if pictured else template, config.script)
     if rows.stream is not None or getattr(config.training, "packing", False):
         watch = RowWatch(rows, tokenizer, template, config.training, config.script)
         rows.known = rows.known.select([n for n, row in enumerate(rows.known) if watch.sees(row)])
@@ -157,7 +155,8 @@ def make_preference_trainer(trainer_class: Any, config: Config, rows: Rows) -> A
     spoken = row["prompt"] if "prompt" in row else row["chosen"]
     if "prompt" not in row and isinstance(spoken, list):
         spoken = spoken[:-1] or spoken  # what stands before the answer
-    prompt_token_ids(tokenizer, spoken)
+    if not config.script.reads_pictures:
+        prompt_token_ids(tokenizer, spoken)
     return make_row_trainer(trainer_class, config, tokenizer, rows)
 
 

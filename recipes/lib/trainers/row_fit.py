@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import PeftModel
 from transformers import Trainer
+from trl.data_utils import prepare_multimodal_messages
 
 from recipes.lib.data.formats import format_of
 from recipes.lib.data.problems import PLACE, places_of
@@ -21,6 +22,7 @@ from recipes.lib.errors import UserError, note
 from recipes.lib.models.chat_template import TEMPLATE_KEY, check_bos, check_conversation
 from recipes.lib.models.tokenizers import untrained_tokens
 from recipes.lib.pictures.files import SEVERAL
+from recipes.lib.trainers.picture_fit import check_pictured_prompts, fit_pictured
 
 ROW_NUMBER = "row_number"  # a column that stays with a row through TRL's preparation
 BATCH_SIZE = 1000  # rows at a time
@@ -51,7 +53,9 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
             "raise it."
         )
     if SEVERAL in first:
-        _check_pictured(trainer, first)
+        spoken = prepare_multimodal_messages(_messages(row), images=[])
+        words, template = tokenizer.tokenizer, tokenizer.chat_template
+        check_conversation(words, spoken, template, {}, words.name_or_path)
         return
     before = [PROMPT] if PROMPT in first else []
     sides = [name for name in SIDE_COLUMNS if name in first]
@@ -67,25 +71,6 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
         check_conversation(tokenizer, messages, template, kwargs, model_name)
     if isinstance(trainer.model, PeftModel):
         _check_tokens(trainer.model, tokenizer, _used_tokens(rows, [*before, *sides]))
-
-
-def _check_pictured(trainer: Trainer, row: dict[str, Any]) -> None:
-    """Whether a row has room with its pictures, whose tokens are not cut; others are as long."""
-    from dataclasses import replace
-
-    collate, context = trainer.data_collator, context_length(trainer.model.config)
-    limit = getattr(trainer.args, "max_length", None)
-    batch = replace(collate, max_length=None)([dict(row)])
-    longest = batch["input_ids"].shape[-1]
-    if limit is not None and longest > limit:
-        raise UserError(
-            f"max_length={limit}: the first row has {longest} tokens with its pictures; raise it."
-        )
-    if context is not None and longest > context:
-        raise UserError(
-            f"dataset_name: the first row has {longest} tokens with its pictures and the model's "
-            f"context {context}; make them smaller."
-        )
 
 
 def check_prompts(model: Any, tokenizer: Any, prompts: Prompts) -> None:
@@ -115,11 +100,13 @@ def check_sampling(trainer: Trainer) -> None:
         UserError: As `check_prompts`; or a prompt leaves no room for a completion in the model's
             context.
     """
-    args, reader = trainer.args, trainer.processing_class
-    tokenizer = getattr(reader, "tokenizer", reader)
+    args, tokenizer = trainer.args, trainer.processing_class
     for rows in (trainer.train_dataset, trainer.eval_dataset):
         if rows is not None:
             _refuse_open_prompts(rows)
+            if SEVERAL in rows.column_names:
+                check_pictured_prompts(trainer, rows)
+                continue
             prompts = tokenize_prompts(rows, tokenizer, None, args.chat_template_kwargs)
             check_context(prompts, trainer.model.config, args.max_completion_length)
             check_prompts(trainer.model, tokenizer, prompts)
@@ -236,6 +223,8 @@ def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
             if word == "training":
                 trainer.row_counts = rows.counts
             continue
+        if SEVERAL in made.column_names:
+            made = fit_pictured(trainer, made, on_bad_rows)
         fates, places = _fates(trainer, made, given), places_of(given)
         good = [row for row, number in enumerate(made[ROW_NUMBER]) if fates[number] != SILENT]
         made = made if len(good) == len(made) else made.select(good)

@@ -95,7 +95,7 @@ CASES = {
         Guessing,
         "guessing",
         ("--num_sft", "16000"),
-        note="The best play\nof these rows, of 2 to 6 turns, has 0.725 (Tabular). ",
+        note="The best play\nof these rows, of 2 to 6 turns, has 0.81 (Tabular). ",
     ),
     "guessing-judged": Case(Guessing, "guessing", ("--num_sft", "16000"), is_judged=True),
     "sums": Case(

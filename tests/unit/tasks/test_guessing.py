@@ -35,11 +35,11 @@ def test_a_question_is_answered_and_a_right_guess_pays_less_after_it() -> None:
     assert world.step("is it BROWN") == ("Yes.", 0.0, False, False)
     said, reward, *ends = world.step("The hare.")
     assert (said, ends) == ("Yes, the hare.", [True, False])
-    assert reward == pytest.approx(0.7)
+    assert reward == pytest.approx(0.85)
     assert game("hare").step("A hare, I think, and not small.")[1] == 1.0
     world = game("goat")  # none of these
     assert [world.step(f"Is it {trait}?")[0] for trait in TRAITS] == ["No."] * 4
-    assert world.step("goat")[1] == pytest.approx(0.6)
+    assert world.step("goat")[1] == pytest.approx(0.8)
 
 
 def test_a_wrong_guess_ends_the_game_with_nothing() -> None:
@@ -51,7 +51,7 @@ def test_a_wrong_guess_ends_the_game_with_nothing() -> None:
 def test_what_is_no_question_costs_its_turn(text: str) -> None:
     world = game("mouse")
     assert world.step(text) == ("What?", 0.0, False, False)
-    assert world.step("mouse")[1] == pytest.approx(0.9)
+    assert world.step("mouse")[1] == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize("last", ["Is it small?", "?"])
@@ -61,7 +61,7 @@ def test_the_last_turn_has_to_be_a_guess(last: str) -> None:
     assert world.step(last) == ("It was the mouse.", 0.0, True, False)
     world = game("mouse", turns=2)
     world.step("Is it small?")
-    assert world.step("The mouse.")[1] == pytest.approx(0.9)
+    assert world.step("The mouse.")[1] == pytest.approx(0.95)
 
 
 def test_the_seed_alone_draws_the_animal_and_every_one_is_drawn() -> None:
@@ -86,8 +86,8 @@ def test_animals_that_nobody_knows_are_refused(animals: str) -> None:
 def test_the_best_play_is_the_one_that_is_worked_out_by_hand() -> None:
     pair = frozenset({"mouse", "hare"})
     assert best_guessing(pair, 1) == pytest.approx((0.5, 0.5))
-    assert best_guessing(pair, 2) == pytest.approx((0.9, 1.0))  # brown or not, then the guess
+    assert best_guessing(pair, 2) == pytest.approx((0.95, 1.0))  # brown or not, then the guess
     # One question tells one of three from two, of which one is guessed.
-    assert best_guessing(pair | {"otter"}, 2) == pytest.approx((0.9 * 2 / 3, 2 / 3))
+    assert best_guessing(pair | {"otter"}, 2) == pytest.approx((0.95 * 2 / 3, 2 / 3))
     # A third of the games is over after one question, the others after two.
-    assert best_guessing(pair | {"otter"}, 6) == pytest.approx(((0.9 + 2 * 0.8) / 3, 1.0))
+    assert best_guessing(pair | {"otter"}, 6) == pytest.approx(((0.95 + 2 * 0.9) / 3, 1.0))

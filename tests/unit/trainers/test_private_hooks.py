@@ -43,8 +43,11 @@ RESUMABLE = {
     "_finalize_training": "trial num_train_samples start_time",
     "_get_grad_norm": "model grad_norm",
     "_get_output_dir": "trial",
+    "_issue_warnings_after_load": "load_result",
     "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs "
     "resume_from_checkpoint trial",
+    "_load_best_model": "",
+    "_load_from_checkpoint": "resume_from_checkpoint model",
     "_load_rng_state": "checkpoint",
     "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval "
     "start_time learning_rate",
@@ -70,8 +73,6 @@ OF_ANSWERS = RESUMABLE | {
     "create_optimizer": "model",
 }
 OF_PPO = RESUMABLE | {
-    "_load_best_model": "",
-    "_load_from_checkpoint": "resume_from_checkpoint model",
     "_prepare_inputs": "inputs",
     "compute_loss": "model inputs return_outputs num_items_in_batch",
     "create_optimizer": "model",
