@@ -96,8 +96,7 @@ def find_splits(
     if any((folder / mark).is_file() for mark in SAVED):
         return {key: saved(rows) for key, rows in _read_saved(folder, split).items()}
     every = sorted(one for one in folder.iterdir() if one.name.endswith(SUFFIXES))
-    # A text beside files of rows tells of them.
-    files = [one for one in every if plain_name(one).suffix != ".txt"]
+    files = [one for one in every if plain_name(one).suffix != ".txt"]  # which tells of others
     if {plain_name(one).stem for one in files} <= {"metadata"} and has_pictures(folder):
         return {key: saved(rows) for key, rows in _read_pictures(folder).items()}
     files = files or every
