@@ -42,7 +42,7 @@ def score(prompts, completions, answer, **columns):
     said = [one[-1]["content"].split() for one in completions]
     right = [text.split() for text in answer]
     shares = [sum(a == b for a, b in zip(s[1:3], r[1:3])) / 2 for s, r in zip(said, right)]
-    return [share * (len(s) == 4) for share, s in zip(shares, said)]
+    return [share * (s[:1] + s[3:] == ["a", "."]) for share, s in zip(shares, said)]
 '''
 QUIET: dict[str, Any] = {
     "bf16": False,

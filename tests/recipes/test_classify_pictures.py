@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -54,6 +55,7 @@ def folder(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         picture(shape, draw.choice([*COLOURS]), draw).save(file)
         rows.append({"image": f"shapes/{shape}/{number}.png", "label": shape})
+    (tmp_path / "shapes/README.txt").write_text("What they are, as downloaded folders tell.")
     write(tmp_path / "rows.jsonl", rows)
     return tmp_path
 
@@ -140,6 +142,17 @@ def test_a_picture_is_turned_as_its_file_says(folder: Path) -> None:
     assert (seen.size, seen.mode) == ((8, 4), "RGB")
     packed = {"bytes": (folder / "turned.jpg").read_bytes(), "path": None}
     assert open_picture(packed).size == (8, 4)
+
+
+def test_bytes_in_parquet_and_rows_without_a_picture(folder: Path) -> None:
+    rows = read_jsonl(folder / "rows.jsonl")
+    packed = [{**row, "image": (folder / row["image"]).read_bytes()} for row in rows]
+    Dataset.from_list([*packed, rows[0] | {"image": None}]).to_parquet(folder / "packed.parquet")
+    keys = {"dataset_name": str(folder / "packed.parquet"), "max_steps": 1}
+    with pytest.raises(UserError, match="column 'image' is empty in 1 of 241 rows"):
+        train(folder, "resnet", **keys)
+    summary = train(folder, "resnet", **keys, on_bad_rows="drop")
+    assert summary["num_train"] + summary["num_test"] == len(rows)
 
 
 def test_the_same_picture_is_not_on_both_sides(folder: Path) -> None:

@@ -130,6 +130,20 @@ def test_a_resumed_run_is_equal_to_the_bit(folder: Path, recipe: str, rows: str)
     assert again.get("scores") == summary.get("scores")
 
 
+def test_rows_may_have_several_pictures_or_none(folder: Path) -> None:
+    rows = read_jsonl(folder / "sft.jsonl")[:24]
+    rows[1]["images"] = [rows[1]["images"][0], rows[2]["images"][0]]
+    rows[2]["images"], rows[3]["images"] = [], None
+    write(folder / "mixed.jsonl", rows)
+    summary = train("sft", "run", "mixed", test_fraction=4, num_samples=4, max_length=96)
+    assert summary["num_rows_left_out"] == 0
+    assert len(read_jsonl(folder / "run/samples.jsonl")) == 4
+    write(folder / "test.jsonl", [rows[2] | {"prompt": [{"role": "user", "content": "what ?"}]}])
+    train("sft", "other", "sft", test_dataset_name="test.jsonl", num_samples=1)
+    (shown,) = read_jsonl(folder / "other/samples.jsonl")
+    assert "image" not in shown
+
+
 def test_rlhf_data_says_what_there_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"dataset_name": "sft.jsonl", "model_name_or_path": "llava"}
     data.run(parse("data", [], keys))
