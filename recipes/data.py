@@ -108,11 +108,11 @@ def tokenizer_of(script: DataPageArguments) -> Any:
 def shown_pictures(script: DataPageArguments, rows: Any) -> Any:
     """The rows with their pictures, undecoded, where the model reads them."""
     from recipes.lib.models.vision import reads_pictures
-    from recipes.lib.pictures.files import COLUMN, SEVERAL, with_pictures
+    from recipes.lib.pictures.files import IMAGE, IMAGES, with_pictures
 
     if script.model_name_or_path is None or rows is None:
         return rows
-    if not {COLUMN, SEVERAL} & {*rows.column_names}:
+    if not {IMAGE, IMAGES} & {*rows.column_names}:
         return rows
     is_seen = reads_pictures(script, trust_remote_code=script.trust_remote_code)
     return with_pictures(rows, places_of(rows)) if is_seen else rows
@@ -120,11 +120,11 @@ def shown_pictures(script: DataPageArguments, rows: Any) -> Any:
 
 def picture_facts(rows: Dataset) -> dict[str, list[str]]:
     """In words: how many pictures there are, and how large."""
-    from recipes.lib.pictures.files import SEVERAL, open_picture, pictured
+    from recipes.lib.pictures.files import IMAGES, open_picture, pictured
 
     if not pictured(rows):
         return {}
-    every = [one for some in rows[SEVERAL] for one in some]
+    every = [one for some in rows[IMAGES] for one in some]
     if not every:
         return {"pictures": ["none"]}
     sizes = sorted(open_picture(one).size for one in every)
@@ -136,9 +136,9 @@ def picture_facts(rows: Dataset) -> dict[str, list[str]]:
 def usable_rows(train: Dataset, shape: Format) -> tuple[Dataset, list[str]]:
     """The rows that training could use, and in words what is wrong with the others."""
     from recipes.lib.data.row_checks import find_problems
-    from recipes.lib.pictures.files import SEVERAL, pictured
+    from recipes.lib.pictures.files import IMAGES, pictured
 
-    seen = [SEVERAL] if pictured(train) else []
+    seen = [IMAGES] if pictured(train) else []
     problems, places = find_problems(train, [*shape.columns, *seen]), places_of(train)
     bad = {row for problem in problems for row in problem.rows}
     told = [

@@ -208,7 +208,8 @@ def test_the_mean_of_all_tokens_is_read_by_a_plain_model(folder: Path) -> None:
         mask = rows["attention_mask"][..., None]
         means = torch.nn.functional.layer_norm((states * mask).sum(1) / mask.sum(1), (32,))
         read = plain.bert(**rows).pooler_output.atanh() * 3
-    torch.testing.assert_close(read, means, rtol=1e-2, atol=2e-2)
+    # A thousandth of the first state is left, which is some 1.6 times as long as the mean.
+    torch.testing.assert_close(read, means, rtol=0.0, atol=1e-2)
     assert train(folder, "run", "again", pooling="mean", max_steps=1)["labels"] == ["blue", "red"]
     again = BertForSequenceClassification.from_pretrained(folder / "again/final")
     assert again.config.num_hidden_layers == plain.config.num_hidden_layers == 3

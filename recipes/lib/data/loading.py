@@ -26,7 +26,7 @@ from recipes.lib.data.reading import choose_split, read_splits
 from recipes.lib.data.row_checks import TEXT_COLUMNS, check_rows
 from recipes.lib.data.splitting import default_test_rows, remove_overlap, split_rows
 from recipes.lib.errors import UserError, note
-from recipes.lib.pictures.files import COLUMN, SEVERAL, opened, pictured, undecoded, with_pictures
+from recipes.lib.pictures.files import IMAGE, IMAGES, opened, pictured, undecoded, with_pictures
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,8 +106,8 @@ def _checked(
 
 
 def _both_pictured(train: Dataset, test: Dataset | None, name: str) -> bool:
-    is_there = SEVERAL in train.column_names
-    if test is not None and is_there != (SEVERAL in test.column_names):
+    is_there = IMAGES in train.column_names
+    if test is not None and is_there != (IMAGES in test.column_names):
         raise UserError(
             f"{name}: of training and test rows only one side has pictures; give both some."
         )
@@ -222,11 +222,11 @@ def check_format(
     """
     columns = list(required(rows) if callable(required) else required)
     if pictured(rows):
-        columns.append(SEVERAL)
+        columns.append(IMAGES)
     if "chosen" in columns and "prompt" in rows.column_names and "prompt" not in columns:
         columns.append("prompt")
     rows = _own_columns(rows, columns, name, beside)
-    if COLUMN in columns and COLUMN in rows.column_names:
+    if IMAGE in columns and IMAGE in rows.column_names:
         rows = undecoded(rows, places_of(rows))
     return check_rows(rows, columns, name, on_bad_rows), columns
 

@@ -12,7 +12,7 @@ from recipes.lib.data.file_rows import to_dataset
 from recipes.lib.data.messages import odd_part
 from recipes.lib.data.problems import Problem, named_columns, places_of, refuse_or_drop
 from recipes.lib.errors import UserError
-from recipes.lib.pictures.files import COLUMN, SEVERAL, picture_fault
+from recipes.lib.pictures.files import IMAGE, IMAGES, picture_fault
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -140,7 +140,7 @@ def row_fault(row: dict[str, Any]) -> tuple[str, str] | None:
         what = what or _answer_fault(column, row[column])
         if what is not None:
             return f"{column} {what[0]}", f"column {column!r} {what[1]}"
-    for column in (COLUMN, SEVERAL):
+    for column in (IMAGE, IMAGES):
         if column in row and (what := picture_fault(row[column])):
             return f"{column} {what[0]}", f"column {column!r} {what[1]}"
     kinds = {isinstance(row[column], str) for column in spoken}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.lib.data.problems import PLACE, places_of
 from recipes.lib.data.row_checks import iterate_rows
 from recipes.lib.errors import UserError, note
-from recipes.lib.pictures.files import COLUMN, SEVERAL, content
+from recipes.lib.pictures.files import IMAGE, IMAGES, content
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,7 +133,7 @@ def content_keys(dataset: Dataset, whole: bool = False) -> Iterator[str]:
         names = [name for name in dataset.column_names if name != PLACE]
         yield from map(_text, iterate_rows(dataset, names))
         return
-    known = (*CONTENT_COLUMNS, COLUMN, SEVERAL, *PAIR_COLUMNS, "completions")
+    known = (*CONTENT_COLUMNS, IMAGE, IMAGES, *PAIR_COLUMNS, "completions")
     names = [name for name in known if name in dataset.column_names]
     yield from map(content_key, iterate_rows(dataset, names))
 
@@ -150,7 +150,7 @@ def content_key(row: dict[str, Any]) -> str:
     said = [row[name] for name in PAIR_COLUMNS if row.get(name) is not None]
     sides = sorted(map(_text, (*said, *(row.get("completions") or ()))))
     others = {name: row[name] for name in CONTENT_COLUMNS if row.get(name) is not None}
-    for name in (COLUMN, SEVERAL):
+    for name in (IMAGE, IMAGES):
         if isinstance(row.get(name), dict | list | str):  # undecoded
             others[name] = content(row[name])
     return json.dumps([_text(others), sides])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.lib.data.prompts import prompt_text
 from recipes.lib.generation.completions import complete, fits
-from recipes.lib.pictures.files import SEVERAL, data_uri
+from recipes.lib.pictures.files import IMAGES, data_uri
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,7 +30,7 @@ def held_out_samples(
     Returns:
         Rows of prompt, reference and completion, as plain text.
     """
-    if SEVERAL in test.column_names:
+    if IMAGES in test.column_names:
         rows = islice(test, num_samples)
         return [_pictured(model, tokenizer, row, max_new_tokens, temperature) for row in rows]
     pairs = map(prompt_and_reference, test)
@@ -52,11 +52,9 @@ def _pictured(
     prompt, reference = prompt_and_reference(row)
     text = prompt
     if isinstance(prompt, list):
-        spoken = prepare_multimodal_messages(prompt, images=row[SEVERAL])
+        spoken = prepare_multimodal_messages(prompt, images=row[IMAGES])
         text = processor.apply_chat_template(spoken, add_generation_prompt=True, tokenize=False)
-    batch = processor(images=row[SEVERAL] or None, text=[text], return_tensors="pt").to(
-        model.device
-    )
+    batch = processor(images=row[IMAGES] or None, text=[text], return_tensors="pt").to(model.device)
     how: dict[str, Any] = {"do_sample": False}
     if temperature:
         how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -65,7 +63,7 @@ def _pictured(
         said[0, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
     shown = {"prompt": prompt_text(prompt), "reference": reference, "completion": told}
-    return shown | {"image": data_uri(row[SEVERAL][0])} if row[SEVERAL] else shown
+    return shown | {"image": data_uri(row[IMAGES][0])} if row[IMAGES] else shown
 
 
 def prompt_and_reference(row: dict[str, Any]) -> tuple[Any, str]:

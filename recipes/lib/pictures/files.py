@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # others would start programs
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-COLUMN, SEVERAL = "image", "images"
+IMAGE, IMAGES = "image", "images"
 SHOWN = 128  # pixels of a side on a page
 SMALL = 28  # pixels of a side that a yardstick sees
 Picture = dict[str, Any]  # bytes, path
@@ -35,7 +35,7 @@ def has_pictures(folder: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path in every)
 
 
-def undecoded(rows: Dataset, places: Sequence[str], column: str = COLUMN) -> Dataset:
+def undecoded(rows: Dataset, places: Sequence[str], column: str = IMAGE) -> Dataset:
     """Rows whose pictures are bytes or paths, and stay that until they are opened.
 
     Args:
@@ -55,12 +55,12 @@ def undecoded(rows: Dataset, places: Sequence[str], column: str = COLUMN) -> Dat
         rows = _replaced(rows, column, folders, lambda one, at: str(at / str(one)))
     kind = Image(decode=False)
     try:
-        return rows.cast_column(column, kind if column == COLUMN else List(kind))
+        return rows.cast_column(column, kind if column == IMAGE else List(kind))
     except (TypeError, ValueError, ArithmeticError) as error:
-        what = "a picture" if column == COLUMN else "a list of pictures"
+        what = "a picture" if column == IMAGE else "a list of pictures"
         raise UserError(
             f"column {column!r} holds {feature}, and not {what}; give paths, or what the datasets "
-            f"library makes of them{'' if column == COLUMN else ', in a list for each row'}."
+            f"library makes of them{'' if column == IMAGE else ', in a list for each row'}."
         ) from error
 
 
@@ -87,19 +87,19 @@ def with_pictures(rows: Dataset, places: Sequence[str]) -> Dataset:
     """
     from datasets import Features, Image, List
 
-    if not {COLUMN, SEVERAL} & {*rows.column_names}:
+    if not {IMAGE, IMAGES} & {*rows.column_names}:
         return rows
-    names = [name for name in (COLUMN, SEVERAL) if name in rows.column_names]
+    names = [name for name in (IMAGE, IMAGES) if name in rows.column_names]
     for name in names:
         rows = undecoded(rows, places, name)
-    others = {name: kind for name, kind in rows.features.items() if name != COLUMN}
-    features = Features(others | {SEVERAL: List(Image(decode=False))})
+    others = {name: kind for name, kind in rows.features.items() if name != IMAGE}
+    features = Features(others | {IMAGES: List(Image(decode=False))})
 
     def gather(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        alone = batch.get(COLUMN) or [None] * len(batch[names[0]])
-        many = batch.get(SEVERAL) or [None] * len(alone)
+        alone = batch.get(IMAGE) or [None] * len(batch[names[0]])
+        many = batch.get(IMAGES) or [None] * len(alone)
         both = zip(many, alone, strict=True)
-        return {SEVERAL: [some or ([] if one is None else [one]) for some, one in both]}
+        return {IMAGES: [some or ([] if one is None else [one]) for some, one in both]}
 
     # In batches, and not in memory where the rows are not.
     return rows.map(
@@ -107,7 +107,7 @@ def with_pictures(rows: Dataset, places: Sequence[str]) -> Dataset:
         batched=True,
         batch_size=100,
         features=features,
-        remove_columns=[COLUMN] if COLUMN in names else None,
+        remove_columns=[IMAGE] if IMAGE in names else None,
     )
 
 
@@ -115,7 +115,7 @@ def pictured(rows: Dataset) -> bool:
     """Whether rows have passed `with_pictures`, and have some."""
     from datasets import Image
 
-    kind = getattr(rows.features.get(SEVERAL), "feature", None)
+    kind = getattr(rows.features.get(IMAGES), "feature", None)
     return isinstance(kind, Image) and not kind.decode
 
 
@@ -123,9 +123,9 @@ def opened(rows: Dataset | None) -> Dataset | None:
     """Rows whose pictures are opened as they are read, as TRL's trainers want them."""
     from datasets import Image, List
 
-    if rows is None or SEVERAL not in rows.column_names:
+    if rows is None or IMAGES not in rows.column_names:
         return rows
-    return rows.cast_column(SEVERAL, List(Image(mode="RGB")))
+    return rows.cast_column(IMAGES, List(Image(mode="RGB")))
 
 
 def open_picture(picture: Picture, least: int | None = None) -> Image:

@@ -11,7 +11,7 @@ from typing import Any
 from recipes.lib.data.problems import Problem, places_of, refuse_or_drop
 from recipes.lib.data.prompts import context_length
 from recipes.lib.errors import UserError, first_line
-from recipes.lib.pictures.files import SEVERAL
+from recipes.lib.pictures.files import IMAGES
 
 PREPARATION_ERRORS = (ValueError, KeyError, TypeError, IndexError, NotImplementedError)
 
@@ -64,13 +64,13 @@ def check_pictured_prompts(trainer: Any, rows: Any) -> None:
     processor, places = trainer.processing_class, places_of(rows)
     context = context_length(trainer.model.config)
     for number, row in enumerate(rows):
-        if not row[SEVERAL]:
+        if not row[IMAGES]:
             raise UserError(
                 f"dataset_name: {places[number]} has no picture, and others do; GRPO wants one in "
                 "every row."
             )
         try:
-            asked = prepare_multimodal_messages(row["prompt"], images=row[SEVERAL])
+            asked = prepare_multimodal_messages(row["prompt"], images=row[IMAGES])
             made = processor.apply_chat_template(
                 [asked], add_generation_prompt=True, tokenize=True, return_dict=True
             )
@@ -86,15 +86,12 @@ def check_pictured_prompts(trainer: Any, rows: Any) -> None:
 
 
 def _refuse_plain(rows: Any) -> None:
-    for column in ("messages", "prompt"):
-        if column in rows.column_names:
-            if isinstance(rows[0][column], list):
-                return
-            break
-    raise UserError(
-        f"dataset_name: rows with {SEVERAL} have to be messages, in prompt and completion, in "
-        "messages, or in prompt, chosen and rejected."
-    )
+    spoken = next((name for name in ("messages", "prompt") if name in rows.column_names), None)
+    if spoken is None or not isinstance(rows[0][spoken], list):
+        raise UserError(
+            f"dataset_name: rows with {IMAGES} have to be messages, in prompt and completion, in "
+            "messages, or in prompt, chosen and rejected."
+        )
 
 
 def _unprepared(place: str, error: Exception) -> UserError:

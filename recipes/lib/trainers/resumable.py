@@ -186,7 +186,7 @@ class Resumable(Stoppable):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Classes such as LLaVA save weights under older names. Trainer leaves those out, with no
-        # more than a warning, and would go on from the first model.
+        # more than a warning, and would go on from the first model. Theirs is the way back.
         if load_result.unexpected_keys and self._loads_from:
             kind, dtype = type(self.model), self.model.dtype
             stored = kind.from_pretrained(self._loads_from, dtype=dtype)

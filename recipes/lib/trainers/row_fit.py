@@ -21,7 +21,7 @@ from recipes.lib.data.tokenization import Tokens, tokenize_row
 from recipes.lib.errors import UserError, note
 from recipes.lib.models.chat_template import TEMPLATE_KEY, check_bos, check_conversation
 from recipes.lib.models.tokenizers import untrained_tokens
-from recipes.lib.pictures.files import SEVERAL
+from recipes.lib.pictures.files import IMAGES
 from recipes.lib.trainers.picture_fit import check_pictured_prompts, fit_pictured
 
 ROW_NUMBER = "row_number"  # a column that stays with a row through TRL's preparation
@@ -52,7 +52,7 @@ def check_fit(trainer: Trainer, row: dict[str, Any]) -> None:
             f"max_length={trainer.args.max_length}: every training row is longer and dropped; "
             "raise it."
         )
-    if SEVERAL in first:
+    if IMAGES in first:
         spoken = prepare_multimodal_messages(_messages(row), images=[])
         words, template = tokenizer.tokenizer, tokenizer.chat_template
         check_conversation(words, spoken, template, {}, words.name_or_path)
@@ -104,7 +104,7 @@ def check_sampling(trainer: Trainer) -> None:
     for rows in (trainer.train_dataset, trainer.eval_dataset):
         if rows is not None:
             _refuse_open_prompts(rows)
-            if SEVERAL in rows.column_names:
+            if IMAGES in rows.column_names:
                 check_pictured_prompts(trainer, rows)
                 continue
             prompts = tokenize_prompts(rows, tokenizer, None, args.chat_template_kwargs)
@@ -223,7 +223,7 @@ def account_for_rows(trainer: Trainer, rows: Any, on_bad_rows: str) -> None:
             if word == "training":
                 trainer.row_counts = rows.counts
             continue
-        if SEVERAL in made.column_names:
+        if IMAGES in made.column_names:
             made = fit_pictured(trainer, made, on_bad_rows)
         fates, places = _fates(trainer, made, given), places_of(given)
         good = [row for row, number in enumerate(made[ROW_NUMBER]) if fates[number] != SILENT]

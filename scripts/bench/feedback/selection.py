@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from scipy.stats import t as student  # noqa: E402
 
-from recipes import ppo, reward  # noqa: E402
+from recipes import reward  # noqa: E402
 from recipes.lib.data.prompts import prompt_text  # noqa: E402
 from recipes.lib.feedback.arguments import STRATEGIES  # noqa: E402
 from recipes.lib.feedback.exchange import training_rows  # noqa: E402
@@ -48,7 +48,11 @@ from recipes.lib.tasks.tales.prompts import draw_facts, request  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 from scripts.bench.kept import kept  # noqa: E402
-from scripts.bench.quickstart.quickstart_task import CONFIGS, GOLD, RUN  # noqa: E402
+from scripts.bench.quickstart.quickstart_task import (  # noqa: E402
+    RUN,
+    hidden_score,
+    ppo_by,
+)
 
 COMMAND = (
     "OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/feedback/selection.py --pairs FILE "
@@ -221,23 +225,7 @@ def gold_after_ppo(strategy: str, seed: int) -> float:
         train(pool, rows, folder / "first", seed)
         chosen = choose(pool, folder, strategy, seed)
         train(pool, rows + pool.answered(chosen, seed), folder / "reward", seed)
-        settings = {
-            "output_dir": str(folder / "ppo"),
-            "model_name_or_path": str(RUN / "sft"),
-            "dataset_name": str(RUN / "base/data/ppo_prompts.jsonl"),
-            "critic": "head",
-            "critic_model_name_or_path": None,
-            "reward_funcs": [str(folder / "reward"), GOLD],
-            "reward_weights": [1.0, 0.0],
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "skip_check": True,
-            "seed": seed,
-        }
-        ppo.run(parse("ppo", ["--config", str(CONFIGS / "ppo.yaml")], settings))
-        logged = [row for row in read_jsonl(folder / "ppo/metrics.jsonl") if "rewards/gold" in row]
-    golds = [row["rewards/gold"] for row in logged]
-    return mean(golds[-(len(golds) // 3) :])
+        return hidden_score(ppo_by(folder / "reward", folder / "ppo", seed)[1])
 
 
 def interval(gains: list[float]) -> str:

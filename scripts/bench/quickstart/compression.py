@@ -22,16 +22,13 @@ sys.path.insert(0, str(ROOT))
 
 from trl import ModelConfig  # noqa: E402
 
-from recipes import ppo  # noqa: E402
 from recipes.lib.models.folders import resolve_model  # noqa: E402
 from recipes.lib.models.policies import load_policy  # noqa: E402
-from recipes.lib.recipe.main import parse  # noqa: E402
-from recipes.lib.runs.files import read_jsonl  # noqa: E402
 from recipes.lib.verbosity import hush  # noqa: E402
 from scripts.bench.conditions import conditions  # noqa: E402  the path above comes first
 from scripts.bench.environments.classical import table  # noqa: E402
 from scripts.bench.kept import kept  # noqa: E402
-from scripts.bench.quickstart.quickstart_task import CONFIGS, GOLD, RUN  # noqa: E402
+from scripts.bench.quickstart.quickstart_task import RUN, hidden_score, ppo_by  # noqa: E402
 
 COMMAND = "OMP_NUM_THREADS=1 .venv/bin/python scripts/bench/quickstart/compression.py"
 PAGE, KEPT = ROOT / "docs/benchmarks/compression.md", ROOT / "runs/compression.jsonl"
@@ -73,29 +70,13 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     own = WAYS[name]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "ppo"
-        settings = {
-            "output_dir": str(folder),
-            "model_name_or_path": str(RUN / "sft"),
-            "dataset_name": str(RUN / "base/data/ppo_prompts.jsonl"),
-            "critic": "head",
-            "critic_model_name_or_path": None,
-            "reward_funcs": [str(RUN / "reward"), GOLD],
-            "reward_weights": [1.0, 0.0],
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "skip_check": True,
-            "seed": seed,
-        }
-        summary = ppo.run(parse("ppo", ["--config", str(CONFIGS / "ppo.yaml")], settings | own))
-        logged = [row for row in read_jsonl(folder / "metrics.jsonl") if "rewards/gold" in row]
+        summary, logged = ppo_by(RUN / "reward", folder, seed, gradient_checkpointing=False, **own)
         saved = sum(file.stat().st_size for file in (folder / "final").rglob("*.safetensors"))
     held = {key: own[key] for key in HELD if key in own}
     path = resolve_model(str(RUN / "sft"))
     model = load_policy(ModelConfig(model_name_or_path=path, **({"dtype": "float32"} | held)))
-    golds = [row["rewards/gold"] for row in logged]
     return {
-        "gold": mean(golds[-(len(golds) // 3) :]),
+        "gold": hidden_score(logged),
         "kl": logged[-1]["objective/kl"],
         "held": model.get_memory_footprint(),
         "saved": saved,

@@ -52,6 +52,35 @@ LONG = {  # far too long, with nothing that holds the policy back
 PEAK_WINDOW = 3  # rollouts whose mean is a level, so that one lucky rollout is no peak
 
 
+def ppo_by(reward: Path, folder: Path, seed: int, **changes: Any) -> tuple[dict[str, Any], Any]:
+    """PPO from the quickstart's SFT model by a reward model, its critic a head.
+
+    Returns:
+        The summary, and the logged rows that have the hidden score, which is no reward here.
+    """
+    settings = {
+        "output_dir": str(folder),
+        "model_name_or_path": str(RUN / "sft"),
+        "dataset_name": str(RUN / "base/data/ppo_prompts.jsonl"),
+        "critic": "head",
+        "critic_model_name_or_path": None,
+        "reward_funcs": [str(reward), GOLD],
+        "reward_weights": [1.0, 0.0],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "skip_check": True,
+        "seed": seed,
+    }
+    summary = ppo.run(parse("ppo", ["--config", str(CONFIGS / "ppo.yaml")], settings | changes))
+    logged = read_jsonl(folder / "metrics.jsonl")
+    return summary, [row for row in logged if "rewards/gold" in row]
+
+
+def hidden_score(logged: list[dict[str, Any]]) -> float:
+    """Mean hidden score of the last third of the rollouts."""
+    return mean(row["rewards/gold"] for row in logged[-(len(logged) // 3) :])
+
+
 class Seed:
     """The stages of one seed, each in a folder of its own."""
 
