@@ -33,7 +33,7 @@ from recipes.lib.runs.folder import RunArguments
 if TYPE_CHECKING:
     from recipes.lib.trainers.labels import Labelled
 
-MOST_SHOWN = 12  # wrong pictures that are kept for the page
+MOST_SHOWN = 6  # wrong pictures that are kept, as many as the page shows
 
 
 @dataclass(kw_only=True)

@@ -23,7 +23,7 @@ class LabelReward:
         label: One of its labels.
 
     Raises:
-        UserError: It has no such label.
+        UserError: It has no such label, or reads pictures.
     """
 
     def __init__(self, folder: Path, label: str) -> None:
